@@ -1,0 +1,359 @@
+"""The one interface of every technique, and the ways to put techniques together.
+
+A technique is a frozen dataclass that derives from `Compressor`: its fields are its
+configuration, and `repr` gives the text that stands in suites, tables and model cards.
+`Chain` and `Repeat` are Compressors too. `run` is the one place that copies, seeds and checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from compress.errors import IllegalChain, StepFailed, UserError
+from compress.model import Model, forward, probe
+from compress.task import Split, Task
+
+NEEDS = frozenset({"train", "labels", "validation", "calibration", "teacher", "timer"})
+
+
+class Journal:
+    """Append-only rows about a step: notes, curves, per-layer tables, samples, seconds."""
+
+    def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
+        self.rows: list[dict[str, Any]] = [] if rows is None else rows
+
+    def row(self, kind: str, **values: Any) -> None:
+        self.rows.append({"kind": kind, **values})
+
+    def note(self, text: str) -> None:
+        """Say something that a reader of the table must know."""
+        self.row("note", text=text)
+
+    @property
+    def notes(self) -> list[str]:
+        return list(dict.fromkeys(row["text"] for row in self.rows if row["kind"] == "note"))
+
+    @property
+    def samples(self) -> int:
+        """The number of training samples seen (each pass over an item counts)."""
+        return sum(row["samples"] for row in self.rows if row["kind"] == "fit")
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What a step may use. There is no test data here, so nothing can leak by mistake."""
+
+    task: Task
+    train: Split | None = None
+    validation: Split | None = None
+    calibration: Split | None = None
+    teacher: Model | None = None
+    """The baseline: the model that the table's differences refer to."""
+    models: Mapping[str, Model] = field(default_factory=dict)
+    """Trained models by name, as teachers."""
+    build: Callable[[str], Model] | None = None
+    """Makes a fresh, untrained model of a name (a student), for this task."""
+    timer: Callable[..., Any] | None = None
+    origin: Model | None = None
+    device: torch.device = torch.device("cpu")
+    precision: str = "float32"
+    seed: int = 0
+    progress: bool = False
+    journal: Journal = field(default_factory=Journal)
+
+    def has(self, need: str) -> bool:
+        present = self.train if need == "labels" else getattr(self, need)
+        return present is not None
+
+    def student(self, name: str) -> Model:
+        if self.build is None:
+            raise UserError(f"this workbench cannot build a student, and {name!r} is asked for")
+        return self.build(name)
+
+
+class Compressor(ABC):
+    """One step that makes a trained model cheaper for the same task."""
+
+    lowers: ClassVar[bool] = False
+    """Whether the step writes `Model.onnx`; then no step may follow."""
+    restarts: bool = False
+    """Whether the step discards the weights that enter it."""
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name in chain text: the class name in snake case."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def students(self) -> frozenset[str]:
+        """The names of the models that the step builds."""
+        return frozenset()
+
+    @property
+    def teachers(self) -> frozenset[str]:
+        """The names of the trained models that the step learns from, other than its input."""
+        return frozenset()
+
+    @property
+    def steps(self) -> tuple[Compressor, ...]:
+        """The steps that run one after another; of a single technique, itself."""
+        return (self,)
+
+    @abstractmethod
+    def compress(self, model: Model, bench: Workbench) -> Model:
+        """Return the compressed model. `model` is this call's own copy and may be changed."""
+
+    def at(self, progress: float) -> Self:
+        """Return the step at a fraction of its way, for `Repeat`; by default itself."""
+        return self
+
+    def __rshift__(self, other: Compressor) -> Chain:
+        return Chain(self, other)
+
+    def __repr__(self) -> str:
+        shown = []
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if item.default is dataclasses.MISSING or value != item.default:
+                shown.append(f"{item.name}={value!r}")
+        return f"{self.name()}({', '.join(shown)})"
+
+
+def require(condition: bool, step: Compressor, sentence: str) -> None:
+    """Refuse a setting of a step with a sentence that says what is allowed."""
+    if not condition:
+        raise IllegalChain(f"{step.name()}: {sentence}")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require_fraction(step: Compressor, name: str) -> None:
+    """Require a field to be None or a kept fraction in (0, 1]."""
+    value = getattr(step, name)
+    require(
+        value is None or (is_number(value) and 0 < value <= 1),
+        step,
+        f"{name} is the fraction that is kept, above 0 and at most 1, not {value!r}",
+    )
+
+
+def require_one_of(step: Compressor, *names: str) -> None:
+    """Require exactly one of some optional fields to be given."""
+    given = [name for name in names if getattr(step, name) is not None]
+    require(len(given) == 1, step, f"give exactly one of {', '.join(names)}; got {given or 'none'}")
+
+
+def require_count(step: Compressor, name: str, least: int = 1) -> None:
+    value = getattr(step, name)
+    require(
+        isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        step,
+        f"{name} must be a whole number of at least {least}, not {value!r}",
+    )
+
+
+def require_choice(step: Compressor, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(step, name)
+    require(value in choices, step, f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Chain(Compressor):
+    """Steps one after another: `Chain(a, b)` is the text `a -> b`. Chains flatten."""
+
+    parts: tuple[Compressor, ...]
+
+    def __init__(self, *parts: Compressor) -> None:
+        for part in parts:
+            if not isinstance(part, Compressor):
+                raise IllegalChain(f"a chain consists of steps, and {part!r} is not one")
+        flat = tuple(step for part in parts for step in part.steps)
+        if not flat:
+            raise IllegalChain("a chain needs at least one step")
+        for before, after in zip(flat, flat[1:], strict=False):
+            if before.lowers:
+                raise IllegalChain(
+                    f"{before.name()}() writes the file that is deployed, so no step may follow "
+                    f"it: move {after.name()}(...) before {before.name()}()"
+                )
+            if after.restarts and not after.students:
+                raise IllegalChain(
+                    f"{after.name()}() starts from fresh weights and would discard what "
+                    f"{before.name()}(...) made: put it first, or use finetune(...)"
+                )
+        object.__setattr__(self, "parts", flat)
+
+    @property
+    def lowers(self) -> bool:  # type: ignore[override]
+        return self.parts[-1].lowers
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(part.needs for part in self.parts))
+
+    @property
+    def students(self) -> frozenset[str]:
+        return frozenset().union(*(part.students for part in self.parts))
+
+    @property
+    def teachers(self) -> frozenset[str]:
+        return frozenset().union(*(part.teachers for part in self.parts))
+
+    @property
+    def steps(self) -> tuple[Compressor, ...]:
+        return self.parts
+
+    @property
+    def restarts(self) -> bool:  # type: ignore[override]
+        return self.parts[0].restarts
+
+    def at(self, progress: float) -> Chain:  # type: ignore[override]
+        return Chain(*(part.at(progress) for part in self.parts))
+
+    def compress(self, model: Model, bench: Workbench) -> Model:
+        for part in self.parts:
+            model = run(part, model, bench)
+        return model
+
+    def __repr__(self) -> str:
+        return " -> ".join(map(repr, self.parts))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: t,
+    # Zhu and Gupta 2017, equation 1: fast at first, slow towards the end.
+    "cubic": lambda t: 1 - (1 - t) ** 3,
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Repeat(Compressor):
+    """Run a step `times` times, further each time: `at(schedule(i / times))`, i = 1..times.
+
+    Fractions inside refer to the model that enters the outermost `repeat`.
+    """
+
+    times: int
+    step: Compressor
+    schedule: str = "linear"
+
+    def __post_init__(self) -> None:
+        require_count(self, "times")
+        require_choice(self, "schedule", tuple(SCHEDULES))
+        require(
+            isinstance(self.step, Compressor), self, f"the second value is a step, not {self.step}"
+        )
+        require(
+            not self.step.lowers,
+            self,
+            f"{self.step!r} ends in a step that writes the deployed file, which cannot be repeated",
+        )
+        require(
+            not self.step.restarts,
+            self,
+            f"{self.step.steps[0].name()} starts from fresh weights each time; it cannot be "
+            f"repeated",
+        )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.step.needs
+
+    @property
+    def students(self) -> frozenset[str]:
+        return self.step.students
+
+    @property
+    def teachers(self) -> frozenset[str]:
+        return self.step.teachers
+
+    def at(self, progress: float) -> Repeat:  # type: ignore[override]
+        return replace(self, step=self.step.at(progress))
+
+    def compress(self, model: Model, bench: Workbench) -> Model:
+        if bench.origin is None:
+            bench = replace(bench, origin=model.copy())
+        for i in range(1, self.times + 1):
+            step = self.step.at(SCHEDULES[self.schedule](i / self.times))
+            model = run(step, model, replace(bench, seed=bench.seed + i - 1))
+        return model
+
+    def __repr__(self) -> str:
+        schedule = "" if self.schedule == "linear" else f", schedule={self.schedule!r}"
+        return f"repeat({self.times}, {self.step!r}{schedule})"
+
+
+def kept_at(kept: float | None, progress: float) -> float | None:
+    """Return 1 - progress * (1 - kept): how much is kept at a fraction of the way."""
+    return None if kept is None else 1 - progress * (1 - kept)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def run(compressor: Compressor, model: Model, bench: Workbench) -> Model:
+    """Apply a compressor to a copy of `model`, seeded, and check what it returns.
+
+    Raises IllegalChain where the step cannot work on this model or workbench, and StepFailed
+    where its result is unusable (not finite, or outputs of another shape).
+    """
+    if model.lowered:
+        raise IllegalChain(f"{compressor!r} cannot follow a step that wrote the deployed file")
+    for need in sorted(compressor.needs):
+        if not bench.has(need):
+            raise IllegalChain(f"{compressor.name()} needs {need}, which is not at hand")
+    if isinstance(compressor, (Chain, Repeat)):
+        # Their parts come back through here one by one, each with a copy of its own.
+        return compressor.compress(model, bench)
+    if bench.origin is None:
+        bench = replace(bench, origin=model)
+    seed_everything(bench.seed)
+    started = time.perf_counter()
+    result = compressor.compress(model.copy(), bench)
+    bench.journal.row(
+        "step", step=repr(compressor), seconds=round(time.perf_counter() - started, 3)
+    )
+    _check(compressor, model, result)
+    return result
+
+
+def _check(compressor: Compressor, model: Model, result: Model) -> None:
+    for name, tensor in result.module.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise StepFailed(f"{compressor!r} left values that are not finite in {name}")
+    result.module.eval()
+    inputs = probe(model.example)
+    expected = forward(model.module, inputs).shape
+    device = next(result.module.parameters(), torch.empty(0)).device
+    outputs = forward(result.module, tuple(tensor.to(device) for tensor in inputs))
+    if outputs.shape != expected:
+        raise StepFailed(
+            f"{compressor!r} changed the shape of the outputs from {tuple(expected)} to "
+            f"{tuple(outputs.shape)}"
+        )
+    if not outputs.isfinite().all():
+        raise StepFailed(f"{compressor!r} gives outputs that are not finite")
+    absent = result.sparse - dict(result.module.named_parameters()).keys()
+    if absent:
+        raise StepFailed(f"{compressor!r} lists sparse weights that do not exist: {absent}")

@@ -1,0 +1,26 @@
+"""The errors that a user can cause, each with a sentence that says what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A wrong call: bad input, found before any work is done. The command line exits with 2."""
+
+
+class IllegalChain(UserError):
+    """A chain, or a setting of one of its steps, that cannot work."""
+
+
+class StepFailed(RuntimeError):
+    """A step that was legal did not give a usable model."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Return an error that names the nearest known names of this kind."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return UserError(f"unknown {kind} {name!r}. {hint}Known: {', '.join(names)}")

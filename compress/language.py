@@ -1,0 +1,157 @@
+"""The text of chains and model names: literals, calls and arrows, and nothing that is evaluated.
+
+chain  := call ("->" call)*
+call   := NAME "(" (value | NAME "=" value), ... ")"
+value  := a Python literal | chain
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import tokenize
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compress.compressor import Chain, Compressor
+from compress.errors import IllegalChain, UserError, unknown
+
+MAX_LENGTH = 4000
+MAX_DEPTH = 20
+
+
+def parse_chain(text: str, techniques: Mapping[str, type[Compressor]]) -> Compressor:
+    """Parse the text of a chain. Raises IllegalChain with the reason and the place."""
+    tree = _tree(_arrows_to_shifts(text), text)
+    return _chain(tree, techniques, text)
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `name(option=literal, ...)` into the name and its options; the call is optional.
+
+    The name may hold what no Python name does, such as `torchvision:resnet18`.
+    """
+    name, parenthesis, rest = text.partition("(")
+    name = name.strip()
+    if not parenthesis:
+        return name, {}
+    call = _tree(f"f({rest}", text)
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise UserError(f"cannot read {text!r}: write NAME or NAME(option=value, ...)")
+    return name, {key: _literal(value, text) for key, value in _keywords(call, text)}
+
+
+def _arrows_to_shifts(text: str) -> str:
+    if len(text) > MAX_LENGTH:
+        raise IllegalChain(f"the chain is longer than {MAX_LENGTH} characters")
+    source = text.strip().replace("\n", " ")
+    pieces, depth, last = [], 0, 0
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            depth += (token.string in "([{") - (token.string in ")]}") if token.string else 0
+            if depth > MAX_DEPTH:
+                raise IllegalChain(f"the chain is nested deeper than {MAX_DEPTH}")
+            if token.type == tokenize.OP and token.string == ">>":
+                raise IllegalChain(f"steps are joined by '->', not '>>': {text!r}")
+            if token.type == tokenize.OP and token.string == "->":
+                pieces += [source[last : token.start[1]], ">>"]
+                last = token.end[1]
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise _unreadable(text, error) from None
+    return "".join([*pieces, source[last:]])
+
+
+def _unreadable(text: str, error: Exception) -> IllegalChain:
+    reason = error.args[0] if error.args else error
+    return IllegalChain(
+        f"cannot read {text!r}: {reason}. A chain looks like "
+        f"\"distill(student='cnn-small', epochs=3) -> quantize()\""
+    )
+
+
+def _tree(source: str, text: str) -> ast.expr:
+    if len(source) > MAX_LENGTH:
+        raise IllegalChain(f"the text is longer than {MAX_LENGTH} characters")
+    try:
+        return ast.parse(source.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _unreadable(text, error) from None
+
+
+def _chain(node: ast.expr, techniques: Mapping[str, type[Compressor]], text: str) -> Compressor:
+    nodes: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
+        nodes.insert(0, node.right)
+        node = node.left
+    steps = [_step(part, techniques, text) for part in [node, *nodes]]
+    return steps[0] if len(steps) == 1 else Chain(*steps)
+
+
+def _step(node: ast.expr, techniques: Mapping[str, type[Compressor]], text: str) -> Compressor:
+    if isinstance(node, ast.Name):
+        raise IllegalChain(f"write {node.id}() with parentheses in {text!r}")
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise IllegalChain(
+            f"a chain holds only steps and literals, and {ast.unparse(node)!r} is neither"
+        )
+    name = node.func.id
+    if name not in techniques:
+        raise unknown("technique", name, techniques)
+    cls = techniques[name]
+
+    def value(item: ast.expr) -> Any:
+        if isinstance(item, ast.Call) or (
+            isinstance(item, ast.BinOp) and isinstance(item.op, ast.RShift)
+        ):
+            return _chain(item, techniques, text)
+        return _literal(item, text)
+
+    arguments = [value(item) for item in node.args]
+    options = {key: value(item) for key, item in _keywords(node, text)}
+    known = inspect.signature(cls).parameters
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of {name}", key, known)
+    try:
+        inspect.signature(cls).bind(*arguments, **options)
+    except TypeError as error:
+        raise IllegalChain(f"{name}: {error}; its options are {', '.join(known)}") from None
+    return cls(*arguments, **options)
+
+
+def _keywords(call: ast.Call, text: str) -> list[tuple[str, ast.expr]]:
+    pairs = []
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise IllegalChain(f"'**' is not allowed in {text!r}")
+        pairs.append((keyword.arg, keyword.value))
+    return pairs
+
+
+def _literal(node: ast.expr, text: str) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise IllegalChain(
+            f"only literals and steps may stand in a chain, not {ast.unparse(node)!r}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A parsed model name: the source before the colon (or ''), the name, its options."""
+
+    source: str
+    name: str
+    options: Mapping[str, Any]
+
+
+def parse_model_name(text: str) -> ModelName:
+    """Parse `resnet20`, `torchvision:resnet18(stem='small')` or `file.py:factory(width=2)`."""
+    head, options = parse_call(text)
+    source, colon, name = head.rpartition(":")
+    if not head or (colon and not (source and name)):
+        raise UserError(f"cannot read the model name {text!r}: write NAME or SOURCE:NAME(options)")
+    return ModelName(source, name, options)

@@ -1,0 +1,394 @@
+"""The model that flows through a chain, and how it is saved and rebuilt without a pickle.
+
+A saved model is `model.safetensors` (every parameter and buffer) and `blueprint.json`: the
+factory and its arguments, and the difference between the model and a fresh build of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from compress.errors import UserError
+from compress.files import write_atomic, write_json
+from compress.task import Tensors
+
+FORMAT = 1
+# What reading a damaged or foreign file can raise.
+DAMAGE = (ValueError, SafetensorError, KeyError, AttributeError, TypeError)
+
+# The closed vocabulary of layers that steps may emit: class, and the constructor's arguments
+# as they can be read back from an instance.
+VOCABULARY: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "Conv2d": (
+        nn.Conv2d,
+        ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+        + ("dilation", "groups", "bias", "padding_mode"),
+    ),
+    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
+    "BatchNorm1d": (
+        nn.BatchNorm1d,
+        ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    ),
+    "BatchNorm2d": (
+        nn.BatchNorm2d,
+        ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    ),
+    "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
+    "Sequential": (nn.Sequential, ()),
+    "Identity": (nn.Identity, ()),
+    "ReLU": (nn.ReLU, ("inplace",)),
+}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a fresh model is built from: a factory by name, and the arguments it was given."""
+
+    factory: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+Builder = Callable[[Blueprint], nn.Module]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network and what deploys it.
+
+    `module` is float32 and in eval mode; `example` a tuple of input tensors with a batch
+    dimension of 1; `sparse` the names of the weights that a pruning step masked; `hints` small
+    JSON for later steps; `onnx` the deployed bytes once a step has lowered the model;
+    `blueprint` None for a module instance that has no factory.
+    """
+
+    module: nn.Module
+    example: Tensors
+    sparse: frozenset[str] = frozenset()
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    onnx: bytes | None = None
+    blueprint: Blueprint | None = None
+
+    @property
+    def lowered(self) -> bool:
+        return self.onnx is not None
+
+    def copy(self) -> Model:
+        """Return a model whose module shares no tensor with this one."""
+        return Model(
+            copy.deepcopy(self.module),
+            self.example,
+            self.sparse,
+            copy.deepcopy(dict(self.hints)),
+            self.onnx,
+            self.blueprint,
+        )
+
+
+def probe(example: Tensors, batch: int = 2, seed: int = 0) -> Tensors:
+    """Return random inputs shaped like `example` with a batch dimension of `batch`."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for tensor in example:
+        shape = (batch, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            made.append(torch.randn(shape, generator=generator, dtype=tensor.dtype))
+        else:
+            made.append(tensor.expand(shape).clone())
+    return tuple(made)
+
+
+def forward(module: nn.Module, inputs: Tensors) -> Tensor:
+    """Run the module without gradients; of a tuple of outputs (auxiliary heads) take the first."""
+    with torch.no_grad():
+        return main_output(module(*inputs))
+
+
+def main_output(outputs: Any) -> Tensor:
+    """Return the tensor of the main head from what a forward pass returned."""
+    while not isinstance(outputs, Tensor):
+        if isinstance(outputs, Mapping):
+            outputs = next(iter(outputs.values()))
+        elif isinstance(outputs, (tuple, list)):
+            outputs = outputs[0]
+        else:
+            raise UserError(f"the model returned {type(outputs).__name__}, not a tensor of logits")
+    return outputs
+
+
+# --- saving -----------------------------------------------------------------------------
+
+
+def save(
+    model: Model, folder: Path, build: Builder, about: Mapping[str, Any] | None = None
+) -> None:
+    """Write the model under `folder`; `about` (JSON, such as the preprocessing) goes along.
+
+    A model without a blueprint has only its ONNX file written. Raises ValueError if the model
+    differs from a fresh build in a way that the format cannot hold, or does not come back equal.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if model.onnx is not None:
+        write_atomic(folder / "model.onnx", model.onnx)
+    if model.blueprint is None:
+        return
+    description, tensors = pack(model, build)
+    again = unpack(description, tensors, build)
+    inputs = probe(model.example)
+    before, after = forward(model.module, inputs), forward(again.module, inputs)
+    if not torch.allclose(before, after, rtol=1e-4, atol=1e-5 * float(before.abs().max() + 1)):
+        raise ValueError("the saved model does not give the same outputs when loaded again")
+    write_atomic(folder / "model.safetensors", tensors)
+    write_json(folder / "blueprint.json", {**description, "about": dict(about or {})})
+
+
+def pack(model: Model, build: Builder) -> tuple[dict[str, Any], bytes]:
+    """Return the blueprint as JSON, and the tensors in the safetensors format."""
+    if model.blueprint is None:
+        raise ValueError("a module instance has no factory, so it cannot be rebuilt from a file")
+    ours, fresh = model.module, build(model.blueprint)
+    named = _tensors(ours)
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in named.items():
+        if id(tensor) in first:
+            tied[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+    description = {
+        "format": FORMAT,
+        "factory": model.blueprint.factory,
+        "arguments": _encode(dict(model.blueprint.arguments)),
+        **_difference(ours, fresh),
+        "shapes": {name: list(tensor.shape) for name, tensor in named.items()},
+        "tied": tied,
+        "sparse": sorted(model.sparse),
+        "hints": dict(model.hints),
+        "example": [[list(t.shape), str(t.dtype).removeprefix("torch.")] for t in model.example],
+    }
+    # Clones: safetensors refuses views that share memory, and channels_last strides.
+    stored = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in named.items()
+        if name not in tied
+    }
+    return json.loads(json.dumps(description)), save_tensors(stored)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    named.update(module.named_buffers(remove_duplicate=False))
+    return named
+
+
+def _difference(ours: nn.Module, fresh: nn.Module) -> dict[str, Any]:
+    fresh_modules = dict(fresh.named_modules(remove_duplicate=False))
+    replaced: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
+    our_paths = set()
+    for path, module in ours.named_modules(remove_duplicate=False):
+        our_paths.add(path)
+        parent = path.rpartition(".")[0]
+        other = fresh_modules.get(path)
+        if (path and parent in replaced) or other is None or type(other) is not type(module):
+            replaced[path] = _constructor(path, module)
+        elif changed := _changed_attributes(path, module, other):
+            attributes[path] = changed
+    removed = [
+        path
+        for path in fresh_modules
+        if path not in our_paths and path.rpartition(".")[0] in our_paths - replaced.keys()
+    ]
+    return {"modules": replaced, "attributes": attributes, "removed": removed}
+
+
+def _constructor(path: str, module: nn.Module) -> dict[str, Any]:
+    name = type(module).__name__
+    cls, arguments = VOCABULARY.get(name, (None, ()))
+    if cls is not type(module):
+        raise ValueError(f"layer {path!r} is a {name}, which is not in the vocabulary of layers")
+    values = {key: getattr(module, key, None) for key in arguments}
+    if "bias" in values:
+        values["bias"] = values["bias"] is not None
+    return {"type": name, "arguments": _encode(values)}
+
+
+@functools.cache
+def _internal() -> frozenset[str]:
+    return frozenset(vars(nn.Module()))
+
+
+def _own_attributes(module: nn.Module) -> dict[str, Any]:
+    return {key: value for key, value in vars(module).items() if key not in _internal()}
+
+
+def _changed_attributes(path: str, module: nn.Module, fresh: nn.Module) -> dict[str, Any]:
+    ours, theirs = _own_attributes(module), _own_attributes(fresh)
+    changed = {}
+    for key in sorted(ours.keys() | theirs.keys()):
+        if key in ours and key in theirs and _same(ours[key], theirs[key]):
+            continue
+        if key not in ours or not _plain(ours[key]):
+            raise ValueError(
+                f"attribute {key!r} of layer {path!r} differs from a fresh build and is not a "
+                f"plain value, so the model cannot be saved"
+            )
+        changed[key] = _encode(ours[key])
+    return changed
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if _plain(a) or isinstance(a, (set, frozenset)):
+        return bool(a == b)
+    # Functions, partials, enums, modules held outside the tree: equal but for their address.
+    return _anonymous(a) == _anonymous(b)
+
+
+def _anonymous(value: Any) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item) for item in value]}
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"dict": {key: _encode(item) for key, item in value.items()}}
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if isinstance(value, dict):
+        if "tuple" in value:
+            return tuple(_decode(item) for item in value["tuple"])
+        return {key: _decode(item) for key, item in value["dict"].items()}
+    return value
+
+
+# --- loading ----------------------------------------------------------------------------
+
+
+def load(folder: Path, build: Builder) -> Model:
+    """Rebuild a saved model. Raises UserError if the files are missing, damaged or foreign."""
+    try:
+        description = json.loads((folder / "blueprint.json").read_text())
+        tensors = (folder / "model.safetensors").read_bytes()
+        model = unpack(description, tensors, build)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no saved model: {error.filename} is missing") from error
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"the model saved in {folder} is damaged: {error!r}") from error
+    lowered = folder / "model.onnx"
+    if description.get("about", {}).get("lowered") and lowered.exists():
+        model = Model(**{**vars(model), "onnx": lowered.read_bytes()})
+    return model
+
+
+def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Model:
+    """Rebuild a model from the two parts that `pack` returned."""
+    if description.get("format") != FORMAT:
+        raise UserError(f"blueprint format {description.get('format')!r} is not known here")
+    blueprint = Blueprint(description["factory"], _decode(description["arguments"]))
+    module = build(blueprint)
+    for path in description["removed"]:
+        parent, leaf = _parent(module, path)
+        del parent._modules[leaf]
+    for path, spec in description["modules"].items():
+        made = _construct(path, spec)
+        if path:
+            parent, leaf = _parent(module, path)
+            parent._modules[leaf] = made
+        else:
+            module = made
+    for path, changed in description["attributes"].items():
+        for key, value in changed.items():
+            setattr(module.get_submodule(path), key, _decode(value))
+    stored = load_tensors(tensors)
+    tied = description["tied"]
+    if set(description["shapes"]) != stored.keys() | tied.keys():
+        raise UserError("blueprint.json and model.safetensors name different tensors")
+    _place_tensors(module, stored, tied)
+    example = tuple(
+        torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in description["example"]
+    )
+    return Model(
+        module.eval(),
+        example,
+        frozenset(description["sparse"]),
+        description["hints"],
+        blueprint=blueprint,
+    )
+
+
+def _construct(path: str, spec: Mapping[str, Any]) -> nn.Module:
+    if spec["type"] not in VOCABULARY:
+        raise UserError(f"layer {path!r} has the unknown type {spec['type']!r}")
+    cls, allowed = VOCABULARY[spec["type"]]
+    arguments = _decode(spec["arguments"])
+    if foreign := arguments.keys() - set(allowed):
+        raise UserError(f"layer {path!r} has unknown arguments {sorted(foreign)}")
+    return cls(**arguments)
+
+
+def _parent(module: nn.Module, path: str) -> tuple[nn.Module, str]:
+    parent, _, leaf = path.rpartition(".")
+    return module.get_submodule(parent), leaf
+
+
+def _place_tensors(
+    module: nn.Module, stored: Mapping[str, Tensor], tied: Mapping[str, str]
+) -> None:
+    placed: dict[str, Tensor] = {}
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    for name in _in_order(stored, tied):
+        owner, leaf = _parent(module, name)
+        if name in tied:
+            tensor = placed[tied[name]]
+        elif name in buffers:
+            tensor = stored[name]
+        else:
+            tensor = nn.Parameter(stored[name], requires_grad=stored[name].is_floating_point())
+        placed[name] = tensor
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = tensor
+        else:
+            owner._parameters[leaf] = tensor  # type: ignore[assignment]
+    for name in [*dict(module.named_parameters(remove_duplicate=False)), *buffers]:
+        if name not in placed:
+            owner, leaf = _parent(module, name)
+            (owner._buffers if leaf in owner._buffers else owner._parameters)[leaf] = None
+
+
+def _in_order(stored: Iterable[str], tied: Iterable[str]) -> list[str]:
+    return [*stored, *tied]

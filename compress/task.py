@@ -1,0 +1,235 @@
+"""What a model is for: the preprocessing, loss and metric of a task, and the data behind it.
+
+Nothing here assumes that an input is one image: raw inputs and prepared inputs are tuples of
+tensors with a leading batch dimension. Image classification is the first kind of task.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+
+
+class Split(ABC):
+    """An indexable part of a data set, which may lie on disk."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
+        """Return the raw inputs and the targets of the items at `index` (int64, shape (N,))."""
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensors, Tensor]]:
+        """Yield every item once, in order, or shuffled by `generator` if one is given."""
+        order = (
+            torch.arange(len(self))
+            if generator is None
+            else torch.randperm(len(self), generator=generator)
+        )
+        for index in order.split(batch_size):
+            yield self.fetch(index)
+
+
+class TensorSplit(Split):
+    """A split held in memory: raw inputs and int64 targets, row by row."""
+
+    def __init__(self, inputs: Tensors, targets: Tensor) -> None:
+        lengths = {len(tensor) for tensor in (*inputs, targets)}
+        if len(lengths) != 1:
+            raise ValueError(f"inputs and targets differ in length: {sorted(lengths)}")
+        self.inputs = inputs
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
+        return tuple(tensor[index] for tensor in self.inputs), self.targets[index]
+
+
+class Subset(Split):
+    """Some items of another split, in the given order."""
+
+    def __init__(self, whole: Split, index: Tensor) -> None:
+        self.whole = whole
+        self.index = index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
+        return self.whole.fetch(self.index[index])
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a raw image becomes an input: resize, scale to [0, 1], subtract mean, divide by std.
+
+    `size` is (height, width) in pixels; `mean` and `std` have one value per channel and refer
+    to values in [0, 1]. One spec serves training, calibration, evaluation and the metadata of
+    the ONNX file.
+    """
+
+    channels: int
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"{name} has {len(values)} values, but the images have {self.channels} "
+                    f"channel(s): give one value per channel"
+                )
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {self.std}")
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Map uint8 images (N, C, H, W) of the right size to float32 inputs."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "layout": "NCHW",
+            "channels": self.channels,
+            "size": list(self.size),
+            "scale": "1/255",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+class Task(ABC):
+    """A kind of problem: how raw inputs are prepared, what is minimised, what counts as right."""
+
+    kind: str
+    name: str
+
+    @abstractmethod
+    def example(self) -> Tensors:
+        """Return input tensors with a batch dimension of 1."""
+
+    @abstractmethod
+    def prepare(
+        self, raw: Tensors, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensors:
+        """Turn raw inputs into model inputs on `device`; with a generator, augment them."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean training loss against hard targets, a scalar."""
+
+    @abstractmethod
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return for each item whether the output is right, a bool tensor of shape (N,)."""
+
+
+@dataclass(frozen=True)
+class ImageClassification(Task):
+    """One label out of `classes` for every image; outputs are logits of shape (N, classes)."""
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    augment: str = "none"
+    label_smoothing: float = 0.0
+    kind: str = field(default="image-classification", init=False)
+
+    AUGMENTS = ("none", "crop", "flip-crop")
+
+    def __post_init__(self) -> None:
+        if self.augment not in self.AUGMENTS:
+            raise ValueError(f"augment must be one of {self.AUGMENTS}, not {self.augment!r}")
+
+    def example(self) -> Tensors:
+        return (torch.zeros(1, self.preprocessing.channels, *self.preprocessing.size),)
+
+    def prepare(
+        self, raw: Tensors, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensors:
+        inputs = self.preprocessing.normalize(raw[0].to(device, non_blocking=True))
+        if generator is not None and self.augment != "none":
+            inputs = augment_images(inputs, generator, flip=self.augment == "flip-crop")
+        return (inputs,)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.argmax(1) == targets
+
+
+def augment_images(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+    """Shift each image by up to an eighth of its side (zero padding), and mirror half of them.
+
+    Takes and returns (N, C, H, W). He et al. 2015, section 4.2, pad 32 x 32 images by 4 pixels.
+    """
+    count, _, height, width = images.shape
+    pad_y, pad_x = max(1, height // 8), max(1, width // 8)
+    padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
+    top = torch.randint(0, 2 * pad_y + 1, (count, 1), generator=generator)
+    left = torch.randint(0, 2 * pad_x + 1, (count, 1), generator=generator)
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    item = torch.arange(count)[:, None, None]
+    device = images.device
+    picked = padded.permute(0, 2, 3, 1)[
+        item.to(device), rows[:, :, None].to(device), columns[:, None, :].to(device)
+    ]
+    return picked.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a data source. Only the harness hands out `test`.
+
+    `fingerprint` is a SHA-256 over the content of the source; the validation split is a
+    function of it, not of a run's seed. `note` says what a reader of the record must know.
+    """
+
+    task: ImageClassification
+    train: Split
+    validation: Split
+    calibration: Split
+    test: Split
+    fingerprint: str
+    note: str = ""
+
+
+def prepared_batches(
+    task: Task, split: Split, batch_size: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Tensors, Tensor]]:
+    """Yield (inputs, targets) of a split in order, prepared without augmentation."""
+    for raw, targets in split.batches(batch_size):
+        yield task.prepare(raw, torch.device(device)), targets
+
+
+def stacked_inputs(task: Task, split: Split, count: int) -> Tensors:
+    """Return the first `count` items of a split as one prepared batch per input."""
+    raw, _ = split.fetch(torch.arange(min(count, len(split))))
+    return task.prepare(raw, torch.device("cpu"))
+
+
+def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the class names as a tuple; raise ValueError if there are fewer than two."""
+    if len(classes) < 2:
+        raise ValueError(f"a classification task needs at least two classes, not {list(classes)}")
+    return tuple(str(name) for name in classes)
