@@ -8,6 +8,7 @@ configuration, and `repr` gives the text that stands in suites, tables and model
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 import re
@@ -66,7 +67,7 @@ class Workbench:
     """Makes a fresh, untrained model of a name (a student), for this task."""
     timer: Callable[..., Any] | None = None
     origin: Model | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float32"
     seed: int = 0
     progress: bool = False
@@ -187,16 +188,16 @@ class Chain(Compressor):
         flat = tuple(step for part in parts for step in part.steps)
         if not flat:
             raise IllegalChain("a chain needs at least one step")
-        for before, after in zip(flat, flat[1:], strict=False):
+        for before, after in itertools.pairwise(flat):
             if before.lowers:
                 raise IllegalChain(
                     f"{before.name()}() writes the file that is deployed, so no step may follow "
                     f"it: move {after.name()}(...) before {before.name()}()"
                 )
-            if after.restarts and not after.students:
+            if after.restarts and not (before.restarts and not before.students and after.students):
                 raise IllegalChain(
-                    f"{after.name()}() starts from fresh weights and would discard what "
-                    f"{before.name()}(...) made: put it first, or use finetune(...)"
+                    f"{after!r} starts from fresh weights and would discard what {before!r} made: "
+                    f"{_instead(after)}"
                 )
         object.__setattr__(self, "parts", flat)
 
@@ -234,6 +235,12 @@ class Chain(Compressor):
 
     def __repr__(self) -> str:
         return " -> ".join(map(repr, self.parts))
+
+
+def _instead(step: Compressor) -> str:
+    if not step.students:
+        return "put it first, or use finetune(...)"
+    return "let the student learn from it with distill(..., teacher='input'), or leave it out"
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {

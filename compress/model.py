@@ -34,8 +34,17 @@ DAMAGE = (ValueError, SafetensorError, KeyError, AttributeError, TypeError)
 VOCABULARY: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "Conv2d": (
         nn.Conv2d,
-        ("in_channels", "out_channels", "kernel_size", "stride", "padding")
-        + ("dilation", "groups", "bias", "padding_mode"),
+        (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "bias",
+            "padding_mode",
+        ),
     ),
     "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
     "BatchNorm1d": (
@@ -338,6 +347,12 @@ def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Mo
     tied = description["tied"]
     if set(description["shapes"]) != stored.keys() | tied.keys():
         raise UserError("blueprint.json and model.safetensors name different tensors")
+    for name, tensor in stored.items():
+        if list(tensor.shape) != description["shapes"][name]:
+            raise UserError(
+                f"model.safetensors has {name} of shape {list(tensor.shape)}, but blueprint.json "
+                f"says {description['shapes'][name]}"
+            )
     _place_tensors(module, stored, tied)
     example = tuple(
         torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in description["example"]

@@ -1,0 +1,25 @@
+"""Training on labels from the weights that are there, for recovery after another step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compress.compressor import Workbench
+from compress.model import Model
+from compress.training import Training, fit
+
+
+@dataclass(frozen=True, repr=False)
+class Finetune(Training):
+    """Train on with the task's loss; weights that a pruning step masked stay zero."""
+
+    learning_rate: float = 5e-4
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {"labels"}
+
+    def compress(self, model: Model, bench: Workbench) -> Model:
+        return fit(
+            model, bench, self, lambda outputs, targets, _: bench.task.loss(outputs, targets)
+        )

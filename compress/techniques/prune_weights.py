@@ -1,0 +1,66 @@
+"""Unstructured magnitude pruning: the smallest weights become zero and stay zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from compress.compressor import (
+    Compressor,
+    Workbench,
+    is_number,
+    require,
+    require_choice,
+)
+from compress.model import Model
+from compress.surgery import matrix_weights
+
+
+@dataclass(frozen=True, repr=False)
+class PruneWeights(Compressor):
+    """Set a fraction `sparsity` of the weights of convolutions and linear layers to zero.
+
+    Those smallest in magnitude go, ranked over the whole model (`scope='global'`) or within
+    each layer (`scope='layer'`): Han et al. 2015. Biases and norms are spared. Weights that are
+    zero already count towards the target. This saves bytes once compressed, not time.
+    """
+
+    sparsity: float
+    scope: str = "global"
+
+    def __post_init__(self) -> None:
+        value = self.sparsity
+        require(
+            is_number(value) and 0 <= value < 1,
+            self,
+            f"sparsity is the fraction of weights that becomes zero, at least 0 and below 1, "
+            f"not {value!r}",
+        )
+        require_choice(self, "scope", ("global", "layer"))
+
+    def at(self, progress: float) -> Self:
+        return replace(self, sparsity=self.sparsity * progress)
+
+    def compress(self, model: Model, bench: Workbench) -> Model:
+        weights = matrix_weights(model.module)
+        groups = [[w] for w in weights.values()] if self.scope == "layer" else [[*weights.values()]]
+        for group in groups:
+            zero_smallest([weight.data for weight in group], self.sparsity)
+        for name, weight in weights.items():
+            zeros = 1 - int(weight.count_nonzero()) / weight.numel()
+            bench.journal.row("layer", layer=name, sparsity=zeros)
+        masked = {name for name, weight in weights.items() if bool((weight == 0).any())}
+        return replace(model, sparse=model.sparse | masked)
+
+
+def zero_smallest(tensors: list[Tensor], sparsity: float) -> None:
+    """Set exactly round(sparsity · n) of the n values to zero, in place, smallest first."""
+    magnitudes = torch.cat([tensor.abs().flatten() for tensor in tensors])
+    count = round(sparsity * magnitudes.numel())
+    keep = torch.ones(magnitudes.numel(), dtype=torch.bool)
+    keep[magnitudes.argsort(stable=True)[:count]] = False
+    for tensor, mask in zip(tensors, keep.split([t.numel() for t in tensors]), strict=True):
+        tensor.mul_(mask.view(tensor.shape))

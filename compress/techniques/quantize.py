@@ -1,0 +1,52 @@
+"""Post-training int8 quantization: writes the ONNX file that is deployed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from compress.compressor import Compressor, Workbench, require_choice, require_count
+from compress.deploy.export import export
+from compress.deploy.int8 import quantize_onnx
+from compress.model import Model
+from compress.task import Subset, prepared_batches
+
+METHODS = ("minmax", "percentile", "entropy")
+
+
+@dataclass(frozen=True, repr=False)
+class Quantize(Compressor):
+    """Write int8 static QDQ: unsigned activations, signed weights per output channel.
+
+    Batch norms are folded first. Activation ranges come from `calibration` training items, by
+    `method`: their extremes, a percentile, or least divergence (Migacz 2017).
+    Jacob et al. 2018, section 2.1, for the arithmetic. The float module travels on unchanged,
+    for counting.
+    """
+
+    lowers = True
+
+    calibration: int = 256
+    method: str = "minmax"
+
+    def __post_init__(self) -> None:
+        require_count(self, "calibration")
+        require_choice(self, "method", METHODS)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"calibration"})
+
+    def compress(self, model: Model, bench: Workbench) -> Model:
+        assert bench.calibration is not None, "run() has checked needs"
+        count = min(self.calibration, len(bench.calibration))
+        if count < self.calibration:
+            bench.journal.note(f"quantize: only {count} calibration items are at hand")
+        items = Subset(bench.calibration, torch.arange(count))
+        batches = [inputs for inputs, _ in prepared_batches(bench.task, items, 32)]
+        quantized, report = quantize_onnx(export(model), batches, method=self.method)
+        for note in report.get("notes", []):
+            bench.journal.note(f"quantize: {note}")
+        bench.journal.row("quantize", **{k: v for k, v in report.items() if k != "notes"})
+        return replace(model, onnx=quantized)

@@ -1,0 +1,130 @@
+"""Interleaved rounds: every candidate once per round, in a random order.
+
+Only ratios within a round hold on a noisy machine, so candidates take turns, and each turn (a
+block) is long enough for the clock. The clock and the candidates are arguments; tests bring
+their own.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+Clock = Callable[[], float]
+
+MAX_CALLS = 1000
+"""The longest block, in calls."""
+KEPT_CALLS = 32
+"""How many of a block's raw seconds are kept, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to time: `call(i)` runs the i-th input; `check(i, outputs)` is not timed.
+
+    `check` returns what is wrong with the outputs in plain English, or ''.
+    """
+
+    call: Callable[[int], Any]
+    check: Callable[[int, Any], str] = lambda index, outputs: ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to go on: at least `min_rounds`, then until `seconds` have passed.
+
+    A block makes as many calls as take `block_seconds`, at least one.
+    """
+
+    seconds: float
+    min_rounds: int = 5
+    block_seconds: float = 0.005
+    warm_calls: int = 3
+
+
+@dataclass
+class Series:
+    """What was measured of one candidate: one list of per-call seconds for every block."""
+
+    error: str = ""
+    block_calls: int = 1
+    medians: list[float] = field(default_factory=list)
+    calls: list[list[float]] = field(default_factory=list)
+
+
+def time_rounds(
+    candidates: Mapping[str, Candidate],
+    plan: Plan,
+    seed: int,
+    clock: Clock = time.perf_counter,
+    alive: Callable[[], None] = lambda: None,
+) -> dict[str, Series]:
+    """Time the candidates against each other; one that fails gets an error and drops out.
+
+    Round r is entry r of every surviving candidate's lists. `alive` is called once a round and
+    raises if nobody waits for the result any more.
+    """
+    started = clock()
+    series = {name: Series() for name in candidates}
+    for name, candidate in candidates.items():
+        _guarded(series[name], partial(_warm, candidate, series[name], plan, clock))
+    order = random.Random(seed)
+    done = 0
+    while done < plan.min_rounds or clock() - started < plan.seconds:
+        alive()
+        running = [name for name in candidates if not series[name].error]
+        if not running:
+            break
+        order.shuffle(running)
+        for name in running:
+            _guarded(series[name], partial(_block, candidates[name], series[name], done, clock))
+        done += 1
+    return series
+
+
+def _guarded(series: Series, action: Callable[[], str]) -> None:
+    try:
+        series.error = action()
+    except Exception as error:  # a file can fail in any way; the others are still to be timed
+        series.error = f"{type(error).__name__}: {error}"
+
+
+def _warm(candidate: Candidate, series: Series, plan: Plan, clock: Clock) -> str:
+    """Run a few calls, check the outputs, and size the blocks by the fastest call."""
+    fastest = math.inf
+    for index in range(plan.warm_calls):
+        started = clock()
+        outputs = candidate.call(index)
+        fastest = min(fastest, clock() - started)
+        wrong = candidate.check(index, outputs)
+        if wrong:
+            return wrong
+    calls = math.ceil(plan.block_seconds / max(fastest, 1e-9))
+    series.block_calls = max(1, min(calls, MAX_CALLS))
+    return ""
+
+
+def _block(candidate: Candidate, series: Series, first: int, clock: Clock) -> str:
+    # The caches hold the previous candidate: one call that does not count brings ours back.
+    candidate.call(first)
+    seconds = []
+    for index in range(first, first + series.block_calls):
+        started = clock()
+        outputs = candidate.call(index)
+        seconds.append(clock() - started)
+    series.medians.append(_median(seconds))
+    series.calls.append(seconds[:: math.ceil(len(seconds) / KEPT_CALLS)])
+    return candidate.check(first + series.block_calls - 1, outputs)
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    if len(ordered) % 2:
+        return ordered[middle]
+    return (ordered[middle - 1] + ordered[middle]) / 2

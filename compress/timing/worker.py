@@ -1,0 +1,133 @@
+"""The timing process: `python -m compress.timing.worker JOB.json RESULT.json`.
+
+It must not import torch, whose threads would contend with onnxruntime's. All sessions share one
+pool of threads: with a pool each, the spinning threads of one session slow down the next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from compress.timing.rounds import Candidate, Plan, Series, time_rounds
+
+MAX_FEEDS = 32
+
+
+class Abandoned(RuntimeError):
+    """The process that asked for this timing is gone."""
+
+
+def feed_indices(items: int, batch: int) -> list[np.ndarray]:
+    """Return rows of sample numbers, one per call, `batch` long each; they wrap around."""
+    step = max(1, min(batch, items // 4))
+    starts = range(0, items, step)[:MAX_FEEDS]
+    return [(start + np.arange(batch)) % items for start in starts]
+
+
+def deviation(outputs: np.ndarray, expected: np.ndarray) -> float:
+    """Return ‖outputs − expected‖ / ‖expected‖, infinite for outputs that are not finite."""
+    if outputs.shape != expected.shape or not np.isfinite(outputs).all():
+        return float("inf")
+    wanted = expected.astype(np.float64)
+    return float(np.linalg.norm(outputs - wanted) / (np.linalg.norm(wanted) + 1e-12))
+
+
+def open_session(path: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def as_candidate(
+    session: Any, samples: list[np.ndarray], expected: np.ndarray, batch: int, tolerance: float
+) -> Candidate:
+    """Return a session over rotating real samples as something to time and check."""
+    rows = feed_indices(len(samples[0]), batch)
+    names = [given.name for given in session.get_inputs()]
+    feeds = [
+        {name: np.ascontiguousarray(data[row]) for name, data in zip(names, samples, strict=True)}
+        for row in rows
+    ]
+
+    def call(index: int) -> Any:
+        return session.run(None, feeds[index % len(feeds)])[0]
+
+    def check(index: int, outputs: Any) -> str:
+        off = deviation(outputs, expected[rows[index % len(rows)]])
+        if off <= tolerance:
+            return ""
+        return f"the outputs of the timed runs differ from the verified ones (by {off:.1%})"
+
+    return Candidate(call, check)
+
+
+def run_job(
+    job: dict[str, Any],
+    samples: list[np.ndarray],
+    expected: dict[str, np.ndarray],
+    load: Callable[[str], Any] = open_session,
+    alive: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Time every candidate at every batch size; errors stand with the candidate (JSON)."""
+    sessions: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    for name, path in job["candidates"].items():
+        _announce(f"loading {name}")
+        try:
+            sessions[name] = load(path)
+        except Exception as error:  # onnxruntime's errors share no base class of their own
+            errors[name] = f"onnxruntime cannot load the file: {error}"
+    plan = Plan(job["seconds"] / len(job["batches"]), job["min_rounds"], job["block_seconds"])
+    settings: dict[str, dict[str, Any]] = {}
+    for batch in job["batches"]:
+        _announce(f"timing batches of {batch}")
+        candidates = {}
+        for name, session in sessions.items():
+            try:
+                candidates[name] = as_candidate(
+                    session, samples, expected[name], batch, job["tolerance"]
+                )
+            except (ValueError, IndexError) as error:
+                errors[name] = f"the samples do not suit the file: {error}"
+        measured = time_rounds(candidates, plan, job["seed"], alive=alive)
+        failed = {name: Series(error=text) for name, text in errors.items()}
+        settings[str(batch)] = {
+            name: asdict(series) for name, series in {**measured, **failed}.items()
+        }
+    return {"settings": settings}
+
+
+def _announce(text: str) -> None:
+    """Say where we are, so that a crash can be told where it happened."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(job_path: str, result_path: str) -> None:
+    job = json.loads(Path(job_path).read_text())
+    parent = os.getppid()
+
+    def alive() -> None:
+        if os.getppid() != parent:
+            raise Abandoned("the process that asked for this timing is gone")
+
+    onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
+    with np.load(job["samples"]) as file:
+        samples = [file[f"input_{i}"] for i in range(len(file.files))]
+    with np.load(job["expected"]) as file:
+        expected = {name: file[str(i)] for i, name in enumerate(job["candidates"])}
+    result = run_job(job, samples, expected, alive=alive)
+    Path(result_path).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

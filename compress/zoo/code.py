@@ -1,0 +1,75 @@
+"""Models from a user's own Python file, which runs only if they allowed that file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from compress.errors import UserError, unknown
+from compress.zoo.libraries import call
+
+
+def from_file(
+    place: str,
+    factory: str,
+    options: Mapping[str, Any],
+    given: Mapping[str, Any],
+    allow_code: Collection[Path],
+) -> nn.Module:
+    """Call `factory` of the Python file `place` with the options, and what it takes of `given`.
+
+    Raises UserError unless the file is in `allow_code` and returns an nn.Module.
+    """
+    path = Path(place).expanduser().resolve()
+    if path not in {Path(allowed).expanduser().resolve() for allowed in allow_code}:
+        raise UserError(
+            f"{place} is Python code, and would run on this machine: if you trust it, allow it "
+            f"with --allow-code {place}"
+        )
+    if not path.is_file():
+        raise UserError(f"there is no file {place!r}")
+    full = f"{place}:{factory}"
+    function = getattr(_module(path), factory, None)
+    if not callable(function):
+        raise unknown(f"factory in {place}", factory, _factories(_module(path)))
+    taken = inspect.signature(function).parameters
+    arguments = {key: value for key, value in given.items() if key in taken}
+    made = call(function, full, {**arguments, **options})
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{full} returned {type(made).__name__}, not an nn.Module")
+    return made
+
+
+def _factories(module: ModuleType) -> list[str]:
+    return [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+
+
+def _module(path: Path) -> ModuleType:
+    """Import a file once per content, so that a rebuilt model has the same classes."""
+    content = path.read_bytes()
+    name = "compress_user_" + hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file is the user's: it may raise anything
+        del sys.modules[name]
+        raise UserError(f"{path} cannot be imported: {error!r}") from error
+    return module

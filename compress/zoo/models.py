@@ -1,0 +1,107 @@
+"""Models by name, with fresh weights."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.errors import UserError, unknown
+from compress.language import ModelName, parse_model_name
+from compress.model import Blueprint, Model, forward
+from compress.task import ImageClassification
+from compress.zoo.code import from_file
+from compress.zoo.libraries import call, from_timm, from_torchvision
+from compress.zoo.resnet import cifar_resnet
+from compress.zoo.small import cnn_small, mlp
+
+BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
+    "cnn-small": cnn_small,
+    "mlp": mlp,
+    **{f"resnet{n}": functools.partial(cifar_resnet, n) for n in (20, 32, 44, 56, 110)},
+}
+LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}
+
+MODELS: Mapping[str, str] = {
+    "cnn-small": "two 3x3 convolutions and a linear layer; option width=64",
+    "mlp": "three linear layers; option width=256",
+    **{
+        f"resnet{n}": f"{n}-layer residual network for small images (He et al. 2015, section "
+        f"4.2); option width=16"
+        for n in (20, 32, 44, 56, 110)
+    },
+    "torchvision:NAME": "any classification model of torchvision; options: stem='small' for "
+    "small images, and what torchvision's builder takes",
+    "timm:NAME": "any model of timm (pip install 'compress-models[timm]') and its options",
+    "FILE.py:FACTORY": "your own code, with --allow-code FILE.py: a function that takes "
+    "num_classes and, if it wants them, in_channels and input_size, and returns an nn.Module",
+}
+
+
+def fresh(name: str, task: ImageClassification, allow_code: Collection[Path] = ()) -> Model:
+    """Build the named model for a task, in eval mode, with weights that are not trained.
+
+    The weights come from torch's global generator: seed it first. Raises UserError if the name
+    is unknown, or the model does not map the task's images to one logit for each class.
+    """
+    preprocessing = task.preprocessing
+    arguments = {
+        "num_classes": len(task.classes),
+        "in_channels": preprocessing.channels,
+        "input_size": tuple(preprocessing.size),
+    }
+    blueprint = Blueprint(name, arguments)
+    module = build_module(blueprint, allow_code).eval()
+    _check_output(name, module, task)
+    return Model(module, task.example(), blueprint=blueprint)
+
+
+def build_module(blueprint: Blueprint, allow_code: Collection[Path] = ()) -> nn.Module:
+    """Build a fresh module from its blueprint.
+
+    The arguments are `num_classes`, `in_channels` and `input_size` (height, width). Raises
+    UserError if the factory is unknown, not allowed, or refuses its options.
+    """
+    name = parse_model_name(blueprint.factory)
+    given = dict(blueprint.arguments)
+    if name.source.endswith(".py"):
+        return from_file(name.source, name.name, name.options, given, allow_code)
+    if name.source in LIBRARIES:
+        return LIBRARIES[name.source](name.name, name.options, **given)
+    if name.source or name.name not in BUILT_IN:
+        raise unknown("model", f"{name.source}:{name.name}".lstrip(":"), MODELS)
+    return _built_in(name, given)
+
+
+def _built_in(name: ModelName, given: Mapping[str, Any]) -> nn.Module:
+    builder = BUILT_IN[name.name]
+    known = inspect.signature(builder).parameters.keys() - given.keys()
+    for key, value in name.options.items():
+        if key not in known:
+            raise unknown(f"option of {name.name}", key, known)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{key} of {name.name} must be a positive whole number, not {value!r}")
+    return call(builder, name.name, {**given, **name.options})
+
+
+def _check_output(name: str, module: nn.Module, task: ImageClassification) -> None:
+    classes, (example,) = len(task.classes), task.example()
+    shape = "x".join(map(str, example.shape[1:]))
+    try:
+        output = forward(module, (example,))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0] or repr(error)
+        raise UserError(
+            f"{name} cannot take images of {shape}: {reason}. Use larger images (size=...), a "
+            f"model for small ones, or stem='small' where the model has it"
+        ) from error
+    if output.shape != torch.Size([1, classes]):
+        raise UserError(
+            f"{name} returns outputs of shape {tuple(output.shape)} for one image, but the data "
+            f"has {classes} classes, so the shape must be (1, {classes})"
+        )

@@ -1,0 +1,19 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("COMPRESS_DATA_ROOT") or REPOSITORY.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data and trained weights; skips where there is none."""
+    if not (SHARED / "weights").is_dir():
+        pytest.skip(f"needs real data and weights, and {SHARED} has none (COMPRESS_DATA_ROOT)")
+    return SHARED

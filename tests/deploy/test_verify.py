@@ -1,0 +1,153 @@
+"""Every kind of damage must be found, and named."""
+
+from __future__ import annotations
+
+import re
+
+import deploy_models
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from compress.deploy.verify import _same_answer, _tied, verify
+from compress.model import Model
+
+INPUTS = (deploy_models.images(64),)
+
+
+@pytest.fixture(scope="module")
+def good() -> tuple[Model, bytes]:
+    model = deploy_models.built("cnn")
+    return model, deploy_models.float_file("cnn")
+
+
+def edited(content: bytes, edit) -> bytes:
+    proto = onnx.load_from_string(content)
+    edit(proto)
+    return proto.SerializeToString()
+
+
+def scale_weights(factor: float):
+    def edit(proto: onnx.ModelProto) -> None:
+        for tensor in proto.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                value = (numpy_helper.to_array(tensor) * factor).astype(np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+
+    return edit
+
+
+def fix_batch(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def rename_output(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        node.output[:] = ["scores" if name == "logits" else name for name in node.output]
+    proto.graph.output[0].name = "scores"
+
+
+def move_outside(proto: onnx.ModelProto) -> None:
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+
+
+def drop_node(proto: onnx.ModelProto) -> None:
+    del proto.graph.node[0]
+
+
+def make_unknown(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].op_type = "Frobnicate"
+    proto.graph.node[0].domain = "nowhere"
+    proto.opset_import.add(domain="nowhere", version=1)
+
+
+DAMAGE = [
+    (scale_weights(float("nan")), "not finite"),
+    (fix_batch, "fixed or missing"),
+    (rename_output, r"named \['scores'\]"),
+    (move_outside, "external data"),
+    (drop_node, "checker refuses"),
+    (make_unknown, "cannot load"),
+]
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"), DAMAGE, ids=lambda value: getattr(value, "__name__", None)
+)
+@pytest.mark.parametrize("lowered", [False, True])
+def test_damage_is_found_and_named(good, edit, reason, lowered):
+    result = verify(edited(good[1], edit), good[0], INPUTS, lowered)
+    assert not result.ok
+    assert torch.tensor(result.largest_logit).isfinite()
+    assert re.search(reason, result.reason), result.reason
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 100])
+def test_rubbish_is_a_reason_not_an_exception(good, content):
+    result = verify(content, good[0], INPUTS, lowered=False)
+    assert not result.ok
+    assert result.reason
+
+
+def test_a_truncated_file_is_refused(good):
+    for keep in (0.3, 0.9, 0.999):
+        assert not verify(good[1][: int(keep * len(good[1]))], good[0], INPUTS, False).ok
+
+
+def test_a_constant_file_is_refused_though_its_answers_are_stable(good):
+    result = verify(edited(good[1], scale_weights(0)), good[0], INPUTS, lowered=True)
+    assert (
+        result.reason == "the file gives the same outputs for every item, and the module does not"
+    )
+
+
+def test_scaled_weights_fail_a_float_file_but_only_show_on_a_lowered_one(good):
+    content = edited(good[1], scale_weights(1.01))
+    assert "off by" in verify(content, good[0], INPUTS, lowered=False).reason
+    result = verify(content, good[0], INPUTS, lowered=True)
+    assert result.ok, result.reason
+    assert result.max_abs_error > 1e-3 * result.largest_logit
+
+
+def test_the_gate_is_a_thousandth_of_the_largest_logit(good):
+    def shift(error: float):
+        def edit(proto: onnx.ModelProto) -> None:
+            name = next(n for n in proto.graph.node if "logits" in n.output).input[2]
+            for tensor in proto.graph.initializer:
+                if tensor.name == name:
+                    value = numpy_helper.to_array(tensor) + np.float32(error)
+                    tensor.CopyFrom(numpy_helper.from_array(value, name))
+
+        return edit
+
+    largest = verify(good[1], good[0], INPUTS, False).largest_logit
+    inside = verify(edited(good[1], shift(0.95e-3 * largest)), good[0], INPUTS, False)
+    outside = verify(edited(good[1], shift(1.05e-3 * largest)), good[0], INPUTS, False)
+    assert inside.ok, inside.reason
+    assert inside.max_abs_error == pytest.approx(0.95e-3 * largest, rel=1e-2)
+    assert not outside.ok
+    # A shift of all logits changes no answer; the error alone is what fails it.
+    assert outside.top1_agreement == 1
+
+
+def test_the_module_may_be_channels_last(good):
+    model = good[0].copy()
+    model.module.to(memory_format=torch.channels_last)
+    assert verify(good[1], model, INPUTS, lowered=False).ok
+
+
+def test_a_tie_is_less_than_one_step_apart():
+    logits = np.array([[0.0, 0.5, 0.5], [0.0, 0.4, 0.5], [0.0, 0.1, 0.5]], np.float32)
+    assert _tied(logits, step=0.1).tolist() == [True, False, False]
+    assert _tied(logits, step=0.2).tolist() == [True, True, False]
+
+
+def test_answers_differ_only_where_neither_has_a_tie():
+    first = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]], np.float32)
+    second = np.array([[0.0, 1.0], [0.9, 0.0], [0.0, 1.0]], np.float32)
+    assert _same_answer(first, second, step=0.1).tolist() == [False, True, True]

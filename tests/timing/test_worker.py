@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from compress.timing.worker import deviation, feed_indices, run_job
+
+SAMPLES = [np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)]
+
+
+class Session:
+    """A file that multiplies its input; what an onnxruntime session looks like to us."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def get_inputs(self):
+        return [type("Given", (), {"name": "input"})()]
+
+    def run(self, outputs, feed):
+        return [self.factor * feed["input"]]
+
+
+def load(path: str) -> Session:
+    if path == "broken":
+        raise RuntimeError("not a model")
+    return Session(float(path))
+
+
+def job(**candidates: str) -> dict:
+    return {
+        "candidates": candidates,
+        "batches": [1, 32],
+        "seconds": 0.0,
+        "min_rounds": 3,
+        "block_seconds": 0.0,
+        "seed": 0,
+        "tolerance": 0.02,
+    }
+
+
+@pytest.mark.parametrize("module", ["worker", "measure", "statistics", "cuda"])
+def test_torch_stays_out_of_the_process(module):
+    code = f"import compress.timing.{module}, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_batches_are_of_the_right_length_and_rotate_through_all_samples():
+    for items, batch in ((40, 1), (40, 32), (32, 32), (3, 8)):
+        rows = feed_indices(items, batch)
+        assert {len(row) for row in rows} == {batch}
+        assert len(rows) >= min(items, 4) - 1
+        if items <= 32 or batch > 1:
+            assert set(np.concatenate(rows)) == set(range(items))
+
+
+def test_deviation_is_relative_and_infinite_for_what_is_no_answer():
+    expected = np.array([[3.0, 4.0]], np.float32)
+    assert deviation(expected, expected) == 0
+    assert deviation(np.array([[3.0, 4.5]]), expected) == pytest.approx(0.1)
+    assert deviation(np.array([[3.0, np.nan]]), expected) == float("inf")
+    assert deviation(np.array([3.0, 4.0]), expected) == float("inf")
+    assert deviation(0 * expected, expected) == pytest.approx(1)
+
+
+def test_every_file_is_timed_at_every_batch_size():
+    expected = {"float": SAMPLES[0], "int8": 2 * SAMPLES[0]}
+    found = run_job(job(float="1", int8="2"), SAMPLES, expected, load)["settings"]
+    assert set(found) == {"1", "32"}
+    for series in (found[batch][name] for batch in found for name in ("float", "int8")):
+        assert series["error"] == ""
+        assert len(series["medians"]) == len(series["calls"]) == 3
+
+
+def test_a_file_that_does_not_load_does_not_stop_the_others():
+    expected = {"float": SAMPLES[0], "bad": SAMPLES[0]}
+    found = run_job(job(float="1", bad="broken"), SAMPLES, expected, load)["settings"]
+    assert found["1"]["bad"]["error"] == "onnxruntime cannot load the file: not a model"
+    assert found["32"]["float"]["error"] == ""
+
+
+def test_a_file_that_does_not_compute_cannot_win():
+    expected = {"float": SAMPLES[0], "lazy": SAMPLES[0]}
+    found = run_job(job(float="1", lazy="0"), SAMPLES, expected, load)["settings"]
+    assert "differ from the verified ones (by 100.0%)" in found["1"]["lazy"]["error"]
+    assert found["1"]["lazy"]["medians"] == []
+
+
+def test_samples_that_do_not_suit_a_file_are_its_error():
+    found = run_job(job(float="1"), SAMPLES * 2, {"float": SAMPLES[0]}, load)["settings"]
+    assert "the samples do not suit the file" in found["1"]["float"]["error"]
