@@ -1,0 +1,66 @@
+"""Compress a trained network with any chain of techniques, and measure what it cost and gained.
+
+    import compress
+    print(compress.bench("digits", out="out"))
+
+Names are resolved when they are used: importing this package imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "bench": "compress.api",
+    "run": "compress.api",
+    "Results": "compress.api",
+    "Suite": "compress.harness.suite",
+    "chain": "compress.techniques",
+    "from_arrays": "compress.zoo.data",
+    "load_data": "compress.zoo.data",
+    "load": "compress.zoo.saved",
+    "Compressor": "compress.compressor",
+    "Chain": "compress.compressor",
+    "Model": "compress.model",
+    "Workbench": "compress.compressor",
+    "UserError": "compress.errors",
+}
+
+__all__ = [
+    "Chain",
+    "Compressor",
+    "Model",
+    "Results",
+    "Suite",
+    "UserError",
+    "Workbench",
+    "bench",
+    "chain",
+    "from_arrays",
+    "load",
+    "load_data",
+    "run",
+]
+
+if TYPE_CHECKING:
+    from compress.api import Results, bench, run
+    from compress.compressor import Chain, Compressor, Workbench
+    from compress.errors import UserError
+    from compress.harness.suite import Suite
+    from compress.model import Model
+    from compress.techniques import chain
+    from compress.zoo.data import from_arrays, load_data
+    from compress.zoo.saved import load
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'compress' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_WHERE]

@@ -69,7 +69,7 @@ def fit(model: Model, bench: Workbench, settings: Training, loss: Loss) -> Model
     """
     if bench.train is None:
         raise StepFailed("there is no training data")
-    module = _to_device(model.module, bench)
+    module = to_device(model.module, bench)
     masks = {name: tensor != 0 for name, tensor in _sparse_weights(module, model)}
     optimizer = _optimizer(module, settings)
     batches = _batches_per_epoch(len(bench.train), settings.batch_size)
@@ -116,7 +116,7 @@ def fit(model: Model, bench: Workbench, settings: Training, loss: Loss) -> Model
         module.load_state_dict(best[1])
     seconds = time.perf_counter() - started
     bench.journal.row("fit", samples=seen, seconds=round(seconds, 3), precision=bench.precision)
-    module = module.to("cpu", memory_format=torch.contiguous_format).eval()
+    module = module.to("cpu").to(memory_format=torch.contiguous_format).eval()
     return replace(model, module=module, hints={})
 
 
@@ -151,9 +151,10 @@ def autocast(bench: Workbench) -> torch.autocast:
     return torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.precision == "bfloat16")
 
 
-def _to_device(module: nn.Module, bench: Workbench) -> nn.Module:
+def to_device(module: nn.Module, bench: Workbench) -> nn.Module:
+    """Move a module to the workbench's device, in the memory format its layers are fastest in."""
     if has_convolutions(module):
-        return module.to(bench.device, memory_format=torch.channels_last)
+        return module.to(bench.device).to(memory_format=torch.channels_last)
     return module.to(bench.device)
 
 
@@ -194,11 +195,12 @@ def _apply(masks: dict[str, Tensor], module: nn.Module) -> None:
 
 
 def _optimizer(module: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else spared).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": spared, "weight_decay": 0.0},
     ]

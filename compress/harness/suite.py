@@ -118,7 +118,9 @@ def parse_suite(name: str, text: str) -> Suite:
         key: _named(f"suite {name}: teachers.{key}", table)
         for key, table in values.pop("teachers", {}).items()
     }
-    tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    tuples: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+    }
     return checked(Suite(name=name, teachers=teachers, **tuples))
 
 

@@ -1,0 +1,1 @@
+"""Tables and figures: pure functions of rows, which know nothing of torch or ONNX."""

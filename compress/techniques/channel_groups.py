@@ -144,9 +144,9 @@ def differs_from_zeroed(
         return f"it does not run: {error}"
     if outputs.shape != expected.shape:
         return f"outputs of shape {tuple(outputs.shape)}, not {tuple(expected.shape)}"
-    error = float((outputs - expected).abs().max())
+    largest = float((outputs - expected).abs().max())
     limit = tolerance * max(float(expected.abs().max()), 1e-6)
-    return "" if error <= limit else f"outputs differ by {error:.3g}"
+    return "" if largest <= limit else f"outputs differ by {largest:.3g}"
 
 
 def sound_roots(module: nn.Module, example: Tensors) -> tuple[dict[str, int], dict[str, str]]:

@@ -12,7 +12,7 @@ from compress.errors import IllegalChain, unknown
 from compress.model import Model, forward, main_output
 from compress.task import Tensors
 from compress.techniques.losses import SOFT_LOSSES
-from compress.training import Loss, Training, autocast, fit, has_convolutions
+from compress.training import Loss, Training, autocast, fit, to_device
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,10 +64,7 @@ class Distill(Training):
         teacher = self._teacher(model, bench).copy()
         student = model if self.student is None else bench.student(self.student)
         check_pair(teacher, student)
-        memory = (
-            torch.channels_last if has_convolutions(teacher.module) else torch.contiguous_format
-        )
-        module = teacher.module.to(bench.device, memory_format=memory).eval().requires_grad_(False)
+        module = to_device(teacher.module, bench).eval().requires_grad_(False)
         return fit(student, bench, self, self._loss(module, bench))
 
     def _teacher(self, model: Model, bench: Workbench) -> Model:

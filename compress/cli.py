@@ -1,0 +1,166 @@
+"""The commands. Thin: everything they do can be done from Python (`compress.api`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress import __version__
+from compress.errors import UserError
+
+OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+
+
+def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    kind: Callable[[str], Any] = int if parameter.name == "seeds" else float
+    try:
+        return tuple(kind(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{value!r} is not a list of numbers such as "
+            f"{'0,1,2' if kind is int else '0.485,0.456,0.406'}"
+        ) from error
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("--out", type=click.Path(path_type=Path), help="Folder for all outputs."),
+        click.option(
+            "--data-root",
+            type=click.Path(path_type=Path),
+            help="Where data sets lie; else $COMPRESS_DATA_ROOT, else your cache folder.",
+        ),
+        click.option("--weights", help="A .safetensors or .pt file, or DEFAULT (torchvision)."),
+        click.option("--mean", callback=_numbers, help="Per channel, e.g. 0.485,0.456,0.406."),
+        click.option("--std", callback=_numbers, help="Per channel, for values in [0, 1]."),
+        click.option("--size", type=click.IntRange(min=1), help="Resize images to this side."),
+        click.option("--augment", help="none, crop or flip-crop; by default what suits the data."),
+        click.option("--seeds", callback=_numbers, help="One run of every chain each, e.g. 0,1,2."),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the timing."),
+        click.option("--timing-seconds", type=float, help="Budget of the timing, in seconds."),
+        click.option("--device", default="auto", help="auto, cpu or cuda: where to train."),
+        click.option("--precision", help="auto, float32 or bfloat16: of the training."),
+        click.option(
+            "--allow-code",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            metavar="FILE.py",
+            help="A file of yours that may be run because a model names it.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="compress-models")
+def cli() -> None:
+    """Compress a trained network with chains of techniques, and measure every one."""
+
+
+@cli.command()
+@click.argument("suite")
+@_shared
+def bench(suite: str, **options: Any) -> None:
+    """Run SUITE, a built-in name or a TOML file, and write its tables, plots and models."""
+    from compress.api import bench as run_suite
+
+    _finish(run_suite(suite, **_options(options)))
+
+
+@cli.command()
+@click.option("--data", default="digits", show_default=True, help="See: list data.")
+@click.option("--model", default="cnn-small", show_default=True, help="See: list models.")
+@click.option("--chain", "chains", required=True, multiple=True, help="Such as 'a() -> b()'.")
+@_shared
+def run(data: str, model: str, chains: tuple[str, ...], **options: Any) -> None:
+    """Run one chain (or several) beside its baseline."""
+    from compress.api import run as run_chains
+
+    _finish(run_chains(data=data, model=model, chain=chains, **_options(options)))
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def report(out: Path) -> None:
+    """Write the tables and plots of a run anew from its results.jsonl."""
+    from compress.api import rewrite_reports
+
+    _finish(rewrite_reports(out))
+
+
+@cli.command(name="list")
+@click.argument("what", type=click.Choice(["techniques", "models", "data", "suites"]))
+def list_names(what: str) -> None:
+    """List what can be named."""
+    for name, description in sorted(_known(what).items()):
+        click.echo(f"{name}\n    {description}")
+
+
+def _known(what: str) -> dict[str, str]:
+    if what == "techniques":
+        from compress.techniques import techniques
+
+        return {_signature(cls): _first_line(cls) for cls in techniques().values()}
+    if what == "models":
+        from compress.zoo.models import MODELS
+
+        return dict(MODELS)
+    if what == "data":
+        from compress.zoo.data import DATA
+
+        return dict(DATA)
+    from compress.harness.suite import suite_names
+
+    return suite_names()
+
+
+def _signature(cls: Any) -> str:
+    import inspect
+
+    shown = []
+    for parameter in inspect.signature(cls).parameters.values():
+        default = parameter.default
+        shown.append(
+            parameter.name if default is parameter.empty else f"{parameter.name}={default!r}"
+        )
+    return f"{cls.name()}({', '.join(shown)})"
+
+
+def _first_line(cls: Any) -> str:
+    return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    from compress.api import command_line
+
+    return {**options, "command": command_line(sys.argv[1:])}
+
+
+def _finish(results: Any) -> None:
+    click.echo(str(results))
+    click.echo(f"Written to {results.out}: results.csv, table.md, pareto.png, models/")
+    sys.exit(OK if results.ok else SOME_ROWS_FAILED)
+
+
+def main() -> None:
+    """Run the command line; exit with 0 (all rows ok), 1 (some not), 2 (a wrong call)."""
+    try:
+        cli()
+    except UserError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(WRONG_CALL)
+    except KeyboardInterrupt:
+        click.echo("Stopped. What was finished is kept; run again to go on.", err=True)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

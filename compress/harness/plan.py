@@ -1,0 +1,294 @@
+"""From a suite to a plan: everything that can be refused is refused here, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compress.compressor import Chain, Compressor, Repeat, Workbench, seed_everything
+from compress.errors import IllegalChain, UserError, unknown
+from compress.files import digest, sha256
+from compress.harness.suite import Suite
+from compress.model import Builder, Model, forward
+from compress.task import Data
+from compress.techniques import chain as parse
+from compress.timing.environment import cpu_threads
+from compress.zoo.data import data_root as find_root
+from compress.zoo.data import load_data
+from compress.zoo.models import build_module, fresh
+from compress.zoo.weights import DEFAULT, load_weights
+
+
+@dataclass(frozen=True)
+class Row:
+    """A chain to run: its text (without the baseline's step) and its parsed steps."""
+
+    text: str
+    chain: Compressor | None
+    """None for the baseline itself."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A suite with everything looked up: data, models, chains, device."""
+
+    suite: Suite
+    data: Data
+    start: Model
+    """The model before the baseline's step, with its weights if they are given."""
+    baseline: Compressor | None
+    rows: tuple[Row, ...]
+    teachers: Mapping[str, Model]
+    build: Builder
+    origin: str
+    """In words: where the baseline comes from."""
+    device: torch.device
+    precision: str
+    threads: int
+    allow_code: tuple[Path, ...] = ()
+
+    def fresh(self, name: str) -> Model:
+        return fresh(name, self.data.task, self.allow_code)
+
+    def workbench(self, seed: int, progress: bool) -> Workbench:
+        data = self.data
+        return Workbench(
+            task=data.task,
+            train=data.train,
+            validation=data.validation,
+            calibration=data.calibration,
+            models=self.teachers,
+            build=self.fresh,
+            device=self.device,
+            precision=self.precision,
+            seed=seed,
+            progress=progress,
+        )
+
+    @property
+    def context(self) -> dict[str, object]:
+        """What every step's result depends on, besides its input and its text."""
+        task = self.data.task
+        return {
+            "data": self.data.fingerprint,
+            "task": task.preprocessing.to_json(),
+            "augment": task.augment,
+            "device": str(self.device),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "teachers": {name: weights_hash(model.module) for name, model in self.teachers.items()},
+            "code": {path.name: sha256(path.read_bytes()) for path in self.allow_code},
+        }
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Return a hash of every parameter and buffer, by name."""
+    parts = {
+        name: [str(tensor.dtype), list(tensor.shape), sha256(tensor.cpu().numpy().tobytes())]
+        for name, tensor in module.state_dict().items()
+    }
+    return digest(parts)
+
+
+def make_plan(
+    suite: Suite,
+    *,
+    data: Data | None = None,
+    model: nn.Module | None = None,
+    data_root: Path | None = None,
+    device: str = "auto",
+    allow_code: Collection[Path] = (),
+) -> Plan:
+    """Look everything up, build every model once, and refuse what cannot work.
+
+    `data` and `model` (an instance) take the place of the suite's names, for Python users.
+    Raises UserError.
+    """
+    # Parsing is cheap and data may be large: a typing error is told at once.
+    baseline, rows = _chains(suite, has_weights=suite.weights is not None or model is not None)
+    for path in allow_code:
+        if not path.is_file():
+            raise UserError(f"--allow-code: there is no file {path}")
+    if data is None:
+        data = load_data(
+            suite.data,
+            data_root,
+            mean=suite.mean,
+            std=suite.std,
+            size=suite.size,
+            augment=suite.augment,
+        )
+    where = _device(device)
+    suite = _with_weights_found(suite, data_root)
+    plan = Plan(
+        suite=suite,
+        data=data,
+        start=_start(suite, data, model, allow_code),
+        baseline=baseline,
+        rows=rows,
+        teachers={},
+        build=partial(build_module, allow_code=allow_code),
+        origin=_origin(suite, baseline, model),
+        device=where,
+        precision=_precision(suite.precision, where),
+        threads=suite.threads or cpu_threads(),
+        allow_code=tuple(allow_code),
+    )
+    plan = replace(plan, teachers=_teachers(suite, plan))
+    for row in rows:
+        _check_names(row, plan)
+    return plan
+
+
+def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
+    """Look for files of weights as they are named, then below the data root."""
+
+    def find(weights: str | None) -> str | None:
+        if weights is None or weights == DEFAULT or Path(weights).expanduser().exists():
+            return weights
+        below = find_root(data_root) / weights
+        if below.exists():
+            return str(below)
+        raise UserError(
+            f"there is no file of weights {weights!r}, neither here nor below the data root "
+            f"{find_root(data_root)}: name it with --weights FILE"
+        )
+
+    teachers = {k: replace(v, weights=find(v.weights)) for k, v in suite.teachers.items()}
+    return replace(suite, weights=find(suite.weights), teachers=teachers)
+
+
+def _chains(suite: Suite, has_weights: bool) -> tuple[Compressor | None, tuple[Row, ...]]:
+    baseline = None if suite.baseline is None else parse(suite.baseline)
+    parsed = [parse(text) for text in suite.chains]
+    if baseline is None and suite.weights is None:
+        baseline = _common_start(parsed, has_weights)
+    elif baseline is not None and not _is_baseline(baseline):
+        raise IllegalChain(
+            f"the baseline must be one step from fresh weights, train(...) without a student, "
+            f"not {baseline!r}"
+        )
+    if baseline is not None and suite.weights is not None:
+        raise IllegalChain(
+            f"{baseline!r} starts from fresh weights, and weights are given too: leave out one"
+        )
+    rows = [Row("baseline", None)]
+    for chain in parsed:
+        steps = chain.steps
+        if _is_baseline(steps[0]):
+            if repr(steps[0]) != repr(baseline):
+                why = f"the baseline is {baseline!r}" if baseline else "the weights are given"
+                raise IllegalChain(
+                    f"{chain!r} starts from {steps[0]!r}, but {why}: a suite has one baseline"
+                )
+            steps = steps[1:]
+        if not steps:
+            continue
+        rest = steps[0] if len(steps) == 1 else Chain(*steps)
+        if repr(rest) in {row.text for row in rows}:
+            raise UserError(f"the chain {rest!r} stands twice in the suite")
+        rows.append(Row(repr(rest), rest))
+    return baseline, tuple(rows)
+
+
+def _is_baseline(step: Compressor) -> bool:
+    return step.restarts and not step.students and len(step.steps) == 1
+
+
+def _common_start(chains: list[Compressor], has_weights: bool) -> Compressor | None:
+    starts = [chain.steps[0] for chain in chains if _is_baseline(chain.steps[0])]
+    if not starts:
+        if has_weights:
+            return None
+        raise IllegalChain(
+            "the model has no weights: begin the chain with train(epochs=...), or give weights"
+        )
+    return starts[0]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device must be auto, cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda is asked for, and torch finds no CUDA device here")
+    return torch.device(name)
+
+
+def _precision(name: str, device: torch.device) -> str:
+    """Choose bfloat16 where the hardware multiplies it natively; elsewhere it is slower."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def _start(
+    suite: Suite, data: Data, instance: nn.Module | None, allow_code: Collection[Path]
+) -> Model:
+    seed_everything(suite.seeds[0])
+    if instance is None:
+        model = fresh(suite.model, data.task, allow_code)
+        if suite.weights is not None:
+            load_weights(model.module, suite.weights, suite.model)
+        return model
+    model = Model(instance.eval(), data.task.example()).copy()
+    shape = tuple(forward(model.module, model.example).shape)
+    if shape != (1, len(data.task.classes)):
+        raise UserError(
+            f"the model's outputs have shape {shape} for one item, and the data has "
+            f"{len(data.task.classes)} classes"
+        )
+    return model
+
+
+def _origin(suite: Suite, baseline: Compressor | None, instance: nn.Module | None) -> str:
+    if baseline is not None:
+        return repr(baseline)
+    if instance is not None:
+        return "the module instance as it was given"
+    return f"the given weights ({Path(str(suite.weights)).name})"
+
+
+def _teachers(suite: Suite, plan: Plan) -> dict[str, Model]:
+    teachers = {}
+    for name, named in suite.teachers.items():
+        if named.weights is None:
+            raise UserError(f"teacher {name!r} needs weights: an untrained model teaches nothing")
+        model = plan.fresh(named.model)
+        load_weights(model.module, named.weights, named.model)
+        teachers[name] = model
+    return teachers
+
+
+def _check_names(row: Row, plan: Plan) -> None:
+    if row.chain is None:
+        return
+    for name in sorted(row.chain.students):
+        plan.fresh(name)
+    for name in sorted(row.chain.teachers - {"baseline"}):
+        if name not in plan.teachers:
+            raise unknown("teacher", name, ["baseline", "input", *plan.teachers])
+    bench = replace(plan.workbench(0, False), teacher=plan.start)
+    for need in sorted(row.chain.needs):
+        if not bench.has(need):
+            raise IllegalChain(f"{row.text} needs {need}, which is not at hand")
+
+
+def contains(chain: Compressor | None, names: Collection[str]) -> bool:
+    """Return whether a step of one of these names stands anywhere in a chain."""
+    if chain is None:
+        return False
+    if isinstance(chain, Repeat):
+        return contains(chain.step, names)
+    return any(
+        contains(step, names) if isinstance(step, Repeat) else step.name() in names
+        for step in chain.steps
+    )

@@ -1,0 +1,122 @@
+"""Text that fits a width, and that means nothing to a terminal, to Markdown, or to a shell.
+
+Widths are in terminal columns: an East Asian wide character takes two.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import unicodedata
+from collections.abc import Callable, Iterable
+
+Measure = Callable[[str], int]
+
+# What would start a list, a quote, a heading or a rule if it began a line of Markdown.
+_BLOCK = re.compile(r"(\d+)?([-+>#=.)])")
+_MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {c: f"\\{c}" for c in "\\`*[]|~"}
+_ESCAPES = str.maketrans(_MARKDOWN)
+
+
+def clean(text: str) -> str:
+    """Return the text on one line: white space as single blanks, control characters in hex."""
+    visible = (c if c.isprintable() else _hexadecimal(c) for c in " ".join(text.split()))
+    return "".join(visible)
+
+
+def width(text: str) -> int:
+    """Return how many columns a text takes."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def pad(text: str, columns: int, right: bool) -> str:
+    """Fill a text with blanks to a width; `right` aligns it to the right."""
+    blanks = " " * (columns - width(text))
+    return blanks + text if right else text + blanks
+
+
+def escape(text: str) -> str:
+    """Return Markdown that shows the text itself: no HTML, link, emphasis or table cell."""
+    return text.translate(_ESCAPES)
+
+
+def guard(line: str) -> str:
+    """Return a line of escaped text so that Markdown does not take its start for a block."""
+    match = _BLOCK.match(line)
+    return f"{match[1] or ''}\\{line[match.end() - 1 :]}" if match else line
+
+
+def wrap(text: str, limit: int, measure: Measure = width) -> list[str]:
+    """Break prose at blanks into lines of at most `limit` columns; longer words break anywhere."""
+    return pack(re.findall(r"\S+\s*", text), limit, limit, measure)
+
+
+def wrap_chain(text: str, limit: int, measure: Measure = width) -> list[str]:
+    """Break a chain before an arrow, else after a comma or an opening parenthesis, else anywhere.
+
+    What continues a step is indented by two blanks.
+    """
+    lines: list[str] = []
+    current = ""
+    for step in re.split(r" (?=-> )", text):
+        joined = f"{current} {step}" if current else step
+        if measure(joined) <= limit:
+            current = joined
+            continue
+        lines += [current] if current else []
+        parts = pack(re.findall(r"[^,(]*[,(] *|[^,(]+", step), limit, limit - 2, measure)
+        if len(parts) == 1:
+            current = parts[0]
+        else:  # the next step starts on a line of its own, so that it is seen
+            lines += [parts[0], *(f"  {part}" for part in parts[1:])]
+            current = ""
+    return [*lines, current] if current or not lines else lines
+
+
+def pack(pieces: Iterable[str], first: int, later: int, measure: Measure = width) -> list[str]:
+    """Fill lines with pieces in order: `first` columns in the first line, `later` in the others."""
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and measure((lines[-1] + piece).rstrip()) > (later if lines[1:] else first):
+            lines.append("")
+        for char in piece:
+            if measure((lines[-1] + char).rstrip()) > (later if lines[1:] else first):
+                lines.append("")
+            lines[-1] += char
+    return [line.strip() for line in lines]
+
+
+def shell_lines(command: str, limit: int) -> list[str]:
+    """Break a command for a POSIX shell into lines that, pasted together, run the same command."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not a command: show it all the same
+        return wrap(command, limit)
+    lines = [""]
+    for word in words:
+        quoted = _quote(word)
+        if lines[-1] and width(f"{lines[-1]} {quoted}") > limit - 2:
+            lines[-1] += " \\"
+            lines.append("")
+        *full, last = _shell_word(word, limit - 2) if width(quoted) > limit - 2 else [quoted]
+        for part in full:
+            lines[-1] += f"{part}\\"
+            lines.append("")
+        lines[-1] += f" {last}" if lines[-1] else last
+    return lines
+
+
+def _shell_word(word: str, limit: int) -> list[str]:
+    # Quoted parts that touch, with an escaped end of line between them, are one word.
+    parts = pack(word.replace(" ", "\0"), limit, limit, lambda text: width(_quote(text)))
+    return [_quote(part.replace("\0", " ")) for part in parts]
+
+
+def _quote(word: str) -> str:
+    if "'" in word and not set(word) & set('"$`\\!'):
+        return f'"{word}"'  # chains hold single quotes: shlex would write '"'"' for each
+    return shlex.quote(word)
+
+
+def _hexadecimal(char: str) -> str:
+    return char.encode("unicode_escape").decode()
