@@ -123,14 +123,14 @@ def _known(what: str) -> dict[str, str]:
 
 
 def _signature(cls: Any) -> str:
-    import inspect
+    from dataclasses import MISSING
 
-    shown = []
-    for parameter in inspect.signature(cls).parameters.values():
-        default = parameter.default
-        shown.append(
-            parameter.name if default is parameter.empty else f"{parameter.name}={default!r}"
-        )
+    from compress.compressor import settings_of
+
+    shown = [
+        item.name if item.default is MISSING else f"{item.name}={item.default!r}"
+        for item in settings_of(cls)
+    ]
     return f"{cls.name()}({', '.join(shown)})"
 
 

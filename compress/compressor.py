@@ -128,11 +128,17 @@ class Compressor(ABC):
 
     def __repr__(self) -> str:
         shown = []
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+        for item in settings_of(type(self)):
             value = getattr(self, item.name)
             if item.default is dataclasses.MISSING or value != item.default:
                 shown.append(f"{item.name}={value!r}")
         return f"{self.name()}({', '.join(shown)})"
+
+
+def settings_of(cls: type[Compressor]) -> list[dataclasses.Field[Any]]:
+    """Return a technique's own settings, then those that it shares with others."""
+    own = vars(cls).get("__annotations__", {})
+    return sorted(dataclasses.fields(cls), key=lambda item: item.name not in own)  # type: ignore[arg-type]
 
 
 def require(condition: bool, step: Compressor, sentence: str) -> None:

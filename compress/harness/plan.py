@@ -182,10 +182,12 @@ def _chains(suite: Suite, has_weights: bool) -> tuple[Compressor | None, tuple[R
         steps = chain.steps
         if _is_baseline(steps[0]):
             if repr(steps[0]) != repr(baseline):
-                why = f"the baseline is {baseline!r}" if baseline else "the weights are given"
-                raise IllegalChain(
-                    f"{chain!r} starts from {steps[0]!r}, but {why}: a suite has one baseline"
+                why = (
+                    f"the baseline is {baseline!r}, and a suite has one"
+                    if baseline
+                    else "weights are given: leave out the step, or the weights"
                 )
+                raise IllegalChain(f"{chain!r} starts from {steps[0]!r}, but {why}")
             steps = steps[1:]
         if not steps:
             continue

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 Measure = Callable[[str], int]
 
 # What would start a list, a quote, a heading or a rule if it began a line of Markdown.
-_BLOCK = re.compile(r"(\d+)?([-+>#=.)])")
+_BLOCK = re.compile(r"\d+(?=[.)](?: |$))|(?=[-+#=_])")
 _MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {c: f"\\{c}" for c in "\\`*[]|~"}
 _ESCAPES = str.maketrans(_MARKDOWN)
 
@@ -43,7 +43,7 @@ def escape(text: str) -> str:
 def guard(line: str) -> str:
     """Return a line of escaped text so that Markdown does not take its start for a block."""
     match = _BLOCK.match(line)
-    return f"{match[1] or ''}\\{line[match.end() - 1 :]}" if match else line
+    return f"{match[0]}\\{line[match.end() :]}" if match else line
 
 
 def wrap(text: str, limit: int, measure: Measure = width) -> list[str]:

@@ -25,9 +25,8 @@ from compress.report.layout import (
 
 WIDTH = 100
 HEADER = ("chain", "acc %", "Δ pt", "params", "MACs", "kB", "ms", "speed-up")
-UNVERIFIED = (
-    "unverified: nothing shows that its ONNX file computes what the model does; not for use"
-)
+LONGEST_NOTE = 600  # characters; results.csv has all of it
+UNVERIFIED = "unverified: its ONNX file was not shown to compute what the model does; not for use"
 
 Cells = list[str]
 
@@ -66,14 +65,17 @@ def _document(rows: list[Row], about: Mapping[str, Any], dialect: _Dialect) -> s
     blocks.append([line for fact in facts(rows, about) for line in _item("", fact, dialect)])
     if command := clean(str(about.get("command") or "")):
         blocks.append(["This command gives the table:"])
-        blocks.append([f"    {line}" for line in shell_lines(command, WIDTH - 4)])
+        # A terminal's indentation would be copied into words that are broken between lines.
+        indent = "    " if dialect.code else ""
+        blocks.append([indent + line for line in shell_lines(command, WIDTH - 4)])
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
 def _title(about: Mapping[str, Any], dialect: _Dialect) -> list[str]:
     title = clean(str(about.get("suite") or ""))
-    lines = wrap(title, WIDTH - 2, lambda line: width(dialect.escape(line))) if title else []
-    return [("# " if dialect.code else "") + dialect.escape(line) for line in lines]
+    lines = wrap(title, WIDTH - 3, lambda line: width(dialect.escape(line))) if title else []
+    shown = [dialect.guard(dialect.escape(line)) for line in lines]
+    return [("# " if dialect.code and i == 0 else "") + line for i, line in enumerate(shown)]
 
 
 def _item(mark: str, content: str, dialect: _Dialect) -> list[str]:
@@ -145,7 +147,8 @@ def _notes(row: Row) -> list[str]:
         found.append(f"{UNVERIFIED} ({error})" if error else UNVERIFIED)
     elif error:
         found.append(error)
-    return [*found, note] if note else found
+    found += [note] if note else []
+    return [n if len(n) <= LONGEST_NOTE else f"{n[:LONGEST_NOTE]} ..." for n in found]
 
 
 def _chain_cell(row: Row, marks: str, room: int, dialect: _Dialect) -> list[str]:

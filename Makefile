@@ -1,0 +1,32 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: they set up .venv first.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= $(COMPRESS_DATA_ROOT)
+
+.PHONY: demo test lint setup mnist cifar10 clean
+
+demo: setup
+	$(BIN)/compress-models bench digits --out reports/digits
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# The tables in reports/: each takes long and needs its data (see README).
+mnist: setup
+	$(BIN)/compress-models bench mnist --out reports/mnist
+
+cifar10: setup
+	$(BIN)/compress-models bench cifar10 --out reports/cifar10
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt .ci/make-venv
+	sh .ci/make-venv $(VENV)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

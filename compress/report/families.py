@@ -1,0 +1,66 @@
+"""Which kind of compression a chain is, read from its text alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from compress.report.columns import BASELINE
+
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_CALL = re.compile(r"([A-Za-z_][\w.]*)\(")
+_CORE = ("prune_weights", "prune_channels", "factorize")
+_NEUTRAL = frozenset({"train", "finetune", "distill", "quantize", "repeat"})
+
+
+@dataclass(frozen=True)
+class Look:
+    """A family's colour (Okabe and Ito's, told apart by the colour-blind) and marker."""
+
+    colour: str
+    marker: str
+    label: str
+
+
+LOOKS = {
+    BASELINE: Look("#000000", "*", "baseline"),
+    "distill": Look("#0072B2", "o", "distill"),
+    "prune_weights": Look("#E69F00", "s", "prune weights"),
+    "prune_channels": Look("#D55E00", "D", "prune channels"),
+    "factorize": Look("#009E73", "^", "factorize"),
+    "quantize": Look("#CC79A7", "p", "quantize only"),
+    "combined": Look("#56B4E9", "h", "combined"),
+    "other": Look("#6B6B6B", "v", "other"),
+}
+
+
+def family(chain: str) -> str:
+    """Return the key of `LOOKS` for a chain.
+
+    Steps that only recover accuracy, and int8, do not count beside pruning or factorizing, but
+    a distillation into a student does: `combined` is two or more of these.
+    """
+    if chain == BASELINE:
+        return BASELINE
+    names = _names(chain)
+    found = [name for name in _CORE if name in names]
+    found += ["other"] if names - set(_CORE) - _NEUTRAL else []
+    if "distill" in names and re.search(r"distill\([^)]*student=", _unquoted(chain)):
+        found.append("distill")
+    if len(found) > 1:
+        return "combined"
+    fallback = next((name for name in ("distill", "quantize") if name in names), "other")
+    return found[0] if found else fallback
+
+
+def is_int8(chain: str) -> bool:
+    """Return whether the chain's file computes in int8."""
+    return "quantize" in _names(chain)
+
+
+def _names(chain: str) -> set[str]:
+    return set(_CALL.findall(_unquoted(chain)))
+
+
+def _unquoted(chain: str) -> str:
+    return _QUOTED.sub("''", chain)

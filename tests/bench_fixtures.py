@@ -1,0 +1,46 @@
+"""A small data set and workbench that tests of steps share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from compress.compressor import Journal, Workbench, seed_everything
+from compress.model import Model
+from compress.task import Data, Subset
+from compress.zoo.data import load_data
+from compress.zoo.models import build_module, fresh
+
+
+def small_digits() -> Data:
+    """Return the digits with 320 training and 128 test items."""
+    data = load_data("digits")
+    return replace(
+        data,
+        train=Subset(data.train, torch.arange(320)),
+        calibration=Subset(data.calibration, torch.arange(128)),
+        test=Subset(data.test, torch.arange(128)),
+    )
+
+
+def make_bench(data: Data, teacher: Model | None = None, seed: int = 0) -> Workbench:
+    return Workbench(
+        task=data.task,
+        train=data.train,
+        validation=data.validation,
+        calibration=data.calibration,
+        teacher=teacher,
+        build=lambda name: fresh(name, data.task),
+        seed=seed,
+        journal=Journal(),
+    )
+
+
+def fresh_model(data: Data, name: str = "cnn-small(width=16)", seed: int = 0) -> Model:
+    seed_everything(seed)
+    return fresh(name, data.task)
+
+
+build = partial(build_module)

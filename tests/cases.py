@@ -1,0 +1,38 @@
+"""The one table of configured techniques. A row here puts a technique under every contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """A technique as chain text; `neutral` is a setting that must change nothing."""
+
+    text: str
+    neutral: str | None = None
+
+
+CASES = [
+    Case("train(epochs=1)"),
+    Case("train(student='mlp', epochs=1, optimizer='sgd', learning_rate=0.05)"),
+    Case("finetune(epochs=1)"),
+    Case("finetune(epochs=2, keep='best')"),
+    Case("distill(epochs=1)"),
+    Case("distill(student='mlp', epochs=1)"),
+    Case("distill(student='mlp', epochs=1, teacher='input', loss='logits', hard_weight=1.0)"),
+    Case("prune_weights(sparsity=0.5)", neutral="prune_weights(sparsity=0.0)"),
+    Case("prune_weights(sparsity=0.5, scope='layer')", neutral="prune_weights(sparsity=0)"),
+    Case("prune_channels(macs=0.5)", neutral="prune_channels(macs=1.0)"),
+    Case("prune_channels(channels=0.5, round_to=1)", neutral="prune_channels(channels=1.0)"),
+    Case("factorize(rank=0.3)", neutral="factorize(rank=1.0)"),
+    Case("factorize(energy=0.8)", neutral="factorize(energy=1.0)"),
+    Case("factorize(macs=0.6)", neutral="factorize(macs=1.0)"),
+    Case("quantize(calibration=64)"),
+    Case("quantize(calibration=64, method='percentile')"),
+    Case("repeat(2, prune_weights(sparsity=0.5) -> finetune(epochs=1), schedule='cubic')"),
+    Case("repeat(2, prune_channels(macs=0.5))", neutral="repeat(2, prune_channels(macs=1.0))"),
+]
+
+TEXTS = [case.text for case in CASES]
+NEUTRAL = sorted({case.neutral for case in CASES if case.neutral})

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from compress.report.columns import COLUMNS, frame, to_csv
+
+ROWS = [
+    {"chain": "quantize()", "seed": 1, "status": "ok", "params": 2**60 + 1, "accuracy": 0.1 + 0.2},
+    {"chain": "baseline", "seed": 0, "status": "ok", "accuracy": 1.0, "extra": "left out"},
+    {
+        "chain": "factorize(rank=0.5)",
+        "status": "failed",
+        "error": '-x "quoted",\nline',
+        "macs": None,
+    },
+]
+
+
+def test_frame_has_the_columns_in_order_and_the_baseline_first():
+    table = frame(ROWS)
+    assert tuple(table.columns) == COLUMNS
+    assert list(table["chain"]) == ["baseline", "quantize()", "factorize(rank=0.5)"]
+
+
+def test_missing_integers_do_not_turn_the_others_into_floats():
+    table = frame(ROWS)
+    assert str(table["params"].dtype) == "Int64"
+    assert table["params"][1] == 2**60 + 1
+    assert table["params"][0] is pd.NA
+    assert str(table["macs"].dtype) == "Int64"
+
+
+def test_csv_round_trip():
+    text = to_csv(ROWS)
+    first, second, third = csv.DictReader(io.StringIO(text))
+    assert tuple(first) == COLUMNS
+    assert second["params"] == str(2**60 + 1)
+    assert float(second["accuracy"]) == 0.1 + 0.2
+    assert first["params"] == first["error"] == third["accuracy"] == third["seed"] == ""
+    again = pd.read_csv(io.StringIO(text))
+    assert again["accuracy"].dropna().tolist() == [1.0, 0.1 + 0.2]
+
+
+@pytest.mark.parametrize("start", "=+-@")
+def test_a_spreadsheet_finds_no_formula(start):
+    (row,) = csv.DictReader(io.StringIO(to_csv([{"chain": "a()", "error": f"{start}1+1"}])))
+    assert row["error"] == f"'{start}1+1"
+
+
+def test_csv_can_be_encoded_whatever_a_file_is_called():
+    assert "\\udcff" in to_csv([{"chain": "a()", "onnx_path": "\udcff.onnx"}]).encode().decode()
+
+
+def test_no_rows_give_the_header():
+    assert to_csv([]) == ",".join(COLUMNS) + "\n"
+
+
+def test_importing_the_room_imports_neither_torch_nor_onnx():
+    code = "import sys, compress.report.write; print({'torch', 'onnx'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from compress.report.columns import to_csv
+from compress.report.families import family, is_int8
+from compress.report.front import cut_below, pareto_front
+from compress.report.labels import place_labels
+from compress.report.pareto import latency_points, number_chains, pareto_png
+from compress.report.table import markdown
+from compress.report.write import write_reports
+
+POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
+
+
+def _dominates(a, b):
+    return a[0] <= b[0] and a[1] >= b[1] and a != b
+
+
+@given(POINTS)
+def test_the_front_is_what_nothing_dominates(points):
+    front = pareto_front(points)
+    expected = [i for i, p in enumerate(points) if not any(_dominates(q, p) for q in points)]
+    assert sorted(front) == expected
+    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
+
+
+def test_an_axis_is_cut_only_where_a_few_points_lie_far_below():
+    assert cut_below([98, 97.5, 97, 11]) == 97
+    assert cut_below([98, 80, 70, 60]) is None
+    assert cut_below([98, 11]) is None
+    assert cut_below([]) is None
+
+
+@pytest.mark.parametrize(
+    ("chain", "expected", "int8"),
+    [
+        ("baseline", "baseline", False),
+        ("quantize()", "quantize", True),
+        ("prune_channels(macs=0.5) -> distill(epochs=3) -> quantize()", "prune_channels", True),
+        ("repeat(3, prune_weights(sparsity=0.5) -> finetune(epochs=1))", "prune_weights", False),
+        ("distill(student='quantize(x)', epochs=3)", "distill", False),
+        ("distill(epochs=3, student='s') -> factorize(rank=0.5)", "combined", False),
+        ("prune_weights(sparsity=0.5) -> factorize(rank=0.5)", "combined", False),
+        ("their_step()", "other", False),
+        ("train(student='cnn-tiny')", "other", False),
+        ("", "other", False),
+    ],
+)
+def test_families(chain, expected, int8):
+    assert (family(chain), is_int8(chain)) == (expected, int8)
+
+
+def test_labels_lie_upon_nothing():
+    points = [(100.0 + 9 * (i % 5), 100.0 + 7 * (i // 5)) for i in range(20)]
+    boxes = [
+        (x - 10, y - 8, x + 10, y + 8)
+        for x, y in place_labels(points, [(20.0, 16.0)] * 20, (0, 0, 400, 400), 6)
+    ]
+    boxes += [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    crossed = [
+        (i, j)
+        for (i, a), (j, b) in itertools.combinations(enumerate(boxes), 2)
+        if i < 20 and min(a[2], b[2]) - max(a[0], b[0]) > 0.01 < min(a[3], b[3]) - max(a[1], b[1])
+    ]
+    assert crossed == []
+    assert all(b[0] >= 0 and b[1] >= 0 and b[2] <= 400 and b[3] <= 400 for b in boxes)
+
+
+def _row(chain, accuracy=0.9, ms=1.0, **more):
+    low, high = max(0.0, accuracy - 0.02), min(1.0, accuracy + 0.01)
+    return {
+        "chain": chain,
+        "seed": 0,
+        "status": "ok",
+        "accuracy": accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "cpu_ms_p50": ms,
+        "onnx_bytes": int(1e5 * ms),
+        **more,
+    }
+
+
+def test_a_latency_bar_spans_the_baseline_divided_by_the_speedup():
+    rows = [
+        _row("baseline", ms=8.0),
+        _row("quantize()", ms=4.1, cpu_speedup=2.0, cpu_speedup_low=1.6, cpu_speedup_high=2.5),
+        _row("a()", ms=3.0),
+        _row("b()", ms=3.0, status="unverified"),
+    ]
+    base, int8, bare = latency_points(rows, number_chains(rows))
+    assert (int8.x_low, int8.x, int8.x_high) == (8 / 2.5, 4.1, 8 / 1.6)
+    assert (base.x_low, base.x_high, bare.x_low) == (8.0, 8.0, 3.0)
+    assert (base.label, int8.label, bare.label) == ("", "1", "2")
+    assert int8.y == pytest.approx(90)
+
+
+MANY = [
+    _row("baseline", 0.98, 9.0),
+    *(
+        _row(f"prune_channels(macs=0.{i}) -> quantize()", 0.9 + i / 300, i / 2)
+        for i in range(1, 20)
+    ),
+]
+CASES = {
+    "two": MANY[:2],
+    "many": MANY,
+    "one collapsed": [*MANY, _row("factorize(rank=0.1)", 0.1)],
+    "equal": [_row("baseline"), _row("a()"), _row("b()", seed=1)],
+    "all failed": [{"chain": c, "status": "failed"} for c in ("baseline", "a()")],
+    "no latency": [row | {"cpu_ms_p50": None} for row in MANY],
+    "no intervals": [{"chain": "a()", "accuracy": 0.5, "onnx_bytes": 9, "cpu_ms_p50": 1.0}],
+    "hostile": [_row("baseline"), _row("$\\frac$ 漢字 \x1b \udcff <b> " + "y" * 2000)],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_picture_can_be_drawn(name):
+    content = pareto_png(CASES[name], {"suite": "$x", "model": "漢", "test_items": 3})
+    assert len(content) < 300_000
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        assert image.width == 1600
+        assert 600 < image.height < 1500
+        assert len(set(image.convert("L").tobytes())) > 2
+
+
+def test_the_same_rows_give_the_same_picture():
+    assert pareto_png(MANY, {}) == pareto_png(MANY, {})
+
+
+def test_all_three_files_are_written(tmp_path):
+    write_reports(iter(MANY), {"suite": "digits"}, tmp_path / "new")
+    folder = tmp_path / "new"
+    assert {path.name for path in folder.iterdir()} == {"results.csv", "table.md", "pareto.png"}
+    assert (folder / "results.csv").read_text() == to_csv(MANY)
+    assert (folder / "table.md").read_text() == markdown(MANY, {"suite": "digits"})

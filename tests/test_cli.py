@@ -1,0 +1,234 @@
+"""The command line: exit codes, sentences, and one suite from end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import compress
+from compress.cli import main
+from compress.deploy.export import read_metadata
+from compress.report.columns import COLUMNS
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["compress-models", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+SEVEN = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+"""
+
+WRONG = [
+    (["frobnicate"], "No such command 'frobnicate'"),
+    (["bench", "digit"], "unknown suite 'digit'. Did you mean 'digits'"),
+    (["bench", "none.toml"], "there is no suite file none.toml"),
+    (["run", "--chain", "train() -> shrink()"], "unknown technique 'shrink'"),
+    (["run", "--chain", "train() -> distill(studnt='mlp')"], "Did you mean 'student'"),
+    (["run", "--chain", "train() -> quantize() -> distill()"], "no step may follow"),
+    (["run", "--chain", "train() -> distill(epochs=print())"], "unknown technique 'print'"),
+    (["run", "--chain", "train() -> prune_channels(macs=1.5)"], "not 1.5"),
+    (["run", "--chain", "train() -> prune_channels(macs=0)"], "not 0"),
+    (["run", "--chain", "train() -> prune_weights(sparsity=-1)"], "not -1"),
+    (["run", "--chain", "quantize()"], "the model has no weights"),
+    (["run", "--model", "resnet19", "--chain", "train()"], "unknown model 'resnet19'"),
+    (["run", "--model", "torchvision:resnet81", "--chain", "train()"], "resnet"),
+    (["run", "--data", "digitz", "--chain", "train()"], "unknown data source 'digitz'"),
+    (["run", "--data", "arrays:nowhere.npz", "--chain", "train()"], "nowhere.npz"),
+    (["run", "--data", "imagefolder:nowhere", "--chain", "train()"], "nowhere"),
+    (["run", "--chain", "train()", "--weights", "no.pt"], "leave out the step, or the weights"),
+    (["run", "--chain", "quantize()", "--weights", "no.pt"], "no file of weights 'no.pt'"),
+    (["run", "--chain", "train()", "--mean", "0.5,x"], "not a list of numbers"),
+    (["run", "--chain", "train()", "--mean", "0.5"], "mean and std together"),
+    (["run", "--chain", "train()", "--mean", "0,0", "--std", "1,1"], "one value per channel"),
+    (["run", "--chain", "train()", "--colour"], "No such option"),
+    (["run", "--chain", "train()", "--device", "tpu"], "device must be"),
+    (["run", "--chain", "train()", "--augment", "mixup"], "augment"),
+    (["run", "--chain", "train()", "--out", "/proc/nowhere"], "cannot write to"),
+    (["run", "--chain", "train()", "--model", "m.py:make"], "--allow-code m.py"),
+    (["list", "colours"], "'colours' is not one of"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), WRONG, ids=lambda value: str(value)[:50])
+def test_a_wrong_call_exits_with_2_and_a_sentence(
+    arguments: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.py").write_text(SEVEN)
+    assert call(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+def test_a_student_with_another_number_of_classes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.py").write_text(SEVEN)
+    chain = "train() -> distill(student='m.py:make')"
+    assert call(monkeypatch, "run", "--chain", chain, "--allow-code", "m.py") == 2
+    assert "10 classes" in capsys.readouterr().err
+
+
+def test_weights_of_another_shape(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"0.weight": torch.zeros(3, 3)}, path)
+    assert call(monkeypatch, "run", "--chain", "quantize()", "--weights", str(path)) == 2
+    assert "0.weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["techniques", "models", "data", "suites"])
+def test_list(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "list", what) == 0
+    said = capsys.readouterr().out
+    expected = {"techniques": "distill(student=None", "models": "resnet56", "data": "cifar100"}
+    assert expected.get(what, "digits") in said
+
+
+def test_python_m_compress_is_the_command() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "compress", "--version"], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == f"compress-models, version {compress.__version__}"
+
+
+SUITE = """
+data = "digits"
+model = "cnn-small(width=16)"
+baseline = "train(epochs=8)"
+timing_seconds = 1.5
+chains = [
+    "train(epochs=8) -> quantize()",
+    "distill(student='mlp', epochs=4)",
+    "prune_channels(macs=0.5)",
+    "finetune(epochs=1, learning_rate=1e6, optimizer='sgd')",
+]
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "small.toml").write_text(SUITE)
+    arguments = ["bench", "small.toml", "--out", "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "compress", *arguments], cwd=folder, capture_output=True, text=True
+    )
+    # The last chain cannot learn at that rate: its row failed, the others are there.
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Written to out" in done.stdout
+    return folder / "out"
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with open(out / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> None:
+    table = rows(finished)
+    assert tuple(table[0]) == COLUMNS
+    assert [row["chain"] for row in table] == [
+        "baseline",
+        "quantize()",
+        "distill(student='mlp', epochs=4)",
+        "prune_channels(macs=0.5)",
+        "finetune(learning_rate=1000000.0, optimizer='sgd')",
+    ]
+    assert [row["status"] for row in table] == ["ok"] * 4 + ["failed"]
+    assert "smaller learning_rate" in table[4]["error"] or "finite" in table[4]["error"]
+    good = table[:4]
+    for column in ("accuracy", "params", "macs", "gzip_bytes", "cpu_ms_p50", "cpu_batch32_per_s"):
+        assert all(float(row[column]) > 0 for row in good), column
+    for row in good:
+        assert float(row["accuracy_low"]) < float(row["accuracy"]) <= float(row["accuracy_high"])
+        assert float(row["accuracy_delta"]) == pytest.approx(
+            float(row["accuracy"]) - float(table[0]["accuracy"])
+        )
+        assert row["cuda_ms_p50"] or row["cuda_note"]
+    assert float(table[0]["accuracy"]) > 0.8
+    assert int(table[2]["train_samples"]) == 4 * int(table[0]["train_samples"]) // 8
+
+
+def test_the_deployed_file_gives_the_accuracy_of_its_row(finished: Path) -> None:
+    """An independent reader: onnxruntime, the metadata's preprocessing, scikit-learn's images."""
+    data = compress.load_data("digits")
+    (images,), targets = data.test.fetch(torch.arange(len(data.test)))
+    for row in rows(finished)[:4]:
+        path = finished / row["onnx_path"]
+        about = read_metadata(path.read_bytes())
+        spec = json.loads(about["preprocessing"])
+        mean, std = (np.float32(spec[key]).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+        inputs = (images.numpy().astype(np.float32) / 255 - mean) / std
+        session = onnxruntime.InferenceSession(str(path))
+        (logits,) = session.run(["logits"], {"input": inputs.astype(np.float32)})
+        accuracy = float((logits.argmax(1) == targets.numpy()).mean())
+        assert accuracy == pytest.approx(float(row["accuracy"]), abs=0.004)
+        assert json.loads(about["labels"]) == list("0123456789")
+        assert about["chain"].startswith("train(epochs=8)")
+        assert path.stat().st_size == int(row["onnx_bytes"])
+
+
+def test_outputs_lie_where_they_should(finished: Path) -> None:
+    for name in ("results.jsonl", "results.csv", "table.md", "pareto.png"):
+        assert (finished / name).stat().st_size > 100
+    for row in rows(finished)[:4]:
+        folder = (finished / row["onnx_path"]).parent
+        assert {path.name for path in folder.iterdir()} >= {
+            "model.onnx",
+            "model.safetensors",
+            "blueprint.json",
+        }
+        assert compress.load(folder).example[0].shape == (1, 1, 8, 8)
+    assert max(map(len, (finished / "table.md").read_text().splitlines())) <= 100
+
+
+def test_running_again_does_no_step_twice(finished: Path) -> None:
+    entries = {path: path.stat().st_mtime_ns for path in (finished / ".steps").iterdir()}
+    before = rows(finished)
+    subprocess.run(
+        [sys.executable, "-m", "compress", "bench", "small.toml", "--out", "out"],
+        cwd=finished.parent,
+        capture_output=True,
+    )
+    assert {path: path.stat().st_mtime_ns for path in (finished / ".steps").iterdir()} == entries
+    for old, new in zip(before, rows(finished), strict=True):
+        for column in set(COLUMNS) - {c for c in COLUMNS if c.startswith("cpu_")} - {"seconds"}:
+            if column != "note":  # a noisy timing is noted
+                assert old[column] == new[column], column
+
+
+def test_report_is_a_function_of_the_results(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: (finished / name).read_bytes() for name in ("results.csv", "table.md")}
+    for name in before:
+        (finished / name).unlink()
+    assert call(monkeypatch, "report", str(finished)) == 1
+    assert {name: (finished / name).read_bytes() for name in before} == before

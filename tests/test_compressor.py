@@ -1,0 +1,101 @@
+"""`run` checks what a technique returns; a third party's technique needs only its class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from compress.compressor import Compressor, Journal, Workbench, run
+from compress.errors import IllegalChain, StepFailed, UserError
+from compress.model import Model
+from compress.task import ImageClassification, Preprocessing
+from compress.techniques import chain, techniques
+
+TASK = ImageClassification("test", ("a", "b"), Preprocessing(1, (2, 2), (0.5,), (0.5,)))
+
+
+@dataclass(frozen=True, repr=False)
+class Scale(Compressor):
+    """Multiply every parameter; a stand-in for a plug-in."""
+
+    factor: float = 1.0
+
+    def compress(self, model: Model, bench: Workbench) -> Model:
+        with torch.no_grad():
+            for parameter in model.module.parameters():
+                parameter.mul_(self.factor)
+        return model
+
+
+@dataclass(frozen=True, repr=False)
+class Widen(Compressor):
+    """Return another output shape."""
+
+    def compress(self, model: Model, bench: Workbench) -> Model:
+        return replace(model, module=nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+
+
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), (torch.zeros(1, 1, 2, 2),))
+
+
+def bench() -> Workbench:
+    return Workbench(TASK, journal=Journal())
+
+
+def test_the_input_is_copied() -> None:
+    given = model()
+    before = given.module[1].weight.clone()
+    result = run(Scale(2.0), given, bench())
+    assert torch.equal(given.module[1].weight, before)
+    assert torch.equal(result.module[1].weight, 2 * before)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(StepFailed, match="not finite"):
+        run(Scale(float("nan")), model(), bench())
+
+
+def test_another_output_shape_is_refused() -> None:
+    with pytest.raises(StepFailed, match=r"from \(2, 2\) to \(2, 3\)"):
+        run(Widen(), model(), bench())
+
+
+def test_needs_are_checked_before_work() -> None:
+    with pytest.raises(IllegalChain, match="finetune needs labels"):
+        run(chain("finetune()"), model(), bench())
+    with pytest.raises(IllegalChain, match="quantize needs calibration"):
+        run(chain("quantize()"), model(), bench())
+
+
+def test_the_journal_names_steps_and_seconds() -> None:
+    workbench = bench()
+    run(Scale(0.5) >> Scale(2.0), model(), workbench)
+    steps = [row["step"] for row in workbench.journal.rows if row["kind"] == "step"]
+    assert steps == ["scale(factor=0.5)", "scale(factor=2.0)"]
+
+
+class Entry:
+    def __init__(self, cls: object) -> None:
+        self.cls = cls
+        self.value = "package:thing"
+
+    def load(self) -> object:
+        return self.cls
+
+
+def test_plug_ins_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    techniques.cache_clear()
+    monkeypatch.setattr("compress.techniques.entry_points", lambda group: [Entry(Scale)])
+    try:
+        assert chain("scale(factor=3.0) -> quantize()").steps[0] == Scale(3.0)
+        techniques.cache_clear()
+        monkeypatch.setattr("compress.techniques.entry_points", lambda group: [Entry(int)])
+        with pytest.raises(UserError, match="not a Compressor"):
+            chain("scale()")
+    finally:
+        techniques.cache_clear()
