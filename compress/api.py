@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.harness.bench import Bench
 from compress.harness.plan import make_plan
-from compress.harness.record import Record, read_results
+from compress.harness.record import read_results
 from compress.harness.suite import Suite, checked, load_suite
 from compress.report.columns import frame
 from compress.report.table import text
@@ -81,9 +81,8 @@ def bench(
         run.execute()
     finally:
         # Also after Ctrl-C: the finished rows are worth their table.
-        rows = _rows(run.records.values())
-        write_reports(rows, run.about(), folder)
-    return Results(folder, tuple(rows), run.about())
+        results = rewrite_reports(folder)
+    return results
 
 
 def run(
@@ -124,13 +123,9 @@ def rewrite_reports(out: str | Path) -> Results:
     """Write the reports of a folder anew from its `results.jsonl`, and return the rows."""
     folder = Path(out)
     records, about = read_results(folder / "results.jsonl")
-    rows = _rows(records)
+    rows = [record.row() for record in records]
     write_reports(rows, about, folder)
     return Results(folder, tuple(rows), about)
-
-
-def _rows(records: Iterable[Record]) -> list[dict[str, Any]]:
-    return [record.row() for record in records]
 
 
 def command_line(arguments: Sequence[str]) -> str:
