@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.harness.bench import Bench
 from compress.harness.plan import make_plan
-from compress.harness.record import read_results
+from compress.harness.record import Record, read_results
 from compress.harness.suite import Suite, checked, load_suite
 from compress.report.columns import frame
 from compress.report.table import text
@@ -57,12 +57,14 @@ def bench(
     allow_code: Collection[str | Path] = (),
     progress: bool = True,
     command: str = "",
+    on_record: Callable[[Record], None] | None = None,
     **changes: Any,
 ) -> Results:
     """Run a suite (a built-in name, a TOML file, or a `Suite`) and write its reports to `out`.
 
     `data` and `model` stand in for what the suite names; `changes` override its keys, such as
-    `seeds=(0, 1)`. Raises UserError before any work if something cannot work; a chain that
+    `seeds=(0, 1)`. `on_record` is called with every finished row, and again once it is timed.
+    Raises UserError before any work if something cannot work; a chain that
     fails later is a row with status `failed`.
     """
     chosen = load_suite(suite) if isinstance(suite, str) else suite
@@ -77,6 +79,7 @@ def bench(
     )
     folder = Path(out or Path(DEFAULT_OUT) / chosen.name)
     run = Bench(plan, folder, command or f"compress.bench({chosen.name!r})", progress)
+    run.on_record = on_record or run.on_record
     try:
         run.execute()
     finally:

@@ -141,7 +141,22 @@ def _first_line(cls: Any) -> str:
 def _options(options: dict[str, Any]) -> dict[str, Any]:
     from compress.api import command_line
 
-    return {**options, "command": command_line(sys.argv[1:])}
+    return {**options, "command": command_line(sys.argv[1:]), "on_record": _say}
+
+
+def _say(record: Any) -> None:
+    """Write a line for a finished row, so that a log of a long run shows how far it is."""
+    from tqdm import tqdm
+
+    if "cpu_ms_p50" in record.measured:
+        return
+    accuracy = record.measured.get("accuracy")
+    figures = "" if accuracy is None else f", {100 * accuracy:.2f} %"
+    seconds = record.measured.get("seconds")
+    took = "" if seconds is None else f", {seconds:.0f} s"
+    why = f": {record.error}" if record.error else ""
+    line = f"{record.chain} [seed {record.seed}]: {record.status}{figures}{took}{why}"
+    tqdm.write(line, file=sys.stderr)
 
 
 def _finish(results: Any) -> None:

@@ -265,7 +265,7 @@ class Bench:
             threads=self.plan.threads,
             batches=(LATENCY_BATCH, THROUGHPUT_BATCH),
             seconds=self.plan.suite.timing_seconds,
-            progress=self.progress,
+            progress=self.progress and sys.stderr.isatty(),
         )
         self._sidecar("timing.npz", timings.raw())
         for key in files:
