@@ -2,7 +2,6 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-DATA ?= $(COMPRESS_DATA_ROOT)
 
 .PHONY: demo test lint setup mnist cifar10 clean
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.errors import unknown
 from compress.harness.bench import Bench
 from compress.harness.plan import make_plan
 from compress.harness.record import Record, read_results
@@ -47,7 +48,7 @@ class Results:
 
 
 def bench(
-    suite: str | Suite,
+    suite: str | Path | Suite,
     *,
     out: str | Path | None = None,
     data: Data | None = None,
@@ -67,7 +68,9 @@ def bench(
     Raises UserError before any work if something cannot work; a chain that
     fails later is a row with status `failed`.
     """
-    chosen = load_suite(suite) if isinstance(suite, str) else suite
+    chosen = suite if isinstance(suite, Suite) else load_suite(str(suite))
+    if foreign := changes.keys() - {item.name for item in fields(Suite)}:
+        raise unknown("option", sorted(foreign)[0], [item.name for item in fields(Suite)])
     chosen = checked(replace(chosen, **{k: v for k, v in changes.items() if v is not None}))
     plan = make_plan(
         chosen,

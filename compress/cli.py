@@ -168,11 +168,14 @@ def _finish(results: Any) -> None:
 def main() -> None:
     """Run the command line; exit with 0 (all rows ok), 1 (some not), 2 (a wrong call)."""
     try:
-        cli()
+        sys.exit(cli(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(WRONG_CALL)
     except UserError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(WRONG_CALL)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped. What was finished is kept; run again to go on.", err=True)
         sys.exit(INTERRUPTED)
 

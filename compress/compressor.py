@@ -90,6 +90,8 @@ class Compressor(ABC):
     """Whether the step writes `Model.onnx`; then no step may follow."""
     restarts: bool = False
     """Whether the step discards the weights that enter it."""
+    always_shown: ClassVar[tuple[str, ...]] = ()
+    """Settings that the text names even where they have their defaults."""
 
     @classmethod
     def name(cls) -> str:
@@ -130,15 +132,16 @@ class Compressor(ABC):
         shown = []
         for item in settings_of(type(self)):
             value = getattr(self, item.name)
-            if item.default is dataclasses.MISSING or value != item.default:
+            default = item.default
+            if item.name in self.always_shown or default is dataclasses.MISSING or value != default:
                 shown.append(f"{item.name}={value!r}")
         return f"{self.name()}({', '.join(shown)})"
 
 
 def settings_of(cls: type[Compressor]) -> list[dataclasses.Field[Any]]:
     """Return a technique's own settings, then those that it shares with others."""
-    own = vars(cls).get("__annotations__", {})
-    return sorted(dataclasses.fields(cls), key=lambda item: item.name not in own)  # type: ignore[arg-type]
+    shared = {name for base in cls.__mro__[1:] for name in vars(base).get("__annotations__", {})}
+    return sorted(dataclasses.fields(cls), key=lambda item: item.name in shared)  # type: ignore[arg-type]
 
 
 def require(condition: bool, step: Compressor, sentence: str) -> None:
@@ -165,6 +168,12 @@ def require_one_of(step: Compressor, *names: str) -> None:
     """Require exactly one of some optional fields to be given."""
     given = [name for name in names if getattr(step, name) is not None]
     require(len(given) == 1, step, f"give exactly one of {', '.join(names)}; got {given or 'none'}")
+
+
+def require_name(step: Compressor, name: str) -> None:
+    """Require a field to be None or the name of a model."""
+    value = getattr(step, name)
+    require(value is None or isinstance(value, str), step, f"{name} is a name, not {value!r}")
 
 
 def require_count(step: Compressor, name: str, least: int = 1) -> None:

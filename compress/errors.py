@@ -18,6 +18,10 @@ class StepFailed(RuntimeError):
     """A step that was legal did not give a usable model."""
 
 
+class CannotSave(ValueError):
+    """A model that differs from a fresh build in a way that its file format cannot hold."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return an error that names the nearest known names of this kind."""
     names = sorted(known)

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -35,10 +35,17 @@ def write_json(path: Path, value: Any) -> None:
 def append_line(path: Path, value: Any) -> None:
     """Append `value` as one line of JSON and fsync it, so that a finished row survives a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    with open(path, "a+b") as file:
+        if file.tell() and not _ends_in_newline(file):
+            file.write(b"\n")  # a line that a crash left half-written stays a line of its own
         file.write((json.dumps(value, sort_keys=True) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _ends_in_newline(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def sha256(content: bytes) -> str:

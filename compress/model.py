@@ -21,13 +21,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from compress.errors import UserError
+from compress.errors import CannotSave, UserError
 from compress.files import write_atomic, write_json
 from compress.task import Tensors
 
 FORMAT = 1
 # What reading a damaged or foreign file can raise.
-DAMAGE = (ValueError, SafetensorError, KeyError, AttributeError, TypeError)
+DAMAGE = (
+    *(ValueError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError, OSError),
+    SafetensorError,
+)
 
 # The closed vocabulary of layers that steps may emit: class, and the constructor's arguments
 # as they can be read back from an instance.
@@ -145,7 +148,7 @@ def save(
 ) -> None:
     """Write the model under `folder`; `about` (JSON, such as the preprocessing) goes along.
 
-    A model without a blueprint has only its ONNX file written. Raises ValueError if the model
+    A model without a blueprint has only its ONNX file written. Raises CannotSave if the model
     differs from a fresh build in a way that the format cannot hold, or does not come back equal.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,17 +159,24 @@ def save(
     description, tensors = pack(model, build)
     again = unpack(description, tensors, build)
     inputs = probe(model.example)
+    ours, theirs = _tensors(model.module), _tensors(again.module)
+    if ours.keys() != theirs.keys() or not all(_same_bits(ours[k], theirs[k]) for k in ours):
+        raise CannotSave("the saved model does not have the same tensors when loaded again")
     before, after = forward(model.module, inputs), forward(again.module, inputs)
     if not torch.allclose(before, after, rtol=1e-4, atol=1e-5 * float(before.abs().max() + 1)):
-        raise ValueError("the saved model does not give the same outputs when loaded again")
+        raise CannotSave("the saved model does not give the same outputs when loaded again")
     write_atomic(folder / "model.safetensors", tensors)
     write_json(folder / "blueprint.json", {**description, "about": dict(about or {})})
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.detach().cpu(), b.detach())
 
 
 def pack(model: Model, build: Builder) -> tuple[dict[str, Any], bytes]:
     """Return the blueprint as JSON, and the tensors in the safetensors format."""
     if model.blueprint is None:
-        raise ValueError("a module instance has no factory, so it cannot be rebuilt from a file")
+        raise CannotSave("a module instance has no factory, so it cannot be rebuilt from a file")
     ours, fresh = model.module, build(model.blueprint)
     named = _tensors(ours)
     first: dict[int, str] = {}
@@ -227,7 +237,7 @@ def _constructor(path: str, module: nn.Module) -> dict[str, Any]:
     name = type(module).__name__
     cls, arguments = VOCABULARY.get(name, (None, ()))
     if cls is not type(module):
-        raise ValueError(f"layer {path!r} is a {name}, which is not in the vocabulary of layers")
+        raise CannotSave(f"layer {path!r} is a {name}, which is not in the vocabulary of layers")
     values = {key: getattr(module, key, None) for key in arguments}
     if "bias" in values:
         values["bias"] = values["bias"] is not None
@@ -249,8 +259,8 @@ def _changed_attributes(path: str, module: nn.Module, fresh: nn.Module) -> dict[
     for key in sorted(ours.keys() | theirs.keys()):
         if key in ours and key in theirs and _same(ours[key], theirs[key]):
             continue
-        if key not in ours or not _plain(ours[key]):
-            raise ValueError(
+        if key not in ours or key not in theirs or not _plain(ours[key]):
+            raise CannotSave(
                 f"attribute {key!r} of layer {path!r} differs from a fresh build and is not a "
                 f"plain value, so the model cannot be saved"
             )
@@ -341,8 +351,12 @@ def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Mo
         else:
             module = made
     for path, changed in description["attributes"].items():
+        owner = module.get_submodule(path)
         for key, value in changed.items():
-            setattr(module.get_submodule(path), key, _decode(value))
+            # Only plain values in the place of plain values: nothing that could be called.
+            if not _plain(_own_attributes(owner).get(key, ())) or key not in _own_attributes(owner):
+                raise UserError(f"layer {path!r} has no plain attribute {key!r} to set")
+            setattr(owner, key, _decode(value))
     stored = load_tensors(tensors)
     tied = description["tied"]
     if set(description["shapes"]) != stored.keys() | tied.keys():

@@ -85,6 +85,8 @@ class Preprocessing:
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: str = "none"
+    """In words, how an image of another size comes to `size` before it is scaled."""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -108,6 +110,7 @@ class Preprocessing:
             "layout": "NCHW",
             "channels": self.channels,
             "size": list(self.size),
+            "resize": self.resize,
             "scale": "1/255",
             "mean": list(self.mean),
             "std": list(self.std),
@@ -119,6 +122,14 @@ class Task(ABC):
 
     kind: str
     name: str
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what defines the task, as JSON: for records, the store and ONNX metadata."""
+
+    @abstractmethod
+    def output_shape(self) -> tuple[int, ...]:
+        """Return the shape of a model's outputs for one item, without the batch dimension."""
 
     @abstractmethod
     def example(self) -> Tensors:
@@ -155,6 +166,18 @@ class ImageClassification(Task):
     def __post_init__(self) -> None:
         if self.augment not in self.AUGMENTS:
             raise ValueError(f"augment must be one of {self.AUGMENTS}, not {self.augment!r}")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "data": self.name,
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.to_json(),
+            "augment": self.augment,
+        }
+
+    def output_shape(self) -> tuple[int, ...]:
+        return (len(self.classes),)
 
     def example(self) -> Tensors:
         return (torch.zeros(1, self.preprocessing.channels, *self.preprocessing.size),)
@@ -223,8 +246,12 @@ def prepared_batches(
 
 
 def stacked_inputs(task: Task, split: Split, count: int) -> Tensors:
-    """Return the first `count` items of a split as one prepared batch per input."""
-    raw, _ = split.fetch(torch.arange(min(count, len(split))))
+    """Return `count` items, evenly spaced over a split, as one prepared batch per input.
+
+    Evenly spaced, because image files lie sorted by class.
+    """
+    count = min(count, len(split))
+    raw, _ = split.fetch(torch.arange(count) * len(split) // count)
     return task.prepare(raw, torch.device("cpu"))
 
 

@@ -35,10 +35,13 @@ OPTIMIZERS = ("adamw", "sgd")
 class Training(Compressor):
     """The settings that all steps that train share.
 
-    The learning rate rises over the first fifth of the steps and falls along a cosine to zero
-    (the one-cycle policy, Smith and Topin 2018); `learning_rate` is its peak. Weight decay
-    spares norms and biases. `keep='best'` keeps the epoch that is best on the validation split.
+    The learning rate rises linearly over the first fifth of the steps and falls along a cosine
+    to zero (after the one-cycle policy, Smith and Topin 2018); `learning_rate` is its peak.
+    Weight decay spares norms and biases. `keep='best'` keeps the epoch that is best on the
+    validation split.
     """
+
+    always_shown = ("epochs",)
 
     epochs: int = 1
     optimizer: str = "adamw"
@@ -73,12 +76,9 @@ def fit(model: Model, bench: Workbench, settings: Training, loss: Loss) -> Model
     masks = {name: tensor != 0 for name, tensor in _sparse_weights(module, model)}
     optimizer = _optimizer(module, settings)
     batches = _batches_per_epoch(len(bench.train), settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        settings.learning_rate,
-        total_steps=settings.epochs * batches + 1,
-        pct_start=0.2,
-        cycle_momentum=False,
+    total_steps = settings.epochs * batches
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: one_cycle((step + 0.5) / total_steps)
     )
     generator = torch.Generator().manual_seed(bench.seed)
     best: tuple[float, dict[str, Tensor]] | None = None
@@ -118,6 +118,13 @@ def fit(model: Model, bench: Workbench, settings: Training, loss: Loss) -> Model
     bench.journal.row("fit", samples=seen, seconds=round(seconds, 3), precision=bench.precision)
     module = module.to("cpu").to(memory_format=torch.contiguous_format).eval()
     return replace(model, module=module, hints={})
+
+
+def one_cycle(progress: float, rise: float = 0.2) -> float:
+    """Return the share of the peak learning rate at a fraction of the training, in [0, 1]."""
+    if progress < rise:
+        return progress / rise
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - rise) / (1 - rise))))
 
 
 def accuracy(

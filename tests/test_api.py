@@ -109,7 +109,92 @@ def test_seeds_give_a_row_each(data: object, tmp_path: Path) -> None:
     assert list(zip(results.frame["chain"], results.frame["seed"], strict=True)) == [
         ("baseline", 0),
         ("baseline", 1),
-        ("finetune()", 0),
-        ("finetune()", 1),
+        ("finetune(epochs=1)", 0),
+        ("finetune(epochs=1)", 1),
     ]
     assert results.frame["onnx_path"].nunique() == 4
+
+
+UNSAVABLE = """
+import torch
+from torch import nn
+
+class Odd(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.linear = nn.Linear(64, classes)
+        self.shift = torch.rand(3)  # neither a parameter nor a buffer, and another one each time
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+def make(num_classes):
+    return Odd(num_classes)
+"""
+
+
+def test_a_model_that_cannot_be_saved_still_gets_its_row_and_file(
+    data: object, tmp_path: Path
+) -> None:
+    code = tmp_path / "odd.py"
+    code.write_text(UNSAVABLE)
+    results = compress.run(
+        data=data,
+        model=f"{code}:make",
+        chain="train(epochs=1) -> prune_weights(sparsity=0.5)",
+        out=tmp_path / "out",
+        allow_code=[code],
+        timing_seconds=1.0,
+        progress=False,
+    )
+    assert results.ok, str(results)
+    assert all("the ONNX file is the only artifact" in note for note in results.frame["note"])
+    assert "49% of the parameters are zero" in results.frame["note"].iloc[1]
+    assert (tmp_path / "out" / results.frame["onnx_path"].iloc[1]).exists()
+
+
+def test_options_are_never_silently_ignored(data: object, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    with pytest.raises(compress.UserError, match="give them to from_arrays"):
+        compress.run(data=data, chain="train()", out=tmp_path, mean=(0.9,), std=(0.1,))
+    with pytest.raises(compress.UserError, match="no file of weights"):
+        compress.run(data=data, model=module, chain="quantize()", weights="no.pt", out=tmp_path)
+    with pytest.raises(compress.UserError, match=r"'seed'\. Did you mean 'seeds'"):
+        compress.run(data=data, chain="train()", out=tmp_path, seed=3)
+    with pytest.raises(compress.UserError, match="does not take the data's inputs"):
+        compress.run(data=data, model=nn.Linear(3, 2), chain="quantize()", out=tmp_path)
+
+
+def test_two_instances_in_one_folder_are_not_mixed_up(data: object, tmp_path: Path) -> None:
+    """Both are a Sequential; what one run made must not be taken for the other's."""
+    found = []
+    for hidden in (2, 32):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+        module.train()
+        results = compress.run(
+            data=data,
+            model=module,
+            chain="train(epochs=4) -> distill(student='mlp(width=16)', epochs=2)",
+            out=tmp_path,
+            timing_seconds=0.5,
+            progress=False,
+        )
+        assert module.training
+        found.append((tmp_path / results.frame["onnx_path"].iloc[1]).read_bytes())
+    assert found[0] != found[1]
+
+
+def test_an_instance_that_cannot_be_reset_is_not_trained_from_its_old_weights(
+    data: object, tmp_path: Path
+) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(64, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1) @ self.matrix
+
+    results = compress.run(data=data, model=Own(), chain="train() -> quantize()", out=tmp_path)
+    assert list(results.frame["status"]) == ["failed", "failed"]
+    assert "no reset_parameters()" in results.frame["error"].iloc[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ import compress
 from compress.cli import main
 from compress.deploy.export import read_metadata
 from compress.report.columns import COLUMNS
+
+ROOT = Path(compress.__file__).resolve().parents[1]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -62,6 +65,11 @@ WRONG = [
     (["run", "--chain", "train()", "--augment", "mixup"], "augment"),
     (["run", "--chain", "train()", "--out", "/proc/nowhere"], "cannot write to"),
     (["run", "--chain", "train()", "--model", "m.py:make"], "--allow-code m.py"),
+    (["run", "--chain", "train() -> distill(student=5)"], "student is a name, not 5"),
+    (["run", "--chain", "train() -> distill(teacher=['a'])"], "teacher is a name"),
+    (["run", "--chain", "train()", "--seeds", "18446744073709551616"], "whole numbers from 0"),
+    (["run", "--chain", "train()", "--model", "timm:resnet18(checkpoint_path='a')"], "timm"),
+    (["report", "."], "there is no results.jsonl"),
     (["list", "colours"], "'colours' is not one of"),
 ]
 
@@ -159,7 +167,7 @@ def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> 
         "quantize()",
         "distill(student='mlp', epochs=4)",
         "prune_channels(macs=0.5)",
-        "finetune(learning_rate=1000000.0, optimizer='sgd')",
+        "finetune(epochs=1, optimizer='sgd', learning_rate=1000000.0)",
     ]
     assert [row["status"] for row in table] == ["ok"] * 4 + ["failed"]
     assert "smaller learning_rate" in table[4]["error"] or "finite" in table[4]["error"]
@@ -222,6 +230,40 @@ def test_running_again_does_no_step_twice(finished: Path) -> None:
         for column in set(COLUMNS) - {c for c in COLUMNS if c.startswith("cpu_")} - {"seconds"}:
             if column != "note":  # a noisy timing is noted
                 assert old[column] == new[column], column
+
+
+def test_files_of_the_current_folder_are_not_run_by_the_timing(tmp_path: Path) -> None:
+    """A user's own compress.py or random.py must neither run unasked nor break the timing."""
+    (tmp_path / "small.toml").write_text(SUITE.replace("epochs=8", "epochs=1"))
+    for name in ("compress.py", "random.py", "onnxruntime.py"):
+        (tmp_path / name).write_text("raise SystemExit('run unasked')")
+    script = f"import sys; sys.path.remove(''); sys.path.insert(0, {str(ROOT)!r}); "
+    script += "from compress.cli import main; sys.argv[1:] = ['bench', 'small.toml']; main()"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True)
+    table = rows(tmp_path / "compress-out" / "small")
+    assert [row["status"] for row in table] == ["ok"] * 4 + ["failed"]
+    assert all(row["cpu_ms_p50"] for row in table[:4])
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SUITE)
+    # A shell that starts a job in the background has it ignore Ctrl-C; this one must not.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compress", "bench", "small.toml", "--out", "out"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    assert first.startswith("baseline [seed 0]: ok")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "What was finished is kept" in said
+    assert rows(tmp_path / "out")[0]["status"] == "ok"
 
 
 def test_report_is_a_function_of_the_results(

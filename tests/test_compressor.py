@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from compress.compressor import Compressor, Journal, Workbench, run
+from compress.compressor import Compressor, Journal, Repeat, Workbench, run
 from compress.errors import IllegalChain, StepFailed, UserError
+from compress.harness.store import foreign_sources
 from compress.model import Model
 from compress.task import ImageClassification, Preprocessing
 from compress.techniques import chain, techniques
@@ -77,6 +78,12 @@ def test_the_journal_names_steps_and_seconds() -> None:
     run(Scale(0.5) >> Scale(2.0), model(), workbench)
     steps = [row["step"] for row in workbench.journal.rows if row["kind"] == "step"]
     assert steps == ["scale(factor=0.5)", "scale(factor=2.0)"]
+
+
+def test_the_source_of_a_foreign_technique_is_part_of_its_key() -> None:
+    found = foreign_sources(chain("finetune()") >> Repeat(2, Scale(2.0)))
+    assert list(found) == [f"{__name__}.Scale"]
+    assert foreign_sources(chain("finetune() -> quantize()")) == {}
 
 
 class Entry:

@@ -21,19 +21,19 @@ from compress import counts
 from compress.compressor import Journal, run
 from compress.deploy.export import export, stamp
 from compress.deploy.verify import Verification, verify
-from compress.errors import StepFailed, UserError
+from compress.errors import CannotSave, StepFailed, UserError
 from compress.files import digest, sha256, write_atomic
 from compress.harness.accuracy import Accuracy, logits_of, measure_accuracy
 from compress.harness.plan import Plan, Row, weights_hash
 from compress.harness.record import Record, RunLog, environment
-from compress.harness.store import Store, code_digest, step_key, versions
+from compress.harness.store import Store, code_digest, foreign_sources, step_key, versions
 from compress.model import Model, save
 from compress.task import stacked_inputs
-from compress.timing.cuda import cuda_onnx_latency, cuda_torch_latency
+from compress.timing.cuda import Latency, cuda_onnx_latency, cuda_torch_latency
 from compress.timing.measure import measure
 from compress.timing.result import Timings
 
-VERIFY_ITEMS = 256
+VERIFY_ITEMS = 512
 TIMING_SAMPLES = 64
 LATENCY_BATCH, THROUGHPUT_BATCH = 1, 32
 
@@ -66,6 +66,7 @@ class Bench:
             (self.out / ".writable").unlink()
         except OSError as error:
             raise UserError(f"cannot write to {self.out}: {error.strerror}") from error
+        self.lock = _locked(self.out / ".lock")
         self.store = Store(self.out / ".steps", self.plan.build)
         self.log = RunLog(self.out / "results.jsonl", self.about())
 
@@ -73,6 +74,12 @@ class Bench:
 
     def execute(self) -> list[Record]:
         """Run every chain and seed, then time all files together; return the records."""
+        with self.lock:
+            self._build_all()
+            self._time()
+        return list(self.records.values())
+
+    def _build_all(self) -> None:
         seeds, rows = self.plan.suite.seeds, self.plan.rows
         bar = tqdm(
             total=len(seeds) * len(rows),
@@ -87,8 +94,6 @@ class Bench:
                     built = self._row(row, seed, baseline)
                     baseline = baseline or built
                     bar.update()
-        self._time()
-        return list(self.records.values())
 
     def _row(self, row: Row, seed: int, baseline: Built | None) -> Built | None:
         built = None
@@ -134,17 +139,20 @@ class Bench:
             assert row.chain is not None
             key, model, steps = baseline.key, baseline.model, row.chain.steps
             bench = replace(bench, teacher=baseline.model)
+        # A module instance has no name that says what it computes, so nothing of it is kept.
+        store = None if self.plan.start.blueprint is None else self.store
         context = {**self.plan.context, "seed": seed, "versions": versions(), "ours": code_digest()}
         if baseline is not None:
             context["baseline"] = baseline.key
         journal, seconds = Journal(), 0.0
         for step in steps:
-            key = step_key(key, repr(step), context)
-            kept = self.store.get(key)
+            key = step_key(key, repr(step), context | {"foreign": foreign_sources(step)})
+            kept = store.get(key) if store else None
             if kept is None:
                 own = Journal()
                 model = run(step, model, replace(bench, journal=own))
-                self.store.put(key, model, own.rows)
+                if store:
+                    store.put(key, model, own.rows)
                 rows = own.rows
             else:
                 model, rows = kept
@@ -159,15 +167,20 @@ class Bench:
         model, plan = built.model, self.plan
         lowered = model.lowered
         onnx = stamp(model.onnx or export(model), self._metadata(row, seed))
-        inputs = stacked_inputs(plan.data.task, plan.data.calibration, VERIFY_ITEMS)
+        # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
+        inputs = stacked_inputs(plan.data.task, plan.data.test, VERIFY_ITEMS)
         verdict = verify(onnx, model, inputs, lowered=lowered)
         folder = self.out / "models" / slug(row.text, seed, plan.suite.seeds)
         # A file that did not pass does not get the name under which files are deployed.
         path = folder / ("model.onnx" if verdict.ok else "unverified.onnx")
         (folder / ("unverified.onnx" if verdict.ok else "model.onnx")).unlink(missing_ok=True)
         write_atomic(path, onnx)
-        about = {"task": self._task(), "chain": self._full_chain(row), "lowered": lowered}
-        save(replace(model, onnx=None), folder, plan.build, about)
+        about = {
+            "task": self.plan.data.task.describe(),
+            "chain": self._full_chain(row),
+            "lowered": lowered,
+        }
+        notes = [*built.journal.notes, *self._save(replace(model, onnx=None), folder, about)]
         measured: dict[str, Any] = {
             "params": counts.params(model.module),
             "nonzero_params": counts.nonzero_params(model.module),
@@ -176,6 +189,12 @@ class Bench:
             "gzip_bytes": len(gzip.compress(onnx, compresslevel=6, mtime=0)),
             "train_samples": built.journal.samples,
         }
+        if model.sparse:
+            zeros = 1 - measured["nonzero_params"] / measured["params"]
+            notes.append(
+                f"{zeros:.0%} of the parameters are zero; gzipped, the file has "
+                f"{measured['gzip_bytes'] / 1000:.3g} kB"
+            )
         missing: dict[str, str] = {}
         hashes = {"onnx": sha256(onnx), "key": built.key}
         accuracy = self._accuracy(path, verdict, missing)
@@ -197,18 +216,20 @@ class Bench:
         if np.isfinite(verdict.max_abs_error):
             measured["top1_agreement"] = float(verdict.top1_agreement)
             measured["max_abs_error"] = float(verdict.max_abs_error)
-        self._cuda(model, path, measured, missing)
-        measured["seconds"] = round(built.seconds + time.perf_counter() - started, 3)
+        if verdict.ok:
+            self._cuda(model, path, measured, missing)
+        measured["seconds"] = round(built.seconds, 3)
+        spent = {"kind": "measuring", "seconds": round(time.perf_counter() - started, 3)}
         return Record(
             row.text,
             seed,
             "ok" if verdict.ok else "unverified",
             measured,
             error="" if verdict.ok else verdict.reason,
-            notes=tuple(built.journal.notes) + self._notes(model),
+            notes=tuple(notes),
             missing=missing,
             hashes=hashes,
-            journal=tuple(built.journal.rows),
+            journal=(*built.journal.rows, spent),
         )
 
     def _accuracy(
@@ -224,19 +245,35 @@ class Bench:
             missing["accuracy"] = f"the file does not run: {error}"
             return None
 
-    def _notes(self, model: Model) -> tuple[str, ...]:
+    def _save(self, model: Model, folder: Path, about: dict[str, Any]) -> list[str]:
+        """Save what a Python user can load again; say so where that cannot be done."""
         if model.blueprint is None:
-            return ("a module instance: the ONNX file is the only artifact",)
-        return ()
+            return ["a module instance: the ONNX file is the only artifact"]
+        try:
+            save(model, folder, self.plan.build, about)
+        except CannotSave as error:
+            return [f"the ONNX file is the only artifact: {error}"]
+        return []
 
     def _cuda(
         self, model: Model, path: Path, measured: dict[str, Any], missing: dict[str, str]
     ) -> None:
-        inputs = stacked_inputs(self.plan.data.task, self.plan.data.calibration, 1)
-        value, reason = cuda_torch_latency(model.module, inputs)
-        _either(measured, missing, "cuda_torch_ms_p50", value, reason)
-        value, reason = cuda_onnx_latency(path, [tensor.numpy() for tensor in inputs])
-        _either(measured, missing, "cuda_ms_p50", value, reason)
+        inputs = stacked_inputs(self.plan.data.task, self.plan.data.test, 1)
+        arrays = [tensor.numpy() for tensor in inputs]
+        ways: dict[str, Callable[[], Latency]] = {
+            "cuda_torch_ms_p50": lambda: cuda_torch_latency(model.module, inputs),
+            "cuda_ms_p50": lambda: cuda_onnx_latency(path, arrays),
+        }
+        for name, way in ways.items():
+            try:
+                value, reason = way()
+            except Exception as error:
+                # The file is sound; that a GPU cannot run it is a reason in the row.
+                value, reason = None, f"{type(error).__name__}: {error}"
+            if value is None:
+                missing[name] = reason
+            else:
+                measured[name] = value
 
     def _sidecar(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
         content = io.BytesIO()
@@ -254,6 +291,8 @@ class Bench:
         }
         baseline = next((key for key in files if key[0] == "baseline"), None)
         if baseline is None:
+            for key in files:
+                self._keep(_without_timing(self.records[key], "there is no sound baseline file"))
             return
         names = {key: f"{key[0]} [seed {key[1]}]" for key in files}
         inputs = stacked_inputs(self.plan.data.task, self.plan.data.test, TIMING_SAMPLES)
@@ -268,19 +307,13 @@ class Bench:
             progress=self.progress and sys.stderr.isatty(),
         )
         self._sidecar("timing.npz", timings.raw())
-        for key in files:
-            self._keep(_with_timing(self.records[key], names[key], timings))
+        for key, path in files.items():
+            record = _with_timing(self.records[key], names[key], timings)
+            if record.status != "ok":
+                path.rename(path.with_name("unverified.onnx"))
+            self._keep(record)
 
     # --- descriptions ---------------------------------------------------------------------
-
-    def _task(self) -> dict[str, Any]:
-        task = self.plan.data.task
-        return {
-            "kind": task.kind,
-            "data": task.name,
-            "classes": list(task.classes),
-            "preprocessing": task.preprocessing.to_json(),
-        }
 
     def _full_chain(self, row: Row) -> str:
         first = "" if self.plan.baseline is None else repr(self.plan.baseline)
@@ -288,7 +321,7 @@ class Bench:
         return " -> ".join(filter(None, (first, rest)))
 
     def _metadata(self, row: Row, seed: int) -> dict[str, str]:
-        task = self._task()
+        task = self.plan.data.task.describe()
         return {
             "labels": json.dumps(task["classes"]),
             "preprocessing": json.dumps(task["preprocessing"]),
@@ -313,6 +346,7 @@ class Bench:
             "suite": plan.suite.name,
             "description": plan.suite.description,
             "data": plan.data.task.name,
+            "task": plan.data.task.describe(),
             "fingerprint": plan.data.fingerprint,
             "split": {
                 "train": len(plan.data.train),
@@ -323,30 +357,31 @@ class Bench:
             "test_items": len(plan.data.test),
             "model": plan.suite.model,
             "baseline": plan.origin,
-            "preprocessing": plan.data.task.preprocessing.to_json(),
-            "augment": plan.data.task.augment,
             "command": self.command,
             "notes": notes,
             "environment": environment(plan.threads, str(plan.device), plan.precision),
         }
 
 
-def _either(
-    measured: dict[str, Any],
-    missing: dict[str, str],
-    name: str,
-    value: float | None,
-    reason: str,
-) -> None:
-    if value is None:
-        missing[name] = reason
-    else:
-        measured[name] = value
+def _locked(path: Path) -> Any:
+    """Hold a lock on a run's folder until this process ends, so that rows do not interleave."""
+    file = open(path, "w")  # noqa: SIM115 - held until the run ends
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # Windows has no flock; there, two runs in one folder are the user's to avoid.
+    except OSError as error:
+        raise UserError(f"another run is writing to {path.parent}: give --out elsewhere") from error
+    return file
 
 
 def _with_timing(record: Record, name: str, timings: Timings) -> Record:
     single, batched = timings[name, LATENCY_BATCH], timings[name, THROUGHPUT_BATCH]
     error = single.error or batched.error
+    if error and not (single.wrong or batched.wrong):
+        return _without_timing(record, error)
     if error:
         # Its answers in the timing process were not the verified ones, or it did not run there.
         measured = {k: v for k, v in record.measured.items() if k != "onnx_path"}
@@ -368,6 +403,12 @@ def _with_timing(record: Record, name: str, timings: Timings) -> Record:
     if timings.failures:
         notes = (*notes, *timings.failures)
     return replace(record, measured=measured, notes=notes)
+
+
+def _without_timing(record: Record, reason: str) -> Record:
+    """The file is sound, but no timing process lived to time it."""
+    missing = {**record.missing, "cpu_ms_p50": reason}
+    return replace(record, missing=missing, notes=(*record.notes, f"not timed: {reason}"))
 
 
 def slug(text: str, seed: int, seeds: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.compressor import Chain, Compressor, Repeat, Workbench, seed_everything
+from compress.compressor import Chain, Compressor, Workbench, seed_everything
 from compress.errors import IllegalChain, UserError, unknown
 from compress.files import digest, sha256
 from compress.harness.suite import Suite
@@ -73,16 +74,14 @@ class Plan:
     @property
     def context(self) -> dict[str, object]:
         """What every step's result depends on, besides its input and its text."""
-        task = self.data.task
         return {
             "data": self.data.fingerprint,
-            "task": task.preprocessing.to_json(),
-            "augment": task.augment,
+            "task": self.data.task.describe(),
             "device": str(self.device),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
             "teachers": {name: weights_hash(model.module) for name, model in self.teachers.items()},
-            "code": {path.name: sha256(path.read_bytes()) for path in self.allow_code},
+            "code": {str(path.resolve()): sha256(path.read_bytes()) for path in self.allow_code},
         }
 
 
@@ -109,6 +108,13 @@ def make_plan(
     `data` and `model` (an instance) take the place of the suite's names, for Python users.
     Raises UserError.
     """
+    if data is not None and any(
+        value is not None for value in (suite.mean, suite.std, suite.size, suite.augment)
+    ):
+        raise UserError(
+            "mean, std, size and augment belong to a data source by name: give them to "
+            "from_arrays() or load_data() instead"
+        )
     # Parsing is cheap and data may be large: a typing error is told at once.
     baseline, rows = _chains(suite, has_weights=suite.weights is not None or model is not None)
     for path in allow_code:
@@ -241,12 +247,19 @@ def _start(
         if suite.weights is not None:
             load_weights(model.module, suite.weights, suite.model)
         return model
-    model = Model(instance.eval(), data.task.example()).copy()
-    shape = tuple(forward(model.module, model.example).shape)
-    if shape != (1, len(data.task.classes)):
+    # A copy: the caller's module keeps its mode, device and type.
+    module = copy.deepcopy(instance).cpu().float().eval()
+    if suite.weights is not None:
+        load_weights(module, suite.weights, suite.model)
+    model = Model(module, data.task.example())
+    try:
+        shape = tuple(forward(module, model.example).shape)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise UserError(f"the model does not take the data's inputs: {error}") from error
+    if shape != (1, *data.task.output_shape()):
         raise UserError(
-            f"the model's outputs have shape {shape} for one item, and the data has "
-            f"{len(data.task.classes)} classes"
+            f"the model's outputs have shape {shape} for one item, and the data needs "
+            f"{(1, *data.task.output_shape())}"
         )
     return model
 
@@ -254,7 +267,7 @@ def _start(
 def _origin(suite: Suite, baseline: Compressor | None, instance: nn.Module | None) -> str:
     if baseline is not None:
         return repr(baseline)
-    if instance is not None:
+    if instance is not None and suite.weights is None:
         return "the module instance as it was given"
     return f"the given weights ({Path(str(suite.weights)).name})"
 
@@ -282,15 +295,3 @@ def _check_names(row: Row, plan: Plan) -> None:
     for need in sorted(row.chain.needs):
         if not bench.has(need):
             raise IllegalChain(f"{row.text} needs {need}, which is not at hand")
-
-
-def contains(chain: Compressor | None, names: Collection[str]) -> bool:
-    """Return whether a step of one of these names stands anywhere in a chain."""
-    if chain is None:
-        return False
-    if isinstance(chain, Repeat):
-        return contains(chain.step, names)
-    return any(
-        contains(step, names) if isinstance(step, Repeat) else step.name() in names
-        for step in chain.steps
-    )

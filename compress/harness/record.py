@@ -1,7 +1,7 @@
 """What a run writes down: `results.jsonl`, append-only, one JSON object a line.
 
-`run` lines say what was run and where; `row` lines what was measured for a chain and seed;
-`timing` lines add the latencies of a run's rows. A later line of a run overrides an earlier one.
+`run` lines say what was run and where; `row` lines what was measured for a chain and seed. A row
+is written when it is measured and again when it is timed; the later line counts.
 """
 
 from __future__ import annotations
@@ -63,21 +63,19 @@ class RunLog:
     def record(self, record: Record) -> None:
         self._write("row", asdict(record))
 
-    def about(self, about: Mapping[str, Any]) -> None:
-        self._write("run", {"about": dict(about)})
-
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         append_line(self.path, {"schema": SCHEMA, "kind": kind, "run": self.run, **values})
 
 
 def read_results(path: Path) -> tuple[list[Record], dict[str, Any]]:
-    """Return the records and the description of the last run in a `results.jsonl`.
+    """Return the records and the description of the last run that has rows.
 
-    A half-written last line (a crash) is passed over. Raises UserError for a foreign schema.
+    So a run that was stopped before its first row does not hide an earlier one's. A half-written
+    line (a crash) is passed over. Raises UserError for a missing file or a foreign schema.
     """
-    records: dict[tuple[str, int], Record] = {}
-    about: dict[str, Any] = {}
-    run = None
+    if not path.is_file():
+        raise UserError(f"there is no {path}: name the folder that a run has written")
+    runs: dict[str, tuple[dict[tuple[str, int], Record], dict[str, Any]]] = {}
     for line in path.read_bytes().splitlines():
         try:
             values = json.loads(line)
@@ -85,15 +83,17 @@ def read_results(path: Path) -> tuple[list[Record], dict[str, Any]]:
             continue
         if values.get("schema") != SCHEMA:
             raise UserError(f"{path} has schema {values.get('schema')!r}, and {SCHEMA} is known")
-        if values["run"] != run:
-            records, about, run = {}, {}, values["run"]
+        records, about = runs.setdefault(values["run"], ({}, {}))
         if values["kind"] == "run":
-            about = values["about"]
+            about.update(values["about"])
         else:
             known = {key: values[key] for key in Record.__dataclass_fields__}
             record = Record(**{**known, "notes": tuple(known["notes"])})
             records[record.chain, record.seed] = record
-    return list(records.values()), about
+    told = [run for run in runs.values() if run[0]] or list(runs.values())
+    if not told:
+        raise UserError(f"{path} holds no run")
+    return list(told[-1][0].values()), told[-1][1]
 
 
 def environment(threads: int, device: str, precision: str) -> dict[str, Any]:

@@ -6,16 +6,19 @@ So chains share their common beginnings, and a run that was stopped goes on wher
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 import json
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compress.errors import UserError
+from compress.compressor import Compressor
+from compress.errors import CannotSave, UserError
 from compress.files import digest, sha256, write_json
 from compress.model import Builder, Model, load, save
 
@@ -55,7 +58,11 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=self.folder, prefix="writing-"))
         try:
-            save(model, made, self.build)
+            try:
+                save(model, made, self.build)
+            except CannotSave:
+                # The row of the table says so; the step runs again next time.
+                return
             files = {path.name: sha256(path.read_bytes()) for path in made.iterdir()}
             write_json(made / "entry.json", {"files": files, "journal": journal})
             if not (self.folder / key).exists():
@@ -72,7 +79,32 @@ def step_key(parent: str, step: str, context: Mapping[str, Any]) -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that a result depends on."""
-    return {name: version(name) for name in LIBRARIES}
+    return {name: _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        # onnxruntime may be installed under another name, such as onnxruntime-gpu.
+        return str(importlib.import_module(name.replace("-", "_")).__version__)
+
+
+def foreign_sources(step: Compressor) -> dict[str, str]:
+    """Return a hash of the source of every technique in a step that is not ours, by its class."""
+    inner = [value for value in vars(step).values() if isinstance(value, Compressor)]
+    found = {} if step.steps != (step,) else _foreign(type(step))
+    for part in [*inner, *(part for part in step.steps if part is not step)]:
+        found |= foreign_sources(part)
+    return found
+
+
+def _foreign(cls: type[Compressor]) -> dict[str, str]:
+    if cls.__module__.partition(".")[0] == "compress":
+        return {}
+    source = inspect.getsourcefile(cls)
+    content = Path(source).read_bytes() if source else b""
+    return {f"{cls.__module__}.{cls.__qualname__}": sha256(content)}
 
 
 @functools.cache

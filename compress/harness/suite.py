@@ -128,8 +128,14 @@ def checked(suite: Suite) -> Suite:
     """Return the suite, or raise UserError if its values do not fit together."""
     if not suite.chains:
         raise UserError(f"suite {suite.name}: it has no chains")
-    if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds) or min(suite.seeds) < 0:
-        raise UserError(f"suite {suite.name}: seeds must be different whole numbers >= 0")
+    if (
+        not suite.seeds
+        or len(set(suite.seeds)) < len(suite.seeds)
+        or not all(0 <= seed < 2**31 for seed in suite.seeds)
+    ):
+        raise UserError(
+            f"suite {suite.name}: seeds must be different whole numbers from 0 to {2**31 - 1}"
+        )
     if suite.precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}")
     if (suite.mean is None) != (suite.std is None):

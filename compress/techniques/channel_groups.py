@@ -16,6 +16,8 @@ from compress.model import Model, forward, probe
 from compress.surgery import output_layers
 from compress.task import Tensors
 
+OUTPUT = "it produces the model's output"
+
 
 @dataclass
 class Cut:
@@ -174,7 +176,7 @@ def sound_roots(module: nn.Module, example: Tensors) -> tuple[dict[str, int], di
         coupled[names[root]] = sum(
             graph.is_out_channel_pruning_fn(dependency.handler) for dependency, _ in group
         )
-    protected = dict.fromkeys(sorted(outputs), "it produces the model's output")
+    protected = dict.fromkeys(sorted(outputs), OUTPUT)
     if _trial_reason(trial, example, roots):
         # Widely coupled groups (residual streams) are the usual suspects: try them first.
         for path in sorted(roots, key=lambda path: -coupled[path]):

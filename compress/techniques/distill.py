@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compress.compressor import Workbench, is_number, require, require_choice
+from compress.compressor import Workbench, is_number, require, require_choice, require_name
 from compress.errors import IllegalChain, unknown
 from compress.model import Model, forward, main_output
 from compress.task import Tensors
@@ -34,6 +34,8 @@ class Distill(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_name(self, "student")
+        require(isinstance(self.teacher, str), self, f"teacher is a name, not {self.teacher!r}")
         require_choice(self, "loss", tuple(SOFT_LOSSES))
         heat = self.temperature
         require(is_number(heat) and heat > 0, self, f"temperature must be positive, not {heat!r}")

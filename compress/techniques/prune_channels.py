@@ -16,7 +16,13 @@ from compress.compressor import (
 )
 from compress.errors import StepFailed
 from compress.model import Model
-from compress.techniques.channel_groups import Cut, cut_channels, differs_from_zeroed, sound_roots
+from compress.techniques.channel_groups import (
+    OUTPUT,
+    Cut,
+    cut_channels,
+    differs_from_zeroed,
+    sound_roots,
+)
 
 GRID = 128
 
@@ -57,6 +63,12 @@ class PruneChannels(Compressor):
             reason = next(iter(protected.values()), "it has no layer to prune")
             bench.journal.note(f"prune_channels: left the model whole ({reason})")
             return model
+        unsound = [reason for reason in protected.values() if reason != OUTPUT]
+        if unsound:
+            bench.journal.note(
+                f"prune_channels: {len(unsound)} of {len(unsound) + len(roots)} groups of channels "
+                f"left whole, because cutting them would change more than those channels"
+            )
         if self.channels is not None:
             widths = {
                 path: _width(origin, path, width) * self.channels for path, width in roots.items()

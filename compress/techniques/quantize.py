@@ -6,11 +6,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from compress.compressor import Compressor, Workbench, require_choice, require_count
+from compress.compressor import Compressor, Workbench, require, require_choice, require_count
 from compress.deploy.export import export
 from compress.deploy.int8 import quantize_onnx
 from compress.model import Model
 from compress.task import Subset, prepared_batches
+from compress.timing.environment import cpu_info
+
+
+def saturates(flags: tuple[str, ...]) -> bool:
+    """Whether these CPU flags mean x86 (AVX2) without exact int8 dot products."""
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags)
+
 
 METHODS = ("minmax", "percentile", "entropy")
 
@@ -20,19 +27,22 @@ class Quantize(Compressor):
     """Write int8 static QDQ: unsigned activations, signed weights per output channel.
 
     Batch norms are folded first. Activation ranges come from `calibration` training items, by
-    `method`: their extremes, a percentile, or least divergence (Migacz 2017).
-    Jacob et al. 2018, section 2.1, for the arithmetic. The float module travels on unchanged,
-    for counting.
+    `method`: their extremes, a percentile, or least divergence (Migacz 2017). `reduce_range`
+    uses 7 bits for weights: for x86 processors without VNNI, whose sums of products saturate
+    otherwise. Jacob et al. 2018, section 2.1, for the arithmetic. The float module travels on
+    unchanged, for counting.
     """
 
     lowers = True
 
     calibration: int = 256
     method: str = "minmax"
+    reduce_range: bool = False
 
     def __post_init__(self) -> None:
         require_count(self, "calibration")
         require_choice(self, "method", METHODS)
+        require(isinstance(self.reduce_range, bool), self, "reduce_range is True or False")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -45,7 +55,14 @@ class Quantize(Compressor):
             bench.journal.note(f"quantize: only {count} calibration items are at hand")
         items = Subset(bench.calibration, torch.arange(count))
         batches = [inputs for inputs, _ in prepared_batches(bench.task, items, 32)]
-        quantized, report = quantize_onnx(export(model), batches, method=self.method)
+        quantized, report = quantize_onnx(
+            export(model), batches, method=self.method, reduce_range=self.reduce_range
+        )
+        if saturates(cpu_info()[1]) and not self.reduce_range:
+            bench.journal.note(
+                "quantize: this CPU has no VNNI, so sums of int8 products can saturate and "
+                "accuracy depends on the CPU; reduce_range=True avoids it"
+            )
         for note in report.get("notes", []):
             bench.journal.note(f"quantize: {note}")
         bench.journal.row("quantize", **{k: v for k, v in report.items() if k != "notes"})

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compress.compressor import Workbench
+from torch import nn
+
+from compress.compressor import Workbench, require_name
+from compress.errors import IllegalChain
 from compress.model import Model
 from compress.training import Training, fit
 
@@ -18,6 +21,10 @@ class Train(Training):
     """
 
     student: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_name(self, "student")
 
     @property
     def restarts(self) -> bool:  # type: ignore[override]
@@ -46,5 +53,22 @@ def fresh_model(student: str | None, model: Model, bench: Workbench) -> Model:
         return bench.student(student)
     if model.blueprint is not None:
         return bench.student(model.blueprint.factory)
-    bench.journal.note("a module instance has no factory: trained from the weights it came with")
+    reset(model.module)
     return replace(model, sparse=frozenset(), hints={})
+
+
+def reset(module: nn.Module) -> None:
+    """Give every layer of a module instance fresh weights by its own `reset_parameters`.
+
+    Raises IllegalChain if a layer with parameters of its own has no such method.
+    """
+    for path, layer in module.named_modules():
+        again = getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None))
+        if callable(again):
+            again()
+        elif layer._parameters:
+            raise IllegalChain(
+                f"train() needs fresh weights, and layer {path or 'at the top'!r} "
+                f"({type(layer).__name__}) has no reset_parameters(): give the model as "
+                f"'file.py:factory', or use finetune(...)"
+            )

@@ -31,7 +31,8 @@ def launch(job: Path, result: Path, timeout: float) -> None:
     """Run the timing process on a job; raise WorkerFailed if it crashes or takes too long."""
     paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "compress.timing.worker", str(job), str(result)]
+    # -P: a file of the user's current folder must not be taken for one of our modules.
+    command = [sys.executable, "-P", "-m", "compress.timing.worker", str(job), str(result)]
     try:
         done = subprocess.run(
             command, env=variables, capture_output=True, text=True, timeout=timeout

@@ -41,6 +41,8 @@ class Timing:
     rounds: int = 0
     processes: int = 0
     error: str = ""
+    wrong: bool = False
+    """Whether the error is the file's own (it did not run, or its outputs were others)."""
     calls: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
     """Per-call seconds, flat, one array per process (at most 32 of every block)."""
     medians: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
@@ -96,7 +98,7 @@ def summarise(
         for name in names:
             error = _error(series[name], failures)
             if error:
-                rows[name, batch] = Timing(batch, error=error)
+                rows[name, batch] = Timing(batch, error=error, wrong=bool(series[name]))
                 continue
             over = None if _error(series[baseline], failures) else series[baseline]
             rows[name, batch] = _timing(batch, series[name], over, name == baseline, seed)

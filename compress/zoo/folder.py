@@ -109,6 +109,7 @@ def image_folder(folder: Path, size: tuple[int, int] | None) -> Source:
         std=IMAGENET_STD,
         augment="flip-crop",
         note="; ".join(filter(None, [BY_PATH, note])),
+        resize="shorter side to the size, bilinear with antialiasing, then the centre cropped",
     )
 
 

@@ -11,7 +11,12 @@ from torch import nn
 from compress.errors import UserError, unknown
 from compress.zoo.stem import set_in_channels, shrink_stem
 
-OURS = {"weights", "pretrained", "num_classes", "in_channels", "in_chans"}
+# What the data decides, and every way in which a name could bring weights or files along.
+WEIGHTS = {
+    *("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("checkpoint_path", "cache_dir"),
+}
+OURS = WEIGHTS | {"num_classes", "in_channels", "in_chans", "features_only"}
 
 
 def from_torchvision(
@@ -117,8 +122,8 @@ def _refuse_ours(full: str, options: Mapping[str, Any]) -> None:
     for key in sorted(OURS & options.keys()):
         why = (
             "models start from fresh weights, and weights are given beside the model"
-            if key in ("weights", "pretrained")
-            else "the data decides it"
+            if key in WEIGHTS
+            else "the task decides it"
         )
         raise UserError(f"{key} cannot be an option of {full}: {why}")
 

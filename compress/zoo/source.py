@@ -22,6 +22,7 @@ from compress.task import (
 )
 
 HELD_OUT = 0.1
+STRETCHED = "stretched to the size, bilinear with antialiasing"
 CALIBRATION_ITEMS = 512
 STATISTICS_BATCH = 4096
 
@@ -49,6 +50,8 @@ class Source:
     std: tuple[float, ...] | None = None
     augment: str = "none"
     note: str = ""
+    resize: str = "none"
+    """In words, how the source itself brings its images to `size`."""
 
 
 class Resized(Split):
@@ -153,7 +156,11 @@ def _task(
     chosen = augment if augment is not None else source.augment
     try:
         preprocessing = Preprocessing(
-            source.channels, size, _values(mean, usual_mean), _values(std, usual_std)
+            source.channels,
+            size,
+            _values(mean, usual_mean),
+            _values(std, usual_std),
+            resize=source.resize if size == source.size else STRETCHED,
         )
         return ImageClassification(
             source.name, check_classes(source.classes), preprocessing, augment=chosen

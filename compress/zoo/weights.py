@@ -155,7 +155,7 @@ def _torchvision_weights(module: nn.Module, model_name: str) -> tuple[dict[str, 
             f"{own}: name a file of weights for your data, or train the model first"
         )
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"torchvision's weights of {name.name} could not be downloaded: {error}. Connect to "

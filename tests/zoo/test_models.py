@@ -163,7 +163,7 @@ def test_a_stem_that_is_small_already_is_refused():
         ("torchvision:resnet19", "Did you mean"),
         ("torchvision:resnet18(depth=3)", "cannot be built.*depth"),
         ("torchvision:resnet18(weights='DEFAULT')", "weights are given beside"),
-        ("torchvision:resnet18(num_classes=3)", "the data decides it"),
+        ("torchvision:resnet18(num_classes=3)", "the task decides it"),
         ("torchvision:resnet18(stem='tiny')", "can only be 'small'"),
         ("torchvision:convnext_tiny(stem='small')", "patches"),
         ("torchvision:alexnet", "cannot take images of 3x32x32.*Use larger images"),
