@@ -1,0 +1,58 @@
+"""What a run, and every file it makes, says of itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from compress.harness.plan import Plan, Row
+from compress.harness.record import environment
+from compress.harness.store import versions
+
+
+def about(plan: Plan, command: str) -> dict[str, Any]:
+    """Return what the report says about the run as a whole (JSON)."""
+    data = plan.data
+    notes = [data.note] if data.note else []
+    if plan.baseline is None:
+        notes.append(
+            "the model came with weights, and nobody knows whether they have seen the "
+            "validation split"
+        )
+    parts = ("train", "validation", "calibration", "test")
+    return {
+        "suite": plan.suite.name,
+        "description": plan.suite.description,
+        "data": data.task.name,
+        "task": data.task.describe(),
+        "fingerprint": data.fingerprint,
+        "split": {part: len(getattr(data, part)) for part in parts},
+        "test_items": len(data.test),
+        "model": plan.suite.model,
+        "baseline": plan.origin,
+        "command": command,
+        "notes": notes,
+        "environment": environment(plan.threads, str(plan.device), plan.precision),
+    }
+
+
+def full_chain(plan: Plan, row: Row) -> str:
+    """Return the chain's text with the baseline's own step in front."""
+    first = "" if plan.baseline is None else repr(plan.baseline)
+    rest = "" if row.chain is None else row.text
+    return " -> ".join(filter(None, (first, rest)))
+
+
+def metadata(plan: Plan, row: Row, seed: int) -> dict[str, str]:
+    """Return what is written into a row's ONNX file; values that are not text are JSON."""
+    task = plan.data.task.describe()
+    return {
+        "labels": json.dumps(task["classes"]),
+        "preprocessing": json.dumps(task["preprocessing"]),
+        "task": task["kind"],
+        "data": task["data"],
+        "model": plan.suite.model,
+        "chain": full_chain(plan, row),
+        "seed": str(seed),
+        "versions": json.dumps(versions()),
+    }

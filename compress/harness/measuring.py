@@ -1,0 +1,172 @@
+"""From a built model to a record: deploy, verify, count, and see how often it is right."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress import counts
+from compress.compressor import Journal
+from compress.deploy.export import export, stamp
+from compress.deploy.verify import Verification, verify
+from compress.errors import CannotSave
+from compress.files import sha256
+from compress.harness.accuracy import measure_accuracy
+from compress.harness.describe import full_chain, metadata
+from compress.harness.outputs import Outputs
+from compress.harness.plan import Plan, Row
+from compress.harness.record import Record
+from compress.model import Model, save
+from compress.task import stacked_inputs
+from compress.timing.cuda import Latency, cuda_onnx_latency, cuda_torch_latency
+
+VERIFY_ITEMS = 512
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a chain made: the model, its key in the store, its journal, the steps' seconds."""
+
+    model: Model
+    key: str
+    journal: Journal
+    seconds: float
+
+
+@dataclass
+class Measured:
+    """A record on its way."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+
+def measure_row(
+    plan: Plan, outputs: Outputs, row: Row, seed: int, built: Built, baseline: Record | None
+) -> Record:
+    """Deploy and measure a built model; `baseline` is the record of the same seed, if any."""
+    started = time.perf_counter()
+    model = built.model
+    # What the file says of itself is written before it is verified, hashed and timed.
+    onnx = stamp(model.onnx or export(model), metadata(plan, row, seed))
+    # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
+    inputs = stacked_inputs(plan.data.task, plan.data.test, VERIFY_ITEMS)
+    verdict = verify(onnx, model, inputs, lowered=model.lowered)
+    path = outputs.write_onnx(row.text, seed, onnx, verdict.ok)
+    found = Measured(notes=list(built.journal.notes))
+    found.hashes |= {"onnx": sha256(onnx), "key": built.key}
+    found.notes += _save(plan, row, model, path.parent)
+    _count(model, onnx, found)
+    _answer(plan, outputs, row, seed, path, verdict, found, baseline)
+    if np.isfinite(verdict.max_abs_error):
+        found.figures["top1_agreement"] = float(verdict.top1_agreement)
+        found.figures["max_abs_error"] = float(verdict.max_abs_error)
+    if verdict.ok:
+        found.figures["onnx_path"] = str(path.relative_to(outputs.folder))
+        _cuda(plan, model, path, found)
+    found.figures["train_samples"] = built.journal.samples
+    found.figures["seconds"] = round(built.seconds, 3)
+    spent = {"kind": "measuring", "seconds": round(time.perf_counter() - started, 3)}
+    return Record(
+        row.text,
+        seed,
+        "ok" if verdict.ok else "unverified",
+        found.figures,
+        error=verdict.reason,
+        notes=tuple(found.notes),
+        missing=found.missing,
+        hashes=found.hashes,
+        journal=(*built.journal.rows, spent),
+    )
+
+
+def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
+    """Save what a Python user can load again; say so where that cannot be done."""
+    if model.blueprint is None:
+        return ["a module instance: the ONNX file is the only artifact"]
+    about = {
+        "task": plan.data.task.describe(),
+        "chain": full_chain(plan, row),
+        "lowered": model.lowered,
+    }
+    try:
+        # The file that is deployed lies there already, stamped.
+        save(replace(model, onnx=None), folder, plan.build, about)
+    except CannotSave as error:
+        return [f"the ONNX file is the only artifact: {error}"]
+    return []
+
+
+def _count(model: Model, onnx: bytes, found: Measured) -> None:
+    found.figures |= {
+        "params": counts.params(model.module),
+        "nonzero_params": counts.nonzero_params(model.module),
+        "macs": counts.macs(model.module, model.example),
+        "onnx_bytes": len(onnx),
+        "gzip_bytes": len(gzip.compress(onnx, compresslevel=6, mtime=0)),
+    }
+    if model.sparse:
+        zeros = 1 - found.figures["nonzero_params"] / found.figures["params"]
+        kilobytes = found.figures["gzip_bytes"] / 1000
+        found.notes.append(
+            f"{zeros:.0%} of the parameters are zero; gzipped, the file has {kilobytes:.3g} kB"
+        )
+
+
+def _answer(
+    plan: Plan,
+    outputs: Outputs,
+    row: Row,
+    seed: int,
+    path: Path,
+    verdict: Verification,
+    found: Measured,
+    baseline: Record | None,
+) -> None:
+    """Measure the accuracy of the file; of one that failed verification, if it runs at all."""
+    try:
+        accuracy = measure_accuracy(path, plan.data.task, plan.data.test, plan.threads)
+    except Exception as error:
+        if verdict.ok:
+            raise
+        found.missing["accuracy"] = f"the file does not run: {error}"
+        return
+    found.figures |= {
+        "accuracy": accuracy.value,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+    }
+    if row.chain is None:
+        found.figures["accuracy_delta"] = 0.0
+    elif baseline is not None and "accuracy" in baseline.measured:
+        found.figures["accuracy_delta"] = accuracy.value - baseline.measured["accuracy"]
+    name = outputs.model(row.text, seed).name
+    answers = {"predictions": accuracy.predictions}
+    found.hashes["predictions"] = outputs.sidecar(name, answers)
+
+
+def _cuda(plan: Plan, model: Model, path: Path, found: Measured) -> None:
+    inputs = stacked_inputs(plan.data.task, plan.data.test, 1)
+    arrays = [tensor.numpy() for tensor in inputs]
+    ways: dict[str, Callable[[], Latency]] = {
+        "cuda_torch_ms_p50": lambda: cuda_torch_latency(model.module, inputs),
+        "cuda_ms_p50": lambda: cuda_onnx_latency(path, arrays),
+    }
+    for name, way in ways.items():
+        try:
+            value, reason = way()
+        except Exception as error:
+            # The file is sound; that a GPU cannot run it is a reason in the row.
+            value, reason = None, f"{type(error).__name__}: {error}"
+        if value is None:
+            found.missing[name] = reason
+        else:
+            found.figures[name] = value
