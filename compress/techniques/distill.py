@@ -17,7 +17,9 @@ from compress.training import Loss, Training, autocast, fit, to_device
 
 @dataclass(frozen=True, repr=False)
 class Distill(Training):
-    """Minimise hard_weight · cross-entropy + soft_weight · soft loss (Hinton et al. 2015).
+    """Train a student, or the model itself, on a teacher's outputs (Hinton et al. 2015).
+
+    Minimises hard_weight · cross-entropy + soft_weight · soft loss.
 
     The student is a fresh model of the given name, or without one the model that enters the
     step, with its weights. The teacher is `'baseline'`, `'input'` (the model that enters), or a
