@@ -11,6 +11,7 @@ import ast
 import inspect
 import io
 import tokenize
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from compress.errors import IllegalChain, UserError, unknown
 
 MAX_LENGTH = 4000
 MAX_DEPTH = 20
+LINE_BREAKS = str.maketrans("\n\r\f", "   ")
 
 
 def parse_chain(text: str, techniques: Mapping[str, type[Compressor]]) -> Compressor:
@@ -46,7 +48,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 def _arrows_to_shifts(text: str) -> str:
     if len(text) > MAX_LENGTH:
         raise IllegalChain(f"the chain is longer than {MAX_LENGTH} characters")
-    source = text.strip().replace("\n", " ")
+    source = text.strip().translate(LINE_BREAKS)
     pieces, depth, last = [], 0, 0
     try:
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -58,7 +60,8 @@ def _arrows_to_shifts(text: str) -> str:
             if token.type == tokenize.OP and token.string == "->":
                 pieces += [source[last : token.start[1]], ">>"]
                 last = token.end[1]
-    except (tokenize.TokenError, SyntaxError) as error:
+    except (tokenize.TokenError, SyntaxError, ValueError, SystemError) as error:
+        # Python 3.12's tokenizer answers odd bytes with UnicodeDecodeError and SystemError, too.
         raise _unreadable(text, error) from None
     return "".join([*pieces, source[last:]])
 
@@ -75,7 +78,9 @@ def _tree(source: str, text: str) -> ast.expr:
     if len(source) > MAX_LENGTH:
         raise IllegalChain(f"the text is longer than {MAX_LENGTH} characters")
     try:
-        return ast.parse(source.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in strings: they stay as they are
+            return ast.parse(source.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _unreadable(text, error) from None
 

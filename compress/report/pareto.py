@@ -203,20 +203,14 @@ def _steps(axes: Axes, front: list[Point], floor: float) -> None:
 
 def _mark(axes: Axes, point: Point, floor: float) -> None:
     look = LOOKS[family(point.chain)]
-    if point.y < floor:  # off the scale: at the floor, with its value in words
+    if point.y < floor:  # off the scale: at the floor; its label has the value
         y = floor
-        below = f"{point.y:.1f} % ↓"
-        axes.annotate(below, (point.x, y), (0, -8), **_small())
     else:
         y = point.y
         bars: dict[str, Any] = {"color": look.colour, "alpha": 0.55, "linewidth": 1.1, "zorder": 2}
         axes.plot([point.x, point.x], [point.y_low, point.y_high], **bars)
         axes.plot([point.x_low, point.x_high], [y, y], **bars)
     axes.plot([point.x], [y], zorder=4 if point.chain == BASELINE else 3, **_style(point.chain))
-
-
-def _small() -> dict[str, Any]:
-    return {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 10}
 
 
 def _style(chain: str) -> dict[str, Any]:
@@ -282,12 +276,13 @@ def _label(axes: Axes, points: list[Point]) -> None:
         )
     lines += _step_boxes(axes, points, floor)
     box = axes.get_window_extent()
-    sizes = [(9.0 * len(p.label) + 2, 15.0) for p in points]
+    texts = [p.label if p.y >= low else f"{p.label} (↓ {p.y:.1f} %)" for p in points]
+    sizes = [(9.0 * len(text) + 2, 15.0) for text in texts]
     centres = place_labels(
         at, sizes, (box.x0, box.y0, box.x1, box.y1), MARKER * DPI / 72 / 2, lines
     )
-    for point, place, centre in zip(points, at, centres, strict=True):
-        _write(axes, point, place, centre)
+    for text, place, centre in zip(texts, at, centres, strict=True):
+        _write(axes, text, place, centre)
 
 
 def _step_boxes(axes: Axes, points: list[Point], floor: float) -> list[Box]:
@@ -302,12 +297,10 @@ def _step_boxes(axes: Axes, points: list[Point], floor: float) -> list[Box]:
     return boxes
 
 
-def _write(
-    axes: Axes, point: Point, place: tuple[float, float], centre: tuple[float, float]
-) -> None:
+def _write(axes: Axes, text: str, place: tuple[float, float], centre: tuple[float, float]) -> None:
     far = math.dist(place, centre) > 32
     axes.annotate(
-        point.label,
+        text,
         place,
         centre,
         xycoords="figure pixels",
