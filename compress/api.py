@@ -81,7 +81,8 @@ def bench(
         allow_code=tuple(Path(path) for path in allow_code),
     )
     folder = Path(out or Path(DEFAULT_OUT) / chosen.name)
-    run = Bench(plan, folder, command or f"compress.bench({chosen.name!r})", progress)
+    # Called from Python there is no command that gives the table again, so none is named.
+    run = Bench(plan, folder, command, progress)
     run.on_record = on_record or run.on_record
     try:
         run.execute()

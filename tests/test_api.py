@@ -41,6 +41,7 @@ def test_ones_own_module_and_data(data: object, tmp_path: Path) -> None:
     )
     assert results.ok, str(results)
     assert all(map(torch.equal, before, module.parameters()))
+    assert "This command" not in str(results)
     frame = results.frame
     assert next(iter(frame["chain"])) == "baseline"
     assert frame["accuracy"].iloc[1] == 1.0

@@ -78,6 +78,8 @@ def _half(row: Row, key: str) -> float | None:
 def _points(half: float) -> str:
     if half >= 9.95:
         return f"{half:.0f}"
+    if 0 < half < 1e-3:  # no real interval is that narrow; its digits must not widen the table
+        return "<.001"
     return f"{half:.1f}" if half >= 0.05 or half == 0 else f"{half:.1g}"
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from compress.report import cells
@@ -172,7 +172,24 @@ hostile_rows = st.fixed_dictionaries(
 )
 
 
+WIDE = {
+    "chain": "0" * 17,
+    "seed": 0,
+    "status": "ok",
+    "cpu_ms_p50": 6.067435181000086e-135,
+    "accuracy_low": 0.0,
+    "accuracy": 0.0,
+    "accuracy_delta": 1.0,
+    "cpu_speedup": 0.0,
+    "onnx_bytes": 1,
+    "accuracy_high": 1.0795043020987005e-186,
+    "cpu_speedup_high": 1999999.0,
+    "cpu_speedup_low": 0.0,
+}
+
+
 @settings(max_examples=150, deadline=None)
+@example([WIDE], "")
 @given(st.lists(hostile_rows, max_size=4), texts)
 def test_no_line_is_wider_than_100_columns_and_every_table_row_has_8_cells(rows, words):
     about = {"suite": words, "data": words, "command": words, "notes": [words]}
