@@ -10,7 +10,7 @@ import copy
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -400,7 +400,7 @@ def _place_tensors(
 ) -> None:
     placed: dict[str, Tensor] = {}
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    for name in _in_order(stored, tied):
+    for name in [*stored, *tied]:
         owner, leaf = _parent(module, name)
         if name in tied:
             tensor = placed[tied[name]]
@@ -417,7 +417,3 @@ def _place_tensors(
         if name not in placed:
             owner, leaf = _parent(module, name)
             (owner._buffers if leaf in owner._buffers else owner._parameters)[leaf] = None
-
-
-def _in_order(stored: Iterable[str], tied: Iterable[str]) -> list[str]:
-    return [*stored, *tied]

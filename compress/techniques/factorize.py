@@ -19,7 +19,6 @@ from compress.compressor import (
 )
 from compress.model import Model
 from compress.surgery import replace_layer, weighted_layers
-from compress.task import Tensors
 
 
 @dataclass(frozen=True, repr=False)
@@ -179,7 +178,7 @@ def _ranks_for_macs(
     def cost(ranks: dict[str, int]) -> int:
         trial = copy.deepcopy(model.module)
         apply_ranks(trial, spectra, ranks)
-        return counts.macs(trial, _first(model.example))
+        return counts.macs(trial, model.example)
 
     if counts.macs(model.module, model.example) <= limit:
         return {item.path: item.full for item in spectra}
@@ -194,7 +193,3 @@ def _ranks_for_macs(
             f"factorize: {target:.2f} of the MACs was asked for, {reached:.2f} is the least"
         )
     return ranks
-
-
-def _first(example: Tensors) -> Tensors:
-    return tuple(tensor[:1] for tensor in example)
