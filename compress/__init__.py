@@ -9,13 +9,20 @@ Names are resolved when they are used: importing this package imports nothing he
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# onnxruntime's builds of 2026 report on their use over the network unless told not to, and look
+# here when they are imported. This package sends nothing anywhere, nor do its child processes.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 _WHERE = {
     "bench": "compress.api",
     "run": "compress.api",
+    "pack": "compress.api",
+    "merge": "compress.api",
     "Results": "compress.api",
     "Suite": "compress.harness.suite",
     "chain": "compress.techniques",
@@ -42,11 +49,13 @@ __all__ = [
     "from_arrays",
     "load",
     "load_data",
+    "merge",
+    "pack",
     "run",
 ]
 
 if TYPE_CHECKING:
-    from compress.api import Results, bench, run
+    from compress.api import Results, bench, merge, pack, run
     from compress.compressor import Chain, Compressor, Workbench
     from compress.errors import UserError
     from compress.harness.suite import Suite

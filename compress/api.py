@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import unknown
 from compress.harness.bench import Bench
+from compress.harness.metric import Function
 from compress.harness.plan import make_plan
 from compress.harness.record import Record, read_results
 from compress.harness.suite import Suite, checked, load_suite
@@ -53,6 +54,7 @@ def bench(
     out: str | Path | None = None,
     data: Data | None = None,
     model: nn.Module | None = None,
+    metric: str | Function | None = None,
     data_root: str | Path | None = None,
     device: str = "auto",
     allow_code: Collection[str | Path] = (),
@@ -63,19 +65,23 @@ def bench(
 ) -> Results:
     """Run a suite (a built-in name, a TOML file, or a `Suite`) and write its reports to `out`.
 
-    `data` and `model` stand in for what the suite names; `changes` override its keys, such as
-    `seeds=(0, 1)`. `on_record` is called with every finished row, and again once it is timed.
+    `data` and `model` stand in for what the suite names; `metric` is a further column, a function
+    of outputs and targets (numpy arrays) or `FILE.py:NAME`; `changes` override the suite's keys,
+    such as `seeds=(0, 1)`. `on_record` is called with every finished row, and again once it is
+    compared and timed.
     Raises UserError before any work if something cannot work; a chain that
     fails later is a row with status `failed`.
     """
     chosen = suite if isinstance(suite, Suite) else load_suite(str(suite))
     if foreign := changes.keys() - {item.name for item in fields(Suite)}:
         raise unknown("option", sorted(foreign)[0], [item.name for item in fields(Suite)])
+    changes["metric"] = metric if isinstance(metric, str) else None
     chosen = checked(replace(chosen, **{k: v for k, v in changes.items() if v is not None}))
     plan = make_plan(
         chosen,
         data=data,
         model=model,
+        metric=None if isinstance(metric, str) else metric,
         data_root=None if data_root is None else Path(data_root),
         device=device,
         allow_code=tuple(Path(path) for path in allow_code),
@@ -103,6 +109,7 @@ def run(
 ) -> Results:
     """Measure one chain (or several) beside its baseline; takes the options of `bench` too.
 
+    Unlike `bench` it adds no controls of equal cost, unless `controls=True` asks for them.
     `data` is a name or a `Data` (see `compress.from_arrays`), `model` a name or an
     `nn.Module`, which is taken with the weights it has unless a chain begins with `train(...)`.
     """
@@ -116,6 +123,7 @@ def run(
         model=model if isinstance(model, str) else type(model).__name__,
         chains=chains,
         weights=weights,
+        controls=False,
     )
     return bench(
         suite,
@@ -133,6 +141,30 @@ def rewrite_reports(out: str | Path) -> Results:
     rows = [record.row() for record in records]
     write_reports(rows, about, folder)
     return Results(folder, tuple(rows), about)
+
+
+def pack(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the files of a run and what times them into one zip for another machine.
+
+    Its path is returned, by default `pack.zip` in the run's folder. There, it is unpacked and
+    `python time_here.py` needs numpy and onnxruntime alone; `merge` brings back what it writes.
+    """
+    from compress.harness.pack import pack as write
+
+    return write(Path(run), None if out is None else Path(out))
+
+
+def merge(run: str | Path, files: str | Path | Sequence[str | Path]) -> Results:
+    """Add what `time_here.py` has written on other machines to a run, and write its reports anew.
+
+    The rows gain columns `on_<machine>_<setting>_<figure>`. Raises UserError, and changes
+    nothing, if a file is not about the files of this run.
+    """
+    from compress.harness.merge import merge as add
+
+    given = [files] if isinstance(files, str | Path) else files
+    add(Path(run), [Path(file) for file in given])
+    return rewrite_reports(run)
 
 
 def command_line(arguments: Sequence[str]) -> str:

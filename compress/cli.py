@@ -47,11 +47,23 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--device", default="auto", help="auto, cpu or cuda: where to train."),
         click.option("--precision", help="auto, float32 or bfloat16: of the training."),
         click.option(
+            "--controls/--no-controls",
+            default=None,
+            help="Whether chains that train get a control of equal cost as a further row: the "
+            "same training without the technique. By default bench adds them, run does not.",
+        ),
+        click.option(
+            "--metric",
+            metavar="FILE.py:NAME",
+            help="A function of yours that makes a number of outputs and targets (numpy arrays): "
+            "a column beside accuracy. Needs --allow-code FILE.py.",
+        ),
+        click.option(
             "--allow-code",
             multiple=True,
             type=click.Path(path_type=Path),
             metavar="FILE.py",
-            help="A file of yours that may be run because a model names it.",
+            help="A file of yours that may be run because a model or the metric names it.",
         ),
     ]
     for option in reversed(options):
@@ -94,6 +106,40 @@ def report(out: Path) -> None:
     from compress.api import rewrite_reports
 
     _finish(rewrite_reports(out))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.zip",
+    help="By default pack.zip in the run's folder.",
+)
+def pack(run: Path, out: Path | None) -> None:
+    """Pack the files of RUN, a run's folder, to be timed on another machine.
+
+    There, numpy and onnxruntime are all that is needed: unpack it and run python time_here.py.
+    """
+    from compress.api import pack as write
+
+    click.echo(f"Written to {write(run, out)}: the models, some test items, and time_here.py.")
+    click.echo("On the other machine: unpack it and run python time_here.py (see its README.txt).")
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+def merge(run: Path, files: tuple[Path, ...]) -> None:
+    """Add FILES that time_here.py has written elsewhere to RUN, and write its reports anew."""
+    from compress.api import merge as add
+
+    results = add(run, files)
+    for slug, there in results.about["elsewhere"].items():
+        machine = there["environment"]
+        name, threads = machine["cpu"] or "unnamed processor", machine["threads"]
+        click.echo(f"Columns on_{slug}_...: {name}, threads: {threads}, timed {machine['date']}")
+    _finish(results)
 
 
 @cli.command(name="list")
@@ -141,15 +187,26 @@ def _first_line(cls: Any) -> str:
 def _options(options: dict[str, Any]) -> dict[str, Any]:
     from compress.api import command_line
 
-    return {**options, "command": command_line(sys.argv[1:]), "on_record": _say}
+    return {**options, "command": command_line(sys.argv[1:]), "on_record": _teller()}
+
+
+def _teller() -> Callable[[Any], None]:
+    """Return what writes a line for a finished row, and one more only if its status changes."""
+    told: set[tuple[str, int, str]] = set()
+
+    def tell(record: Any) -> None:
+        key = (record.chain, record.seed, record.status)
+        if key not in told:
+            told.add(key)
+            _say(record)
+
+    return tell
 
 
 def _say(record: Any) -> None:
-    """Write a line for a finished row, so that a log of a long run shows how far it is."""
+    """Write a row's line, so that a log of a long run shows how far it is."""
     from tqdm import tqdm
 
-    if "cpu_ms_p50" in record.measured:
-        return
     accuracy = record.measured.get("accuracy")
     figures = "" if accuracy is None else f", {100 * accuracy:.2f} %"
     seconds = record.measured.get("seconds")

@@ -30,6 +30,7 @@ CASES = [
     Case("factorize(macs=0.6)", neutral="factorize(macs=1.0)"),
     Case("quantize(calibration=64)"),
     Case("quantize(calibration=64, method='percentile')"),
+    Case("cast('float16')"),
     Case("repeat(2, prune_weights(sparsity=0.5) -> finetune(epochs=1), schedule='cubic')"),
     Case("repeat(2, prune_channels(macs=0.5))", neutral="repeat(2, prune_channels(macs=1.0))"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 
 import compress
+from compress.api import rewrite_reports
+from compress.harness import bench
+from compress.harness.record import Record
 
 
 def stripes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -199,3 +203,110 @@ def test_an_instance_that_cannot_be_reset_is_not_trained_from_its_old_weights(
     results = compress.run(data=data, model=Own(), chain="train() -> quantize()", out=tmp_path)
     assert list(results.frame["status"]) == ["failed", "failed"]
     assert "no reset_parameters()" in results.frame["error"].iloc[0]
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the timing processes, which have tests of their own."""
+    monkeypatch.setattr(bench, "time_records", lambda *_: ([], {}))
+
+
+@pytest.mark.usefixtures("untimed")
+def test_ones_own_metric_is_a_column(data: object, tmp_path: Path) -> None:
+    """By function and by name; what fails on the real outputs is a reason, and no failed row."""
+
+    def rows_right(outputs: np.ndarray, targets: np.ndarray) -> float:
+        return (outputs.argmax(1) == targets)[targets == 0].mean()
+
+    def picky(outputs: np.ndarray, targets: np.ndarray) -> float:
+        if len(targets) == 100:
+            raise ValueError("no more than 4")
+        return 0.0
+
+    options = {"data": data, "model": "mlp(width=16)", "progress": False}
+    chain = "train(epochs=4) -> quantize()"
+    results = compress.run(**options, chain=chain, metric=rows_right, out=tmp_path)
+    assert results.ok
+    assert results.about["metric"] == "rows_right"
+    (_, targets) = data.test.fetch(torch.arange(100))  # type: ignore[attr-defined]
+    for row in results.rows:
+        folder = (tmp_path / row["onnx_path"]).parent
+        with np.load(tmp_path / "raw" / f"{folder.name}.npz") as kept:
+            right = kept["predictions"] == targets.numpy()
+        assert row["metric"] == pytest.approx(right[targets.numpy() == 0].mean())
+    code = tmp_path / "mine.py"
+    code.write_text("def half(outputs, targets):\n    return 0.5\n")
+    results = compress.run(
+        **options, chain=chain, metric=f"{code}:half", allow_code=[code], out=tmp_path
+    )
+    assert [row["metric"] for row in results.rows] == [0.5, 0.5]
+    results = compress.run(**options, chain=chain, metric=picky, out=tmp_path)
+    assert results.ok
+    assert all("the metric picky raised ValueError: no more" in row["note"] for row in results.rows)
+    assert not any("metric" in row for row in results.rows)
+
+
+@pytest.mark.usefixtures("untimed")
+def test_one_chain_gets_no_control_unless_it_is_asked_for(data: object, tmp_path: Path) -> None:
+    def chains(**more: bool) -> list[tuple[str, str]]:
+        results = compress.run(
+            data=data,
+            model="mlp(width=16)",
+            chain="train(epochs=1) -> prune_weights(sparsity=0.5) -> finetune(epochs=1)",
+            out=tmp_path,
+            progress=False,
+            **more,
+        )
+        assert results.ok, str(results)
+        return [(row["chain"], row["control"]) for row in results.rows]
+
+    chain = "prune_weights(sparsity=0.5) -> finetune(epochs=1)"
+    assert chains() == [("baseline", ""), (chain, "")]
+    control = "finetune(epochs=1)"
+    assert chains(controls=True) == [("baseline", ""), (chain, control), (control, "")]
+
+
+def test_what_is_finished_when_a_run_is_stopped_is_compared(data: object, tmp_path: Path) -> None:
+    stopped = []
+
+    def stop(record: Record) -> None:
+        if record.chain == "finetune(epochs=1)" and not stopped:
+            stopped.append(record)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress.run(
+            data=data,
+            model="mlp(width=16)",
+            chain=["train(epochs=2) -> finetune(epochs=1)", "finetune(epochs=2)"],
+            out=tmp_path,
+            progress=False,
+            on_record=stop,
+        )
+    baseline, finished = rewrite_reports(tmp_path).rows
+    assert "accuracy_verdict" not in baseline
+    assert finished["accuracy_verdict"] in ("better", "worse", "indistinguishable")
+    assert "accuracy_verdict" not in stopped[0].measured
+
+
+def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
+    data: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def caught(records: dict[tuple[str, int], Record], *_: object) -> object:
+        record = records["prune_weights(sparsity=0.9)", 0]
+        assert record.measured["accuracy_verdict"]
+        return [replace(record, status="unverified")], {"latency": {"cpu": {"margin": 0.02}}}
+
+    monkeypatch.setattr(bench, "time_records", caught)
+    results = compress.run(
+        data=data,
+        model="mlp(width=16)",
+        chain=["train(epochs=2) -> prune_weights(sparsity=0.9)", "quantize()"],
+        out=tmp_path,
+        progress=False,
+    )
+    _, pruned, int8 = results.rows
+    assert (pruned["status"], int8["status"]) == ("unverified", "ok")
+    assert "accuracy_verdict" not in pruned
+    assert int8["accuracy_verdict"] == "indistinguishable"
+    assert results.about["latency"] == {"cpu": {"margin": 0.02}}

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import scipy.stats
 import torch
 from safetensors.torch import save_file
 
 import compress
 from compress.cli import main
 from compress.deploy.export import read_metadata
+from compress.harness.record import read_results
 from compress.report.columns import COLUMNS
 
 ROOT = Path(compress.__file__).resolve().parents[1]
@@ -65,6 +67,13 @@ WRONG = [
     (["run", "--chain", "train()", "--augment", "mixup"], "augment"),
     (["run", "--chain", "train()", "--out", "/proc/nowhere"], "cannot write to"),
     (["run", "--chain", "train()", "--model", "m.py:make"], "--allow-code m.py"),
+    (["run", "--chain", "train()", "--metric", "m.py:make"], "--allow-code m.py"),
+    (["run", "--chain", "train()", "--metric", "none.py:f1"], "there is no file 'none.py'"),
+    (["run", "--chain", "train()", "--metric", "accuracy"], "metric must be FILE.py:NAME"),
+    (
+        ["run", "--chain", "train()", "--metric", "m.py:make", "--allow-code", "m.py"],
+        "the metric make raised TypeError",
+    ),
     (["run", "--chain", "train() -> distill(student=5)"], "student is a name, not 5"),
     (["run", "--chain", "train() -> distill(teacher=['a'])"], "teacher is a name"),
     (["run", "--chain", "train()", "--seeds", "18446744073709551616"], "whole numbers from 0"),
@@ -139,6 +148,8 @@ chains = [
 ]
 """
 
+STATES = ["ok"] * 4 + ["failed", "ok"]
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -168,8 +179,9 @@ def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> 
         "distill(student='mlp', epochs=4)",
         "prune_channels(macs=0.5)",
         "finetune(epochs=1, optimizer='sgd', learning_rate=1000000.0)",
+        "train(student='mlp', epochs=4)",  # the control of the distilled student
     ]
-    assert [row["status"] for row in table] == ["ok"] * 4 + ["failed"]
+    assert [row["status"] for row in table] == STATES
     assert "smaller learning_rate" in table[4]["error"] or "finite" in table[4]["error"]
     good = table[:4]
     for column in ("accuracy", "params", "macs", "gzip_bytes", "cpu_ms_p50", "cpu_batch32_per_s"):
@@ -182,6 +194,50 @@ def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> 
         assert row["cuda_ms_p50"] or row["cuda_note"]
     assert float(table[0]["accuracy"]) > 0.8
     assert int(table[2]["train_samples"]) == 4 * int(table[0]["train_samples"]) // 8
+
+
+def test_controls_see_as_many_samples_and_are_compared(finished: Path) -> None:
+    records = {record.chain: record for record in read_results(finished / "results.jsonl")[0]}
+    student = records["distill(student='mlp', epochs=4)"]
+    control = records["train(student='mlp', epochs=4)"]
+    assert (student.role, student.control, control.role) == ("", control.chain, "control")
+    assert control.measured["train_samples"] == student.measured["train_samples"] > 0
+    difference = student.measured["accuracy"] - control.measured["accuracy"]
+    assert student.measured["control_delta"] == pytest.approx(difference)
+    assert [name for name, record in records.items() if "control_p" in record.measured] == [
+        student.chain
+    ]
+
+
+def test_comparisons_follow_from_the_answers_that_are_kept(finished: Path) -> None:
+    records = read_results(finished / "results.jsonl")[0]
+    with np.load(finished / "raw" / "targets.npz") as kept:
+        targets = kept["targets"]
+    right = {}
+    for record in records:
+        if record.status != "ok":
+            assert "agreement" not in record.measured
+            continue
+        folder = (finished / record.measured["onnx_path"]).parent
+        with np.load(finished / "raw" / f"{folder.name}.npz") as kept:
+            right[record.chain] = kept["predictions"] == targets
+            assert (right[record.chain] == kept["correct"]).all()
+            assert ((kept["confidence"] >= 0.1) & (kept["confidence"] <= 1)).all()
+        before, after = right["baseline"], right[record.chain]
+        lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+        assert record.measured["accuracy"] == pytest.approx(after.mean())
+        if record.chain != "baseline":
+            p = scipy.stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+            assert record.measured["accuracy_p"] == pytest.approx(p)
+            assert (record.measured["lost"], record.measured["gained"]) == (lost, gained)
+    assert len(right) == 5
+
+
+def test_the_run_says_what_it_was_measured_on(finished: Path) -> None:
+    _, about = read_results(finished / "results.jsonl")
+    assert len(about["split_hash"]) == len(about["preprocessing_hash"]) == 64
+    assert "Holm" in about["multiplicity"]
+    assert about["metric"] == ""
 
 
 def test_the_deployed_file_gives_the_accuracy_of_its_row(finished: Path) -> None:
@@ -241,7 +297,7 @@ def test_files_of_the_current_folder_are_not_run_by_the_timing(tmp_path: Path) -
     script += "from compress.cli import main; sys.argv[1:] = ['bench', 'small.toml']; main()"
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True)
     table = rows(tmp_path / "compress-out" / "small")
-    assert [row["status"] for row in table] == ["ok"] * 4 + ["failed"]
+    assert [row["status"] for row in table] == STATES
     assert all(row["cpu_ms_p50"] for row in table[:4])
 
 

@@ -151,7 +151,7 @@ PAIRS = list(itertools.product(TEXTS, TEXTS))
 
 def legal(first: str, second: str) -> bool:
     """Say by the rules in words whether a pair may chain (an oracle apart from the code's)."""
-    if first.startswith("quantize"):
+    if first.startswith(("quantize", "cast")):
         return False
     restarts = second.startswith("train") or (
         second.startswith("distill(student") and "'input'" not in second
@@ -189,6 +189,7 @@ SAMPLE = [
             "prune_channels(macs=0.5)",
             "factorize(macs=0.6)",
             "quantize(calibration=64)",
+            "cast('float16')",
         ],
     )
     if legal(*pair)

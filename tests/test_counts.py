@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import EncoderBlock
+from torchvision.ops import DeformConv2d
 
 from compress import counts
 from compress.surgery import replace_layer
@@ -46,3 +51,121 @@ def test_replacing_a_layer_keeps_the_mode() -> None:
     net = nn.Sequential(nn.Sequential(nn.Linear(2, 2))).eval()
     replace_layer(net, "0.0", nn.Linear(2, 2))
     assert not net[0][0].training
+
+
+class Calls(nn.Module):
+    """A module that is one function of its inputs."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "expected"),
+    [
+        (torch.bmm, [(2, 3, 4), (2, 4, 5)], 2 * 3 * 4 * 5),
+        (lambda a, b: torch.einsum("bik,bjk->bij", a, b), [(2, 3, 4), (2, 5, 4)], 2 * 3 * 4 * 5),
+        (torch.matmul, [(3, 4), (4,)], 3 * 4),
+        (torch.matmul, [(2, 3, 4), (4,)], 2 * 3 * 4),
+        (lambda a, b: torch.dot(a, b)[None], [(4,), (4,)], 4),
+        (torch.addmv, [(3,), (3, 4), (4,)], 3 * 4),
+        (torch.addbmm, [(3, 5), (2, 3, 4), (2, 4, 5)], 2 * 3 * 4 * 5),
+        (
+            lambda q, k, v: nn.functional.scaled_dot_product_attention(q, k, v),
+            [(2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 8)],
+            2 * (2 * 3 * 5 * 7 * 8),
+        ),
+    ],
+)
+def test_macs_of_functions(
+    function: Callable[..., Tensor], shapes: list[tuple[int, ...]], expected: int
+) -> None:
+    given = tuple(torch.ones(shape) for shape in shapes)
+    assert counts.macs_report(Calls(function), given)[0] == expected
+    assert counts.macs(Calls(function), given) == expected
+
+
+def test_a_transposed_and_a_depthwise_convolution() -> None:
+    net = nn.Sequential(
+        nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2),  # 3 * 4 per input value
+        nn.Conv2d(6, 6, 3, groups=6),  # 9 per output value
+    )
+    assert counts.macs(net, (torch.zeros(1, 4, 5, 5),)) == 100 * 3 * 4 + 6 * 8 * 8 * 9
+
+
+def test_multihead_attention_of_several_lengths() -> None:
+    width, queries, keys = 16, 5, 7
+    layer = nn.MultiheadAttention(width, 4, batch_first=True)
+
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, query: Tensor, key: Tensor) -> Tensor:
+            return self.layer(query, key, key, need_weights=False)[0]
+
+    projections = (2 * queries + 2 * keys) * width * width
+    products = 2 * queries * keys * width
+    example = (torch.zeros(1, queries, width), torch.zeros(1, keys, width))
+    assert counts.macs(Cross(), example) == projections + products
+
+
+def test_a_block_of_a_vision_transformer() -> None:
+    width, hidden, tokens = 32, 64, 10
+    block = EncoderBlock(4, width, hidden, 0.0, 0.0, nn.LayerNorm)
+    attention = 4 * tokens * width * width + 2 * tokens * tokens * width
+    found, uncounted = counts.macs_report(block, (torch.zeros(1, tokens, width),))
+    assert found == attention + 2 * tokens * width * hidden
+    assert (uncounted["native_layer_norm"], uncounted["gelu"], uncounted["add"]) == (2, 1, 2)
+
+
+def test_what_is_not_counted_is_named_with_its_calls() -> None:
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)),
+        *(nn.Flatten(), nn.Linear(8, 4)),
+    )
+    example = (torch.zeros(1, 3, 10, 10),)
+    found, uncounted = counts.macs_report(net.train(), example)
+    assert found == counts.macs(net, example)
+    assert net.training
+    assert uncounted.pop("_native_batch_norm_legit_no_training") == 1
+    assert uncounted == {"relu": 2, "max_pool2d_with_indices": 1, "mean": 1}
+    assert counts.left_out(uncounted) == ""
+
+
+def test_moving_values_about_is_no_arithmetic() -> None:
+    def shuffle(values: Tensor) -> Tensor:
+        parts = values.reshape(2, 2, 3).transpose(0, 1).contiguous().chunk(2)
+        padded = nn.functional.pad(torch.cat(parts, 1), (1, 1))
+        return padded[:, torch.tensor([1, 0])].clone().roll(1)
+
+    assert counts.macs_report(Calls(shuffle), (torch.ones(4, 3),)) == (0, {})
+
+
+def test_operators_that_may_hold_macs_are_said_to_be_left_out() -> None:
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = DeformConv2d(3, 4, 3)
+            self.rest = nn.LSTM(4, 5)
+
+        def forward(self, images: Tensor, offsets: Tensor) -> Tensor:
+            hidden = self.layer(images, offsets) + self.layer(images, offsets)
+            return self.rest(hidden.mean(2).transpose(1, 2))[0]
+
+    example = (torch.zeros(1, 3, 8, 8), torch.zeros(1, 18, 6, 6))
+    _, uncounted = counts.macs_report(Deformed(), example)
+    assert uncounted["torchvision.deform_conv2d"] == 2
+    assert counts.left_out(uncounted).startswith("MACs leave out ")
+    assert "2 calls of torchvision.deform_conv2d" in counts.left_out(uncounted)
+    # Where oneDNN runs the recurrent layer as one operator, it is named; else it is counted.
+    assert ("mkldnn_rnn_layer" in counts.left_out(uncounted)) == ("mkldnn_rnn_layer" in uncounted)
+    assert counts.left_out({"mkldnn_rnn_layer": 1, "relu": 4}) == (
+        "MACs leave out 1 call of mkldnn_rnn_layer"
+    )

@@ -67,6 +67,10 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert heavy == "[]"
 
 
+def test_onnxruntime_reports_on_nobody() -> None:
+    assert run("import compress, os; print(os.environ['ORT_DISABLE_TELEMETRY'])") == "1"
+
+
 def test_reports_know_nothing_of_torch() -> None:
     loaded = run("import sys, compress.report.write; print('torch' in sys.modules)")
     assert loaded == "False"

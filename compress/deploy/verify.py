@@ -23,6 +23,8 @@ from compress.task import Tensors
 BATCHES = (1, 2, 7, 32)
 TOLERANCE = 1e-3
 """The allowed error of a float file, as a fraction of the module's largest |logit|."""
+BACKWARDS = 64
+"""Items that the module answers again, in the opposite order."""
 AGREEMENT = 0.99
 """Top-1 answers of a lowered file that must not depend on graph optimizations."""
 
@@ -49,9 +51,10 @@ class _Bad(Exception):
 def verify(onnx_bytes: bytes, model: Model, inputs: Tensors, lowered: bool) -> Verification:
     """Check a file against `model.module` on `inputs` (prepared, real, (N, ...), N >= 64).
 
-    Both kinds: the file passes ONNX's checker, has the agreed names, a dynamic batch and no
-    external data, and gives finite outputs of the module's shape at batch sizes 1, 2, 7 and 32,
-    which differ between items where the module's do.
+    Both kinds: the module gives items the same outputs in any order; the file passes ONNX's
+    checker, has the agreed names, a dynamic batch and no external data, and gives finite outputs
+    of the module's shape at batch sizes 1, 2, 7 and 32, which differ between items where the
+    module's do.
 
     A float file: no |error| above 1e-3 of the module's largest |logit|. The same top-1 follows,
     except where the module's two largest logits lie closer than twice that error.
@@ -64,6 +67,12 @@ def verify(onnx_bytes: bytes, model: Model, inputs: Tensors, lowered: bool) -> V
     largest = float(np.abs(reference).max())
     if not np.isfinite(reference).all():
         reason = "the module itself gives outputs that are not finite"
+        return Verification(False, reason, largest_logit=largest)
+    if _remembers(model, inputs, reference, TOLERANCE * largest):
+        reason = (
+            "the module's outputs depend on what it was given before or beside an item: it "
+            "remembers, or mixes the items of a batch"
+        )
         return Verification(False, reason, largest_logit=largest)
     try:
         proto = _read(onnx_bytes)
@@ -86,12 +95,22 @@ def verify(onnx_bytes: bytes, model: Model, inputs: Tensors, lowered: bool) -> V
     return Verification(True, "", agreement, worst, largest)
 
 
-def _reference(model: Model, inputs: Tensors) -> np.ndarray:
+def _reference(model: Model, inputs: Tensors, batch: int = BATCHES[-1]) -> np.ndarray:
     """Return the module's own logits, computed on the CPU in float32, contiguous."""
     module = copy.deepcopy(model.module).cpu().float()
     module = module.to(memory_format=torch.contiguous_format).eval()
     cpu = tuple(tensor.cpu() for tensor in inputs)
-    return torch.cat([forward(module, part) for part in split(cpu, BATCHES[-1])]).numpy()
+    return torch.cat([forward(module, part) for part in split(cpu, batch)]).numpy()
+
+
+def _remembers(model: Model, inputs: Tensors, reference: np.ndarray, allowed: float) -> bool:
+    """Whether some items get other outputs in the opposite order and in other batches.
+
+    Then the module answers from memory, and whatever is measured of it says nothing.
+    """
+    backwards = tuple(tensor[:BACKWARDS].flip(0) for tensor in inputs)
+    again = _reference(model, backwards, batch=7)[::-1]
+    return float(np.abs(again - reference[:BACKWARDS]).max()) > allowed
 
 
 # --- the graph ----------------------------------------------------------------------------

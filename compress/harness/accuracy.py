@@ -1,56 +1,141 @@
-"""Accuracy of an ONNX file on the test split, with its interval."""
+"""What the answers of an ONNX file on the test split are worth: accuracy, interval, calibration."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 
 from compress.deploy.session import predict, session
+from compress.harness.metric import Metric
 from compress.task import Split, Task, Tensors, prepared_batches
 
-Z95 = 1.959963984540054
+BINS = 15
+TOP = 5
+NOT_FINITE = "the file gives outputs that are not finite numbers"
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Fractions, and the answer for every test item (int64, shape (N,))."""
+    """How often a file is right, and what it said of every one of N test items.
+
+    `value`, `low` and `high` are fractions (Wilson's 95 % interval).
+    """
 
     value: float
     low: float
     high: float
     predictions: np.ndarray
+    """int64, shape (N,)."""
+    correct: np.ndarray
+    """bool, shape (N,)."""
+    confidence: np.ndarray
+    """float64, shape (N,): the largest softmax probability."""
+    targets: np.ndarray
+    """int64, shape (N,)."""
+    figures: Mapping[str, float]
+    """Column -> value: ece, top5 and metric, as far as they could be had."""
+    missing: Mapping[str, str]
+    """Column -> why it could not."""
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
     if count == 0:
         return 0.0, 1.0
-    share, z2 = right / count, Z95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * np.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    # At 0 and 1 the formula's ends are exact; rounding must not push them past.
-    low = 0.0 if right == 0 else float(centre - half)
-    high = 1.0 if right == count else float(centre + half)
-    return low, high
+    interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def measure_accuracy(path: Path, task: Task, test: Split, threads: int) -> Accuracy:
-    """Run the file over the whole test split in onnxruntime."""
+def confidences(logits: np.ndarray) -> np.ndarray:
+    """Return the largest softmax probability of every item, float64 (N,), of logits (N, K).
+
+    It is not a number where the logits are not finite.
+    """
+    with np.errstate(invalid="ignore"):
+        # The largest exponential is exp(0) = 1.
+        shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return 1 / shifted.sum(1, dtype=np.float64)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """Return the expected calibration error (Guo et al. 2017, eq. 3), in [0, 1].
+
+    The mean over items of |accuracy - mean confidence| of their bin; bin m of M holds the
+    confidences in ((m - 1) / M, m / M]. Both arguments have shape (N,).
+    """
+    edges = np.arange(1, bins) / bins
+    chosen = np.digitize(confidence, edges, right=True)
+    gaps = np.bincount(chosen, weights=correct.astype(float) - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def top_accuracy(logits: np.ndarray, targets: np.ndarray, top: int = TOP) -> float:
+    """Return the share of items whose target is among the `top` largest of their logits (N, K).
+
+    Of equal logits the first counts as larger, as for `argmax`.
+    """
+    largest = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+    return float((largest == targets[:, None]).any(1).mean())
+
+
+def measure_accuracy(
+    path: Path, task: Task, test: Split, threads: int, metric: Metric | None = None
+) -> Accuracy:
+    """Run the file over the whole test split in onnxruntime, and judge what it says."""
     runner = session(path, threads)
-    targets: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
 
-    def batches() -> object:
-        for inputs, labels in prepared_batches(task, test, 64):
-            targets.append(labels)
+    def batches() -> Iterator[Tensors]:
+        for inputs, some in prepared_batches(task, test, 64):
+            labels.append(some)
             yield inputs
 
-    logits = predict(runner, batches())  # type: ignore[arg-type]
-    right = int(task.correct(torch.from_numpy(logits), torch.cat(targets)).sum())
-    low, high = wilson(right, len(logits))
-    return Accuracy(right / len(logits), low, high, logits.argmax(1))
+    logits = predict(runner, batches())
+    return judge(task, logits, torch.cat(labels).numpy(), metric)
+
+
+def judge(
+    task: Task, logits: np.ndarray, targets: np.ndarray, metric: Metric | None = None
+) -> Accuracy:
+    """Return what logits (N, K) are worth against targets (N,).
+
+    Top-5 accuracy is only told where there are more than ten classes.
+    """
+    logits = logits.astype(np.float32, copy=False)  # exponentials of float16 would be too coarse
+    correct = task.correct(torch.from_numpy(logits), torch.from_numpy(targets)).numpy()
+    confidence = confidences(logits)
+    figures: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    many = logits.shape[1] > 2 * TOP
+    if np.isfinite(logits).all():
+        figures["ece"] = calibration_error(confidence, correct)
+        if many:
+            figures["top5"] = top_accuracy(logits, targets)
+    else:
+        missing |= dict.fromkeys(("ece", "top5") if many else ("ece",), NOT_FINITE)
+    if metric is not None:
+        value, reason = metric.measure(logits, targets)
+        if value is None:
+            missing["metric"] = reason
+        else:
+            figures["metric"] = value
+    low, high = wilson(int(correct.sum()), len(correct))
+    return Accuracy(
+        value=float(correct.mean()),
+        low=low,
+        high=high,
+        predictions=logits.argmax(1),
+        correct=correct,
+        confidence=confidence,
+        targets=targets,
+        figures=figures,
+        missing=missing,
+    )
 
 
 def logits_of(path: Path, inputs: Tensors, threads: int) -> np.ndarray:

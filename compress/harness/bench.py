@@ -9,17 +9,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from tqdm import tqdm
 
 from compress.compressor import Compressor, Journal, Workbench, run
 from compress.errors import StepFailed
 from compress.files import digest
+from compress.harness.compare import Answers, compare_records
 from compress.harness.describe import about
-from compress.harness.latency import Key, time_records
+from compress.harness.gpu import gpu_records, keep_module
+from compress.harness.latency import time_records
 from compress.harness.measuring import Built, measure_row
+from compress.harness.memory import memory_records
 from compress.harness.outputs import Outputs
-from compress.harness.plan import Plan, Row, weights_hash
-from compress.harness.record import Record, RunLog
+from compress.harness.plan import Plan, weights_hash
+from compress.harness.record import Key, Record, RunLog
+from compress.harness.rows import BASELINE, Row
 from compress.harness.store import Store, code_digest, foreign_sources, step_key, versions
 
 
@@ -33,6 +38,8 @@ class Bench:
     progress: bool = True
     on_record: Callable[[Record], None] = lambda record: None
     records: dict[Key, Record] = field(default_factory=dict)
+    modules: dict[Key, nn.Module] = field(default_factory=dict)
+    """Float modules for the GPU stage; empty where there is no GPU."""
 
     def __post_init__(self) -> None:
         self.outputs = Outputs(self.out, self.plan.suite.seeds)
@@ -40,12 +47,43 @@ class Bench:
         self.log = RunLog(self.out / "results.jsonl", about(self.plan, self.command))
 
     def execute(self) -> list[Record]:
-        """Run every chain and seed, then time all files together; return the records."""
+        """Run every chain and seed, compare their answers, then time all files together."""
         with self.outputs.lock:
-            self._build_all()
-            for record in time_records(self.records, self.plan, self.outputs, self.progress):
+            try:
+                self._build_all()
+            finally:
+                # Also after Ctrl-C: what is finished is worth its verdict.
+                self._compare()
+            for record in memory_records(self.records, self.plan, self.outputs):
                 self._keep(record)
+            timed = self._timed(time_records(self.records, self.plan, self.outputs, self.progress))
+            if any(record.status != "ok" for record in timed):
+                # A file that was caught while it was timed must not stand in a comparison.
+                self._compare()
+            self._timed(
+                gpu_records(self.records, self.plan, self.outputs, self.modules, self.progress)
+            )
         return list(self.records.values())
+
+    def _timed(self, found: tuple[list[Record], dict[str, Any]]) -> list[Record]:
+        """Keep timed records and what is known of their timing as a whole."""
+        records, news = found
+        for record in records:
+            self._keep(record)
+        if news:
+            self.log.about(news)
+        return records
+
+    def _compare(self) -> None:
+        answers = {
+            key: Answers(stored["predictions"], stored["correct"])
+            for key, record in self.records.items()
+            if record.status == "ok"
+            for stored in [self.outputs.stored(self.outputs.model(*key).name)]
+        }
+        for key, record in compare_records(self.records, answers).items():
+            if record != self.records[key]:
+                self._keep(record)
 
     def _build_all(self) -> None:
         seeds, rows = self.plan.suite.seeds, self.plan.rows
@@ -70,7 +108,8 @@ class Bench:
             if row.chain is not None and baseline is None:
                 raise StepFailed("the baseline failed, so there is nothing to start from")
             built = self._build(row, seed, baseline)
-            beside = self.records.get(("baseline", seed))
+            keep_module(self.modules, (row.text, seed), built.model)
+            beside = self.records.get((BASELINE, seed))
             record = measure_row(self.plan, self.outputs, row, seed, built, beside)
         except Exception as error:
             # One chain's failure is a row; every other chain goes on.
@@ -80,7 +119,11 @@ class Bench:
                 "failed",
                 error=f"{type(error).__name__}: {error}",
                 journal=({"kind": "traceback", "text": traceback.format_exc()[-4000:]},),
+                role=row.role,
+                control=row.control,
             )
+        if row.chain is None and "split" in record.hashes:
+            self.log.about({"split_hash": record.hashes["split"]})
         self._keep(record)
         return built if row.chain is None else None
 

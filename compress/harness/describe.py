@@ -5,9 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from compress.harness.plan import Plan, Row
+import numpy as np
+
+from compress.files import digest, sha256
+from compress.harness.plan import Plan
 from compress.harness.record import environment
+from compress.harness.rows import Row
 from compress.harness.store import versions
+from compress.task import Data
+
+MULTIPLICITY = (
+    "Verdicts are adjusted for the number of rows: Holm's procedure (1979) at 5 % over all rows "
+    "of the table that are compared, for each question by itself (accuracy against the baseline, "
+    "accuracy against the control, and each latency)."
+)
 
 
 def about(plan: Plan, command: str) -> dict[str, Any]:
@@ -26,14 +37,27 @@ def about(plan: Plan, command: str) -> dict[str, Any]:
         "data": data.task.name,
         "task": data.task.describe(),
         "fingerprint": data.fingerprint,
+        "preprocessing_hash": digest(data.task.describe()["preprocessing"]),
         "split": {part: len(getattr(data, part)) for part in parts},
         "test_items": len(data.test),
         "model": plan.suite.model,
         "baseline": plan.origin,
         "command": command,
+        "metric": "" if plan.metric is None else plan.metric.name,
+        "multiplicity": MULTIPLICITY,
         "notes": notes,
-        "environment": environment(plan.threads, str(plan.device), plan.precision),
+        "environment": environment(
+            plan.threads, str(plan.device), plan.precision, plan.suite.seeds
+        ),
     }
+
+
+def split_hash(data: Data, targets: np.ndarray) -> str:
+    """Return a hash of the source's fingerprint and the test split's targets (N,), in order."""
+    whole = np.ascontiguousarray(targets, dtype="<i8")
+    return digest(
+        {"fingerprint": data.fingerprint, "items": len(whole), "targets": sha256(whole.tobytes())}
+    )
 
 
 def full_chain(plan: Plan, row: Row) -> str:

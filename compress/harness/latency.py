@@ -5,45 +5,54 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from compress.harness.accuracy import logits_of
 from compress.harness.outputs import UNVERIFIED, Outputs
 from compress.harness.plan import Plan
-from compress.harness.record import Record
+from compress.harness.record import Key, Record
 from compress.task import stacked_inputs
+from compress.timing.gather import Effort
 from compress.timing.measure import measure
-from compress.timing.result import Timings
+from compress.timing.result import NOISY, Timing, Timings
+from compress.timing.setting import parse_setting
 
 SAMPLES = 64
-LATENCY_BATCH, THROUGHPUT_BATCH = 1, 32
-
-Key = tuple[str, int]
-"""Chain text and seed."""
+INPUTS = "timing-inputs"
+"""The sidecar that holds what was fed in (`input_0`, ...) and what came out (`expected/NAME`)."""
 
 
 def time_records(
     records: Mapping[Key, Record], plan: Plan, outputs: Outputs, progress: bool
-) -> list[Record]:
-    """Time the files of all `ok` records in turns, and return these records with latencies.
+) -> tuple[list[Record], dict[str, Any]]:
+    """Time the files of all `ok` records in turns.
 
-    Speed-ups refer to the first seed's baseline. A file that gives other outputs while it is
-    timed becomes `unverified` and loses its name.
+    Returns these records with latencies, and what the run's description gains. Speed-ups refer
+    to the first seed's baseline. A file that gives other outputs while it is timed becomes
+    `unverified` and loses its name.
     """
     sound = {key: record for key, record in records.items() if record.status == "ok"}
     baseline = next((key for key in sound if key[0] == "baseline"), None)
+    settings = plan.suite.timings
     if baseline is None:
-        return [_untimed(record, "there is no sound baseline file") for record in sound.values()]
+        reason = "there is no sound baseline file"
+        return [_untimed(record, settings, reason) for record in sound.values()], {}
     files = {key: outputs.folder / record.measured["onnx_path"] for key, record in sound.items()}
-    names = {key: f"{key[0]} [seed {key[1]}]" for key in sound}
+    names = {key: candidate_name(key) for key in sound}
     inputs = stacked_inputs(plan.data.task, plan.data.test, SAMPLES)
+    samples = [tensor.numpy() for tensor in inputs]
+    expected = {names[key]: logits_of(path, inputs, plan.threads) for key, path in files.items()}
+    # Kept, so that the same files can be timed on another machine, with the same inputs.
+    arrays = {f"input_{i}": array for i, array in enumerate(samples)}
+    outputs.sidecar(INPUTS, arrays | {f"expected/{name}": e for name, e in expected.items()})
     timings = measure(
         {names[key]: path for key, path in files.items()},
-        [tensor.numpy() for tensor in inputs],
-        {names[key]: logits_of(path, inputs, plan.threads) for key, path in files.items()},
+        samples,
+        expected,
         baseline=names[baseline],
         threads=plan.threads,
-        batches=(LATENCY_BATCH, THROUGHPUT_BATCH),
-        seconds=plan.suite.timing_seconds,
+        settings=settings,
+        effort=Effort(seconds=plan.suite.timing_seconds),
         progress=progress and sys.stderr.isatty(),
     )
     outputs.sidecar("timing", timings.raw())
@@ -51,35 +60,63 @@ def time_records(
     for key, record in timed.items():
         if record.status != "ok":
             files[key].rename(files[key].with_name(UNVERIFIED))
-    return list(timed.values())
+    return list(timed.values()), {"latency": timings.about()}
+
+
+def candidate_name(key: Key) -> str:
+    """Return the name under which a row's file is timed."""
+    return f"{key[0]} [seed {key[1]}]"
 
 
 def _timed(record: Record, name: str, timings: Timings) -> Record:
-    single, batched = timings[name, LATENCY_BATCH], timings[name, THROUGHPUT_BATCH]
-    error = single.error or batched.error
-    if error and not (single.wrong or batched.wrong):
-        return _untimed(record, error)
-    if error:
+    rows = {setting: timings[name, setting] for setting in timings.gathered.settings}
+    wrong = next((row for row in rows.values() if row.wrong), None)
+    if wrong is not None:
         measured = {k: v for k, v in record.measured.items() if k != "onnx_path"}
         return replace(
-            record, status="unverified", error=f"while timed: {error}", measured=measured
+            record, status="unverified", error=f"while timed: {wrong.error}", measured=measured
         )
-    notes = list(record.notes)
-    if single.noisy:
-        notes.append("noisy latency: half of the calls lie further apart than a fifth")
-    measured = {
-        **record.measured,
-        "cpu_ms_p50": single.p50_ms,
-        "cpu_ms_p90": single.p90_ms,
-        "cpu_speedup": single.speedup,
-        "cpu_speedup_low": single.low,
-        "cpu_speedup_high": single.high,
-        "cpu_batch32_per_s": batched.per_second,
-    }
-    return replace(record, measured=measured, notes=(*notes, *timings.failures))
+    for setting, row in rows.items():
+        if row.error:
+            record = _untimed(record, [setting], row.error)
+    notes = (*record.notes, *timings.failures, *noise(rows))
+    figures = latency_figures(name, timings)
+    return replace(record, measured={**record.measured, **figures}, notes=notes)
 
 
-def _untimed(record: Record, reason: str) -> Record:
+def noise(rows: Mapping[str, Timing]) -> list[str]:
+    """Return a note on the settings (name -> timing) at which a file's times were noisy, if any."""
+    noisy = [parse_setting(setting).words for setting, row in rows.items() if row.noisy]
+    if not noisy:
+        return []
+    return [
+        f"noisy latency ({'; '.join(noisy)}): half of the calls lie further apart than "
+        f"{NOISY:.0%} of the median"
+    ]
+
+
+def latency_figures(name: str, timings: Timings) -> dict[str, Any]:
+    """Return a file's columns, those of every setting begin with the setting's name."""
+    figures: dict[str, Any] = {}
+    for setting in timings.gathered.settings:
+        row = timings[name, setting]
+        found = {
+            "ms_p50": row.p50_ms,
+            "ms_p90": row.p90_ms,
+            "ms_iqr": row.iqr_ms,
+            "per_s": row.per_second,
+            "speedup": row.speedup,
+            "speedup_low": row.low,
+            "speedup_high": row.high,
+            "verdict": row.verdict or None,
+        }
+        figures |= {f"{setting}_{key}": value for key, value in found.items() if value is not None}
+    return figures
+
+
+def _untimed(record: Record, settings: Any, reason: str) -> Record:
     """The file is sound, but no timing process lived to time it."""
-    missing = {**record.missing, "cpu_ms_p50": reason}
-    return replace(record, missing=missing, notes=(*record.notes, f"not timed: {reason}"))
+    columns = {f"{setting}_ms_p50": reason for setting in settings}
+    note = f"not timed: {reason}"
+    notes = record.notes if note in record.notes else (*record.notes, note)
+    return replace(record, missing={**record.missing, **columns}, notes=notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,19 @@ from compress.deploy.verify import Verification, verify
 from compress.errors import CannotSave
 from compress.files import sha256
 from compress.harness.accuracy import measure_accuracy
-from compress.harness.describe import full_chain, metadata
+from compress.harness.describe import full_chain, metadata, split_hash
 from compress.harness.outputs import Outputs
-from compress.harness.plan import Plan, Row
+from compress.harness.plan import Plan
 from compress.harness.record import Record
+from compress.harness.rows import Row
 from compress.model import Model, save
 from compress.task import stacked_inputs
-from compress.timing.cuda import Latency, cuda_onnx_latency, cuda_torch_latency
+from compress.timing.environment import cpu_info
+from compress.timing.executed import executed, explain
 
 VERIFY_ITEMS = 512
+EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes")
+"""Columns that `compress.timing.executed` fills."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Measured:
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
+    journal: list[dict[str, Any]] = field(default_factory=list)
 
 
 def measure_row(
@@ -62,16 +67,19 @@ def measure_row(
     verdict = verify(onnx, model, inputs, lowered=model.lowered)
     path = outputs.write_onnx(row.text, seed, onnx, verdict.ok)
     found = Measured(notes=list(built.journal.notes))
+    if row.uncontrolled:
+        found.notes.append(f"no control of equal cost: {row.uncontrolled}")
+        found.missing["control_verdict"] = row.uncontrolled
     found.hashes |= {"onnx": sha256(onnx), "key": built.key}
     found.notes += _save(plan, row, model, path.parent)
     _count(model, onnx, found)
     _answer(plan, outputs, row, seed, path, verdict, found, baseline)
+    _execute(path, [tensor[:1].numpy() for tensor in inputs], plan.threads, found)
     if np.isfinite(verdict.max_abs_error):
         found.figures["top1_agreement"] = float(verdict.top1_agreement)
         found.figures["max_abs_error"] = float(verdict.max_abs_error)
     if verdict.ok:
         found.figures["onnx_path"] = str(path.relative_to(outputs.folder))
-        _cuda(plan, model, path, found)
     found.figures["train_samples"] = built.journal.samples
     found.figures["seconds"] = round(built.seconds, 3)
     spent = {"kind": "measuring", "seconds": round(time.perf_counter() - started, 3)}
@@ -84,7 +92,9 @@ def measure_row(
         notes=tuple(found.notes),
         missing=found.missing,
         hashes=found.hashes,
-        journal=(*built.journal.rows, spent),
+        journal=(*built.journal.rows, *found.journal, spent),
+        role=row.role,
+        control=row.control,
     )
 
 
@@ -106,19 +116,42 @@ def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
 
 
 def _count(model: Model, onnx: bytes, found: Measured) -> None:
+    macs, uncounted = counts.macs_report(model.module, model.example)
     found.figures |= {
         "params": counts.params(model.module),
         "nonzero_params": counts.nonzero_params(model.module),
-        "macs": counts.macs(model.module, model.example),
+        "macs": macs,
         "onnx_bytes": len(onnx),
         "gzip_bytes": len(gzip.compress(onnx, compresslevel=6, mtime=0)),
     }
+    found.journal.append({"kind": "counts", "uncounted": uncounted})
+    if left_out := counts.left_out(uncounted):
+        found.notes.append(left_out)
     if model.sparse:
         zeros = 1 - found.figures["nonzero_params"] / found.figures["params"]
         kilobytes = found.figures["gzip_bytes"] / 1000
         found.notes.append(
             f"{zeros:.0%} of the parameters are zero; gzipped, the file has {kilobytes:.3g} kB"
         )
+
+
+def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, found: Measured) -> None:
+    """Tell what onnxruntime executes for one item, and what keeps an int8 file from its speed."""
+    try:
+        run = executed(path, inputs, threads)
+    except Exception as error:
+        # Whether the file is sound was verified; what it executes is told where it can be.
+        reason = f"what the file executes cannot be told: {type(error).__name__}: {error}"
+        found.missing |= dict.fromkeys((*EXECUTED, "int8_macs_share"), reason)
+        return
+    found.figures |= {name: getattr(run, name) for name in EXECUTED}
+    if run.int8_macs_share is None:
+        found.missing["int8_macs_share"] = "the file has neither convolutions nor matrix products"
+    else:
+        found.figures["int8_macs_share"] = run.int8_macs_share
+    found.journal.append({"kind": "executed", "macs": run.macs, "operators": dict(run.operators)})
+    if slowed := explain(run, cpu_info()[1]):
+        found.notes.append(slowed)
 
 
 def _answer(
@@ -132,8 +165,9 @@ def _answer(
     baseline: Record | None,
 ) -> None:
     """Measure the accuracy of the file; of one that failed verification, if it runs at all."""
+    data = plan.data
     try:
-        accuracy = measure_accuracy(path, plan.data.task, plan.data.test, plan.threads)
+        accuracy = measure_accuracy(path, data.task, data.test, plan.threads, plan.metric)
     except Exception as error:
         if verdict.ok:
             raise
@@ -143,30 +177,22 @@ def _answer(
         "accuracy": accuracy.value,
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
+        **accuracy.figures,
     }
+    found.missing |= accuracy.missing
+    if "metric" in accuracy.missing:
+        found.notes.append(accuracy.missing["metric"])
     if row.chain is None:
         found.figures["accuracy_delta"] = 0.0
     elif baseline is not None and "accuracy" in baseline.measured:
         found.figures["accuracy_delta"] = accuracy.value - baseline.measured["accuracy"]
-    name = outputs.model(row.text, seed).name
-    answers = {"predictions": accuracy.predictions}
-    found.hashes["predictions"] = outputs.sidecar(name, answers)
-
-
-def _cuda(plan: Plan, model: Model, path: Path, found: Measured) -> None:
-    inputs = stacked_inputs(plan.data.task, plan.data.test, 1)
-    arrays = [tensor.numpy() for tensor in inputs]
-    ways: dict[str, Callable[[], Latency]] = {
-        "cuda_torch_ms_p50": lambda: cuda_torch_latency(model.module, inputs),
-        "cuda_ms_p50": lambda: cuda_onnx_latency(path, arrays),
+    found.hashes["split"] = split_hash(data, accuracy.targets)
+    answers = {
+        "predictions": accuracy.predictions,
+        "correct": accuracy.correct,
+        "confidence": accuracy.confidence,
     }
-    for name, way in ways.items():
-        try:
-            value, reason = way()
-        except Exception as error:
-            # The file is sound; that a GPU cannot run it is a reason in the row.
-            value, reason = None, f"{type(error).__name__}: {error}"
-        if value is None:
-            found.missing[name] = reason
-        else:
-            found.figures[name] = value
+    name = outputs.model(row.text, seed).name
+    found.hashes["predictions"] = outputs.sidecar(name, answers)
+    if row.chain is None and seed == plan.suite.seeds[0]:
+        outputs.sidecar("targets", {"targets": accuracy.targets})

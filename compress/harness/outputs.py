@@ -47,6 +47,11 @@ class Outputs:
         write_atomic(self.folder / "raw" / f"{name}.npz", content.getvalue())
         return sha256(content.getvalue())
 
+    def stored(self, name: str) -> dict[str, np.ndarray]:
+        """Return the arrays that were written as `raw/NAME.npz`."""
+        with np.load(self.folder / "raw" / f"{name}.npz") as arrays:
+            return dict(arrays)
+
 
 def _locked(path: Path) -> Any:
     file = open(path, "w")  # noqa: SIM115 - held until the run ends
@@ -58,7 +63,9 @@ def _locked(path: Path) -> Any:
         pass  # Windows has no flock; there, two runs in one folder are the user's to avoid.
     except BlockingIOError as error:
         file.close()
-        raise UserError(f"another run is writing to {path.parent}: give --out elsewhere") from error
+        raise UserError(
+            f"another run is writing to {path.parent}: wait for it, or give --out elsewhere"
+        ) from error
     return file
 
 

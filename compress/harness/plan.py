@@ -11,27 +11,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.compressor import Chain, Compressor, Workbench, seed_everything
+from compress.compressor import Compressor, Workbench, seed_everything
 from compress.errors import IllegalChain, UserError, unknown
 from compress.files import digest, sha256
+from compress.harness.metric import Function, Metric, find_metric
+from compress.harness.rows import Row, rows_of
 from compress.harness.suite import Suite
+from compress.language import parse_model_name
 from compress.model import Builder, Model, forward
 from compress.task import Data
-from compress.techniques import chain as parse
 from compress.timing.environment import cpu_threads
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
 from compress.zoo.models import build_module, fresh
 from compress.zoo.weights import DEFAULT, load_weights
-
-
-@dataclass(frozen=True)
-class Row:
-    """A chain to run: its text (without the baseline's step) and its parsed steps."""
-
-    text: str
-    chain: Compressor | None
-    """None for the baseline itself."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +45,7 @@ class Plan:
     precision: str
     threads: int
     allow_code: tuple[Path, ...] = ()
+    metric: Metric | None = None
 
     def fresh(self, name: str) -> Model:
         return fresh(name, self.data.task, self.allow_code)
@@ -81,8 +75,18 @@ class Plan:
             "precision": self.precision,
             "threads": torch.get_num_threads(),
             "teachers": {name: weights_hash(model.module) for name, model in self.teachers.items()},
-            "code": {str(path.resolve()): sha256(path.read_bytes()) for path in self.allow_code},
+            "code": {str(path): sha256(path.read_bytes()) for path in self._code_of_models()},
         }
+
+    def _code_of_models(self) -> set[Path]:
+        """Return the allowed files, but not one that only the metric names: no step sees it."""
+        allowed = {path.expanduser().resolve() for path in self.allow_code}
+        if self.metric is None or self.metric.file is None:
+            return allowed
+        names = {self.suite.model, *(named.model for named in self.suite.teachers.values())}
+        names |= {name for row in self.rows if row.chain for name in row.chain.students}
+        places = {Path(parse_model_name(name).source).expanduser().resolve() for name in names}
+        return allowed - ({self.metric.file} - places)
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -99,13 +103,15 @@ def make_plan(
     *,
     data: Data | None = None,
     model: nn.Module | None = None,
+    metric: Function | None = None,
     data_root: Path | None = None,
     device: str = "auto",
     allow_code: Collection[Path] = (),
 ) -> Plan:
     """Look everything up, build every model once, and refuse what cannot work.
 
-    `data` and `model` (an instance) take the place of the suite's names, for Python users.
+    `data`, `model` (an instance) and `metric` (a function) take the place of the suite's names,
+    for Python users.
     Raises UserError.
     """
     if data is not None and any(
@@ -116,10 +122,11 @@ def make_plan(
             "from_arrays() or load_data() instead"
         )
     # Parsing is cheap and data may be large: a typing error is told at once.
-    baseline, rows = _chains(suite, has_weights=suite.weights is not None or model is not None)
+    baseline, rows = rows_of(suite, has_weights=suite.weights is not None or model is not None)
     for path in allow_code:
         if not path.is_file():
             raise UserError(f"--allow-code: there is no file {path}")
+    judge = find_metric(suite.metric if metric is None else metric, allow_code)
     if data is None:
         data = load_data(
             suite.data,
@@ -129,6 +136,8 @@ def make_plan(
             size=suite.size,
             augment=suite.augment,
         )
+    if judge is not None:
+        judge.check(data.task)
     where = _device(device)
     suite = _with_weights_found(suite, data_root)
     plan = Plan(
@@ -144,6 +153,7 @@ def make_plan(
         precision=_precision(suite.precision, where),
         threads=suite.threads or cpu_threads(),
         allow_code=tuple(allow_code),
+        metric=judge,
     )
     plan = replace(plan, teachers=_teachers(suite, plan))
     for row in rows:
@@ -167,56 +177,6 @@ def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
 
     teachers = {k: replace(v, weights=find(v.weights)) for k, v in suite.teachers.items()}
     return replace(suite, weights=find(suite.weights), teachers=teachers)
-
-
-def _chains(suite: Suite, has_weights: bool) -> tuple[Compressor | None, tuple[Row, ...]]:
-    baseline = None if suite.baseline is None else parse(suite.baseline)
-    parsed = [parse(text) for text in suite.chains]
-    if baseline is None and suite.weights is None:
-        baseline = _common_start(parsed, has_weights)
-    elif baseline is not None and not _is_baseline(baseline):
-        raise IllegalChain(
-            f"the baseline must be one step from fresh weights, train(...) without a student, "
-            f"not {baseline!r}"
-        )
-    if baseline is not None and suite.weights is not None:
-        raise IllegalChain(
-            f"{baseline!r} starts from fresh weights, and weights are given too: leave out one"
-        )
-    rows = [Row("baseline", None)]
-    for chain in parsed:
-        steps = chain.steps
-        if _is_baseline(steps[0]):
-            if repr(steps[0]) != repr(baseline):
-                why = (
-                    f"the baseline is {baseline!r}, and a suite has one"
-                    if baseline
-                    else "weights are given: leave out the step, or the weights"
-                )
-                raise IllegalChain(f"{chain!r} starts from {steps[0]!r}, but {why}")
-            steps = steps[1:]
-        if not steps:
-            continue
-        rest = steps[0] if len(steps) == 1 else Chain(*steps)
-        if repr(rest) in {row.text for row in rows}:
-            raise UserError(f"the chain {rest!r} stands twice in the suite")
-        rows.append(Row(repr(rest), rest))
-    return baseline, tuple(rows)
-
-
-def _is_baseline(step: Compressor) -> bool:
-    return step.restarts and not step.students and len(step.steps) == 1
-
-
-def _common_start(chains: list[Compressor], has_weights: bool) -> Compressor | None:
-    starts = [chain.steps[0] for chain in chains if _is_baseline(chain.steps[0])]
-    if not starts:
-        if has_weights:
-            return None
-        raise IllegalChain(
-            "the model has no weights: begin the chain with train(epochs=...), or give weights"
-        )
-    return starts[0]
 
 
 def _device(name: str) -> torch.device:

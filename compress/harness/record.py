@@ -1,26 +1,31 @@
 """What a run writes down: `results.jsonl`, append-only, one JSON object a line.
 
 `run` lines say what was run and where; `row` lines what was measured for a chain and seed. A row
-is written when it is measured and again when it is timed; the later line counts.
+is written when it is measured and again when it is compared and timed; the later line counts.
+`about` lines say what became known of the run as a whole while it went on; `elsewhere` lines what
+another machine found when it timed the run's files (see `compress.harness.merge`).
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import platform
 import subprocess
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError
 from compress.files import append_line
 from compress.harness.store import versions
-from compress.timing.environment import cpu_info, cpu_threads
+from compress.timing.environment import environment as timing_environment
+from compress.timing.environment import machine
 
 SCHEMA = 1
+
+Key = tuple[str, int]
+"""A row's chain text and seed."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,10 @@ class Record:
     """Column -> why it is empty."""
     hashes: Mapping[str, str] = field(default_factory=dict)
     journal: tuple[Mapping[str, Any], ...] = ()
+    role: str = ""
+    """'control' where the harness added the row as a control of equal cost."""
+    control: str = ""
+    """The chain of the row that is this one's control of equal cost; '' if it has none."""
 
     def row(self) -> dict[str, Any]:
         """Return the flat row of a table (see `compress.report.columns`)."""
@@ -45,6 +54,8 @@ class Record:
             "chain": self.chain,
             "seed": self.seed,
             "status": self.status,
+            "role": self.role,
+            "control": self.control,
             "error": self.error,
             "note": note,
             "cuda_note": self.missing.get("cuda_ms_p50", ""),
@@ -63,19 +74,70 @@ class RunLog:
     def record(self, record: Record) -> None:
         self._write("row", asdict(record))
 
+    def about(self, news: Mapping[str, Any]) -> None:
+        """Add to the run's description; a key that it had already gets the new value."""
+        self._write("about", {"about": dict(news)})
+
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         append_line(self.path, {"schema": SCHEMA, "kind": kind, "run": self.run, **values})
 
 
-def read_results(path: Path) -> tuple[list[Record], dict[str, Any]]:
-    """Return the records and the description of the last run that has rows.
+@dataclass
+class _Run:
+    """What the lines of one run say."""
+
+    name: str
+    records: dict[Key, Record] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    elsewhere: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By slug, the last line of every other machine on which the files were timed."""
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        if line["kind"] in ("run", "about"):
+            self.about.update(line["about"])
+        elif line["kind"] == "row":
+            # Lines of older versions lack what has a default by now.
+            known = {key: line[key] for key in Record.__dataclass_fields__ if key in line}
+            record = Record(**{**known, "notes": tuple(known["notes"])})
+            self.records[record.chain, record.seed] = record
+        elif line["kind"] == "elsewhere":
+            self.elsewhere[line["slug"]] = line
+
+    def told(self) -> tuple[list[Record], dict[str, Any]]:
+        """Return the records and the description, with what other machines found."""
+        records = dict(self.records)
+        for slug, line in self.elsewhere.items():
+            for row in line["rows"]:
+                key = row["chain"], row["seed"]
+                if key in records and records[key].hashes.get("onnx") == row["onnx"]:
+                    records[key] = _with_elsewhere(records[key], slug, row)
+        machines = {
+            slug: {"environment": line["environment"], "latency": line["latency"]}
+            for slug, line in self.elsewhere.items()
+        }
+        return list(records.values()), self.about | ({"elsewhere": machines} if machines else {})
+
+
+def _with_elsewhere(record: Record, slug: str, row: Mapping[str, Any]) -> Record:
+    figures = {f"on_{slug}_{key}": value for key, value in row["figures"].items()}
+    missing = {f"on_{slug}_{key}": reason for key, reason in row["missing"].items()}
+    return replace(
+        record,
+        measured={**record.measured, **figures},
+        missing={**record.missing, **missing},
+        notes=(*record.notes, *row["notes"]),
+    )
+
+
+def read_run(path: Path) -> tuple[str, list[Record], dict[str, Any]]:
+    """Return the name, the records and the description of the last run that has rows.
 
     So a run that was stopped before its first row does not hide an earlier one's. A half-written
     line (a crash) is passed over. Raises UserError for a missing file or a foreign schema.
     """
     if not path.is_file():
         raise UserError(f"there is no {path}: name the folder that a run has written")
-    runs: dict[str, tuple[dict[tuple[str, int], Record], dict[str, Any]]] = {}
+    runs: dict[str, _Run] = {}
     for line in path.read_bytes().splitlines():
         try:
             values = json.loads(line)
@@ -83,35 +145,47 @@ def read_results(path: Path) -> tuple[list[Record], dict[str, Any]]:
             continue
         if values.get("schema") != SCHEMA:
             raise UserError(f"{path} has schema {values.get('schema')!r}, and {SCHEMA} is known")
-        records, about = runs.setdefault(values["run"], ({}, {}))
-        if values["kind"] == "run":
-            about.update(values["about"])
-        else:
-            known = {key: values[key] for key in Record.__dataclass_fields__}
-            record = Record(**{**known, "notes": tuple(known["notes"])})
-            records[record.chain, record.seed] = record
-    told = [run for run in runs.values() if run[0]] or list(runs.values())
+        runs.setdefault(values["run"], _Run(values["run"])).add(values)
+    told = [run for run in runs.values() if run.records] or list(runs.values())
     if not told:
         raise UserError(f"{path} holds no run")
-    return list(told[-1][0].values()), told[-1][1]
+    return (told[-1].name, *told[-1].told())
 
 
-def environment(threads: int, device: str, precision: str) -> dict[str, Any]:
-    """Return where a run takes place: machine, cores, versions, git state of the working folder."""
-    cpu, flags = cpu_info()
+def read_results(path: Path) -> tuple[list[Record], dict[str, Any]]:
+    """Return what `read_run` does, without the run's name."""
+    _, records, about = read_run(path)
+    return records, about
+
+
+def environment(
+    threads: int, device: str, precision: str, seeds: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Return where and with which seeds a run takes place (JSON): machine, versions, git state.
+
+    Names neither host, user nor path.
+    """
     return {
-        "cpu": cpu,
-        "flags": list(flags),
-        "cores": cpu_threads(),
-        "threads": threads,
+        **timing_environment(threads),
+        **_machine(),
         "device": device,
         "precision": precision,
-        "python": platform.python_version(),
-        "system": platform.platform(terse=True),
+        "seeds": list(seeds),
         "versions": versions(),
         "git": _git_state(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _machine() -> dict[str, Any]:
+    """Return the machine; torch names a GPU where NVIDIA's own tool is missing."""
+    found = machine()
+    if not found["gpu"]:
+        import torch
+
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def _git_state() -> str | None:

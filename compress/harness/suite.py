@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError, unknown
+from compress.timing.setting import DEFAULT, parse_setting
 
 KINDS = {
     "str": str,
     "int": int,
     "float": (int, float),
+    "bool": bool,
     "strs": list,
     "ints": list,
     "floats": list,
@@ -53,6 +55,12 @@ class Suite:
     precision: str = "auto"
     threads: int | None = None
     timing_seconds: float = 60.0
+    timings: tuple[str, ...] = DEFAULT
+    """Latency settings: see `compress.timing.setting`."""
+    controls: bool = True
+    """Whether every chain that trains gets a control of equal cost as a further row."""
+    metric: str | None = None
+    """`FILE.py:NAME` of a user's own metric, which runs only if that file is allowed."""
     teachers: Mapping[str, Named] = field(default_factory=dict)
 
 
@@ -71,6 +79,9 @@ SCHEMA = {
     "precision": "str",
     "threads": "int",
     "timing_seconds": "float",
+    "timings": "strs",
+    "controls": "bool",
+    "metric": "str",
     "teachers": "table",
 }
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -144,12 +155,19 @@ def checked(suite: Suite) -> Suite:
         raise UserError(f"threads must be at least 1, not {suite.threads}")
     if not suite.timing_seconds > 0:
         raise UserError(f"timing_seconds must be positive, not {suite.timing_seconds}")
+    if not suite.timings:
+        raise UserError("timings is empty: name at least one latency setting, such as cpu")
+    for name in suite.timings:
+        parse_setting(name)
+    if len(set(suite.timings)) < len(suite.timings):
+        raise UserError(f"a latency setting stands twice in {', '.join(suite.timings)}")
     return suite
 
 
 def _check_kind(where: str, value: Any, kind: str) -> None:
     expected = KINDS[kind]
-    if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
+    odd = isinstance(value, bool) and kind != "bool"  # Python counts True among the integers
+    if odd or not isinstance(value, expected):  # type: ignore[arg-type]
         raise UserError(f"{where} must be of kind {kind}, not {value!r}")
     inner = {"strs": str, "ints": int, "floats": (int, float)}.get(kind)
     if inner is None:

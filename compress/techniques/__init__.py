@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from compress.compressor import Compressor, Repeat
 from compress.errors import UserError
 from compress.language import parse_chain
+from compress.techniques.cast import Cast
 from compress.techniques.distill import Distill
 from compress.techniques.factorize import Factorize
 from compress.techniques.finetune import Finetune
@@ -25,6 +26,7 @@ BUILT_IN: tuple[type[Compressor], ...] = (
     PruneChannels,
     Factorize,
     Quantize,
+    Cast,
     Repeat,
 )
 
@@ -52,6 +54,7 @@ def chain(text: str) -> Compressor:
 
 
 __all__ = [
+    "Cast",
     "Distill",
     "Factorize",
     "Finetune",

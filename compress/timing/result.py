@@ -1,33 +1,34 @@
-"""What a timing found: raw seconds, and figures derived from them."""
+"""What a timing found: figures, intervals and verdicts, derived from raw seconds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from compress.timing.statistics import Ratio, speedup, spread
+from compress.timing.gather import CONTROL, LEVELS, Gathered
+from compress.timing.multiplicity import holm
+from compress.timing.setting import parse_setting
+from compress.timing.statistics import Ratio, compare, p_value, spread
 
+LEVEL = 0.05
+"""Of all the verdicts of a table at one setting, the chance that any is false."""
+TRUSTED = 0.05
+"""Above this margin a run's latencies are not to be trusted."""
+NOISY = 0.2
+"""A row is noisy if half of its calls lie further apart than this share of the median."""
 
-@dataclass(frozen=True)
-class Repetition:
-    """What one process found: batch size (as text) -> candidate -> its series, as JSON.
-
-    `failure` says why there is nothing.
-    """
-
-    settings: Mapping[str, Mapping[str, Any]]
-    failure: str = ""
+FASTER, SLOWER, INDISTINGUISHABLE = "faster", "slower", "indistinguishable"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One file at one batch size. Figures are None where `error` says why.
+    """One file at one setting. Figures are None where `error` says why.
 
     Milliseconds are per call (of the whole batch), `per_second` is items. `speedup` is over the
-    baseline, with a 95 % interval from `low` to `high`; the baseline's own is 1, without one.
+    denominator, with a 95 % interval from `low` to `high`.
     """
 
     batch: int
@@ -38,6 +39,7 @@ class Timing:
     speedup: float | None = None
     low: float | None = None
     high: float | None = None
+    verdict: str = ""
     rounds: int = 0
     processes: int = 0
     error: str = ""
@@ -50,92 +52,198 @@ class Timing:
 
     @property
     def noisy(self) -> bool:
-        """Whether half of the calls lie further apart than a fifth of the median."""
-        return self.p50_ms is not None and (self.iqr_ms or 0) > 0.2 * self.p50_ms
+        return self.p50_ms is not None and (self.iqr_ms or 0) > NOISY * self.p50_ms
+
+
+@dataclass(frozen=True)
+class Control:
+    """What is known of a setting as a whole.
+
+    `ratio` compares the baseline with a second copy of itself (None if it could not be timed).
+    `margin` (a fraction) is the furthest that this ratio lay from 1 in any one process: what a
+    speed-up must exceed to be called one. `denominator` is the optimization level at which the
+    float baseline is fastest, '' for the default; `levels` are its speed-ups at the others.
+    """
+
+    ratio: Ratio | None
+    margin: float
+    denominator: str
+    denominator_gain: float | None
+    levels: Mapping[str, float]
+    processes: int
+
+    @property
+    def trusted(self) -> bool:
+        return self.ratio is not None and self.margin <= TRUSTED
+
+    def to_json(self) -> dict[str, Any]:
+        ratio = self.ratio
+        return {
+            "control": ratio and ratio.value,
+            "control_low": ratio and ratio.low,
+            "control_high": ratio and ratio.high,
+            "margin": self.margin,
+            "trusted": self.trusted,
+            "processes": self.processes,
+            "denominator": self.denominator and f"optimization level {self.denominator!r}",
+            "denominator_gain": self.denominator_gain,
+            "levels": dict(self.levels),
+        }
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Timings by (candidate, batch size), and what they depend on."""
+    """Timings by (candidate, setting), and what they depend on."""
 
-    rows: Mapping[tuple[str, int], Timing]
-    baseline: str
-    environment: Mapping[str, Any]
+    rows: Mapping[tuple[str, str], Timing]
+    controls: Mapping[str, Control]
+    gathered: Gathered
     failures: tuple[str, ...] = ()
     """Sentences about processes that gave no result."""
 
-    def __getitem__(self, key: tuple[str, int]) -> Timing:
+    def __getitem__(self, key: tuple[str, str]) -> Timing:
         return self.rows[key]
 
-    def raw(self) -> dict[str, np.ndarray]:
-        """Return the raw seconds for an .npz: `<what>/<batch>/<process>/<candidate>`.
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        return self.gathered.environment
 
-        `calls` are per-call seconds, `rounds` the medians of the rounds' blocks.
+    def about(self) -> dict[str, Any]:
+        """Return by setting what a table says of its latencies (JSON)."""
+        seconds = self.gathered.seconds
+        return {name: c.to_json() | {"seconds": seconds} for name, c in self.controls.items()}
+
+    def raw(self) -> dict[str, np.ndarray]:
+        """Return the raw seconds for an .npz: `<what>/<setting>/<process>/<candidate>`.
+
+        `calls` are per-call seconds, `rounds` the medians of the rounds' blocks. The control and
+        the optimization levels are among the candidates, in parentheses.
         """
         arrays = {}
-        for (name, batch), row in self.rows.items():
-            for number, seconds in enumerate(row.calls):
-                arrays[f"calls/{batch}/{number}/{name}"] = seconds
-            for number, seconds in enumerate(row.medians):
-                arrays[f"rounds/{batch}/{number}/{name}"] = seconds
+        for setting in self.gathered.settings:
+            for name in self.gathered.names:
+                for number, part in enumerate(self.gathered.series(setting, name)):
+                    if part is None or part["error"]:
+                        continue
+                    place = f"{setting}/{number}/{name}"
+                    arrays[f"calls/{place}"] = np.concatenate(part["calls"])
+                    arrays[f"rounds/{place}"] = np.array(part["medians"])
         return arrays
 
 
-def summarise(
-    repetitions: Sequence[Repetition],
-    names: Sequence[str],
-    batches: Sequence[int],
-    baseline: str,
-    seed: int,
-    environment: Mapping[str, Any],
-) -> Timings:
-    """Derive every figure from what the processes found."""
-    failures = tuple(part.failure for part in repetitions if part.failure)
-    found = [part.settings for part in repetitions if not part.failure]
-    rows: dict[tuple[str, int], Timing] = {}
-    for batch in batches:
-        series = {name: [part[str(batch)][name] for part in found] for name in names}
-        for name in names:
-            error = _error(series[name], failures)
-            if error:
-                rows[name, batch] = Timing(batch, error=error, wrong=bool(series[name]))
-                continue
-            over = None if _error(series[baseline], failures) else series[baseline]
-            rows[name, batch] = _timing(batch, series[name], over, name == baseline, seed)
-    return Timings(rows, baseline, environment, failures)
+def summarise(gathered: Gathered, seed: int = 0) -> Timings:
+    """Derive every figure from what the processes found.
+
+    Verdicts: a speed-up's p is against lying within the margin, two-sided, by Student's t on the
+    bootstrap's standard error; Holm's procedure keeps the chance of any false verdict among all
+    files of a setting at 5 %.
+    """
+    rows: dict[tuple[str, str], Timing] = {}
+    controls = {}
+    files = [name for name in gathered.names if name != CONTROL and name not in LEVELS]
+    for setting in gathered.settings:
+        found = _Setting(gathered, setting, seed)
+        controls[setting] = found.control
+        rows |= {(name, setting): row for name, row in found.rows(files).items()}
+    failures = dict.fromkeys(p.failure for p in gathered.launched if p.failure)
+    return Timings(rows, controls, gathered, tuple(failures))
 
 
-def _error(series: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> str:
-    """Return the first error of a candidate: one wrong output in one process is enough."""
-    if not series:
-        return "; ".join(failures)
-    return next((part["error"] for part in series if part["error"]), "")
+class _Setting:
+    """One setting's series, its control and its denominator."""
+
+    def __init__(self, gathered: Gathered, setting: str, seed: int) -> None:
+        self.gathered, self.setting, self.seed = gathered, setting, seed
+        self.batch = parse_setting(setting).batch
+        self.series = {name: gathered.series(setting, name) for name in gathered.names}
+        self.baseline = gathered.baseline
+        ratio = self.ratio(self.baseline, CONTROL)
+        margin = self._margin()
+        levels = {
+            name: found
+            for level, name in LEVELS.items()
+            if (found := self.ratio(self.baseline, level)) is not None
+        }
+        fastest = self._fastest(levels, margin)
+        self.level = next((key for key, name in LEVELS.items() if name == fastest), self.baseline)
+        self.control = Control(
+            ratio,
+            margin,
+            fastest,
+            levels[fastest].value if fastest else None,
+            {name: round(found.value, 4) for name, found in levels.items()},
+            sum(part is not None for part in self.series[self.baseline]),
+        )
+
+    def ratio(self, over: str, name: str) -> Ratio | None:
+        """Return the speed-up of one candidate over another; None if there is none."""
+        pairs = [
+            (np.array(b["medians"]), np.array(c["medians"]))
+            for b, c in zip(self.series[over], self.series[name], strict=True)
+            if b is not None and c is not None and not b["error"] and not c["error"]
+        ]
+        if not pairs:
+            return None
+        return compare([b for b, _ in pairs], [c for _, c in pairs], self.seed)
+
+    def _margin(self) -> float:
+        pairs = zip(self.series[self.baseline], self.series[CONTROL], strict=True)
+        logs = [
+            abs(float(np.log(np.median(np.array(b["medians"]) / np.array(c["medians"])))))
+            for b, c in pairs
+            if b is not None and c is not None and not b["error"] and not c["error"]
+        ]
+        return float(np.expm1(max(logs))) if logs else 0.0
+
+    def _fastest(self, levels: Mapping[str, Ratio], margin: float) -> str:
+        """Return the level that is faster than the default beyond doubt, the fastest of them."""
+        adjusted = holm([p_value(ratio, margin) for ratio in levels.values()])
+        sure = [
+            name
+            for name, p in zip(levels, adjusted, strict=True)
+            if p <= LEVEL and levels[name].value > 1
+        ]
+        return max(sure, key=lambda name: levels[name].value, default="")
+
+    def rows(self, files: Sequence[str]) -> dict[str, Timing]:
+        rows = {name: self._row(name) for name in files}
+        ratios = {
+            name: ratio
+            for name in files
+            if not rows[name].error
+            and name != self.level
+            and (ratio := self.ratio(self.level, name)) is not None
+        }
+        adjusted = holm([p_value(ratio, self.control.margin) for ratio in ratios.values()])
+        for (name, ratio), p in zip(ratios.items(), adjusted, strict=True):
+            rows[name] = _compared(rows[name], ratio, p)
+        return rows
+
+    def _row(self, name: str) -> Timing:
+        series = [part for part in self.series[name] if part is not None]
+        error = next((part["error"] for part in series if part["error"]), "")
+        if error or not series:
+            reason = error or "; ".join(self.gathered.failures(self.setting))
+            return Timing(self.batch, error=reason, wrong=bool(error))
+        medians = tuple(np.array(part["medians"]) for part in series)
+        calls = tuple(np.concatenate(part["calls"]) for part in series)
+        times = spread(np.concatenate(calls))
+        return Timing(
+            batch=self.batch,
+            p50_ms=times.p50_ms,
+            p90_ms=times.p90_ms,
+            iqr_ms=times.iqr_ms,
+            per_second=1e3 * self.batch / times.p50_ms,
+            speedup=1.0 if name == self.level else None,
+            rounds=sum(map(len, medians)),
+            processes=len(series),
+            calls=calls,
+            medians=medians,
+        )
 
 
-def _timing(
-    batch: int,
-    series: Sequence[Mapping[str, Any]],
-    baseline: Sequence[Mapping[str, Any]] | None,
-    is_baseline: bool,
-    seed: int,
-) -> Timing:
-    medians = tuple(np.array(part["medians"]) for part in series)
-    calls = tuple(np.concatenate([np.array(block) for block in part["calls"]]) for part in series)
-    times = spread(np.concatenate(calls))
-    ratio: Ratio | None = None
-    if baseline is not None and not is_baseline:
-        ratio = speedup([np.array(part["medians"]) for part in baseline], medians, seed)
-    return Timing(
-        batch=batch,
-        p50_ms=times.p50_ms,
-        p90_ms=times.p90_ms,
-        iqr_ms=times.iqr_ms,
-        per_second=1e3 * batch / times.p50_ms,
-        speedup=1.0 if is_baseline else ratio.value if ratio else None,
-        low=ratio.low if ratio else None,
-        high=ratio.high if ratio else None,
-        rounds=sum(map(len, medians)),
-        processes=len(series),
-        calls=calls,
-        medians=medians,
-    )
+def _compared(row: Timing, ratio: Ratio, p: float) -> Timing:
+    verdict = INDISTINGUISHABLE
+    if p <= LEVEL:
+        verdict = FASTER if ratio.value > 1 else SLOWER
+    return replace(row, speedup=ratio.value, low=ratio.low, high=ratio.high, verdict=verdict)

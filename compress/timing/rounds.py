@@ -21,17 +21,30 @@ MAX_CALLS = 1000
 """The longest block, in calls."""
 KEPT_CALLS = 32
 """How many of a block's raw seconds are kept, evenly spaced."""
+LONG_CALL = 0.05
+"""Seconds after which bringing back the caches (a few MB) is below a hundredth of a call."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """Something to time: `call(i)` runs the i-th input; `check(i, outputs)` is not timed.
 
-    `check` returns what is wrong with the outputs in plain English, or ''.
+    `check` returns what is wrong with the outputs in plain English, or ''. `stopwatch` runs
+    `call(i)` and returns its seconds and outputs, for a device that has a clock of its own; by
+    default the clock is read before and after.
     """
 
     call: Callable[[int], Any]
     check: Callable[[int, Any], str] = lambda index, outputs: ""
+    stopwatch: Callable[[Callable[[int], Any], int], tuple[float, Any]] | None = None
+
+    def timed(self, index: int, clock: Clock) -> tuple[float, Any]:
+        """Run the i-th input; return its seconds and its outputs."""
+        if self.stopwatch is not None:
+            return self.stopwatch(self.call, index)
+        started = clock()
+        outputs = self.call(index)
+        return clock() - started, outputs
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,8 @@ class Series:
 
     error: str = ""
     block_calls: int = 1
+    refresh: bool = True
+    """Whether a call that does not count comes first, to bring the caches back."""
     medians: list[float] = field(default_factory=list)
     calls: list[list[float]] = field(default_factory=list)
 
@@ -98,25 +113,24 @@ def _warm(candidate: Candidate, series: Series, plan: Plan, clock: Clock) -> str
     """Run a few calls, check the outputs, and size the blocks by the fastest call."""
     fastest = math.inf
     for index in range(plan.warm_calls):
-        started = clock()
-        outputs = candidate.call(index)
-        fastest = min(fastest, clock() - started)
+        seconds, outputs = candidate.timed(index, clock)
+        fastest = min(fastest, seconds)
         wrong = candidate.check(index, outputs)
         if wrong:
             return wrong
     calls = math.ceil(plan.block_seconds / max(fastest, 1e-9))
     series.block_calls = max(1, min(calls, MAX_CALLS))
+    series.refresh = fastest < LONG_CALL
     return ""
 
 
 def _block(candidate: Candidate, series: Series, first: int, clock: Clock) -> str:
-    # The caches hold the previous candidate: one call that does not count brings ours back.
-    candidate.call(first)
+    if series.refresh:
+        candidate.call(first)
     seconds = []
     for index in range(first, first + series.block_calls):
-        started = clock()
-        outputs = candidate.call(index)
-        seconds.append(clock() - started)
+        spent, outputs = candidate.timed(index, clock)
+        seconds.append(spent)
     series.medians.append(_median(seconds))
     series.calls.append(seconds[:: math.ceil(len(seconds) / KEPT_CALLS)])
     return candidate.check(first + series.block_calls - 1, outputs)

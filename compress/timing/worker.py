@@ -6,10 +6,12 @@ pool of threads: with a pool each, the spinning threads of one session slow down
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,17 @@ import onnxruntime
 from compress.timing.rounds import Candidate, Plan, Series, time_rounds
 
 MAX_FEEDS = 32
+LEVELS = {
+    "disabled": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "default": "ORT_ENABLE_ALL",
+}
+"""onnxruntime's optimization levels by our names."""
+DIFFERENT = "the outputs of the timed runs differ from the verified ones"
+
+Feeds = tuple[list[np.ndarray], list[list[np.ndarray]]]
+"""Rows of sample numbers, one per call, and the arrays of every call (one per input)."""
 
 
 class Abandoned(RuntimeError):
@@ -33,6 +46,12 @@ def feed_indices(items: int, batch: int) -> list[np.ndarray]:
     return [(start + np.arange(batch)) % items for start in starts]
 
 
+def feeds_of(samples: list[np.ndarray], batch: int) -> Feeds:
+    """Return what is fed into every file in turn; the arrays are the same for all files."""
+    rows = feed_indices(len(samples[0]), batch)
+    return rows, [[np.ascontiguousarray(data[row]) for data in samples] for row in rows]
+
+
 def deviation(outputs: np.ndarray, expected: np.ndarray) -> float:
     """Return ‖outputs − expected‖ / ‖expected‖, infinite for outputs that are not finite."""
     if outputs.shape != expected.shape or not np.isfinite(outputs).all():
@@ -41,32 +60,31 @@ def deviation(outputs: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(outputs - wanted) / (np.linalg.norm(wanted) + 1e-12))
 
 
-def open_session(path: str) -> onnxruntime.InferenceSession:
+def open_session(path: str, level: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def as_candidate(
-    session: Any, samples: list[np.ndarray], expected: np.ndarray, batch: int, tolerance: float
-) -> Candidate:
-    """Return a session over rotating real samples as something to time and check."""
-    rows = feed_indices(len(samples[0]), batch)
+def as_candidate(session: Any, feeds: Feeds, expected: np.ndarray, tolerance: float) -> Candidate:
+    """Return a session over rotating real samples as something to time and check.
+
+    Raises ValueError if the samples do not suit the session.
+    """
+    rows, arrays = feeds
     names = [given.name for given in session.get_inputs()]
-    feeds = [
-        {name: np.ascontiguousarray(data[row]) for name, data in zip(names, samples, strict=True)}
-        for row in rows
-    ]
+    fed = [dict(zip(names, given, strict=True)) for given in arrays]
 
     def call(index: int) -> Any:
-        return session.run(None, feeds[index % len(feeds)])[0]
+        return session.run(None, fed[index % len(fed)])[0]
 
     def check(index: int, outputs: Any) -> str:
         off = deviation(outputs, expected[rows[index % len(rows)]])
         if off <= tolerance:
             return ""
-        return f"the outputs of the timed runs differ from the verified ones (by {off:.1%})"
+        return f"{DIFFERENT} (by {off:.1%})"
 
     return Candidate(call, check)
 
@@ -74,30 +92,27 @@ def as_candidate(
 def run_job(
     job: dict[str, Any],
     samples: list[np.ndarray],
-    expected: dict[str, np.ndarray],
-    load: Callable[[str], Any] = open_session,
+    expected: Mapping[str, np.ndarray],
+    load: Callable[[str, str], Any] = open_session,
     alive: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Time every candidate at every batch size; errors stand with the candidate (JSON)."""
-    sessions: dict[str, Any] = {}
-    errors: dict[str, str] = {}
-    for name, path in job["candidates"].items():
-        _announce(f"loading {name}")
-        try:
-            sessions[name] = load(path)
-        except Exception as error:  # onnxruntime's errors share no base class of their own
-            errors[name] = f"onnxruntime cannot load the file: {error}"
-    plan = Plan(job["seconds"] / len(job["batches"]), job["min_rounds"], job["block_seconds"])
+    """Time every candidate at every batch size; errors stand with the candidate (JSON).
+
+    `job["candidates"]` maps a name to a path and an optimization level. `expected` are the
+    verified outputs by path.
+    """
+    sessions, errors = _load(job, load)
+    plan = Plan(job["seconds"], job["min_rounds"], job["block_seconds"])
     settings: dict[str, dict[str, Any]] = {}
     for batch in job["batches"]:
         _announce(f"timing batches of {batch}")
+        feeds = feeds_of(samples, batch)
         candidates = {}
         for name, session in sessions.items():
+            outputs = expected[job["candidates"][name][0]]
             try:
-                candidates[name] = as_candidate(
-                    session, samples, expected[name], batch, job["tolerance"]
-                )
-            except (ValueError, IndexError) as error:
+                candidates[name] = as_candidate(session, feeds, outputs, job["tolerance"])
+            except ValueError as error:
                 errors[name] = f"the samples do not suit the file: {error}"
         measured = time_rounds(candidates, plan, job["seed"], alive=alive)
         failed = {name: Series(error=text) for name, text in errors.items()}
@@ -105,6 +120,23 @@ def run_job(
             name: asdict(series) for name, series in {**measured, **failed}.items()
         }
     return {"settings": settings}
+
+
+def _load(
+    job: dict[str, Any], load: Callable[[str, str], Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Open all files in a random order: where in memory a file lies depends on who came first."""
+    sessions: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    order = list(job["candidates"])
+    random.Random(job["seed"]).shuffle(order)
+    for name in order:
+        _announce(f"loading {name}")
+        try:
+            sessions[name] = load(*job["candidates"][name])
+        except Exception as error:  # onnxruntime's errors share no base class of their own
+            errors[name] = f"onnxruntime cannot load the file: {error}"
+    return sessions, errors
 
 
 def _announce(text: str) -> None:
@@ -124,7 +156,8 @@ def main(job_path: str, result_path: str) -> None:
     with np.load(job["samples"]) as file:
         samples = [file[f"input_{i}"] for i in range(len(file.files))]
     with np.load(job["expected"]) as file:
-        expected = {name: file[str(i)] for i, name in enumerate(job["candidates"])}
+        expected = {path: file[str(i)] for i, path in enumerate(job["paths"])}
+    gc.disable()
     result = run_job(job, samples, expected, alive=alive)
     Path(result_path).write_text(json.dumps(result))
 

@@ -1,4 +1,4 @@
-"""Models from a user's own Python file, which runs only if they allowed that file."""
+"""Functions of a user's own Python file, which runs only if they allowed that file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,18 +28,8 @@ def from_file(
 
     Raises UserError unless the file is in `allow_code` and returns an nn.Module.
     """
-    path = Path(place).expanduser().resolve()
-    if path not in {Path(allowed).expanduser().resolve() for allowed in allow_code}:
-        raise UserError(
-            f"{place} is Python code, and would run on this machine: if you trust it, allow it "
-            f"with --allow-code {place}"
-        )
-    if not path.is_file():
-        raise UserError(f"there is no file {place!r}")
     full = f"{place}:{factory}"
-    function = getattr(_module(path), factory, None)
-    if not callable(function):
-        raise unknown(f"factory in {place}", factory, _factories(_module(path)))
+    function = load_function(place, factory, "factory", allow_code)
     taken = inspect.signature(function).parameters
     arguments = {key: value for key, value in given.items() if key in taken}
     made = call(function, full, {**arguments, **options})
@@ -48,7 +38,30 @@ def from_file(
     return made
 
 
-def _factories(module: ModuleType) -> list[str]:
+def load_function(
+    place: str, name: str, kind: str, allow_code: Collection[Path]
+) -> Callable[..., Any]:
+    """Import the Python file `place` and return its function `name`; `kind` says what it is for.
+
+    Raises UserError if the file does not exist, is not in `allow_code`, cannot be imported, or
+    has no such function.
+    """
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"there is no file {place!r}")
+    if path not in {Path(allowed).expanduser().resolve() for allowed in allow_code}:
+        raise UserError(
+            f"{place} is Python code, and would run on this machine: if you trust it, allow it "
+            f"with --allow-code {place}"
+        )
+    module = _module(path)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise unknown(f"{kind} in {place}", name, _functions(module))
+    return function
+
+
+def _functions(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import deploy_models
 import numpy as np
@@ -151,3 +152,31 @@ def test_answers_differ_only_where_neither_has_a_tie():
     first = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]], np.float32)
     second = np.array([[0.0, 1.0], [0.9, 0.0], [0.0, 1.0]], np.float32)
     assert _same_answer(first, second, step=0.1).tolist() == [False, True, True]
+
+
+class Caching(torch.nn.Module):
+    """Answers the first batch of a length, and gives that answer to every later one."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.known = inner, {}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) not in self.known:
+            self.known[len(images)] = self.inner(images)
+        return self.known[len(images)]
+
+
+class Mixing(Caching):
+    """Lets an item's answer depend on the batch that it came in."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.inner(images) - self.inner(images).mean(0)
+
+
+@pytest.mark.parametrize("cheat", [Caching, Mixing])
+def test_a_module_that_remembers_or_mixes_items_is_not_verified(good, cheat):
+    model, content = good
+    found = verify(content, replace(model, module=cheat(model.module)), INPUTS, lowered=True)
+    assert not found.ok
+    assert "depend on what it was given before or beside an item" in found.reason

@@ -15,10 +15,20 @@ from compress.errors import UserError
 from compress.harness import latency
 from compress.harness.outputs import Outputs, slug
 from compress.harness.record import Record
+from compress.timing.gather import Gathered
 from compress.timing.result import Timing, Timings
+from compress.timing.setting import DEFAULT
 
 QUICK = Timing(
-    1, p50_ms=2.0, p90_ms=3.0, iqr_ms=0.1, per_second=500.0, speedup=1.5, low=1.4, high=1.6
+    1,
+    p50_ms=2.0,
+    p90_ms=3.0,
+    iqr_ms=0.1,
+    per_second=500.0,
+    speedup=1.5,
+    low=1.4,
+    high=1.6,
+    verdict="faster",
 )
 
 
@@ -46,15 +56,19 @@ def time(
     failures: tuple[str, ...] = (),
 ) -> dict[str, Record]:
     def fake(candidates: dict[str, Path], *rest: Any, baseline: str, **options: Any) -> Timings:
-        rows = {(name, batch): timing for name in candidates for batch in (1, 32)}
-        return Timings(rows, baseline, {}, failures)
+        rows = {(name, setting): timing for name in candidates for setting in DEFAULT}
+        gathered = Gathered((*candidates,), baseline, DEFAULT, 1, (), 1.0, {})
+        return Timings(rows, {}, gathered, failures)
 
     monkeypatch.setattr(latency, "measure", fake)
     monkeypatch.setattr(latency, "logits_of", lambda *_: np.zeros((64, 10)))
     plan = SimpleNamespace(
-        data=small_digits(), threads=1, suite=SimpleNamespace(timing_seconds=1.0)
+        data=small_digits(),
+        threads=1,
+        suite=SimpleNamespace(timing_seconds=1.0, timings=DEFAULT),
     )
-    return {r.chain: r for r in latency.time_records(given, plan, outputs, False)}  # type: ignore[arg-type]
+    timed, _ = latency.time_records(given, plan, outputs, False)  # type: ignore[arg-type]
+    return {record.chain: record for record in timed}
 
 
 def test_figures_go_to_their_columns(monkeypatch: pytest.MonkeyPatch, outputs: Outputs) -> None:
@@ -62,6 +76,11 @@ def test_figures_go_to_their_columns(monkeypatch: pytest.MonkeyPatch, outputs: O
     row = timed["a()"].row()
     assert (row["cpu_ms_p50"], row["cpu_ms_p90"], row["cpu_batch32_per_s"]) == (2.0, 3.0, 500.0)
     assert (row["cpu_speedup"], row["cpu_speedup_low"], row["cpu_speedup_high"]) == (1.5, 1.4, 1.6)
+    assert (row["cpu1_ms_p50"], row["cpu1_verdict"], row["cpu_batch32_ms_iqr"]) == (
+        2,
+        "faster",
+        0.1,
+    )
     assert row["status"] == "ok"
     assert row["note"] == ""
 
@@ -98,7 +117,17 @@ def test_without_a_baseline_there_is_a_reason(
 def test_noise_is_noted(monkeypatch: pytest.MonkeyPatch, outputs: Outputs) -> None:
     noisy = Timing(1, p50_ms=2.0, p90_ms=3.0, iqr_ms=0.5, per_second=1.0, speedup=1.0)
     timed = time(monkeypatch, outputs, records(outputs, "baseline"), noisy)
-    assert "noisy latency" in timed["baseline"].row()["note"]
+    note = timed["baseline"].row()["note"]
+    assert "noisy latency (batch 1, all threads; batch 1, 1 thread; batch 32, all" in note
+
+
+def test_inputs_and_answers_are_kept_for_other_machines(
+    monkeypatch: pytest.MonkeyPatch, outputs: Outputs
+) -> None:
+    time(monkeypatch, outputs, records(outputs, "baseline", "a()"), QUICK)
+    kept = outputs.stored(latency.INPUTS)
+    assert set(kept) == {"input_0", "expected/baseline [seed 0]", "expected/a() [seed 0]"}
+    assert len(kept["input_0"]) == len(kept["expected/a() [seed 0]"]) == 64
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from compress.errors import UserError
-from compress.harness.plan import _chains, make_plan
+from compress.harness.plan import make_plan
+from compress.harness.rows import rows_of
 from compress.harness.suite import load_suite, parse_suite, suite_names
 
 GOOD = "data = 'digits'\nmodel = 'mlp'\nchains = ['train() -> quantize()']\n"
@@ -17,6 +18,12 @@ def test_defaults() -> None:
     suite = parse_suite("mine", GOOD)
     assert suite.seeds == (0,)
     assert suite.chains == ("train() -> quantize()",)
+    assert suite.controls is True
+    assert suite.metric is None
+
+
+def test_true_and_false_are_no_numbers_but_switch_the_controls() -> None:
+    assert parse_suite("mine", GOOD + "controls = false").controls is False
 
 
 @pytest.mark.parametrize(
@@ -30,6 +37,10 @@ def test_defaults() -> None:
         (GOOD + "threads = 0", "threads must be at least 1"),
         (GOOD + "size = 'big'", "must be of kind int"),
         (GOOD + "precision = 'half'", "precision must be one of"),
+        (GOOD + "controls = 1", "controls must be of kind bool, not 1"),
+        (GOOD + "threads = true", "threads must be of kind int, not True"),
+        (GOOD + "seeds = [true]", "True does not fit in a list of ints"),
+        (GOOD + "metric = 5", "metric must be of kind str"),
         (GOOD + "timing_seconds = 0", "timing_seconds must be positive"),
         ("data = 'digits'\nmodel = 'mlp'\nchains = []", "it has no chains"),
         ("data = ", "not valid TOML"),
@@ -46,8 +57,10 @@ def test_refused_with_a_sentence(text: str, sentence: str) -> None:
 @pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
 def test_built_in_suites_are_legal_and_described(name: str) -> None:
     suite = load_suite(name)
-    _, rows = _chains(suite, has_weights=suite.weights is not None)
-    assert len(rows) == len(suite.chains) + 1
+    _, rows = rows_of(suite, has_weights=suite.weights is not None)
+    asked = [row for row in rows if not row.role]
+    assert len(asked) == len(suite.chains) + 1
+    assert rows[: len(asked)] == tuple(asked)
     assert len(suite_names()[name]) > 20
 
 

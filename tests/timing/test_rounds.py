@@ -51,8 +51,8 @@ def test_it_goes_on_until_the_budget_is_spent():
     found = time_rounds(
         {"a": machine.candidate("a", 0.25)}, Plan(10, 2, 0.005, warm_calls=2), 0, machine.clock
     )
-    # Two warm calls take half a second; a round has one call that counts and one that does not.
-    assert len(found["a"].medians) == 19
+    # Two warm calls take half a second; a round is one call.
+    assert len(found["a"].medians) == 38
 
 
 def test_every_round_has_every_candidate_once_in_an_order_that_varies():
@@ -125,3 +125,23 @@ def test_it_stops_when_nobody_waits():
 
     with pytest.raises(InterruptedError):
         time_rounds({"a": machine.candidate("a", 1)}, Plan(9), 0, machine.clock, gone)
+
+
+def test_long_calls_need_no_warming_and_make_none():
+    machine = Machine()
+    candidates = {
+        "long": machine.candidate("long", 0.06),
+        "short": machine.candidate("short", 0.04),
+    }
+    time_rounds(candidates, Plan(0, 4, 0.005, warm_calls=1), 0, machine.clock)
+    assert [name for name, _ in machine.calls].count("long") == 1 + 4
+    assert [name for name, _ in machine.calls].count("short") == 1 + 2 * 4
+
+
+def test_a_device_brings_its_own_stopwatch():
+    machine = Machine()
+    honest = machine.candidate("a", 0.01)
+    timed = Candidate(honest.call, stopwatch=lambda call, index: (0.002, call(index)))
+    found = time_rounds({"a": timed}, Plan(0, 3, 0.005), 0, machine.clock)
+    assert found["a"].medians == [0.002] * 3
+    assert found["a"].block_calls == 3

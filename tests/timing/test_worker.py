@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from compress.timing.worker import deviation, feed_indices, run_job
+from compress.timing.worker import deviation, feed_indices, feeds_of, run_job
 
 SAMPLES = [np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)]
 
@@ -24,7 +24,8 @@ class Session:
         return [self.factor * feed["input"]]
 
 
-def load(path: str) -> Session:
+def load(path: str, level: str) -> Session:
+    assert level == "default"
     if path == "broken":
         raise RuntimeError("not a model")
     return Session(float(path))
@@ -32,7 +33,7 @@ def load(path: str) -> Session:
 
 def job(**candidates: str) -> dict:
     return {
-        "candidates": candidates,
+        "candidates": {name: [path, "default"] for name, path in candidates.items()},
         "batches": [1, 32],
         "seconds": 0.0,
         "min_rounds": 3,
@@ -42,7 +43,7 @@ def job(**candidates: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("module", ["worker", "measure", "statistics", "cuda"])
+@pytest.mark.parametrize("module", ["worker", "gather", "measure", "statistics", "cuda"])
 def test_torch_stays_out_of_the_process(module):
     code = f"import compress.timing.{module}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -67,7 +68,7 @@ def test_deviation_is_relative_and_infinite_for_what_is_no_answer():
 
 
 def test_every_file_is_timed_at_every_batch_size():
-    expected = {"float": SAMPLES[0], "int8": 2 * SAMPLES[0]}
+    expected = {"1": SAMPLES[0], "2": 2 * SAMPLES[0]}
     found = run_job(job(float="1", int8="2"), SAMPLES, expected, load)["settings"]
     assert set(found) == {"1", "32"}
     for series in (found[batch][name] for batch in found for name in ("float", "int8")):
@@ -76,19 +77,62 @@ def test_every_file_is_timed_at_every_batch_size():
 
 
 def test_a_file_that_does_not_load_does_not_stop_the_others():
-    expected = {"float": SAMPLES[0], "bad": SAMPLES[0]}
+    expected = {"1": SAMPLES[0]}
     found = run_job(job(float="1", bad="broken"), SAMPLES, expected, load)["settings"]
     assert found["1"]["bad"]["error"] == "onnxruntime cannot load the file: not a model"
     assert found["32"]["float"]["error"] == ""
 
 
 def test_a_file_that_does_not_compute_cannot_win():
-    expected = {"float": SAMPLES[0], "lazy": SAMPLES[0]}
+    expected = {"1": SAMPLES[0], "0": SAMPLES[0]}
     found = run_job(job(float="1", lazy="0"), SAMPLES, expected, load)["settings"]
     assert "differ from the verified ones (by 100.0%)" in found["1"]["lazy"]["error"]
     assert found["1"]["lazy"]["medians"] == []
 
 
 def test_samples_that_do_not_suit_a_file_are_its_error():
-    found = run_job(job(float="1"), SAMPLES * 2, {"float": SAMPLES[0]}, load)["settings"]
+    found = run_job(job(float="1"), SAMPLES * 2, {"1": SAMPLES[0]}, load)["settings"]
     assert "the samples do not suit the file" in found["1"]["float"]["error"]
+
+
+def test_files_load_in_an_order_of_the_seed_so_that_memory_is_laid_out_anew():
+    orders = []
+    for seed in (1, 1, 2):
+        order: list[str] = []
+
+        def spy(path: str, level: str, order: list[str] = order) -> Session:
+            order.append(path)
+            return Session(1)
+
+        names = {str(i): str(i) for i in range(8)}
+        run_job({**job(**names), "seed": seed}, SAMPLES, dict.fromkeys(names, SAMPLES[0]), spy)
+        orders.append(order)
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == [str(i) for i in range(8)]
+
+
+def test_every_file_is_fed_the_same_arrays():
+    rows, feeds = feeds_of(SAMPLES * 2, 32)
+    assert len(rows) == len(feeds)
+    for row, (first, second) in zip(rows, feeds, strict=True):
+        np.testing.assert_array_equal(first, SAMPLES[0][row])
+        assert first.flags.c_contiguous
+        np.testing.assert_array_equal(first, second)
+
+
+class Caching(Session):
+    """A runtime that computes once and then gives the same answer again."""
+
+    def run(self, outputs, feed):
+        if not hasattr(self, "answer"):
+            self.answer = super().run(outputs, feed)
+        return self.answer
+
+
+def test_who_answers_from_memory_is_caught():
+    expected = {"1": SAMPLES[0], "2": 2 * SAMPLES[0]}
+    loads = {"1": Session(1), "2": Caching(2)}
+    found = run_job(job(honest="1", caching="2"), SAMPLES, expected, lambda path, _: loads[path])
+    for batch in ("1", "32"):
+        assert "differ from the verified ones" in found["settings"][batch]["caching"]["error"]
+        assert found["settings"][batch]["honest"]["error"] == ""

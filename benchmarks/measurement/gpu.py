@@ -1,0 +1,148 @@
+"""The CUDA rows of `digits`, and of `cifar10` where its data and weights are at hand.
+
+    python benchmarks/measurement/gpu.py --out reports/measurement [--work FOLDER] [SUITE ...]
+
+Needs a GPU: without one it writes nothing, says so and exits with 2. The suites run whole (on a
+GPU in minutes) into FOLDER, by default a temporary one; the report holds their GPU columns.
+
+On a machine that reaches no package registry: where one can be reached, fetch what is missing
+there for its Python, such as
+
+    pip download --no-deps --only-binary=:all: --python-version 3.12 \\
+        --platform manylinux_2_28_x86_64 -d wheels torch-pruning onnxscript onnx onnx-ir
+
+copy the checkout and `wheels` over, and there
+
+    pip install --no-index --no-deps --target site wheels/*.whl
+    PYTHONPATH=site:. python benchmarks/measurement/gpu.py --out reports/measurement
+
+`digits` needs no download. For `cifar10`, take its data and weights along and name their folder
+in COMPRESS_DATA_ROOT. The columns of onnxruntime's providers need `onnxruntime-gpu` in the place
+of `onnxruntime` (some 300 MB); without it they hold the reason instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trials import publish, table
+
+from compress.errors import UserError
+from compress.harness.bench import Bench
+from compress.harness.plan import make_plan
+from compress.harness.record import Record, read_results
+from compress.harness.suite import load_suite
+from compress.timing.cuda.device import Cuda
+
+MS = {
+    "float32": "cuda_torch_ms_p50",
+    "float16": "cuda_torch_float16_ms_p50",
+    "bfloat16": "cuda_torch_bfloat16_ms_p50",
+    "graph": "cuda_graph_ms_p50",
+    "ORT CUDA": "cuda_ms_p50",
+    "ORT TensorRT": "cuda_trt_ms_p50",
+}
+HEAD = ("chain", *MS, "items/s (32)", "speed-up", "verdict", "peak MB")
+LEGEND = (
+    "Milliseconds of one item, medians; float32 to graph: the module in torch, by CUDA events, "
+    "on an idle device, in the faster memory format, TF32 off; graph: float32 replayed as a CUDA "
+    "graph, the copy of its input included; ORT: the deployed file in onnxruntime's providers, "
+    "inputs and outputs on the device, by the host's clock; items/s: float32 in batches of 32; "
+    "speed-up: of float32 over the baseline, with its 95 % interval over repetitions in one "
+    "process; peak MB: tensors at one item in float32, weights included. A dash has its reason "
+    "below.\n"
+)
+
+
+def run_suite(name: str, folder: Path) -> tuple[list[Record], Mapping[str, Any]]:
+    """Run a built-in suite; return its records, and what it says of the GPU."""
+    with_gpu = make_plan(load_suite(name), device="cuda")
+    Bench(with_gpu, folder, command=f"compress-models bench {name}").execute()
+    records, about = read_results(folder / "results.jsonl")
+    return records, about.get("cuda", {})
+
+
+def lines(records: Iterable[Record]) -> Iterator[list[object]]:
+    for record in records:
+        row = record.row()
+        per_second, peak = row.get("cuda_batch32_per_s"), row.get("cuda_peak_bytes")
+        yield [
+            f"`{record.chain}`",
+            *(_number(row.get(column)) for column in MS.values()),
+            "-" if per_second is None else f"{per_second:.0f}",
+            _speedup(row),
+            row.get("cuda_verdict") or "-",
+            "-" if peak is None else f"{peak / 1e6:.1f}",
+        ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _speedup(row: Mapping[str, Any]) -> str:
+    value, low, high = (row.get(f"cuda_speedup{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if low is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def notes(records: Iterable[Record]) -> str:
+    """Return what the rows say of their GPU figures, each sentence once with its rows."""
+    said: dict[str, list[str]] = {}
+    for record in records:
+        if text := record.row().get("cuda_note"):
+            said.setdefault(text, []).append(f"`{record.chain}`")
+    return "".join(f"- {', '.join(chains)}: {text}\n" for text, chains in said.items())
+
+
+def controls(cuda: Mapping[str, Any]) -> str:
+    """Return what the A/A control of every column found."""
+    found = cuda.get("controls", {}).items()
+    head = ("column", "control", "low", "high", "margin", "trusted", "repetitions", "seconds")
+    return table(head, ([column, *(_told(c.get(key)) for key in head[1:])] for column, c in found))
+
+
+def _told(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def sections(suites: Iterable[str], work: Path) -> Iterator[str]:
+    for name in suites:
+        try:
+            records, cuda = run_suite(name, work / name)
+        except UserError as error:
+            yield f"## {name}\n\nNot run: {error}\n"
+            continue
+        yield f"## {name}\n"
+        yield table(HEAD, lines(records))
+        yield notes(records)
+        yield "A/A: the baseline against a second copy of itself, column by column.\n"
+        yield controls(cuda)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("suites", nargs="*", default=["digits", "cifar10"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path)
+    options = parser.parse_args()
+    device = Cuda()
+    if reason := device.absent():
+        print(f"{reason}: this report needs one, and nothing was written", file=sys.stderr)
+        return 2
+    about = ", ".join(f"{key} {value}" for key, value in device.about().items())
+    with tempfile.TemporaryDirectory() as folder:
+        parts = list(sections(options.suites, options.work or Path(folder)))
+    command = "python benchmarks/measurement/gpu.py --out reports/measurement"
+    publish(options.out / "gpu.md", "GPU rows", [f"Device: {about}.\n", LEGEND, *parts], command)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

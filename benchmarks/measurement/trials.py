@@ -1,0 +1,70 @@
+"""Trials kept line by line, so that a run that was stopped goes on, and tables made of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from compress.files import append_line, write_atomic
+from compress.timing.environment import cpu_info, cpu_threads
+
+Trial = Mapping[str, Any]
+
+
+def run_trials(
+    path: Path, wanted: Sequence[dict[str, Any]], once: Callable[[dict[str, Any]], dict[str, Any]]
+) -> list[Trial]:
+    """Do every trial that the file does not hold yet; return all that are wanted."""
+    done = {_key(line["trial"]): line for line in _lines(path)}
+    for trial in tqdm(wanted, unit="trial", disable=not sys.stderr.isatty()):
+        if _key(trial) not in done:
+            line = {"trial": trial, "found": once(trial)}
+            append_line(path, line)
+            done[_key(trial)] = line
+    return [done[_key(trial)] for trial in wanted]
+
+
+def _lines(path: Path) -> Iterable[Trial]:
+    return map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+
+
+def _key(trial: Trial) -> str:
+    return json.dumps(trial, sort_keys=True)
+
+
+def share(hits: int, count: int) -> str:
+    """Return a share with its 95 % interval (Wilson's)."""
+    from scipy.stats import binomtest
+
+    if not count:
+        return "-"
+    found = binomtest(hits, count).proportion_ci(method="wilson")
+    return f"{hits} of {count} ({hits / count:.1%}; {found.low:.1%} to {found.high:.1%})"
+
+
+def machine() -> str:
+    name, flags = cpu_info()
+    return f"Machine: {name}; {cpu_threads()} cores; {' '.join(flags)}."
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table, its columns padded."""
+    lines = [list(map(str, row)) for row in [head, *rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    out = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(x, widths, strict=True)) + " |" for x in lines
+    ]
+    rule = "| " + " | ".join("-" * w for w in widths) + " |"
+    return "\n".join([out[0], rule, *out[1:]]) + "\n"
+
+
+def publish(path: Path, title: str, parts: Sequence[str], command: str) -> None:
+    """Write and print a report, with the command that gives it."""
+    body = "\n".join([f"# {title}\n", *parts, machine(), f"\nThis gives it: `{command}`\n"])
+    write_atomic(path, body)
+    print(body)

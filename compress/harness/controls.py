@@ -1,0 +1,76 @@
+"""Controls of equal cost: what training alone gives, with as many samples and no technique.
+
+A chain that trains differs from its baseline in two ways: by the technique, and by the training.
+Its control has the training only, with the same settings, so what the chain has over its control
+is the technique's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from compress.compressor import Compressor, Repeat
+from compress.techniques.finetune import Finetune
+from compress.techniques.train import Train
+from compress.training import Training
+
+SETTINGS = tuple(item.name for item in dataclasses.fields(Training) if item.name != "epochs")
+
+
+@dataclass(frozen=True)
+class Control:
+    """A chain's control, or in words why it has none although it trains."""
+
+    step: Training | None
+    reason: str = ""
+
+
+def control_of(chain: Compressor) -> Control | None:
+    """Return the control of a chain; None if it does not train or is itself such a control.
+
+    For a chain that trains a student, the student trained on labels: `train(student=...)` with
+    the settings of the step that trained it; otherwise the baseline trained on:
+    `finetune(...)` with those of the step that trains longest. Both get the epochs of all
+    the chain's steps.
+    """
+    if type(chain) in (Finetune, Train):
+        return None
+    steps = _flat(chain)
+    if own := [step for step, _ in steps if _trains_in_its_own_way(step)]:
+        return Control(None, f"{own[0].name()} trains in its own way, which no control repeats")
+    trainings = [(step, times) for step, times in steps if isinstance(step, Training)]
+    if not trainings:
+        return None
+    epochs = sum(step.epochs * times for step, times in trainings)
+    taught = [step for step, _ in trainings if step.students]
+    if taught:
+        # A later student learns from an earlier one: the last is what is deployed.
+        (student,) = taught[-1].students
+        return Control(Train(student=student, epochs=epochs, **_settings(taught[-1])))
+    longest, _ = max(trainings, key=lambda pair: pair[0].epochs * pair[1])
+    return Control(Finetune(epochs=epochs, **_settings(longest)))
+
+
+def _flat(chain: Compressor, times: int = 1) -> list[tuple[Compressor, int]]:
+    """Return every single step of a chain, and how often it runs."""
+    found: list[tuple[Compressor, int]] = []
+    for step in chain.steps:
+        if isinstance(step, Repeat):
+            found += _flat(step.step, times * step.times)
+        else:
+            found.append((step, times))
+    return found
+
+
+def _trains_in_its_own_way(step: Compressor) -> bool:
+    """Whether a plug-in uses the training data, or students, otherwise than our steps do."""
+    if isinstance(step, Training):
+        return len(step.students) > 1
+    return "train" in step.needs or bool(step.students)
+
+
+def _settings(step: Training) -> dict[str, Any]:
+    """Return all settings but the epochs, by value: the control's class has other defaults."""
+    return {name: getattr(step, name) for name in SETTINGS}

@@ -1,0 +1,246 @@
+"""The GPU stage: modules and files of all rows in turns on the device, after the CPU's timing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from compress.harness.accuracy import logits_of
+from compress.harness.gpu_row import FORMS, PEAK, PROVIDERS, SPEEDUP, TORCH, WORDS, Found
+from compress.harness.latency import candidate_name
+from compress.harness.outputs import Outputs
+from compress.harness.plan import Plan
+from compress.harness.record import Key, Record
+from compress.harness.rows import BASELINE
+from compress.model import Model
+from compress.task import stacked_inputs
+from compress.timing.cuda.device import Cuda, first_line
+from compress.timing.cuda.files import (
+    TENSORRT,
+    Provider,
+    absent,
+    file_candidate,
+    left_over,
+    open_file,
+)
+from compress.timing.cuda.modules import (
+    CHANNELS_LAST,
+    Feeds,
+    Form,
+    faster_layout,
+    module_candidate,
+    peak_bytes,
+)
+from compress.timing.cuda.turns import Effort, Maker, setting_of, take_turns
+from compress.timing.result import Timings
+
+SAMPLES = 64
+FILE_TOLERANCE, LOWERED_TOLERANCE = 0.02, 0.1
+"""Deviations from the file's own outputs on the CPU. Rounding falls elsewhere on another device,
+and in a quantized file a step is large."""
+
+
+def keep_module(modules: MutableMapping[Key, nn.Module], key: Key, model: Model) -> None:
+    """Remember a row's float module for the GPU stage, where there is a GPU to run it on.
+
+    In memory, because a module instance, and what the file format cannot hold, cannot be loaded
+    again. Of a lowered model there is nothing that torch could run.
+    """
+    if not model.lowered and not Cuda().absent():
+        modules[key] = model.module
+
+
+def gpu_records(
+    records: Mapping[Key, Record],
+    plan: Plan,
+    outputs: Outputs,
+    modules: Mapping[Key, nn.Module],
+    progress: bool,
+    device: Cuda | None = None,
+) -> tuple[list[Record], dict[str, Any]]:
+    """Time the modules and files of all `ok` records on the GPU, in turns.
+
+    Returns these records with the `cuda_` columns, each of which has a figure or a reason, and
+    what the run's description gains. Whatever goes wrong is a reason, never an exception; after
+    an error that breaks the device, what is left has it for a reason.
+    """
+    stage = _Stage(records, plan, modules, device or Cuda())
+    if stage.sound and not stage.everywhere.keys() >= WORDS.keys():
+        with stage.device.settled():
+            stage.run(outputs, progress and sys.stderr.isatty())
+        outputs.sidecar("cuda", stage.raw)
+    return stage.records(), stage.about()
+
+
+class _Stage:
+    """What is timed, and what was found so far."""
+
+    def __init__(
+        self,
+        records: Mapping[Key, Record],
+        plan: Plan,
+        modules: Mapping[Key, nn.Module],
+        device: Cuda,
+    ) -> None:
+        self.plan, self.device = plan, device
+        self.sound = {key: record for key, record in records.items() if record.status == "ok"}
+        self.baseline = next((key for key in self.sound if key[0] == BASELINE), None)
+        self.modules = {key: modules[key] for key in self.sound if key in modules}
+        self.lowered = {row.text for row in plan.rows if row.chain and row.chain.lowers}
+        self.found = {key: Found() for key in self.sound}
+        self.controls: dict[str, Any] = {}
+        self.raw: dict[str, np.ndarray] = {}
+        self.everywhere = self._everywhere()
+
+    def _everywhere(self) -> dict[str, str]:
+        """Return why a column cannot be filled for any row."""
+        if self.baseline is None:
+            return dict.fromkeys(WORDS, "there is no sound baseline file")
+        gone = {column: absent(provider) for column, provider in PROVIDERS.items()}
+        torch_gone = self.device.absent()
+        if not torch_gone and self.baseline not in self.modules:
+            torch_gone = "the baseline's module is not at hand"
+        gone |= dict.fromkeys((*FORMS, PEAK, SPEEDUP), torch_gone)
+        if not torch_gone:
+            gone |= {column: self.device.lacks(form.dtype) for column, form in FORMS.items()}
+        return {column: reason for column, reason in gone.items() if reason}
+
+    def run(self, outputs: Outputs, progress: bool) -> None:
+        """Fill one column after the other; what breaks the device ends the stage."""
+        self._prepare(outputs)
+        works: dict[str, Callable[[str], None]] = {PEAK: self._peaks}
+        works |= dict.fromkeys(FORMS, self._time_modules)
+        works |= dict.fromkeys(PROVIDERS, self._time_files)
+        broken = ""
+        for column, work in works.items():
+            if column in self.everywhere:
+                continue
+            if progress:
+                print(f"GPU: {WORDS[column]}", file=sys.stderr, flush=True)
+            try:
+                if broken:
+                    raise RuntimeError(f"the GPU broke before this was timed: {broken}")
+                work(column)
+            except Exception as error:  # the other columns are still to be filled
+                for found in self.found.values():
+                    found.reasons.setdefault(column, first_line(error))
+            self.feeds.clear()
+            self.device.free()
+            broken = broken or self.device.failure()
+
+    def _prepare(self, outputs: Outputs) -> None:
+        plan = self.plan
+        inputs = stacked_inputs(plan.data.task, plan.data.test, SAMPLES)
+        self.feeds = Feeds(inputs, self.device)
+        self.paths = {k: outputs.folder / r.measured["onnx_path"] for k, r in self.sound.items()}
+        self.expected = {
+            key: logits_of(path, inputs, plan.threads) for key, path in self.paths.items()
+        }
+        self.layouts: dict[tuple[Key, str, int], str] = {}
+
+    def _peaks(self, column: str) -> None:
+        for key, module in self.modules.items():
+            try:
+                self.found[key].figures[column] = peak_bytes(module, self.feeds, self.device)
+            except Exception as error:  # out of memory, or a kernel that is missing
+                self.found[key].reasons[column] = first_line(error)
+            self.device.free()
+
+    def _time_modules(self, column: str) -> None:
+        form = FORMS[column]
+        makers = {candidate_name(key): self._module(key, form) for key in self.modules}
+        timings = self._turns(makers, form.batch)
+        for key in self.modules:
+            found, timing = self.found[key], timings[candidate_name(key), setting_of(form.batch)]
+            found.keep(column, timing)
+            if column in found.figures and self._layout(key, form) == CHANNELS_LAST:
+                found.notes[f"{WORDS[column]} in channels_last"] = None
+            if column == TORCH:
+                found.keep_speedup(timing)
+        self._keep_run(column, timings)
+
+    def _module(self, key: Key, form: Form) -> Maker:
+        # Now, while nothing else lies on the device.
+        own = replace(form, layout=self._layout(key, form))
+        module, expected = self.modules[key], self.expected[key]
+        return lambda: module_candidate(module, own, self.feeds, expected, self.device)
+
+    def _layout(self, key: Key, form: Form) -> str:
+        """Return the memory format for a row; a graph replays what is faster without one."""
+        place = key, form.dtype, form.batch
+        if place not in self.layouts:
+            eager, expected = replace(form, graph=False), self.expected[key]
+            self.layouts[place] = faster_layout(
+                self.modules[key], eager, self.feeds, expected, self.device
+            )
+            self.device.free()
+        return self.layouts[place]
+
+    def _time_files(self, column: str) -> None:
+        provider = PROVIDERS[column]
+        makers = {candidate_name(key): self._file(key, provider) for key in self.sound}
+        # TensorRT compiles every file for minutes, each time that it is opened.
+        timings = self._turns(makers, 1, repetitions=1 if provider is TENSORRT else None)
+        for key in self.sound:
+            self.found[key].keep(column, timings[candidate_name(key), setting_of(1)])
+        self._keep_run(column, timings)
+
+    def _file(self, key: Key, provider: Provider) -> Maker:
+        samples = [sample.numpy() for sample in self.feeds.samples]
+        allowed = LOWERED_TOLERANCE if key[0] in self.lowered else FILE_TOLERANCE
+
+        def make() -> Any:
+            session = open_file(self.paths[key], provider)
+            if rest := left_over(session, provider):
+                self.found[key].notes[f"{provider.words}: {rest}"] = None
+            return file_candidate(session, provider, samples, self.expected[key], 1, allowed)
+
+        return make
+
+    def _turns(
+        self, makers: Mapping[str, Maker], batch: int, repetitions: int | None = None
+    ) -> Timings:
+        assert self.baseline is not None, "without a baseline nothing is timed"
+        effort = Effort(seconds=self.plan.suite.timing_seconds / len(FORMS | PROVIDERS))
+        return take_turns(
+            makers,
+            baseline=candidate_name(self.baseline),
+            batch=batch,
+            device=self.device,
+            effort=replace(effort, repetitions=repetitions) if repetitions else effort,
+        )
+
+    def _keep_run(self, column: str, timings: Timings) -> None:
+        [setting] = timings.gathered.settings
+        told = timings.about()[setting]
+        kept = ("control", "control_low", "control_high", "margin", "trusted", "seconds")
+        self.controls[column] = {key: told[key] for key in kept}
+        self.controls[column]["repetitions"] = told["processes"]
+        for place, seconds in timings.raw().items():
+            self.raw[f"{column}/{place.replace(f'/{setting}/', '/', 1)}"] = seconds
+
+    def records(self) -> list[Record]:
+        return [
+            self.found[key].onto(record, self.everywhere, key[0] in self.lowered)
+            for key, record in self.sound.items()
+        ]
+
+    def about(self) -> dict[str, Any]:
+        """Return what a table says of its GPU figures (JSON); nothing where nothing was timed."""
+        if not self.controls:
+            return {}
+        return {
+            "cuda": {
+                "device": {} if self.device.absent() else self.device.about(),
+                "tf32": False,
+                "clock": "CUDA events for modules, the host's clock for files",
+                "graph_input_copy": "included",
+                "repetitions_are": "copies placed anew within one process",
+                "controls": self.controls,
+            }
+        }

@@ -1,0 +1,158 @@
+"""The GPU as torch sees it. Every call to CUDA that the timing makes stands here.
+
+So the rest can be tested with a device that is made up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Call = Callable[[int], Any]
+
+
+class Cuda:
+    """The first CUDA device."""
+
+    name = "cuda"
+    """What torch calls it."""
+
+    def absent(self) -> str:
+        """Return why there is no device, or ''."""
+        import torch
+
+        return "" if torch.cuda.is_available() else "torch finds no CUDA device"
+
+    def lacks(self, dtype: str) -> str:
+        """Return why the device cannot compute in a number type, or ''."""
+        import torch
+
+        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return "this GPU does not compute in bfloat16"
+        return ""
+
+    def failure(self) -> str:
+        """Return what broke the device for this process (an illegal access, say), or ''.
+
+        After such an error every later call fails, whatever it is.
+        """
+        import torch
+
+        if self.absent():
+            return ""
+        try:
+            torch.ones(1, device=self.name).add_(1).item()
+        except torch.OutOfMemoryError:
+            return ""
+        except RuntimeError as error:
+            return first_line(error)
+        return ""
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """float32 means float32 (no TF32), and cuDNN looks for its fastest algorithm per shape."""
+        import torch
+
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = False, False, True
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+    @functools.cached_property
+    def _events(self) -> tuple[Any, Any]:
+        import torch
+
+        return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def stopwatch(self, call: Call, index: int) -> tuple[float, Any]:
+        """Run `call(index)` on an idle device; return its seconds by CUDA events, and its outputs.
+
+        The device waits while Python launches kernel after kernel: that is part of the seconds,
+        because it is part of what a caller waits for.
+        """
+        import torch
+
+        start, end = self._events
+        torch.cuda.synchronize()
+        start.record()
+        outputs = call(index)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3, outputs
+
+    def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """Capture what `run()` launches as a CUDA graph; return its replay, and its outputs.
+
+        A replay writes into the same outputs. The pattern is that of torch's notes on CUDA
+        graphs: warm up on a side stream, then capture. Raises RuntimeError for what cannot be
+        captured, such as a value that is read back.
+        """
+        import torch
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = run()
+        return graph.replay, outputs
+
+    def held(self) -> int:
+        """Return the bytes that tensors hold now.
+
+        cuBLAS keeps a workspace from its first product on: it is made here, so that it weighs
+        on no module.
+        """
+        import torch
+
+        ones = torch.ones(8, 8, device=self.name)
+        torch.nn.functional.linear(ones, ones, ones[0]) @ ones
+        del ones
+        torch.cuda.synchronize()
+        return int(torch.cuda.memory_allocated())
+
+    def peak(self, run: Callable[[], Any]) -> int:
+        """Return the most bytes that tensors held while `run()` went on."""
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated())
+
+    def free(self) -> None:
+        """Give back the memory of everything that is no longer referred to."""
+        import torch
+
+        gc.collect()
+        with contextlib.suppress(RuntimeError):  # of a broken device, which `failure` reports
+            torch.cuda.empty_cache()
+
+    def about(self) -> dict[str, Any]:
+        """Return what the figures depend on (JSON)."""
+        import torch
+
+        found = torch.cuda.get_device_properties(0)
+        return {
+            "name": found.name,
+            "capability": f"{found.major}.{found.minor}",
+            "memory_bytes": found.total_memory,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+
+
+def first_line(error: object) -> str:
+    """Return the first line of an error's text, which says what; the rest is advice."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,224 @@
+"""Timing a run's files on another machine: what `python time_here.py` runs in an unpacked archive.
+
+`compress-models pack` writes the archive; numpy and onnxruntime are all that this needs. It reads
+`pack.json`, writes one file of JSON, and sends nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import UserError
+from compress.files import write_atomic
+from compress.timing.gather import CONTROL, LEVELS, Effort, Gathered, gather
+from compress.timing.launch import PACKAGE_ROOT, Launch, WorkerFailed, launch
+from compress.timing.setting import parse_setting
+
+PACK, INPUTS = "pack.json", "inputs.npz"
+KIND, SCHEMA = "compress-models timings", 1
+"""What a file of timings says it is."""
+DONE, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(
+    arguments: Sequence[str] | None = None, folder: Path = PACKAGE_ROOT, launch: Launch = launch
+) -> int:
+    """Time the files of an unpacked archive and write what was found; return the exit code."""
+    options = _options(arguments)
+    try:
+        pack = read_pack(folder)
+        _writable(options.out)
+        gathered = time_pack(folder, pack, options.seconds, options.threads, launch)
+        table = table_of(gathered)
+        write_atomic(options.out, to_json(pack, gathered, folder))
+    except UserError as error:
+        return _say(WRONG_CALL, f"Error: {error}")
+    except WorkerFailed as error:
+        return _say(FAILED, f"Failed, nothing was written: {error}")
+    except KeyboardInterrupt:
+        return _say(INTERRUPTED, "Stopped: what was timed so far is lost, nothing was written.")
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        return _say(FAILED, f"Failed, what was timed is lost, nothing was written. {what}")
+    print(table)
+    print(
+        f"Written to {options.out}: these times, the processor's name and abilities, the versions; "
+        f"no names of users, hosts or folders.\n"
+        f"Where the run is: compress-models merge RUN {options.out.name}"
+    )
+    return DONE
+
+
+def read_pack(folder: Path) -> dict[str, Any]:
+    """Return what `pack.json` says; raise UserError if a file is missing or was changed."""
+    try:
+        pack: dict[str, Any] = json.loads((folder / PACK).read_bytes())
+    except OSError:
+        raise UserError(
+            f"there is no {PACK} beside time_here.py: unpack the whole archive"
+        ) from None
+    for name, wanted in pack["files"].items():
+        try:
+            with open(folder / name, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"{name} cannot be read ({error.strerror}): unpack again") from None
+        if found != wanted:
+            raise UserError(f"{name} is not the file that was packed: unpack the archive again")
+    return pack
+
+
+def time_pack(
+    folder: Path,
+    pack: Mapping[str, Any],
+    seconds: float | None,
+    threads: int | None,
+    launch: Launch = launch,
+) -> Gathered:
+    """Time the files of an archive. Raises WorkerFailed if no process lived."""
+    names = [candidate["name"] for candidate in pack["candidates"]]
+    with np.load(folder / INPUTS) as arrays:
+        count = sum(key.startswith("input_") for key in arrays.files)
+        samples = [arrays[f"input_{i}"] for i in range(count)]
+        expected = {name: arrays[f"expected/{name}"] for name in names}
+    gathered = gather(
+        {candidate["name"]: folder / candidate["file"] for candidate in pack["candidates"]},
+        samples,
+        expected,
+        baseline=pack["baseline"],
+        settings=pack["settings"],
+        effort=Effort(seconds=seconds or pack["seconds"]),
+        threads=threads,
+        progress=sys.stderr.isatty(),
+        launch=launch,
+    )
+    if all(part.failure for part in gathered.launched):
+        raise WorkerFailed(gathered.launched[0].failure)
+    return gathered
+
+
+def to_json(pack: Mapping[str, Any], gathered: Gathered, folder: Path) -> str:
+    """Return what `compress-models merge` reads."""
+    return json.dumps(
+        {
+            "kind": KIND,
+            "schema": SCHEMA,
+            "run": pack["run"],
+            "date": datetime.date.today().isoformat(),
+            "models": {c["name"]: pack["files"][c["file"]] for c in pack["candidates"]},
+            "timings": _discreet(gathered.to_json(), _places(folder)),
+        }
+    )
+
+
+def _places(folder: Path) -> list[str]:
+    """Return what paths begin with that tell of this machine: errors of onnxruntime name files."""
+    found = [folder, Path(tempfile.gettempdir()), Path(os.path.expanduser("~"))]
+    return [f"{path}{os.sep}" for place in found for path in (place, place.resolve())]
+
+
+def _discreet(value: Any, places: Sequence[str], key: str = "") -> Any:
+    """Return JSON without paths in its errors, and with seconds as fine as a clock ticks."""
+    if isinstance(value, float):
+        return round(value, 10)
+    if isinstance(value, dict):
+        return {name: _discreet(part, places, name) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_discreet(part, places) for part in value]
+    if key in ("error", "failure"):
+        for place in places:
+            value = value.replace(place, "")
+    return value
+
+
+def table_of(gathered: Gathered) -> str:
+    """Return the median milliseconds of every file at every setting, and why some are missing."""
+    found = [parse_setting(name) for name in gathered.settings]
+    threads = f"all threads: {gathered.all_threads}"
+    lines = [f"{one.name}: {one.words}" for one in found]
+    lines = [f"Median milliseconds per call ({threads}).", *lines, ""]
+    names = [name for name in gathered.names if name != CONTROL and name not in LEVELS]
+    rows = [[*gathered.settings, "file"]]
+    reasons: dict[str, None] = {}
+    for name in names:
+        cells = []
+        for setting in gathered.settings:
+            cell, reason = _median(gathered, setting, name)
+            cells.append(cell)
+            if reason:
+                reasons[f"{name}: {reason}"] = None
+        rows.append([*cells, name])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(gathered.settings))]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]))
+    return "\n".join([*lines, "", *reasons])
+
+
+def _median(gathered: Gathered, setting: str, name: str) -> tuple[str, str]:
+    series = [part for part in gathered.series(setting, name) if part is not None]
+    error = next((part["error"] for part in series if part["error"]), "")
+    if error or not series:
+        return "-", error or "; ".join(gathered.failures(setting))
+    calls = np.concatenate([block for part in series for block in part["calls"]])
+    return f"{1e3 * np.median(calls):#.4g}", ""
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="time_here.py",
+        description="Time the models of this archive with onnxruntime, all of them in turns.",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, metavar="S", help="budget; by default what pack.json says"
+    )
+    parser.add_argument(
+        "--threads", type=_threads, metavar="N", help="by default the cores at hand"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("timings.json"), help="default: %(default)s"
+    )
+    return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return value
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _writable(out: Path) -> None:
+    """Raise UserError now rather than after the timing if its result could not be written."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: name a file for --out")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise UserError(f"cannot write to {out.parent}: {error.strerror}") from None
+
+
+def _say(code: int, sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return code

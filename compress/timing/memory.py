@@ -1,0 +1,172 @@
+"""Peak memory of inference: `python -m compress.timing.memory JOB.json RESULT.json`.
+
+The process holds nothing but numpy and onnxruntime, and forks a child for every file before it
+has a session of its own, so no file finds what another one left. It must not import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from compress.timing.launch import WorkerFailed, launch
+
+Peak = tuple[int | None, str]
+"""Bytes, or None and the reason."""
+
+CALLS = 3
+IDENTITY = (
+    b'\x08\x08:/\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0b\n\x01x\x12\x06\n\x04\x08\x01'
+    b"\x12\x00b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\r"
+)
+"""An ONNX file that returns its one input, a float without dimensions."""
+
+
+def peak_bytes(
+    paths: Sequence[Path],
+    inputs: Sequence[np.ndarray],
+    threads: int,
+    timeout: float = 600.0,
+    launch: Callable[..., None] = launch,
+) -> list[Peak]:
+    """Return for every file how many bytes of memory loading and running it adds at most.
+
+    Each file is loaded in a fresh process with `threads` threads, at the default optimization
+    level, and runs a few times on `inputs`, one array per input, (N, ...). What is added is
+    counted from a process in which onnxruntime has run a graph that does nothing: the runtime's
+    own code (some 17 MB) is no property of a file. `timeout` is for all files, in seconds.
+
+    On Linux this is the growth to the peak of the resident set (`VmHWM`), elsewhere that of
+    `getrusage`; where a process cannot fork there is a reason instead.
+    """
+    with tempfile.TemporaryDirectory(prefix="compress-memory-") as folder:
+        job, result = Path(folder) / "job.json", Path(folder) / "result.json"
+        arrays: dict[str, Any] = {f"input_{i}": array for i, array in enumerate(inputs)}
+        np.savez(Path(folder) / "inputs.npz", **arrays)
+        job.write_text(
+            json.dumps(
+                {
+                    "paths": [str(Path(path).resolve()) for path in paths],
+                    "inputs": str(Path(folder) / "inputs.npz"),
+                    "threads": threads,
+                }
+            )
+        )
+        try:
+            launch(job, result, timeout, "compress.timing.memory")
+            return [(found, reason) for found, reason in json.loads(result.read_text())]
+        except WorkerFailed as error:
+            return [(None, str(error))] * len(paths)
+
+
+def in_child(action: Callable[[], int]) -> Peak:
+    """Run an action in a forked child; return its answer, or how the child ended without one."""
+    if not hasattr(os, "fork"):
+        return None, "peak memory is measured in forked processes, and this system has none"
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        # Python warns that the threads of numpy's BLAS do not follow; the child needs none.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        _answer(writer, action)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if not answer:
+        return None, f"the process that ran the file was killed by signal {os.WTERMSIG(status)}"
+    found, reason = json.loads(answer)
+    return found, reason
+
+
+def _answer(writer: int, action: Callable[[], int]) -> NoReturn:
+    """Write what an action returns or raises to a pipe, and end this process."""
+    try:
+        answer: Peak = action(), ""
+    except BaseException as error:  # whatever it is, the parent's code must not run on here
+        told = (str(error).splitlines() or [""])[0]
+        answer = None, f"{type(error).__name__}: {told[:1000]}"
+    os.write(writer, json.dumps(answer).encode())
+    os._exit(0)
+
+
+def growth(path: str, inputs: Sequence[np.ndarray], threads: int) -> int:
+    """Load and run a file in this process; return by how much its peak memory grew."""
+    idle = _session(IDENTITY, 1)
+    idle.run(None, {"x": np.zeros((), np.float32)})
+    before = _forget_peak()
+    session = _session(path, threads)
+    feed = {given.name: array for given, array in zip(session.get_inputs(), inputs, strict=True)}
+    for _ in range(CALLS):
+        session.run(None, feed)
+    return _peak() - before
+
+
+def _session(onnx: str | bytes, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # an error is raised as well
+    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def _forget_peak() -> int:
+    """Let the peak be what is resident now, where that can be done, and return it in bytes."""
+    # Where it cannot, the little that the idle graph needed at its peak counts for the file.
+    with contextlib.suppress(OSError):
+        CLEAR.write_text("5")
+    resident = _status("VmRSS")
+    return _peak() if resident is None else resident
+
+
+def _peak() -> int:
+    """Return the largest resident set of this process so far, in bytes."""
+    peak = _status("VmHWM")
+    if peak is not None:
+        return peak
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
+
+
+def _status(field: str) -> int | None:
+    """Return a field of Linux's description of this process, in bytes; None where it lacks."""
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.split() for line in lines if line.startswith(f"{field}:"))
+    return next((1024 * int(words[1]) for words in found), None)
+
+
+def main(job_path: str, result_path: str) -> None:
+    job = json.loads(Path(job_path).read_text())
+    with np.load(job["inputs"]) as file:
+        inputs = [file[f"input_{i}"] for i in range(len(file.files))]
+    import onnxruntime  # noqa: F401 - loaded once, for all children
+
+    found = []
+    for path in job["paths"]:
+        print(f"running {Path(path).name}", file=sys.stderr, flush=True)
+        found.append(in_child(partial(growth, path, inputs, job["threads"])))
+    Path(result_path).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

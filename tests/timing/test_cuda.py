@@ -1,0 +1,218 @@
+"""The calls to CUDA: their order where there is no GPU, what they give where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import IMAGES, Caching, logits, net
+from torch import Tensor, nn
+
+from compress.timing.cuda.device import Cuda
+from compress.timing.cuda.modules import (
+    CHANNELS_LAST,
+    Feeds,
+    Form,
+    module_candidate,
+    peak_bytes,
+)
+from compress.timing.cuda.turns import Effort, take_turns
+from compress.timing.rounds import Plan, time_rounds
+
+EFFORT = Effort(seconds=0.0, repetitions=5, min_rounds=6, block_seconds=0.002)
+
+
+def test_torch_is_not_imported():
+    code = (
+        "import compress.timing.cuda.modules, compress.timing.cuda.files, "
+        "compress.timing.cuda.turns, sys; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_a_gpu_there_is_a_reason(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Cuda().absent() == "torch finds no CUDA device"
+    assert Cuda().failure() == ""
+
+
+def test_float32_is_settled_and_what_was_set_comes_back():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def state() -> tuple[bool, bool, bool]:
+        return matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+
+    def fail() -> None:
+        with Cuda().settled():
+            assert state() == (False, False, True)
+            raise KeyError
+
+    before = state()
+    with pytest.raises(KeyError):
+        fail()
+    assert state() == before
+
+
+class Recorder:
+    """Takes the place of torch.cuda's functions, and notes in which order they are called."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def note(self, name: str, answer: object = None):
+        def call(*_: object, **__: object) -> object:
+            self.calls.append(name)
+            return answer
+
+        return call
+
+    def event(self, enable_timing: bool):
+        assert enable_timing
+        name = "end" if "event" in self.calls else "start"
+        self.calls.append("event")
+        return SimpleNamespace(
+            record=self.note(f"{name}.record"),
+            synchronize=self.note(f"{name}.synchronize"),
+            elapsed_time=self.note("elapsed", 2.5),
+        )
+
+    @contextlib.contextmanager
+    def within(self, name: str):
+        self.calls.append(f"into {name}")
+        yield
+        self.calls.append(f"out of {name}")
+
+
+def test_the_stopwatch_begins_on_an_idle_device_and_waits_for_the_end(monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(torch.cuda, "Event", recorder.event)
+    monkeypatch.setattr(torch.cuda, "synchronize", recorder.note("synchronize"))
+    device = Cuda()
+    for _ in range(2):
+        seconds, outputs = device.stopwatch(recorder.note("call", "logits"), 3)
+    assert (seconds, outputs) == (0.0025, "logits")
+    assert recorder.calls[:2] == ["event"] * 2, "events are made once"
+    order = ["synchronize", "start.record", "call", "end.record", "end.synchronize", "elapsed"]
+    assert recorder.calls[2:] == order * 2
+
+
+def test_a_capture_warms_up_on_a_side_stream_first(monkeypatch):
+    recorder = Recorder()
+    side = SimpleNamespace(name="side", wait_stream=recorder.note("side waits"))
+    main = SimpleNamespace(name="main", wait_stream=recorder.note("main waits"))
+    graph = SimpleNamespace(replay=recorder.note("replay"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda given: recorder.within(given.name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda given: recorder.within("graph"))
+    replay, outputs = Cuda().capture(recorder.note("run", "logits"))
+    replay()
+    assert outputs == "logits"
+    warm = ["side waits", "into side", "run", "run", "run", "out of side", "main waits"]
+    assert recorder.calls == [*warm, "into graph", "run", "out of graph", "replay"]
+
+
+def test_peak_memory_is_reset_before_the_run(monkeypatch):
+    recorder = Recorder()
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, recorder.note(name))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", recorder.note("peak", 42))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", recorder.note("now", 7))
+    device = Cuda()
+    device.name = "cpu"
+    assert device.held() == 7
+    assert device.peak(recorder.note("run")) == 42
+    assert recorder.calls == [
+        *("synchronize", "now"),
+        *("synchronize", "reset_peak_memory_stats", "run", "synchronize", "peak"),
+    ]
+
+
+def test_a_broken_device_is_told_from_a_full_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def raising(error: Exception):
+        def ones(*_: object, **__: object) -> None:
+            raise error
+
+        return ones
+
+    monkeypatch.setattr(torch, "ones", raising(torch.OutOfMemoryError("CUDA out of memory")))
+    assert Cuda().failure() == ""
+    error = torch.AcceleratorError("CUDA error: an illegal memory access\nAdvice")
+    monkeypatch.setattr(torch, "ones", raising(error))
+    assert Cuda().failure() == "CUDA error: an illegal memory access"
+
+
+def test_bfloat16_is_asked_for_without_emulation(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert Cuda().lacks("bfloat16") == "this GPU does not compute in bfloat16"
+    assert Cuda().lacks("float16") == ""
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+
+
+@needs_gpu
+def test_a_gpu_times_by_events_and_computes_what_the_cpu_does():
+    module, device = net(), Cuda()
+    feeds = Feeds((IMAGES,), device)
+    with device.settled():
+        for form in (Form(), Form("float16", 32), Form(layout=CHANNELS_LAST), Form(graph=True)):
+            made = module_candidate(module, form, feeds, logits(module), device)
+            series = time_rounds({"it": made}, Plan(0, 4), 0)["it"]
+            assert series.error == ""
+            assert min(series.medians) > 0
+    assert device.failure() == ""
+
+
+@needs_gpu
+def test_a_gpu_catches_a_module_that_caches():
+    module, device = net(), Cuda()
+    made = module_candidate(
+        Caching(module), Form(), Feeds((IMAGES,), device), logits(module), device
+    )
+    assert "differ from those" in time_rounds({"it": made}, Plan(0, 4), 0)["it"].error
+
+
+@needs_gpu
+def test_what_cannot_be_captured_is_an_error_and_the_device_lives_on():
+    class ReadsBack(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) * images.sum().item()
+
+    device = Cuda()
+    with pytest.raises(RuntimeError):
+        module_candidate(
+            ReadsBack(), Form(graph=True), Feeds((IMAGES,), device), np.zeros((48, 3)), device
+        )
+    assert device.failure() == ""
+
+
+@needs_gpu
+def test_peak_memory_holds_the_weights_at_least():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4096), nn.Linear(4096, 10))
+    size = sum(parameter.nbytes for parameter in module.parameters())
+    peak = peak_bytes(module, Feeds((IMAGES,), Cuda()), Cuda())
+    assert size < peak < 1.2 * size + 2**20
+
+
+@needs_gpu
+def test_rows_take_turns_on_a_gpu():
+    device, module = Cuda(), net()
+    feeds = Feeds((IMAGES,), device)
+
+    def make():
+        return module_candidate(module, Form(), feeds, logits(module), device)
+
+    found = take_turns(
+        {"base": make, "same": make}, baseline="base", batch=1, device=device, effort=EFFORT
+    )
+    assert found["same", "cpu"].p50_ms > 0
+    assert found["same", "cpu"].low < found["same", "cpu"].high

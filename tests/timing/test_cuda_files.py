@@ -1,0 +1,93 @@
+"""Files with bound inputs, in the CPU's provider in the place of the GPU's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.timing.cuda import files
+from compress.timing.cuda.files import CUDA, Provider, absent, file_candidate, left_over, open_file
+from compress.timing.rounds import Plan, time_rounds
+
+HERE = Provider("CPUExecutionProvider", "CPU provider", device="cpu")
+ROWS = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+WEIGHTS = np.random.default_rng(1).normal(size=(16, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    kind = TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input", "w"], ["logits"])],
+        "linear",
+        [helper.make_tensor_value_info("input", kind, ["batch", 16])],
+        [helper.make_tensor_value_info("logits", kind, ["batch", 4])],
+        [numpy_helper.from_array(WEIGHTS, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_a_file_runs_with_bound_inputs_and_is_checked(linear, batch):
+    session = open_file(linear, HERE)
+    made = file_candidate(session, HERE, [ROWS], ROWS @ WEIGHTS, batch, 0.02)
+    series = time_rounds({"it": made}, Plan(0, 4, 0), 0)["it"]
+    assert (series.error, len(series.medians)) == ("", 4)
+    assert made.stopwatch is None
+    assert made.call(1).copy_outputs_to_cpu()[0].shape == (batch, 4)
+
+
+def test_a_file_with_other_outputs_is_caught(linear):
+    made = file_candidate(open_file(linear, HERE), HERE, [ROWS], ROWS @ WEIGHTS + 1, 1, 0.02)
+    assert "differ from those on the CPU" in made.check(0, made.call(0))
+
+
+def test_samples_that_do_not_suit_a_file_are_an_error(linear):
+    with pytest.raises(ValueError, match="zip"):
+        file_candidate(open_file(linear, HERE), HERE, [ROWS] * 2, ROWS @ WEIGHTS, 1, 0.02)
+
+
+def test_nodes_that_other_providers_run_are_counted(linear):
+    session = open_file(linear, HERE)
+    assert left_over(session, HERE) == ""
+    assert left_over(session, CUDA) == "1 of 1 nodes run in the CPU provider (MatMul)"
+
+
+def test_a_provider_that_is_not_there_is_a_reason(monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert absent(CUDA) == "onnxruntime here has no CUDA provider"
+    assert absent(files.TENSORRT) == "onnxruntime here has no TensorRT provider"
+    assert absent(HERE) == ""
+
+
+def test_a_provider_that_does_not_start_is_an_error(monkeypatch, linear):
+    import onnxruntime
+
+    if CUDA.name in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime here has a CUDA provider")
+    plain = onnxruntime.InferenceSession
+
+    def without(path, options, providers, enable_fallback):
+        assert enable_fallback == 0
+        assert providers[0] == ("CUDAExecutionProvider", dict(CUDA.options))
+        return plain(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without)
+    with pytest.raises(RuntimeError, match="could not start its CUDA provider"):
+        open_file(linear, CUDA)
+
+
+@pytest.mark.skipif(absent(CUDA) != "", reason="onnxruntime here has no CUDA provider")
+def test_a_file_runs_in_the_cuda_provider(linear):
+    session = open_file(linear, CUDA)
+    assert left_over(session, CUDA) == ""
+    made = file_candidate(session, CUDA, [ROWS], ROWS @ WEIGHTS, 1, 0.02)
+    assert time_rounds({"it": made}, Plan(0, 4), 0)["it"].error == ""

@@ -1,0 +1,153 @@
+"""How long is measured, in how many processes, and what becomes of those that die."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import SAMPLES, SECONDS, Machine, gathered
+
+from compress.errors import UserError
+from compress.timing import launch as launch_module
+from compress.timing.gather import CONTROL, LEVELS, Effort, Gathered, gather, process_ratio
+from compress.timing.launch import WorkerFailed, launch
+
+
+def test_a_quiet_machine_is_left_after_five_processes_for_every_thread_count():
+    machine = Machine(SECONDS, noise=0.001, between=0.0005)
+    found = gathered(machine, effort=Effort(seconds=1000), settings=("cpu", "cpu1", "cpu_batch32"))
+    assert [job["threads"] for job in machine.jobs] == [2, 1] * 5
+    assert [job["batches"] for job in machine.jobs] == [[1, 32], [1]] * 5
+    assert len(found.series("cpu_batch32", "fast")) == 5
+    assert found.seconds == pytest.approx(machine.now, abs=1e-3)
+
+
+def test_a_noisy_one_is_measured_until_the_budget_ends():
+    machine = Machine(SECONDS, between=0.05)
+    found = gathered(machine, effort=Effort(seconds=100))
+    # 100 s for eight pairs of processes: 6.25 s each, and 0.3 to start, so seven pairs fit.
+    assert len(found.launched) == 14
+    assert found.seconds <= 100
+
+
+def test_the_budget_gives_way_to_five_processes():
+    machine = Machine(SECONDS, between=0.05)
+    assert len(gathered(machine, effort=Effort(seconds=0.001)).launched) == 10
+
+
+def test_processes_are_added_while_an_interval_is_wide_whatever_it_contains():
+    """The answer, ten times faster or the same, must not decide when to stop."""
+    counts = []
+    for fast in (0.004, 0.0004):
+        machine = Machine({**SECONDS, "fast": fast}, between=0.012)
+        counts.append(len(gathered(machine, effort=Effort(seconds=1e4)).launched))
+    assert counts[0] == counts[1] > 10
+
+
+def test_each_process_has_a_seed_and_every_candidate_its_level():
+    machine = Machine(SECONDS)
+    gathered(machine, seed=7)
+    seeds = [job["seed"] for job in machine.jobs]
+    assert len(set(seeds)) == len(seeds)
+    first = machine.jobs[0]["candidates"]
+    assert first["fast"][1] == first["base"][1] == first[CONTROL][1] == "default"
+    assert first[CONTROL][0] == first["base"][0]
+    assert {first[name][1] for name in LEVELS} == {"disabled", "basic", "extended"}
+    assert all(first[name][0] == first["base"][0] for name in LEVELS)
+
+
+def test_a_level_that_is_far_slower_is_timed_once():
+    machine = Machine(SECONDS)
+    gathered(machine, settings=("cpu",))
+    kept = ["(level disabled)" in job["candidates"] for job in machine.jobs]
+    assert kept == [True] + [False] * (len(kept) - 1)
+    assert all("(level basic)" in job["candidates"] for job in machine.jobs)
+
+
+def test_a_process_that_dies_is_named_and_the_others_count():
+    machine = Machine(SECONDS)
+
+    def flaky(job_path: Path, result_path: Path, timeout: float) -> None:
+        if job_path.name == "job-2.json":
+            raise WorkerFailed("the timing process was killed by signal 9 (loading fast)")
+        machine.launch(job_path, result_path, timeout)
+
+    found = gathered(machine, launch=flaky)
+    sentence = "process 3: the timing process was killed by signal 9 (loading fast)"
+    assert found.failures("cpu") == (sentence,)
+    assert found.failures("cpu1") == ()
+    assert len(found.series("cpu", "fast")) == len(found.series("cpu1", "fast")) - 1
+
+
+def test_half_a_result_is_no_result():
+    def dead(job_path: Path, result_path: Path, timeout: float) -> None:
+        result_path.write_text("{half a res")
+
+    found = gathered(Machine(SECONDS), launch=dead, effort=Effort(seconds=0.01))
+    assert all("left no readable result" in part.failure for part in found.launched)
+    assert len(found.launched) == 10
+
+
+def test_raw_seconds_survive_json():
+    found = gathered(Machine(SECONDS, rounds=3))
+    again = Gathered.from_json(json.loads(json.dumps(found.to_json())))
+    assert again.to_json() == found.to_json()
+    assert again.series("cpu1", "same") == found.series("cpu1", "same")
+
+
+def test_a_processes_ratio_is_the_median_of_its_rounds():
+    one = {"error": "", "medians": [1.0, 2.0, 9.0]}
+    two = {"error": "", "medians": [2.0, 2.0, 3.0]}
+    assert process_ratio(one, two) == 1
+    assert process_ratio(one, None) is None
+    assert process_ratio({**one, "error": "x"}, two) is None
+
+
+def test_wrong_calls_are_refused_before_any_process_starts():
+    def never(*_):
+        raise AssertionError
+
+    machine = Machine(SECONDS)
+    with pytest.raises(UserError, match="baseline 'base' is not among"):
+        gathered(replace(machine, seconds={"fast": 1.0}), launch=never)
+    with pytest.raises(UserError, match="at least two processes"):
+        gathered(machine, launch=never, effort=Effort(processes=1))
+    with pytest.raises(UserError, match="no latency setting"):
+        gathered(machine, launch=never, settings=("gpu",))
+    with pytest.raises(UserError, match="verified logits of 'base'"):
+        gather(
+            {"base": Path("b")},
+            SAMPLES,
+            {},
+            baseline="base",
+            settings=("cpu",),
+            effort=Effort(),
+            launch=never,
+        )
+    with pytest.raises(UserError, match="the same number for every input"):
+        gather(
+            {"base": Path("b")},
+            [SAMPLES[0], SAMPLES[0][:3]],
+            {"base": np.zeros((40, 1))},
+            baseline="base",
+            settings=("cpu",),
+            effort=Effort(),
+            launch=never,
+        )
+
+
+def test_a_process_that_hangs_is_ended(monkeypatch, tmp_path):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho loading x >&2\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(launch_module.sys, "executable", str(script))
+    with pytest.raises(WorkerFailed, match=r"took more than 1 s and was ended \(loading x\)"):
+        launch(tmp_path / "job", tmp_path / "result", 1)
+
+
+def test_a_process_that_fails_says_so(tmp_path):
+    with pytest.raises(WorkerFailed, match="the timing process failed: FileNotFoundError"):
+        launch(tmp_path / "missing.json", tmp_path / "result.json", 60)

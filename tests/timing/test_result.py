@@ -1,0 +1,135 @@
+"""Intervals, controls, denominators and verdicts, from seconds whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_up import SECONDS, Machine, gathered, timed
+
+from compress.timing.gather import CONTROL, Effort, process_ratio
+from compress.timing.result import summarise
+
+
+def test_an_a_a_pair_is_indistinguishable_and_a_faster_file_is_faster():
+    found = timed(Machine({**SECONDS, "slow": 0.008}))
+    for setting in ("cpu", "cpu1"):
+        same, fast, slow = (found[name, setting] for name in ("same", "fast", "slow"))
+        assert same.low < 1 < same.high
+        assert same.verdict == "indistinguishable"
+        assert fast.speedup == pytest.approx(4, rel=0.03)
+        assert fast.low <= fast.speedup <= fast.high
+        assert (fast.verdict, slow.verdict) == ("faster", "slower")
+
+
+def test_the_baseline_is_one_without_an_interval_or_verdict():
+    base = timed(Machine(SECONDS))["base", "cpu"]
+    assert (base.speedup, base.low, base.high, base.verdict) == (1, None, None, "")
+
+
+def test_throughput_is_items_over_the_median():
+    row = timed(Machine(SECONDS), settings=("cpu_batch32",))["base", "cpu_batch32"]
+    assert row.per_second == pytest.approx(32 / (row.p50_ms / 1e3))
+
+
+def test_noise_is_flagged():
+    assert timed(Machine(SECONDS))["base", "cpu"].noisy
+
+
+def test_the_margin_is_the_furthest_that_the_control_lay_from_one():
+    raw = gathered(Machine(SECONDS, between=0.01))
+    control = summarise(raw).controls["cpu"]
+    ratios = [
+        process_ratio(base, copy)
+        for base, copy in zip(raw.series("cpu", "base"), raw.series("cpu", CONTROL), strict=True)
+    ]
+    assert control.margin == pytest.approx(max(max(r, 1 / r) for r in ratios) - 1)
+    assert control.ratio.low < 1 < control.ratio.high
+    assert control.trusted
+
+
+def test_a_difference_within_the_margin_is_no_difference():
+    """However many rounds say so: what one copy of the baseline does, proves nothing."""
+    machine = Machine({"base": 1.01, "same": 1.0}, noise=1e-4, between=0.0)
+    apart = Machine({"base": 1.01, "same": 1.0}, noise=1e-4, between=0.02)
+    assert timed(machine)["same", "cpu"].verdict == "faster"
+    assert timed(apart)["same", "cpu"].verdict == "indistinguishable"
+    assert timed(apart).controls["cpu"].margin > 0.01
+
+
+def test_a_run_with_a_wide_control_is_not_to_be_trusted():
+    control = timed(Machine(SECONDS, between=0.1)).controls["cpu"]
+    assert control.margin > 0.05
+    assert not control.trusted
+    assert control.to_json()["trusted"] is False
+
+
+def test_the_fastest_level_is_the_denominator_and_the_baseline_is_compared_with_it():
+    levels = {"disabled": 0.5, "basic": 1.25, "extended": 1.1}
+    found = timed(Machine(SECONDS, levels=levels))
+    control = found.controls["cpu"]
+    assert control.denominator == "basic"
+    assert control.denominator_gain == pytest.approx(1.25, rel=0.02)
+    assert control.levels["extended"] == pytest.approx(1.1, rel=0.02)
+    assert found["fast", "cpu"].speedup == pytest.approx(4 / 1.25, rel=0.03)
+    base = found["base", "cpu"]
+    assert base.speedup == pytest.approx(1 / 1.25, rel=0.02)
+    assert base.verdict == "slower"
+    assert control.to_json()["denominator"] == "optimization level 'basic'"
+
+
+def test_a_level_that_is_hardly_faster_is_not_the_denominator():
+    found = timed(Machine(SECONDS, between=0.01, levels={"basic": 1.005}))
+    assert found.controls["cpu"].denominator == ""
+    assert found["base", "cpu"].speedup == 1
+
+
+def test_many_rows_make_few_false_claims():
+    """Forty copies of the baseline in each of ten runs: at most one run in twenty may claim."""
+    names = {"base": 0.004, **{f"copy {i}": 0.004 for i in range(40)}}
+    claims = 0
+    for seed in range(10):
+        found = timed(
+            Machine(names, noise=0.05, rounds=8), settings=("cpu",), seed=seed, effort=Effort(1)
+        )
+        claims += any(row.verdict != "indistinguishable" for row in found.rows.values() if row.low)
+    assert claims <= 1
+
+
+def test_raw_seconds_give_the_figures_again_from_a_file(tmp_path):
+    found = timed(Machine(SECONDS))
+    np.savez(tmp_path / "raw.npz", **found.raw())
+    row = found["fast", "cpu"]
+    with np.load(tmp_path / "raw.npz") as raw:
+        numbers = range(row.processes)
+        calls = np.concatenate([raw[f"calls/cpu/{i}/fast"] for i in numbers])
+        assert 1e3 * np.median(calls) == pytest.approx(row.p50_ms)
+        ratios = [raw[f"rounds/cpu/{i}/base"] / raw[f"rounds/cpu/{i}/fast"] for i in numbers]
+        assert np.median(np.concatenate(ratios)) == pytest.approx(row.speedup)
+        assert f"calls/cpu1/0/{CONTROL}" in raw
+
+
+def test_the_error_of_a_file_stands_with_it_and_the_others_have_figures():
+    found = timed(Machine(SECONDS, errors={"fast": "cannot load"}))
+    assert found["fast", "cpu"].error == "cannot load"
+    assert found["fast", "cpu"].wrong
+    assert found["fast", "cpu"].p50_ms is None
+    assert found["same", "cpu"].speedup is not None
+
+
+def test_without_a_baseline_there_are_times_but_no_speedups():
+    found = timed(Machine(SECONDS, errors={"base": "cannot load", CONTROL: "cannot load"}))
+    assert found["same", "cpu"].p50_ms is not None
+    assert found["same", "cpu"].speedup is None
+    assert found.controls["cpu"].ratio is None
+    assert not found.controls["cpu"].trusted
+
+
+def test_if_every_process_dies_every_row_says_why():
+    def dead(job_path, result_path, timeout):
+        result_path.write_text("{half a res")
+
+    found = summarise(gathered(Machine(SECONDS), launch=dead, effort=Effort(seconds=0.01)))
+    assert "process 1 left no readable result" in found["base", "cpu"].error
+    assert not found["base", "cpu"].wrong
+    assert found.raw() == {}
+    assert len(found.failures) == 10
