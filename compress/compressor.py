@@ -376,6 +376,12 @@ def _check(compressor: Compressor, model: Model, result: Model) -> None:
         )
     if not outputs.isfinite().all():
         raise StepFailed(f"{compressor!r} gives outputs that are not finite")
+    again = forward(result.module, tuple(tensor.flip(0).to(device) for tensor in inputs)).flip(0)
+    if (again - outputs).abs().max() > 1e-3 * outputs.abs().max():
+        raise StepFailed(
+            f"{compressor!r} gives an item other outputs in another order: the model remembers "
+            f"what it was given before, or mixes the items of a batch"
+        )
     absent = result.sparse - dict(result.module.named_parameters()).keys()
     if absent:
         raise StepFailed(f"{compressor!r} lists sparse weights that do not exist: {absent}")

@@ -29,6 +29,8 @@ from compress.timing.environment import cpu_info
 from compress.timing.executed import executed, explain
 
 VERIFY_ITEMS = 512
+ALIKE = 0.9
+"""Below this agreement with its float module (top-1), a lowered file's row says so."""
 EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes")
 """Columns that `compress.timing.executed` fills."""
 
@@ -78,6 +80,11 @@ def measure_row(
     if np.isfinite(verdict.max_abs_error):
         found.figures["top1_agreement"] = float(verdict.top1_agreement)
         found.figures["max_abs_error"] = float(verdict.max_abs_error)
+        if verdict.ok and verdict.top1_agreement < ALIKE:
+            found.notes.append(
+                f"the file gives the answer of its float module for only "
+                f"{verdict.top1_agreement:.0%} of the items"
+            )
     if verdict.ok:
         found.figures["onnx_path"] = str(path.relative_to(outputs.folder))
     found.figures["train_samples"] = built.journal.samples

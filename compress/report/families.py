@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from compress.report.columns import BASELINE
+from compress.report.columns import BASELINE, CONTROL
 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _CALL = re.compile(r"([A-Za-z_][\w.]*)\(")
@@ -31,6 +31,7 @@ LOOKS = {
     "quantize": Look("#CC79A7", "p", "quantize only"),
     "combined": Look("#56B4E9", "h", "combined"),
     "other": Look("#6B6B6B", "v", "other"),
+    CONTROL: Look("#8C8C8C", "x", "control"),
 }
 
 
@@ -42,7 +43,7 @@ def family(chain: str) -> str:
     """
     if chain == BASELINE:
         return BASELINE
-    names = _names(chain)
+    names = set(step_names(chain))
     found = [name for name in _CORE if name in names]
     found += ["other"] if names - set(_CORE) - _NEUTRAL else []
     if "distill" in names and re.search(r"distill\([^)]*student=", _unquoted(chain)):
@@ -53,13 +54,19 @@ def family(chain: str) -> str:
     return found[0] if found else fallback
 
 
+def look_name(chain: str, control: bool) -> str:
+    """Return the key of `LOOKS` for a row: its chain's family, or `control` whatever that is."""
+    return CONTROL if control else family(chain)
+
+
 def is_int8(chain: str) -> bool:
     """Return whether the chain's file computes in int8."""
-    return "quantize" in _names(chain)
+    return "quantize" in step_names(chain)
 
 
-def _names(chain: str) -> set[str]:
-    return set(_CALL.findall(_unquoted(chain)))
+def step_names(chain: str) -> list[str]:
+    """Return the names of a chain's steps, in order; texts in quotes are not looked into."""
+    return _CALL.findall(_unquoted(chain))
 
 
 def _unquoted(chain: str) -> str:

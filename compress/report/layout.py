@@ -108,8 +108,12 @@ def shell_lines(command: str, limit: int) -> list[str]:
 
 def _shell_word(word: str, limit: int) -> list[str]:
     # Quoted parts that touch, with an escaped end of line between them, are one word.
-    parts = pack(word.replace(" ", "\0"), limit, limit, lambda text: width(_quote(text)))
-    return [_quote(part.replace("\0", " ")) for part in parts]
+    parts = [""]
+    for char in word:
+        if parts[-1] and width(_quote(parts[-1] + char)) > limit:
+            parts.append("")
+        parts[-1] += char
+    return [_quote(part) for part in parts]
 
 
 def _quote(word: str) -> str:

@@ -12,9 +12,10 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 
-from compress.report.columns import BASELINE, Row, number, text_of
-from compress.report.families import LOOKS, family, is_int8
+from compress.report.columns import BASELINE, CONTROL, Row, text_of
+from compress.report.families import LOOKS, is_int8, look_name
 from compress.report.layout import clean, wrap_chain
+from compress.report.points import is_drawn
 
 WIDTH = 1600  # pixels
 MARGIN = 40
@@ -31,7 +32,8 @@ class Entry:
 
     label: str
     lines: tuple[str, ...]
-    chain: str
+    look: str
+    filled: bool
     drawn: bool
 
 
@@ -71,7 +73,7 @@ def marker(name: str, filled: bool, size: float) -> dict[str, Any]:
         "color": look.colour,
         "markerfacecolor": look.colour if filled else "white",
         "markeredgewidth": 1.8,
-        "markersize": size * (1.8 if name == BASELINE else 1.0),
+        "markersize": size * {BASELINE: 1.8, CONTROL: 0.8}.get(name, 1.0),
     }
 
 
@@ -89,16 +91,13 @@ def _glyphs() -> frozenset[int]:
 def _entry(label: str, chain: str, group: list[Row]) -> Entry:
     states = {text_of(row, "status") for row in group}
     bad = [state for state in ("failed", "unverified") if state in states]
-    drawn = any(
-        text_of(row, "status") not in ("failed", "unverified")
-        and number(row, "accuracy") is not None
-        for row in group
-    )
+    drawn = any(is_drawn(row) for row in group)
     remark = f" ({' and '.join(bad)}{' with some seeds' if drawn else ''})" if bad else ""
     lines = wrap_chain(printable(clean(chain)) + remark, COLUMN - 5)
     if len(lines) > LONGEST:
         lines = [*lines[: LONGEST - 1], f"... {remark.strip()}".rstrip()]
-    return Entry(label, tuple(lines), chain, drawn)
+    look = look_name(chain, any(text_of(row, "role") == CONTROL for row in group))
+    return Entry(label, tuple(lines), look, is_int8(chain), drawn)
 
 
 def _columns(found: list[Entry]) -> list[list[Entry]]:
@@ -120,7 +119,7 @@ def _write(figure: Figure, entry: Entry, left: float, y: float, total: int) -> N
     at = 1 - y / total
     if entry.drawn:
         x = (left + 8) / WIDTH
-        style = marker(family(entry.chain), is_int8(entry.chain), 7.5)
+        style = marker(entry.look, entry.filled, 7.5)
         figure.add_artist(Line2D([x], [at], **style))
     ink = "#222222" if entry.drawn else "#888888"
     style = {"fontsize": SIZE, "family": MONO, "va": "center", "parse_math": False, "color": ink}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib
@@ -16,16 +15,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from compress.report import legend
-from compress.report.columns import BASELINE, Row, number, ordered, text_of
-from compress.report.families import LOOKS, family, is_int8
+from compress.report.columns import BASELINE, CONTROL, Row, ordered, text_of
+from compress.report.families import LOOKS, is_int8, look_name
 from compress.report.front import cut_below, pareto_front
 from compress.report.labels import Box, place_labels
 from compress.report.layout import clean
+from compress.report.numbers import number_chains
+from compress.report.points import Point, is_drawn, latency_points, size_points
+from compress.report.seeds import over_seeds, seeds_of
+from compress.report.words import main_setting, setting_words
 
 DPI = 100
 PANEL_PIXELS = 560
 LEFT, RIGHT, GAP, TOP, BOTTOM = 80, 20, 90, 88, 58  # pixels around the panels
 MARKER = 9.0  # points
+STAR = 14  # pixels from the middle of the baseline's star to its points
 STYLE: Any = {  # its keys are typed one by one
     "font.family": "DejaVu Sans",
     "font.size": 12,
@@ -36,27 +40,16 @@ STYLE: Any = {  # its keys are typed one by one
 }
 
 
-@dataclass(frozen=True)
-class Point:
-    """A row in one panel: x in the panel's unit, accuracies in percent."""
-
-    label: str
-    chain: str
-    x: float
-    y: float
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
-
-
 def pareto_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes:
     """Return a PNG, 1600 pixels wide: accuracy against CPU latency, and against the ONNX size.
 
     Points are numbered; the numbers' chains are listed below. Rows that failed or were not
-    verified are listed and not drawn.
+    verified are listed and not drawn. With several seeds a point is their mean, and theirs are
+    small and faint.
     """
-    shown = ordered(rows)
+    single = ordered(rows)
+    several = len(seeds_of(single)) > 1
+    shown: list[Row] = [*over_seeds(single)] if several else single
     labels = number_chains(shown)
     with matplotlib.rc_context(STYLE):
         entries = legend.entries(shown, labels)
@@ -65,12 +58,14 @@ def pareto_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes:
         canvas = FigureCanvasAgg(figure)
         panels = _panels(figure, height)
         latency, size = latency_points(shown, labels), size_points(shown, labels)
+        faint = single if several else []
         cut = cut_below([p.y for p in [*latency, *size]])
-        for axes, points, what in (
-            (panels[0], latency, "CPU latency of one item, ms"),
-            (panels[1], size, "ONNX file, kB"),
+        words = setting_words(main_setting(shown), about)
+        for axes, points, seeds, what in (
+            (panels[0], latency, latency_points(faint, labels), f"CPU latency, ms ({words})"),
+            (panels[1], size, size_points(faint, labels), "ONNX file, kB"),
         ):
-            _draw(axes, points, what, cut)
+            _draw(axes, points, seeds, what, cut)
         _heading(figure, shown, about, height)
         legend.draw(figure, entries, height, top=TOP + PANEL_PIXELS + BOTTOM)
         canvas.draw()
@@ -81,64 +76,6 @@ def pareto_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes:
     return content.getvalue()
 
 
-def number_chains(rows: Iterable[Row]) -> dict[str, str]:
-    """Return a number for each chain, in order; the baseline needs none."""
-    chains = dict.fromkeys(text_of(row, "chain") for row in rows)
-    chains.pop(BASELINE, None)
-    return {BASELINE: "", **{chain: str(i) for i, chain in enumerate(chains, 1)}}
-
-
-def latency_points(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Point]:
-    """Return the points of accuracy against latency, in ms.
-
-    The speed-up was timed in pairs, so its interval says more than a latency's own: the bar
-    spans the baseline's latency (of the same seed) divided by that interval.
-    """
-    baseline = {row.get("seed"): number(row, "cpu_ms_p50") for row in rows if _is_baseline(row)}
-    points = []
-    for row in rows:
-        if (x := number(row, "cpu_ms_p50")) is None:
-            continue
-        base = baseline.get(row.get("seed"))
-        slow, fast = number(row, "cpu_speedup_low"), number(row, "cpu_speedup_high")
-        ends = [base / end for end in (slow, fast) if end and base]
-        points += _point(row, labels, x, ends)
-    return points
-
-
-def size_points(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Point]:
-    """Return the points of accuracy against the size of the ONNX file, in kB."""
-    sizes = ((row, number(row, "onnx_bytes")) for row in rows)
-    return [p for row, size in sizes if size is not None for p in _point(row, labels, size / 1e3)]
-
-
-def _point(
-    row: Row, labels: Mapping[str, str], x: float, ends: Sequence[float] = ()
-) -> list[Point]:
-    y = number(row, "accuracy")
-    if y is None or x <= 0 or text_of(row, "status") in ("failed", "unverified"):
-        return []
-    low, high = number(row, "accuracy_low"), number(row, "accuracy_high")
-    chain = text_of(row, "chain")
-    return [
-        Point(
-            labels[chain],
-            chain,
-            x,
-            100 * y,
-            *(min([x, *ends]), max([x, *ends])),
-            *(
-                100 * (y if low is None else min(y, low)),
-                100 * (y if high is None else max(y, high)),
-            ),
-        )
-    ]
-
-
-def _is_baseline(row: Row) -> bool:
-    return text_of(row, "chain") == BASELINE
-
-
 def _panels(figure: Figure, height: int) -> list[Axes]:
     wide = (legend.WIDTH - LEFT - GAP - RIGHT) / 2
     bottom, tall = 1 - (TOP + PANEL_PIXELS) / height, PANEL_PIXELS / height
@@ -146,14 +83,17 @@ def _panels(figure: Figure, height: int) -> list[Axes]:
     return [figure.add_axes((x / legend.WIDTH, bottom, wide / legend.WIDTH, tall)) for x in lefts]
 
 
-def _draw(axes: Axes, points: list[Point], what: str, cut: float | None) -> None:
+def _draw(
+    axes: Axes, points: list[Point], seeds: list[Point], what: str, cut: float | None
+) -> None:
     axes.set_xlabel(what)
-    axes.set_ylabel("accuracy, % (bars: 95 % intervals)")
+    bars = "faint: single seeds" if seeds else "bars: 95 % intervals"
+    axes.set_ylabel(f"accuracy, % ({bars})")
     if not points:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, f"no row has both an accuracy and\n{what}", **_centred(axes))
         return
-    floor = _limits(axes, points, cut)
+    floor = _limits(axes, points, seeds, cut)
     axes.grid(True, color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
     for point in points:
@@ -161,6 +101,8 @@ def _draw(axes: Axes, points: list[Point], what: str, cut: float | None) -> None
             axes.axhline(point.y, color="#000000", alpha=0.25, linewidth=1, linestyle=(0, (6, 4)))
     front = [points[i] for i in pareto_front([(p.x, p.y) for p in points])]
     _steps(axes, front, floor)
+    for point in seeds:
+        axes.plot([point.x], [point.y], alpha=0.35, zorder=1.8, **_style(point, 0.5))
     for point in points:
         _mark(axes, point, floor)
 
@@ -169,9 +111,9 @@ def _centred(axes: Axes) -> dict[str, Any]:
     return {"transform": axes.transAxes, "ha": "center", "va": "center", "color": "#666666"}
 
 
-def _limits(axes: Axes, points: list[Point], cut: float | None) -> float:
+def _limits(axes: Axes, points: list[Point], seeds: list[Point], cut: float | None) -> float:
     """Set both axes; return the accuracy at which points below the cut are drawn."""
-    xs = [x for p in points for x in (p.x_low, p.x_high)]
+    xs = [x for p in [*points, *seeds] for x in (p.x_low, p.x_high)]
     if max(xs) > 5 * min(xs):
         axes.set_xscale("log")
         decades = math.log10(max(xs) / min(xs))
@@ -183,7 +125,9 @@ def _limits(axes: Axes, points: list[Point], cut: float | None) -> float:
         axes.set_xlim(max(0.0, min(xs) - _room(xs)), max(xs) + _room(xs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
     above = [p for p in points if cut is None or p.y >= cut] or points
+    kept = {p.chain for p in above}
     ys = [y for p in above for y in (p.y_low, p.y_high)]
+    ys += [p.y for p in seeds if p.chain in kept]
     room = max(0.06 * (max(ys) - min(ys)), 0.2)
     below = room * (3 if len(above) < len(points) else 1)
     axes.set_ylim(min(ys) - below, max(ys) + room)
@@ -202,7 +146,7 @@ def _steps(axes: Axes, front: list[Point], floor: float) -> None:
 
 
 def _mark(axes: Axes, point: Point, floor: float) -> None:
-    look = LOOKS[family(point.chain)]
+    look = LOOKS[look_name(point.chain, point.control)]
     if point.y < floor:  # off the scale: at the floor; its label has the value
         y = floor
     else:
@@ -210,11 +154,12 @@ def _mark(axes: Axes, point: Point, floor: float) -> None:
         bars: dict[str, Any] = {"color": look.colour, "alpha": 0.55, "linewidth": 1.1, "zorder": 2}
         axes.plot([point.x, point.x], [point.y_low, point.y_high], **bars)
         axes.plot([point.x_low, point.x_high], [y, y], **bars)
-    axes.plot([point.x], [y], zorder=4 if point.chain == BASELINE else 3, **_style(point.chain))
+    axes.plot([point.x], [y], zorder=4 if point.chain == BASELINE else 3, **_style(point))
 
 
-def _style(chain: str) -> dict[str, Any]:
-    return legend.marker(family(chain), is_int8(chain) or chain == BASELINE, MARKER)
+def _style(point: Point, scale: float = 1.0) -> dict[str, Any]:
+    filled = is_int8(point.chain) or point.chain == BASELINE
+    return legend.marker(look_name(point.chain, point.control), filled, scale * MARKER)
 
 
 def _heading(figure: Figure, rows: list[Row], about: Mapping[str, Any], height: int) -> None:
@@ -223,13 +168,13 @@ def _heading(figure: Figure, rows: list[Row], about: Mapping[str, Any], height: 
     title = legend.printable(clean(" · ".join(str(p) for p in parts if p)))[:110]
     bare: dict[str, Any] = {"parse_math": False, "va": "center", "x": LEFT / legend.WIDTH}
     figure.text(y=1 - 24 / height, s=title, fontsize=15, fontweight="bold", **bare)
-    chains = [text_of(row, "chain") for row in rows if _drawable(row)]
-    if not chains:
+    drawn = [row for row in rows if is_drawn(row)]
+    if not drawn:
         message = "nothing to draw: all rows failed, or none has an accuracy that was verified"
         figure.text(y=1 - 56 / height, s=message, color="#B00020", fontsize=13, **bare)
         return
     figure.legend(
-        handles=_keys(chains),
+        handles=_keys(drawn),
         loc="center left",
         bbox_to_anchor=((LEFT - 8) / legend.WIDTH, 1 - 56 / height),
         ncols=12,
@@ -241,12 +186,8 @@ def _heading(figure: Figure, rows: list[Row], about: Mapping[str, Any], height: 
     )
 
 
-def _drawable(row: Row) -> bool:
-    return bool(_point(row, {text_of(row, "chain"): ""}, 1.0))
-
-
-def _keys(chains: list[str]) -> list[Line2D]:
-    families = {family(chain) for chain in chains}
+def _keys(rows: list[Row]) -> list[Line2D]:
+    families = {look_name(text_of(row, "chain"), text_of(row, "role") == CONTROL) for row in rows}
     keys = [
         Line2D([], [], label=look.label, **legend.marker(name, name == BASELINE, MARKER))
         for name, look in LOOKS.items()
@@ -274,6 +215,8 @@ def _label(axes: Axes, points: list[Point]) -> None:
         lines.append(
             (float(scale((p.x_low, p.y))[0]), y - 1, float(scale((p.x_high, p.y))[0]), y + 1)
         )
+        if p.chain == BASELINE:  # its star is larger than the other markers
+            lines.append((x - STAR, y - STAR, x + STAR, y + STAR))
     lines += _step_boxes(axes, points, floor)
     box = axes.get_window_extent()
     texts = [p.label if p.y >= low else f"{p.label} (↓ {p.y:.1f} %)" for p in points]

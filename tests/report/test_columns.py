@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 
-from compress.report.columns import COLUMNS, frame, to_csv
+from compress.report.columns import COLUMNS, columns, frame, machines, settings, to_csv
 
 ROWS = [
     {"chain": "quantize()", "seed": 1, "status": "ok", "params": 2**60 + 1, "accuracy": 0.1 + 0.2},
@@ -55,6 +55,40 @@ def test_a_spreadsheet_finds_no_formula(start):
 
 def test_csv_can_be_encoded_whatever_a_file_is_called():
     assert "\\udcff" in to_csv([{"chain": "a()", "onnx_path": "\udcff.onnx"}]).encode().decode()
+
+
+def test_the_columns_of_a_setting_stand_together():
+    at = COLUMNS.index("cpu1_ms_p50")
+    assert COLUMNS[at : at + 8] == (
+        *("cpu1_ms_p50", "cpu1_ms_p90", "cpu1_ms_iqr", "cpu1_per_s"),
+        *("cpu1_speedup", "cpu1_speedup_low", "cpu1_speedup_high", "cpu1_verdict"),
+    )
+    assert at < COLUMNS.index("cpu_batch32_per_s") < COLUMNS.index("int8_convs")
+    assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_further_settings_follow_the_trio_and_other_machines_come_last():
+    rows = [
+        {"chain": "a()", "cpu16_batch8_ms_p50": 1.0, "on_x_cpu_1_cpu_batch32_verdict": "faster"},
+        {"chain": "b()", "cpu2_ms_p50": 3.0, "on_x_cpu_1_cpu_ms_p50": 2.0},
+    ]
+    assert settings(rows) == ("cpu2", "cpu16_batch8")
+    assert machines(rows) == {"x_cpu_1": ("cpu", "cpu_batch32")}
+    found = columns(rows)
+    at = found.index("cpu_batch32_verdict")
+    assert found[: at + 1] == COLUMNS[: at + 1]
+    assert found[at + 1 : at + 3] == ("cpu2_ms_p50", "cpu2_ms_p90")
+    assert found[at + 9] == "cpu16_batch8_ms_p50"
+    assert found[-3:] == ("onnx_path", "on_x_cpu_1_cpu_ms_p50", "on_x_cpu_1_cpu_batch32_verdict")
+    first, second = csv.DictReader(io.StringIO(to_csv(rows)))
+    assert (first["on_x_cpu_1_cpu_batch32_verdict"], second["cpu2_ms_p50"]) == ("faster", "3.0")
+
+
+@pytest.mark.parametrize("name", ["cpu0", "cpu_batch0", "gpu", "cpus", "cpu_batch"])
+def test_what_is_no_setting_is_no_column(name):
+    rows = [{"chain": "a()", f"{name}_ms_p50": 1.0}]
+    assert settings(rows) == ()
+    assert columns(rows) == COLUMNS
 
 
 def test_no_rows_give_the_header():

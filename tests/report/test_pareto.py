@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compress.report.columns import to_csv
-from compress.report.families import family, is_int8
+from compress.report.families import family, is_int8, look_name
 from compress.report.front import cut_below, pareto_front
 from compress.report.labels import place_labels
-from compress.report.pareto import latency_points, number_chains, pareto_png
+from compress.report.numbers import number_chains
+from compress.report.pareto import pareto_png
+from compress.report.points import latency_points, size_points
+from compress.report.seeds import seeds_csv
 from compress.report.table import markdown
 from compress.report.write import write_reports
 
@@ -55,6 +58,8 @@ def test_an_axis_is_cut_only_where_a_few_points_lie_far_below():
 )
 def test_families(chain, expected, int8):
     assert (family(chain), is_int8(chain)) == (expected, int8)
+    assert look_name(chain, False) == expected
+    assert look_name(chain, True) == "control"
 
 
 def test_labels_lie_upon_nothing():
@@ -102,6 +107,15 @@ def test_a_latency_bar_spans_the_baseline_divided_by_the_speedup():
     assert int8.y == pytest.approx(90)
 
 
+def test_the_main_setting_is_drawn_and_controls_are_marked():
+    rows = [_row("baseline", cpu1_ms_p50=9.0), _row("a()", role="control", cpu1_ms_p50=3.0)]
+    for row in rows:
+        del row["cpu_ms_p50"]
+    base, control = latency_points(rows, number_chains(rows))
+    assert (base.x, control.x, base.control, control.control) == (9.0, 3.0, False, True)
+    assert [point.control for point in size_points(rows, number_chains(rows))] == [False, True]
+
+
 MANY = [
     _row("baseline", 0.98, 9.0),
     *(
@@ -113,6 +127,11 @@ CASES = {
     "two": MANY[:2],
     "many": MANY,
     "one collapsed": [*MANY, _row("factorize(rank=0.1)", 0.1)],
+    "seeds": [
+        {**row, "seed": seed, "accuracy": row["accuracy"] - seed / 300}
+        for row in [*MANY, _row("b()", 0.8, role="control")]
+        for seed in range(3)
+    ],
     "equal": [_row("baseline"), _row("a()"), _row("b()", seed=1)],
     "all failed": [{"chain": c, "status": "failed"} for c in ("baseline", "a()")],
     "no latency": [row | {"cpu_ms_p50": None} for row in MANY],
@@ -137,9 +156,21 @@ def test_the_same_rows_give_the_same_picture():
     assert pareto_png(MANY, {}) == pareto_png(MANY, {})
 
 
-def test_all_three_files_are_written(tmp_path):
+def test_the_files_are_written(tmp_path):
     write_reports(iter(MANY), {"suite": "digits"}, tmp_path / "new")
     folder = tmp_path / "new"
     assert {path.name for path in folder.iterdir()} == {"results.csv", "table.md", "pareto.png"}
     assert (folder / "results.csv").read_text() == to_csv(MANY)
     assert (folder / "table.md").read_text() == markdown(MANY, {"suite": "digits"})
+
+
+def test_files_that_do_not_hold_any_more_are_removed(tmp_path):
+    timed = {"cpu_speedup": 2.0, "cpu_speedup_low": 1.9, "cpu_speedup_high": 2.1}
+    rows = [_row("baseline"), _row("a()", **timed), _row("a()", **timed, seed=1)]
+    write_reports(rows, {}, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"results.csv", "table.md", "pareto.png", "speedups.png", "seeds.csv"}
+    assert (tmp_path / "seeds.csv").read_text() == seeds_csv(rows)
+    write_reports(rows[:1], {}, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"results.csv", "table.md", "pareto.png"}

@@ -1,0 +1,87 @@
+"""The main table: what every chain costs and gains, each row with its number and footnotes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from compress.report import cells
+from compress.report.columns import BASELINE, CONTROL, Row, number, text_of
+from compress.report.dialect import WIDTH, Dialect, can_be_code, code, figure_width, grid
+from compress.report.layout import clean, width, wrap, wrap_chain
+from compress.report.words import About, is_trusted, main_setting
+
+HEADER = ("Δ pt", "params", "MACs", "kB", "ms", "speed-up")
+SHORTEST = 16  # columns of the chain
+LONGEST_NOTE = 600  # characters; results.csv has all of it
+UNVERIFIED = "unverified: its ONNX file was not shown to compute what the model does; not for use"
+
+
+def main_table(
+    rows: Sequence[Row],
+    labels: Mapping[str, str],
+    about: About,
+    notes: dict[str, int],
+    dialect: Dialect,
+) -> list[str]:
+    """Return the lines of the table; footnotes are numbered in `notes`, text -> number."""
+    setting = main_setting(rows)
+    trusted = is_trusted(setting, about)
+    figures = [[labels[text_of(row, "chain")], *_figures(row, setting, trusted)] for row in rows]
+    accuracy = "acc % ±sd" if any("accuracy_sd" in row for row in rows) else "acc %"
+    header = ["#", accuracy, *HEADER]
+    used = sum(figure_width(column) for column in zip(header, *figures, strict=True))
+    room = max(SHORTEST, WIDTH - dialect.frame(len(header) + 1) - used)
+    lines = []
+    for row, (label, *values) in zip(rows, figures, strict=True):
+        chain = _chain_cell(row, _marks(row, notes), room, dialect)
+        lines.append([label, chain[0], *values])
+        lines += [["", more, *([""] * len(values))] for more in chain[1:]]
+    return grid([header[0], "chain", *header[1:]], lines, 1, dialect)
+
+
+def _figures(row: Row, setting: str, trusted: bool) -> list[str]:
+    return [
+        cells.accuracy(row),
+        cells.delta(row),
+        cells.count(number(row, "params")),
+        cells.count(number(row, "macs")),
+        cells.size(row, "onnx_bytes", 1e3),
+        cells.brief(number(row, f"{setting}_ms_p50")),
+        cells.speedup(row, setting, trusted),
+    ]
+
+
+def _marks(row: Row, notes: dict[str, int]) -> str:
+    marks = ["[control]"] if text_of(row, "role") == CONTROL else []
+    for note in _notes(row):
+        marks.append(f"[{notes.setdefault(note, len(notes) + 1)}]")
+    return " ".join(marks)
+
+
+def _notes(row: Row) -> list[str]:
+    error, note = clean(text_of(row, "error")), clean(text_of(row, "note"))
+    status = text_of(row, "status")
+    found = []
+    if status == "failed":
+        found.append(f"failed: {error or 'no reason was recorded'}")
+    elif status == "unverified":
+        found.append(f"{UNVERIFIED} ({error})" if error else UNVERIFIED)
+    elif error:
+        found.append(error)
+    found += [note] if note else []
+    return [n if len(n) <= LONGEST_NOTE else f"{n[:LONGEST_NOTE]} ..." for n in found]
+
+
+def _chain_cell(row: Row, marks: str, room: int, dialect: Dialect) -> list[str]:
+    """The lines of a chain's cell, its footnotes behind the last one or below it."""
+    chain = clean(text_of(row, "chain")) or cells.MISSING
+    if chain != BASELINE and can_be_code(chain, dialect):
+        lines = [code(line) for line in wrap_chain(chain, room - 2)]
+    else:
+        broken = wrap_chain(chain, room, lambda line: width(dialect.escape(line)))
+        lines = [dialect.escape(line) for line in broken]
+    if not marks:
+        return lines
+    if width(lines[-1]) + 1 + width(marks) <= room:
+        return [*lines[:-1], f"{lines[-1]} {marks}"]
+    return [*lines, *(f"  {line}" for line in wrap(marks, room - 2))]

@@ -1,0 +1,134 @@
+"""The rows of a comparison as marks of a forest plot: a ratio or difference with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compress.report.columns import BASELINE, Row, number, settings, text_of
+from compress.report.points import is_drawn
+from compress.report.words import About, is_trusted, latency_of, setting_words
+
+# Okabe and Ito's colours, told apart by the colour-blind; the markers differ too.
+LOOKS = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "p"),
+)
+CLAIMS = ("better", "worse", "faster", "slower")
+STEPS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # points
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A figure with its 95 % interval (its own value where there is none), and the lane it is in.
+
+    `claimed` says that there is a verdict other than indistinguishable.
+    """
+
+    lane: int
+    value: float
+    low: float
+    high: float
+    claimed: bool
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What the marks of a lane have in common; `margin` is that of the A/A control, a fraction."""
+
+    words: str
+    colour: str
+    marker: str
+    margin: float = 0.0
+
+
+DELTA_LANES = (
+    Lane("over the baseline", "#000000", "o"),
+    Lane("over its control of equal cost", "#CC79A7", "D"),
+)
+
+
+def speed_lanes(rows: Sequence[Row], about: About) -> dict[str, Lane]:
+    """Return the latency settings in which a speed-up has an interval: setting -> lane."""
+    found = [
+        name
+        for name in settings(rows)
+        if any(number(row, f"{name}_speedup_high") is not None for row in rows)
+    ]
+    return {
+        name: Lane(
+            setting_words(name, about) + ("" if is_trusted(name, about) else " (not trusted)"),
+            *LOOKS[i % len(LOOKS)],
+            float(latency_of(name, about).get("margin") or 0.0),
+        )
+        for i, name in enumerate(found)
+    }
+
+
+def speed_marks(row: Row, names: Sequence[str], about: About) -> list[Mark]:
+    """Return the row's speed-ups, as ratios. One that is not to be trusted claims nothing."""
+    return [
+        mark
+        for lane, name in enumerate(names)
+        if (mark := _mark(row, lane, f"{name}_speedup", f"{name}_verdict", is_trusted(name, about)))
+        and mark.low > 0
+    ]
+
+
+def delta_marks(row: Row) -> list[Mark]:
+    """Return the row's differences in accuracy, in points: over the baseline, over its control."""
+    if not is_drawn(row):
+        return []
+    found = (
+        _mark(row, lane, f"{question}_delta", f"{question}_verdict", True, 100.0)
+        for lane, question in enumerate(("accuracy", "control"))
+    )
+    return [mark for mark in found if mark]
+
+
+def forest_rows(rows: Sequence[Row], names: Sequence[str], about: About) -> list[Row]:
+    """Return the rows that have a mark, without the baseline; none if no mark has an interval."""
+    drawn = [
+        row
+        for row in rows
+        if text_of(row, "chain") != BASELINE
+        and (speed_marks(row, names, about) or delta_marks(row))
+    ]
+    marks = (m for row in drawn for m in (*speed_marks(row, names, about), *delta_marks(row)))
+    return drawn if any(mark.low < mark.high for mark in marks) else []
+
+
+def delta_range(marks: Sequence[Mark]) -> tuple[float, float]:
+    """Return the ends of an axis of points; what lies beyond it is drawn at its edge.
+
+    A few collapsed rows would squeeze the others: the lower end is the nearest of 2, 5, 10, ...
+    points below zero that shows two thirds of the differences to the baseline.
+    """
+    values = sorted((mark.value for mark in marks if mark.lane == 0), reverse=True) or [0.0]
+    needed = values[max(0, -(-2 * len(values) // 3) - 1)]
+    low = next((-step for step in STEPS if -step <= needed), -100.0)
+    inside = [mark for mark in marks if mark.value >= low]
+    # Intervals from two or three seeds can be wider than all that is to be seen.
+    left = max(min((mark.low for mark in inside), default=low), 1.5 * low)
+    best = max((mark.value for mark in inside), default=0.0)
+    right = max(0.0, min(max((mark.high for mark in inside), default=0.0), best - 1.5 * low))
+    room = 0.06 * (right - left)
+    return left - room, right + room
+
+
+def _mark(
+    row: Row, lane: int, key: str, verdict: str, trusted: bool, scale: float = 1.0
+) -> Mark | None:
+    value = number(row, key)
+    if value is None:
+        return None
+    low, high = number(row, f"{key}_low"), number(row, f"{key}_high")
+    if low is None or high is None:
+        low = high = value
+    claimed = trusted and text_of(row, verdict) in CLAIMS
+    ends = (scale * min(low, value), scale * max(high, value))
+    return Mark(lane, scale * value, *ends, claimed)

@@ -1,0 +1,110 @@
+"""A further table below the main one, which refers to its rows by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from compress.report.cells import MISSING
+from compress.report.columns import BASELINE, Row, text_of
+from compress.report.dialect import (
+    WIDTH,
+    Dialect,
+    can_be_code,
+    code,
+    figure_width,
+    grid,
+    heading,
+    paragraph,
+)
+from compress.report.layout import clean, width
+from compress.report.shorten import cut, short
+
+SHORTEST = 18  # columns of a chain
+LONGEST = 46
+WIDEST = 40  # columns of a header that is not ours
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a further table: its header, what that means ('' if it is plain), its cells."""
+
+    name: str
+    words: str
+    cell: Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question, how to read its answers, and these, in columns.
+
+    A column that no row has is not drawn, nor is a row that has nothing; a section without any
+    figure is nothing.
+    """
+
+    title: str
+    words: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+def section_blocks(
+    section: Section, labels: Mapping[str, str], dialect: Dialect
+) -> list[list[str]]:
+    """Return the section's title, words and tables, each as lines; nothing if it has no figure.
+
+    There is more than one table where the columns do not fit beside each other.
+    """
+    drawn = [column for column in section.columns if _has_any(column, section.rows)]
+    if not drawn:
+        return []
+    rows = [row for row in section.rows if any(c.cell(row) != MISSING for c in drawn)]
+    said = " ".join(words for words in (section.words, *(c.words for c in drawn)) if words)
+    columns = [
+        [dialect.escape(cut(clean(column.name), WIDEST)), *map(column.cell, rows)]
+        for column in drawn
+    ]
+    tables = [_table(rows, group, labels, dialect) for group in _groups(columns, labels, dialect)]
+    return [heading(section.title, 2, dialect), paragraph(said, dialect), *tables]
+
+
+def _has_any(column: Column, rows: Iterable[Row]) -> bool:
+    return any(column.cell(row) != MISSING for row in rows)
+
+
+def _table(
+    rows: Sequence[Row], columns: list[list[str]], labels: Mapping[str, str], dialect: Dialect
+) -> list[str]:
+    numbers = [labels[text_of(row, "chain")] for row in rows]
+    room = min(LONGEST, _room(columns, labels, dialect))
+    chains = [_chain(text_of(row, "chain"), room, dialect) for row in rows]
+    header, *lines = zip(["#", *numbers], ["chain", *chains], *columns, strict=True)
+    return grid(header, lines, 1, dialect)
+
+
+def _groups(
+    columns: list[list[str]], labels: Mapping[str, str], dialect: Dialect
+) -> list[list[list[str]]]:
+    groups: list[list[list[str]]] = [[]]
+    for column in columns:
+        if groups[-1] and _room([*groups[-1], column], labels, dialect) < SHORTEST:
+            groups.append([])
+        groups[-1].append(column)
+    return groups
+
+
+def _room(columns: list[list[str]], labels: Mapping[str, str], dialect: Dialect) -> int:
+    """Return how many columns are left for the chain."""
+    used = sum(figure_width(column) for column in [["#", *labels.values()], *columns])
+    return WIDTH - dialect.frame(len(columns) + 2) - used
+
+
+def _chain(chain: str, room: int, dialect: Dialect) -> str:
+    text = clean(chain) or MISSING
+    if text != BASELINE and can_be_code(text, dialect):
+        return code(short(text, room - 2))
+    limit = room
+    # An escaped text is longer than what it shows.
+    while width(shown := dialect.escape(short(text, limit))) > room and limit > 1:
+        limit -= 1
+    return shown

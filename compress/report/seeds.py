@@ -1,0 +1,196 @@
+"""One row for every chain from the rows of its seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from compress.report.columns import (
+    BASELINE,
+    Row,
+    columns,
+    is_text,
+    machines,
+    number,
+    ordered,
+    settings,
+    text_of,
+    to_csv,
+)
+from compress.report.replication import deviation, mean_difference, mean_ratio
+from compress.timing.multiplicity import holm
+
+ALPHA = 0.05
+ALIKE = 1.05  # the largest of the seeds' figures over the smallest, above which a note says so
+BAD = {"failed": "failed", "unverified": "were not verified"}
+TESTED = ("accuracy", "control")
+UNLIKE = {"params": "parameters", "macs": "MACs", "onnx_bytes": "bytes of the ONNX file"}
+_KEPT = ("chain", "role", "control", "cuda_note")
+
+
+def seeds_of(rows: Iterable[Row]) -> list[int]:
+    """Return the seeds that occur, in order."""
+    return sorted({int(row["seed"]) for row in rows if row.get("seed") is not None})
+
+
+def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return one row for every chain: means over its seeds, in the columns of a single seed.
+
+    `n` seeds count, those of `seeds` ('0 1 2'); rows that failed or were not verified do not.
+    `accuracy` is a mean, `accuracy_sd` the standard deviation (n - 1), `accuracy_seeds` the
+    values. `accuracy_delta` and `control_delta` are means of paired differences with a 95 % t
+    interval, `..._p` the paired t-test's over seeds (with one seed, that seed's own McNemar
+    test), `..._verdict` after Holm's adjustment over the rows. Speed-ups are geometric means (see
+    `mean_ratio`), their verdict is the seeds', or 'mixed'. Other figures are means.
+    """
+    shown = ordered(rows)
+    groups: dict[str, list[Row]] = {}
+    for row in shown:
+        groups.setdefault(text_of(row, "chain"), []).append(row)
+    keys = columns(shown)
+    speeds = [*settings(shown), "cuda"]
+    speeds += [f"on_{slug}_{name}" for slug, names in machines(shown).items() for name in names]
+    total = len(seeds_of(shown))
+    merged = [_merged(group, keys, speeds, total) for group in groups.values()]
+    for question in TESTED:
+        _judge(merged, question)
+    return merged
+
+
+def seeds_csv(rows: Sequence[Row]) -> str:
+    """Return what `over_seeds` makes of the rows, as CSV."""
+    merged = over_seeds(rows)
+    left_out = {"seed", "accuracy_low", "accuracy_high", "onnx_path"}
+    keys = [key for key in columns(merged) if key not in left_out]
+    at = keys.index("accuracy")
+    order = [keys[0], "n", "seeds", *keys[1 : at + 1], "accuracy_sd", "accuracy_seeds"]
+    return to_csv(merged, [*order, *keys[at + 1 :]])
+
+
+def _merged(
+    group: Sequence[Row], keys: Sequence[str], speeds: Sequence[str], total: int
+) -> dict[str, Any]:
+    good = [row for row in group if text_of(row, "status") not in BAD]
+    used = good or group
+    found: dict[str, Any] = {
+        key: next((text for row in group if (text := text_of(row, key))), "") for key in _KEPT
+    }
+    found |= {"n": len(good), "seeds": " ".join(str(row.get("seed")) for row in good)}
+    found |= _means(used, keys)
+    found |= _accuracies(good)
+    for question in TESTED:
+        found |= _difference(good, question)
+    for speed in speeds:
+        found |= _speed(used, speed)
+    found["status"] = _status(group, good)
+    found["error"] = "" if good else _joined(group, "error")
+    found["note"] = "; ".join(_notes(group, good, found, total))
+    return found
+
+
+def _means(used: Sequence[Row], keys: Sequence[str]) -> dict[str, Any]:
+    """The means of all plain figures; what is tested or has an interval is not among them."""
+    told = ("_low", "_high", "_p", "_delta", "_speedup")
+    found: dict[str, Any] = {}
+    for key in keys:
+        if key == "seed" or is_text(key) or key.endswith(told):
+            continue
+        values = [value for row in used if (value := number(row, key)) is not None]
+        if values:
+            mean = math.fsum(values) / len(values)
+            # A count that all seeds share stays a whole number.
+            found[key] = values[0] if len(set(values)) == 1 else mean
+    return found
+
+
+def _accuracies(good: Sequence[Row]) -> dict[str, Any]:
+    values = [value for row in good if (value := number(row, "accuracy")) is not None]
+    found: dict[str, Any] = {"accuracy_seeds": " ".join(map(repr, values))}
+    return found | ({"accuracy_sd": deviation(values)} if len(values) > 1 else {})
+
+
+def _difference(good: Sequence[Row], question: str) -> dict[str, Any]:
+    key = f"{question}_delta"
+    compared = [row for row in good if number(row, key) is not None]
+    if not compared or text_of(compared[0], "chain") == BASELINE:
+        return {}
+    if len(compared) == 1:
+        (row,) = compared
+        wanted = (key, f"{key}_low", f"{key}_high", f"{question}_p")
+        return {name: number(row, name) for name in wanted}
+    values = [value for row in compared if (value := number(row, key)) is not None]
+    intervals = [(number(row, f"{key}_low"), number(row, f"{key}_high")) for row in compared]
+    mean = mean_difference(values, intervals)
+    figures = (mean.value, mean.low, mean.high, mean.p)
+    return dict(zip((key, f"{key}_low", f"{key}_high", f"{question}_p"), figures, strict=True))
+
+
+def _speed(used: Sequence[Row], speed: str) -> dict[str, Any]:
+    key = f"{speed}_speedup"
+    timed = [row for row in used if (number(row, key) or 0) > 0]
+    if not timed:
+        return {}
+    intervals = [(number(row, f"{key}_low"), number(row, f"{key}_high")) for row in timed]
+    mean = mean_ratio([float(row[key]) for row in timed], intervals)
+    found: dict[str, Any] = {key: mean.value, f"{key}_low": mean.low, f"{key}_high": mean.high}
+    verdicts = {text for row in timed if (text := text_of(row, f"{speed}_verdict"))}
+    if verdicts and text_of(timed[0], "chain") != BASELINE:
+        found[f"{speed}_verdict"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
+    return found
+
+
+def _judge(merged: Sequence[dict[str, Any]], question: str) -> None:
+    tested = [row for row in merged if row.get(f"{question}_p") is not None]
+    adjusted = holm([row[f"{question}_p"] for row in tested])
+    for row, p in zip(tested, adjusted, strict=True):
+        better = "better" if row[f"{question}_delta"] > 0 else "worse"
+        row[f"{question}_verdict"] = better if p <= ALPHA else "indistinguishable"
+
+
+def _status(group: Sequence[Row], good: Sequence[Row]) -> str:
+    if good:
+        return "ok"
+    states = {text_of(row, "status") for row in group}
+    return "unverified" if "unverified" in states else "failed"
+
+
+def _notes(
+    group: Sequence[Row], good: Sequence[Row], found: Mapping[str, Any], total: int
+) -> Iterator[str]:
+    for status, verb in BAD.items() if good else ():
+        if bad := [row for row in group if text_of(row, "status") == status]:
+            yield f"{len(bad)} of {total} seeds {verb} ({_joined(bad, 'error') or 'no reason'})"
+    if missing := total - len(group):
+        yield f"{missing} of {total} seeds missing"
+    if len(good) == 1 < total:
+        yield "a single seed is left: its p and interval are over test items"
+    elif 0 < (compared := _compared(good)) < len(good):
+        yield f"compared with the baseline in {compared} of {len(good)} seeds"
+    for key in (*UNLIKE, *(key for key in found if key.endswith("_ms_p50"))):
+        values = [value for row in good if (value := number(row, key)) is not None]
+        if values and min(values) > 0 and max(values) > ALIKE * min(values):
+            apart = 100 * (max(values) / min(values) - 1)
+            yield f"{UNLIKE.get(key, key)}: up to {apart:.0f} % apart between seeds"
+    if told := _joined(good or group, "note"):
+        yield told
+
+
+def _compared(good: Sequence[Row]) -> int:
+    if good and text_of(good[0], "chain") == BASELINE:
+        return len(good)
+    return sum(number(row, "accuracy_delta") is not None for row in good)
+
+
+def _joined(rows: Sequence[Row], key: str) -> str:
+    """The rows' texts, each once; one that not all rows have is told with its seeds."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        if text := text_of(row, key):
+            told.setdefault(text, []).append(str(row.get("seed")))
+    return "; ".join(
+        text
+        if len(seeds) == len(rows)
+        else f"seed{'' if len(seeds) == 1 else 's'} {', '.join(seeds)}: {text}"
+        for text, seeds in told.items()
+    )

@@ -1,0 +1,38 @@
+"""A chain in few columns, for tables that refer to it by its number."""
+
+from __future__ import annotations
+
+from compress.report.families import step_names
+from compress.report.layout import width
+
+ARROW = "→"
+
+
+def short(chain: str, limit: int) -> str:
+    """Return a chain in at most `limit` columns.
+
+    What fits is left alone, a single step is cut. Otherwise the steps' names must do, shortened
+    where they have to be: `prune_c.→distill→quantize`.
+    """
+    if width(chain) <= limit:
+        return chain
+    names = step_names(chain)
+    if len(names) < 2:
+        return cut(chain, limit)
+    for longest in range(max(4, *map(len, names)), 3, -1):
+        text = ARROW.join(n if len(n) <= longest else f"{n[: longest - 1]}." for n in names)
+        if width(text) <= limit:
+            return text
+    return cut(text, limit)
+
+
+def cut(text: str, limit: int) -> str:
+    """Return the text, its end replaced by an ellipsis where it is wider than `limit`."""
+    if width(text) <= limit:
+        return text
+    kept = ""
+    for char in text:
+        if width(kept + char) > limit - 1:
+            break
+        kept += char
+    return kept.rstrip() + "…"

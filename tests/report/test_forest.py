@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+from report_rows import ABOUT, row
+
+from compress.report.forest import speedups_png
+from compress.report.marks import (
+    Mark,
+    delta_marks,
+    delta_range,
+    forest_rows,
+    speed_lanes,
+    speed_marks,
+)
+
+BASE = row("baseline")
+
+
+def test_speedups_are_marks_with_their_intervals():
+    found = row("a()", speedup=2.0, cpu1_speedup=0.5)
+    assert speed_marks(found, ("cpu", "cpu1"), ABOUT) == [
+        Mark(0, 2.0, 0.98 * 2, 1.02 * 2, True),
+        Mark(1, 0.5, 0.5, 0.5, False),
+    ]
+    doubted = {"latency": {"cpu": {"trusted": False}}}
+    assert not speed_marks(found, ("cpu",), doubted)[0].claimed
+    assert speed_marks(row("a()", cpu_speedup_low=0.0), ("cpu",), ABOUT) == []
+
+
+def test_differences_are_marks_in_points():
+    found = row("a()", -0.02, control_delta=0.01, control_verdict="better")
+    base, control = delta_marks(found)
+    assert (base.lane, base.value, base.low, base.high) == (0, -2.0, -3.0, pytest.approx(-1.0))
+    assert (control.lane, control.value, control.low, control.claimed) == (1, 1.0, 1.0, True)
+    assert delta_marks({**found, "status": "unverified"}) == []
+
+
+def test_only_settings_with_intervals_have_a_lane():
+    rows = [BASE, row("a()", cpu1_speedup=2.0)]
+    lanes = speed_lanes(rows, ABOUT)
+    assert list(lanes) == ["cpu"]
+    assert (lanes["cpu"].words, lanes["cpu"].margin) == ("batch 1, 2 threads", 0.012)
+    doubted = speed_lanes(rows, {"latency": {"cpu": {"trusted": False, "margin": 0.1}}})
+    assert doubted["cpu"].words == "batch 1, all threads (not trusted)"
+
+
+def test_the_baseline_and_what_failed_have_no_row():
+    rows = [BASE, row("a()"), {"chain": "b()", "status": "failed"}]
+    assert [found["chain"] for found in forest_rows(rows, ("cpu",), ABOUT)] == ["a()"]
+    bare = [{"chain": "a()", "accuracy": 0.9, "accuracy_delta": 0.1, "cpu_speedup": 2.0}]
+    assert forest_rows(bare, ("cpu",), ABOUT) == []
+
+
+def _marks(*values, half=0.1):
+    return [Mark(0, value, value - half, value + half, True) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("values", "lowest", "highest"),
+    [
+        ((-0.1, 0.2, -1.1), -1.2, 0.3),
+        ((-0.1, -0.2, -60.0), -0.3, 0.0),  # the collapsed one is drawn at the edge
+        ((-0.1, -14.0, -15.0, -60.0, -70.0, -14.5), -15.1, 0.0),
+        ((), -2.0, 0.0),
+    ],
+)
+def test_collapsed_rows_do_not_squeeze_the_others(values, lowest, highest):
+    low, high = delta_range(_marks(*values))
+    room = 0.06 * (highest - lowest)
+    assert (low, high) == pytest.approx((lowest - room, highest + room))
+
+
+def test_intervals_of_few_seeds_do_not_squeeze_the_axis():
+    low, high = delta_range(_marks(-1.0, -1.5, half=40.0))
+    assert low >= -3 * 1.2
+    assert high <= 2 * 1.2
+
+
+MANY = [BASE, *(row(f"prune_channels(macs=0.{i})", -i / 100, 1 + i / 9) for i in range(1, 30))]
+CASES = {
+    "two": [BASE, row("a()", 0.01, 1.5)],
+    "many": MANY,
+    "seeds": [{**found, "seed": seed} for found in MANY for seed in range(3)],
+    "a wide and a narrow interval": [
+        BASE,
+        row("a()", speedup=1.5, cpu_speedup_high=1e9),
+        row("b()", speedup=1.0001),
+    ],
+    "seven settings": [
+        BASE,
+        row(
+            "a()",
+            **{
+                f"cpu{i}_speedup{end}": value
+                for i in range(1, 8)
+                for end, value in (("", 2.0), ("_low", 1.9), ("_high", 2.2))
+            },
+        ),
+    ],
+    "no speed": [{k: v for k, v in found.items() if not k.startswith("cpu")} for found in MANY[:3]],
+    "no accuracy": [
+        {k: v for k, v in found.items() if not k.startswith("accuracy")} for found in MANY[:3]
+    ],
+    "collapsed": [BASE, row("a()", -0.8), row("b()", -0.001), row("c()", control_delta=-0.9)],
+    "hostile": [BASE, row("$\\frac$ 漢字 \x1b \udcff <b> " + "y(" * 900, role="control")],
+    "the same chain twice": [BASE, row("a()", seed=None), row("a()", seed=None)],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_picture_can_be_drawn(name):
+    content = speedups_png(CASES[name], ABOUT | {"suite": "$x", "model": "漢"})
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        assert image.width == 1600
+        assert 200 < image.height < 3000
+        assert len(set(image.convert("L").tobytes())) > 2
+    assert speedups_png(CASES[name], ABOUT | {"suite": "$x", "model": "漢"}) == content
+
+
+def test_without_an_interval_there_is_no_picture():
+    assert speedups_png([BASE, {"chain": "a()", "cpu_speedup": 2.0, "accuracy": 0.5}], {}) is None
+    assert speedups_png([], {}) is None

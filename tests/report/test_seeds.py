@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import csv
+import io
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_rows import row
+from scipy import stats
+
+from compress.report.columns import number
+from compress.report.replication import deviation, envelope, mean_difference, mean_ratio
+from compress.report.seeds import over_seeds, seeds_csv, seeds_of
+from compress.report.table import markdown
+
+differences = st.lists(st.integers(-1000, 1000).map(lambda items: items / 1000), min_size=2)
+
+
+@given(differences)
+def test_the_mean_difference_is_the_paired_t_tests(values):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = mean_difference(values, [(-1.0, 1.0)] * len(values))
+    assert found.value == pytest.approx(np.mean(values))
+    assert 0 <= found.p <= 1
+    assert -1 <= found.low <= found.value + 1e-12
+    assert found.value - 1e-12 <= found.high <= 1
+    if len(set(values)) > 1:
+        # The t-test of related samples, on made-up pairs with these differences.
+        before = np.linspace(0.2, 0.4, len(values))
+        assert found.p == pytest.approx(stats.ttest_rel(before + values, before).pvalue, rel=1e-6)
+        error = np.std(values, ddof=1) / math.sqrt(len(values))
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), error)
+        assert (found.low, found.high) == pytest.approx((max(-1, low), min(1, high)))
+
+
+def test_a_mean_difference_by_hand():
+    # Mean 0.02, deviation 0.01, standard error 0.01 / sqrt(3); t(2) at 97.5 % is 4.302653.
+    found = mean_difference([0.01, 0.02, 0.03], [])
+    half = 4.302653 * 0.01 / math.sqrt(3)
+    assert (found.value, found.low, found.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
+    # t = 2 sqrt(3); with two degrees of freedom p = 1 - t / sqrt(2 + t²).
+    assert found.p == pytest.approx(1 - math.sqrt(12 / 14))
+
+
+def test_equal_differences_are_not_called_certain():
+    intervals = [(-0.01, 0.03), (-0.02, 0.05), (0.0, 0.04)]
+    # 0.3 - 0.1 and 0.2 differ by rounding only.
+    found = mean_difference([0.2, 0.3 - 0.1, 0.2], intervals)
+    assert (found.value, found.low, found.high) == (0.2, -0.02, 0.05)
+    assert found.p == 2 * 0.5**3  # the exact sign test: three of three
+    assert mean_difference([0.2] * 6, intervals * 2).p == 2 * 0.5**6
+    same = mean_difference([0.0, 0.0], [(None, None), (-0.1, 0.1)])
+    assert (same.value, same.low, same.high, same.p) == (0.0, None, None, 1.0)
+
+
+def test_ratios_have_a_geometric_mean_and_a_t_interval_of_logarithms():
+    found = mean_ratio([1.0, 2.0, 4.0], [(None, None)] * 3)
+    half = 4.302653 * math.log(2) / math.sqrt(3)
+    assert found.value == pytest.approx(2)
+    assert (found.low, found.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
+
+
+def test_few_or_equal_ratios_have_the_intervals_of_their_seeds():
+    two = mean_ratio([2.0, 2.1], [(1.9, 2.05), (2.0, 2.3)])
+    assert (two.low, two.high) == (1.9, 2.3)
+    equal = mean_ratio([2.0] * 3, [(1.9, 2.1), (1.8, 2.1), (1.9, 2.4)])
+    assert (equal.value, equal.low, equal.high) == (pytest.approx(2.0), 1.8, 2.4)
+    assert envelope([]) == envelope([(1.0, None)]) == (None, None)
+
+
+def test_the_deviation_is_a_samples():
+    assert deviation([1.0, 2.0, 4.0]) == pytest.approx(np.std([1, 2, 4], ddof=1))
+
+
+def _seeds(chain, deltas, **more):
+    return [row(chain, delta, seed=seed, **more) for seed, delta in enumerate(deltas)]
+
+
+def test_rows_of_a_chain_become_one():
+    rows = [
+        *_seeds("a()", (-0.03, -0.01, -0.02), cpu_ms_p50=3.0, lost=4),
+        *_seeds("baseline", (0.0, 0.0, 0.0)),
+    ]
+    base, found = over_seeds(rows)
+    assert (base["chain"], found["chain"]) == ("baseline", "a()")
+    assert (found["n"], found["seeds"], found["status"], found["error"]) == (3, "0 1 2", "ok", "")
+    assert found["accuracy"] == pytest.approx(0.88)
+    assert found["accuracy_sd"] == pytest.approx(0.01)
+    assert [float(value) for value in found["accuracy_seeds"].split()] == [0.87, 0.89, 0.88]
+    assert found["accuracy_delta"] == pytest.approx(-0.02)
+    assert found["accuracy_p"] == pytest.approx(1 - math.sqrt(12 / 14))
+    # At p = 0.074 three seeds do not show it, though each seed's own items do.
+    assert found["accuracy_verdict"] == "indistinguishable"
+    assert (found["cpu_ms_p50"], found["lost"], found["params"]) == (3.0, 4, 1000)
+    assert found["note"] == ""
+    assert "accuracy_low" not in found
+    assert "accuracy_p" not in base
+    assert "accuracy_verdict" not in base
+
+
+def test_holm_runs_over_the_rows():
+    rows = _seeds("baseline", (0, 0, 0))
+    for name in "abc":  # p = 0.0253 each: below 5 % alone, above it with three
+        rows += _seeds(f"{name}()", (0.019, 0.023, 0.030))
+    *_, last = over_seeds(rows)
+    assert last["accuracy_p"] == pytest.approx(stats.ttest_1samp([0.019, 0.023, 0.030], 0).pvalue)
+    assert 0.05 / 3 < last["accuracy_p"] < 0.05
+    assert last["accuracy_verdict"] == "indistinguishable"
+    assert over_seeds(rows[:6])[-1]["accuracy_verdict"] == "better"
+
+
+def test_the_difference_to_a_control_is_tested_as_well():
+    rows = _seeds("baseline", (0, 0, 0))
+    for seed, delta in enumerate((-0.010, -0.011, -0.012)):
+        more = {"control": "b()", "control_delta": delta, "control_p": 0.5}
+        rows.append(row("a()", seed=seed, control_verdict="indistinguishable", **more))
+    found = over_seeds(rows)[1]
+    assert found["control"] == "b()"
+    assert found["control_p"] == pytest.approx(
+        stats.ttest_1samp([-0.010, -0.011, -0.012], 0).pvalue
+    )
+    assert found["control_verdict"] == "worse"
+
+
+def test_with_one_seed_left_its_own_test_stays():
+    rows = _seeds("baseline", (0, 0, 0)) + _seeds("a()", (-0.02, -0.03, -0.02))
+    rows[3] |= {"status": "failed", "error": "no memory"}
+    rows[4] |= {"status": "unverified", "error": "logits differ"}
+    rows[5] |= {"accuracy_p": 0.012, "note": "kept 51 %"}
+    found = over_seeds(rows)[1]
+    assert (found["n"], found["seeds"], found["status"]) == (1, "2", "ok")
+    assert (found["accuracy_p"], found["accuracy_verdict"]) == (0.012, "worse")
+    assert found["accuracy_delta_low"] == pytest.approx(-0.03)
+    assert "accuracy_sd" not in found
+    assert found["note"] == (
+        "1 of 3 seeds failed (no memory); 1 of 3 seeds were not verified (logits differ); "
+        "a single seed is left: its p and interval are over test items; kept 51 %"
+    )
+
+
+def test_a_row_is_failed_only_if_all_its_seeds_are():
+    rows = _seeds("baseline", (0, 0)) + _seeds("a()", (-0.02, -0.03), status="failed", error="e")
+    found = over_seeds(rows)[1]
+    assert (found["status"], found["error"], found["n"], found["note"]) == ("failed", "e", 0, "")
+    assert "accuracy_p" not in found
+    rows[3]["status"] = "unverified"
+    assert over_seeds(rows)[1]["status"] == "unverified"
+    assert "failed" in markdown(rows[:3], {})
+
+
+def test_what_differs_between_seeds_is_said():
+    rows = _seeds("baseline", (0, 0)) + _seeds("a()", (-0.02, -0.03, -0.01))
+    rows[3] |= {"params": 1060, "cpu_ms_p50": 2.12, "onnx_bytes": 5100, "note": "slow"}
+    rows[2] |= {"cpu_verdict": "faster"}
+    base, found = over_seeds(rows)
+    assert base["note"] == "1 of 3 seeds missing"
+    assert found["note"] == (
+        "parameters: up to 6 % apart between seeds; cpu_ms_p50: up to 6 % apart between seeds; "
+        "seed 1: slow"
+    )
+    assert found["cpu_verdict"] == "mixed"
+    assert found["params"] == pytest.approx(3060 / 3)
+
+
+def test_a_seed_without_a_baseline_counts_for_accuracy_only():
+    rows = _seeds("baseline", (0, 0, 0)) + _seeds("a()", (-0.02, -0.03, -0.01))
+    rows[5] |= {"accuracy_delta": None}
+    found = over_seeds(rows)[1]
+    assert (found["n"], found["accuracy_delta"]) == (3, pytest.approx(-0.025))
+    assert found["note"] == "compared with the baseline in 2 of 3 seeds"
+
+
+def test_speed_of_every_setting_and_machine_is_merged():
+    keys = ("cpu1", "cuda", "on_arm_4t_cpu")
+    rows = [
+        row(chain, seed=seed, **{f"{key}_speedup": 2.0**seed for key in keys})
+        for chain in ("baseline", "a()")
+        for seed in range(3)
+    ]
+    found = over_seeds(rows)[1]
+    assert [found[f"{key}_speedup"] for key in keys] == pytest.approx([2.0] * 3)
+    assert all(number(found, f"{key}_speedup_low") < 2 for key in keys)
+
+
+def test_one_seed_is_itself():
+    found = over_seeds([row("baseline"), row("a()", -0.02, 2.0, accuracy_p=0.01)])[1]
+    assert (found["n"], found["accuracy"], found["accuracy_p"]) == (1, 0.88, 0.01)
+    assert (found["accuracy_verdict"], found["cpu_verdict"], found["note"]) == (
+        "worse",
+        "faster",
+        "",
+    )
+
+
+def test_seeds_are_found_in_order():
+    assert seeds_of([{"seed": 2}, {"seed": 0}, {"seed": 2}, {}]) == [0, 2]
+
+
+def test_the_csv_holds_a_row_for_a_chain():
+    rows = _seeds("baseline", (0, 0)) + _seeds("a()", (-0.02, -0.03), lost=3)
+    rows[3]["lost"] = 4
+    base, found = csv.DictReader(io.StringIO(seeds_csv(rows)))
+    assert list(base)[:7] == ["chain", "n", "seeds", "status", "error", "role", "accuracy"]
+    assert (base["chain"], found["n"], found["seeds"]) == ("baseline", "2", "0 1")
+    assert (found["params"], found["lost"]) == ("1000", "3.5")
+    assert float(found["accuracy_sd"]) == pytest.approx(0.01 / math.sqrt(2))
+    assert "seed" not in found
+    assert "onnx_path" not in found
