@@ -273,6 +273,10 @@ def test_outputs_lie_where_they_should(finished: Path) -> None:
     assert max(map(len, (finished / "table.md").read_text().splitlines())) <= 100
 
 
+MEASURED = {"seconds", "peak_bytes"}
+"""Columns besides the timings that a machine answers a little differently each time."""
+
+
 def test_running_again_does_no_step_twice(finished: Path) -> None:
     entries = {path: path.stat().st_mtime_ns for path in (finished / ".steps").iterdir()}
     before = rows(finished)
@@ -283,7 +287,7 @@ def test_running_again_does_no_step_twice(finished: Path) -> None:
     )
     assert {path: path.stat().st_mtime_ns for path in (finished / ".steps").iterdir()} == entries
     for old, new in zip(before, rows(finished), strict=True):
-        for column in set(COLUMNS) - {c for c in COLUMNS if c.startswith("cpu_")} - {"seconds"}:
+        for column in set(COLUMNS) - {c for c in COLUMNS if c.startswith("cpu_")} - MEASURED:
             if column != "note":  # a noisy timing is noted
                 assert old[column] == new[column], column
 

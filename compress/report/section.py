@@ -61,7 +61,7 @@ def section_blocks(
     rows = [row for row in section.rows if any(c.cell(row) != MISSING for c in drawn)]
     said = " ".join(words for words in (section.words, *(c.words for c in drawn)) if words)
     columns = [
-        [dialect.escape(cut(clean(column.name), WIDEST)), *map(column.cell, rows)]
+        [_fitted(clean(column.name), WIDEST, cut, dialect), *map(column.cell, rows)]
         for column in drawn
     ]
     tables = [_table(rows, group, labels, dialect) for group in _groups(columns, labels, dialect)]
@@ -103,8 +103,12 @@ def _chain(chain: str, room: int, dialect: Dialect) -> str:
     text = clean(chain) or MISSING
     if text != BASELINE and can_be_code(text, dialect):
         return code(short(text, room - 2))
+    return _fitted(text, room, short, dialect)
+
+
+def _fitted(text: str, room: int, shorten: Callable[[str, int], str], dialect: Dialect) -> str:
+    """Return the text escaped and shortened to `room`: escaped it is longer than what it shows."""
     limit = room
-    # An escaped text is longer than what it shows.
-    while width(shown := dialect.escape(short(text, limit))) > room and limit > 1:
+    while width(shown := dialect.escape(shorten(text, limit))) > room and limit > 1:
         limit -= 1
     return shown

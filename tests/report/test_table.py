@@ -297,6 +297,7 @@ WIDE = {
 
 @settings(max_examples=120, deadline=None)
 @example([WIDE], "", True)
+@example([{"chain": "baseline", "metric": 1.0}], "<" * 60, True)
 @given(st.lists(hostile_rows, max_size=4), texts, st.booleans())
 def test_no_line_is_wider_than_100_columns_and_every_table_is_whole(rows, words, trusted):
     about = {"suite": words, "data": words, "command": words, "notes": [words], "metric": words}
