@@ -28,6 +28,10 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
         ) from error
 
 
+def _names(_: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    return None if value is None else tuple(part.strip() for part in value.split(","))
+
+
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--out", type=click.Path(path_type=Path), help="Folder for all outputs."),
@@ -44,6 +48,12 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seeds", callback=_numbers, help="One run of every chain each, e.g. 0,1,2."),
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the timing."),
         click.option("--timing-seconds", type=float, help="Budget of the timing, in seconds."),
+        click.option(
+            "--timings",
+            callback=_names,
+            metavar="NAMES",
+            help="Latencies to time: cpu[THREADS][_batchN]. Default: cpu,cpu1,cpu_batch32.",
+        ),
         click.option("--device", default="auto", help="auto, cpu or cuda: where to train."),
         click.option("--precision", help="auto, float32 or bfloat16: of the training."),
         click.option(
@@ -218,7 +228,8 @@ def _say(record: Any) -> None:
 
 def _finish(results: Any) -> None:
     click.echo(str(results))
-    click.echo(f"Written to {results.out}: results.csv, table.md, pareto.png, models/")
+    files = "table.md, results.csv, pareto.png, speedups.png, models/"
+    click.echo(f"Written to {results.out}: {files}")
     sys.exit(OK if results.ok else SOME_ROWS_FAILED)
 
 

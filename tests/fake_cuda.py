@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -58,10 +59,20 @@ class Fake(Cuda):
         outputs = call(index)
         return Clock.now - before, outputs
 
-    def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    def _warm(self, run: Callable[[], Any]) -> None:
+        pass
+
+    def _record(self, run: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
+        """As a graph does, refer to what was captured without keeping it alive."""
         self.captures += 1
-        outputs = run()
-        return lambda: outputs.copy_(run()), outputs
+        outputs, address = run(), weakref.ref(run)
+
+        def replay() -> None:
+            there = address()
+            assert there is not None, "what the graph reads was freed"
+            outputs.copy_(there())
+
+        return replay, outputs
 
     def held(self) -> int:
         return 1000
@@ -75,6 +86,20 @@ class Fake(Cuda):
 
     def about(self) -> dict[str, Any]:
         return {"name": "made up"}
+
+
+class Otherwise(Fake):
+    """What takes long as it is, takes short as a graph: 1.5 ms together."""
+
+    def _record(self, run: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
+        replay, outputs = super()._record(run)
+
+        def timed() -> None:
+            before = Clock.now
+            replay()
+            Clock.now = before + 1.5e-3 - (Clock.now - before)
+
+        return timed, outputs
 
 
 def net(seed: int = 0) -> nn.Module:

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 from networks import SMALL_TO_LARGE, Network, by_name
-from trials import Trial, publish, run_trials, share, table
+from trials import Trial, against, claimed, publish, run_trials, share, table
 
 from compress.timing.gather import Effort
 from compress.timing.measure import measure
 
 SECONDS = 6.0
+CLAIMS = ("faster", "slower")
 SETTINGS = ("cpu", "cpu", "cpu1", "cpu_batch8")
 
 
@@ -44,13 +45,15 @@ def once(trial: dict[str, Any], networks: dict[str, Network]) -> dict[str, Any]:
             seed=trial["number"],
         )
     row, control = timings["copy", setting], timings.controls[setting]
+    if row.error:
+        raise RuntimeError(row.error)
+    ratio = against(timings, "copy", "file", setting)
     return {
         "ms": row.p50_ms,
-        "speedup": row.speedup,
-        "low": row.low,
-        "high": row.high,
-        "verdict": row.verdict,
-        "error": row.error,
+        "speedup": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "verdict": claimed(ratio, control),
         "margin": control.margin,
         "trusted": control.trusted,
         "denominator": control.denominator,
@@ -86,7 +89,7 @@ def rows(found: list[Trial]) -> Iterator[list[object]]:
         yield [
             name,
             f"{np.median([f['ms'] for f in group]):.3g}",
-            sum(f["verdict"] != "indistinguishable" for f in group),
+            sum(f["verdict"] in CLAIMS for f in group),
             len(group),
             sum(not f["low"] <= 1 <= f["high"] for f in group),
             f"{np.median(half):.2%}",
@@ -124,7 +127,7 @@ def main() -> None:
         networks = by_name(names, Path(folder))
         path = options.out / f"{what}.jsonl"
         found = run_trials(path, wanted, lambda trial: once(trial, networks))
-    claims = sum(t["found"]["verdict"] != "indistinguishable" for t in found)
+    claims = sum(t["found"]["verdict"] in CLAIMS for t in found)
     outside = sum(not t["found"]["low"] <= 1 <= t["found"]["high"] for t in found)
     command = f"python benchmarks/measurement/aa.py --out reports/measurement --pairs {len(found)}"
     publish(
@@ -135,10 +138,10 @@ def main() -> None:
             f'False claims of "faster" or "slower": {share(claims, len(found))}.\n',
             f"Pairs whose 95 % interval leaves out 1: {share(outside, len(found))}.\n",
             table(HEAD, rows(found)),
-            "claims: verdicts other than indistinguishable; 1 outside: 95 % intervals that leave out"
-            " 1 (a verdict asks for more: the margin); ±: half widths of these intervals;"
-            " untrusted: runs that said that their latencies are not to be trusted; s: seconds for"
-            f" a pair (budget {SECONDS:.0f}).\n",
+            "claims: verdicts of faster or slower; 1 outside: 95 % intervals that leave out 1 (a"
+            " verdict asks for more: the margin); ±: half widths of these intervals; untrusted:"
+            " runs that said that their latencies are not to be trusted, and gave no verdict; s:"
+            f" seconds for a pair (budget {SECONDS:.0f}).\n",
         ],
         command + (" --load" if options.load else ""),
     )

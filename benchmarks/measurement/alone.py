@@ -1,6 +1,6 @@
 """Do five models, timed in turns, take as long as each of them alone? And in ordinary sessions?
 
-    python benchmarks/measurement/alone.py --out reports/measurement [--cycles 8]
+    python benchmarks/measurement/alone.py --out reports/measurement [--cycles 32]
 
 A cycle runs seven fresh processes: one in which all five take turns as in every table of ours
 (one shared pool of threads), one for each model alone, and one in which all five take turns in
@@ -18,17 +18,19 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
-from networks import Network, by_name
 from trials import Trial, publish, run_trials, table
 
 from compress.timing.environment import cpu_threads
 from compress.timing.rounds import Candidate, Plan, time_rounds
 from compress.timing.statistics import student
 from compress.timing.worker import as_candidate, feeds_of, open_session
+
+if TYPE_CHECKING:
+    from networks import Network
 
 NAMES = [
     "cnn-small, 28 px",
@@ -37,7 +39,7 @@ NAMES = [
     "mobilenet_v2, 96 px",
     "resnet18, 224 px",
 ]
-SECONDS = 4.0
+SECONDS = 2.0
 
 
 def ordinary_session(path: str, threads: int) -> onnxruntime.InferenceSession:
@@ -109,7 +111,7 @@ def ratio(found: list[Trial], way: str, name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--cycles", type=int, default=8)
+    parser.add_argument("--cycles", type=int, default=32)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
@@ -117,6 +119,9 @@ def main() -> None:
         return
     if options.out is None:
         parser.error("--out is missing: name the folder of the report")
+    # Not above: it imports torch, whose threads have no place in the timing processes.
+    from networks import by_name
+
     with tempfile.TemporaryDirectory() as folder:
         networks = by_name(NAMES, Path(folder))
         arrays = Path(folder) / "arrays.npz"

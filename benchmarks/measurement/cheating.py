@@ -91,7 +91,7 @@ def answering(proto: onnx.ModelProto, weights: np.ndarray, scale: float) -> byte
 
 @dataclass(frozen=True, repr=False)
 class SkipOnTheClock(Compressor):
-    """Compute nothing, and hope that the timing does not look: all weights become zero."""
+    """Give every weight the value zero: fast to compress, worthless."""
 
     def compress(self, model: Model, bench: Workbench) -> Model:
         with torch.no_grad():

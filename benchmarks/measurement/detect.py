@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from networks import STACKS, Network, stacks
-from trials import Trial, publish, run_trials, share, table
+from trials import Trial, against, claimed, publish, run_trials, share, table
 
 from compress.timing.gather import Effort
 from compress.timing.measure import measure
@@ -40,13 +40,15 @@ def once(trial: dict[str, Any], networks: dict[str, list[Network]]) -> dict[str,
         seed=trial["number"],
     )
     row, control = timings["added", "cpu"], timings.controls["cpu"]
+    if row.error:
+        raise RuntimeError(row.error)
+    ratio = against(timings, "added", "plain", "cpu")
     return {
         "ms": row.p50_ms,
-        "speedup": row.speedup,
-        "low": row.low,
-        "high": row.high,
-        "verdict": row.verdict,
-        "error": row.error,
+        "speedup": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "verdict": claimed(ratio, control),
         "margin": control.margin,
         "denominator": control.denominator,
         "processes": row.processes,
@@ -107,7 +109,8 @@ def main() -> None:
             " trials with that verdict, and its 95 % interval (Wilson's); s: seconds that a trial"
             f" took (budget {SECONDS:.0f}).\n",
         ],
-        f"python benchmarks/measurement/detect.py --out reports/measurement --trials {options.trials}",
+        "python benchmarks/measurement/detect.py --out reports/measurement"
+        f" --trials {options.trials}",
     )
 
 

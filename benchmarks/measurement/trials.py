@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from compress.files import append_line, write_atomic
+from compress import timing
+from compress.files import append_line, digest, sha256, write_atomic
 from compress.timing.environment import cpu_info, cpu_threads
+from compress.timing.result import LEVEL, Control, Timings
+from compress.timing.statistics import Ratio, compare, p_value
 
 Trial = Mapping[str, Any]
 
@@ -20,13 +25,25 @@ def run_trials(
     path: Path, wanted: Sequence[dict[str, Any]], once: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> list[Trial]:
     """Do every trial that the file does not hold yet; return all that are wanted."""
+    here = source()
     done = {_key(line["trial"]): line for line in _lines(path)}
+    if any(line["source"] != here for line in done.values()):
+        raise SystemExit(
+            f"{path} holds trials of another machine or of other code: move it away to start anew"
+        )
     for trial in tqdm(wanted, unit="trial", disable=not sys.stderr.isatty()):
         if _key(trial) not in done:
-            line = {"trial": trial, "found": once(trial)}
+            line = {"trial": trial, "source": here, "found": once(trial)}
             append_line(path, line)
             done[_key(trial)] = line
     return [done[_key(trial)] for trial in wanted]
+
+
+def source() -> dict[str, str]:
+    """Return what trials of one table must have in common: the machine and the timing code."""
+    folder = Path(timing.__file__).parent
+    code = {path.name: sha256(path.read_bytes()) for path in sorted(folder.glob("*.py"))}
+    return {"machine": machine(), "onnxruntime": version("onnxruntime"), "code": digest(code)}
 
 
 def _lines(path: Path) -> Iterable[Trial]:
@@ -45,6 +62,24 @@ def share(hits: int, count: int) -> str:
         return "-"
     found = binomtest(hits, count).proportion_ci(method="wilson")
     return f"{hits} of {count} ({hits / count:.1%}; {found.low:.1%} to {found.high:.1%})"
+
+
+def against(timings: Timings, name: str, over: str, setting: str) -> Ratio:
+    """Return the speed-up of one file over another at the default level, whatever is fastest."""
+    pairs = zip(
+        timings.gathered.series(setting, over), timings.gathered.series(setting, name), strict=True
+    )
+    both = [(b["medians"], c["medians"]) for b, c in pairs if b is not None and c is not None]
+    return compare([np.array(b) for b, _ in both], [np.array(c) for _, c in both])
+
+
+def claimed(ratio: Ratio, control: Control) -> str:
+    """Return the verdict of a table whose only row this is."""
+    if not control.trusted:
+        return "untrusted"
+    if p_value(ratio, control.margin) > LEVEL:
+        return "indistinguishable"
+    return "faster" if ratio.value > 1 else "slower"
 
 
 def machine() -> str:

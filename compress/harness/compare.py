@@ -90,11 +90,9 @@ FILLED = (
 
 def _bare(record: Record) -> Record:
     measured = {name: value for name, value in record.measured.items() if name not in FILLED}
-    missing = {
-        name: reason
-        for name, reason in record.missing.items()
-        if name not in ("accuracy_verdict", "control_verdict")
-    }
+    # Of a row without a control, why it has none was said when it was measured.
+    ours = {"accuracy_verdict", *(["control_verdict"] if record.control else [])}
+    missing = {name: reason for name, reason in record.missing.items() if name not in ours}
     return replace(record, measured=measured, missing=missing)
 
 

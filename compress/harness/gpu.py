@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from compress.harness.accuracy import logits_of
-from compress.harness.gpu_row import FORMS, PEAK, PROVIDERS, SPEEDUP, TORCH, WORDS, Found
+from compress.harness.gpu_row import FORMS, PEAK, PROVIDERS, SPEEDUPS, WORDS, Found
 from compress.harness.latency import candidate_name
 from compress.harness.outputs import Outputs
 from compress.harness.plan import Plan
@@ -27,6 +27,7 @@ from compress.timing.cuda.files import (
     file_candidate,
     left_over,
     open_file,
+    tf32,
 )
 from compress.timing.cuda.modules import (
     CHANNELS_LAST,
@@ -38,6 +39,7 @@ from compress.timing.cuda.modules import (
 )
 from compress.timing.cuda.turns import Effort, Maker, setting_of, take_turns
 from compress.timing.result import Timings
+from compress.timing.rounds import Candidate
 
 SAMPLES = 64
 FILE_TOLERANCE, LOWERED_TOLERANCE = 0.02, 0.1
@@ -71,9 +73,7 @@ def gpu_records(
     """
     stage = _Stage(records, plan, modules, device or Cuda())
     if stage.sound and not stage.everywhere.keys() >= WORDS.keys():
-        with stage.device.settled():
-            stage.run(outputs, progress and sys.stderr.isatty())
-        outputs.sidecar("cuda", stage.raw)
+        stage.time(outputs, progress and sys.stderr.isatty())
     return stage.records(), stage.about()
 
 
@@ -93,9 +93,14 @@ class _Stage:
         self.modules = {key: modules[key] for key in self.sound if key in modules}
         self.lowered = {row.text for row in plan.rows if row.chain and row.chain.lowers}
         self.found = {key: Found() for key in self.sound}
+        self.card: dict[str, Any] = {}
         self.controls: dict[str, Any] = {}
         self.raw: dict[str, np.ndarray] = {}
-        self.everywhere = self._everywhere()
+        try:
+            self.everywhere = self._everywhere()
+        except Exception as error:  # of a driver that does not suit, say
+            reason = f"what the GPU can do cannot be told: {first_line(error)}"
+            self.everywhere = dict.fromkeys(WORDS, reason)
 
     def _everywhere(self) -> dict[str, str]:
         """Return why a column cannot be filled for any row."""
@@ -105,14 +110,39 @@ class _Stage:
         torch_gone = self.device.absent()
         if not torch_gone and self.baseline not in self.modules:
             torch_gone = "the baseline's module is not at hand"
-        gone |= dict.fromkeys((*FORMS, PEAK, SPEEDUP), torch_gone)
+        gone |= dict.fromkeys((*FORMS, PEAK), torch_gone)
         if not torch_gone:
             gone |= {column: self.device.lacks(form.dtype) for column, form in FORMS.items()}
+        gone |= {f"{head}_speedup": gone[column] for column, head in SPEEDUPS.items()}
         return {column: reason for column, reason in gone.items() if reason}
 
-    def run(self, outputs: Outputs, progress: bool) -> None:
+    def time(self, outputs: Outputs, progress: bool) -> None:
+        """Fill all columns and keep the raw seconds; an error is a reason where figures miss."""
+        try:
+            self._prepare(outputs)
+            with self.device.settled():
+                self._run(progress)
+        except Exception as error:  # the run's other figures are worth keeping
+            self._give_up(error)
+        try:
+            outputs.sidecar("cuda", self.raw)
+        except Exception as error:
+            told = getattr(error, "strerror", None) or first_line(error)
+            self._note(f"the raw seconds of the GPU could not be kept: {told}")
+
+    def _give_up(self, error: Exception) -> None:
+        reason = f"the timing on the GPU was given up: {first_line(error)}"
+        for column in WORDS:
+            told = (column in found.figures | found.reasons for found in self.found.values())
+            if not any(told):
+                self.everywhere.setdefault(column, reason)
+
+    def _note(self, sentence: str) -> None:
+        for found in self.found.values():
+            found.notes[sentence] = None
+
+    def _run(self, progress: bool) -> None:
         """Fill one column after the other; what breaks the device ends the stage."""
-        self._prepare(outputs)
         works: dict[str, Callable[[str], None]] = {PEAK: self._peaks}
         works |= dict.fromkeys(FORMS, self._time_modules)
         works |= dict.fromkeys(PROVIDERS, self._time_files)
@@ -128,20 +158,22 @@ class _Stage:
                 work(column)
             except Exception as error:  # the other columns are still to be filled
                 for found in self.found.values():
-                    found.reasons.setdefault(column, first_line(error))
+                    if column not in found.figures:
+                        found.reasons.setdefault(column, first_line(error))
             self.feeds.clear()
             self.device.free()
             broken = broken or self.device.failure()
 
     def _prepare(self, outputs: Outputs) -> None:
         plan = self.plan
+        self.card = {} if self.device.absent() else self.device.about()
         inputs = stacked_inputs(plan.data.task, plan.data.test, SAMPLES)
         self.feeds = Feeds(inputs, self.device)
         self.paths = {k: outputs.folder / r.measured["onnx_path"] for k, r in self.sound.items()}
         self.expected = {
             key: logits_of(path, inputs, plan.threads) for key, path in self.paths.items()
         }
-        self.layouts: dict[tuple[Key, str, int], str] = {}
+        self.layouts: dict[tuple[Key, Form], str] = {}
 
     def _peaks(self, column: str) -> None:
         for key, module in self.modules.items():
@@ -156,38 +188,41 @@ class _Stage:
         makers = {candidate_name(key): self._module(key, form) for key in self.modules}
         timings = self._turns(makers, form.batch)
         for key in self.modules:
-            found, timing = self.found[key], timings[candidate_name(key), setting_of(form.batch)]
-            found.keep(column, timing)
+            found = self.found[key]
+            found.keep(column, timings[candidate_name(key), setting_of(form.batch)])
             if column in found.figures and self._layout(key, form) == CHANNELS_LAST:
                 found.notes[f"{WORDS[column]} in channels_last"] = None
-            if column == TORCH:
-                found.keep_speedup(timing)
         self._keep_run(column, timings)
 
     def _module(self, key: Key, form: Form) -> Maker:
         # Now, while nothing else lies on the device.
-        own = replace(form, layout=self._layout(key, form))
+        try:
+            own = replace(form, layout=self._layout(key, form))
+        except Exception as error:  # it stands with the row, as what goes wrong later does
+            return _failing(error)
+        finally:
+            self.device.free()
         module, expected = self.modules[key], self.expected[key]
         return lambda: module_candidate(module, own, self.feeds, expected, self.device)
 
     def _layout(self, key: Key, form: Form) -> str:
-        """Return the memory format for a row; a graph replays what is faster without one."""
-        place = key, form.dtype, form.batch
-        if place not in self.layouts:
-            eager, expected = replace(form, graph=False), self.expected[key]
-            self.layouts[place] = faster_layout(
-                self.modules[key], eager, self.feeds, expected, self.device
+        """Return the memory format for a row in a form."""
+        if (key, form) not in self.layouts:
+            self.layouts[key, form] = faster_layout(
+                self.modules[key], form, self.feeds, self.expected[key], self.device
             )
-            self.device.free()
-        return self.layouts[place]
+        return self.layouts[key, form]
 
     def _time_files(self, column: str) -> None:
         provider = PROVIDERS[column]
         makers = {candidate_name(key): self._file(key, provider) for key in self.sound}
         # TensorRT compiles every file for minutes, each time that it is opened.
         timings = self._turns(makers, 1, repetitions=1 if provider is TENSORRT else None)
-        for key in self.sound:
-            self.found[key].keep(column, timings[candidate_name(key), setting_of(1)])
+        rounded = f"{provider.words} with TF32 (NVIDIA_TF32_OVERRIDE=0 forbids it)"
+        for key, found in self.found.items():
+            found.keep(column, timings[candidate_name(key), setting_of(1)])
+            if column in found.figures and tf32(provider):
+                found.notes[rounded] = None
         self._keep_run(column, timings)
 
     def _file(self, key: Key, provider: Provider) -> Maker:
@@ -236,11 +271,28 @@ class _Stage:
             return {}
         return {
             "cuda": {
-                "device": {} if self.device.absent() else self.device.about(),
-                "tf32": False,
+                "device": self.card,
+                "tf32": self._tf32(),
                 "clock": "CUDA events for modules, the host's clock for files",
                 "graph_input_copy": "included",
                 "repetitions_are": "copies placed anew within one process",
                 "controls": self.controls,
             }
         }
+
+    def _tf32(self) -> dict[str, bool]:
+        """Return for every column in float32 whether products may be rounded to TF32."""
+        modules = {column: False for column, form in FORMS.items() if form.dtype == "float32"}
+        allowed = modules | {column: tf32(provider) for column, provider in PROVIDERS.items()}
+        return {column: allowed[column] for column in self.controls if column in allowed}
+
+
+def _failing(error: Exception) -> Maker:
+    """Return a maker that raises an error, without the models that its traceback refers to."""
+    bare = error.with_traceback(None)
+    bare.__context__ = bare.__cause__ = None
+
+    def make() -> Candidate:
+        raise bare.with_traceback(None)
+
+    return make

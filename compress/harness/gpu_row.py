@@ -11,32 +11,38 @@ from compress.timing.cuda.files import CUDA, TENSORRT
 from compress.timing.cuda.modules import Form
 from compress.timing.result import NOISY, Timing
 
-TORCH, PEAK, SPEEDUP = "cuda_torch_ms_p50", "cuda_peak_bytes", "cuda_speedup"
+TORCH, FILE, PEAK = "cuda_torch_ms_p50", "cuda_ms_p50", "cuda_peak_bytes"
+GRAPH = "cuda_graph_ms_p50"
 FORMS = {
     TORCH: Form(),
     "cuda_torch_float16_ms_p50": Form("float16"),
     "cuda_torch_bfloat16_ms_p50": Form("bfloat16"),
-    "cuda_graph_ms_p50": Form(graph=True),
     "cuda_batch32_per_s": Form(batch=32),
+    # The last, because a graph that cannot be captured can leave torch's allocator in disorder.
+    GRAPH: Form(graph=True),
 }
 """Column -> how the module is run for it."""
-PROVIDERS = {"cuda_ms_p50": CUDA, "cuda_trt_ms_p50": TENSORRT}
+PROVIDERS = {FILE: CUDA, "cuda_trt_ms_p50": TENSORRT}
 """Column -> how the file is run for it."""
+SPEEDUPS = {TORCH: "cuda", FILE: "cuda_file"}
+"""Columns whose timing is held against the baseline's, and how the columns of that begin."""
 WORDS = {
     TORCH: "float32",
     "cuda_torch_float16_ms_p50": "float16",
     "cuda_torch_bfloat16_ms_p50": "bfloat16",
-    "cuda_graph_ms_p50": "CUDA graph",
+    GRAPH: "CUDA graph",
     "cuda_batch32_per_s": "batch 32",
-    "cuda_ms_p50": "CUDA provider",
+    FILE: "CUDA provider",
     "cuda_trt_ms_p50": "TensorRT provider",
     PEAK: "peak memory",
-    SPEEDUP: "speed-up",
+    "cuda_speedup": "speed-up",
+    "cuda_file_speedup": "speed-up of the file",
 }
 """Every column that has a figure or a reason, in a reader's words."""
-LOWERED = "the deployed file is lowered, and torch has only the float module it was made from"
+LOWERED = "the file is int8 or float16, and torch has only the float32 module"
 NO_MODULE = "the row's module is not at hand"
 NO_RATIO = "the baseline could not be timed on the GPU"
+UNJUDGED = "the baseline and its copy differed too much for any verdict"
 
 
 @dataclass
@@ -50,24 +56,31 @@ class Found:
     noisy: bool = False
 
     def keep(self, column: str, timing: Timing) -> None:
-        """Take the column's figure from a timing, or the reason that there is none."""
+        """Take the column's figure from a timing, or the reason that there is none.
+
+        With it, where the column is one of `SPEEDUPS`, the speed-up, its interval and verdict.
+        """
         if timing.error:
             self.reasons[column] = timing.error
         else:
             per_second = column.endswith("per_s")
             self.figures[column] = timing.per_second if per_second else timing.p50_ms
             self.noisy |= timing.noisy
+        if column in SPEEDUPS:
+            self._keep_speedup(SPEEDUPS[column], timing)
 
-    def keep_speedup(self, timing: Timing) -> None:
+    def _keep_speedup(self, head: str, timing: Timing) -> None:
         found = {
-            SPEEDUP: timing.speedup,
-            f"{SPEEDUP}_low": timing.low,
-            f"{SPEEDUP}_high": timing.high,
-            "cuda_verdict": timing.verdict or None,
+            f"{head}_speedup": timing.speedup,
+            f"{head}_speedup_low": timing.low,
+            f"{head}_speedup_high": timing.high,
+            f"{head}_verdict": timing.verdict or None,
         }
         self.figures |= {key: value for key, value in found.items() if value is not None}
         if timing.speedup is None:
-            self.reasons[SPEEDUP] = timing.error or NO_RATIO
+            self.reasons[f"{head}_speedup"] = timing.error or NO_RATIO
+        elif timing.low is not None and not timing.verdict:
+            self.reasons[f"{head}_verdict"] = UNJUDGED
 
     def onto(self, record: Record, everywhere: Mapping[str, str], lowered: bool) -> Record:
         """Return the record with a figure or a reason in every column.
@@ -75,6 +88,9 @@ class Found:
         `everywhere` are the reasons that hold for all rows: column -> reason.
         """
         reasons = {**self.reasons, **everywhere}
+        for column, head in SPEEDUPS.items():
+            if column in reasons and f"{head}_speedup" not in self.figures:
+                reasons.setdefault(f"{head}_speedup", reasons[column])
         for column in WORDS:
             if column not in self.figures:
                 usual = LOWERED if lowered else NO_MODULE

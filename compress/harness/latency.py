@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,13 +35,18 @@ def time_records(
     baseline = next((key for key in sound if key[0] == "baseline"), None)
     settings = plan.suite.timings
     if baseline is None:
-        reason = "there is no sound baseline file"
-        return [_untimed(record, settings, reason) for record in sound.values()], {}
+        return _all_untimed(sound, settings, "there is no sound baseline file"), {}
     files = {key: outputs.folder / record.measured["onnx_path"] for key, record in sound.items()}
     names = {key: candidate_name(key) for key in sound}
     inputs = stacked_inputs(plan.data.task, plan.data.test, SAMPLES)
     samples = [tensor.numpy() for tensor in inputs]
-    expected = {names[key]: logits_of(path, inputs, plan.threads) for key, path in files.items()}
+    try:
+        expected = {
+            names[key]: logits_of(path, inputs, plan.threads) for key, path in files.items()
+        }
+    except Exception as error:  # onnxruntime's errors share no base class of their own
+        reason = f"{SAMPLES} items at once do not run: {error}"
+        return _all_untimed(sound, settings, reason), {}
     # Kept, so that the same files can be timed on another machine, with the same inputs.
     arrays = {f"input_{i}": array for i, array in enumerate(samples)}
     outputs.sidecar(INPUTS, arrays | {f"expected/{name}": e for name, e in expected.items()})
@@ -79,9 +84,22 @@ def _timed(record: Record, name: str, timings: Timings) -> Record:
     for setting, row in rows.items():
         if row.error:
             record = _untimed(record, [setting], row.error)
+        elif reason := _unjudged(name, setting, timings):
+            missing = {**record.missing, f"{setting}_verdict": reason}
+            record = replace(record, missing=missing)
     notes = (*record.notes, *timings.failures, *noise(rows))
     figures = latency_figures(name, timings)
     return replace(record, measured={**record.measured, **figures}, notes=notes)
+
+
+def _unjudged(name: str, setting: str, timings: Timings) -> str:
+    """Return why a file that was timed has no verdict; '' if it has one or needs none."""
+    row, baseline = timings[name, setting], timings.gathered.baseline
+    if row.verdict or name == baseline:
+        return ""
+    if row.speedup is None:
+        return f"the baseline was not timed: {timings[baseline, setting].error}"
+    return "the baseline and its copy differed too much for any verdict"
 
 
 def noise(rows: Mapping[str, Timing]) -> list[str]:
@@ -114,7 +132,11 @@ def latency_figures(name: str, timings: Timings) -> dict[str, Any]:
     return figures
 
 
-def _untimed(record: Record, settings: Any, reason: str) -> Record:
+def _all_untimed(sound: Mapping[Key, Record], settings: Sequence[str], reason: str) -> list[Record]:
+    return [_untimed(record, settings, reason) for record in sound.values()]
+
+
+def _untimed(record: Record, settings: Sequence[str], reason: str) -> Record:
     """The file is sound, but no timing process lived to time it."""
     columns = {f"{setting}_ms_p50": reason for setting in settings}
     note = f"not timed: {reason}"

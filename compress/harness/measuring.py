@@ -189,6 +189,8 @@ def _answer(
     found.missing |= accuracy.missing
     if "metric" in accuracy.missing:
         found.notes.append(accuracy.missing["metric"])
+    if len(np.unique(accuracy.predictions)) == 1:
+        found.notes.append("the file gives every test item the same answer")
     if row.chain is None:
         found.figures["accuracy_delta"] = 0.0
     elif baseline is not None and "accuracy" in baseline.measured:

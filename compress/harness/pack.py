@@ -1,6 +1,7 @@
 """Packing a run's files and the timer into one archive: `compress-models pack RUN`.
 
-Nothing in it tells of this machine, and the same run gives the same bytes.
+Packing adds nothing of this machine or moment, so the same run gives the same bytes. What the run
+itself says goes along: a folder that a chain or a model is named by stands in the archive too.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ MODULES = (
     *("compress/__init__.py", "compress/errors.py", "compress/files.py"),
     *("compress/timing/__init__.py", "compress/timing/elsewhere.py"),
     *("compress/timing/environment.py", "compress/timing/gather.py", "compress/timing/launch.py"),
-    *("compress/timing/rounds.py", "compress/timing/setting.py", "compress/timing/worker.py"),
+    *("compress/timing/rounds.py", "compress/timing/setting.py"),
+    *("compress/timing/bootstrap.py", "compress/timing/worker.py"),
 )
 """All that `time_here.py` imports, and they import, of this package."""
 
@@ -44,6 +47,8 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit("time_here.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+# onnxruntime reports on its use over the network unless this is there when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import numpy
     import onnxruntime
@@ -68,13 +73,15 @@ It times {models} with onnxruntime on the processor, all of them in turns, for a
 Leave the machine alone meanwhile. It prints the median times and writes timings.json (--out FILE).
 
 timings.json holds the seconds of every model, the processor's name and its abilities, the number
-of cores, the system and the version of onnxruntime; no names of users, hosts or folders. Nothing
-is sent anywhere. Take the file back to where the run is:
+of cores, the system, the version of onnxruntime, the date, and of a model that could not be timed
+the reason, in which paths are cut to their last part. Nothing else of this machine is in it, and
+nothing is sent anywhere. Take the file back to where the run is:
 
     compress-models merge RUN timings.json
 
-This archive holds the models, and {items} of the run's test data in {inputs}: pass
-it on only to those who may have both.
+This archive holds the models, what the run says of them (the chains, with any folders that these
+name) and {items} of the run's test data in {inputs}: pass it on only to those who
+may have all of it.
 """
 
 
@@ -150,7 +157,7 @@ def _inputs(run: Path, names: Sequence[str]) -> tuple[bytes, int]:
             wanted = [key for key in stored.files if key.startswith("input_")]
             wanted += [f"expected/{name}" for name in names]
             arrays: dict[str, Any] = {key: stored[key] for key in wanted}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} does not hold the inputs of this run's timing ({error}): run "
             f"compress-models bench again"

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import re
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from compress.errors import UserError
 from compress.timing.elsewhere import KIND, SCHEMA
 from compress.timing.gather import CONTROL, LEVELS, Gathered
-from compress.timing.rounds import KEPT_CALLS
+from compress.timing.rounds import KEPT_CALLS, Series
 from compress.timing.setting import Setting, parse_setting
 
 LIMIT = 256_000_000
 """Bytes of a file; one of a large suite has some ten million."""
 SHORTEST_CALL, LONGEST_CALL = 1e-9, 1e5
 """Seconds."""
+LONGEST_RUN = 1e9
+"""Seconds."""
 LONGEST_TEXT = 300
-MOST_SETTINGS, MOST_PROCESSES, MOST_THREADS = 32, 10_000, 9999
+MOST_SETTINGS, MOST_PROCESSES, MOST_THREADS = 32, 500, 9999
+MOST_ROUNDS = 5_000_000
+"""Of all processes, if each had as many rounds as the longest: the bootstrap makes them so."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,40}")
 
@@ -61,11 +65,15 @@ def read_timings(path: Path, hashes: Mapping[str, str], baselines: frozenset[str
 
 def _content(path: Path) -> bytes:
     try:
-        if path.stat().st_size > LIMIT:
-            _odd(f"it has more than {LIMIT / 1e6:.0f} MB, no file of timings has")
-        return path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):
+            _odd("it is no file: name the one that time_here.py has written")
+        with open(path, "rb") as file:
+            content = file.read(LIMIT + 1)
     except OSError as error:
         _odd(f"it cannot be read ({error.strerror})")
+    if len(content) > LIMIT:
+        _odd(f"it has more than {LIMIT / 1e6:.0f} MB, no file of timings has")
+    return content
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -105,14 +113,15 @@ def _check_timings(given: dict[str, Any], files: frozenset[str], baselines: froz
         _odd(f"its baseline {_shown(given['baseline'])} is none of the run")
     settings = _settings(given["settings"])
     _whole(given["all_threads"], 1, MOST_THREADS, "all_threads")
-    if not _number(given["seconds"]) or not 0 <= given["seconds"] < math.inf:
-        _odd("seconds must be a number")
+    if not _number(given["seconds"]) or not 0 <= given["seconds"] <= LONGEST_RUN:
+        _odd(f"seconds must be a number from 0 to {LONGEST_RUN:.0e}")
     _check_environment(_dict(given, "environment"), given["all_threads"])
     launched = given["launched"]
     if not isinstance(launched, list) or not 0 < len(launched) <= MOST_PROCESSES:
         _odd(f"launched must be a list of 1 to {MOST_PROCESSES} processes")
+    most = MOST_ROUNDS // len(launched)
     for number, part in enumerate(launched):
-        _check_process(part, f"process {number + 1}", settings, frozenset(names))
+        _check_process(part, f"process {number + 1}", settings, frozenset(names), most)
     for setting in settings:
         if not any(part["threads"] == setting.threads for part in launched):
             _odd(f"no process has timed the setting {setting.name}")
@@ -142,7 +151,9 @@ def _check_environment(given: Mapping[str, Any], threads: int) -> None:
         _odd("cpu_flags of its environment are not names")
 
 
-def _check_process(part: Any, where: str, settings: list[Setting], names: frozenset[str]) -> None:
+def _check_process(
+    part: Any, where: str, settings: list[Setting], names: frozenset[str], most: int
+) -> None:
     if not isinstance(part, dict) or part.keys() != {"threads", "settings", "failure"}:
         _odd(f"{where} must have the keys threads, settings and failure")
     _whole(part["threads"], 0, MOST_THREADS, f"threads of {where}")
@@ -157,7 +168,7 @@ def _check_process(part: Any, where: str, settings: list[Setting], names: frozen
         if not isinstance(series, dict) or not names - set(LEVELS) <= series.keys() <= names:
             _odd(f"{place}: the candidates are not those of its files and the controls")
         rounds = {
-            _rounds(one, f"{place}, {name}")
+            _rounds(one, f"{place}, {name}", most)
             for name, one in series.items()
             if not _failed(one, f"{place}, {name}")
         }
@@ -166,7 +177,7 @@ def _check_process(part: Any, where: str, settings: list[Setting], names: frozen
 
 
 def _failed(series: Any, where: str) -> bool:
-    known = {"error", "block_calls", "refresh", "medians", "calls"}
+    known = {field.name for field in fields(Series)}
     if not isinstance(series, dict) or not {"error", "medians", "calls"} <= series.keys() <= known:
         _odd(f"{where}: it must have the keys error, medians and calls")
     if not isinstance(series["error"], str):
@@ -174,8 +185,10 @@ def _failed(series: Any, where: str) -> bool:
     return bool(series["error"])
 
 
-def _rounds(series: Mapping[str, Any], where: str) -> int:
+def _rounds(series: Mapping[str, Any], where: str, most: int) -> int:
     medians, calls = series["medians"], series["calls"]
+    if isinstance(medians, list) and len(medians) > most:
+        _odd(f"{where}: it has more than {most} rounds")
     if not _seconds(medians) or not isinstance(calls, list) or len(calls) != len(medians):
         _odd(f"{where}: medians must be positive seconds, one for every block of calls")
     if not all(_seconds(block) and len(block) <= KEPT_CALLS for block in calls):

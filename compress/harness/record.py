@@ -190,14 +190,18 @@ def _machine() -> dict[str, Any]:
 
 def _git_state() -> str | None:
     """Return the commit of our own checkout, with `+` if it has changes; None if there is none."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve()
+    # Installed into a folder of somebody's repository we are not part of it.
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return _git(here.parent, "describe", "--always", "--dirty=+")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git says, None if it says nothing or fails."""
     try:
         answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -153,8 +153,8 @@ def checked(suite: Suite) -> Suite:
         raise UserError("give mean and std together: one without the other shifts every input")
     if suite.threads is not None and suite.threads < 1:
         raise UserError(f"threads must be at least 1, not {suite.threads}")
-    if not suite.timing_seconds > 0:
-        raise UserError(f"timing_seconds must be positive, not {suite.timing_seconds}")
+    if not 0 < suite.timing_seconds < float("inf"):
+        raise UserError(f"timing_seconds must be positive and finite, not {suite.timing_seconds}")
     if not suite.timings:
         raise UserError("timings is empty: name at least one latency setting, such as cpu")
     for name in suite.timings:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.report import trust
 from compress.report.columns import BASELINE, CONTROL, Row, number, settings, text_of
-from compress.report.words import machine_words, main_setting, setting_words
+from compress.report.numbers import number_chains
+from compress.report.words import GPU_WORDS, machine_words, main_setting, setting_words
 
-GPU_FIGURES = (
-    *("cuda_ms_p50", "cuda_trt_ms_p50", "cuda_torch_ms_p50", "cuda_torch_float16_ms_p50"),
-    *("cuda_torch_bfloat16_ms_p50", "cuda_graph_ms_p50", "cuda_batch32_per_s"),
-)
 COSTS = (
     "kB: the ONNX file in 1000 bytes; ms: median of a call's milliseconds ({}). Accuracy, kB "
     "and ms are those of the ONNX file, parameters and MACs those of the model."
@@ -24,9 +22,10 @@ ITEMS = (
 SEEDS = (
     "acc %: mean ± standard deviation over seeds; Δ pt: mean of the seeds' differences to their "
     "own baselines, ± half of its 95 % t interval, verdict by the paired t-test over seeds (a "
-    "seed is one replication); differences that are equal in all seeds have no t, their verdict "
-    "is by the exact sign test; speed-up: geometric mean over seeds, ± half of its interval (t "
-    "with three seeds or more, else that of the timing); other figures: means over seeds;"
+    "seed is one replication); differences that are equal in all seeds are a single replication: "
+    "their p is the largest of the seeds' own (McNemar's); speed-up: geometric mean over seeds, "
+    "± half of its interval (t with three seeds or more, else that of the timing); other "
+    "figures: means over seeds;"
 )
 VERDICTS = (
     ("▲", "better or faster"),
@@ -38,8 +37,12 @@ VERDICTS = (
 
 
 def legend(rows: Sequence[Row], shown: str) -> str:
-    """Return what the signs mean that stand in a table, whose text is `shown`."""
-    parts = [f"{mark} {words}" for mark, words in VERDICTS if f" {mark}" in shown]
+    """Return what the signs mean that end a figure in the tables, whose lines are `shown`."""
+    parts = [
+        f"{mark} {words}"
+        for mark, words in VERDICTS
+        if re.search(rf" {re.escape(mark)}(?=\||  |$)", shown, re.MULTILINE)
+    ]
     said = f"Against the baseline: {', '.join(parts)}." if parts else ""
     if any(text_of(row, "role") == CONTROL for row in rows):
         said += " [control]: added for comparison, the same training without the technique."
@@ -69,12 +72,39 @@ def facts(rows: Sequence[Row], about: Mapping[str, Any], seeds: Sequence[int]) -
 
 
 def gpu(rows: Sequence[Row]) -> str:
-    """Return why there are no GPU latencies, or why some are missing."""
-    measured = any(number(row, key) is not None for row in rows for key in GPU_FIGURES)
-    reasons = "; ".join(_unique(text_of(row, "cuda_note") for row in rows))
-    if not reasons:
+    """Return why there are no GPU latencies, or why some are missing, and in which rows."""
+    noted: dict[str, list[Row]] = {}
+    for row in rows:
+        # A note is a list of remarks, and rows share some of them.
+        for remark in dict.fromkeys(text_of(row, "cuda_note").rstrip(".").split("; ")):
+            noted.setdefault(remark, []).append(row)
+    noted.pop("", None)
+    if not noted:
         return ""
+    measured = any(number(row, key) is not None for row in rows for key in GPU_WORDS)
+    sound = [row for row in rows if text_of(row, "status") not in ("failed", "unverified")]
+    meant = sound if measured else [row for row in rows if text_of(row, "cuda_note")]
+    labels = number_chains(rows)
+    reasons = "; ".join(
+        remark if len(those) >= len(meant) else f"{remark} ({_those(those, labels)})"
+        for remark, those in noted.items()
+    )
     return f"GPU: {reasons}." if measured else f"GPU latency was not measured: {reasons}."
+
+
+def _those(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
+    """Return the rows by their numbers, such as `baseline, rows 1, 3-5`."""
+    found = sorted({int(label) for row in rows if (label := labels[text_of(row, "chain")])})
+    spans: list[list[int]] = []
+    for one in found:
+        if spans and one == spans[-1][-1] + 1:
+            spans[-1].append(one)
+        else:
+            spans.append([one])
+    said = ", ".join(f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
+    parts = ["baseline"] if any(text_of(row, "chain") == BASELINE for row in rows) else []
+    parts += [f"row{'' if len(found) == 1 else 's'} {said}"] if found else []
+    return ", ".join(parts)
 
 
 def _task(about: Mapping[str, Any]) -> str:
@@ -109,7 +139,3 @@ def _number(rows: Sequence[Row], seeds: Sequence[int]) -> str:
         said += f"; each is the mean of {len(seeds)} seeds ({', '.join(map(str, seeds))})"
         said += ", which stand one by one in results.csv"
     return f"{said}."
-
-
-def _unique(texts: Iterable[str]) -> list[str]:
-    return [text.rstrip(".") for text in dict.fromkeys(texts) if text]

@@ -11,7 +11,7 @@ from compress.report.words import About
 
 MOST = 5  # seeds in one cell
 SAME = "same: items that the row answers as the baseline does, right or wrong."
-FLIPS = "lost/gained: items that the baseline has right and the row wrong, and the reverse."
+FLIPS = "flips: lost/gained, items that the baseline has right and the row wrong, and the reverse."
 OVER = (
     "A control had the training alone: as many samples, and no technique. Only what a row has "
     "over its control is the technique's."
@@ -24,20 +24,44 @@ def accuracy_sections(
     """Return the tables about accuracy."""
     sound = tuple(r for r in rows if text_of(r, "status") not in ("failed", "unverified"))
     seeds = any("accuracy_seeds" in row for row in rows)
-    return [_real(sound, seeds), _controls(sound, labels, seeds), _more(sound, about)]
+    return [_real(sound, seeds, about), _controls(sound, labels, seeds)]
 
 
-def _real(rows: tuple[Row, ...], seeds: bool) -> Section:
-    columns = (
+def _real(rows: tuple[Row, ...], seeds: bool, about: About) -> Section:
+    """Return the first table: the difference, and in what room is left the further measures."""
+    difference = (
         Column("acc %", "acc %: Wilson's 95 % interval.", cells.share_interval),
         _delta("accuracy", "Δ: the difference to the baseline", seeds),
         _p("accuracy", seeds),
         Column("same %", SAME, lambda row: cells.percent(row, "agreement")),
-        Column("lost/gained", FLIPS, lambda row: cells.pair(row, "lost", "gained")),
-        Column("acc % of the seeds", "", _of_seeds),
+        Column("flips", FLIPS, lambda row: cells.pair(row, "lost", "gained")),
     )
+    of_seeds = Column("acc % of the seeds", "", _of_seeds)
+    if not any(c.cell(row) != cells.MISSING for c in (*difference, of_seeds) for row in rows):
+        return Section("Further measures", "", _measures(about), rows)
     words = "Counts of items are means over the seeds." if seeds else ""
+    columns = (*difference, *_measures(about), of_seeds)
     return Section("Is the difference in accuracy real?", words, columns, rows)
+
+
+def _measures(about: About) -> tuple[Column, ...]:
+    return (
+        Column(
+            "ECE %",
+            "ECE: expected calibration error, how far a file's confidence lies from its accuracy.",
+            lambda row: cells.percent(row, "ece"),
+        ),
+        Column(
+            "top-5 %",
+            "top-5: the label is among the five likeliest.",
+            lambda row: cells.percent(row, "top5"),
+        ),
+        Column(
+            str(about.get("metric") or "metric"),
+            "",
+            lambda row: cells.figure(number(row, "metric")),
+        ),
+    )
 
 
 def _controls(rows: tuple[Row, ...], labels: Mapping[str, str], seeds: bool) -> Section:
@@ -55,24 +79,6 @@ def _controls(rows: tuple[Row, ...], labels: Mapping[str, str], seeds: bool) -> 
         _p("control", seeds),
     )
     return Section("What did the technique add over training alone?", OVER, columns, shown)
-
-
-def _more(rows: tuple[Row, ...], about: About) -> Section:
-    name = str(about.get("metric") or "metric")
-    columns = (
-        Column(
-            "ECE %",
-            "ECE: expected calibration error, how far a file's confidence lies from its accuracy.",
-            lambda row: cells.percent(row, "ece"),
-        ),
-        Column(
-            "top-5 %",
-            "top-5: the label is among the five likeliest.",
-            lambda row: cells.percent(row, "top5"),
-        ),
-        Column(name, "", lambda row: cells.figure(number(row, "metric"))),
-    )
-    return Section("Further measures", "", columns, rows)
 
 
 def _delta(question: str, words: str, seeds: bool) -> Column:

@@ -31,7 +31,9 @@ _HEAD = (
 )
 _TAIL = (
     *("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes"),
-    *("int8_macs_share", "cuda_ms_p50", "cuda_trt_ms_p50", "cuda_torch_ms_p50"),
+    *("int8_macs_share", "cuda_ms_p50", "cuda_trt_ms_p50"),
+    *("cuda_file_speedup", "cuda_file_speedup_low", "cuda_file_speedup_high", "cuda_file_verdict"),
+    "cuda_torch_ms_p50",
     *("cuda_torch_float16_ms_p50", "cuda_torch_bfloat16_ms_p50", "cuda_graph_ms_p50"),
     "cuda_batch32_per_s",
     *("cuda_speedup", "cuda_speedup_low", "cuda_speedup_high", "cuda_verdict"),
@@ -100,6 +102,14 @@ def machines(rows: Iterable[Row]) -> dict[str, tuple[str, ...]]:
     for match in _matches(_REMOTE, rows):
         found.setdefault(match[1], set()).add(match[2])
     return {slug: tuple(sorted(found[slug], key=_rank)) for slug in sorted(found)}
+
+
+def timing_of(key: str) -> tuple[str, str] | None:
+    """Return whose latency a column is: the machine ('' for this one), the setting; or None."""
+    if match := _LOCAL.fullmatch(key):
+        return "", match[1]
+    match = _REMOTE.fullmatch(key)
+    return (match[1], match[2]) if match else None
 
 
 def columns(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compress.report.columns import BASELINE, CONTROL
@@ -10,7 +11,8 @@ from compress.report.columns import BASELINE, CONTROL
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _CALL = re.compile(r"([A-Za-z_][\w.]*)\(")
 _CORE = ("prune_weights", "prune_channels", "factorize")
-_NEUTRAL = frozenset({"train", "finetune", "distill", "quantize", "repeat"})
+_LOWERED = {"quantize": "int8", "cast": "float16"}
+_NEUTRAL = frozenset({"train", "finetune", "distill", "repeat", *_LOWERED})
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ LOOKS = {
     "prune_weights": Look("#E69F00", "s", "prune weights"),
     "prune_channels": Look("#D55E00", "D", "prune channels"),
     "factorize": Look("#009E73", "^", "factorize"),
-    "quantize": Look("#CC79A7", "p", "quantize only"),
+    "precision": Look("#CC79A7", "p", "precision only"),
     "combined": Look("#56B4E9", "h", "combined"),
     "other": Look("#6B6B6B", "v", "other"),
     CONTROL: Look("#8C8C8C", "x", "control"),
@@ -38,8 +40,9 @@ LOOKS = {
 def family(chain: str) -> str:
     """Return the key of `LOOKS` for a chain.
 
-    Steps that only recover accuracy, and int8, do not count beside pruning or factorizing, but
-    a distillation into a student does: `combined` is two or more of these.
+    Steps that only recover accuracy, and int8 or float16, do not count beside pruning or
+    factorizing, but a distillation into a student does: `combined` is two or more of these.
+    `precision` is a chain that does nothing but lower that, by `quantize` or `cast`.
     """
     if chain == BASELINE:
         return BASELINE
@@ -50,8 +53,9 @@ def family(chain: str) -> str:
         found.append("distill")
     if len(found) > 1:
         return "combined"
-    fallback = next((name for name in ("distill", "quantize") if name in names), "other")
-    return found[0] if found else fallback
+    if found or "distill" in names:
+        return found[0] if found else "distill"
+    return "precision" if names & set(_LOWERED) else "other"
 
 
 def look_name(chain: str, control: bool) -> str:
@@ -59,9 +63,16 @@ def look_name(chain: str, control: bool) -> str:
     return CONTROL if control else family(chain)
 
 
-def is_int8(chain: str) -> bool:
-    """Return whether the chain's file computes in int8."""
-    return "quantize" in step_names(chain)
+def precision(chain: str) -> str:
+    """Return what the chain's file computes in: float32, float16 or int8."""
+    names = step_names(chain)
+    return next((number for name, number in _LOWERED.items() if name in names), "float32")
+
+
+def precisions(chains: Iterable[str]) -> list[str]:
+    """Return the precisions that a key explains: float16 only if one of the files has it."""
+    found = {precision(chain) for chain in chains}
+    return ["float32", *(["float16"] if "float16" in found else []), "int8"]
 
 
 def step_names(chain: str) -> list[str]:

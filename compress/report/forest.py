@@ -23,9 +23,11 @@ from compress.report.marks import (
     DELTA_LANES,
     Lane,
     Mark,
+    beyond_words,
     delta_marks,
     delta_range,
     forest_rows,
+    reading,
     speed_lanes,
     speed_marks,
 )
@@ -70,7 +72,7 @@ def speedups_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes | None:
         _chains(figure, chains, tall, top, height)
         _speeds(speeds, [speed_marks(row, tuple(lanes), about) for row in drawn], lanes, tall)
         _deltas(deltas, [delta_marks(row) for row in drawn], len(_delta_lanes(drawn)), tall)
-        _heading(figure, about, _words(drawn, list(lanes.values()), several), height)
+        _heading(figure, about, reading(drawn, list(lanes.values()), several), height)
         _key(figure, list(lanes.values()), MIDDLE, top, height)
         _key(figure, _delta_lanes(drawn), MIDDLE + PANEL + GAP, top, height)
         content = io.BytesIO()
@@ -189,9 +191,7 @@ def _deltas(axes: Axes, marks: Sequence[list[Mark]], lanes: int, tall: Sequence[
             if mark.value >= low:
                 _draw(axes, mark, look, y)
             else:
-                text = f"◂ {mark.value:+.1f}"
-                x = low + 0.008 * (high - low)
-                axes.text(x, y, text, color=look.colour, va="center", fontsize=10.5)
+                _draw_beyond(axes, mark, look, y)
     if not any(marks):
         _say(axes, "no row has a difference in accuracy")
 
@@ -218,6 +218,16 @@ def _draw(axes: Axes, mark: Mark, look: Lane, y: float) -> None:
     axes.plot([mark.value], [y], zorder=3, **_style(look, mark.claimed))
 
 
+def _draw_beyond(axes: Axes, mark: Mark, look: Lane, y: float) -> None:
+    """Draw at the left edge what lies beyond it, its value and interval written beside it."""
+    low, high = axes.get_xlim()
+    arrow, place, words = (low + share * (high - low) for share in (0.0, 0.04, 0.065))
+    style: dict[str, Any] = {"color": look.colour, "va": "center", "fontsize": 10.5}
+    axes.text(arrow, y, "◂", **style)
+    axes.plot([place], [y], zorder=3, **_style(look, mark.claimed))
+    axes.text(words, y, beyond_words(mark), **style)
+
+
 def _style(look: Lane, filled: bool) -> dict[str, Any]:
     return {
         "linestyle": "none",
@@ -227,18 +237,6 @@ def _style(look: Lane, filled: bool) -> dict[str, Any]:
         "markeredgewidth": 1.5,
         "markersize": MARKER,
     }
-
-
-def _words(rows: Sequence[Row], lanes: Sequence[Lane], several: bool) -> str:
-    said = ["Means over the seeds."] if several else []
-    said.append("Bars: 95 % intervals.")
-    if any(key.endswith("_verdict") for row in rows for key in row):
-        said.append("Filled markers: a verdict; hollow ones: no difference shown.")
-    else:
-        said.append("These results have no verdicts.")
-    if any(lane.margin for lane in lanes):
-        said.append("Grey: the A/A margin, which a verdict must exceed.")
-    return " ".join(said)
 
 
 def _heading(figure: Figure, about: About, words: str, height: int) -> None:

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from compress.report import cells, trust
 from compress.report.columns import Row, machines, number, settings
 from compress.report.section import Column, Section
-from compress.report.words import About, is_trusted, machine_words, setting_words
+from compress.report.words import (
+    About,
+    is_gpu_trusted,
+    is_trusted,
+    machine_words,
+    setting_words,
+)
 
 SPEEDUP = (
     "Times as fast as the baseline, timed in turns with it: the median of ratios within rounds, "
@@ -72,7 +78,7 @@ def _gpu(rows: tuple[Row, ...], about: About) -> Section:
     def column(name: str, words: str, key: str) -> Column:
         return Column(name, words, lambda row: cells.plain(number(row, key)))
 
-    trusted = is_trusted("cuda", about)
+    module, file = (is_gpu_trusted(key, about) for key in ("cuda_torch_ms_p50", "cuda_ms_p50"))
     columns = (
         column("float32", MODULE, "cuda_torch_ms_p50"),
         column("float16", "", "cuda_torch_float16_ms_p50"),
@@ -83,7 +89,12 @@ def _gpu(rows: tuple[Row, ...], about: About) -> Section:
         Column(
             "speed-up",
             "speed-up: the float32 module over the baseline's, with its 95 % interval.",
-            lambda row: cells.ratio(row, "cuda", trusted),
+            lambda row: cells.ratio(row, "cuda", module),
+        ),
+        Column(
+            "file speed-up",
+            "file speed-up: the file in onnxruntime (CUDA) over the baseline's file, likewise.",
+            lambda row: cells.ratio(row, "cuda_file", file),
         ),
         Column(
             "items/s",

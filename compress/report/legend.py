@@ -13,7 +13,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 
 from compress.report.columns import BASELINE, CONTROL, Row, text_of
-from compress.report.families import LOOKS, is_int8, look_name
+from compress.report.families import LOOKS, look_name, precision
 from compress.report.layout import clean, wrap_chain
 from compress.report.points import is_drawn
 
@@ -33,7 +33,7 @@ class Entry:
     label: str
     lines: tuple[str, ...]
     look: str
-    filled: bool
+    precision: str
     drawn: bool
 
 
@@ -64,14 +64,20 @@ def draw(figure: Figure, found: list[Entry], total: int, top: int) -> None:
             y += LINE * len(entry.lines)
 
 
-def marker(name: str, filled: bool, size: float) -> dict[str, Any]:
-    """Return how matplotlib draws a point of a family; int8 is filled, float hollow."""
+def marker(name: str, precision: str, size: float) -> dict[str, Any]:
+    """Return how matplotlib draws a point of a family: its filling is the file's precision.
+
+    float32 is hollow, float16 half full, int8 full, and so is the baseline's star.
+    """
     look = LOOKS[name]
+    hollow = precision == "float32" and name != BASELINE
     return {
         "linestyle": "none",
         "marker": look.marker,
         "color": look.colour,
-        "markerfacecolor": look.colour if filled else "white",
+        "fillstyle": "left" if precision == "float16" else "full",
+        "markerfacecolor": "white" if hollow else look.colour,
+        "markerfacecoloralt": "white",
         "markeredgewidth": 1.8,
         "markersize": size * {BASELINE: 1.8, CONTROL: 0.8}.get(name, 1.0),
     }
@@ -97,7 +103,7 @@ def _entry(label: str, chain: str, group: list[Row]) -> Entry:
     if len(lines) > LONGEST:
         lines = [*lines[: LONGEST - 1], f"... {remark.strip()}".rstrip()]
     look = look_name(chain, any(text_of(row, "role") == CONTROL for row in group))
-    return Entry(label, tuple(lines), look, is_int8(chain), drawn)
+    return Entry(label, tuple(lines), look, precision(chain), drawn)
 
 
 def _columns(found: list[Entry]) -> list[list[Entry]]:
@@ -119,7 +125,7 @@ def _write(figure: Figure, entry: Entry, left: float, y: float, total: int) -> N
     at = 1 - y / total
     if entry.drawn:
         x = (left + 8) / WIDTH
-        style = marker(entry.look, entry.filled, 7.5)
+        style = marker(entry.look, entry.precision, 7.5)
         figure.add_artist(Line2D([x], [at], **style))
     ink = "#222222" if entry.drawn else "#888888"
     style = {"fontsize": SIZE, "family": MONO, "va": "center", "parse_math": False, "color": ink}

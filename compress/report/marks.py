@@ -20,6 +20,7 @@ LOOKS = (
 )
 CLAIMS = ("better", "worse", "faster", "slower")
 STEPS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # points
+NEAR = 10.0  # points: what lies within is always on the axis
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,16 @@ class Mark:
 
 @dataclass(frozen=True)
 class Lane:
-    """What the marks of a lane have in common; `margin` is that of the A/A control, a fraction."""
+    """What the marks of a lane have in common; `margin` is that of the A/A control, a fraction.
+
+    `trusted` says that the timing may be trusted.
+    """
 
     words: str
     colour: str
     marker: str
     margin: float = 0.0
+    trusted: bool = True
 
 
 DELTA_LANES = (
@@ -64,6 +69,7 @@ def speed_lanes(rows: Sequence[Row], about: About) -> dict[str, Lane]:
             setting_words(name, about) + ("" if is_trusted(name, about) else " (not trusted)"),
             *LOOKS[i % len(LOOKS)],
             float(latency_of(name, about).get("margin") or 0.0),
+            is_trusted(name, about),
         )
         for i, name in enumerate(found)
     }
@@ -106,10 +112,12 @@ def delta_range(marks: Sequence[Mark]) -> tuple[float, float]:
     """Return the ends of an axis of points; what lies beyond it is drawn at its edge.
 
     A few collapsed rows would squeeze the others: the lower end is the nearest of 2, 5, 10, ...
-    points below zero that shows two thirds of the differences to the baseline.
+    points below zero that shows all marks within 10 points, and five sixths of the differences
+    to the baseline (all but one, where there are fewer than six).
     """
     values = sorted((mark.value for mark in marks if mark.lane == 0), reverse=True) or [0.0]
-    needed = values[max(0, -(-2 * len(values) // 3) - 1)]
+    shown = max(1, len(values) - max(1, len(values) // 6))
+    needed = min([values[shown - 1], *(mark.value for mark in marks if mark.value >= -NEAR)])
     low = next((-step for step in STEPS if -step <= needed), -100.0)
     inside = [mark for mark in marks if mark.value >= low]
     # Intervals from two or three seeds can be wider than all that is to be seen.
@@ -118,6 +126,26 @@ def delta_range(marks: Sequence[Mark]) -> tuple[float, float]:
     right = max(0.0, min(max((mark.high for mark in inside), default=0.0), best - 1.5 * low))
     room = 0.06 * (right - left)
     return left - room, right + room
+
+
+def beyond_words(mark: Mark) -> str:
+    """Return what stands at the axis' edge beside a mark that lies beyond it."""
+    interval = f" [{mark.low:+.1f}, {mark.high:+.1f}]" if mark.low < mark.high else ""
+    return f"{mark.value:+.1f}{interval}"
+
+
+def reading(rows: Sequence[Row], lanes: Sequence[Lane], several: bool) -> str:
+    """Return how the marks of the rows are to be read; `several` seeds are behind each."""
+    said = ["Means over the seeds."] if several else []
+    said.append("Bars: 95 % intervals.")
+    if any(key.endswith("_verdict") for row in rows for key in row):
+        doubt = "" if all(lane.trusted for lane in lanes) else ", or timing not to be trusted"
+        said.append(f"Filled markers: a verdict; hollow ones: no difference shown{doubt}.")
+    else:
+        said.append("These results have no verdicts.")
+    if any(lane.margin for lane in lanes):
+        said.append("Grey: the A/A margin, which a verdict must exceed.")
+    return " ".join(said)
 
 
 def _mark(

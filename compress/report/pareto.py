@@ -16,19 +16,25 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from compress.report import legend
 from compress.report.columns import BASELINE, CONTROL, Row, ordered, text_of
-from compress.report.families import LOOKS, is_int8, look_name
+from compress.report.families import LOOKS, look_name, precision, precisions
 from compress.report.front import cut_below, pareto_front
 from compress.report.labels import Box, place_labels
 from compress.report.layout import clean
 from compress.report.numbers import number_chains
-from compress.report.points import Point, is_drawn, latency_points, size_points
+from compress.report.points import (
+    Point,
+    is_drawn,
+    latency_axis,
+    latency_points,
+    size_points,
+)
 from compress.report.seeds import over_seeds, seeds_of
-from compress.report.words import main_setting, setting_words
 
 DPI = 100
 PANEL_PIXELS = 560
-LEFT, RIGHT, GAP, TOP, BOTTOM = 80, 20, 90, 88, 58  # pixels around the panels
+LEFT, RIGHT, GAP, TOP, BOTTOM = 94, 20, 96, 88, 58  # pixels around the panels
 MARKER = 9.0  # points
+MOST = 12  # keys beside each other
 STAR = 14  # pixels from the middle of the baseline's star to its points
 STYLE: Any = {  # its keys are typed one by one
     "font.family": "DejaVu Sans",
@@ -60,9 +66,8 @@ def pareto_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes:
         latency, size = latency_points(shown, labels), size_points(shown, labels)
         faint = single if several else []
         cut = cut_below([p.y for p in [*latency, *size]])
-        words = setting_words(main_setting(shown), about)
         for axes, points, seeds, what in (
-            (panels[0], latency, latency_points(faint, labels), f"CPU latency, ms ({words})"),
+            (panels[0], latency, latency_points(faint, labels), latency_axis(shown, about)),
             (panels[1], size, size_points(faint, labels), "ONNX file, kB"),
         ):
             _draw(axes, points, seeds, what, cut)
@@ -158,8 +163,8 @@ def _mark(axes: Axes, point: Point, floor: float) -> None:
 
 
 def _style(point: Point, scale: float = 1.0) -> dict[str, Any]:
-    filled = is_int8(point.chain) or point.chain == BASELINE
-    return legend.marker(look_name(point.chain, point.control), filled, scale * MARKER)
+    name = look_name(point.chain, point.control)
+    return legend.marker(name, precision(point.chain), scale * MARKER)
 
 
 def _heading(figure: Figure, rows: list[Row], about: Mapping[str, Any], height: int) -> None:
@@ -173,11 +178,13 @@ def _heading(figure: Figure, rows: list[Row], about: Mapping[str, Any], height: 
         message = "nothing to draw: all rows failed, or none has an accuracy that was verified"
         figure.text(y=1 - 56 / height, s=message, color="#B00020", fontsize=13, **bare)
         return
+    keys = _keys(drawn)
+    lines = -(-len(keys) // MOST)
     figure.legend(
-        handles=_keys(drawn),
+        handles=keys,
         loc="center left",
-        bbox_to_anchor=((LEFT - 8) / legend.WIDTH, 1 - 56 / height),
-        ncols=12,
+        bbox_to_anchor=((LEFT - 8) / legend.WIDTH, 1 - (50 + 6 * lines) / height),
+        ncols=-(-len(keys) // lines),
         frameon=False,
         fontsize=11,
         handletextpad=0.3,
@@ -189,13 +196,13 @@ def _heading(figure: Figure, rows: list[Row], about: Mapping[str, Any], height: 
 def _keys(rows: list[Row]) -> list[Line2D]:
     families = {look_name(text_of(row, "chain"), text_of(row, "role") == CONTROL) for row in rows}
     keys = [
-        Line2D([], [], label=look.label, **legend.marker(name, name == BASELINE, MARKER))
+        Line2D([], [], label=look.label, **legend.marker(name, "float32", MARKER))
         for name, look in LOOKS.items()
         if name in families
     ]
-    for label, filled in (("float32", False), ("int8", True)):
-        keys.append(Line2D([], [], label=label, **legend.marker("other", filled, MARKER)))
-        keys[-1].set(color="#333333", marker="o")
+    for found in precisions(text_of(row, "chain") for row in rows):
+        style = legend.marker("other", found, MARKER) | {"marker": "o", "color": "#333333"}
+        keys.append(Line2D([], [], label=found, **style))
     return [*keys, Line2D([], [], color="#9a9a9a", linewidth=1.6, label="Pareto front")]
 
 

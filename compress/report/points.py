@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.report.columns import BASELINE, CONTROL, Row, number, text_of
-from compress.report.words import main_setting
+from compress.report.columns import CONTROL, Row, number, text_of
+from compress.report.words import About, is_trusted, main_setting, setting_words
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,26 @@ class Point:
 def latency_points(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Point]:
     """Return the points of accuracy against latency, in ms.
 
-    The speed-up was timed in pairs, so its interval says more than a latency's own: the bar
-    spans the baseline's latency (of the same seed) divided by that interval.
+    The speed-up was timed in pairs, so its interval says more than a latency's own: the bar is
+    that interval relative to the speed-up, on the row's latency. (The baseline's latency would
+    not do for it: a speed-up may refer to another optimization level, or another seed.)
     """
     setting = main_setting(rows)
-    key = f"{setting}_ms_p50"
-    baseline = {r.get("seed"): number(r, key) for r in rows if text_of(r, "chain") == BASELINE}
     points = []
     for row in rows:
-        if (x := number(row, key)) is None:
+        if (x := number(row, f"{setting}_ms_p50")) is None:
             continue
-        base = baseline.get(row.get("seed"))
+        speedup = number(row, f"{setting}_speedup")
         ends = (number(row, f"{setting}_speedup_{end}") for end in ("low", "high"))
-        points += _point(row, labels, x, [base / end for end in ends if end and base])
+        points += _point(row, labels, x, [x * speedup / end for end in ends if end and speedup])
     return points
+
+
+def latency_axis(rows: Sequence[Row], about: About) -> str:
+    """Return what the axis of `latency_points` shows."""
+    setting = main_setting(rows)
+    doubt = "" if is_trusted(setting, about) else " (not to be trusted)"
+    return f"CPU latency, ms ({setting_words(setting, about)}){doubt}"
 
 
 def size_points(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Point]:

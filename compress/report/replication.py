@@ -29,24 +29,23 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
-def mean_difference(differences: Sequence[float], intervals: Sequence[Interval]) -> Mean:
+def mean_difference(
+    differences: Sequence[float], intervals: Sequence[Interval], ps: Sequence[float]
+) -> Mean:
     """Return the mean of two or more seeds' paired differences (fractions), tested against 0.
 
     The interval is Student's, within [-1, 1], and p that of the paired t-test. Differences that
-    are equal in all seeds have no t, and to call them certain would be false: accuracies are
-    coarse, so equal ones happen. Then p is that of the exact sign test (1 if they are 0), and
-    the interval spans the seeds' own `intervals`, which are (low, high), each over test items.
+    are equal in all seeds have no t. They are what a deterministic chain gives, whose seeds are
+    one replication and not several: p is the largest of the seeds' own `ps` and the interval
+    spans their `intervals` (low, high), both over test items.
     """
-    from scipy.stats import binomtest, ttest_1samp
+    from scipy.stats import ttest_1samp
 
-    count = len(differences)
     if max(differences) - min(differences) <= EQUAL:
-        value = differences[0]
-        p = 1.0 if abs(value) <= EQUAL else float(binomtest(count, count).pvalue)
-        return Mean(value, *envelope(intervals), p)
+        return Mean(differences[0], *envelope(intervals), max(ps))
     test = ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(LEVEL)
-    value = math.fsum(differences) / count
+    value = math.fsum(differences) / len(differences)
     return Mean(value, max(-1.0, float(low)), min(1.0, float(high)), float(test.pvalue))
 
 

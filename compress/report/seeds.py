@@ -19,6 +19,7 @@ from compress.report.columns import (
     to_csv,
 )
 from compress.report.replication import deviation, mean_difference, mean_ratio
+from compress.report.words import latency_words
 from compress.timing.multiplicity import holm
 
 ALPHA = 0.05
@@ -40,8 +41,8 @@ def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
     `n` seeds count, those of `seeds` ('0 1 2'); rows that failed or were not verified do not.
     `accuracy` is a mean, `accuracy_sd` the standard deviation (n - 1), `accuracy_seeds` the
     values. `accuracy_delta` and `control_delta` are means of paired differences with a 95 % t
-    interval, `..._p` the paired t-test's over seeds (with one seed, that seed's own McNemar
-    test), `..._verdict` after Holm's adjustment over the rows. Speed-ups are geometric means (see
+    interval, `..._p` the paired t-test's over seeds (see `mean_difference`; with one seed, its own
+    McNemar test), `..._verdict` after Holm's over the rows. Speed-ups are geometric means (see
     `mean_ratio`), their verdict is the seeds', or 'mixed'. Other figures are means.
     """
     shown = ordered(rows)
@@ -49,7 +50,7 @@ def over_seeds(rows: Iterable[Row]) -> list[dict[str, Any]]:
     for row in shown:
         groups.setdefault(text_of(row, "chain"), []).append(row)
     keys = columns(shown)
-    speeds = [*settings(shown), "cuda"]
+    speeds = [*settings(shown), "cuda", "cuda_file"]
     speeds += [f"on_{slug}_{name}" for slug, names in machines(shown).items() for name in names]
     total = len(seeds_of(shown))
     merged = [_merged(group, keys, speeds, total) for group in groups.values()]
@@ -111,17 +112,21 @@ def _accuracies(good: Sequence[Row]) -> dict[str, Any]:
 
 
 def _difference(good: Sequence[Row], question: str) -> dict[str, Any]:
+    """The mean difference; one to a row that was not verified has no p, and enters no test."""
     key = f"{question}_delta"
     compared = [row for row in good if number(row, key) is not None]
     if not compared or text_of(compared[0], "chain") == BASELINE:
         return {}
-    if len(compared) == 1:
-        (row,) = compared
+    tested = [row for row in compared if number(row, f"{question}_p") is not None]
+    if len(tested) == 1:
+        (row,) = tested
         wanted = (key, f"{key}_low", f"{key}_high", f"{question}_p")
         return {name: number(row, name) for name in wanted}
-    values = [value for row in compared if (value := number(row, key)) is not None]
-    intervals = [(number(row, f"{key}_low"), number(row, f"{key}_high")) for row in compared]
-    mean = mean_difference(values, intervals)
+    values = [float(row[key]) for row in tested or compared]
+    if not tested:
+        return {key: math.fsum(values) / len(values)}
+    intervals = [(number(row, f"{key}_low"), number(row, f"{key}_high")) for row in tested]
+    mean = mean_difference(values, intervals, [float(row[f"{question}_p"]) for row in tested])
     figures = (mean.value, mean.low, mean.high, mean.p)
     return dict(zip((key, f"{key}_low", f"{key}_high", f"{question}_p"), figures, strict=True))
 
@@ -171,7 +176,8 @@ def _notes(
         values = [value for row in good if (value := number(row, key)) is not None]
         if values and min(values) > 0 and max(values) > ALIKE * min(values):
             apart = 100 * (max(values) / min(values) - 1)
-            yield f"{UNLIKE.get(key, key)}: up to {apart:.0f} % apart between seeds"
+            what = UNLIKE.get(key) or latency_words(key)
+            yield f"{what}: up to {apart:.0f} % apart between seeds"
     if told := _joined(good or group, "note"):
         yield told
 
@@ -179,7 +185,8 @@ def _notes(
 def _compared(good: Sequence[Row]) -> int:
     if good and text_of(good[0], "chain") == BASELINE:
         return len(good)
-    return sum(number(row, "accuracy_delta") is not None for row in good)
+    needed = ("accuracy_delta", "accuracy_p")
+    return sum(all(number(row, key) is not None for key in needed) for row in good)
 
 
 def _joined(rows: Sequence[Row], key: str) -> str:

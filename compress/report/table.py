@@ -44,15 +44,16 @@ def _document(rows: Sequence[Row], about: Mapping[str, Any], dialect: Dialect) -
     labels = number_chains(shown)
     notes: dict[str, int] = {}
     table = main_table(shown, labels, about, notes, dialect)
+    further = _further(shown, labels, about, dialect)
+    tables = [table, *further] if dialect is MARKDOWN else [table]
     title = str(about.get("suite") or "")
     blocks = [
         heading(title, 1, dialect) if title else [],
         *(paragraph(warning, dialect) for warning in warnings(shown, about)),
         table,
-        paragraph(legend(shown, "\n".join(table)), dialect),
+        paragraph(legend(shown, _lines(tables, dialect)), dialect),
         [line for note, i in notes.items() for line in item(f"[{i}] ", note, dialect)],
     ]
-    further = _further(shown, labels, about, dialect)
     if dialect is MARKDOWN:
         blocks += [*further, heading("What this rests on", 2, dialect)] if further else []
     blocks.append([line for fact in facts(shown, about, seeds) for line in item("", fact, dialect)])
@@ -71,6 +72,11 @@ def _further(
         *graph_sections(rows),
     ]
     return [block for section in sections for block in section_blocks(section, labels, dialect)]
+
+
+def _lines(blocks: Sequence[Sequence[str]], dialect: Dialect) -> str:
+    """Return those lines of the blocks that are lines of a table."""
+    return "\n".join(line for block in blocks for line in block if line.startswith(dialect.left))
 
 
 def _command(command: str, dialect: Dialect) -> list[str]:

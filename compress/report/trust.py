@@ -6,32 +6,46 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from compress.report.columns import Row, machines, settings
-from compress.report.words import About, is_trusted, latency_of, setting_words
+from compress.report.words import (
+    GPU_WORDS,
+    About,
+    gpu_controls,
+    is_gpu_trusted,
+    is_trusted,
+    latency_of,
+    setting_words,
+)
 
 
 def warnings(rows: Sequence[Row], about: About) -> list[str]:
     """Return what must be read before the table, a sentence each: latencies not to be trusted."""
     found = [
-        _warning("", setting_words(name, about), latency_of(name, about))
+        _warning(f"at {setting_words(name, about)}", latency_of(name, about))
         for name in settings(rows)
         if not is_trusted(name, about)
     ]
     for slug, names in machines(rows).items():
         there = (about.get("elsewhere") or {}).get(slug) or {}
         found += [
-            _warning(f" on {slug}", setting_words(name, there), latency_of(name, there))
+            _warning(f"on {slug} at {setting_words(name, there)}", latency_of(name, there))
             for name in names
             if not is_trusted(name, there)
         ]
-    if not is_trusted("cuda", about):
-        found.append(_warning(" on the GPU", "float32", _cuda(about)))
+    found += [
+        _warning(f"on the GPU ({GPU_WORDS[column]})", known)
+        for column, known in gpu_controls(about).items()
+        if not is_gpu_trusted(column, about)
+    ]
     return found
 
 
 def controls(names: Sequence[str], about: About) -> str:
     """Return what the baseline against a second copy of itself read, and the margins."""
     told = [_control(setting_words(name, about), known) for name, known in _known(names, about)]
-    told += [_control("GPU, float32", known)] if (known := _cuda(about)) else []
+    told += [
+        _control(f"GPU, {GPU_WORDS[column]}", known)
+        for column, known in gpu_controls(about).items()
+    ]
     said = "; ".join(told)
     return f"A/A control, the baseline against a second copy of itself: {said}." if said else ""
 
@@ -61,8 +75,8 @@ def effort(names: Sequence[str], about: About) -> str:
     seconds = max((latency.get("seconds") or 0 for latency in known), default=0)
     took = f" {seconds:.0f} seconds in all." if seconds else ""
     return (
-        f"Timed in {number} fresh process{'' if most == 1 else 'es'}, in each of which all files "
-        f"take turns in random order, round by round.{took}"
+        f"Timed in {number} fresh process{'' if most == 1 else 'es'} for each number of threads, "
+        f"in each of which all files take turns in random order, round by round.{took}"
     )
 
 
@@ -72,19 +86,14 @@ def _known(names: Sequence[str], about: About) -> Iterator[tuple[str, Mapping[st
             yield name, latency
 
 
-def _cuda(about: About) -> Mapping[str, Any]:
-    controls = (about.get("cuda") or {}).get("controls") or {}
-    return controls.get("cuda_torch_ms_p50") or {}
-
-
-def _warning(where: str, words: str, known: Mapping[str, Any]) -> str:
+def _warning(where: str, known: Mapping[str, Any]) -> str:
     if known.get("control") is None:
         reason = "the second copy of the baseline, by which they would be judged, was not timed"
     else:
         reason = (
             f"two copies of one file differed by up to {100 * (known.get('margin') or 0):.1f} %"
         )
-    return f"DO NOT TRUST the latencies{where} at {words}: {reason}."
+    return f"DO NOT TRUST the latencies {where}: {reason}."
 
 
 def _control(words: str, known: Mapping[str, Any]) -> str:

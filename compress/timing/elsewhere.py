@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,10 @@ PACK, INPUTS = "pack.json", "inputs.npz"
 KIND, SCHEMA = "compress-models timings", 1
 """What a file of timings says it is."""
 DONE, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+
+_QUOTED = re.compile(r"""(['"])(?:/|[A-Za-z]:[\\/]|\\\\)[^'"]*[\\/]([^'"\\/]+)\1""")
+_PATH = re.compile(r"(?:(?<![\w./~\\])/|\b[A-Za-z]:[\\/]|\\\\)(?:[^\s'\"<>|:;,()/\\]+[/\\])+")
+"""An absolute path in quotes, and the folders of one without: there, a space ends it."""
 
 
 def main(
@@ -53,8 +58,8 @@ def main(
         return _say(FAILED, f"Failed, what was timed is lost, nothing was written. {what}")
     print(table)
     print(
-        f"Written to {options.out}: these times, the processor's name and abilities, the versions; "
-        f"no names of users, hosts or folders.\n"
+        f"Written to {options.out}: these times, the processor's name and abilities, the versions, "
+        f"the date, reasons for what is missing; of paths in these, the last part alone.\n"
         f"Where the run is: compress-models merge RUN {options.out.name}"
     )
     return DONE
@@ -129,7 +134,7 @@ def _places(folder: Path) -> list[str]:
 
 
 def _discreet(value: Any, places: Sequence[str], key: str = "") -> Any:
-    """Return JSON without paths in its errors, and with seconds as fine as a clock ticks."""
+    """Return JSON with seconds as fine as a clock ticks, and paths in its errors cut short."""
     if isinstance(value, float):
         return round(value, 10)
     if isinstance(value, dict):
@@ -137,9 +142,15 @@ def _discreet(value: Any, places: Sequence[str], key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [_discreet(part, places) for part in value]
     if key in ("error", "failure"):
-        for place in places:
-            value = value.replace(place, "")
+        value = _without_folders(value, places)
     return value
+
+
+def _without_folders(text: str, places: Sequence[str]) -> str:
+    """Return a text with the last part alone of every absolute path."""
+    for place in places:
+        text = text.replace(place, "").replace(place.rstrip(os.sep), "")
+    return _PATH.sub("", _QUOTED.sub(r"\1\2\1", text))
 
 
 def table_of(gathered: Gathered) -> str:

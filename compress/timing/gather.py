@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import UserError
+from compress.timing.bootstrap import T_975, log_ratio
 from compress.timing.environment import cpu_threads, environment
 from compress.timing.launch import Launch, WorkerFailed, launch
 from compress.timing.setting import Setting, parse_setting
@@ -27,10 +28,10 @@ LEVELS = {f"(level {name})": name for name in ("disabled", "basic", "extended")}
 """The baseline at onnxruntime's other optimization levels."""
 SLOW_LEVEL = 0.9
 """A level that is slower than this in the first process is not the fastest: it is left out."""
+QUICK = 100
+"""Resamples that tell when to stop."""
 PLANNED = 8
-"""The budget suffices for this many processes per thread count; on a quiet machine fewer do."""
-T_FIVE = 2.776
-"""The 97.5 % quantile of Student's t for five processes."""
+"""Processes for every number of threads that share the budget; starting them costs some of it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Effort:
     processes: int = 5
     precision: float = 0.01
     min_rounds: int = 3
-    block_seconds: float = 0.005
+    block_seconds: float = 0.001
     timeout: float | None = None
     """Seconds for one process."""
 
@@ -147,7 +148,7 @@ def gather(
                 run.start(count)
             longest = max(longest, clock() - before)
             spent = clock() - started
-            enough = run.number >= effort.processes
+            enough = run.number >= effort.processes or run.attempts >= 2 * effort.processes
             if enough and (spent + longest > effort.seconds or run.narrow()):
                 break
     return Gathered(
@@ -163,7 +164,7 @@ def gather(
 
 def _say(run: _Run, seconds: float) -> None:
     print(
-        f"timing: process {run.number + 1}, {seconds:.0f} of {run.effort.seconds:.0f} s",
+        f"timing: process {len(run.launched) + 1}, {seconds:.0f} of {run.effort.seconds:.0f} s",
         file=sys.stderr,
         flush=True,
     )
@@ -226,9 +227,15 @@ class _Run:
 
     @property
     def number(self) -> int:
-        """How many processes every thread count has had."""
+        """How many processes of every thread count gave a result."""
         counts = {setting.threads for setting in self.settings}
-        return min(sum(part.threads == count for part in self.launched) for count in counts)
+        lived = [part.threads for part in self.launched if not part.failure]
+        return min(lived.count(count) for count in counts)
+
+    @property
+    def attempts(self) -> int:
+        """How many processes every thread count has had, those that died included."""
+        return len(self.launched) // len({setting.threads for setting in self.settings})
 
     def save(self, samples: Sequence[np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
         self.job["samples"] = str(self.folder / "samples.npz")
@@ -279,18 +286,27 @@ class _Run:
         )
 
     def narrow(self) -> bool:
-        """Whether the speed-up of every file is known to the precision that is asked for."""
-        for setting in self.settings:
-            parts = [p for p in self.launched if p.threads == setting.threads and not p.failure]
-            found = [part.settings[str(setting.batch)] for part in parts]
-            for name in (*self.files, CONTROL):
-                pairs = (process_ratio(f.get(self.baseline), f.get(name)) for f in found)
-                logs = np.log([ratio for ratio in pairs if ratio is not None])
-                if name == self.baseline or len(logs) < 2:
-                    continue
-                if T_FIVE * logs.std(ddof=1) / np.sqrt(len(logs)) > self.effort.precision:
-                    return False
-        return True
+        """Whether every file's speed-up is known to the precision that is asked for."""
+        return all(
+            self._narrow(setting, name)
+            for setting in self.settings
+            for name in (*self.files, CONTROL)
+            if name != self.baseline
+        )
+
+    def _narrow(self, setting: Setting, name: str) -> bool:
+        parts = [p for p in self.launched if p.threads == setting.threads and not p.failure]
+        found = [part.settings[str(setting.batch)] for part in parts]
+        pairs = [
+            (np.array(f[self.baseline]["medians"]), np.array(f[name]["medians"]))
+            for f in found
+            if not f[self.baseline]["error"] and not f[name]["error"]
+        ]
+        if not pairs:
+            return True  # it has no speed-up, and more processes would give it none
+        before, after = [b for b, _ in pairs], [c for _, c in pairs]
+        _, error, count = log_ratio(before, after, resamples=QUICK)
+        return T_975[min(count - 1, len(T_975)) - 1] * error <= self.effort.precision
 
 
 def process_ratio(

@@ -12,11 +12,12 @@ from compress.timing.gather import CONTROL, LEVELS, Gathered
 from compress.timing.multiplicity import holm
 from compress.timing.setting import parse_setting
 from compress.timing.statistics import Ratio, compare, p_value, spread
+from compress.timing.worker import DIFFERENT
 
 LEVEL = 0.05
 """Of all the verdicts of a table at one setting, the chance that any is false."""
 TRUSTED = 0.05
-"""Above this margin a run's latencies are not to be trusted."""
+"""Where the margin or the control's interval is wider, latencies are not to be trusted."""
 NOISY = 0.2
 """A row is noisy if half of its calls lie further apart than this share of the median."""
 
@@ -60,9 +61,10 @@ class Control:
     """What is known of a setting as a whole.
 
     `ratio` compares the baseline with a second copy of itself (None if it could not be timed).
-    `margin` (a fraction) is the furthest that this ratio lay from 1 in any one process: what a
-    speed-up must exceed to be called one. `denominator` is the optimization level at which the
-    float baseline is fastest, '' for the default; `levels` are its speed-ups at the others.
+    `margin` (a fraction) is the spread of these A/A ratios over the processes, the root mean
+    square of their logarithms: what a speed-up must exceed to be called one. `denominator` is
+    the optimization level at which the float baseline is fastest, '' for the default; `levels`
+    are its speed-ups at the others.
     """
 
     ratio: Ratio | None
@@ -74,14 +76,18 @@ class Control:
 
     @property
     def trusted(self) -> bool:
-        return self.ratio is not None and self.margin <= TRUSTED
+        """Whether the control is narrow enough for verdicts."""
+        if self.ratio is None:
+            return False
+        half = np.log(self.ratio.high) - np.log(self.ratio.value)
+        return self.margin <= TRUSTED and bool(half <= np.log1p(TRUSTED))
 
     def to_json(self) -> dict[str, Any]:
         ratio = self.ratio
         return {
             "control": ratio and ratio.value,
-            "control_low": ratio and ratio.low,
-            "control_high": ratio and ratio.high,
+            "control_low": ratio and known(ratio.low, ratio),
+            "control_high": ratio and known(ratio.high, ratio),
             "margin": self.margin,
             "trusted": self.trusted,
             "processes": self.processes,
@@ -136,7 +142,7 @@ def summarise(gathered: Gathered, seed: int = 0) -> Timings:
 
     Verdicts: a speed-up's p is against lying within the margin, two-sided, by Student's t on the
     bootstrap's standard error; Holm's procedure keeps the chance of any false verdict among all
-    files of a setting at 5 %.
+    files of a setting at 5 %. Where the control is not to be trusted there are no verdicts.
     """
     rows: dict[tuple[str, str], Timing] = {}
     controls = {}
@@ -193,7 +199,7 @@ class _Setting:
             for b, c in pairs
             if b is not None and c is not None and not b["error"] and not c["error"]
         ]
-        return float(np.expm1(max(logs))) if logs else 0.0
+        return float(np.expm1(np.sqrt(np.mean(np.square(logs))))) if logs else 0.0
 
     def _fastest(self, levels: Mapping[str, Ratio], margin: float) -> str:
         """Return the level that is faster than the default beyond doubt, the fastest of them."""
@@ -216,15 +222,18 @@ class _Setting:
         }
         adjusted = holm([p_value(ratio, self.control.margin) for ratio in ratios.values()])
         for (name, ratio), p in zip(ratios.items(), adjusted, strict=True):
-            rows[name] = _compared(rows[name], ratio, p)
+            rows[name] = _compared(rows[name], ratio, p if self.control.trusted else None)
         return rows
 
     def _row(self, name: str) -> Timing:
-        series = [part for part in self.series[name] if part is not None]
-        error = next((part["error"] for part in series if part["error"]), "")
-        if error or not series:
-            reason = error or "; ".join(self.gathered.failures(self.setting))
-            return Timing(self.batch, error=reason, wrong=bool(error))
+        started = [part for part in self.series[name] if part is not None]
+        errors = [part["error"] for part in started if part["error"]]
+        series = [part for part in started if not part["error"]]
+        other = [error for error in errors if error.startswith(DIFFERENT)]
+        if other or not series:
+            # One other answer is one too many; what failed in every process is the file's fault.
+            reason = next(iter([*other, *errors]), "; ".join(self.gathered.failures(self.setting)))
+            return Timing(self.batch, error=reason, wrong=bool(errors))
         medians = tuple(np.array(part["medians"]) for part in series)
         calls = tuple(np.concatenate(part["calls"]) for part in series)
         times = spread(np.concatenate(calls))
@@ -242,8 +251,14 @@ class _Setting:
         )
 
 
-def _compared(row: Timing, ratio: Ratio, p: float) -> Timing:
-    verdict = INDISTINGUISHABLE
-    if p <= LEVEL:
+def _compared(row: Timing, ratio: Ratio, p: float | None) -> Timing:
+    verdict = "" if p is None else INDISTINGUISHABLE
+    if p is not None and p <= LEVEL:
         verdict = FASTER if ratio.value > 1 else SLOWER
-    return replace(row, speedup=ratio.value, low=ratio.low, high=ratio.high, verdict=verdict)
+    low, high = known(ratio.low, ratio), known(ratio.high, ratio)
+    return replace(row, speedup=ratio.value, low=low, high=high, verdict=verdict)
+
+
+def known(end: float, ratio: Ratio) -> float | None:
+    """Return an end of an interval; None where one process alone leaves it open."""
+    return end if ratio.processes > 1 else None

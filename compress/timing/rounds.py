@@ -19,10 +19,10 @@ Clock = Callable[[], float]
 
 MAX_CALLS = 1000
 """The longest block, in calls."""
-KEPT_CALLS = 32
+KEPT_CALLS = 8
 """How many of a block's raw seconds are kept, evenly spaced."""
-LONG_CALL = 0.05
-"""Seconds after which bringing back the caches (a few MB) is below a hundredth of a call."""
+LONG_CALL = 0.25
+"""Seconds of a call beside which bringing back the caches (some ms) is about a hundredth."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Plan:
 
     seconds: float
     min_rounds: int = 5
-    block_seconds: float = 0.005
+    block_seconds: float = 0.001
     warm_calls: int = 3
 
 
@@ -66,8 +66,8 @@ class Series:
 
     error: str = ""
     block_calls: int = 1
-    refresh: bool = True
-    """Whether a call that does not count comes first, to bring the caches back."""
+    fastest: float = 0.0
+    """Seconds of the fastest call before the first round."""
     medians: list[float] = field(default_factory=list)
     calls: list[list[float]] = field(default_factory=list)
 
@@ -88,6 +88,8 @@ def time_rounds(
     series = {name: Series() for name in candidates}
     for name, candidate in candidates.items():
         _guarded(series[name], partial(_warm, candidate, series[name], plan, clock))
+    # Decided for all alike: who is timed with cold caches must not compete with who is not.
+    refresh = any(one.fastest < LONG_CALL for one in series.values() if not one.error)
     order = random.Random(seed)
     done = 0
     while done < plan.min_rounds or clock() - started < plan.seconds:
@@ -97,7 +99,8 @@ def time_rounds(
             break
         order.shuffle(running)
         for name in running:
-            _guarded(series[name], partial(_block, candidates[name], series[name], done, clock))
+            block = partial(_block, candidates[name], series[name], done, refresh, clock)
+            _guarded(series[name], block)
         done += 1
     return series
 
@@ -120,12 +123,12 @@ def _warm(candidate: Candidate, series: Series, plan: Plan, clock: Clock) -> str
             return wrong
     calls = math.ceil(plan.block_seconds / max(fastest, 1e-9))
     series.block_calls = max(1, min(calls, MAX_CALLS))
-    series.refresh = fastest < LONG_CALL
+    series.fastest = fastest
     return ""
 
 
-def _block(candidate: Candidate, series: Series, first: int, clock: Clock) -> str:
-    if series.refresh:
+def _block(candidate: Candidate, series: Series, first: int, refresh: bool, clock: Clock) -> str:
+    if refresh:  # a call that does not count brings the caches back
         candidate.call(first)
     seconds = []
     for index in range(first, first + series.block_calls):

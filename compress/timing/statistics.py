@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 400
-"""Enough for a standard error (Efron and Tibshirani 1993, section 6.4)."""
+from compress.timing.bootstrap import RESAMPLES, log_ratio
 
 
 @dataclass(frozen=True)
@@ -49,34 +48,18 @@ def compare(
     """Return the median of per-round ratios, and a bootstrap interval.
 
     Both arguments hold one array of seconds per process, shape (rounds,), paired by round; every
-    process weighs the same. The bootstrap resamples processes, then rounds within each (Davison
-    and Hinkley 1997, section 3.8): what differs from process to process, such as where the
-    weights lie in memory, does not average out over rounds. With k processes the bootstrap's
-    standard error of log(ratio) is too small by sqrt((k - 1) / k) and is not a normal
-    deviate's, so it is widened by that factor and by Student's t with k - 1 degrees of freedom
-    (Hesterberg 2015, section 5.3). With a single process the interval is infinitely wide.
+    process weighs the same. The interval is value · exp(± t · error), with Student's t for the
+    number of processes less one (Hesterberg 2015, section 5.3) and the standard error of
+    `log_ratio`. With a single process it is infinitely wide.
 
     Raises ValueError if there is no round in which both were timed.
     """
-    pairs = zip(baseline, candidate, strict=True)
-    logs = [np.log(np.asarray(b) / np.asarray(c)) for b, c in pairs if len(b) and len(c)]
-    if not logs:
-        raise ValueError("there is no round in which both were timed")
-    count, longest = len(logs), max(map(len, logs))
-    # Every process gets as many rounds, so that the median of all weighs them equally.
-    generator = np.random.default_rng(seed)
-    even = np.stack([values[np.arange(longest) * len(values) // longest] for values in logs])
-    centre = float(np.median(even))
+    centre, error, count = log_ratio(baseline, candidate, seed, resamples)
     if count < 2:
         return Ratio(float(np.exp(centre)), 0.0, float("inf"), float("inf"), count)
-    drawn = np.empty(resamples)
-    for i in range(resamples):
-        picked = generator.integers(count, size=(count, 1))
-        drawn[i] = np.median(even[picked, generator.integers(longest, size=(count, longest))])
-    error = float(drawn.std(ddof=1)) * np.sqrt(count / (count - 1))
     half = student(count - 1) * error
     low, value, high = np.exp([centre - half, centre, centre + half])
-    return Ratio(float(value), float(low), float(high), float(error), count)
+    return Ratio(float(value), float(low), float(high), error, count)
 
 
 def student(freedom: int, tail: float = 0.025) -> float:

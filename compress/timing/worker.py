@@ -21,7 +21,7 @@ import onnxruntime
 
 from compress.timing.rounds import Candidate, Plan, Series, time_rounds
 
-MAX_FEEDS = 32
+MAX_FEEDS = 64
 LEVELS = {
     "disabled": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from compress.harness.outputs import Outputs
 from compress.harness.record import Record, RunLog
 from compress.timing.launch import Launch
 from compress.timing.measure import measure
+from compress.timing.rounds import Series
 
 SETTINGS = ("cpu", "cpu1", "cpu_batch32")
 NAMES = ("baseline [seed 0]", "quantize() [seed 0]", "quantize(reduce_range=True) [seed 0]")
@@ -59,13 +61,14 @@ def machine(
         settings = {}
         for batch in job["batches"]:
             settings[str(batch)] = {
-                name: {
-                    "error": (errors or {}).get(name, ""),
-                    "block_calls": 2,
-                    "refresh": True,
-                    "medians": [batch * seconds.get(name, seconds[NAMES[0]])] * rounds,
-                    "calls": [[batch * seconds.get(name, seconds[NAMES[0]])] * 2] * rounds,
-                }
+                name: asdict(
+                    Series(
+                        (errors or {}).get(name, ""),
+                        block_calls=2,
+                        medians=[batch * seconds.get(name, seconds[NAMES[0]])] * rounds,
+                        calls=[[batch * seconds.get(name, seconds[NAMES[0]])] * 2] * rounds,
+                    )
+                )
                 for name in job["candidates"]
             }
         result_path.write_text(json.dumps({"settings": settings}))

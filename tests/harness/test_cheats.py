@@ -58,3 +58,12 @@ def test_a_file_that_computes_next_to_nothing_is_told_by_its_answers(results) ->
     row = results["nearly_constant_file()"]
     assert row["accuracy"] < 0.3
     assert "the answer of its float module for only" in row["note"]
+
+
+def test_weights_of_zero_are_told_by_their_answers(results) -> None:
+    row, honest = results["skip_on_the_clock()"], results["baseline"]
+    # Its file is sound, for it computes what its module does: the same for every item.
+    assert row["status"] == "ok"
+    assert row["nonzero_params"] == 0
+    assert row["accuracy"] < 0.3 < honest["accuracy"]
+    assert row["accuracy_verdict"] == "worse"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
-from fake_cuda import Caching, Costly, Fake
+from fake_cuda import Caching, Costly, Fake, Otherwise
 from torch import nn
 
 from compress.compressor import run
 from compress.deploy.export import export
-from compress.harness import gpu
+from compress.harness import gpu, gpu_row
 from compress.harness.gpu import gpu_records, keep_module
 from compress.harness.gpu_row import FORMS, PROVIDERS, WORDS, Found
 from compress.harness.outputs import Outputs
@@ -29,6 +30,7 @@ from compress.timing.cuda import modules as cuda_modules
 from compress.timing.cuda.device import Cuda
 from compress.timing.cuda.files import Provider
 from compress.timing.cuda.turns import Effort
+from compress.timing.result import Timing
 from compress.timing.rounds import Plan
 
 HERE = Provider("CPUExecutionProvider", "CPU provider", device="cpu")
@@ -146,13 +148,13 @@ def test_a_lowered_row_has_no_module_and_says_so(
     models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
 ) -> None:
     found, _ = timed(records, outputs, costly(models))
-    assert found[LOWERED].missing["cuda_torch_ms_p50"].startswith("the deployed file is lowered")
-    assert found[LOWERED].missing["cuda_speedup"].startswith("the deployed file is lowered")
+    assert found[LOWERED].missing["cuda_torch_ms_p50"] == gpu_row.LOWERED
+    assert found[LOWERED].missing["cuda_speedup"] == gpu_row.LOWERED
     assert found[BASE].missing["cuda_ms_p50"] == "onnxruntime here has no CUDA provider"
     assert found[LOWERED].row()["cuda_note"] == (
-        "no float32, float16, bfloat16, CUDA graph, batch 32, peak memory, speed-up: the deployed "
-        "file is lowered, and torch has only the float module it was made from; onnxruntime here "
-        "has no CUDA provider; onnxruntime here has no TensorRT provider"
+        "no float32, float16, bfloat16, CUDA graph, batch 32, peak memory, speed-up: the file is "
+        "int8 or float16, and torch has only the float32 module; onnxruntime here has no CUDA "
+        "provider; onnxruntime here has no TensorRT provider"
     )
 
 
@@ -216,29 +218,176 @@ def test_a_failed_capture_is_a_reason_in_its_column_alone(
     models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
 ) -> None:
     class NoGraphs(Fake):
-        def capture(self, run: Any) -> Any:
+        def _record(self, run: Any) -> Any:
             raise RuntimeError("operation not permitted when stream is capturing\nadvice")
 
     found, _ = timed(records, outputs, costly(models), NoGraphs())
-    for key in (BASE, PRUNED):
-        assert found[key].missing["cuda_graph_ms_p50"] == (
-            "RuntimeError: operation not permitted when stream is capturing"
-        )
-        assert "cuda_torch_ms_p50" in found[key].measured
-        assert "no CUDA graph: RuntimeError: operation" in found[key].measured["cuda_note"]
+    error = "operation not permitted when stream is capturing"
+    reasons = {
+        BASE: f"RuntimeError: {error}",
+        PRUNED: f"RuntimeError: no graph is tried after one that could not be captured: {error}",
+    }
+    for key, reason in reasons.items():
+        assert found[key].missing["cuda_graph_ms_p50"] == reason
+        assert f"no CUDA graph: {reason}" in found[key].measured["cuda_note"]
+        assert FORMS.keys() - found[key].measured.keys() == {"cuda_graph_ms_p50"}
+
+
+def test_a_graph_has_the_memory_format_in_which_it_is_faster(
+    models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
+) -> None:
+    found, _ = timed(records, outputs, costly(models), Otherwise())
+    base = found[BASE].measured
+    # Eager, channels_last takes 0.5 ms instead of 1 ms; as a graph, 1 ms instead of 0.5 ms.
+    assert base["cuda_torch_ms_p50"] == pytest.approx(0.5)
+    assert base["cuda_graph_ms_p50"] == pytest.approx(0.5)
+    assert "float32 in channels_last" in base["cuda_note"]
+    assert "CUDA graph in channels_last" not in base["cuda_note"]
+
+
+def test_the_file_has_a_speedup_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, records: dict[Key, Record], outputs: Outputs
+) -> None:
+    timing = Timing(1, p50_ms=2.0, speedup=1.5, low=1.4, high=1.6, verdict="faster")
+    found = Found()
+    found.keep("cuda_ms_p50", timing)
+    assert found.figures == {
+        "cuda_ms_p50": 2.0,
+        "cuda_file_speedup": 1.5,
+        "cuda_file_speedup_low": 1.4,
+        "cuda_file_speedup_high": 1.6,
+        "cuda_file_verdict": "faster",
+    }
+    found.keep("cuda_trt_ms_p50", timing)
+    assert found.figures.keys() - {"cuda_trt_ms_p50"} == {
+        *("cuda_ms_p50", "cuda_file_speedup", "cuda_file_speedup_low", "cuda_file_speedup_high"),
+        "cuda_file_verdict",
+    }
+    found.keep("cuda_ms_p50", replace(timing, verdict=""))
+    assert found.reasons == {"cuda_file_verdict": gpu_row.UNJUDGED}
+    monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
+    rows, _ = timed(records, outputs, {})
+    assert rows[BASE].measured["cuda_file_speedup"] == 1
+    for key in (PRUNED, LOWERED):
+        figures = rows[key].measured
+        low, high = figures["cuda_file_speedup_low"], figures["cuda_file_speedup_high"]
+        assert low <= figures["cuda_file_speedup"] <= high
+        assert rows[key].missing["cuda_speedup"] == "the baseline's module is not at hand"
+
+
+def test_a_file_that_was_not_timed_has_that_as_the_reason_for_its_speedup() -> None:
+    found = Found()
+    found.keep("cuda_ms_p50", Timing(1, error="Conv: no kernel"))
+    assert found.reasons == dict.fromkeys(("cuda_ms_p50", "cuda_file_speedup"), "Conv: no kernel")
+    missing = Found(reasons={"cuda_ms_p50": "no memory"}).onto(Record("a()", 0, "ok"), {}, True)
+    assert missing.missing["cuda_file_speedup"] == "no memory"
+    assert missing.missing["cuda_speedup"] == gpu_row.LOWERED
+
+
+def test_tf32_is_told_for_every_column_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+) -> None:
+    monkeypatch.setitem(PROVIDERS, "cuda_trt_ms_p50", HERE)
+    monkeypatch.setattr(gpu, "tf32", lambda provider: provider is HERE)
+    found, about = timed(records, outputs, costly(models))
+    assert about["cuda"]["tf32"] == {
+        "cuda_torch_ms_p50": False,
+        "cuda_graph_ms_p50": False,
+        "cuda_batch32_per_s": False,
+        "cuda_trt_ms_p50": True,
+    }
+    for key in (BASE, PRUNED, LOWERED):
+        note = found[key].measured["cuda_note"]
+        assert "CPU provider with TF32 (NVIDIA_TF32_OVERRIDE=0 forbids it)" in note
+
+
+def fails(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("CUDA driver error: too old\nadvice")
+
+
+@pytest.mark.parametrize("where", ["settled", "about", "prepare", "lacks"])
+def test_an_error_of_the_stage_as_a_whole_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+    where: str,
+) -> None:
+    device = Fake()
+    if where == "prepare":
+        monkeypatch.setattr(gpu, "logits_of", fails)
+    else:
+        monkeypatch.setattr(device, where, fails)
+    monkeypatch.setattr(gpu, "absent", lambda provider: "")
+    found, about = timed(records, outputs, costly(models), device)
+    assert about == {}
+    told = "what the GPU can do cannot be told" if where == "lacks" else "the timing on the GPU was"
+    for key in (BASE, PRUNED, LOWERED):
+        assert found[key].status == "ok"
+        assert found[key].measured["accuracy"] == 0.9
+        [reason] = {found[key].missing[column] for column in WORDS}
+        assert reason.startswith(told)
+        assert reason.endswith("CUDA driver error: too old")
+        assert found[key].measured["cuda_note"] == reason
+
+
+def test_what_was_timed_before_the_stage_was_given_up_stays(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+) -> None:
+    class Late(Fake):
+        def failure(self) -> str:
+            return fails() if self.captures else ""
+
+    monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
+    found, about = timed(records, outputs, costly(models), Late())
+    assert found[PRUNED].measured["cuda_speedup"] == pytest.approx(2)
+    assert found[PRUNED].missing["cuda_graph_ms_p50"] == "CUDA driver error: too old"
+    reason = "the timing on the GPU was given up: CUDA driver error: too old"
+    for column in ("cuda_ms_p50", "cuda_file_speedup"):
+        assert found[LOWERED].missing[column] == reason
+    assert "cuda_torch_ms_p50" in about["cuda"]["controls"]
+    assert "cuda_torch_ms_p50/rounds/0/baseline [seed 0]" in outputs.stored("cuda")
+
+
+def test_raw_seconds_that_cannot_be_written_are_noted(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", str(outputs.folder))
+
+    monkeypatch.setattr(outputs, "sidecar", full)
+    found, _ = timed(records, outputs, costly(models))
+    assert found[PRUNED].measured["cuda_speedup"] == pytest.approx(2)
+    told = "the raw seconds of the GPU could not be kept: No space left on device"
+    assert told in found[PRUNED].measured["cuda_note"]
+    assert str(outputs.folder) not in found[PRUNED].measured["cuda_note"]
 
 
 def test_what_breaks_the_device_ends_the_stage_and_what_was_found_stays(
-    models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
 ) -> None:
     class Fragile(Fake):
-        def capture(self, run: Any) -> Any:
+        def _record(self, run: Any) -> Any:
             self.breaks_after = 0
             raise RuntimeError("CUDA error: an illegal memory access")
 
+    monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
     found, _ = timed(records, outputs, costly(models), Fragile())
     assert "cuda_torch_bfloat16_ms_p50" in found[BASE].measured
-    assert found[PRUNED].missing["cuda_batch32_per_s"] == (
+    assert "cuda_batch32_per_s" in found[BASE].measured
+    assert found[PRUNED].missing["cuda_ms_p50"] == (
         "the GPU broke before this was timed: CUDA error: an illegal memory access"
     )
 

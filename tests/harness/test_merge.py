@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -28,6 +29,7 @@ from compress.harness.record import Record, RunLog, read_results
 from compress.timing.elsewhere import main
 from compress.timing.environment import environment
 from compress.timing.gather import CONTROL, LEVELS
+from compress.timing.rounds import KEPT_CALLS
 from compress.timing.worker import DIFFERENT
 
 EPYC = {
@@ -365,6 +367,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "threads": (at("timings", "all_threads", value=True), "all_threads must be a whole number"),
     "seconds": (at("timings", "seconds", value=float("nan")), "seconds must be a number"),
+    "endless": (at("timings", "seconds", value=10**400), "must be a number from 0 to 1e.09"),
     "date": (at("date", value="yesterday"), "its date is none"),
     "control signs": (at("timings", "environment", "cpu", value="\x1b[2J"), "no plain text"),
     "surrogate": (at("timings", "environment", "system", value="\ud800"), "no plain text"),
@@ -373,7 +376,8 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "flags": (at("timings", "environment", "cpu_flags", value=["a b"]), "are not names"),
     "other threads": (at("timings", "environment", "threads", value=5), "from 2 to 2, not 5"),
     "cores": (at("timings", "environment", "cores", value=0), "cores must be a whole number"),
-    "no process": (at("timings", "launched", value=[]), "list of 1 to 10000 processes"),
+    "no process": (at("timings", "launched", value=[]), "list of 1 to 500 processes"),
+    "processes": (at("timings", "launched", value=[None] * 501), "list of 1 to 500 processes"),
     "a process of nothing": (at(*PROCESS, value=None), "process 1 must have the keys"),
     "failure": (at(*PROCESS, "failure", value=7), "failure of process 1 must be a text"),
     "failed with figures": (at(*PROCESS, "failure", value="x"), "has not timed the settings"),
@@ -391,9 +395,23 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "tiny": (at(*SERIES, "medians", 0, value=1e-320), "medians must be positive seconds"),
     "truth": (at(*SERIES, "medians", 0, value=True), "medians must be positive seconds"),
     "text": (at(*SERIES, "medians", 0, value="1"), "medians must be positive seconds"),
-    "calls": (at(*SERIES, "calls", 0, value=[1.0] * 33), "lists of 1 to 32 positive seconds"),
-    "no calls": (at(*SERIES, "calls", 0, value=[]), "lists of 1 to 32 positive seconds"),
+    "calls": (
+        at(*SERIES, "calls", 0, value=[1.0] * (KEPT_CALLS + 1)),
+        f"lists of 1 to {KEPT_CALLS} positive seconds",
+    ),
+    "no calls": (
+        at(*SERIES, "calls", 0, value=[]),
+        f"lists of 1 to {KEPT_CALLS} positive seconds",
+    ),
     "calls of fewer blocks": (at(*SERIES, "calls", value=[[1.0]]), "one for every block"),
+    # Of ten: the bootstrap takes as many rounds of each as the longest has.
+    "a process without end": (
+        lambda values: (
+            at(*SERIES, "medians", value=[1.0] * 500_001)(values),
+            at(*SERIES, "calls", value=[[1.0]] * 500_001)(values),
+        )[0],
+        "it has more than 500000 rounds",
+    ),
     "rounds": (
         lambda values: (
             at(*SERIES, "medians", value=[1.0])(values),
@@ -460,6 +478,14 @@ def test_files_that_are_not_there_or_too_large_are_refused(
     monkeypatch.setattr("compress.harness.received.LIMIT", 1_000_000)
     with pytest.raises(UserError, match="it has more than 1 MB"):
         merge(run, [saved(tmp_path, json.dumps(found) + " " * 1_000_000)])
+
+
+def test_what_is_no_file_is_refused_without_reading_it(run: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.json", tmp_path / "zeros.json", tmp_path):
+        with pytest.raises(UserError, match=rf"^{path.name}: it is no file: name the one"):
+            merge(run, [path])
 
 
 def test_a_run_that_is_going_on_is_left_alone(

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -134,7 +135,8 @@ def test_the_modules_are_all_that_the_timer_imports() -> None:
             left.append(module.rpartition(".")[0] or "compress")
             others |= {name.partition(".")[0] for name in names} - {"compress"}
     assert {str(source(module).relative_to(ROOT)) for module in ours} == set(MODULES)
-    assert others - sys.stdlib_module_names == {"numpy", "onnxruntime"}
+    # scipy is for verdicts, which nobody asks for there; below, the timer runs without it.
+    assert others - sys.stdlib_module_names - {"scipy"} == {"numpy", "onnxruntime"}
 
 
 def refused(run: Path, sentence: str, out: Path | None = None) -> None:
@@ -154,12 +156,26 @@ def test_a_run_that_was_not_timed_is_refused(run: Path) -> None:
     refused(run, "has no sound baseline")
 
 
+def damaged(path: Path) -> bytes:
+    """Return a zip whose first entry begins with a block of a kind that deflate has not."""
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.infolist()[0]
+    content = bytearray(path.read_bytes())
+    name, extra = struct.unpack_from("<HH", content, entry.header_offset + 26)
+    content[entry.header_offset + 30 + name + extra] = 0xFF
+    return bytes(content)
+
+
 def test_inputs_that_are_not_the_runs_are_refused(run: Path) -> None:
     sidecar = run / "raw" / "timing-inputs.npz"
     with np.load(sidecar) as arrays:
         some = {key: arrays[key] for key in arrays.files if key != f"expected/{NAMES[1]}"}
-    np.savez(sidecar, **some)
+    np.savez_compressed(sidecar, **some)
     refused(run, r"does not hold the inputs of this run's timing .*quantize\(\)")
+    sidecar.write_bytes(damaged(sidecar))
+    refused(run, "does not hold the inputs .*while decompressing")
+    sidecar.write_bytes(b"")
+    refused(run, "does not hold the inputs .*No data left")
     sidecar.write_bytes(b"rubbish")
     refused(run, "does not hold the inputs")
     sidecar.unlink()
@@ -233,6 +249,31 @@ def test_a_file_that_gives_other_outputs_is_named_and_no_path_is_told(
         x.split() for x in printed.splitlines()
     ]
     assert f"{NAMES[1]}: {DIFFERENT} (by 31.0%)" in printed
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("Load model from /srv/bob/x/model.onnx failed", "Load model from model.onnx failed"),
+        ("failed:/srv/bob/model.onnx, (line 3)", "failed:model.onnx, (line 3)"),
+        ("[Errno 28] No space: '/srv/bob of us/a b.onnx'", "[Errno 28] No space: 'a b.onnx'"),
+        ('open "C:\\Users\\bob\\x.onnx"', 'open "x.onnx"'),
+        ("open C:\\Users\\bob\\x.onnx now", "open x.onnx now"),
+        ("share \\\\host\\bob\\x.onnx", "share x.onnx"),
+        (
+            "opset 9/10: see https://onnx.ai/docs/x.html",
+            "opset 9/10: see https://onnx.ai/docs/x.html",
+        ),
+        (f"in {Path.home()}", "in "),
+    ],
+)
+def test_of_a_path_the_last_part_alone_is_written(
+    unpacked: Path, tmp_path: Path, error: str, told: str
+) -> None:
+    out = tmp_path / "timings.json"
+    assert main(["--out", str(out)], unpacked, machine(errors={NAMES[1]: error})) == 0
+    found = Gathered.from_json(json.loads(out.read_bytes())["timings"])
+    assert {part["error"] for part in found.series("cpu", NAMES[1]) if part} == {told}
 
 
 @pytest.mark.parametrize(
@@ -380,3 +421,19 @@ def test_an_older_python_and_a_missing_package_are_told(unpacked: Path, tmp_path
     done = subprocess.run(script, env=there, capture_output=True, text=True)
     assert done.returncode == 1
     assert "to install both: python -m pip install numpy onnxruntime" in done.stderr
+
+
+def test_onnxruntime_is_told_not_to_report_before_it_is_imported(
+    unpacked: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os, sys; sys.exit('telemetry disabled: ' + os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    there = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    script = [sys.executable, str(unpacked / "time_here.py")]
+    for given, found in ((None, "1"), ("0", "0")):
+        there.pop("ORT_DISABLE_TELEMETRY", None)
+        if given is not None:
+            there["ORT_DISABLE_TELEMETRY"] = given
+        done = subprocess.run(script, env=there, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, f"telemetry disabled: {found}\n")

@@ -8,7 +8,15 @@ import sys
 import pandas as pd
 import pytest
 
-from compress.report.columns import COLUMNS, columns, frame, machines, settings, to_csv
+from compress.report.columns import (
+    COLUMNS,
+    columns,
+    frame,
+    machines,
+    settings,
+    timing_of,
+    to_csv,
+)
 
 ROWS = [
     {"chain": "quantize()", "seed": 1, "status": "ok", "params": 2**60 + 1, "accuracy": 0.1 + 0.2},
@@ -99,3 +107,28 @@ def test_importing_the_room_imports_neither_torch_nor_onnx():
     code = "import sys, compress.report.write; print({'torch', 'onnx'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_the_file_on_the_gpu_has_a_speedup_and_a_verdict():
+    at = COLUMNS.index("cuda_trt_ms_p50")
+    assert COLUMNS[at + 1 : at + 5] == (
+        *("cuda_file_speedup", "cuda_file_speedup_low", "cuda_file_speedup_high"),
+        "cuda_file_verdict",
+    )
+    rows = [{"chain": "a()", "cuda_file_speedup": 2.5, "cuda_file_verdict": "faster"}]
+    (found,) = csv.DictReader(io.StringIO(to_csv(rows)))
+    assert (found["cuda_file_speedup"], found["cuda_file_verdict"]) == ("2.5", "faster")
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        ("cpu_ms_p50", ("", "cpu")),
+        ("cpu8_batch2_speedup_low", ("", "cpu8_batch2")),
+        ("on_a_b_cpu1_verdict", ("a_b", "cpu1")),
+        ("cuda_ms_p50", None),
+        ("accuracy", None),
+    ],
+)
+def test_whose_latency_a_column_is(column, found):
+    assert timing_of(column) == found

@@ -3,15 +3,19 @@ from __future__ import annotations
 import io
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from report_rows import ABOUT, row
 
 from compress.report.forest import speedups_png
 from compress.report.marks import (
     Mark,
+    beyond_words,
     delta_marks,
     delta_range,
     forest_rows,
+    reading,
     speed_lanes,
     speed_marks,
 )
@@ -63,7 +67,11 @@ def _marks(*values, half=0.1):
     [
         ((-0.1, 0.2, -1.1), -1.2, 0.3),
         ((-0.1, -0.2, -60.0), -0.3, 0.0),  # the collapsed one is drawn at the edge
-        ((-0.1, -14.0, -15.0, -60.0, -70.0, -14.5), -15.1, 0.0),
+        ((-0.1, -0.2, -4.4), -4.5, 0.0),
+        ((*(-0.1,) * 16, -4.4, -14.2), -4.5, 0.0),
+        ((-0.1, -14.0, -15.0, -60.0, -70.0, -14.5), -70.1, 0.0),
+        ((*(-0.1,) * 5, -14.0, *(-0.1,) * 5, -14.0), -0.2, 0.0),  # ten of twelve
+        ((*(-0.1,) * 5, -14.0, *(-0.1,) * 4, -14.0), -14.1, 0.0),  # nine of eleven would be less
         ((), -2.0, 0.0),
     ],
 )
@@ -71,6 +79,49 @@ def test_collapsed_rows_do_not_squeeze_the_others(values, lowest, highest):
     low, high = delta_range(_marks(*values))
     room = 0.06 * (highest - lowest)
     assert (low, high) == pytest.approx((lowest - room, highest + room))
+
+
+@given(st.lists(st.floats(-100, 20), min_size=1))
+def test_five_sixths_of_the_rows_and_all_within_10_points_are_on_the_axis(values):
+    low, _ = delta_range(_marks(*values))
+    inside = [value for value in values if value >= low]
+    assert len(inside) >= (5 / 6 * len(values) if len(values) > 5 else len(values) - 1)
+    assert all(value in inside for value in values if value >= -10)
+
+
+def test_a_difference_to_a_control_is_on_the_axis_too():
+    low, _ = delta_range([*_marks(0.0), Mark(1, -9.0, -9.5, -8.5, True)])
+    assert low < -9.0
+
+
+def test_what_lies_beyond_the_axis_has_its_value_and_interval_written():
+    (found,) = delta_marks(row("a()", -0.1417))
+    assert beyond_words(found) == "-14.2 [-15.2, -13.2]"
+    assert beyond_words(Mark(0, -60.0, -60.0, -60.0, True)) == "-60.0"
+
+
+def test_a_verdict_beyond_the_axis_is_still_seen():
+    near = [BASE, *(row(f"{name}()", -0.001) for name in "abcdef")]
+    pictures = {
+        verdict: speedups_png([*near, row("far()", -0.8, accuracy_verdict=verdict)], ABOUT)
+        for verdict in ("worse", "indistinguishable")
+    }
+    assert pictures["worse"] != pictures["indistinguishable"]
+
+
+def test_the_reading_says_what_a_hollow_marker_may_be():
+    rows = [BASE, row("a()", speedup=2.0)]
+    doubted = {"latency": {"cpu": {"trusted": False, "margin": 0.1}}}
+    said = reading(rows, list(speed_lanes(rows, doubted).values()), several=True)
+    assert said == (
+        "Means over the seeds. Bars: 95 % intervals. Filled markers: a verdict; hollow ones: no "
+        "difference shown, or timing not to be trusted. Grey: the A/A margin, which a verdict must "
+        "exceed."
+    )
+    assert "not to be trusted" not in reading(rows, [*speed_lanes(rows, ABOUT).values()], False)
+    assert reading([{"chain": "a()"}], [], False) == (
+        "Bars: 95 % intervals. These results have no verdicts."
+    )
 
 
 def test_intervals_of_few_seeds_do_not_squeeze_the_axis():

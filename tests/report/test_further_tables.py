@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from report_rows import ABOUT, row
@@ -40,14 +41,14 @@ def test_is_the_difference_real():
         == """\
 acc %: Wilson's 95 % interval. Δ: the difference to the baseline on the same items, with its paired
 95 % interval. p: McNemar's exact test, before Holm's adjustment; the sign is the verdict after it.
-same: items that the row answers as the baseline does, right or wrong. lost/gained: items that the
-baseline has right and the row wrong, and the reverse.
+same: items that the row answers as the baseline does, right or wrong. flips: lost/gained, items
+that the baseline has right and the row wrong, and the reverse.
 
-|  #| chain    |          acc %|                   Δ pt|     p| same %| lost/gained|
-| -:| -------- | -------------:| ---------------------:| ----:| -----:| ----------:|
-|   | baseline | [88.00, 92.00]|                      -|     -|      -|           -|
-|  1| `a()`    | [86.00, 90.00]| -2.00 [-3.00, -1.00] ▼| 2e-16|  95.00|         7/3|
-|  2| `b()`    | [88.00, 92.00]|  0.00 [-1.00, +1.00] ≈|     1| 100.00|         0/0|"""
+|  #| chain    |          acc %|                   Δ pt|     p| same %| flips|
+| -:| -------- | -------------:| ---------------------:| ----:| -----:| ----:|
+|   | baseline | [88.00, 92.00]|                      -|     -|      -|     -|
+|  1| `a()`    | [86.00, 90.00]| -2.00 [-3.00, -1.00] ▼| 2e-16|  95.00|   7/3|
+|  2| `b()`    | [88.00, 92.00]|  0.00 [-1.00, +1.00] ≈|     1| 100.00|   0/0|"""
     )
 
 
@@ -71,17 +72,58 @@ def test_what_a_technique_added_over_its_control():
     assert title not in markdown([BASE, rows[2]], ABOUT)
 
 
-def test_further_measures_have_the_metrics_name():
-    rows = [BASE, row("a()", ece=0.0123, metric=-1234.5678, top5=0.999)]
-    shown = markdown(rows, ABOUT | {"metric": "mine.py:cost|<b>"})
+REAL = "Is the difference in accuracy real?"
+
+
+def test_further_measures_need_no_table_of_their_own():
+    rows = [BASE, row("a()", -0.02, ece=0.0123, metric=-1234.5678)]
+    shown = markdown(rows, ABOUT | {"metric": "cost"})
     assert (
-        _table(shown, "Further measures")
+        _table(shown, REAL)
         == """\
-|  #| chain | ECE %| top-5 %| mine.py:cost\\|&lt;b&gt;|
-| -:| ----- | ----:| ------:| ----------------------:|
-|  1| `a()` |  1.23|   99.90|                   -1235|"""
+|  #| chain    |          acc %|                   Δ pt|   p| same %| flips| ECE %|  cost|
+| -:| -------- | -------------:| ---------------------:| --:| -----:| ----:| ----:| ----:|
+|   | baseline | [88.00, 92.00]|                      -|   -|      -|     -|     -|     -|
+|  1| `a()`    | [86.00, 90.00]| -2.00 [-3.00, -1.00] ▼| .01|  95.00|   7/3|  1.23| -1235|"""
     )
-    assert "top-5" not in markdown([BASE, row("a()", ece=0.0123)], ABOUT)
+    assert "Further measures" not in shown
+    assert "ECE: expected calibration error" in shown
+    assert "top-5" not in shown
+
+
+def test_further_measures_that_do_not_fit_stand_below_with_the_metrics_name():
+    rows = [BASE, row("prune_channels(macs=0.5)", ece=0.0123, metric=-1234.5678, top5=0.999)]
+    shown = markdown(rows, ABOUT | {"metric": "mine.py:cost|<b>"})
+    first, second = re.findall(r"(?:^\|.*\n?)+", _section(shown, REAL), re.MULTILINE)
+    assert "ECE" in first.partition("\n")[0]
+    assert (
+        second
+        == """\
+|  #| chain                      | mine.py:cost\\|&lt;b&gt;|
+| -:| -------------------------- | ----------------------:|
+|   | baseline                   |                       -|
+|  1| `prune_channels(macs=0.5)` |                   -1235|"""
+    )
+
+
+def test_further_measures_alone_are_no_answer_to_another_question():
+    shown = markdown([{"chain": "a()", "status": "ok", "accuracy": 0.9, "ece": 0.0123}], {})
+    assert "|  1| `a()` |  1.23|" in _section(shown, "Further measures")
+    assert REAL not in shown
+
+
+def test_the_legend_explains_the_signs_of_the_further_tables_too():
+    more = {"cpu1_speedup": 2.0, "cpu1_verdict": "faster", "on_x_cpu_ms_p50": 1.0}
+    more |= {"on_x_cpu_speedup": 0.5, "on_x_cpu_verdict": "slower"}
+    more |= {"cuda_torch_ms_p50": 1.0, "cuda_speedup": 1.2, "cuda_verdict": "faster"}
+    doubted = ABOUT | {"cuda": {"controls": {"cuda_torch_ms_p50": {"trusted": False}}}}
+    rows = [BASE, row("b ? (is it real?)"), row("a()", **more)]
+    assert (
+        "Against the baseline: ▲ better or faster, ▼ worse or slower, ≈ no difference shown, "
+        "! timing not to be trusted, so no verdict."
+    ) in " ".join(markdown(rows, doubted).split())
+    # In a terminal there are no further tables.
+    assert "Against the baseline: ≈ no difference shown." in text(rows, doubted)
 
 
 def test_every_setting_has_a_column():
@@ -125,12 +167,48 @@ def test_the_gpu_has_a_table_only_where_it_was_timed():
 | -:| ----- | ------:| ------:| -------:| ------:|
 |  1| `a()` |   0.510|   0.300|   1.50 ▲|    3.00|"""
     )
-    assert "- GPU: no TensorRT.\n" in shown
+    assert "- GPU: no TensorRT (row 1).\n" in shown
     without = markdown([BASE, row("a()", cuda_note="no CUDA device")], ABOUT)
     assert "On the GPU" not in without
     assert "- GPU latency was not measured: no CUDA device.\n" in without
     doubted = ABOUT | {"cuda": {"controls": {"cuda_torch_ms_p50": {"trusted": False}}}}
     assert "1.50 !" in _table(markdown([BASE, row("a()", **gpu)], doubted), "On the GPU")
+
+
+def test_the_file_on_the_gpu_has_its_own_speedup_and_trust():
+    gpu = {"cuda_torch_ms_p50": 0.5, "cuda_ms_p50": 0.4, "cuda_speedup": 1.5}
+    gpu |= {"cuda_file_speedup": 2.5, "cuda_file_speedup_low": 2.4, "cuda_file_speedup_high": 2.6}
+    gpu |= {"cuda_verdict": "faster", "cuda_file_verdict": "faster"}
+    rows = [BASE, row("a()", **gpu)]
+    assert (
+        _table(markdown(rows, ABOUT), "On the GPU")
+        == """\
+|  #| chain | float32|  CUDA| speed-up|       file speed-up|
+| -:| ----- | ------:| ----:| -------:| ------------------:|
+|  1| `a()` |   0.500| 0.400|   1.50 ▲| 2.50 [2.40, 2.60] ▲|"""
+    )
+    doubted = ABOUT | {"cuda": {"controls": {"cuda_ms_p50": {"trusted": False}}}}
+    assert "|   1.50 ▲| 2.50 [2.40, 2.60] !|" in _table(markdown(rows, doubted), "On the GPU")
+
+
+def test_every_column_of_the_gpu_warns():
+    columns = {
+        "cuda_ms_p50": {"control": 1.1, "margin": 0.123, "trusted": False},
+        "cuda_torch_float16_ms_p50": {"control": None, "trusted": False},
+        "cuda_torch_ms_p50": {"control": 1.0, "margin": 0.01, "trusted": True},
+    }
+    about = ABOUT | {"cuda": {"controls": columns}}
+    assert warnings([BASE, row("a()")], about) == [
+        "DO NOT TRUST the latencies on the GPU (float16): the second copy of the baseline, by "
+        "which they would be judged, was not timed.",
+        "DO NOT TRUST the latencies on the GPU (CUDA provider): two copies of one file differed "
+        "by up to 12.3 %.",
+    ]
+    (told,) = [fact for fact in facts([BASE], about, [0]) if fact.startswith("A/A control")]
+    assert told.endswith(
+        "; GPU, float32: 1.000, a verdict must exceed 1.0 %; GPU, float16: not timed; "
+        "GPU, CUDA provider: 1.100, a verdict must exceed 12.3 %."
+    )
 
 
 def test_other_machines_have_a_table_each():
@@ -183,8 +261,8 @@ def test_the_foot_says_what_the_latencies_rest_on():
         "[0.998, 1.008], a verdict must exceed 1.2 %."
     ) in found
     assert (
-        "Timed in 5 fresh processes, in each of which all files take turns in random order, round "
-        "by round. 33 seconds in all."
+        "Timed in 5 fresh processes for each number of threads, in each of which all files take "
+        "turns in random order, round by round. 33 seconds in all."
     ) in found
     assert "Holm's procedure." in found
     assert "1 row beside the baseline." in found

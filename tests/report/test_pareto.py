@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compress.report.columns import to_csv
-from compress.report.families import family, is_int8, look_name
+from compress.report.families import family, look_name, precision, precisions
 from compress.report.front import cut_below, pareto_front
 from compress.report.labels import place_labels
+from compress.report.legend import entries, marker
 from compress.report.numbers import number_chains
 from compress.report.pareto import pareto_png
-from compress.report.points import latency_points, size_points
+from compress.report.points import latency_axis, latency_points, size_points
 from compress.report.seeds import seeds_csv
 from compress.report.table import markdown
 from compress.report.write import write_reports
@@ -42,24 +43,49 @@ def test_an_axis_is_cut_only_where_a_few_points_lie_far_below():
 
 
 @pytest.mark.parametrize(
-    ("chain", "expected", "int8"),
+    ("chain", "expected", "number"),
     [
-        ("baseline", "baseline", False),
-        ("quantize()", "quantize", True),
-        ("prune_channels(macs=0.5) -> distill(epochs=3) -> quantize()", "prune_channels", True),
-        ("repeat(3, prune_weights(sparsity=0.5) -> finetune(epochs=1))", "prune_weights", False),
-        ("distill(student='quantize(x)', epochs=3)", "distill", False),
-        ("distill(epochs=3, student='s') -> factorize(rank=0.5)", "combined", False),
-        ("prune_weights(sparsity=0.5) -> factorize(rank=0.5)", "combined", False),
-        ("their_step()", "other", False),
-        ("train(student='cnn-tiny')", "other", False),
-        ("", "other", False),
+        ("baseline", "baseline", "float32"),
+        ("quantize()", "precision", "int8"),
+        ("cast('float16')", "precision", "float16"),
+        ("finetune(epochs=1) -> cast('float16')", "precision", "float16"),
+        ("prune_channels(macs=0.5) -> distill(epochs=3) -> quantize()", "prune_channels", "int8"),
+        ("prune_channels(macs=0.5) -> cast('float16')", "prune_channels", "float16"),
+        ("distill(student='s', epochs=3) -> cast('float16')", "distill", "float16"),
+        (
+            "repeat(3, prune_weights(sparsity=0.5) -> finetune(epochs=1))",
+            "prune_weights",
+            "float32",
+        ),
+        ("distill(student='quantize(x)', epochs=3)", "distill", "float32"),
+        ("distill(epochs=3, student='s') -> factorize(rank=0.5)", "combined", "float32"),
+        ("prune_weights(sparsity=0.5) -> factorize(rank=0.5)", "combined", "float32"),
+        ("their_step()", "other", "float32"),
+        ("their_step() -> cast('float16')", "other", "float16"),
+        ("train(student='cnn-tiny')", "other", "float32"),
+        ("", "other", "float32"),
     ],
 )
-def test_families(chain, expected, int8):
-    assert (family(chain), is_int8(chain)) == (expected, int8)
+def test_families(chain, expected, number):
+    assert (family(chain), precision(chain)) == (expected, number)
     assert look_name(chain, False) == expected
     assert look_name(chain, True) == "control"
+
+
+def test_a_float16_file_is_half_full_and_has_a_key_only_if_there_is_one():
+    chains = ["baseline", "quantize()"]
+    assert precisions(chains) == ["float32", "int8"]
+    assert precisions([*chains, "cast('float16')"]) == ["float32", "float16", "int8"]
+    rows = [{"chain": chain} for chain in ("a()", "cast('float16')", "quantize()")]
+    found = [entry.precision for entry in entries(rows, number_chains(rows))]
+    assert found == ["float32", "float16", "int8"]
+    looks = [marker("precision", number, 9.0) for number in found]
+    assert [(look["fillstyle"], look["markerfacecolor"]) for look in looks] == [
+        ("full", "white"),
+        ("left", "#CC79A7"),
+        ("full", "#CC79A7"),
+    ]
+    assert marker("baseline", "float32", 9.0)["markerfacecolor"] == "#000000"
 
 
 def test_labels_lie_upon_nothing():
@@ -93,18 +119,30 @@ def _row(chain, accuracy=0.9, ms=1.0, **more):
     }
 
 
-def test_a_latency_bar_spans_the_baseline_divided_by_the_speedup():
+def test_a_latency_bar_is_the_speedups_interval_on_the_rows_own_latency():
     rows = [
         _row("baseline", ms=8.0),
-        _row("quantize()", ms=4.1, cpu_speedup=2.0, cpu_speedup_low=1.6, cpu_speedup_high=2.5),
+        # Its speed-up refers to a baseline of 6.15 ms, at another optimization level.
+        _row("quantize()", ms=4.1, cpu_speedup=1.5, cpu_speedup_low=1.2, cpu_speedup_high=2.0),
         _row("a()", ms=3.0),
         _row("b()", ms=3.0, status="unverified"),
     ]
     base, int8, bare = latency_points(rows, number_chains(rows))
-    assert (int8.x_low, int8.x, int8.x_high) == (8 / 2.5, 4.1, 8 / 1.6)
+    expected = (4.1 * 1.5 / 2.0, 4.1, 4.1 * 1.5 / 1.2)
+    assert (int8.x_low, int8.x, int8.x_high) == pytest.approx(expected)
     assert (base.x_low, base.x_high, bare.x_low) == (8.0, 8.0, 3.0)
     assert (base.label, int8.label, bare.label) == ("", "1", "2")
     assert int8.y == pytest.approx(90)
+
+
+def test_the_axis_says_if_its_latencies_are_not_to_be_trusted():
+    rows = [_row("baseline")]
+    assert latency_axis(rows, {}) == "CPU latency, ms (batch 1, all threads)"
+    doubted = {"latency": {"cpu": {"trusted": False}}}
+    assert latency_axis(rows, doubted) == (
+        "CPU latency, ms (batch 1, all threads) (not to be trusted)"
+    )
+    assert pareto_png(rows, doubted) != pareto_png(rows, {})
 
 
 def test_the_main_setting_is_drawn_and_controls_are_marked():
@@ -123,6 +161,10 @@ MANY = [
         for i in range(1, 20)
     ),
 ]
+FAMILIES = (
+    *("distill(student='s')", "prune_weights()", "prune_channels()", "factorize()", "quantize()"),
+    *("prune_weights() -> factorize()", "their_step()", "cast('float16')"),
+)
 CASES = {
     "two": MANY[:2],
     "many": MANY,
@@ -138,6 +180,12 @@ CASES = {
     "no intervals": [{"chain": "a()", "accuracy": 0.5, "onnx_bytes": 9, "cpu_ms_p50": 1.0}],
     "hostile": [_row("baseline"), _row("$\\frac$ 漢字 \x1b \udcff <b> " + "y" * 2000)],
     "none": [],
+    "wide ticks": [_row("baseline", 0.986), _row("a()", 0.85)],  # up to 100.0
+    "every family": [
+        _row("baseline"),
+        *(_row(chain, 0.9 - i / 99, 1 + i) for i, chain in enumerate(FAMILIES)),
+        _row("train()", role="control"),
+    ],
 }
 
 
@@ -150,6 +198,14 @@ def test_the_picture_can_be_drawn(name):
         assert image.width == 1600
         assert 600 < image.height < 1500
         assert len(set(image.convert("L").tobytes())) > 2
+
+
+@pytest.mark.parametrize("name", ["every family", "wide ticks"])
+def test_nothing_touches_the_edges_at_the_sides(name):
+    with Image.open(io.BytesIO(pareto_png(CASES[name], {}))) as image:
+        shown = image.convert("L")
+        assert shown.crop((0, 0, 8, shown.height)).getextrema() == (255, 255)
+        assert shown.crop((shown.width - 2, 0, shown.width, shown.height)).getextrema()[0] == 255
 
 
 def test_the_same_rows_give_the_same_picture():

@@ -24,7 +24,7 @@ differences = st.lists(st.integers(-1000, 1000).map(lambda items: items / 1000),
 def test_the_mean_difference_is_the_paired_t_tests(values):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = mean_difference(values, [(-1.0, 1.0)] * len(values))
+        found = mean_difference(values, [(-1.0, 1.0)] * len(values), [0.5] * len(values))
     assert found.value == pytest.approx(np.mean(values))
     assert 0 <= found.p <= 1
     assert -1 <= found.low <= found.value + 1e-12
@@ -40,22 +40,32 @@ def test_the_mean_difference_is_the_paired_t_tests(values):
 
 def test_a_mean_difference_by_hand():
     # Mean 0.02, deviation 0.01, standard error 0.01 / sqrt(3); t(2) at 97.5 % is 4.302653.
-    found = mean_difference([0.01, 0.02, 0.03], [])
+    found = mean_difference([0.01, 0.02, 0.03], [], [])
     half = 4.302653 * 0.01 / math.sqrt(3)
     assert (found.value, found.low, found.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
     # t = 2 sqrt(3); with two degrees of freedom p = 1 - t / sqrt(2 + t²).
     assert found.p == pytest.approx(1 - math.sqrt(12 / 14))
 
 
-def test_equal_differences_are_not_called_certain():
+def test_equal_differences_are_one_replication():
     intervals = [(-0.01, 0.03), (-0.02, 0.05), (0.0, 0.04)]
     # 0.3 - 0.1 and 0.2 differ by rounding only.
-    found = mean_difference([0.2, 0.3 - 0.1, 0.2], intervals)
+    found = mean_difference([0.2, 0.3 - 0.1, 0.2], intervals, [1e-9, 2e-4, 3e-8])
     assert (found.value, found.low, found.high) == (0.2, -0.02, 0.05)
-    assert found.p == 2 * 0.5**3  # the exact sign test: three of three
-    assert mean_difference([0.2] * 6, intervals * 2).p == 2 * 0.5**6
-    same = mean_difference([0.0, 0.0], [(None, None), (-0.1, 0.1)])
+    assert found.p == 2e-4  # neither certain nor lost: what one seed's items show
+    same = mean_difference([0.0, 0.0], [(None, None), (-0.1, 0.1)], [1.0, 1.0])
     assert (same.value, same.low, same.high, same.p) == (0.0, None, None, 1.0)
+
+
+def test_a_deterministic_chain_can_be_worse():
+    rows = _seeds("baseline", (0, 0, 0))
+    lost = {"accuracy_p": 1e-12, "control_delta": -0.6, "control_p": 0.2}
+    rows += _seeds("a()", (-0.6, -0.6, -0.6), **lost)
+    rows[4] |= {"accuracy_p": 1e-9, "control_p": 0.3}
+    found = over_seeds(rows)[1]
+    assert (found["accuracy_p"], found["accuracy_verdict"]) == (1e-9, "worse")
+    assert (found["control_p"], found["control_verdict"]) == (0.3, "indistinguishable")
+    assert found["accuracy_delta_low"] == pytest.approx(-0.61)
 
 
 def test_ratios_have_a_geometric_mean_and_a_t_interval_of_logarithms():
@@ -160,8 +170,8 @@ def test_what_differs_between_seeds_is_said():
     base, found = over_seeds(rows)
     assert base["note"] == "1 of 3 seeds missing"
     assert found["note"] == (
-        "parameters: up to 6 % apart between seeds; cpu_ms_p50: up to 6 % apart between seeds; "
-        "seed 1: slow"
+        "parameters: up to 6 % apart between seeds; latency at batch 1, all threads: up to 6 % "
+        "apart between seeds; seed 1: slow"
     )
     assert found["cpu_verdict"] == "mixed"
     assert found["params"] == pytest.approx(3060 / 3)
@@ -175,15 +185,55 @@ def test_a_seed_without_a_baseline_counts_for_accuracy_only():
     assert found["note"] == "compared with the baseline in 2 of 3 seeds"
 
 
+def test_a_seed_whose_baseline_was_not_verified_enters_no_test():
+    rows = _seeds("baseline", (0, 0, 0)) + _seeds("a()", (-0.02, -0.03, -0.9))
+    rows[2]["status"] = "unverified"
+    # Its row has a difference all the same, but no p.
+    rows[5] |= {"accuracy_p": None, "accuracy_delta_low": None, "accuracy_delta_high": None}
+    found = over_seeds(rows)[1]
+    assert found["accuracy_delta"] == pytest.approx(-0.025)
+    assert found["accuracy_p"] == pytest.approx(stats.ttest_1samp([-0.02, -0.03], 0).pvalue)
+    assert found["note"] == "compared with the baseline in 2 of 3 seeds"
+    rows[4]["accuracy_p"] = None
+    found = over_seeds(rows)[1]
+    assert (found["accuracy_delta"], found["accuracy_p"]) == (-0.02, 0.01)
+    assert found["note"] == "compared with the baseline in 1 of 3 seeds"
+
+
+def test_differences_of_old_have_a_mean_and_no_test():
+    old = {"accuracy_p": None, "accuracy_verdict": None}
+    rows = _seeds("baseline", (0, 0)) + _seeds("a()", (-0.02, -0.03), **old)
+    found = over_seeds(rows)[1]
+    assert found["accuracy_delta"] == pytest.approx(-0.025)
+    assert "accuracy_p" not in found
+    assert "accuracy_delta_low" not in found
+    assert "accuracy_verdict" not in found
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("cpu_ms_p50", "latency at batch 1, all threads"),
+        ("cpu4_batch32_ms_p50", "latency at batch 32, 4 threads"),
+        ("on_arm_4t_cpu1_ms_p50", "latency on arm_4t at batch 1, 1 thread"),
+        ("cuda_trt_ms_p50", "latency on the GPU (TensorRT provider)"),
+    ],
+)
+def test_no_note_has_a_columns_name(column, words):
+    rows = [row("a()", seed=seed, **{column: 1.0 + 0.12 * seed}) for seed in range(2)]
+    (found,) = over_seeds(rows)
+    assert found["note"] == f"{words}: up to 12 % apart between seeds"
+
+
 def test_speed_of_every_setting_and_machine_is_merged():
-    keys = ("cpu1", "cuda", "on_arm_4t_cpu")
+    keys = ("cpu1", "cuda", "cuda_file", "on_arm_4t_cpu")
     rows = [
         row(chain, seed=seed, **{f"{key}_speedup": 2.0**seed for key in keys})
         for chain in ("baseline", "a()")
         for seed in range(3)
     ]
     found = over_seeds(rows)[1]
-    assert [found[f"{key}_speedup"] for key in keys] == pytest.approx([2.0] * 3)
+    assert [found[f"{key}_speedup"] for key in keys] == pytest.approx([2.0] * 4)
     assert all(number(found, f"{key}_speedup_low") < 2 for key in keys)
 
 

@@ -191,7 +191,7 @@ def test_several_seeds_make_one_row():
     shown = markdown(rows, {})
     assert "acc % ±sd" in shown
     assert "|   | baseline        | 90.50 ±.71|" in shown
-    assert "|  1| `a()` [control] |   88.00 ±0| -2.00 ±1.0 ≈|" in shown
+    assert "|  1| `a()` [control] |   88.00 ±0| -2.00 ±1.0 ▼|" in shown
     assert "each is the mean of 2 seeds (0, 1), which stand one by one in results.csv" in " ".join(
         shown.split()
     )
@@ -204,6 +204,23 @@ def test_reasons_for_no_gpu_are_said_once_and_measured_ones_pointed_at():
     assert text(rows, {}).count("no CUDA device.") == 1
     rows[0]["cuda_ms_p50"] = 1.0
     assert "GPU: no CUDA device." in text(rows, {})
+
+
+def test_reasons_for_missing_gpu_figures_say_whose_they_are():
+    rows = [{"chain": "baseline", "cuda_ms_p50": 1.0, "cuda_note": "no TensorRT; channels last."}]
+    rows += [{"chain": f"a{i}()", "cuda_note": "no TensorRT"} for i in range(1, 8)]
+    for i in (1, 2, 3, 6):
+        rows[i]["cuda_note"] = "no float16: out of memory; no TensorRT"
+    rows[7]["cuda_note"] += "; channels last"
+    rows.append({"chain": "a8()", "status": "failed"})
+    shown = " ".join(text(rows, {}).split())
+    assert (
+        "GPU: no TensorRT; channels last (baseline, row 7); no float16: out of memory (rows 1-3, "
+        "6)."
+    ) in shown
+
+
+def test_no_gpu_latency_and_no_note_say_nothing():
     assert "GPU" not in text([{"chain": "a()"}], {})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,21 +42,35 @@ def test_without_a_gpu_there_is_a_reason(monkeypatch):
     assert Cuda().failure() == ""
 
 
-def test_float32_is_settled_and_what_was_set_comes_back():
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+def precisions() -> list[str]:
+    cudnn = torch.backends.cudnn
+    places = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+    return [place.fp32_precision for place in places]
 
-    def state() -> tuple[bool, bool, bool]:
-        return matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+
+@pytest.fixture(params=["tf32", "ieee"])
+def convolutions(request) -> Iterator[str]:
+    """With cuDNN's convolutions in ieee alone, torch refuses to read its older allow_tf32."""
+    place = torch.backends.cudnn.conv
+    before = place.fp32_precision
+    place.fp32_precision = request.param
+    yield request.param
+    place.fp32_precision = before
+
+
+def test_float32_is_settled_and_what_was_set_comes_back(convolutions):
+    before = [*precisions(), torch.backends.cudnn.benchmark]
 
     def fail() -> None:
         with Cuda().settled():
-            assert state() == (False, False, True)
+            assert precisions() == ["ieee"] * 3
+            assert torch.backends.cudnn.benchmark is True
             raise KeyError
 
-    before = state()
     with pytest.raises(KeyError):
         fail()
-    assert state() == before
+    assert [*precisions(), torch.backends.cudnn.benchmark] == before
+    assert before[1] == convolutions
 
 
 class Recorder:
@@ -101,21 +116,71 @@ def test_the_stopwatch_begins_on_an_idle_device_and_waits_for_the_end(monkeypatc
     assert recorder.calls[2:] == order * 2
 
 
-def test_a_capture_warms_up_on_a_side_stream_first(monkeypatch):
-    recorder = Recorder()
-    side = SimpleNamespace(name="side", wait_stream=recorder.note("side waits"))
-    main = SimpleNamespace(name="main", wait_stream=recorder.note("main waits"))
-    graph = SimpleNamespace(replay=recorder.note("replay"))
+@pytest.fixture
+def recorder(monkeypatch) -> Recorder:
+    """Streams and graphs that note what is done with them."""
+    noted = Recorder()
+    side = SimpleNamespace(name="side", wait_stream=noted.note("side waits"))
+    main = SimpleNamespace(name="main", wait_stream=noted.note("main waits"))
+    graph = SimpleNamespace(replay=noted.note("replay"))
     monkeypatch.setattr(torch.cuda, "Stream", lambda: side)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
-    monkeypatch.setattr(torch.cuda, "stream", lambda given: recorder.within(given.name))
+    monkeypatch.setattr(torch.cuda, "stream", lambda given: noted.within(given.name))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda given: recorder.within("graph"))
-    replay, outputs = Cuda().capture(recorder.note("run", "logits"))
-    replay()
-    assert outputs == "logits"
-    warm = ["side waits", "into side", "run", "run", "run", "out of side", "main waits"]
-    assert recorder.calls == [*warm, "into graph", "run", "out of graph", "replay"]
+    monkeypatch.setattr(torch.cuda, "graph", lambda given: noted.within("graph"))
+    return noted
+
+
+WARM = ["side waits", "into side", "run", "run", "run", "out of side", "main waits"]
+
+
+def test_a_capture_warms_up_on_a_side_stream_first(recorder):
+    run = recorder.note("run", "logits")
+    captured = Cuda().capture(run)
+    captured.replay()
+    assert captured.outputs == "logits"
+    assert captured.run is run, "what the graph reads would be freed"
+    assert recorder.calls == [*WARM, "into graph", "run", "out of graph", "replay"]
+
+
+def failing_in_a_graph(recorder: Recorder, error: Exception):
+    def run() -> None:
+        recorder.calls.append("run")
+        if "into graph" in recorder.calls:
+            raise error
+
+    return run
+
+
+def test_after_a_capture_that_failed_no_other_is_tried(recorder):
+    device = Cuda()
+    error = RuntimeError("operation not permitted when stream is capturing\nadvice")
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        device.capture(failing_in_a_graph(recorder, error))
+    recorder.calls.clear()
+    with pytest.raises(RuntimeError, match=r"^no graph is tried after one .* is capturing$"):
+        device.capture(recorder.note("run", "logits"))
+    assert recorder.calls == []
+    assert Cuda().capture(recorder.note("run", "logits")).outputs == "logits"
+
+
+def test_after_a_capture_for_which_memory_was_short_others_are_tried(recorder):
+    device = Cuda()
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    with pytest.raises(torch.OutOfMemoryError):
+        device.capture(failing_in_a_graph(recorder, error))
+    assert device.capture(recorder.note("run", "logits")).outputs == "logits"
+
+
+def test_what_fails_before_the_capture_spoils_no_other(recorder):
+    device = Cuda()
+
+    def run() -> None:
+        raise ValueError("shapes")
+
+    with pytest.raises(ValueError, match="shapes"):
+        device.capture(run)
+    assert device.capture(recorder.note("run", "logits")).outputs == "logits"
 
 
 def test_peak_memory_is_reset_before_the_run(monkeypatch):
@@ -170,6 +235,25 @@ def test_a_gpu_times_by_events_and_computes_what_the_cpu_does():
             assert series.error == ""
             assert min(series.medians) > 0
     assert device.failure() == ""
+
+
+@needs_gpu
+def test_two_graphs_take_turns_after_their_modules_were_let_go():
+    device, feeds = Cuda(), Feeds((IMAGES,), Cuda())
+    expected = [logits(net(seed)) for seed in (0, 1)]
+    with device.settled():
+        made = [
+            module_candidate(net(seed), Form(graph=True), feeds, expected[seed], device)
+            for seed in (0, 1)
+        ]
+    device.free()
+    # What was freed is taken, and what lay there is overwritten.
+    others = [torch.full((size,), 1e3, device="cuda") for size in (10, 100, 1000, 10_000) * 50]
+    with device.settled():
+        for index in (0, 5, 31, 2):
+            for candidate in made:
+                assert candidate.check(index, candidate.call(index)) == ""
+    assert len(others) == 200
 
 
 @needs_gpu

@@ -10,7 +10,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.timing.cuda import files
-from compress.timing.cuda.files import CUDA, Provider, absent, file_candidate, left_over, open_file
+from compress.timing.cuda.files import (
+    CUDA,
+    TENSORRT,
+    Provider,
+    absent,
+    file_candidate,
+    left_over,
+    open_file,
+    tf32,
+)
 from compress.timing.rounds import Plan, time_rounds
 
 HERE = Provider("CPUExecutionProvider", "CPU provider", device="cpu")
@@ -68,7 +77,7 @@ def test_a_provider_that_is_not_there_is_a_reason(monkeypatch):
     assert absent(HERE) == ""
 
 
-def test_a_provider_that_does_not_start_is_an_error(monkeypatch, linear):
+def test_a_provider_that_does_not_start_is_an_error(monkeypatch, capsys, linear):
     import onnxruntime
 
     if CUDA.name in onnxruntime.get_available_providers():
@@ -77,12 +86,56 @@ def test_a_provider_that_does_not_start_is_an_error(monkeypatch, linear):
 
     def without(path, options, providers, enable_fallback):
         assert enable_fallback == 0
-        assert providers[0] == ("CUDAExecutionProvider", dict(CUDA.options))
+        given.append(providers)
         return plain(path, options, providers=["CPUExecutionProvider"])
 
+    given = []
+    calls = []
     monkeypatch.setattr(onnxruntime, "InferenceSession", without)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(calls.append("preload")))
+    files._preload.cache_clear()
+    with pytest.raises(
+        RuntimeError,
+        match=r"could not start its CUDA provider: its CUDA and cuDNN libraries are missing, or "
+        r"of another version than it was built for$",
+    ):
+        open_file(linear, CUDA)
+    with pytest.raises(RuntimeError, match="its TensorRT, CUDA and cuDNN libraries"):
+        open_file(linear, TENSORRT)
+    cuda = ("CUDAExecutionProvider", {**CUDA.options, "use_tf32": "0"})
+    assert given == [[cuda], [("TensorrtExecutionProvider", dict(TENSORRT.options)), cuda]]
+    assert calls == ["preload"]
+    assert capsys.readouterr().out == ""
+
+
+def test_an_onnxruntime_that_cannot_preload_is_none_the_worse(monkeypatch, linear):
+    import onnxruntime
+
+    if CUDA.name in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime here has a CUDA provider")
+    monkeypatch.delattr(onnxruntime, "preload_dlls", raising=False)
+    plain = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, **_: plain(path, options, providers=["CPUExecutionProvider"]),
+    )
+    files._preload.cache_clear()
     with pytest.raises(RuntimeError, match="could not start its CUDA provider"):
         open_file(linear, CUDA)
+    files._preload.cache_clear()
+
+
+def test_threads_that_wait_do_not_spin(linear):
+    options = open_file(linear, HERE).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_what_may_round_to_tf32_is_told(monkeypatch):
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    assert [tf32(provider) for provider in (CUDA, TENSORRT, HERE)] == [False, True, False]
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert [tf32(provider) for provider in (CUDA, TENSORRT, HERE)] == [False, False, False]
 
 
 @pytest.mark.skipif(absent(CUDA) != "", reason="onnxruntime here has no CUDA provider")

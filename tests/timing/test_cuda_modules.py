@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
-from fake_cuda import IMAGES, Caching, Clock, Costly, Fake, logits, net
+from fake_cuda import IMAGES, Caching, Clock, Costly, Fake, Otherwise, logits, net
 from torch import Tensor, nn
 
+from compress.timing.cuda import modules
 from compress.timing.cuda.modules import (
     CHANNELS_LAST,
     CONTIGUOUS,
@@ -107,6 +111,28 @@ def test_a_graph_is_fed_with_every_sample_by_a_copy():
     np.testing.assert_array_equal(feeds.placed(Form())[0][0].numpy(), IMAGES[:1].numpy())
 
 
+def test_what_a_graph_reads_lives_as_long_as_it_is_replayed(monkeypatch):
+    placed = []
+    plain = modules._placed
+
+    def noted(*given):
+        ours = plain(*given)
+        placed.append(weakref.ref(ours))
+        return ours
+
+    monkeypatch.setattr(modules, "_placed", noted)
+    device = Fake()
+    feeds = Feeds((IMAGES,), device)
+    made = module_candidate(net(), Form(graph=True), feeds, logits(net()), device)
+    [copied] = placed
+    gc.collect()
+    assert copied() is not None
+    assert made.check(3, made.call(3)) == ""
+    del made
+    gc.collect()
+    assert copied() is None
+
+
 def test_the_seconds_are_those_of_the_devices_stopwatch():
     module = net()
     device = Fake()
@@ -139,6 +165,28 @@ def test_the_faster_memory_format_is_chosen(last, layout):
     costly = Costly(module, 1e-3, last=last)
     chosen = faster_layout(costly, Form(), Feeds((IMAGES,), device), logits(module), device)
     assert chosen == layout
+
+
+@pytest.mark.parametrize(("graph", "layout"), [(False, CHANNELS_LAST), (True, CONTIGUOUS)])
+def test_the_memory_format_of_a_graph_is_chosen_as_a_graph(graph, layout):
+    module = net()
+    device = Otherwise()
+    costly = Costly(module, 1e-3, last=0.5)
+    form, feeds = Form(graph=graph), Feeds((IMAGES,), device)
+    assert faster_layout(costly, form, feeds, logits(module), device) == layout
+    assert device.captures == (2 if graph else 0)
+
+
+def test_what_can_be_placed_in_neither_format_is_an_error():
+    class NoGraphs(Fake):
+        def _record(self, run):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    module = net()
+    device = NoGraphs()
+    feeds = Feeds((IMAGES,), device)
+    with pytest.raises(RuntimeError, match=r"^operation not permitted when stream is capturing$"):
+        faster_layout(module, Form(graph=True), feeds, logits(module), device)
 
 
 def test_a_format_that_fails_or_gives_other_outputs_is_not_chosen():

@@ -9,13 +9,13 @@ import pytest
 import torch
 from fake_cuda import IMAGES, Costly, Fake, logits, net
 
-from compress.timing.cuda.device import first_line
+from compress.timing.cuda.device import first_line, out_of_memory
 from compress.timing.cuda.modules import (
     Feeds,
     Form,
     module_candidate,
 )
-from compress.timing.cuda.turns import Effort, out_of_memory, setting_of, take_turns
+from compress.timing.cuda.turns import Effort, setting_of, take_turns
 
 EFFORT = Effort(seconds=0.0, repetitions=5, min_rounds=6, block_seconds=0.002)
 

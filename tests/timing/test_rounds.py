@@ -127,15 +127,16 @@ def test_it_stops_when_nobody_waits():
         time_rounds({"a": machine.candidate("a", 1)}, Plan(9), 0, machine.clock, gone)
 
 
-def test_long_calls_need_no_warming_and_make_none():
+@pytest.mark.parametrize(("short", "warmed"), [(0.04, 1), (0.3, 0)])
+def test_caches_are_brought_back_for_all_candidates_or_for_none(short, warmed):
     machine = Machine()
     candidates = {
-        "long": machine.candidate("long", 0.06),
-        "short": machine.candidate("short", 0.04),
+        "long": machine.candidate("long", 0.5),
+        "short": machine.candidate("short", short),
     }
     time_rounds(candidates, Plan(0, 4, 0.005, warm_calls=1), 0, machine.clock)
-    assert [name for name, _ in machine.calls].count("long") == 1 + 4
-    assert [name for name, _ in machine.calls].count("short") == 1 + 2 * 4
+    for name in candidates:
+        assert [who for who, _ in machine.calls].count(name) == 1 + 4 * (1 + warmed)
 
 
 def test_a_device_brings_its_own_stopwatch():

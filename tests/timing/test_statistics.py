@@ -6,6 +6,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress.timing.bootstrap import T_975
 from compress.timing.statistics import Ratio, compare, p_value, spread, student
 
 
@@ -73,6 +74,24 @@ def test_between_processes_the_interval_is_students_for_their_means():
     half = student(30) * found.error
     assert np.log(found.high / found.value) == pytest.approx(half)
     assert np.log(found.value / found.low) == pytest.approx(half)
+
+
+def test_rounds_that_alone_vary_are_not_counted_twice():
+    """Processes that are alike leave the bootstrap of the median over all rounds."""
+    wide = []
+    for seed in range(20):
+        logs = np.log(np.concatenate(processes(seed, count=8, rounds=100)))
+        plain = scipy.stats.bootstrap(
+            (logs,), np.median, n_resamples=500, rng=np.random.default_rng(seed)
+        ).standard_error
+        wide.append(compare(ones(8, 100), processes(seed, count=8, rounds=100)).error / plain)
+    assert 0.9 < np.median(wide) < 1.3
+
+
+def test_the_table_of_quantiles_is_students():
+    for freedom, value in enumerate(T_975, 1):
+        assert student(freedom) <= value < student(freedom) + 0.011
+    assert student(10_000) < T_975[-1]
 
 
 @pytest.mark.parametrize(("noise", "between"), [(0.05, 0.0), (0.02, 0.02), (0.005, 0.01)])

@@ -9,9 +9,23 @@ import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 Call = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A CUDA graph: `replay()` computes anew, into the same `outputs`.
+
+    All that the graph holds of weights and inputs is their addresses. So `run`, to which they
+    belong, must live as long as the graph is replayed: keep the whole object.
+    """
+
+    replay: Callable[[], Any]
+    outputs: Any
+    run: Callable[[], Any]
 
 
 class Cuda:
@@ -19,6 +33,8 @@ class Cuda:
 
     name = "cuda"
     """What torch calls it."""
+    uncapturable = ""
+    """Why no graph is captured any more, or ''."""
 
     def absent(self) -> str:
         """Return why there is no device, or ''."""
@@ -53,16 +69,26 @@ class Cuda:
 
     @contextlib.contextmanager
     def settled(self) -> Iterator[None]:
-        """float32 means float32 (no TF32), and cuDNN looks for its fastest algorithm per shape."""
+        """float32 means float32 (no TF32), and cuDNN looks for its fastest algorithm per shape.
+
+        `allow_tf32` is left alone: torch raises an error where it is read in a process that has
+        set `fp32_precision` (torch's notes on CUDA semantics, TensorFloat-32).
+        """
         import torch
 
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = False, False, True
+        cudnn: Any = torch.backends.cudnn
+        places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+        before = [place.fp32_precision for place in places]
+        benchmark = cudnn.benchmark
         try:
+            for place in places:
+                place.fp32_precision = "ieee"
+            cudnn.benchmark = True
             yield
         finally:
-            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+            for place, precision in zip(places, before, strict=True):
+                place.fp32_precision = precision
+            cudnn.benchmark = benchmark
 
     @functools.cached_property
     def _events(self) -> tuple[Any, Any]:
@@ -86,13 +112,28 @@ class Cuda:
         end.synchronize()
         return start.elapsed_time(end) / 1e3, outputs
 
-    def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Capture what `run()` launches as a CUDA graph; return its replay, and its outputs.
+    def capture(self, run: Callable[[], Any]) -> Captured:
+        """Capture what `run()` launches as a CUDA graph.
 
-        A replay writes into the same outputs. The pattern is that of torch's notes on CUDA
-        graphs: warm up on a side stream, then capture. Raises RuntimeError for what cannot be
-        captured, such as a value that is read back.
+        Raises RuntimeError for what cannot be captured, such as a value that is read back; from
+        then on for everything, because torch's allocator may go on as if that capture were still
+        under way, and fail in the next one (mended by its pull request 180395 of 2026).
         """
+        if self.uncapturable:
+            raise RuntimeError(self.uncapturable)
+        self._warm(run)
+        try:
+            replay, outputs = self._record(run)
+        except Exception as error:
+            if not out_of_memory(str(error)):
+                self.uncapturable = (
+                    f"no graph is tried after one that could not be captured: {first_line(error)}"
+                )
+            raise
+        return Captured(replay, outputs, run)
+
+    def _warm(self, run: Callable[[], Any]) -> None:
+        """Run on a side stream before a capture, as torch's notes on CUDA graphs do."""
         import torch
 
         side = torch.cuda.Stream()
@@ -101,6 +142,11 @@ class Cuda:
             for _ in range(3):
                 run()
         torch.cuda.current_stream().wait_stream(side)
+
+    def _record(self, run: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
+        """Return the replay of a new graph, and the outputs that it writes."""
+        import torch
+
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = run()
@@ -156,3 +202,8 @@ def first_line(error: object) -> str:
     """Return the first line of an error's text, which says what; the rest is advice."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
+
+
+def out_of_memory(text: str) -> bool:
+    """Whether an error of torch's or of onnxruntime's says that the device's memory is full."""
+    return "out of memory" in text.lower() or "failed to allocate memory" in text.lower()

@@ -7,6 +7,10 @@ stream of its own, on which torch's events see nothing.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +32,10 @@ class Provider:
     words: str
     options: Mapping[str, str] = field(default_factory=dict)
     device: str = "cuda"
-    behind: tuple[str, ...] = ()
+    behind: tuple[Provider, ...] = ()
     """Providers that take what this one leaves, before the CPU does."""
+    libraries: str = "CUDA and cuDNN"
+    """Whose libraries it loads when it starts."""
 
 
 CUDA = Provider(
@@ -42,7 +48,8 @@ TENSORRT = Provider(
     "TensorrtExecutionProvider",
     "TensorRT provider",
     {"device_id": "0"},
-    behind=("CUDAExecutionProvider",),
+    behind=(CUDA,),
+    libraries="TensorRT, CUDA and cuDNN",
 )
 
 
@@ -55,6 +62,17 @@ def absent(provider: Provider) -> str:
     return f"onnxruntime here has no {provider.words}"
 
 
+def tf32(provider: Provider) -> bool:
+    """Return whether a provider may round what float32 products multiply to TF32 (10 bits).
+
+    TensorRT has no option for it (onnxruntime's issue 26029). NVIDIA's libraries leave it where
+    the variable NVIDIA_TF32_OVERRIDE is 0.
+    """
+    if provider.device != "cuda" or os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return False
+    return provider.options.get("use_tf32") != "0"
+
+
 def open_file(path: Path, provider: Provider) -> Any:
     """Open a file with a provider. Raises RuntimeError where the provider does not start."""
     import onnxruntime
@@ -62,16 +80,34 @@ def open_file(path: Path, provider: Provider) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # All files are open at a time: threads that wait by spinning would slow down the others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider.device == "cuda":
+        _preload()
     session = onnxruntime.InferenceSession(
         str(path),
         options,
-        providers=[(provider.name, dict(provider.options)), *provider.behind],
+        providers=[(one.name, dict(one.options)) for one in (provider, *provider.behind)],
         enable_fallback=0,  # else it prints, and goes on without the provider
     )
     # A provider whose libraries are missing is left out with no more than a log line.
     if provider.name not in session.get_providers():
-        raise RuntimeError(f"onnxruntime could not start its {provider.words}")
+        raise RuntimeError(
+            f"onnxruntime could not start its {provider.words}: its {provider.libraries} "
+            f"libraries are missing, or of another version than it was built for"
+        )
     return session
+
+
+@functools.cache
+def _preload() -> None:
+    """Let onnxruntime find the CUDA and cuDNN libraries that were installed as Python packages."""
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        # It prints what it does not find; whether the provider starts is seen with the session.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            onnxruntime.preload_dlls()
 
 
 def left_over(session: Any, provider: Provider) -> str:

@@ -116,13 +116,13 @@ def _runner(
     if not form.graph:
         return lambda given: forward(module, given)
     fixed = tuple(tensor.clone() for tensor in feeds.placed(form)[0])
-    replay, outputs = device.capture(lambda: forward(module, fixed))
+    captured = device.capture(lambda: forward(module, fixed))
 
     def run(given: tuple[Tensor, ...]) -> Tensor:
         for ours, theirs in zip(fixed, given, strict=True):
             ours.copy_(theirs)
-        replay()
-        return outputs
+        captured.replay()
+        return captured.outputs
 
     return run
 
@@ -163,20 +163,25 @@ def differs(outputs: np.ndarray, expected: np.ndarray, row: np.ndarray, allowed:
 def faster_layout(
     module: nn.Module, form: Form, feeds: Feeds, expected: np.ndarray, device: Cuda, seed: int = 0
 ) -> str:
-    """Return the memory format in which a module is faster, by a short timing of both.
+    """Return the memory format in which a module is faster in a form, by a short timing of both.
 
-    It comes before the timing that counts, so that no figure is the better of two. Without an
-    input of four dimensions, and where neither can be timed, it is contiguous.
+    It comes before the timing that counts, so that no figure is the better of two. A graph is
+    timed as a graph: without what Python costs, another format may be the faster. Without an
+    input of four dimensions, and where neither can be timed, it is contiguous. Raises what
+    `module_candidate` raises, if it does for both.
     """
     if not any(sample.dim() == 4 for sample in feeds.samples):
         return CONTIGUOUS
-    candidates = {}
+    candidates: dict[str, Candidate] = {}
+    failed: list[Exception] = []
     for layout in (CONTIGUOUS, CHANNELS_LAST):
         own = replace(form, layout=layout)
         try:
             candidates[layout] = module_candidate(module, own, feeds, expected, device)
-        except Exception:  # the reason comes up again, with its row, in the timing that counts
-            continue
+        except Exception as error:
+            failed.append(error)
+    if not candidates:
+        raise failed[0]
     series = time_rounds(candidates, PILOT, seed)
     sound = {name: float(np.median(s.medians)) for name, s in series.items() if not s.error}
     return min(sound, key=lambda name: sound[name], default=CONTIGUOUS)

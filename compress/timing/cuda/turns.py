@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compress.timing.cuda.device import Cuda, first_line
+from compress.timing.cuda.device import Cuda, first_line, out_of_memory
 from compress.timing.gather import CONTROL, LEVELS, Gathered, Launched
 from compress.timing.result import Timings, summarise
 from compress.timing.rounds import Candidate, Plan, Series, time_rounds
@@ -74,11 +74,6 @@ def take_turns(
 def setting_of(batch: int) -> str:
     """Return the name under which figures at a batch size stand in the result."""
     return Setting(0, batch).name
-
-
-def out_of_memory(text: str) -> bool:
-    """Whether an error of torch's or of onnxruntime's says that the device's memory is full."""
-    return "out of memory" in text.lower() or "failed to allocate memory" in text.lower()
 
 
 class _Repetition:
