@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from networks import SMALL_TO_LARGE, Network, by_name
-from trials import Trial, against, claimed, publish, run_trials, share, table
+from trials import Trial, outcome, publish, run_trials, share, table
 
 from compress.timing.gather import Effort
 from compress.timing.measure import measure
@@ -44,22 +44,7 @@ def once(trial: dict[str, Any], networks: dict[str, Network]) -> dict[str, Any]:
             effort=Effort(seconds=SECONDS),
             seed=trial["number"],
         )
-    row, control = timings["copy", setting], timings.controls[setting]
-    if row.error:
-        raise RuntimeError(row.error)
-    ratio = against(timings, "copy", "file", setting)
-    return {
-        "ms": row.p50_ms,
-        "speedup": ratio.value,
-        "low": ratio.low,
-        "high": ratio.high,
-        "verdict": claimed(ratio, control),
-        "margin": control.margin,
-        "trusted": control.trusted,
-        "denominator": control.denominator,
-        "processes": row.processes,
-        "seconds": timings.gathered.seconds,
-    }
+    return outcome(timings, "copy", "file", setting)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -41,25 +42,21 @@ class ConstantFile(Compressor):
     """Write a file that gives the same logits for every item."""
 
     lowers = True
+    scale: ClassVar[float] = 0.0
+    """How much the mean of the input adds to the logits."""
 
     def compress(self, model: Model, bench: Workbench) -> Model:
         proto = onnx.load_from_string(export(model))
         weights = np.zeros((1, bench.task.output_shape()[0]), np.float32)
         weights[0, 0] = 1
-        return replace(model, onnx=answering(proto, weights, scale=0.0))
+        return replace(model, onnx=answering(proto, weights, self.scale))
 
 
 @dataclass(frozen=True, repr=False)
-class NearlyConstantFile(Compressor):
+class NearlyConstantFile(ConstantFile):
     """Write a file whose logits differ between items by next to nothing, computed from pixels."""
 
-    lowers = True
-
-    def compress(self, model: Model, bench: Workbench) -> Model:
-        proto = onnx.load_from_string(export(model))
-        weights = np.zeros((1, bench.task.output_shape()[0]), np.float32)
-        weights[0, 0] = 1
-        return replace(model, onnx=answering(proto, weights, scale=1e-3))
+    scale: ClassVar[float] = 1e-3
 
 
 def answering(proto: onnx.ModelProto, weights: np.ndarray, scale: float) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from networks import STACKS, Network, stacks
-from trials import Trial, against, claimed, publish, run_trials, share, table
+from trials import Trial, outcome, publish, run_trials, share, table
 
 from compress.timing.gather import Effort
 from compress.timing.measure import measure
@@ -39,21 +39,7 @@ def once(trial: dict[str, Any], networks: dict[str, list[Network]]) -> dict[str,
         effort=Effort(seconds=SECONDS),
         seed=trial["number"],
     )
-    row, control = timings["added", "cpu"], timings.controls["cpu"]
-    if row.error:
-        raise RuntimeError(row.error)
-    ratio = against(timings, "added", "plain", "cpu")
-    return {
-        "ms": row.p50_ms,
-        "speedup": ratio.value,
-        "low": ratio.low,
-        "high": ratio.high,
-        "verdict": claimed(ratio, control),
-        "margin": control.margin,
-        "denominator": control.denominator,
-        "processes": row.processes,
-        "seconds": timings.gathered.seconds,
-    }
+    return outcome(timings, "added", "plain", "cpu")
 
 
 def rows(found: list[Trial]) -> Iterator[list[object]]:

@@ -64,6 +64,26 @@ def share(hits: int, count: int) -> str:
     return f"{hits} of {count} ({hits / count:.1%}; {found.low:.1%} to {found.high:.1%})"
 
 
+def outcome(timings: Timings, name: str, over: str, setting: str) -> dict[str, Any]:
+    """Return what a trial keeps of one file timed against another. Raises if it did not run."""
+    row, control = timings[name, setting], timings.controls[setting]
+    if row.error:
+        raise RuntimeError(row.error)
+    ratio = against(timings, name, over, setting)
+    return {
+        "ms": row.p50_ms,
+        "speedup": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "verdict": claimed(ratio, control),
+        "margin": control.margin,
+        "trusted": control.trusted,
+        "denominator": control.denominator,
+        "processes": row.processes,
+        "seconds": timings.gathered.seconds,
+    }
+
+
 def against(timings: Timings, name: str, over: str, setting: str) -> Ratio:
     """Return the speed-up of one file over another at the default level, whatever is fastest."""
     pairs = zip(
