@@ -1,21 +1,25 @@
 """Do five models, timed in turns, take as long as each of them alone? And in ordinary sessions?
 
-    python benchmarks/measurement/alone.py --out reports/measurement [--cycles 32]
+    python benchmarks/measurement/alone.py --out reports/measurement [--cycles 24]
 
-A cycle runs seven fresh processes: one in which all five take turns as in every table of ours
+A cycle starts seven fresh processes: one in which all five take turns as in every table of ours
 (one shared pool of threads), one for each model alone, and one in which all five take turns in
-sessions as onnxruntime makes them by default, each with threads of its own. What is compared are
-medians within a cycle, so that a slow hour of the machine cancels.
+sessions as onnxruntime makes them by default, each with threads of its own. All seven live side
+by side, but only one at a time works: they are given short slices in random order, since on a
+shared machine one and the same file takes 1.3 times as long a few seconds later. A ratio is the
+median over a cycle's rounds of slices.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +43,12 @@ NAMES = [
     "mobilenet_v2, 96 px",
     "resnet18, 224 px",
 ]
-SECONDS = 2.0
+ROUNDS = 12
+"""Slices of every process in a cycle."""
+SECONDS = 0.1
+"""Of a slice, for each of its models."""
+REST = 0.005
+"""Seconds between two slices, in which the threads of the last go to sleep."""
 
 
 def ordinary_session(path: str, threads: int) -> onnxruntime.InferenceSession:
@@ -50,7 +59,7 @@ def ordinary_session(path: str, threads: int) -> onnxruntime.InferenceSession:
 
 
 def worker(job: dict[str, Any]) -> None:
-    """The process itself: time the files of a job in turns and print the medians in ms."""
+    """The process itself: for every seed on stdin, time the files in turns and print medians."""
     if job["shared"]:
         onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
     candidates: dict[str, Candidate] = {}
@@ -63,46 +72,79 @@ def worker(job: dict[str, Any]) -> None:
             else ordinary_session(path, job["threads"])
         )
         candidates[name] = as_candidate(session, feeds_of([samples], 1), expected, 0.02)
-    found = time_rounds(candidates, Plan(job["seconds"], 5), job["seed"])
-    for name, series in found.items():
-        if series.error:
-            raise RuntimeError(f"{name}: {series.error}")
-    print(json.dumps({name: 1e3 * float(np.median(s.medians)) for name, s in found.items()}))
+    gc.disable()
+    plan = Plan(SECONDS * len(candidates), 3)
+    for seed in map(int, sys.stdin):
+        found = time_rounds(candidates, plan, seed)
+        wrong = [f"{name}: {series.error}" for name, series in found.items() if series.error]
+        if wrong:
+            raise RuntimeError("; ".join(wrong))
+        medians = {name: 1e3 * float(np.median(s.medians)) for name, s in found.items()}
+        print(json.dumps(medians), flush=True)
 
 
-def start(files: Mapping[str, str], shared: bool, arrays: Path, seed: int) -> dict[str, float]:
-    job = {
-        "files": dict(files),
-        "shared": shared,
-        "arrays": str(arrays),
-        "threads": cpu_threads(),
-        "seconds": SECONDS * len(files) / len(NAMES),
-        "seed": seed,
-    }
-    command = [sys.executable, __file__, "--job", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+class Process:
+    """One way to run files, waiting for its next slice."""
+
+    def __init__(self, files: Mapping[str, str], shared: bool, arrays: Path) -> None:
+        job = {
+            "files": dict(files),
+            "shared": shared,
+            "arrays": str(arrays),
+            "threads": cpu_threads(),
+        }
+        command = [sys.executable, __file__, "--job", json.dumps(job)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self.slice(0)  # the first is a warm-up
+
+    def slice(self, seed: int) -> dict[str, float]:
+        """Return the median milliseconds of every file in one slice."""
+        time.sleep(REST)
+        asked, answers = self.process.stdin, self.process.stdout
+        assert asked is not None
+        assert answers is not None
+        print(seed, file=asked, flush=True)
+        line = answers.readline()
+        if not line:
+            raise RuntimeError("a timing process ended too early; its error stands above")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        self.process.communicate()
 
 
 def cycle(trial: dict[str, Any], networks: dict[str, Network], arrays: Path) -> dict[str, Any]:
-    """Run the seven processes of a cycle in a random order."""
-    seed = trial["cycle"]
+    """Start the seven processes in a random order, and give them slices in random orders."""
+    shuffle = random.Random(trial["cycle"]).shuffle
     files = {name: str(network.path) for name, network in networks.items()}
     ways: list[tuple[str, dict[str, str], bool]] = [
         ("turns", files, True),
         ("ordinary", files, False),
-        *((f"alone {name}", {name: path}, True) for name, path in files.items()),
+        *((name, {name: path}, True) for name, path in files.items()),
     ]
-    random.Random(seed).shuffle(ways)
-    found = {way: start(given, shared, arrays, seed) for way, given, shared in ways}
-    alone = {name: found[f"alone {name}"][name] for name in files}
-    return {"turns": found["turns"], "ordinary": found["ordinary"], "alone": alone}
+    shuffle(ways)
+    processes = {way: Process(given, shared, arrays) for way, given, shared in ways}
+    rounds = []
+    for seed in range(1, ROUNDS + 1):
+        order = list(processes)
+        shuffle(order)
+        found = {way: processes[way].slice(seed) for way in order}
+        alone = {name: found[name][name] for name in files}
+        rounds.append({"alone": alone} | {way: found[way] for way in ("turns", "ordinary")})
+    for process in processes.values():
+        process.close()
+    return {
+        way: {name: [one[way][name] for one in rounds] for name in files}
+        for way in ("alone", "turns", "ordinary")
+    }
 
 
 def ratio(found: list[Trial], way: str, name: str) -> str:
     """Return how many times the time alone, with a 95 % t interval over the cycles' logarithms."""
-    logs = np.log([t["found"][way][name] / t["found"]["alone"][name] for t in found])
+    times = [(np.array(t["found"][way][name]), np.array(t["found"]["alone"][name])) for t in found]
+    logs = np.array([np.median(np.log(one / alone)) for one, alone in times])
     half = student(len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
     low, middle, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
@@ -111,7 +153,7 @@ def ratio(found: list[Trial], way: str, name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--cycles", type=int, default=32)
+    parser.add_argument("--cycles", type=int, default=24)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
@@ -144,9 +186,10 @@ def main() -> None:
         "Five models in turns, alone, and in ordinary sessions",
         [
             table(("model", "alone, ms", "in turns / alone", "ordinary sessions / alone"), lines),
-            f"Geometric means over {len(found)} cycles of ratios within a cycle, and 95 % t"
-            " intervals. In turns: one shared pool of threads, as in every table of ours."
-            " Ordinary sessions: as onnxruntime makes them, all five in one process.\n",
+            f"Geometric means over {len(found)} cycles (each the median of {ROUNDS} rounds of"
+            " slices), and 95 % t intervals. In turns: one shared pool of threads, as in every"
+            " table of ours. Ordinary sessions: as onnxruntime makes them, all five in one"
+            " process.\n",
         ],
         f"python benchmarks/measurement/alone.py --out reports/measurement --cycles {len(found)}",
     )

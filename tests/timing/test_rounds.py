@@ -58,7 +58,7 @@ def test_it_goes_on_until_the_budget_is_spent():
 def test_every_round_has_every_candidate_once_in_an_order_that_varies():
     machine = Machine()
     names = "abcd"
-    candidates = {name: machine.candidate(name, 0.01) for name in names}
+    candidates = {name: machine.candidate(name, 0.02) for name in names}
     time_rounds(candidates, Plan(0, 12, 0.001, warm_calls=1), 0, machine.clock)
     calls = [name for name, _ in machine.calls[len(names) :]][::2]
     rounds = [tuple(calls[i : i + 4]) for i in range(0, len(calls), 4)]
@@ -78,11 +78,12 @@ def test_the_order_is_that_of_the_seed():
 
 def test_inputs_rotate_and_are_the_same_for_all_in_a_round():
     machine = Machine()
-    candidates = {name: machine.candidate(name, 0.01) for name in "ab"}
+    candidates = {name: machine.candidate(name, 0.02) for name in "ab"}
     time_rounds(candidates, Plan(0, 5, 0.001, warm_calls=1), 0, machine.clock)
     for name in "ab":
         indices = [index for who, index in machine.calls if who == name]
-        assert indices == [0] + [i for i in range(5) for _ in range(2)]
+        # One call warms, then in each turn one call that does not count, with the next input.
+        assert indices == [0, 1, 0, 2, 1, 3, 2, 4, 3, 5, 4]
 
 
 def test_raw_seconds_are_bounded():
@@ -137,6 +138,35 @@ def test_caches_are_brought_back_for_all_candidates_or_for_none(short, warmed):
     time_rounds(candidates, Plan(0, 4, 0.005, warm_calls=1), 0, machine.clock)
     for name in candidates:
         assert [who for who, _ in machine.calls].count(name) == 1 + 4 * (1 + warmed)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "uncounted"), [(1e-5, 4), (0.002, 4), (0.003, 4), (0.004, 3), (0.006, 2), (0.1, 1)]
+)
+def test_a_turn_begins_with_calls_that_do_not_count(seconds, uncounted):
+    machine = Machine()
+    plan = Plan(0, 3, block_seconds=seconds / 2, warm_calls=1)
+    found = time_rounds({"a": machine.candidate("a", seconds)}, plan, 0, machine.clock)
+    assert len(machine.calls) == 1 + 3 * (uncounted + 1)
+    assert [len(block) for block in found["a"].calls] == [1] * 3
+
+
+def test_only_the_first_calls_of_a_turn_may_be_slow():
+    machine = Machine()
+    last = [""]
+
+    def candidate(name: str) -> Candidate:
+        since = [0]
+
+        def call(index: int) -> None:
+            since[0] = since[0] + 1 if last[0] == name else 0
+            last[0] = name
+            machine.now += (0.00034, 0.00009, 0.00003, 0.00001, 0)[min(since[0], 4)] + 0.0005
+
+        return Candidate(call)
+
+    found = time_rounds({n: candidate(n) for n in "ab"}, Plan(0, 5), 0, machine.clock)
+    assert found["a"].medians == pytest.approx([0.0005] * 5)
 
 
 def test_a_device_brings_its_own_stopwatch():
