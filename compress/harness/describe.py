@@ -37,7 +37,7 @@ def about(plan: Plan, command: str) -> dict[str, Any]:
         "data": data.task.name,
         "task": data.task.describe(),
         "fingerprint": data.fingerprint,
-        "preprocessing_hash": digest(data.task.describe()["preprocessing"]),
+        "preprocessing_hash": preprocessing_hash(data),
         "split": {part: len(getattr(data, part)) for part in parts},
         "test_items": len(data.test),
         "model": plan.suite.model,
@@ -50,6 +50,11 @@ def about(plan: Plan, command: str) -> dict[str, Any]:
             plan.threads, str(plan.device), plan.precision, plan.suite.seeds
         ),
     }
+
+
+def preprocessing_hash(data: Data) -> str:
+    """Return a hash of what is done to an item before a model sees it."""
+    return digest(data.task.describe()["preprocessing"])
 
 
 def split_hash(data: Data, targets: np.ndarray) -> str:

@@ -11,6 +11,7 @@ from compress.harness.accuracy import logits_of
 from compress.harness.outputs import UNVERIFIED, Outputs
 from compress.harness.plan import Plan
 from compress.harness.record import Key, Record
+from compress.harness.rows import BASELINE
 from compress.task import stacked_inputs
 from compress.timing.gather import Effort
 from compress.timing.measure import measure
@@ -20,6 +21,9 @@ from compress.timing.setting import parse_setting
 SAMPLES = 64
 INPUTS = "timing-inputs"
 """The sidecar that holds what was fed in (`input_0`, ...) and what came out (`expected/NAME`)."""
+
+KEPT = "timing-so-far.jsonl"
+"""What the timing processes of a run that was stopped had found; the next run goes on from it."""
 
 
 def time_records(
@@ -32,7 +36,7 @@ def time_records(
     `unverified` and loses its name.
     """
     sound = {key: record for key, record in records.items() if record.status == "ok"}
-    baseline = next((key for key in sound if key[0] == "baseline"), None)
+    baseline = next((key for key in sound if key[0] == BASELINE), None)
     settings = plan.suite.timings
     if baseline is None:
         return _all_untimed(sound, settings, "there is no sound baseline file"), {}
@@ -50,6 +54,7 @@ def time_records(
     # Kept, so that the same files can be timed on another machine, with the same inputs.
     arrays = {f"input_{i}": array for i, array in enumerate(samples)}
     outputs.sidecar(INPUTS, arrays | {f"expected/{name}": e for name, e in expected.items()})
+    kept = outputs.folder / "raw" / KEPT
     timings = measure(
         {names[key]: path for key, path in files.items()},
         samples,
@@ -59,9 +64,12 @@ def time_records(
         settings=settings,
         effort=Effort(seconds=plan.suite.timing_seconds),
         progress=progress and sys.stderr.isatty(),
+        kept=kept,
     )
     outputs.sidecar("timing", timings.raw())
-    timed = {key: _timed(record, names[key], timings) for key, record in sound.items()}
+    kept.unlink(missing_ok=True)
+    told = _denominator(records, baseline)
+    timed = {key: _timed(record, names[key], timings, told) for key, record in sound.items()}
     for key, record in timed.items():
         if record.status != "ok":
             files[key].rename(files[key].with_name(UNVERIFIED))
@@ -73,7 +81,18 @@ def candidate_name(key: Key) -> str:
     return f"{key[0]} [seed {key[1]}]"
 
 
-def _timed(record: Record, name: str, timings: Timings) -> Record:
+def _denominator(records: Mapping[Key, Record], baseline: Key) -> list[str]:
+    """Say if speed-ups do not refer to the first seed's baseline, because that one is not sound."""
+    first = next(key for key in records if key[0] == BASELINE)
+    if first == baseline:
+        return []
+    return [
+        f"speed-ups refer to the baseline of seed {baseline[1]}, because that of seed {first[1]} "
+        f"is {records[first].status}"
+    ]
+
+
+def _timed(record: Record, name: str, timings: Timings, told: Sequence[str]) -> Record:
     rows = {setting: timings[name, setting] for setting in timings.gathered.settings}
     wrong = next((row for row in rows.values() if row.wrong), None)
     if wrong is not None:
@@ -84,15 +103,15 @@ def _timed(record: Record, name: str, timings: Timings) -> Record:
     for setting, row in rows.items():
         if row.error:
             record = _untimed(record, [setting], row.error)
-        elif reason := _unjudged(name, setting, timings):
+        elif reason := unjudged(name, setting, timings):
             missing = {**record.missing, f"{setting}_verdict": reason}
             record = replace(record, missing=missing)
-    notes = (*record.notes, *timings.failures, *noise(rows))
+    notes = (*record.notes, *told, *timings.failures, *noise(rows))
     figures = latency_figures(name, timings)
     return replace(record, measured={**record.measured, **figures}, notes=notes)
 
 
-def _unjudged(name: str, setting: str, timings: Timings) -> str:
+def unjudged(name: str, setting: str, timings: Timings) -> str:
     """Return why a file that was timed has no verdict; '' if it has one or needs none."""
     row, baseline = timings[name, setting], timings.gathered.baseline
     if row.verdict or name == baseline:

@@ -18,7 +18,7 @@ from compress.deploy.verify import Verification, verify
 from compress.errors import CannotSave
 from compress.files import sha256
 from compress.harness.accuracy import measure_accuracy
-from compress.harness.describe import full_chain, metadata, split_hash
+from compress.harness.describe import full_chain, metadata, preprocessing_hash, split_hash
 from compress.harness.outputs import Outputs
 from compress.harness.plan import Plan
 from compress.harness.record import Record
@@ -196,6 +196,7 @@ def _answer(
     elif baseline is not None and "accuracy" in baseline.measured:
         found.figures["accuracy_delta"] = accuracy.value - baseline.measured["accuracy"]
     found.hashes["split"] = split_hash(data, accuracy.targets)
+    found.hashes["preprocessing"] = preprocessing_hash(data)
     answers = {
         "predictions": accuracy.predictions,
         "correct": accuracy.correct,

@@ -15,13 +15,13 @@ from typing import Any
 
 from compress.errors import UserError
 from compress.files import append_line, write_atomic
-from compress.harness.latency import candidate_name, latency_figures, noise
+from compress.harness.latency import candidate_name, latency_figures, noise, unjudged
 from compress.harness.outputs import Outputs
 from compress.harness.received import Received, read_timings
 from compress.harness.record import SCHEMA, Record, read_run
 from compress.harness.rows import BASELINE
 from compress.techniques.quantize import saturates
-from compress.timing.gather import Gathered
+from compress.timing.gathered import Gathered
 from compress.timing.result import Timings, summarise
 from compress.timing.worker import DIFFERENT
 
@@ -126,6 +126,11 @@ def _row(record: Record, name: str, timings: Timings) -> dict[str, Any]:
             f"{setting}_speedup": "the baseline has no time there"
             for setting, row in rows.items()
             if row.speedup is None and not row.error
+        }
+        missing |= {
+            f"{setting}_verdict": unjudged(name, setting, timings)
+            for setting, row in rows.items()
+            if not row.error
         }
     return {
         "chain": record.chain,

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from compress.errors import UserError
 from compress.timing.elsewhere import KIND, SCHEMA
-from compress.timing.gather import CONTROL, LEVELS, Gathered
+from compress.timing.gathered import CONTROL, LEVELS, Gathered
 from compress.timing.rounds import KEPT_CALLS, Series
 from compress.timing.setting import Setting, parse_setting
 

@@ -1,7 +1,8 @@
 """What a run writes down: `results.jsonl`, append-only, one JSON object a line.
 
-`run` lines say what was run and where; `row` lines what was measured for a chain and seed. A row
-is written when it is measured and again when it is compared and timed; the later line counts.
+`run` lines say what was run and where; `row` lines what was measured for a chain and seed, with
+the environment, so that a line stands for itself. A row is written when it is measured and again
+when it is compared and timed; the later line counts.
 `about` lines say what became known of the run as a whole while it went on; `elsewhere` lines what
 another machine found when it timed the run's files (see `compress.harness.merge`).
 """
@@ -69,10 +70,11 @@ class RunLog:
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path = path
         self.run = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self.environment = dict(about.get("environment") or {})
         self._write("run", {"about": dict(about)})
 
     def record(self, record: Record) -> None:
-        self._write("row", asdict(record))
+        self._write("row", {**asdict(record), "environment": self.environment})
 
     def about(self, news: Mapping[str, Any]) -> None:
         """Add to the run's description; a key that it had already gets the new value."""

@@ -27,7 +27,7 @@ ALIKE = 1.05  # the largest of the seeds' figures over the smallest, above which
 BAD = {"failed": "failed", "unverified": "were not verified"}
 TESTED = ("accuracy", "control")
 UNLIKE = {"params": "parameters", "macs": "MACs", "onnx_bytes": "bytes of the ONNX file"}
-_KEPT = ("chain", "role", "control", "cuda_note")
+_KEPT = ("chain", "role", "control")
 
 
 def seeds_of(rows: Iterable[Row]) -> list[int]:
@@ -86,8 +86,15 @@ def _merged(
         found |= _speed(used, speed)
     found["status"] = _status(group, good)
     found["error"] = "" if good else _joined(group, "error")
+    found["cuda_note"] = "; ".join(_remarks(group))
     found["note"] = "; ".join(_notes(group, good, found, total))
     return found
+
+
+def _remarks(group: Sequence[Row]) -> dict[str, None]:
+    """Return what is said of the GPU for any seed; a row's note is a list of remarks."""
+    notes = [text_of(row, "cuda_note").rstrip(".") for row in group]
+    return dict.fromkeys(remark for note in notes for remark in note.split("; ") if remark)
 
 
 def _means(used: Sequence[Row], keys: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ import numpy as np
 
 from compress.errors import UserError
 from compress.files import write_atomic
-from compress.timing.gather import CONTROL, LEVELS, Effort, Gathered, gather
+from compress.timing.gather import Effort, gather
+from compress.timing.gathered import CONTROL, LEVELS, Gathered
 from compress.timing.launch import PACKAGE_ROOT, Launch, WorkerFailed, launch
 from compress.timing.setting import parse_setting
 
@@ -30,6 +31,7 @@ PACK, INPUTS = "pack.json", "inputs.npz"
 KIND, SCHEMA = "compress-models timings", 1
 """What a file of timings says it is."""
 DONE, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+GO_ON = "What was timed so far is kept: the same command goes on from there."
 
 _QUOTED = re.compile(r"""(['"])(?:/|[A-Za-z]:[\\/]|\\\\)[^'"]*[\\/]([^'"\\/]+)\1""")
 _PATH = re.compile(r"(?:(?<![\w./~\\])/|\b[A-Za-z]:[\\/]|\\\\)(?:[^\s'\"<>|:;,()/\\]+[/\\])+")
@@ -44,18 +46,19 @@ def main(
     try:
         pack = read_pack(folder)
         _writable(options.out)
-        gathered = time_pack(folder, pack, options.seconds, options.threads, launch)
+        kept = options.out.with_name(f"{options.out.name}.part")
+        gathered = time_pack(folder, pack, options.seconds, options.threads, launch, kept)
         table = table_of(gathered)
         write_atomic(options.out, to_json(pack, gathered, folder))
+        kept.unlink(missing_ok=True)
     except UserError as error:
         return _say(WRONG_CALL, f"Error: {error}")
     except WorkerFailed as error:
-        return _say(FAILED, f"Failed, nothing was written: {error}")
+        return _say(FAILED, f"Failed, {options.out} was not written: {error}")
     except KeyboardInterrupt:
-        return _say(INTERRUPTED, "Stopped: what was timed so far is lost, nothing was written.")
+        return _say(INTERRUPTED, f"Stopped. {GO_ON}")
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        return _say(FAILED, f"Failed, what was timed is lost, nothing was written. {what}")
+        return _say(FAILED, f"Failed. {GO_ON} {type(error).__name__}: {error}")
     print(table)
     print(
         f"Written to {options.out}: these times, the processor's name and abilities, the versions, "
@@ -90,8 +93,9 @@ def time_pack(
     seconds: float | None,
     threads: int | None,
     launch: Launch = launch,
+    kept: Path | None = None,
 ) -> Gathered:
-    """Time the files of an archive. Raises WorkerFailed if no process lived."""
+    """Time the files of an archive; `kept` as in `gather`. Raises WorkerFailed if none lived."""
     names = [candidate["name"] for candidate in pack["candidates"]]
     with np.load(folder / INPUTS) as arrays:
         count = sum(key.startswith("input_") for key in arrays.files)
@@ -106,6 +110,7 @@ def time_pack(
         effort=Effort(seconds=seconds or pack["seconds"]),
         threads=threads,
         progress=sys.stderr.isatty(),
+        kept=kept,
         launch=launch,
     )
     if all(part.failure for part in gathered.launched):

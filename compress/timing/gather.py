@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,13 @@ import numpy as np
 from compress.errors import UserError
 from compress.timing.bootstrap import T_975, log_ratio
 from compress.timing.environment import cpu_threads, environment
+from compress.timing.gathered import CONTROL, LEVELS, Gathered, Launched, process_ratio
+from compress.timing.kept import Kept, question
 from compress.timing.launch import Launch, WorkerFailed, launch
 from compress.timing.setting import Setting, parse_setting
 
-CONTROL = "(control)"
-"""A second copy of the baseline. No chain's text begins with a parenthesis."""
-LEVELS = {f"(level {name})": name for name in ("disabled", "basic", "extended")}
-"""The baseline at onnxruntime's other optimization levels."""
-SLOW_LEVEL = 0.9
-"""A level that is slower than this in the first process is not the fastest: it is left out."""
+SLOW_LEVELS = (0.9, 1.0)
+"""A level below the first in the first process, or the second in the first two, is left out."""
 QUICK = 100
 """Resamples that tell when to stop."""
 PLANNED = 8
@@ -52,57 +50,6 @@ class Effort:
     """Seconds for one process."""
 
 
-@dataclass(frozen=True)
-class Launched:
-    """What one process found: batch (as text) -> candidate -> its series; or why nothing."""
-
-    threads: int
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    failure: str = ""
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """All raw seconds of one machine. `threads` 0 of a setting stand for `all_threads`."""
-
-    names: tuple[str, ...]
-    baseline: str
-    settings: tuple[str, ...]
-    all_threads: int
-    launched: tuple[Launched, ...]
-    seconds: float
-    environment: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Gathered:
-        """Read what `to_json` gave. Raises KeyError, TypeError or ValueError for other content."""
-        return Gathered(
-            names=tuple(map(str, values["names"])),
-            baseline=str(values["baseline"]),
-            settings=tuple(parse_setting(name).name for name in values["settings"]),
-            all_threads=int(values["all_threads"]),
-            launched=tuple(Launched(**part) for part in values["launched"]),
-            seconds=float(values["seconds"]),
-            environment=dict(values["environment"]),
-        )
-
-    def series(self, setting: str, name: str) -> list[Mapping[str, Any] | None]:
-        """Return a candidate's series, one per process that timed the setting (None: not it)."""
-        wanted = parse_setting(setting)
-        return [
-            part.settings[str(wanted.batch)].get(name)
-            for part in self.launched
-            if part.threads == wanted.threads and not part.failure
-        ]
-
-    def failures(self, setting: str) -> tuple[str, ...]:
-        threads = parse_setting(setting).threads
-        return tuple(p.failure for p in self.launched if p.threads == threads and p.failure)
-
-
 def gather(
     files: Mapping[str, Path],
     samples: Sequence[np.ndarray],
@@ -115,11 +62,15 @@ def gather(
     seed: int = 0,
     tolerance: float = 0.02,
     progress: bool = False,
+    kept: Path | None = None,
     launch: Launch = launch,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Gathered:
     """Time files in turns in fresh processes; arguments as in `compress.timing.measure`.
 
+    What every process found is written to `kept` at once, and what lies there of an earlier call
+    with the same files, inputs, effort and machine is taken as if it were found now. The caller
+    removes that file once the result lies elsewhere.
     Raises UserError for a call that cannot work.
     """
     wanted = [parse_setting(name) for name in settings]
@@ -138,27 +89,29 @@ def gather(
             launch,
         )
         run.save(samples, expected)
-        started = clock()
-        longest = 0.0
-        while True:
-            before = clock()
-            for count in dict.fromkeys(setting.threads for setting in wanted):
+        where = environment(all_threads)
+        asked = {**run.question(), "where": where, "settings": list(settings)}
+        book = Kept(kept, question(files, [*samples, *expected.values()], asked) if kept else "")
+        turns = run.resume(book.read())
+        before = clock()
+        while not run.enough(turns):
+            for count in run.counts:
                 if progress:
-                    _say(run, clock() - started)
-                run.start(count)
-            longest = max(longest, clock() - before)
-            spent = clock() - started
-            enough = run.number >= effort.processes or run.attempts >= 2 * effort.processes
-            if enough and (spent + longest > effort.seconds or run.narrow()):
-                break
+                    _say(run, sum(turns))
+                started = clock()
+                part = run.start(count)
+                if not part.failure:  # next time it may live
+                    book.add({**asdict(part), "seconds": clock() - started})
+            turns.append(clock() - before)
+            before = clock()
     return Gathered(
         names=tuple(run.candidates),
         baseline=baseline,
         settings=tuple(setting.name for setting in wanted),
         all_threads=all_threads,
         launched=tuple(run.launched),
-        seconds=round(spent, 3),
-        environment=environment(all_threads),
+        seconds=round(sum(turns), 3),
+        environment=where,
     )
 
 
@@ -226,16 +179,17 @@ class _Run:
         self.launched: list[Launched] = []
 
     @property
-    def number(self) -> int:
-        """How many processes of every thread count gave a result."""
-        counts = {setting.threads for setting in self.settings}
-        lived = [part.threads for part in self.launched if not part.failure]
-        return min(lived.count(count) for count in counts)
+    def counts(self) -> list[int]:
+        """The thread counts; a turn is one process of each."""
+        return list(dict.fromkeys(setting.threads for setting in self.settings))
 
-    @property
-    def attempts(self) -> int:
-        """How many processes every thread count has had, those that died included."""
-        return len(self.launched) // len({setting.threads for setting in self.settings})
+    def enough(self, turns: Sequence[float]) -> bool:
+        """Whether to stop, after turns of so many seconds."""
+        lived = [part.threads for part in self.launched if not part.failure]
+        least = self.effort.processes
+        if min(map(lived.count, self.counts)) < least and len(turns) < 2 * least:
+            return False
+        return sum(turns) + max(turns) > self.effort.seconds or self.narrow()
 
     def save(self, samples: Sequence[np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
         self.job["samples"] = str(self.folder / "samples.npz")
@@ -247,8 +201,23 @@ class _Run:
         np.savez(self.job["samples"], **inputs)
         np.savez(self.job["expected"], **logits)
 
-    def start(self, threads: int) -> None:
-        """Run one process with a thread count, and keep what it found."""
+    def question(self) -> dict[str, Any]:
+        """Return what the seconds depend on, besides the files, the inputs and the machine."""
+        job = {key: value for key, value in self.job.items() if isinstance(value, int | float)}
+        return {"job": job, "effort": asdict(self.effort), "seed": self.seed}
+
+    def resume(self, found: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Take what earlier processes found, whole turns of them; return the turns' seconds."""
+        lines = [[one for one in found if one["threads"] == count] for count in self.counts]
+        turns = []
+        for turn in zip(*lines, strict=False):
+            for one in turn:
+                self._take(Launched(one["threads"], one["settings"], one["failure"]))
+            turns.append(sum(one["seconds"] for one in turn))
+        return turns
+
+    def start(self, threads: int) -> Launched:
+        """Run one process with a thread count, take what it found, and return that."""
         number = len(self.launched)
         left_out = self.dropped.get(threads, set())
         job = {
@@ -259,9 +228,16 @@ class _Run:
             "seed": self.seed * 1000 + number,
         }
         part = replace(self._repeat(job, number), threads=threads)
+        self._take(part)
+        return part
+
+    def _take(self, part: Launched) -> None:
         self.launched.append(part)
-        if threads not in self.dropped and not part.failure:
-            self.dropped[threads] = {name for name in LEVELS if self._slow(part, name)}
+        lived = [p for p in self.launched if p.threads == part.threads and not p.failure]
+        if not part.failure and len(lived) <= len(SLOW_LEVELS):
+            bound = SLOW_LEVELS[len(lived) - 1]
+            slow = {name for name in LEVELS if self._slow(lived, name, bound)}
+            self.dropped.setdefault(part.threads, set()).update(slow)
 
     def _repeat(self, job: dict[str, Any], number: int) -> Launched:
         job_path, result_path = self.folder / f"job-{number}.json", self.folder / f"{number}.json"
@@ -275,15 +251,15 @@ class _Run:
         except (OSError, ValueError, KeyError) as error:
             return Launched(0, failure=f"process {number + 1} left no readable result: {error}")
 
-    def _slow(self, part: Launched, level: str) -> bool:
+    def _slow(self, parts: Sequence[Launched], level: str, bound: float) -> bool:
         """Whether a level is slow at every batch size, so that it need not be timed again."""
-        return all(
-            ratio is None or ratio < SLOW_LEVEL
-            for ratio in (
-                process_ratio(found.get(self.baseline), found.get(level))
-                for found in part.settings.values()
-            )
-        )
+        for batch in parts[0].settings:
+            found = [part.settings[batch] for part in parts]
+            ratios = [process_ratio(f.get(self.baseline), f.get(level)) for f in found]
+            known = [ratio for ratio in ratios if ratio is not None]
+            if known and np.exp(np.mean(np.log(known))) >= bound:
+                return False
+        return True
 
     def narrow(self) -> bool:
         """Whether every file's speed-up is known to the precision that is asked for."""
@@ -307,12 +283,3 @@ class _Run:
         before, after = [b for b, _ in pairs], [c for _, c in pairs]
         _, error, count = log_ratio(before, after, resamples=QUICK)
         return T_975[min(count - 1, len(T_975)) - 1] * error <= self.effort.precision
-
-
-def process_ratio(
-    baseline: Mapping[str, Any] | None, candidate: Mapping[str, Any] | None
-) -> float | None:
-    """Return one process's speed-up, the median of ratios within rounds; None if either failed."""
-    if baseline is None or candidate is None or baseline["error"] or candidate["error"]:
-        return None
-    return float(np.median(np.array(baseline["medians"]) / np.array(candidate["medians"])))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.timing.gather import CONTROL, LEVELS, Gathered
+from compress.timing.gathered import CONTROL, LEVELS, Gathered, process_ratio
 from compress.timing.multiplicity import holm
 from compress.timing.setting import parse_setting
 from compress.timing.statistics import Ratio, compare, p_value, spread
@@ -61,10 +61,10 @@ class Control:
     """What is known of a setting as a whole.
 
     `ratio` compares the baseline with a second copy of itself (None if it could not be timed).
-    `margin` (a fraction) is the spread of these A/A ratios over the processes, the root mean
-    square of their logarithms: what a speed-up must exceed to be called one. `denominator` is
-    the optimization level at which the float baseline is fastest, '' for the default; `levels`
-    are its speed-ups at the others.
+    `margin` (a fraction) is how far such an A/A ratio strays from 1: the root mean square of its
+    logarithm over k processes, divided by sqrt(k), since a speed-up comes from k processes too.
+    A speed-up must exceed it to be called one. `denominator` is the optimization level at which
+    the float baseline is fastest, '' for the default; `levels` are its speed-ups at the others.
     """
 
     ratio: Ratio | None
@@ -194,12 +194,9 @@ class _Setting:
 
     def _margin(self) -> float:
         pairs = zip(self.series[self.baseline], self.series[CONTROL], strict=True)
-        logs = [
-            abs(float(np.log(np.median(np.array(b["medians"]) / np.array(c["medians"])))))
-            for b, c in pairs
-            if b is not None and c is not None and not b["error"] and not c["error"]
-        ]
-        return float(np.expm1(np.sqrt(np.mean(np.square(logs))))) if logs else 0.0
+        logs = [np.log(ratio) for pair in pairs if (ratio := process_ratio(*pair)) is not None]
+        # Of the ratio of all processes together, as a speed-up is.
+        return float(np.expm1(np.sqrt(np.mean(np.square(logs)) / len(logs)))) if logs else 0.0
 
     def _fastest(self, levels: Mapping[str, Ratio], margin: float) -> str:
         """Return the level that is faster than the default beyond doubt, the fastest of them."""

@@ -23,7 +23,7 @@ KEPT_CALLS = 8
 """How many of a block's raw seconds are kept, evenly spaced."""
 LONG_CALL = 0.25
 """Seconds of a call beside which coming back to a model (below a ms) does not count."""
-RETURN_CALLS, RETURN_SECONDS = 4, 0.01
+RETURN_CALLS, RETURN_SECONDS = 4, 0.004
 """How a turn begins: with calls that do not count, at most so many and of about so many seconds.
 
 After other models have run, the first call takes up to 0.4 ms longer, the second 0.1 ms, the

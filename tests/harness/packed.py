@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.files import sha256
 from compress.harness import latency
 from compress.harness.outputs import Outputs
-from compress.harness.record import Record, RunLog
+from compress.harness.record import Record, RunLog, read_results
+from compress.timing.elsewhere import main
 from compress.timing.launch import Launch
 from compress.timing.measure import measure
 from compress.timing.rounds import Series
@@ -108,3 +109,36 @@ def write_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     log.about(news)
     outputs.lock.close()
     return folder
+
+
+EPYC = {
+    "threads": 2,
+    "cores": 2,
+    "cpu": "AMD EPYC 7B13 64-Core Processor",
+    "cpu_flags": ["avx2"],
+    "onnxruntime": "1.30.0",
+    "system": "Linux x86_64",
+}
+SLUG = "amd_epyc_7b13_2t"
+
+
+def timings(unpacked: Path, **options: Any) -> dict[str, Any]:
+    """Return what the timer writes on a machine like `EPYC`."""
+    path = unpacked / "timings.json"
+    assert main(["--threads", "2", "--out", str(path)], unpacked, machine(**options)) == 0
+    values: dict[str, Any] = json.loads(path.read_bytes())
+    values["timings"]["environment"] = dict(EPYC)
+    return values
+
+
+def saved(folder: Path, values: Any, name: str = "timings.json") -> Path:
+    path = folder / name
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    return path
+
+
+def rows(run: Path) -> dict[str, Record]:
+    return {record.chain: record for record in read_results(run / "results.jsonl")[0]}
+
+
+# --- what is right ----------------------------------------------------------------------------

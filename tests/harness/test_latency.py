@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.harness import latency
 from compress.harness.outputs import Outputs, slug
 from compress.harness.record import Record
-from compress.timing.gather import Gathered
+from compress.timing.gathered import Gathered
 from compress.timing.result import Timing, Timings
 from compress.timing.setting import DEFAULT
 
@@ -112,6 +112,30 @@ def test_without_a_baseline_there_is_a_reason(
 ) -> None:
     timed = time(monkeypatch, outputs, records(outputs, "a()"), QUICK)
     assert timed["a()"].missing["cpu_ms_p50"] == "there is no sound baseline file"
+
+
+def test_another_seeds_baseline_as_denominator_is_told(
+    monkeypatch: pytest.MonkeyPatch, outputs: Outputs
+) -> None:
+    given = {("baseline", 0): Record("baseline", 0, "unverified"), **records(outputs, "a()")}
+    path = outputs.write_onnx("baseline", 1, b"onnx", ok=True)
+    figures = {"onnx_path": str(path.relative_to(outputs.folder))}
+    given["baseline", 1] = Record("baseline", 1, "ok", figures)
+    note = time(monkeypatch, outputs, given, QUICK)["a()"].row()["note"]
+    assert note == (
+        "speed-ups refer to the baseline of seed 1, because that of seed 0 is unverified"
+    )
+
+
+def test_what_was_timed_so_far_is_removed_once_the_whole_is_kept(
+    monkeypatch: pytest.MonkeyPatch, outputs: Outputs
+) -> None:
+    kept = outputs.folder / "raw" / latency.KEPT
+    kept.parent.mkdir()
+    kept.write_text("of a run that was stopped")
+    time(monkeypatch, outputs, records(outputs, "baseline"), QUICK)
+    assert not kept.exists()
+    assert (kept.parent / "timing.npz").exists()
 
 
 def test_noise_is_noted(monkeypatch: pytest.MonkeyPatch, outputs: Outputs) -> None:

@@ -31,6 +31,15 @@ def test_what_becomes_known_later_is_added_to_the_description(tmp_path: Path) ->
     assert about == {"suite": "a", "latency": {"cpu": {"margin": 0.01}}, "split_hash": "f00"}
 
 
+def test_every_rows_line_says_where_it_was_measured(tmp_path: Path) -> None:
+    where = {"cpu": "a processor", "versions": {"torch": "3.0"}}
+    log = RunLog(tmp_path / "results.jsonl", {"suite": "a", "environment": where})
+    log.record(Record("baseline", 0, "ok"))
+    log.record(Record("quantize()", 0, "ok"))
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [line["environment"] for line in lines if line["kind"] == "row"] == [where, where]
+
+
 def test_lines_of_the_first_version_and_of_later_ones_are_read(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     RunLog(path, {"suite": "a"}).record(Record("baseline", 0, "ok", role="control", control="x"))

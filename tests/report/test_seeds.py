@@ -261,3 +261,10 @@ def test_the_csv_holds_a_row_for_a_chain():
     assert float(found["accuracy_sd"]) == pytest.approx(0.01 / math.sqrt(2))
     assert "seed" not in found
     assert "onnx_path" not in found
+
+
+def test_what_is_said_of_the_gpu_for_any_seed_is_said():
+    notes = ["no TensorRT; float32 in channels_last.", "no TensorRT", "", "no CUDA graph"]
+    rows = [row("baseline", seed=number, cuda_note=note) for number, note in enumerate(notes)]
+    (found,) = over_seeds(rows)
+    assert found["cuda_note"] == "no TensorRT; float32 in channels_last; no CUDA graph"

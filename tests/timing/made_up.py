@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.timing.gather import Effort, Gathered, gather
+from compress.timing.gather import Effort, gather
+from compress.timing.gathered import Gathered
 from compress.timing.result import Timings, summarise
 
 SAMPLES = [np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)]

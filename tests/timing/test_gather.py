@@ -12,7 +12,8 @@ from made_up import SAMPLES, SECONDS, Machine, gathered
 
 from compress.errors import UserError
 from compress.timing import launch as launch_module
-from compress.timing.gather import CONTROL, LEVELS, Effort, Gathered, gather, process_ratio
+from compress.timing.gather import Effort, gather
+from compress.timing.gathered import CONTROL, LEVELS, Gathered, process_ratio
 from compress.timing.launch import WorkerFailed, launch
 
 
@@ -59,12 +60,31 @@ def test_each_process_has_a_seed_and_every_candidate_its_level():
     assert all(first[name][0] == first["base"][0] for name in LEVELS)
 
 
-def test_a_level_that_is_far_slower_is_timed_once():
-    machine = Machine(SECONDS)
+def test_levels_are_timed_for_as_long_as_they_may_be_the_fastest():
+    machine = Machine(SECONDS, levels={"disabled": 0.5, "basic": 0.97, "extended": 1.03})
     gathered(machine, settings=("cpu",))
-    kept = ["(level disabled)" in job["candidates"] for job in machine.jobs]
-    assert kept == [True] + [False] * (len(kept) - 1)
-    assert all("(level basic)" in job["candidates"] for job in machine.jobs)
+    for level, times in (("disabled", 1), ("basic", 2), ("extended", len(machine.jobs))):
+        kept = [f"(level {level})" in job["candidates"] for job in machine.jobs]
+        assert kept == [True] * times + [False] * (len(kept) - times)
+    assert len(machine.jobs) > 2
+
+
+def test_a_level_that_is_fast_at_one_batch_size_is_kept_for_all():
+    machine = Machine(SECONDS, levels={"disabled": 0.5, "basic": 1.1, "extended": 1.1})
+
+    def launch(job_path: Path, result_path: Path, timeout: float) -> None:
+        machine.launch(job_path, result_path, timeout)
+        result = json.loads(result_path.read_text())
+        for series in (result["settings"]["32"][name] for name in LEVELS if name in kept(-1)):
+            series["medians"] = [2 * seconds for seconds in series["medians"]]
+        result_path.write_text(json.dumps(result))
+
+    def kept(number: int) -> list[str]:
+        return machine.jobs[number]["candidates"]
+
+    gathered(machine, settings=("cpu", "cpu_batch32"), launch=launch)
+    assert "(level basic)" in kept(-1)
+    assert "(level disabled)" not in kept(1)
 
 
 def test_a_process_that_dies_is_named_and_the_others_count():

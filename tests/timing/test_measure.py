@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.timing.gather import CONTROL, Effort
+from compress.timing.gather import Effort
+from compress.timing.gathered import CONTROL
 from compress.timing.measure import measure
 
 SAMPLES = [np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)]

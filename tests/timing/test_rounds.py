@@ -141,7 +141,8 @@ def test_caches_are_brought_back_for_all_candidates_or_for_none(short, warmed):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "uncounted"), [(1e-5, 4), (0.002, 4), (0.003, 4), (0.004, 3), (0.006, 2), (0.1, 1)]
+    ("seconds", "uncounted"),
+    [(1e-5, 4), (0.0009, 4), (0.00125, 4), (0.0015, 3), (0.002, 2), (0.0041, 1), (0.1, 1)],
 )
 def test_a_turn_begins_with_calls_that_do_not_count(seconds, uncounted):
     machine = Machine()

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compress.timing.cuda.device import Cuda, first_line, out_of_memory
-from compress.timing.gather import CONTROL, LEVELS, Gathered, Launched
+from compress.timing.gathered import CONTROL, LEVELS, Gathered, Launched
 from compress.timing.result import Timings, summarise
 from compress.timing.rounds import Candidate, Plan, Series, time_rounds
 from compress.timing.setting import Setting
