@@ -24,8 +24,11 @@ from compress.timing.kept import Kept, question
 from compress.timing.launch import Launch, WorkerFailed, launch
 from compress.timing.setting import Setting, parse_setting
 
-SLOW_LEVELS = (0.9, 1.0)
-"""A level below the first in the first process, or the second in the first two, is left out."""
+SLOW_LEVELS = (0.9, 1.01, 1.02)
+"""What a level must reach in the first process, in the first two, in the first three to go on.
+
+A level that is no faster than this will never be the denominator, and its turns cost the others'.
+"""
 QUICK = 100
 """Resamples that tell when to stop."""
 PLANNED = 8

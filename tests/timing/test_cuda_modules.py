@@ -139,7 +139,7 @@ def test_the_seconds_are_those_of_the_devices_stopwatch():
     made = module_candidate(
         Costly(module, 0.004), Form(), Feeds((IMAGES,), device), logits(module), device
     )
-    found = time_rounds({"it": made}, Plan(0, 3, 0.008), 0)["it"]
+    found = time_rounds({"it": made}, Plan(0, 3, 0.007), 0)["it"]
     assert found.block_calls == 2
     assert found.medians == pytest.approx([0.004] * 3)
 

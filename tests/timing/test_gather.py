@@ -60,13 +60,17 @@ def test_each_process_has_a_seed_and_every_candidate_its_level():
     assert all(first[name][0] == first["base"][0] for name in LEVELS)
 
 
-def test_levels_are_timed_for_as_long_as_they_may_be_the_fastest():
-    machine = Machine(SECONDS, levels={"disabled": 0.5, "basic": 0.97, "extended": 1.03})
+@pytest.mark.parametrize(
+    ("speeds", "times"), [((0.5, 0.97, 1.03), (1, 2, None)), ((1.03, 1.005, 1.015), (None, 2, 3))]
+)
+def test_levels_are_timed_for_as_long_as_they_may_be_the_denominator(speeds, times):
+    machine = Machine(SECONDS, levels=dict(zip(LEVELS.values(), speeds, strict=True)))
     gathered(machine, settings=("cpu",))
-    for level, times in (("disabled", 1), ("basic", 2), ("extended", len(machine.jobs))):
-        kept = [f"(level {level})" in job["candidates"] for job in machine.jobs]
-        assert kept == [True] * times + [False] * (len(kept) - times)
-    assert len(machine.jobs) > 2
+    for level, expected in zip(LEVELS, times, strict=True):
+        kept = [level in job["candidates"] for job in machine.jobs]
+        seen = len(kept) if expected is None else expected
+        assert kept == [True] * seen + [False] * (len(kept) - seen)
+    assert len(machine.jobs) > 3
 
 
 def test_a_level_that_is_fast_at_one_batch_size_is_kept_for_all():
