@@ -12,7 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cheating
 from cheating import CHEATS
+from installed import installed
 from trials import publish, table
 
 import compress
@@ -20,22 +22,13 @@ import compress
 CHAINS = [f"{cls.name()}()" for cls in CHEATS]
 
 
-def install(folder: Path) -> None:
-    """Make a folder look like an installed package whose entry points are the cheats."""
-    info = folder / "cheats-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cheats\nVersion: 1.0\n")
-    lines = [f"{cls.name()} = cheating:{cls.__name__}" for cls in CHEATS]
-    (info / "entry_points.txt").write_text("\n".join(["[compress.compressors]", *lines, ""]))
-    sys.path.insert(0, str(folder))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        install(Path(folder))
+        place = installed(Path(folder) / "site", Path(cheating.__file__), CHEATS)
+        sys.path.insert(0, str(place))
         results = compress.run(
             data="digits",
             model="cnn-small",

@@ -1,0 +1,150 @@
+"""`kill -9` at random moments, again and again: are the rows those of an undisturbed run?
+
+    python benchmarks/robustness/kills.py --out reports/robustness [--kills 50]
+
+A run of a small suite is started, and after a random time one of its processes is killed: the run
+itself, the process that forks its steps, a step, a timing process, or all of them at once. Then it
+is started again in the same folder, until it comes to its end; then the next folder begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import random
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from common import SUITE, command, publish, rows, run, table
+
+from compress.harness.limits import family
+
+TARGETS = ("the run", "the server", "a step or timing process", "all at once")
+
+
+def victims(pid: int, target: str) -> list[int]:
+    """Return the processes to kill, of a run's process and all its descendants."""
+    found = family(pid)
+    if target == "the run":
+        return [pid]
+    if target == "all at once":
+        return found
+    named = {one: name(one) for one in found}
+    if target == "the server":
+        return [one for one in found if named[one] == "compress-runs"] or [pid]
+    servers = ("compress-base", "compress-runs")
+    others = [one for one in found if one != pid and named[one] not in servers]
+    return others[-1:] or [pid]
+
+
+def name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def computed_twice(out: Path) -> int:
+    """Return how often something began, by the logs, after it had been kept."""
+    lines = sorted(
+        line
+        for log in (out / "logs").glob("*.log")
+        for line in log.read_text(errors="replace").splitlines()
+        if re.match(r"\d{4}-\S+ (begin|kept) ", line)
+    )
+    kept: set[str] = set()
+    twice = 0
+    for line in lines:
+        _, what, key, *_ = line.split()
+        twice += what == "begin" and key in kept
+        if what == "kept":
+            kept.add(key)
+    return twice
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        suite = folder / "small.toml"
+        suite.write_text(SUITE)
+        began = time.monotonic()
+        assert run(["bench", str(suite), "--out", str(folder / "undisturbed")]) == 0
+        duration = time.monotonic() - began
+        expected = rows(folder / "undisturbed")
+        counts: collections.Counter[str] = collections.Counter()
+        done = kills = unequal = twice = leftovers = failed = 0
+        while kills < options.kills or done == 0:
+            out = folder / f"run-{done}"
+            words_ = command("bench", str(suite), "--out", str(out))
+            while True:
+                process = subprocess.Popen(
+                    words_, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
+                if kills >= options.kills:
+                    process.wait()
+                    break
+                try:
+                    process.wait(chance.uniform(0, duration))
+                    break  # it was faster
+                except subprocess.TimeoutExpired:
+                    pass
+                target = chance.choice(TARGETS)
+                before = family(process.pid)
+                for pid in victims(process.pid, target):
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        continue
+                kills += 1
+                counts[target] += 1
+                if target in ("the run", "all at once"):
+                    process.wait()
+                    time.sleep(1.0)
+                    leftovers += sum(Path(f"/proc/{pid}/exe").exists() for pid in before)
+                    continue
+                # The run goes on without what was killed; a row that failed comes next time.
+                if process.wait() == 0:
+                    break
+                failed += 1
+            if kills >= options.kills and run(["bench", str(suite), "--out", str(out)]) != 0:
+                unequal += 1
+            done += 1
+            unequal += rows(out) != expected
+            twice += computed_twice(out)
+    lines = [(target, counts[target]) for target in TARGETS]
+    publish(
+        options.out / "kills.md",
+        "kill -9 at random moments",
+        [
+            table(("killed", "times"), lines),
+            table(
+                ("what", "count"),
+                [
+                    ("kills", kills),
+                    ("runs brought to their end", done),
+                    ("runs that ended with a failed row, and were started again", failed),
+                    ("runs whose rows differ from the undisturbed one's", unequal),
+                    ("results computed again although they were kept", twice),
+                    ("processes that outlived their run by a second", leftovers),
+                ],
+            ),
+            f"An undisturbed run took {duration:.1f} s. Rows are compared in all columns but"
+            " timings, seconds and peak memory.\n",
+        ],
+        f"python benchmarks/robustness/kills.py --out reports/robustness --kills {options.kills}",
+    )
+
+
+if __name__ == "__main__":
+    main()
