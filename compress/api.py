@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import unknown
-from compress.harness.bench import Bench
+from compress.errors import UserError, unknown
+from compress.harness.bench import STORE, Bench, Conduct
+from compress.harness.cluster import executor_named
+from compress.harness.limits import Limits
 from compress.harness.metric import Function
 from compress.harness.plan import make_plan
 from compress.harness.record import Record, read_results
+from compress.harness.started import early
 from compress.harness.suite import Suite, checked, load_suite
 from compress.report.columns import frame
 from compress.report.table import text
@@ -48,7 +52,7 @@ class Results:
         return text(self.rows, self.about)
 
 
-def bench(
+def prepare(
     suite: str | Path | Suite,
     *,
     out: str | Path | None = None,
@@ -58,20 +62,23 @@ def bench(
     data_root: str | Path | None = None,
     device: str = "auto",
     allow_code: Collection[str | Path] = (),
+    store: str | Path | None = None,
+    fresh: bool = False,
+    step_timeout: float | None = None,
+    step_memory: float | None = None,
+    step_threads: int | None = None,
+    executor: str = "local",
     progress: bool = True,
     command: str = "",
-    on_record: Callable[[Record], None] | None = None,
+    on_record: Callable[[Record], None] = lambda record: None,
     **changes: Any,
-) -> Results:
-    """Run a suite (a built-in name, a TOML file, or a `Suite`) and write its reports to `out`.
-
-    `data` and `model` stand in for what the suite names; `metric` is a further column, a function
-    of outputs and targets (numpy arrays) or `FILE.py:NAME`; `changes` override the suite's keys,
-    such as `seeds=(0, 1)`. `on_record` is called with every finished row, and again once it is
-    compared and timed.
-    Raises UserError before any work if something cannot work; a chain that
-    fails later is a row with status `failed`.
-    """
+) -> Bench:
+    """Return a run of a suite, everything looked up and nothing computed. Options as in `bench`."""
+    given: dict[str, Any] = {} if step_timeout is None else {"seconds": step_timeout}
+    if step_memory is not None:
+        given["memory"] = int(step_memory * 1e9)
+    root = None if data_root is None else Path(data_root)
+    conduct = Conduct(Limits(**given), store, fresh, root, executor_named(executor))
     chosen = suite if isinstance(suite, Suite) else load_suite(str(suite))
     if foreign := changes.keys() - {item.name for item in fields(Suite)}:
         raise unknown("option", sorted(foreign)[0], [item.name for item in fields(Suite)])
@@ -82,41 +89,90 @@ def bench(
         data=data,
         model=model,
         metric=None if isinstance(metric, str) else metric,
-        data_root=None if data_root is None else Path(data_root),
+        data_root=root,
         device=device,
         allow_code=tuple(Path(path) for path in allow_code),
+        step_threads=step_threads,
     )
     folder = Path(out or Path(DEFAULT_OUT) / chosen.name)
     # Called from Python there is no command that gives the table again, so none is named.
-    run = Bench(plan, folder, command, progress)
-    run.on_record = on_record or run.on_record
+    return Bench(plan, folder, command, progress, on_record, conduct)
+
+
+def bench(suite: str | Path | Suite, **options: Any) -> Results:
+    """Run a suite (a built-in name, a TOML file, or a `Suite`) and write its reports to `out`.
+
+    Options, by keyword:
+
+    - `out`: the folder of all outputs.
+    - `data` and `model`: a `Data` and an `nn.Module` in place of what the suite names. `metric`: a
+      further column, a function of outputs and targets (numpy arrays) or `FILE.py:NAME`.
+    - `data_root`, `device` (auto, cpu or cuda), `allow_code` (files of yours that may run).
+    - Every step runs in a process of its own, which may take `step_timeout` seconds and
+      `step_memory` gigabytes; it computes on `step_threads` CPU threads (default: all).
+    - What steps make is kept in `store` (a folder, or a URL for fsspec; by default `.steps` in
+      `out`) and not computed again, unless `fresh=True` asks for that.
+    - `executor`: 'local', or 'ray' for a Ray cluster.
+    - `progress`: bars on a terminal. `on_record` is called with every finished row, and again
+      once it is compared and timed.
+    - What is a key of suites overrides the suite's, such as `seeds=(0, 1)`.
+
+    Raises UserError before any work if something cannot work; a chain that fails later is a row
+    with status `failed`. Raises RunStopped if the disk is full; what was finished is kept.
+    """
+    if options.get("executor", "local") == "local":
+        early()  # while this process makes the plan
+    run = prepare(suite, **options)
     try:
         run.execute()
-    finally:
-        # Also after Ctrl-C: the finished rows are worth their table.
-        results = rewrite_reports(folder)
-    return results
+    except BaseException:
+        # Also after Ctrl-C or on a full disk: the finished rows are worth their table.
+        with contextlib.suppress(OSError, UserError):
+            rewrite_reports(run.out)
+        raise
+    return rewrite_reports(run.out)
 
 
-def run(
+def preview(suite: str | Path | Suite | None = None, **options: Any) -> str:
+    """Return what `bench` would do: every step once, what is done, and an estimate of the rest.
+
+    Without a suite, what `run` would do with these options.
+    """
+    from compress.harness.preview import preview as show
+
+    if suite is None:
+        suite, options = _suite_of(**options)
+    planned = prepare(suite, **options)
+    return show(planned.plan, planned.place)
+
+
+def run(**options: Any) -> Results:
+    """Measure one chain (or several) beside its baseline.
+
+    - `chain`: a text, or a sequence of them.
+    - `data`: a name or a `Data` (see `compress.from_arrays`); by default 'digits'.
+    - `model`: a name or an `nn.Module`, which is taken with the weights it has unless a chain
+      begins with `train(...)`; by default 'cnn-small'. `weights`: a file of its weights.
+    - `out`, and every other option of `bench`.
+
+    Unlike `bench` it adds no controls of equal cost, unless `controls=True` asks for them.
+    """
+    suite, others = _suite_of(**options)
+    return bench(suite, **others)
+
+
+def _suite_of(
     *,
     chain: str | Sequence[str],
     data: str | Data = "digits",
     model: str | nn.Module = "cnn-small",
     weights: str | None = None,
-    out: str | Path | None = None,
     **options: Any,
-) -> Results:
-    """Measure one chain (or several) beside its baseline; takes the options of `bench` too.
-
-    Unlike `bench` it adds no controls of equal cost, unless `controls=True` asks for them.
-    `data` is a name or a `Data` (see `compress.from_arrays`), `model` a name or an
-    `nn.Module`, which is taken with the weights it has unless a chain begins with `train(...)`.
-    """
+) -> tuple[Suite, dict[str, Any]]:
+    """Return the suite of `run`'s options, and the options of `bench`."""
     from torch import nn
 
     chains = (chain,) if isinstance(chain, str) else tuple(chain)
-    instance = model if isinstance(model, nn.Module) else None
     suite = Suite(
         name="run",
         data=data if isinstance(data, str) else data.task.name,
@@ -125,13 +181,11 @@ def run(
         weights=weights,
         controls=False,
     )
-    return bench(
-        suite,
-        out=out,
-        data=None if isinstance(data, str) else data,
-        model=instance,
-        **options,
-    )
+    given = {
+        "data": None if isinstance(data, str) else data,
+        "model": model if isinstance(model, nn.Module) else None,
+    }
+    return suite, {**options, **given}
 
 
 def rewrite_reports(out: str | Path) -> Results:
@@ -141,6 +195,31 @@ def rewrite_reports(out: str | Path) -> Results:
     rows = [record.row() for record in records]
     write_reports(rows, about, folder)
     return Results(folder, tuple(rows), about)
+
+
+def clean_store(
+    place: str | Path,
+    clean: bool = False,
+    older_than: float | None = None,
+    keep: float | None = None,
+) -> str:
+    """Return the size of a store in words; clean it before if that is asked for.
+
+    `place` is a store's folder, or that of a run. `clean` removes damaged entries and leftovers;
+    `older_than` (days) also entries not used since; `keep` (gigabytes) the least recently used
+    ones until no more is left.
+    """
+    from compress.harness.store import Store
+
+    folder = Path(place)
+    folder = folder / STORE if (folder / STORE).is_dir() else folder
+    store, told = Store(folder), ""
+    if clean or older_than is not None or keep is not None:
+        days = None if older_than is None else older_than * 86_400
+        count, freed = store.clean(days, None if keep is None else int(keep * 1e9))
+        told = f"Removed {count} results; {freed / 1e6:.1f} MB are free again.\n"
+    count, size = store.size()
+    return f"{told}{folder}: {count} results, {size / 1e6:.1f} MB"
 
 
 def pack(run: str | Path, out: str | Path | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import click
 
 from compress import __version__
-from compress.errors import UserError
+from compress.errors import RunStopped, UserError
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
+TERMINATED = 143
 
 
 def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> Any:
@@ -69,6 +71,36 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             "a column beside accuracy. Needs --allow-code FILE.py.",
         ),
         click.option(
+            "--store",
+            metavar="PLACE",
+            help="Where results of steps are kept: a folder, or a URL such as s3://bucket/runs. "
+            "By default .steps in the run's folder.",
+        ),
+        click.option("--fresh", is_flag=True, help="Compute again what the store has already."),
+        click.option(
+            "--dry-run", is_flag=True, help="Show what is done and what is left; compute nothing."
+        ),
+        click.option(
+            "--step-timeout", type=float, metavar="SECONDS", help="Of one step. Default: 43200."
+        ),
+        click.option(
+            "--step-memory",
+            type=float,
+            metavar="GB",
+            help="Of one step and all that it starts. Default: nine tenths of what is free.",
+        ),
+        click.option(
+            "--step-threads",
+            type=click.IntRange(min=1),
+            help="CPU threads that a step computes on. Default: all.",
+        ),
+        click.option(
+            "--executor",
+            default="local",
+            metavar="NAME",
+            help="local, or ray[:ADDRESS] for a Ray cluster that is already there.",
+        ),
+        click.option(
             "--allow-code",
             multiple=True,
             type=click.Path(path_type=Path),
@@ -92,8 +124,13 @@ def cli() -> None:
 @_shared
 def bench(suite: str, **options: Any) -> None:
     """Run SUITE, a built-in name or a TOML file, and write its tables, plots and models."""
+    _import_in_parallel(options)
     from compress.api import bench as run_suite
+    from compress.api import preview
 
+    if options.pop("dry_run"):
+        click.echo(preview(suite, **options))
+        return
     _finish(run_suite(suite, **_options(options)))
 
 
@@ -104,9 +141,22 @@ def bench(suite: str, **options: Any) -> None:
 @_shared
 def run(data: str, model: str, chains: tuple[str, ...], **options: Any) -> None:
     """Run one chain (or several) beside its baseline."""
+    _import_in_parallel(options)
+    from compress.api import preview
     from compress.api import run as run_chains
 
+    if options.pop("dry_run"):
+        click.echo(preview(data=data, model=model, chain=chains, **options))
+        return
     _finish(run_chains(data=data, model=model, chain=chains, **_options(options)))
+
+
+def _import_in_parallel(options: dict[str, Any]) -> None:
+    """Start the process that forks the steps' before this one spends seconds on its imports."""
+    if not options["dry_run"] and options["executor"] == "local":
+        from compress.harness.started import early
+
+        early()
 
 
 @cli.command()
@@ -150,6 +200,36 @@ def merge(run: Path, files: tuple[Path, ...]) -> None:
         name, threads = machine["cpu"] or "unnamed processor", machine["threads"]
         click.echo(f"Columns on_{slug}_...: {name}, threads: {threads}, timed {machine['date']}")
     _finish(results)
+
+
+@cli.command()
+@click.argument("place", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--clean", is_flag=True, help="Remove damaged entries and leftovers of dead runs.")
+@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Not used since.")
+@click.option(
+    "--keep",
+    type=click.FloatRange(min=0),
+    metavar="GB",
+    help="Remove the least recently used until no more than this is left.",
+)
+def store(place: Path, clean: bool, older_than: float | None, keep: float | None) -> None:
+    """Show the size of PLACE, a run's folder or a store, and clean it if that is asked for."""
+    from compress.api import clean_store
+
+    click.echo(clean_store(place, clean, older_than, keep))
+
+
+@cli.command()
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+def check(files: tuple[Path, ...]) -> None:
+    """Tell what FILES hold and whether they are safe to read; nothing in them is run.
+
+    ONNX files, weights (.safetensors, .pt) and folders of saved models.
+    """
+    from compress.zoo.check import check_file
+
+    for path in files:
+        click.echo("\n".join(check_file(path)))
 
 
 @cli.command(name="list")
@@ -235,6 +315,13 @@ def _finish(results: Any) -> None:
 
 def main() -> None:
     """Run the command line; exit with 0 (all rows ok), 1 (some not), 2 (a wrong call)."""
+    stopped = []
+
+    def stop(*_: object) -> None:
+        stopped.append(True)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         sys.exit(cli(standalone_mode=False))
     except click.ClickException as error:
@@ -243,9 +330,14 @@ def main() -> None:
     except UserError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(WRONG_CALL)
+    except RunStopped as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(SOME_ROWS_FAILED)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped. What was finished is kept; run again to go on.", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(TERMINATED if stopped else INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ class Compressor(ABC):
     """Whether the step writes `Model.onnx`; then no step may follow."""
     restarts: bool = False
     """Whether the step discards the weights that enter it."""
+    imports: ClassVar[tuple[str, ...]] = ()
+    """Modules that take seconds to import and that the step imports only when it runs."""
     always_shown: ClassVar[tuple[str, ...]] = ()
     """Settings that the text names even where they have their defaults."""
 

@@ -18,6 +18,10 @@ class StepFailed(RuntimeError):
     """A step that was legal did not give a usable model."""
 
 
+class RunStopped(RuntimeError):
+    """A run that cannot go on, such as on a full disk. What it finished is kept."""
+
+
 class CannotSave(ValueError):
     """A model that differs from a fresh build in a way that its file format cannot hold."""
 

@@ -21,6 +21,8 @@ from compress.errors import IllegalChain, UserError, unknown
 
 MAX_LENGTH = 4000
 MAX_DEPTH = 20
+SHOWN = 200
+"""Characters of a text that an error repeats."""
 LINE_BREAKS = str.maketrans("\n\r\f", "   ")
 
 
@@ -41,7 +43,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     call = _tree(f"f({rest}", text)
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-        raise UserError(f"cannot read {text!r}: write NAME or NAME(option=value, ...)")
+        raise UserError(f"cannot read {shown(text)}: write NAME or NAME(option=value, ...)")
     return name, {key: _literal(value, text) for key, value in _keywords(call, text)}
 
 
@@ -56,7 +58,7 @@ def _arrows_to_shifts(text: str) -> str:
             if depth > MAX_DEPTH:
                 raise IllegalChain(f"the chain is nested deeper than {MAX_DEPTH}")
             if token.type == tokenize.OP and token.string == ">>":
-                raise IllegalChain(f"steps are joined by '->', not '>>': {text!r}")
+                raise IllegalChain(f"steps are joined by '->', not '>>': {shown(text)}")
             if token.type == tokenize.OP and token.string == "->":
                 pieces += [source[last : token.start[1]], ">>"]
                 last = token.end[1]
@@ -66,10 +68,15 @@ def _arrows_to_shifts(text: str) -> str:
     return "".join([*pieces, source[last:]])
 
 
+def shown(text: str) -> str:
+    """Return a text as an error quotes it."""
+    return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
+
+
 def _unreadable(text: str, error: Exception) -> IllegalChain:
     reason = error.args[0] if error.args else error
     return IllegalChain(
-        f"cannot read {text!r}: {reason}. A chain looks like "
+        f"cannot read {shown(text)}: {reason}. A chain looks like "
         f"\"distill(student='cnn-small', epochs=3) -> quantize()\""
     )
 
@@ -96,10 +103,10 @@ def _chain(node: ast.expr, techniques: Mapping[str, type[Compressor]], text: str
 
 def _step(node: ast.expr, techniques: Mapping[str, type[Compressor]], text: str) -> Compressor:
     if isinstance(node, ast.Name):
-        raise IllegalChain(f"write {node.id}() with parentheses in {text!r}")
+        raise IllegalChain(f"write {node.id}() with parentheses in {shown(text)}")
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise IllegalChain(
-            f"a chain holds only steps and literals, and {ast.unparse(node)!r} is neither"
+            f"a chain holds only steps and literals, and {shown(ast.unparse(node))} is neither"
         )
     name = node.func.id
     if name not in techniques:
@@ -130,7 +137,7 @@ def _keywords(call: ast.Call, text: str) -> list[tuple[str, ast.expr]]:
     pairs = []
     for keyword in call.keywords:
         if keyword.arg is None:
-            raise IllegalChain(f"'**' is not allowed in {text!r}")
+            raise IllegalChain(f"'**' is not allowed in {shown(text)}")
         pairs.append((keyword.arg, keyword.value))
     return pairs
 
@@ -140,7 +147,7 @@ def _literal(node: ast.expr, text: str) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise IllegalChain(
-            f"only literals and steps may stand in a chain, not {ast.unparse(node)!r}"
+            f"only literals and steps may stand in a chain, not {shown(ast.unparse(node))}"
         ) from None
 
 
@@ -158,5 +165,7 @@ def parse_model_name(text: str) -> ModelName:
     head, options = parse_call(text)
     source, colon, name = head.rpartition(":")
     if not head or (colon and not (source and name)):
-        raise UserError(f"cannot read the model name {text!r}: write NAME or SOURCE:NAME(options)")
+        raise UserError(
+            f"cannot read the model name {shown(text)}: write NAME or SOURCE:NAME(options)"
+        )
     return ModelName(source, name, options)

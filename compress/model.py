@@ -26,6 +26,8 @@ from compress.files import write_atomic, write_json
 from compress.task import Tensors
 
 FORMAT = 1
+INSTANCE = "(instance)"
+"""The factory of a module that a Python user gave: only their process can build it again."""
 # What reading a damaged or foreign file can raise.
 DAMAGE = (
     *(ValueError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError, OSError),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from compress.compressor import (
 )
 from compress.errors import StepFailed
 from compress.model import Model, main_output
+from compress.progress import bar
 from compress.task import Split, Task, Tensors, prepared_batches
 
 Loss = Callable[[Tensor, Tensor, Tensors], Tensor]
@@ -80,10 +80,11 @@ def fit(model: Model, bench: Workbench, settings: Training, loss: Loss) -> Model
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: one_cycle((step + 0.5) / total_steps)
     )
+    stepper = Stepper(module, optimizer, loss, bench)
     generator = torch.Generator().manual_seed(bench.seed)
     best: tuple[float, dict[str, Tensor]] | None = None
     started, seen = time.perf_counter(), 0
-    with _bar(bench, settings, batches) as bar:
+    with _bar(bench, settings, batches) as shown:
         for epoch in range(1, settings.epochs + 1):
             module.train()
             total, count = torch.zeros((), device=bench.device), 0
@@ -91,11 +92,11 @@ def fit(model: Model, bench: Workbench, settings: Training, loss: Loss) -> Model
                 if len(targets) < 2:
                     continue  # batch norm has no variance over one item
                 inputs = _prepare(bench, module, raw, generator)
-                value = _step(module, inputs, targets.to(bench.device), optimizer, loss, bench)
+                value = stepper.step(inputs, targets.to(bench.device))
                 schedule.step()
                 _apply(masks, module)
                 total, count = total + value * len(targets), count + len(targets)
-                bar.update()
+                shown.update()
             seen += count
             mean = float(total) / max(count, 1)
             if not math.isfinite(mean):
@@ -103,7 +104,7 @@ def fit(model: Model, bench: Workbench, settings: Training, loss: Loss) -> Model
                     f"the loss became {mean} in epoch {epoch}: try a smaller learning_rate than "
                     f"{settings.learning_rate}"
                 )
-            bar.set_postfix(epoch=epoch, loss=f"{mean:.4f}")
+            shown.set_postfix(epoch=epoch, loss=f"{mean:.4f}")
             row: dict[str, Any] = {"epoch": epoch, "loss": mean}
             if settings.keep == "best" and bench.validation is not None:
                 score = accuracy(module, bench.task, bench.validation, bench.device)
@@ -115,7 +116,8 @@ def fit(model: Model, bench: Workbench, settings: Training, loss: Loss) -> Model
     if best is not None:
         module.load_state_dict(best[1])
     seconds = time.perf_counter() - started
-    bench.journal.row("fit", samples=seen, seconds=round(seconds, 3), precision=bench.precision)
+    told = {"samples": seen, "seconds": round(seconds, 3), "precision": bench.precision}
+    bench.journal.row("fit", **told, **stepper.about(settings.batch_size))
     module = module.to("cpu").to(memory_format=torch.contiguous_format).eval()
     return replace(model, module=module, hints={})
 
@@ -172,23 +174,76 @@ def _prepare(
     return place_inputs(inputs, has_convolutions(module))
 
 
-def _step(
-    module: nn.Module,
-    inputs: Tensors,
-    targets: Tensor,
-    optimizer: torch.optim.Optimizer,
-    loss: Loss,
-    bench: Workbench,
-) -> Tensor:
-    with autocast(bench):
-        outputs = main_output(module(*inputs))
-    # The loss is computed in float32: bfloat16 keeps three digits only.
-    value = loss(outputs.float(), targets, inputs)
-    optimizer.zero_grad(set_to_none=True)
-    value.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-    optimizer.step()
-    return value.detach()
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")
+"""What torch, CUDA and oneDNN say in errors of no type of their own."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the device or of the machine, did not suffice."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
+
+
+class Stepper:
+    """Steps of an optimizer, in parts where a batch is more than memory holds.
+
+    When memory runs out the batch is halved for good, and the gradients of its parts, each
+    weighted by its share of the items, add up to that of the whole. Batch norm sees the parts
+    one by one, so its statistics are those of smaller batches.
+    """
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, bench: Workbench
+    ) -> None:
+        self.module, self.optimizer, self.loss, self.bench = module, optimizer, loss, bench
+        self.parts = 1
+
+    def step(self, inputs: Tensors, targets: Tensor) -> Tensor:
+        """Take one step on a batch, and return its mean loss, detached."""
+        while True:
+            try:
+                return self._step(inputs, targets)
+            except (RuntimeError, MemoryError) as error:
+                # Batch norm has no variance over one item, so a part has two at least.
+                if not ran_out_of_memory(error) or 4 * self.parts > len(targets):
+                    raise
+                said = str(error).strip().partition("\n")[0]
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.parts *= 2
+            self.bench.journal.row("memory", parts=self.parts, error=said)
+
+    def about(self, batch_size: int) -> dict[str, int]:
+        """Return what the record says of the batches, and note it if they were not whole."""
+        if self.parts == 1:
+            return {}
+        self.bench.journal.note(
+            f"memory ran out in training: batches of {batch_size} went through in {self.parts} "
+            f"parts, whose gradients were added up"
+        )
+        return {"micro_batch": -(-batch_size // self.parts)}
+
+    def _step(self, inputs: Tensors, targets: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        count = len(targets)
+        total = torch.zeros((), device=targets.device)
+        parts = max(1, min(self.parts, count // 2))
+        for index in range(parts):
+            begin, end = index * count // parts, (index + 1) * count // parts
+            some = tuple(tensor[begin:end] for tensor in inputs)
+            with autocast(self.bench):
+                outputs = main_output(self.module(*some))
+            # The loss is computed in float32: bfloat16 keeps three digits only.
+            share = (end - begin) / count
+            value = self.loss(outputs.float(), targets[begin:end], some) * share
+            value.backward()
+            total = total + value.detach()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
+        self.optimizer.step()
+        return total
 
 
 def _sparse_weights(module: nn.Module, model: Model) -> list[tuple[str, Tensor]]:
@@ -224,10 +279,5 @@ def _batches_per_epoch(items: int, batch_size: int) -> int:
 
 
 def _bar(bench: Workbench, settings: Training, batches: int) -> tqdm[Any]:
-    return tqdm(
-        total=settings.epochs * batches,
-        desc=settings.name(),
-        unit="batch",
-        leave=False,
-        disable=not (bench.progress and sys.stderr.isatty()),
-    )
+    total = settings.epochs * batches
+    return bar(bench.progress, total=total, desc=settings.name(), unit="batch", leave=False)

@@ -40,7 +40,8 @@ def test_ones_own_module_and_data(data: object, tmp_path: Path) -> None:
         model=module,
         chain=["finetune(epochs=8, learning_rate=0.01)", "finetune(epochs=8) -> quantize()"],
         out=tmp_path,
-        timing_seconds=1.0,
+        timing_seconds=0.5,
+        timings=("cpu",),
         progress=False,
     )
     assert results.ok, str(results)
@@ -77,7 +78,8 @@ def test_ones_own_factory_comes_back_only_when_allowed(data: object, tmp_path: P
         chain="train(epochs=4) -> factorize(rank=0.4)",
         out=tmp_path / "b",
         allow_code=[code],
-        timing_seconds=1.0,
+        timing_seconds=0.5,
+        timings=("cpu",),
         progress=False,
     )
     assert results.ok, str(results)
@@ -107,7 +109,8 @@ def test_seeds_give_a_row_each(data: object, tmp_path: Path) -> None:
         chain="train(epochs=2) -> finetune(epochs=1)",
         out=tmp_path,
         seeds=(0, 1),
-        timing_seconds=1.0,
+        timing_seconds=0.5,
+        timings=("cpu",),
         progress=False,
     )
     assert results.ok, str(results)
@@ -149,7 +152,8 @@ def test_a_model_that_cannot_be_saved_still_gets_its_row_and_file(
         chain="train(epochs=1) -> prune_weights(sparsity=0.5)",
         out=tmp_path / "out",
         allow_code=[code],
-        timing_seconds=1.0,
+        timing_seconds=0.5,
+        timings=("cpu",),
         progress=False,
     )
     assert results.ok, str(results)
@@ -182,6 +186,7 @@ def test_two_instances_in_one_folder_are_not_mixed_up(data: object, tmp_path: Pa
             chain="train(epochs=4) -> distill(student='mlp(width=16)', epochs=2)",
             out=tmp_path,
             timing_seconds=0.5,
+            timings=("cpu",),
             progress=False,
         )
         assert module.training

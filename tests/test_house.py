@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "compress"
 
 # Each room may import itself and the rooms before it.
-NOUNS = {"errors", "files", "task", "model", "compressor", "counts", "language"}
+NOUNS = {"errors", "files", "task", "model", "compressor", "counts", "language", "progress"}
 ORDER = [
     NOUNS,
     {"training", "surgery", "timing", "deploy", "zoo"},

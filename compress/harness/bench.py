@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import contextlib
+import errno
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from tqdm import tqdm
-
-from compress.compressor import Compressor, Journal, Workbench, run
-from compress.errors import StepFailed
-from compress.files import digest
+from compress.errors import RunStopped, UserError
+from compress.files import write_json
 from compress.harness.compare import Answers, compare_records
 from compress.harness.describe import about
-from compress.harness.gpu import gpu_records, keep_module
+from compress.harness.gpu import FOUND, RECORDS, gpu_records
+from compress.harness.graph import Graph, Lane, make_graph
+from compress.harness.isolate import Site, executor_for, recipe_of
+from compress.harness.job import Job, Outcome, Stores, record_of
 from compress.harness.latency import time_records
-from compress.harness.measuring import Built, measure_row
+from compress.harness.limits import Limits
 from compress.harness.memory import memory_records
 from compress.harness.outputs import Outputs
-from compress.harness.plan import Plan, weights_hash
+from compress.harness.plan import Plan
 from compress.harness.record import Key, Record, RunLog
-from compress.harness.rows import BASELINE, Row
-from compress.harness.store import Store, code_digest, foreign_sources, step_key, versions
+from compress.harness.rows import BASELINE
+from compress.harness.schedule import Executor, Schedule
+from compress.harness.store import Entry
+from compress.progress import bar
+from compress.timing.cuda.device import Cuda
+
+STORE = ".steps"
+LITTLE = 64 * 2**20
+"""Bytes: with less than this left on the store's disk a run cannot go on."""
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How a run is carried out: what it computes does not depend on it."""
+
+    limits: Limits = field(default_factory=Limits)
+    store: str | Path | None = None
+    """A folder or a URL; by default `.steps` in the run's folder."""
+    fresh: bool = False
+    """Whether to forget what the store has of this run, and compute all of it again."""
+    data_root: Path | None = None
+    executor: Callable[[Site, Limits], Executor] = executor_for
 
 
 @dataclass
@@ -37,33 +59,58 @@ class Bench:
     command: str = ""
     progress: bool = True
     on_record: Callable[[Record], None] = lambda record: None
+    conduct: Conduct = field(default_factory=Conduct)
     records: dict[Key, Record] = field(default_factory=dict)
-    modules: dict[Key, nn.Module] = field(default_factory=dict)
-    """Float modules for the GPU stage; empty where there is no GPU."""
 
-    def __post_init__(self) -> None:
-        self.outputs = Outputs(self.out, self.plan.suite.seeds)
-        self.store = Store(self.out / ".steps", self.plan.build)
-        self.log = RunLog(self.out / "results.jsonl", about(self.plan, self.command))
+    @property
+    def place(self) -> str | Path:
+        """Where results of steps are kept."""
+        return self.conduct.store or (self.out / STORE).resolve()
 
     def execute(self) -> list[Record]:
-        """Run every chain and seed, compare their answers, then time all files together."""
-        with self.outputs.lock:
+        """Run every chain and seed, compare their answers, then time all files together.
+
+        Raises RunStopped where the disk is full; what was finished is kept.
+        """
+        self.outputs = Outputs(self.out, self.plan.suite.seeds)
+        with self.outputs.lock, _disk_may_be_full(self.out):
+            _check_writable(self.place)
+            scratch = self.outputs.scratch()
             try:
-                self._build_all()
+                self._execute(scratch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return list(self.records.values())
+
+    def _execute(self, scratch: Path) -> None:
+        graph = make_graph(self.plan)
+        order = [list(lane.key) for lane in _in_order(graph, self.plan)]
+        private = (scratch / "private").resolve()
+        recipe = recipe_of(self.plan, self.place, private, self.progress, self.conduct.data_root)
+        self.site = site = Site(recipe, self.out / "logs", scratch, self.plan)
+        stores = site.stores
+        if self.conduct.fresh:
+            for node in graph.nodes.values():
+                stores.of(node).drop(node.key)
+        executor = self.conduct.executor(site, self.conduct.limits)
+        told = {**about(self.plan, self.command), "order": order, "isolation": executor.about}
+        self.log = RunLog(self.out / "results.jsonl", told)
+        with contextlib.closing(executor):
+            try:
+                self._build_all(graph, stores, executor)
             finally:
                 # Also after Ctrl-C: what is finished is worth its verdict.
                 self._compare()
             for record in memory_records(self.records, self.plan, self.outputs):
                 self._keep(record)
-            timed = self._timed(time_records(self.records, self.plan, self.outputs, self.progress))
+            gatherer = getattr(executor, "gather", None)
+            timed = self._timed(
+                time_records(self.records, self.plan, self.outputs, self.progress, gatherer)
+            )
             if any(record.status != "ok" for record in timed):
                 # A file that was caught while it was timed must not stand in a comparison.
                 self._compare()
-            self._timed(
-                gpu_records(self.records, self.plan, self.outputs, self.modules, self.progress)
-            )
-        return list(self.records.values())
+            self._timed(self._on_gpu(executor, scratch))
 
     def _timed(self, found: tuple[list[Record], dict[str, Any]]) -> list[Record]:
         """Keep timed records and what is known of their timing as a whole."""
@@ -73,6 +120,30 @@ class Bench:
         if news:
             self.log.about(news)
         return records
+
+    def _on_gpu(self, executor: Executor, scratch: Path) -> tuple[list[Record], dict[str, Any]]:
+        """Run the GPU stage, in a process of its own where there is a GPU to break."""
+        if Cuda().absent():
+            return gpu_records(self.records, self.plan, self.outputs, {}, self.progress)
+        folder = scratch / "gpu"
+        folder.mkdir(exist_ok=True)
+        asked = {
+            "out": str(self.out.resolve()),
+            "records": list(map(asdict, self.records.values())),
+        }
+        write_json(folder / RECORDS, asked)
+        job = Job(0, 0, 0, "gpu", str(folder.resolve()))
+        with contextlib.ExitStack() as held:
+            if hasattr(executor, "gather"):  # of another machine; this GPU is here
+                executor = executor_for(self.site, self.conduct.limits)
+                held.enter_context(contextlib.closing(executor))
+            executor.submit(job, "gpu")
+            [(_, outcome)] = executor.wait()
+        if not outcome.ok:
+            news = {"cuda_failed": f"the timing on the GPU ended early: {outcome.error}"}
+            return [], news
+        found = json.loads((folder / FOUND).read_text())
+        return list(map(Record.from_json, found["records"])), found["about"]
 
     def _compare(self) -> None:
         answers = {
@@ -85,85 +156,89 @@ class Bench:
             if record != self.records[key]:
                 self._keep(record)
 
-    def _build_all(self) -> None:
-        seeds, rows = self.plan.suite.seeds, self.plan.rows
-        bar = tqdm(
-            total=len(seeds) * len(rows),
-            unit="chain",
-            disable=not (self.progress and sys.stderr.isatty()),
-        )
-        with bar:
-            for seed in seeds:
-                baseline: Built | None = None
-                for row in rows:
-                    bar.set_description(row.text[:40])
-                    built = self._row(row, seed, baseline)
-                    baseline = baseline or built
-                    bar.update()
+    def _build_all(self, graph: Graph, stores: Stores, executor: Executor) -> None:
+        shown = bar(self.progress, total=len(graph.lanes), unit="chain")
 
-    def _row(self, row: Row, seed: int, baseline: Built | None) -> Built | None:
-        """Build and measure one row; return what was built if it is the baseline."""
-        built = None
-        try:
-            if row.chain is not None and baseline is None:
-                raise StepFailed("the baseline failed, so there is nothing to start from")
-            built = self._build(row, seed, baseline)
-            keep_module(self.modules, (row.text, seed), built.model)
-            beside = self.records.get((BASELINE, seed))
-            record = measure_row(self.plan, self.outputs, row, seed, built, beside)
-        except Exception as error:
-            # One chain's failure is a row; every other chain goes on.
+        def end(lane: Lane, entry: Entry | None, outcome: Outcome) -> None:
+            self._end(lane, entry, outcome)
+            shown.set_description(lane.row.text[:40])
+            shown.update()
+            if "No space left" in outcome.error and _little_space(stores.shared.folder):
+                raise OSError(errno.ENOSPC, outcome.error)
+
+        def name(lane: Lane) -> str:
+            return self.outputs.model(*lane.key).name
+
+        with shown:
+            Schedule(graph, stores, executor, end, name).run()
+
+    def _end(self, lane: Lane, entry: Entry | None, outcome: Outcome) -> None:
+        """Make a row of what was measured in a lane, or of what went wrong."""
+        row = lane.row
+        if entry is None:
             record = Record(
-                row.text,
-                seed,
-                "failed",
-                error=f"{type(error).__name__}: {error}",
-                journal=({"kind": "traceback", "text": traceback.format_exc()[-4000:]},),
-                role=row.role,
-                control=row.control,
+                row.text, lane.seed, "failed", error=outcome.error, journal=outcome.journal
+            )
+        else:
+            record = self.outputs.publish(entry.folder, record_of(entry))
+            record = _beside(record, self.records.get((BASELINE, lane.seed)))
+        record = replace(record, role=row.role, control=row.control)
+        if row.uncontrolled and entry is not None:
+            record = replace(
+                record,
+                notes=(*record.notes, f"no control of equal cost: {row.uncontrolled}"),
+                missing={**record.missing, "control_verdict": row.uncontrolled},
             )
         if row.chain is None and "split" in record.hashes:
             self.log.about({"split_hash": record.hashes["split"]})
         self._keep(record)
-        return built if row.chain is None else None
 
     def _keep(self, record: Record) -> None:
         self.records[record.chain, record.seed] = record
         self.log.record(record)
         self.on_record(record)
 
-    def _build(self, row: Row, seed: int, baseline: Built | None) -> Built:
-        """Run the steps of a row, each unless the store has its result."""
-        plan = self.plan
-        bench = plan.workbench(seed, self.progress)
-        context = {**plan.context, "seed": seed, "versions": versions(), "ours": code_digest()}
-        if baseline is None:
-            given = None if plan.baseline else weights_hash(plan.start.module)
-            start = Built(
-                plan.start, digest({"model": plan.suite.model, "weights": given}), Journal(), 0.0
-            )
-            return self._steps(plan.baseline, start, bench, context)
-        assert row.chain is not None
-        bench = replace(bench, teacher=baseline.model)
-        start = replace(baseline, journal=Journal(), seconds=0.0)
-        return self._steps(row.chain, start, bench, context | {"baseline": baseline.key})
 
-    def _steps(
-        self, chain: Compressor | None, start: Built, bench: Workbench, context: dict[str, Any]
-    ) -> Built:
-        # A module instance has no name that says what it computes, so nothing of it is kept.
-        store = None if self.plan.start.blueprint is None else self.store
-        model, key, journal = start.model, start.key, Journal()
-        for step in () if chain is None else chain.steps:
-            key = step_key(key, repr(step), context | {"foreign": foreign_sources(step)})
-            kept = store.get(key) if store else None
-            if kept is None:
-                own = Journal()
-                model = run(step, model, replace(bench, journal=own))
-                kept = model, own.rows
-                if store:
-                    store.put(key, *kept)
-            model, rows = kept
-            journal.rows += rows
-        seconds = sum(row["seconds"] for row in journal.rows if row["kind"] == "step")
-        return Built(model, key, journal, seconds)
+def _check_writable(place: str | Path) -> None:
+    """Refuse a folder as a store that nothing can be written to, before any work."""
+    if "://" in str(place):
+        return
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to the store {place}: {error.strerror}") from error
+
+
+def _in_order(graph: Graph, plan: Plan) -> list[Lane]:
+    """Return the lanes as a table shows them: by seed, in the order of the plan's rows."""
+    return [graph.lane((row.text, seed)) for seed in plan.suite.seeds for row in plan.rows]
+
+
+def _beside(record: Record, baseline: Record | None) -> Record:
+    """Say how far a row's accuracy is from the baseline's."""
+    measured: Mapping[str, Any] = record.measured
+    if record.chain == BASELINE:
+        return replace(record, measured={**measured, "accuracy_delta": 0.0})
+    if baseline is None or not {"accuracy"} <= measured.keys() & baseline.measured.keys():
+        return record
+    delta = measured["accuracy"] - baseline.measured["accuracy"]
+    return replace(record, measured={**measured, "accuracy_delta": delta})
+
+
+def _little_space(folder: Path) -> bool:
+    return shutil.disk_usage(folder if folder.exists() else Path()).free < LITTLE
+
+
+@contextlib.contextmanager
+def _disk_may_be_full(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunStopped(
+            f"the disk is full ({error.strerror}), so the run in {folder} stopped. What was "
+            f"finished is kept: free some space and run again"
+        ) from error

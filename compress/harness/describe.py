@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from compress.files import digest, sha256
+from compress.harness.keys import versions
 from compress.harness.plan import Plan
 from compress.harness.record import environment
 from compress.harness.rows import Row
-from compress.harness.store import versions
 from compress.task import Data
 
 MULTIPLICITY = (

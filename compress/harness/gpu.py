@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from compress.files import write_json
 from compress.harness.accuracy import logits_of
 from compress.harness.gpu_row import FORMS, PEAK, PROVIDERS, SPEEDUPS, WORDS, Found
+from compress.harness.graph import Graph, Lane, Node
 from compress.harness.latency import candidate_name
 from compress.harness.outputs import Outputs
 from compress.harness.plan import Plan
 from compress.harness.record import Key, Record
 from compress.harness.rows import BASELINE
-from compress.model import Model
+from compress.harness.store import Entry
 from compress.task import stacked_inputs
 from compress.timing.cuda.device import Cuda, first_line
 from compress.timing.cuda.files import (
@@ -47,14 +51,47 @@ FILE_TOLERANCE, LOWERED_TOLERANCE = 0.02, 0.1
 and in a quantized file a step is large."""
 
 
-def keep_module(modules: MutableMapping[Key, nn.Module], key: Key, model: Model) -> None:
-    """Remember a row's float module for the GPU stage, where there is a GPU to run it on.
+RECORDS, FOUND = "records.json", "found.json"
 
-    In memory, because a module instance, and what the file format cannot hold, cannot be loaded
-    again. Of a lowered model there is nothing that torch could run.
+
+def gpu_stage(
+    plan: Plan,
+    graph: Graph,
+    stored: Callable[[Node], Entry | None],
+    folder: Path,
+    progress: bool,
+) -> None:
+    """Run the stage on the records in `folder`, and leave there what it found.
+
+    For a process of its own: what breaks the device, or the driver, ends with it.
     """
-    if not model.lowered and not Cuda().absent():
-        modules[key] = model.module
+    asked = json.loads((folder / RECORDS).read_text())
+    records = {(r.chain, r.seed): r for r in map(Record.from_json, asked["records"])}
+    modules = {
+        key: module
+        for key, record in records.items()
+        if record.status == "ok"
+        and (module := module_of(graph.lane(key), graph, plan, stored)) is not None
+    }
+    outputs = Outputs(Path(asked["out"]), plan.suite.seeds, lock=False)
+    found, about = gpu_records(records, plan, outputs, modules, progress)
+    write_json(folder / FOUND, {"records": [asdict(r) for r in found], "about": about})
+
+
+def module_of(
+    lane: Lane, graph: Graph, plan: Plan, stored: Callable[[Node], Entry | None]
+) -> nn.Module | None:
+    """Return a row's float module from the store; None where it has none that torch could run.
+
+    Of a lowered model there is nothing to run; what no file can hold is gone with its process.
+    """
+    if lane.model == graph.start:
+        return plan.start.module
+    entry = stored(graph.nodes[lane.model])
+    if entry is None:
+        return None
+    model = entry.model(plan.build)
+    return None if model.lowered else model.module
 
 
 def gpu_records(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,9 @@ from compress.harness.plan import Plan
 from compress.harness.record import Key, Record
 from compress.harness.rows import BASELINE
 from compress.task import stacked_inputs
-from compress.timing.gather import Effort
-from compress.timing.measure import measure
-from compress.timing.result import NOISY, Timing, Timings
+from compress.timing.gather import Effort, gather
+from compress.timing.gathered import Gathered
+from compress.timing.result import NOISY, Timing, Timings, summarise
 from compress.timing.setting import parse_setting
 
 SAMPLES = 64
@@ -27,13 +27,18 @@ KEPT = "timing-so-far.jsonl"
 
 
 def time_records(
-    records: Mapping[Key, Record], plan: Plan, outputs: Outputs, progress: bool
+    records: Mapping[Key, Record],
+    plan: Plan,
+    outputs: Outputs,
+    progress: bool,
+    gatherer: Callable[..., Gathered] | None = None,
 ) -> tuple[list[Record], dict[str, Any]]:
     """Time the files of all `ok` records in turns.
 
     Returns these records with latencies, and what the run's description gains. Speed-ups refer
     to the first seed's baseline. A file that gives other outputs while it is timed becomes
-    `unverified` and loses its name.
+    `unverified` and loses its name. `gatherer` collects the seconds; by default processes of this
+    machine do.
     """
     sound = {key: record for key, record in records.items() if record.status == "ok"}
     baseline = next((key for key in sound if key[0] == BASELINE), None)
@@ -55,7 +60,7 @@ def time_records(
     arrays = {f"input_{i}": array for i, array in enumerate(samples)}
     outputs.sidecar(INPUTS, arrays | {f"expected/{name}": e for name, e in expected.items()})
     kept = outputs.folder / "raw" / KEPT
-    timings = measure(
+    gathered = (gatherer or gather)(
         {names[key]: path for key, path in files.items()},
         samples,
         expected,
@@ -66,6 +71,7 @@ def time_records(
         progress=progress and sys.stderr.isatty(),
         kept=kept,
     )
+    timings = summarise(gathered)
     outputs.sidecar("timing", timings.raw())
     kept.unlink(missing_ok=True)
     told = _denominator(records, baseline)
@@ -73,7 +79,10 @@ def time_records(
     for key, record in timed.items():
         if record.status != "ok":
             files[key].rename(files[key].with_name(UNVERIFIED))
-    return list(timed.values()), {"latency": timings.about()}
+    return list(timed.values()), {
+        "latency": timings.about(),
+        "timed_on": dict(gathered.environment),
+    }
 
 
 def candidate_name(key: Key) -> str:

@@ -1,4 +1,8 @@
-"""From a built model to a record: deploy, verify, count, and see how often it is right."""
+"""From a built model to a record: deploy, verify, count, and see how often it is right.
+
+What is said of a row in relation to others (its place in the run's folder, its difference to the
+baseline, its control) is not known here: the same model measured for another run is measured.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,10 @@ from compress.compressor import Journal
 from compress.deploy.export import export, stamp
 from compress.deploy.verify import Verification, verify
 from compress.errors import CannotSave
-from compress.files import sha256
+from compress.files import sha256, write_atomic
 from compress.harness.accuracy import measure_accuracy
 from compress.harness.describe import full_chain, metadata, preprocessing_hash, split_hash
-from compress.harness.outputs import Outputs
+from compress.harness.outputs import ANSWERS, DEPLOYABLE, TARGETS, UNVERIFIED, write_arrays
 from compress.harness.plan import Plan
 from compress.harness.record import Record
 from compress.harness.rows import Row
@@ -37,12 +41,15 @@ EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_n
 
 @dataclass(frozen=True)
 class Built:
-    """What a chain made: the model, its key in the store, its journal, the steps' seconds."""
+    """What a chain made: the model, its key in the store, its journal."""
 
     model: Model
     key: str
     journal: Journal
-    seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return float(sum(row["seconds"] for row in self.journal.rows if row["kind"] == "step"))
 
 
 @dataclass
@@ -56,10 +63,12 @@ class Measured:
     journal: list[dict[str, Any]] = field(default_factory=list)
 
 
-def measure_row(
-    plan: Plan, outputs: Outputs, row: Row, seed: int, built: Built, baseline: Record | None
-) -> Record:
-    """Deploy and measure a built model; `baseline` is the record of the same seed, if any."""
+def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> Record:
+    """Deploy a built model into a folder and measure it there.
+
+    The folder gets `model.onnx` (or `unverified.onnx`), where they can be had
+    `model.safetensors` and `blueprint.json`, and `answers.npz`; of a baseline also `targets.npz`.
+    """
     started = time.perf_counter()
     model = built.model
     # What the file says of itself is written before it is verified, hashed and timed.
@@ -67,15 +76,13 @@ def measure_row(
     # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
     inputs = stacked_inputs(plan.data.task, plan.data.test, VERIFY_ITEMS)
     verdict = verify(onnx, model, inputs, lowered=model.lowered)
-    path = outputs.write_onnx(row.text, seed, onnx, verdict.ok)
+    path = folder / (DEPLOYABLE if verdict.ok else UNVERIFIED)
+    write_atomic(path, onnx)
     found = Measured(notes=list(built.journal.notes))
-    if row.uncontrolled:
-        found.notes.append(f"no control of equal cost: {row.uncontrolled}")
-        found.missing["control_verdict"] = row.uncontrolled
     found.hashes |= {"onnx": sha256(onnx), "key": built.key}
-    found.notes += _save(plan, row, model, path.parent)
+    found.notes += _save(plan, row, model, folder)
     _count(model, onnx, found)
-    _answer(plan, outputs, row, seed, path, verdict, found, baseline)
+    _answer(plan, folder, row, path, verdict, found)
     _execute(path, [tensor[:1].numpy() for tensor in inputs], plan.threads, found)
     if np.isfinite(verdict.max_abs_error):
         found.figures["top1_agreement"] = float(verdict.top1_agreement)
@@ -85,8 +92,6 @@ def measure_row(
                 f"the file gives the answer of its float module for only "
                 f"{verdict.top1_agreement:.0%} of the items"
             )
-    if verdict.ok:
-        found.figures["onnx_path"] = str(path.relative_to(outputs.folder))
     found.figures["train_samples"] = built.journal.samples
     found.figures["seconds"] = round(built.seconds, 3)
     spent = {"kind": "measuring", "seconds": round(time.perf_counter() - started, 3)}
@@ -100,14 +105,12 @@ def measure_row(
         missing=found.missing,
         hashes=found.hashes,
         journal=(*built.journal.rows, *found.journal, spent),
-        role=row.role,
-        control=row.control,
     )
 
 
 def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
     """Save what a Python user can load again; say so where that cannot be done."""
-    if model.blueprint is None:
+    if plan.instance is not None:
         return ["a module instance: the ONNX file is the only artifact"]
     about = {
         "task": plan.data.task.describe(),
@@ -162,14 +165,7 @@ def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, found: Meas
 
 
 def _answer(
-    plan: Plan,
-    outputs: Outputs,
-    row: Row,
-    seed: int,
-    path: Path,
-    verdict: Verification,
-    found: Measured,
-    baseline: Record | None,
+    plan: Plan, folder: Path, row: Row, path: Path, verdict: Verification, found: Measured
 ) -> None:
     """Measure the accuracy of the file; of one that failed verification, if it runs at all."""
     data = plan.data
@@ -191,10 +187,6 @@ def _answer(
         found.notes.append(accuracy.missing["metric"])
     if len(np.unique(accuracy.predictions)) == 1:
         found.notes.append("the file gives every test item the same answer")
-    if row.chain is None:
-        found.figures["accuracy_delta"] = 0.0
-    elif baseline is not None and "accuracy" in baseline.measured:
-        found.figures["accuracy_delta"] = accuracy.value - baseline.measured["accuracy"]
     found.hashes["split"] = split_hash(data, accuracy.targets)
     found.hashes["preprocessing"] = preprocessing_hash(data)
     answers = {
@@ -202,7 +194,6 @@ def _answer(
         "correct": accuracy.correct,
         "confidence": accuracy.confidence,
     }
-    name = outputs.model(row.text, seed).name
-    found.hashes["predictions"] = outputs.sidecar(name, answers)
-    if row.chain is None and seed == plan.suite.seeds[0]:
-        outputs.sidecar("targets", {"targets": accuracy.targets})
+    found.hashes["predictions"] = write_arrays(folder / ANSWERS, answers)
+    if row.chain is None:
+        write_arrays(folder / TARGETS, {"targets": accuracy.targets})

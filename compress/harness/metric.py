@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import UserError
+from compress.files import sha256
 from compress.task import ImageClassification
 from compress.zoo.code import load_function
 
@@ -28,6 +29,11 @@ class Metric:
     function: Function
     file: Path | None = None
     """Where it was imported from; None for a function that a Python user gave."""
+
+    def identity(self) -> dict[str, str]:
+        """Return what tells this metric from others, as far as it can be told (JSON)."""
+        content = "" if self.file is None else sha256(self.file.read_bytes())
+        return {"name": self.name, "file": content}
 
     def measure(self, outputs: np.ndarray, targets: np.ndarray) -> tuple[float | None, str]:
         """Return the value and '', or None and the reason why there is no finite number."""

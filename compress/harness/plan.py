@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +12,13 @@ from torch import nn
 
 from compress.compressor import Compressor, Workbench, seed_everything
 from compress.errors import IllegalChain, UserError, unknown
-from compress.files import digest, sha256
+from compress.files import sha256
+from compress.harness.keys import weights_hash
 from compress.harness.metric import Function, Metric, find_metric
 from compress.harness.rows import Row, rows_of
 from compress.harness.suite import Suite
 from compress.language import parse_model_name
-from compress.model import Builder, Model, forward
+from compress.model import INSTANCE, Blueprint, Model, forward
 from compress.task import Data
 from compress.timing.environment import cpu_threads
 from compress.zoo.data import data_root as find_root
@@ -38,7 +38,6 @@ class Plan:
     baseline: Compressor | None
     rows: tuple[Row, ...]
     teachers: Mapping[str, Model]
-    build: Builder
     origin: str
     """In words: where the baseline comes from."""
     device: torch.device
@@ -46,9 +45,21 @@ class Plan:
     threads: int
     allow_code: tuple[Path, ...] = ()
     metric: Metric | None = None
+    instance: nn.Module | None = None
+    """A Python user's own module, where no name says how it is built."""
+    given: bool = False
+    """Whether data, module or metric are objects of this process, not names."""
+    step_threads: int = 1
+    """CPU threads of every step: sums are rounded otherwise with another number of them."""
 
     def fresh(self, name: str) -> Model:
         return fresh(name, self.data.task, self.allow_code)
+
+    def build(self, blueprint: Blueprint) -> nn.Module:
+        """Build a fresh module (of an instance: a copy) that saved weights are loaded into."""
+        if blueprint.factory == INSTANCE and self.instance is not None:
+            return copy.deepcopy(self.instance)
+        return build_module(blueprint, self.allow_code)
 
     def workbench(self, seed: int, progress: bool) -> Workbench:
         data = self.data
@@ -73,7 +84,7 @@ class Plan:
             "task": self.data.task.describe(),
             "device": str(self.device),
             "precision": self.precision,
-            "threads": torch.get_num_threads(),
+            "threads": self.step_threads,
             "teachers": {name: weights_hash(model.module) for name, model in self.teachers.items()},
             "code": {str(path): sha256(path.read_bytes()) for path in self._code_of_models()},
         }
@@ -89,15 +100,6 @@ class Plan:
         return allowed - ({self.metric.file} - places)
 
 
-def weights_hash(module: nn.Module) -> str:
-    """Return a hash of every parameter and buffer, by name."""
-    parts = {
-        name: [str(tensor.dtype), list(tensor.shape), sha256(tensor.cpu().numpy().tobytes())]
-        for name, tensor in module.state_dict().items()
-    }
-    return digest(parts)
-
-
 def make_plan(
     suite: Suite,
     *,
@@ -107,6 +109,7 @@ def make_plan(
     data_root: Path | None = None,
     device: str = "auto",
     allow_code: Collection[Path] = (),
+    step_threads: int | None = None,
 ) -> Plan:
     """Look everything up, build every model once, and refuse what cannot work.
 
@@ -126,6 +129,7 @@ def make_plan(
     for path in allow_code:
         if not path.is_file():
             raise UserError(f"--allow-code: there is no file {path}")
+    given = data is not None or model is not None or metric is not None
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     if data is None:
         data = load_data(
@@ -140,20 +144,25 @@ def make_plan(
         judge.check(data.task)
     where = _device(device)
     suite = _with_weights_found(suite, data_root)
+    if step_threads is not None and step_threads < 1:
+        raise UserError(f"step_threads must be at least 1, not {step_threads}")
+    start = _start(suite, data, model, allow_code)
     plan = Plan(
         suite=suite,
         data=data,
-        start=_start(suite, data, model, allow_code),
+        start=start,
         baseline=baseline,
         rows=rows,
         teachers={},
-        build=partial(build_module, allow_code=allow_code),
         origin=_origin(suite, baseline, model),
         device=where,
         precision=_precision(suite.precision, where),
         threads=suite.threads or cpu_threads(),
         allow_code=tuple(allow_code),
         metric=judge,
+        instance=None if model is None else start.module,
+        given=given,
+        step_threads=step_threads or cpu_threads(),
     )
     plan = replace(plan, teachers=_teachers(suite, plan))
     for row in rows:
@@ -211,7 +220,7 @@ def _start(
     module = copy.deepcopy(instance).cpu().float().eval()
     if suite.weights is not None:
         load_weights(module, suite.weights, suite.model)
-    model = Model(module, data.task.example())
+    model = Model(module, data.task.example(), blueprint=Blueprint(INSTANCE))
     try:
         shape = tuple(forward(module, model.example).shape)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:

@@ -19,7 +19,7 @@ from typing import Any
 
 from compress.errors import UserError
 from compress.files import append_line
-from compress.harness.store import versions
+from compress.harness.keys import versions
 from compress.timing.environment import environment as timing_environment
 from compress.timing.environment import machine
 
@@ -47,6 +47,12 @@ class Record:
     """'control' where the harness added the row as a control of equal cost."""
     control: str = ""
     """The chain of the row that is this one's control of equal cost; '' if it has none."""
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Record:
+        """Read what `asdict` gave; lines of older versions lack what has a default by now."""
+        known = {key: values[key] for key in Record.__dataclass_fields__ if key in values}
+        return Record(**{**known, "notes": tuple(known["notes"])})
 
     def row(self) -> dict[str, Any]:
         """Return the flat row of a table (see `compress.report.columns`)."""
@@ -98,16 +104,17 @@ class _Run:
         if line["kind"] in ("run", "about"):
             self.about.update(line["about"])
         elif line["kind"] == "row":
-            # Lines of older versions lack what has a default by now.
-            known = {key: line[key] for key in Record.__dataclass_fields__ if key in line}
-            record = Record(**{**known, "notes": tuple(known["notes"])})
+            record = Record.from_json(line)
             self.records[record.chain, record.seed] = record
         elif line["kind"] == "elsewhere":
             self.elsewhere[line["slug"]] = line
 
     def told(self) -> tuple[list[Record], dict[str, Any]]:
         """Return the records and the description, with what other machines found."""
-        records = dict(self.records)
+        order = {tuple(key): number for number, key in enumerate(self.about.get("order", []))}
+        # Rows are written as they are finished, which on a cluster is in any order.
+        sorted_keys = sorted(self.records, key=lambda key: order.get(key, len(order)))
+        records = {key: self.records[key] for key in sorted_keys}
         for slug, line in self.elsewhere.items():
             for row in line["rows"]:
                 key = row["chain"], row["seed"]

@@ -116,7 +116,7 @@ def parse_suite(name: str, text: str) -> Suite:
     """Parse the TOML text of a suite. Raises UserError that says which key is wrong."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
         raise UserError(f"suite {name}: not valid TOML: {error}") from error
     for key, value in values.items():
         if key not in SCHEMA:
@@ -133,6 +133,16 @@ def parse_suite(name: str, text: str) -> Suite:
         key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
     }
     return checked(Suite(name=name, teachers=teachers, **tuples))
+
+
+def suite_from_json(values: Mapping[str, Any]) -> Suite:
+    """Return the suite that `dataclasses.asdict` gave, after JSON has made lists of tuples."""
+    teachers = {key: Named(**table) for key, table in values["teachers"].items()}
+    plain: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+    }
+    plain["teachers"] = teachers
+    return Suite(**plain)
 
 
 def checked(suite: Suite) -> Suite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import keyword
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 
@@ -42,6 +43,8 @@ def techniques() -> Mapping[str, type[Compressor]]:
         cls = entry.load()
         if not (isinstance(cls, type) and issubclass(cls, Compressor)):
             raise UserError(f"the plug-in {entry.value} is not a Compressor")
+        if keyword.iskeyword(cls.name()):
+            raise UserError(f"the plug-in {entry.value} takes the name {cls.name()!r} of Python")
         if cls.name() in found:
             raise UserError(f"the plug-in {entry.value} takes the name {cls.name()!r}, in use")
         found[cls.name()] = cls

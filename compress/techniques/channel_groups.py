@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
 
 from compress.model import Model, forward, probe
@@ -39,6 +38,8 @@ def cut_channels(model: Model, widths: Mapping[str, float], round_to: int) -> Cu
 
 
 def _cut(module: nn.Module, example: Tensors, widths: Mapping[str, float], round_to: int) -> Cut:
+    from torch_pruning.pruner.importance import GroupMagnitudeImportance
+
     cut = Cut(module)
     graph = _graph(module, example)
     alive: dict[str, Tensor] = {}
@@ -52,7 +53,7 @@ def _cut(module: nn.Module, example: Tensors, widths: Mapping[str, float], round
         cut.kept[path] = keep
         if keep >= count:
             continue
-        scores = torch_pruning.importance.GroupMagnitudeImportance(p=2)(group)
+        scores = GroupMagnitudeImportance(p=2)(group)
         if scores is None or len(scores) != count:
             cut.kept[path] = count
             continue
@@ -68,13 +69,15 @@ def _cut(module: nn.Module, example: Tensors, widths: Mapping[str, float], round
 
 
 def _graph(module: nn.Module, example: Tensors) -> Any:
+    from torch_pruning import DependencyGraph  # not above: it imports timm, which takes seconds
+
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     with warnings.catch_warnings():
         # It warns of bare parameters; whether cutting them is right is checked by arithmetic.
         warnings.simplefilter("ignore")
         with torch.enable_grad():
-            graph = torch_pruning.DependencyGraph()
+            graph = DependencyGraph()
             return graph.build_dependency(module, example_inputs=example, verbose=False)
 
 
@@ -162,6 +165,8 @@ def sound_roots(module: nn.Module, example: Tensors) -> tuple[dict[str, int], di
     outputs = set(output_layers(module, example))
     try:
         graph = _graph(trial, example)
+    except ImportError:
+        raise
     except Exception as error:
         return {}, {"the whole model": _unable(error)}
     names = {layer: path for path, layer in trial.named_modules()}
@@ -194,6 +199,8 @@ def _trial_reason(trial: nn.Module, example: Tensors, roots: Mapping[str, int]) 
     widths = {path: count / 2 for path, count in roots.items()}
     try:
         cut = _cut(copy.deepcopy(trial), example, widths, round_to=1)
+    except ImportError:
+        raise
     except Exception as error:
         # Whatever a foreign graph trips over, the answer is the same: this group stays whole.
         return _unable(error)

@@ -39,6 +39,8 @@ class PruneChannels(Compressor):
     those channels set to zero.
     """
 
+    imports = ("torch_pruning",)
+
     macs: float | None = None
     channels: float | None = None
     round_to: int = 8

@@ -34,6 +34,7 @@ class Quantize(Compressor):
     """
 
     lowers = True
+    imports = ("onnxruntime.quantization",)
 
     calibration: int = 256
     method: str = "minmax"

@@ -8,7 +8,7 @@ from torch import nn
 
 from compress.compressor import Workbench, require_name
 from compress.errors import IllegalChain
-from compress.model import Model
+from compress.model import INSTANCE, Model
 from compress.training import Training, fit
 
 
@@ -51,7 +51,7 @@ def fresh_model(student: str | None, model: Model, bench: Workbench) -> Model:
     """Build the student, or the architecture of `model` again, with fresh weights."""
     if student is not None:
         return bench.student(student)
-    if model.blueprint is not None:
+    if model.blueprint is not None and model.blueprint.factory != INSTANCE:
         return bench.student(model.blueprint.factory)
     reset(model.module)
     return replace(model, sparse=frozenset(), hints={})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -198,6 +199,26 @@ def _read_classes(path: Path) -> list[str] | None:
     return classes
 
 
+def _check_sizes(file: np.lib.npyio.NpzFile) -> None:
+    """Refuse an array whose header claims more than its file holds: NumPy would allocate it."""
+    archive = file.zip
+    assert archive is not None, "an open file has its archive"
+    for entry in archive.infolist():
+        with archive.open(entry) as stream:
+            version = np.lib.format.read_magic(stream)
+            reader = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }.get(version)
+            if reader is None:
+                raise ValueError(f"{entry.filename} has the unknown format {version}")
+            shape, _, kind = reader(stream)
+            claimed = math.prod(shape) * kind.itemsize
+            held = entry.file_size - stream.tell()
+        if not kind.hasobject and claimed != held:
+            raise ValueError(f"{entry.filename} claims {claimed} bytes and holds {held}")
+
+
 def read_npz(
     path: Path, keys: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
@@ -208,6 +229,7 @@ def read_npz(
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array; save with numpy.savez instead")
+            _check_sizes(file)
             if missing := [key for key in keys if key not in file]:
                 raise UserError(
                     f"{path} lacks {', '.join(missing)}; it holds {', '.join(file.files)}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from compress.errors import UserError, unknown
 from compress.task import Data
+from compress.zoo.archive import is_archive, unpacked
 from compress.zoo.arrays import array_source, read_arrays
 from compress.zoo.folder import image_folder
 from compress.zoo.named import digits, published
@@ -20,7 +21,8 @@ DATA: Mapping[str, str] = {
     "fashion-mnist": "70,000 pictures of clothes, 28x28, gray",
     "cifar10": "60,000 photographs of 10 kinds, 32x32, colour",
     "cifar100": "60,000 photographs of 100 kinds, 32x32, colour",
-    "imagefolder:DIR": "your image files: DIR/{train,test}/CLASS/* (also val), or DIR/CLASS/*",
+    "imagefolder:DIR": "your image files: DIR/{train,test}/CLASS/* (also val), or DIR/CLASS/*; "
+    "a .zip or .tar of such a folder, too",
     "arrays:PATH": "your arrays: an .npz with x_train, y_train, x_test, y_test (uint8 images "
     "N x H x W x C), or a folder with train-*.npz and test.npz (x, y)",
 }
@@ -53,7 +55,11 @@ def _source(name: str, root: Path | None, size: tuple[int, int] | None, download
         if not place:
             raise UserError(f"{kind} needs a path: write {kind}:PATH")
         path = Path(place).expanduser()
-        return image_folder(path, size) if kind == "imagefolder" else read_arrays(path)
+        if kind == "arrays":
+            return read_arrays(path)
+        if path.is_file() and is_archive(path):
+            path = unpacked(path, data_root(root))
+        return image_folder(path, size)
     if colon or name not in DATA:
         raise unknown("data source", name, DATA)
     return digits() if name == "digits" else published(name, data_root(root), download)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import tarfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +91,21 @@ def _open(dataset: str, root: Path, train: bool, download: bool) -> Any:
         raise UserError(f"the {dataset} files in {root} are damaged: {error}") from error
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return cls(root, train=train, download=True)
+        with _archives_stay_in_their_folder():
+            return cls(root, train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{dataset} is not in {root}, and downloading it failed: {error}. Connect to the "
             f"network and try again, or set COMPRESS_DATA_ROOT to a folder that holds it"
         ) from error
+
+
+@contextlib.contextmanager
+def _archives_stay_in_their_folder() -> Iterator[None]:
+    """Have tarfile refuse members that lead out of the folder, whoever calls it (PEP 706)."""
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before

@@ -20,6 +20,7 @@ PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 SHOWN = 5
+SAFE_TORCH = (2, 11)
 
 
 def load_weights(module: nn.Module, source: str | Path, model_name: str) -> str:
@@ -33,7 +34,7 @@ def load_weights(module: nn.Module, source: str | Path, model_name: str) -> str:
         state, origin = _torchvision_weights(module, model_name)
     else:
         path = Path(source).expanduser()
-        state, origin = _read(path), path.name
+        state, origin = read_state(path), path.name
     state = _without_prefixes(state, module)
     _check_fit(module, state, origin, model_name)
     for name, tensor in state.items():
@@ -46,7 +47,11 @@ def load_weights(module: nn.Module, source: str | Path, model_name: str) -> str:
     return origin
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name; nothing else in it is read, and nothing is run.
+
+    Raises UserError if it is missing, damaged, or holds more than tensors.
+    """
     if not path.is_file():
         raise UserError(f"there is no file of weights {str(path)!r}")
     if path.suffix == ".safetensors":
@@ -68,6 +73,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> Any:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise UserError(
+            f"torch {torch.__version__} can be made to run code by a file like {path.name} even "
+            f"with weights_only=True: install torch 2.11 or newer, or convert it to safetensors"
+        )
     try:
         with warnings.catch_warnings():
             # About pickle protocols: what then fails is reported below.

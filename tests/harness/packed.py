@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from bench_fixtures import small_digits
 from onnx import TensorProto, helper, numpy_helper
+from written import write_onnx
 
 from compress.files import sha256
 from compress.harness import latency
 from compress.harness.outputs import Outputs
 from compress.harness.record import Record, RunLog, read_results
 from compress.timing.elsewhere import main
+from compress.timing.gather import gather
 from compress.timing.launch import Launch
-from compress.timing.measure import measure
 from compress.timing.rounds import Series
 
 SETTINGS = ("cpu", "cpu1", "cpu_batch32")
@@ -91,10 +92,10 @@ def write_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     records = {}
     for number, name in enumerate(NAMES):
         chain, content = name.removesuffix(" [seed 0]"), linear(number)
-        path = outputs.write_onnx(chain, 0, content, ok=True)
+        path = write_onnx(outputs, chain, 0, content, ok=True)
         figures = {"accuracy": 0.9, "onnx_path": str(path.relative_to(folder))}
         records[chain, 0] = Record(chain, 0, "ok", figures, hashes={"onnx": sha256(content)})
-    outputs.write_onnx("odd()", 0, linear(9), ok=False)
+    write_onnx(outputs, "odd()", 0, linear(9), ok=False)
     records["odd()", 0] = Record("odd()", 0, "unverified", hashes={"onnx": sha256(linear(9))})
     records["broken()", 0] = Record("broken()", 0, "failed", error="it did")
     plan: Any = SimpleNamespace(
@@ -102,8 +103,8 @@ def write_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
         threads=1,
         suite=SimpleNamespace(timing_seconds=1.0, timings=SETTINGS),
     )
-    monkeypatch.setattr(latency, "measure", partial(measure, launch=machine()))
-    timed, news = latency.time_records(records, plan, outputs, False)
+    gatherer = partial(gather, launch=machine())
+    timed, news = latency.time_records(records, plan, outputs, False, gatherer)
     for record in [*records.values(), *timed]:
         log.record(record)
     log.about(news)

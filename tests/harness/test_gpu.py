@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +16,21 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from fake_cuda import Caching, Costly, Fake, Otherwise
 from torch import nn
+from written import write_onnx
 
 from compress.compressor import run
 from compress.deploy.export import export
 from compress.harness import gpu, gpu_row
-from compress.harness.gpu import gpu_records, keep_module
+from compress.harness.gpu import FOUND, RECORDS, gpu_records, gpu_stage, module_of
 from compress.harness.gpu_row import FORMS, PROVIDERS, WORDS, Found
+from compress.harness.graph import make_graph
+from compress.harness.job import Job, Stores, perform, record_of
 from compress.harness.outputs import Outputs
+from compress.harness.plan import make_plan
 from compress.harness.record import Key, Record
 from compress.harness.rows import Row
+from compress.harness.store import Store
+from compress.harness.suite import Suite
 from compress.model import Model
 from compress.techniques import chain
 from compress.timing.cuda import modules as cuda_modules
@@ -70,7 +77,7 @@ def outputs(tmp_path: Path) -> Iterator[Outputs]:
 def records(contents: dict[Key, bytes], outputs: Outputs) -> dict[Key, Record]:
     made = {}
     for key, content in contents.items():
-        path = outputs.write_onnx(*key, content, ok=True)
+        path = write_onnx(outputs, *key, content, ok=True)
         figures = {"onnx_path": str(path.relative_to(outputs.folder)), "accuracy": 0.9}
         made[key] = Record(*key, "ok", figures)
     made["factorize(rank=0.1)", 0] = Record("factorize(rank=0.1)", 0, "failed", error="it did")
@@ -403,15 +410,29 @@ def test_without_sound_rows_there_is_nothing(outputs: Outputs) -> None:
     assert gpu_records({}, plan(), outputs, {}, False, Fake()) == ([], {})
 
 
-def test_modules_are_kept_where_there_is_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, models: dict[Key, Model]
-) -> None:
-    for there in (False, True):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        kept: dict[Key, nn.Module] = {}
-        for key, model in models.items():
-            keep_module(kept, key, model)
-        assert kept.keys() == ({BASE, PRUNED} if there else set())
+def test_the_stage_finds_its_modules_in_the_store(tmp_path: Path, outputs: Outputs) -> None:
+    """As a job: records in, records out, as files; float modules are rebuilt, lowered ones not."""
+    suite = Suite("x", "digits", "mlp(width=8)", ("train(epochs=1)", *CHAINS[1:]), controls=False)
+    whole = make_plan(suite, data=small_digits())
+    graph = make_graph(whole)
+    stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
+    names = list(dict.fromkeys(lane.row.text for lane in graph.lanes))
+    for lane in graph.lanes:
+        job = Job(names.index(lane.row.text), 0, len(lane.nodes) - 1)
+        assert perform(job, whole, stores).error == ""
+    found = {
+        lane.row.text: module_of(lane, graph, whole, stores.get) is not None for lane in graph.lanes
+    }
+    assert found == dict(zip(CHAINS, (True, True, False), strict=True))
+    kept = [stores.get(lane.measured) for lane in graph.lanes]
+    records = [outputs.publish(entry.folder, record_of(entry)) for entry in kept if entry]
+    asked = {"out": str(outputs.folder), "records": [asdict(record) for record in records]}
+    (tmp_path / RECORDS).write_text(json.dumps(asked))
+    gpu_stage(whole, graph, stores.get, tmp_path, False)
+    answer = json.loads((tmp_path / FOUND).read_text())
+    assert [row["chain"] for row in answer["records"]] == list(CHAINS)
+    for row in answer["records"]:
+        assert all(column in row["measured"] or column in row["missing"] for column in WORDS)
 
 
 def test_noise_is_noted() -> None:

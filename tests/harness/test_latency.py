@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bench_fixtures import small_digits
+from written import write_onnx
 
 from compress.errors import UserError
 from compress.harness import latency
@@ -42,7 +43,7 @@ def outputs(tmp_path: Path) -> Iterator[Outputs]:
 def records(outputs: Outputs, *chains: str) -> dict[tuple[str, int], Record]:
     made = {}
     for chain in chains:
-        path = outputs.write_onnx(chain, 0, b"onnx", ok=True)
+        path = write_onnx(outputs, chain, 0, b"onnx", ok=True)
         figures = {"onnx_path": str(path.relative_to(outputs.folder)), "accuracy": 0.9}
         made[chain, 0] = Record(chain, 0, "ok", figures)
     return made
@@ -55,19 +56,21 @@ def time(
     timing: Timing,
     failures: tuple[str, ...] = (),
 ) -> dict[str, Record]:
-    def fake(candidates: dict[str, Path], *rest: Any, baseline: str, **options: Any) -> Timings:
-        rows = {(name, setting): timing for name in candidates for setting in DEFAULT}
-        gathered = Gathered((*candidates,), baseline, DEFAULT, 1, (), 1.0, {})
+    def fake(candidates: dict[str, Path], *rest: Any, baseline: str, **options: Any) -> Gathered:
+        return Gathered((*candidates,), baseline, DEFAULT, 1, (), 1.0, {})
+
+    def made(gathered: Gathered) -> Timings:
+        rows = {(name, setting): timing for name in gathered.names for setting in DEFAULT}
         return Timings(rows, {}, gathered, failures)
 
-    monkeypatch.setattr(latency, "measure", fake)
+    monkeypatch.setattr(latency, "summarise", made)
     monkeypatch.setattr(latency, "logits_of", lambda *_: np.zeros((64, 10)))
     plan = SimpleNamespace(
         data=small_digits(),
         threads=1,
         suite=SimpleNamespace(timing_seconds=1.0, timings=DEFAULT),
     )
-    timed, _ = latency.time_records(given, plan, outputs, False)  # type: ignore[arg-type]
+    timed, _ = latency.time_records(given, plan, outputs, False, fake)  # type: ignore[arg-type]
     return {record.chain: record for record in timed}
 
 
@@ -118,7 +121,7 @@ def test_another_seeds_baseline_as_denominator_is_told(
     monkeypatch: pytest.MonkeyPatch, outputs: Outputs
 ) -> None:
     given = {("baseline", 0): Record("baseline", 0, "unverified"), **records(outputs, "a()")}
-    path = outputs.write_onnx("baseline", 1, b"onnx", ok=True)
+    path = write_onnx(outputs, "baseline", 1, b"onnx", ok=True)
     figures = {"onnx_path": str(path.relative_to(outputs.folder))}
     given["baseline", 1] = Record("baseline", 1, "ok", figures)
     note = time(monkeypatch, outputs, given, QUICK)["a()"].row()["note"]

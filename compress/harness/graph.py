@@ -1,0 +1,156 @@
+"""The plan as a graph: chains share their common beginnings, and everything has a key.
+
+A lane is what one row and seed need: its steps one after another, then the measuring of what they
+made. Nodes with equal keys are one node, so `distill(...)` runs once for `distill(...)`,
+`distill(...) -> quantize()` and `distill(...) -> prune_channels(...) -> quantize()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compress.compressor import Compressor
+from compress.files import digest
+from compress.harness.describe import metadata
+from compress.harness.keys import (
+    MEASURING,
+    code_digest,
+    foreign_sources,
+    step_key,
+    versions,
+    weights_hash,
+)
+from compress.harness.plan import Plan
+from compress.harness.record import Key
+from compress.harness.rows import BASELINE, Row
+from compress.timing.environment import cpu_info
+
+MEASURE = "measure"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One thing to compute. `inputs` are keys of what must be there before."""
+
+    key: str
+    text: str
+    """The step's text, or `measure`."""
+    step: Compressor | None
+    """None for the measuring."""
+    inputs: tuple[str, ...]
+    private: bool = False
+    """Whether its result means nothing outside this run: its key names an object of a process."""
+
+    @property
+    def measures(self) -> bool:
+        return self.step is None
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A row's way through the graph, for one seed."""
+
+    row: Row
+    seed: int
+    nodes: tuple[Node, ...]
+    """Of the steps, then of the measuring."""
+    start: str
+    """Key of the model that enters the first step: the baseline's, or that of the start."""
+
+    @property
+    def key(self) -> Key:
+        return self.row.text, self.seed
+
+    @property
+    def model(self) -> str:
+        """The key of the model that is measured."""
+        return self.nodes[-2].key if len(self.nodes) > 1 else self.start
+
+    @property
+    def measured(self) -> Node:
+        return self.nodes[-1]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All lanes of a plan, those of a seed after its baseline's."""
+
+    start: str
+    """Key of the plan's own model, which no step has made."""
+    lanes: tuple[Lane, ...]
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """Every node once, by key, inputs before what needs them."""
+        return {node.key: node for lane in self.lanes for node in lane.nodes}
+
+    def lane(self, key: Key) -> Lane:
+        return next(lane for lane in self.lanes if lane.key == key)
+
+    def baseline(self, seed: int) -> Lane:
+        return self.lane((BASELINE, seed))
+
+
+def make_graph(plan: Plan) -> Graph:
+    """Give everything that a plan computes its key."""
+    given = None if plan.baseline is not None else weights_hash(plan.start.module)
+    start = digest({"model": plan.suite.model, "weights": given})
+    lanes = []
+    for seed in plan.suite.seeds:
+        maker = _Maker(plan, seed)
+        first = maker.lane(plan.rows[0], plan.baseline, start, "")
+        lanes.append(first)
+        lanes += [
+            maker.lane(row, row.chain, first.model, first.model)
+            for row in plan.rows[1:]
+            if row.chain is not None
+        ]
+    return Graph(start, tuple(lanes))
+
+
+class _Maker:
+    """Makes the lanes of one seed."""
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan, self.seed = plan, seed
+        self.private = plan.instance is not None
+        self.context = {**plan.context, "seed": seed, "versions": versions(), "ours": code_digest()}
+        self.judged = {
+            "test": plan.data.fingerprint,
+            "metric": None if plan.metric is None else plan.metric.identity(),
+            "threads": plan.threads,
+            "cpu": cpu_info(),
+            "ours": code_digest(MEASURING),
+        }
+
+    def lane(self, row: Row, chain: Compressor | None, start: str, baseline: str) -> Lane:
+        nodes: list[Node] = []
+        parent = start
+        for step in () if chain is None else chain.steps:
+            nodes.append(self._step(step, parent, baseline))
+            parent = nodes[-1].key
+        about = {**self.judged, "of": parent, "metadata": metadata(self.plan, row, self.seed)}
+        key = digest({MEASURE: about})
+        private = self.private or (self.plan.metric is not None and self.plan.metric.file is None)
+        nodes.append(Node(key, MEASURE, None, (parent,), private))
+        return Lane(row, self.seed, tuple(nodes), start)
+
+    def _step(self, step: Compressor, parent: str, baseline: str) -> Node:
+        taught = "teacher" in step.needs
+        # Of what enters, a student from fresh weights has nothing.
+        alone = step.restarts and bool(step.students) and not self.private
+        about = self.context | {"foreign": foreign_sources(step)}
+        about |= {"baseline": baseline} if taught else {}
+        key = step_key("" if alone else parent, repr(step), about)
+        inputs = tuple(dict.fromkeys([parent, *([baseline] if taught else [])]))
+        return Node(key, repr(step), step, inputs, self.private)
+
+
+def shared(graph: Graph) -> Mapping[str, int]:
+    """Return by key how many lanes go through a node."""
+    found: dict[str, int] = {}
+    for lane in graph.lanes:
+        for node in lane.nodes:
+            found[node.key] = found.get(node.key, 0) + 1
+    return found

@@ -1,0 +1,190 @@
+"""Who is next: lanes through the graph, shared nodes once, an executor that does the work."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from compress.harness.graph import Graph, Lane, Node
+from compress.harness.job import Job, Outcome, Stores
+from compress.harness.rows import BASELINE
+from compress.harness.store import Entry
+
+PATIENCE = 0.5
+"""Seconds between two looks at what another run is computing."""
+NO_BASELINE = "StepFailed: the baseline failed, so there is nothing to start from"
+
+
+class Executor(Protocol):
+    """Does jobs: here, each in a process of its own, or on other machines."""
+
+    workers: int
+    """How many jobs it takes at once."""
+    about: str
+
+    def submit(self, job: Job, name: str, alone: bool = False) -> None:
+        """Start a job; `name` names its log; `alone`: nothing may run beside it."""
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        """Wait until at least one job has ended."""
+
+    def close(self) -> None:
+        """End whatever runs."""
+
+
+@dataclass
+class _State:
+    """How far a lane is."""
+
+    lane: Lane
+    number: int
+    """Of its row in the plan."""
+    at: int = 0
+    """The node that is next."""
+    over: bool = False
+    running: bool = False
+
+
+class Schedule:
+    """Runs every lane of a graph to its end. `on_end` gets what was measured, or what went wrong.
+
+    Lanes start once their seed's baseline is there, and end after it is measured. Each step runs
+    once: what other lanes share is there when they come to it, or failed for them too.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        stores: Stores,
+        executor: Executor,
+        on_end: Callable[[Lane, Entry | None, Outcome], None],
+        name: Callable[[Lane], str],
+    ) -> None:
+        self.graph, self.stores, self.executor = graph, stores, executor
+        self.on_end, self.name = on_end, name
+        numbers: dict[str, int] = {}
+        for lane in graph.lanes:
+            numbers.setdefault(lane.row.text, len(numbers))
+        self.states = [_State(lane, numbers[lane.row.text]) for lane in graph.lanes]
+        self.failed: dict[str, Outcome] = {}
+        self.unkept: set[str] = set()
+        self.baselines: dict[int, bool] = {}
+        """Seed -> whether its baseline came about."""
+        self.claims: dict[str, contextlib.ExitStack] = {}
+
+    def run(self) -> None:
+        """Do all there is to do. What is finished when this is stopped stays in the stores."""
+        for state in self.states:
+            self._look(state)
+        try:
+            while not all(state.over for state in self.states):
+                self._fill()
+                if any(state.running for state in self.states):
+                    for job, outcome in self.executor.wait():
+                        self._ended(job, outcome)
+                elif not all(state.over for state in self.states):
+                    time.sleep(PATIENCE)  # what is left is being computed by another run
+        finally:
+            for claim in self.claims.values():
+                claim.close()
+
+    def _look(self, state: _State) -> None:
+        """Find the first node of a lane that is still to be computed."""
+        nodes = state.lane.nodes
+        state.at = 0
+        for number in range(len(nodes) - 1, -1, -1):
+            if self.stores.get(nodes[number]) is not None:
+                state.at = number + 1
+                break
+
+    def _fill(self) -> None:
+        """Give the executor as much as it takes."""
+        for state in self._waiting():
+            self._start(state)
+
+    def _start(self, state: _State) -> None:
+        """Take a lane on from what is there, and start a job for it if there is a worker."""
+        nodes = state.lane.nodes
+        while state.at < len(nodes):
+            node = nodes[state.at]
+            if node.key in self.failed:
+                self._end(state, None, self.failed[node.key])
+                return
+            busy = sum(other.running for other in self.states)
+            if busy >= self.executor.workers or node.key in self.claims or not self._claim(node):
+                return
+            if self.stores.get(node) is None:
+                break
+            self._release(node)  # another run has just finished it
+            state.at += 1
+        else:
+            self._finish(state)
+            return
+        until = len(nodes) - 1 if node.key in self.unkept else state.at
+        timed = node.step is not None and "timer" in node.step.needs
+        job = Job(state.number, state.lane.seed, until)
+        self.executor.submit(job, self.name(state.lane), alone=timed)
+        state.running = True
+
+    def _waiting(self) -> Iterator[_State]:
+        """Yield the lanes that can go on: the first of a seed is its baseline's."""
+        baselines = {s.lane.seed: s for s in self.states if s.lane.row.text == BASELINE}
+        for state in self.states:
+            first = baselines[state.lane.seed]
+            if state.over or state.running:
+                continue
+            if state is not first and first.over and not self.baselines[state.lane.seed]:
+                self._end(state, None, Outcome(NO_BASELINE))
+            elif state is first or first.over:
+                yield state
+            elif first.at == len(first.lane.nodes) - 1 and state.at < len(state.lane.nodes):
+                yield state  # its model is there, and is being measured
+
+    def _claim(self, node: Node) -> bool:
+        held = contextlib.ExitStack()
+        if not held.enter_context(self.stores.of(node).claim(node.key)):
+            held.close()
+            return False
+        self.claims[node.key] = held
+        return True
+
+    def _release(self, node: Node) -> None:
+        held = self.claims.pop(node.key, None)
+        if held is not None:
+            held.close()
+
+    def _ended(self, job: Job, outcome: Outcome) -> None:
+        state = next(
+            s for s in self.states if s.running and (s.number, s.lane.seed) == (job.row, job.seed)
+        )
+        state.running = False
+        node = state.lane.nodes[state.at]
+        self._release(node)
+        if not outcome.ok:
+            # What shares this node fails with it, and is told the same.
+            self.failed[node.key] = outcome
+            self._end(state, None, outcome)
+        elif outcome.unkept or node.measures or job.until > state.at:
+            if outcome.unkept and not node.measures:
+                self.unkept.add(node.key)
+            state.at = len(state.lane.nodes)
+        else:
+            state.at += 1
+
+    def _finish(self, state: _State) -> None:
+        entry = self.stores.get(state.lane.measured)
+        if entry is None:
+            self._end(
+                state, None, Outcome("StepFailed: what was measured of the row is not in the store")
+            )
+            return
+        self._end(state, entry, Outcome())
+
+    def _end(self, state: _State, entry: Entry | None, outcome: Outcome) -> None:
+        state.over = True
+        if state.lane.row.text == BASELINE:
+            self.baselines[state.lane.seed] = entry is not None
+        self.on_end(state.lane, entry, outcome)

@@ -1,0 +1,201 @@
+"""Fork servers: `python -m compress.harness.server CHANNEL` imports torch and all that takes long.
+
+It forks a server for every run; that one has the data loaded, and forks a process for every job.
+Neither runs a torch operation on more than one thread, or makes a CUDA call, before it forks. They
+speak lines of JSON over sockets. When the other end closes one, however that came, a server ends
+what it has started and itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.harness.child import call_oneself, fork, run_in_child
+from compress.harness.started import Channel
+
+if TYPE_CHECKING:
+    from compress.compressor import Compressor
+    from compress.harness.plan import Plan
+
+POLL = 0.02
+"""Seconds between two looks at the children."""
+
+
+Work = Callable[[Mapping[str, Any], Path], None]
+"""Does the job of a message, and leaves what came of it in the scratch folder."""
+
+
+def serve(channel: Channel, work: Work) -> None:
+    """Fork a child for every message `job`, and tell of its start and its end."""
+    children: dict[int, int] = {}
+    me = os.getpid()
+    try:
+        while True:
+            message = channel.receive(POLL if children else None)
+            if message is not None:
+                number = message["job"]
+                gc.collect()
+                gc.freeze()  # else the children's collector touches, so copies, all there is
+                pid = fork()
+                if pid == 0:
+                    channel.close()
+                    _be_child(message, work, me)
+                with contextlib.suppress(OSError):  # the child does so too; who comes first, wins
+                    os.setpgid(pid, pid)
+                children[pid] = number
+                channel.send({"job": number, "pid": pid})
+            for pid in list(children):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    end_group(pid)  # what the step has started and left behind
+                    channel.send({"job": children.pop(pid), "status": status})
+    except (EOFError, BrokenPipeError, ConnectionError):
+        pass  # the run has ended, or was killed
+    finally:
+        for pid in children:
+            end_group(pid)
+
+
+def _be_child(message: Mapping[str, Any], work: Work, parent: int) -> None:
+    scratch, log = Path(message["scratch"]), Path(message["log"])
+    run_in_child(lambda: work(message, scratch), parent, log, scratch, message["memory"])
+
+
+def end_group(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process group, if there still is one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def work_on(plan: Any, stores: Any, progress: bool) -> Work:
+    """Return what does jobs on a plan (`Plan`, `Stores`)."""
+    import torch
+
+    from compress.harness.job import Job, perform, write_outcome
+
+    def work(message: Mapping[str, Any], scratch: Path) -> None:
+        torch.set_num_threads(plan.step_threads)
+        job = Job(**message["what"])
+        write_outcome(scratch, perform(job, plan, stores, progress))
+
+    return work
+
+
+def warm(plan: Plan) -> None:
+    """Import what a plan's steps import when they run, which no child must do for itself."""
+    chains = [plan.baseline, *(row.chain for row in plan.rows)]
+    steps = [step for chain in chains if chain is not None for step in _flat(chain)]
+    for module in dict.fromkeys(module for step in steps for module in step.imports):
+        importlib.import_module(module)
+    warm_export()
+
+
+def _flat(step: Compressor) -> list[Compressor]:
+    """Return every single step inside one, those of repeats too."""
+    from compress.compressor import Repeat
+
+    if isinstance(step, Repeat):
+        return _flat(step.step)
+    return [step] if step.steps == (step,) else [s for part in step.steps for s in _flat(part)]
+
+
+@functools.cache
+def warm_export() -> None:
+    """Export a tiny model: the first export imports for seconds, and fills caches."""
+    import torch
+
+    from compress.deploy.export import export
+    from compress.model import Model
+
+    export(Model(torch.nn.Linear(2, 2).eval(), (torch.zeros(1, 2),)))
+
+
+def _objects(channel: Channel) -> dict[str, Any]:
+    """Return what the run has given besides names.
+
+    It comes pickled from the process that started this one, over a socket that nobody else has.
+    """
+    given: dict[str, Any] = pickle.loads(channel.receive_bytes())
+    return given
+
+
+def run(channel: Channel) -> None:
+    """Make the plan that the run asks for, and serve it."""
+    from compress.errors import UserError
+    from compress.harness.job import Stores
+    from compress.harness.plan import make_plan
+    from compress.harness.store import Store
+    from compress.harness.suite import suite_from_json
+
+    try:
+        asked = channel.receive()
+        assert asked is not None, "without a timeout a message comes, or an error"
+        sys.path += [path for path in asked["paths"] if path not in sys.path]
+        plan = make_plan(
+            suite_from_json(asked["suite"]),
+            **(_objects(channel) if asked["objects"] else {}),
+            data_root=None if asked["data_root"] is None else Path(asked["data_root"]),
+            device=asked["device"],
+            allow_code=[Path(path) for path in asked["allow_code"]],
+            step_threads=asked["step_threads"],
+        )
+        if plan.data.fingerprint != asked["fingerprint"]:
+            raise UserError("the data has changed since the run began")
+        warm(plan)
+        channel.send({"ready": os.getpid()})
+    except (EOFError, BrokenPipeError, ConnectionError):
+        return  # the run has ended meanwhile
+    except Exception as error:  # told to the run, which has a user to tell
+        with contextlib.suppress(OSError):
+            channel.send({"failed": f"{type(error).__name__}: {error}"})
+        return
+    plan = replace(plan, threads=asked["threads"])
+    stores = Stores(Store(asked["shared"]), Store(asked["private"]))
+    serve(channel, work_on(plan, stores, asked["progress"]))
+
+
+def main(handle: str) -> None:
+    """Import everything, then fork a server for every socket that comes along the first one."""
+    connection = socket.socket(fileno=int(handle))
+    connection.set_inheritable(False)
+    import torch
+
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    warm_export()
+    from compress.harness import job  # noqa: F401 - with all that it imports
+
+    call_oneself("compress-base")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the servers
+    while True:
+        try:
+            word, handles, _, _ = socket.recv_fds(connection, 1, 1)
+        except ConnectionError:
+            word, handles = b"", []
+        if not word:
+            break  # the process that started this one has ended
+        if fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            connection.close()
+            call_oneself("compress-runs")
+            os.setsid()
+            run(Channel(socket.socket(fileno=handles[0])))
+            break
+        os.close(handles[0])
+    sys.stderr.flush()
+    os._exit(0)  # what is frozen is not torn down, of which libraries would complain
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,73 @@
+"""Can this file be trusted? What is in it, and whether reading it could do harm."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from compress.errors import UserError
+from compress.zoo.weights import PICKLED, read_state
+
+
+def check_file(path: Path) -> list[str]:
+    """Return what a file of weights, an ONNX file or a folder of a saved model holds, in lines.
+
+    Nothing in it is run. Raises UserError with the reason if it must not be read.
+    """
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    if path.suffix == ".onnx":
+        return _onnx(path)
+    if path.suffix == ".safetensors" or path.suffix in PICKLED:
+        state = read_state(path)
+        count = sum(tensor.numel() for tensor in state.values())
+        return [f"{path}: {len(state)} tensors, {count:,} values; holds nothing but tensors"]
+    raise UserError(f"cannot tell what {path.name} is: .onnx, .safetensors and .pt can be checked")
+
+
+def _onnx(path: Path) -> list[str]:
+    import onnx
+
+    from compress.deploy.trust import read_onnx
+
+    model = read_onnx(path)
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"{path} is refused: ONNX's checker says: {first}") from error
+    values = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
+    opsets = ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import)
+    told = [f"{path}: {len(model.graph.node)} nodes, {values:,} values; opsets {opsets}"]
+    for kind, given in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in given:
+            shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+            told.append(f"  {kind} {value.name}: {' x '.join(map(str, shape))}")
+    outside = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    told += [f"  data beside it: {name}" for name in sorted(outside)]
+    told += [f"  {entry.key}: {entry.value[:80]}" for entry in model.metadata_props]
+    return told
+
+
+def _folder(path: Path) -> list[str]:
+    names = ("blueprint.json", "model.safetensors")
+    if not all((path / name).is_file() for name in names):
+        raise UserError(f"{path} holds no saved model: {' and '.join(names)} are missing")
+    try:
+        blueprint = json.loads((path / "blueprint.json").read_text())
+        factory = str(blueprint["factory"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / 'blueprint.json'} is damaged: {error!r}") from error
+    told = check_file(path / "model.safetensors")
+    code = factory.partition("(")[0].rpartition(":")[0]
+    if code.endswith(".py"):
+        return [*told, f"  built by {factory}, code that runs only with --allow-code {code}"]
+    return [*told, f"  built by {factory}"]

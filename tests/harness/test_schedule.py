@@ -1,0 +1,223 @@
+"""Who is next: shared steps once, failures told to all who share them, baselines first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bench_fixtures import small_digits
+
+from compress.files import write_atomic
+from compress.harness.graph import Graph, make_graph
+from compress.harness.job import Job, Outcome, Stores
+from compress.harness.plan import Plan, make_plan
+from compress.harness.rows import BASELINE
+from compress.harness.schedule import Schedule
+from compress.harness.store import Store
+from compress.harness.suite import Suite
+
+TRAIN = "train(epochs=1)"
+CHAINS = (
+    f"{TRAIN} -> prune_weights(sparsity=0.5)",
+    "prune_weights(sparsity=0.5) -> finetune(epochs=1)",
+    "prune_weights(sparsity=0.5) -> finetune(epochs=1) -> quantize()",
+    "quantize()",
+    "train(student='mlp', epochs=1)",
+    "distill(student='mlp', epochs=1)",
+)
+DATA = small_digits()
+
+
+def plan_of(*chains: str, **more: object) -> Plan:
+    suite = Suite("test", "digits", "mlp(width=8)", chains, controls=False, **more)  # type: ignore[arg-type]
+    return make_plan(suite, data=DATA)
+
+
+class Fake:
+    """Writes what jobs would, at once; `answers` maps a step's text to how it ends."""
+
+    about = "fake"
+
+    def __init__(self, graph: Graph, stores: Stores, workers: int = 1, **answers: Outcome) -> None:
+        self.graph, self.stores = graph, stores
+        self.workers = workers
+        self.answers = answers
+        self.asked: list[str] = []
+        self.most = 0
+        self.pending: list[Job] = []
+        self.before: Callable[[str], None] = lambda text: None
+
+    def submit(self, job: Job, name: str, alone: bool = False) -> None:
+        self.pending.append(job)
+        self.most = max(self.most, len(self.pending))
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        job = self.pending.pop(0)
+        rows = list(dict.fromkeys(lane.row.text for lane in self.graph.lanes))
+        lane = self.graph.lane((rows[job.row], job.seed))
+        node = lane.nodes[job.until]
+        self.asked.append(f"= {lane.row.text}" if node.measures else node.text)
+        self.before(self.asked[-1])
+        outcome = self.answers.get(node.text.partition("(")[0], Outcome())
+        if outcome.ok:
+            made = lane.nodes[-1] if outcome.unkept else node
+            self.stores.of(made).put(made.key, lambda folder: {"journal": []})
+        return [(job, outcome)]
+
+    def close(self) -> None:
+        pass
+
+
+def schedule(
+    plan: Plan, folder: Path, workers: int = 1, **answers: Outcome
+) -> tuple[Fake, dict[str, str]]:
+    """Run a plan; return the executor and how every row ended."""
+    graph = make_graph(plan)
+    stores = Stores(Store(folder), Store(folder / "private"))
+    fake, ends = Fake(graph, stores, workers, **answers), {}
+
+    def end(lane: object, entry: object, outcome: Outcome) -> None:
+        ends[f"{lane.row.text}/{lane.seed}"] = outcome.error or ("ok" if entry else "nothing")  # type: ignore[attr-defined]
+
+    Schedule(graph, stores, fake, end, lambda lane: "log").run()
+    return fake, ends
+
+
+def test_what_chains_share_runs_once(tmp_path: Path) -> None:
+    fake, ends = schedule(plan_of(*CHAINS), tmp_path)
+    assert set(ends.values()) == {"ok"}
+    assert len(ends) == 7
+    assert fake.asked[:2] == [TRAIN, f"= {BASELINE}"]
+    steps = [text for text in fake.asked if not text.startswith("=")]
+    assert sorted(steps) == sorted(
+        [
+            TRAIN,
+            "prune_weights(sparsity=0.5)",
+            "finetune(epochs=1)",
+            "quantize()",
+            "quantize()",
+            "train(student='mlp', epochs=1)",
+            "distill(student='mlp', epochs=1)",
+        ]
+    )
+    again, ends = schedule(plan_of(*CHAINS), tmp_path)
+    assert again.asked == []
+    assert set(ends.values()) == {"ok"}
+
+
+def test_a_changed_step_recomputes_only_what_follows_it(tmp_path: Path) -> None:
+    schedule(plan_of(TRAIN, "prune_weights(sparsity=0.5) -> finetune(epochs=1)"), tmp_path)
+    changed = "prune_weights(sparsity=0.5) -> finetune(epochs=2)"
+    fake, _ = schedule(plan_of(TRAIN, changed), tmp_path)
+    assert fake.asked == ["finetune(epochs=2)", f"= {changed}"]
+
+
+def test_a_failure_ends_all_rows_that_share_the_step_and_no_other(tmp_path: Path) -> None:
+    fake, ends = schedule(plan_of(*CHAINS), tmp_path, finetune=Outcome("boom"))
+    assert [key for key, end in ends.items() if end == "boom"] == [
+        "prune_weights(sparsity=0.5) -> finetune(epochs=1)/0",
+        "prune_weights(sparsity=0.5) -> finetune(epochs=1) -> quantize()/0",
+    ]
+    assert sum(end == "ok" for end in ends.values()) == 5
+    assert fake.asked.count("finetune(epochs=1)") == 1
+    again, ends = schedule(plan_of(*CHAINS), tmp_path)
+    assert set(ends.values()) == {"ok"}, "a failure is not kept: the next run tries again"
+    assert "prune_weights(sparsity=0.5)" not in again.asked
+
+
+def test_without_a_baseline_nothing_of_its_seed_starts(tmp_path: Path) -> None:
+    plan = plan_of(TRAIN, "quantize()", seeds=(0, 1))
+    fake, ends = schedule(plan, tmp_path, train=Outcome("diverged"))
+    assert fake.asked == [TRAIN, TRAIN]
+    assert ends["baseline/0"] == ends["baseline/1"] == "diverged"
+    assert "the baseline failed" in ends["quantize()/0"]
+
+
+def test_what_no_file_holds_is_measured_by_the_process_that_made_it(tmp_path: Path) -> None:
+    fake, ends = schedule(plan_of(*CHAINS), tmp_path, prune_weights=Outcome(unkept="odd"))
+    assert set(ends.values()) == {"ok"}
+    assert "= prune_weights(sparsity=0.5)" not in fake.asked
+    # The two that share the step do it again, each to its own end.
+    whole = [CHAINS[1], CHAINS[2]]
+    assert [f"= {text}" for text in whole] == [t for t in fake.asked if t[2:] in whole]
+
+
+def test_lanes_run_side_by_side_where_there_are_workers(tmp_path: Path) -> None:
+    fake, ends = schedule(plan_of(*CHAINS), tmp_path, workers=3)
+    assert fake.most == 3
+    assert set(ends.values()) == {"ok"}
+    assert fake.asked.count("prune_weights(sparsity=0.5)") == 1
+
+
+def test_what_another_run_computes_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.harness import schedule as module
+
+    plan = plan_of(TRAIN, "quantize()")
+    graph = make_graph(plan)
+    node = graph.lane(("quantize()", 0)).nodes[0]
+    store = Store(tmp_path)
+    claim = store.claim(node.key)
+    assert claim.__enter__()
+    waits = []
+
+    def other_run_goes_on(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            store.put(node.key, lambda folder: {"journal": []})
+            claim.__exit__(None, None, None)
+
+    monkeypatch.setattr(module.time, "sleep", other_run_goes_on)
+    fake, ends = schedule(plan, tmp_path)
+    assert "quantize()" not in fake.asked
+    assert len(waits) == 3
+    assert set(ends.values()) == {"ok"}
+
+
+def test_claims_are_let_go_when_a_run_is_stopped(tmp_path: Path) -> None:
+    plan = plan_of(TRAIN, "quantize()")
+    graph, stores = make_graph(plan), Stores(Store(tmp_path), Store(tmp_path / "private"))
+    fake = Fake(graph, stores)
+
+    def stop(text: str) -> None:
+        raise KeyboardInterrupt
+
+    fake.before = stop
+    with pytest.raises(KeyboardInterrupt):
+        Schedule(graph, stores, fake, lambda *_: None, lambda lane: "log").run()
+    with stores.shared.claim(graph.lanes[0].nodes[0].key) as mine:
+        assert mine
+
+
+def test_a_damaged_entry_is_computed_again(tmp_path: Path) -> None:
+    schedule(plan_of(TRAIN, "quantize()"), tmp_path)
+    graph = make_graph(plan_of(TRAIN, "quantize()"))
+    key = graph.lane(("quantize()", 0)).measured.key
+    write_atomic(tmp_path / key / "entry.json", b"{}")
+    fake, ends = schedule(plan_of(TRAIN, "quantize()"), tmp_path)
+    assert fake.asked == ["= quantize()"]
+    assert set(ends.values()) == {"ok"}
+
+
+def test_keys_tell_what_matters_apart() -> None:
+    def keys(*chains: str, **more: object) -> set[str]:
+        return set(make_graph(plan_of(TRAIN, *chains, **more)).nodes)
+
+    base = keys("quantize()")
+    assert keys("quantize()") == base
+    assert not keys("quantize()", seeds=(1,)) & base
+    assert not keys("quantize()", precision="bfloat16") & base
+    trained = make_graph(plan_of(TRAIN, "quantize()")).baseline(0).nodes[0].key
+    assert trained in keys("quantize(calibration=64)") & base
+
+
+def test_a_fresh_student_does_not_depend_on_the_baseline_unless_that_teaches() -> None:
+    def keys(first: str) -> tuple[str, str]:
+        graph = make_graph(plan_of(first, *CHAINS[4:]))
+        return graph.lane((CHAINS[4], 0)).nodes[0].key, graph.lane((CHAINS[5], 0)).nodes[0].key
+
+    (alone, taught), (alone_too, taught_otherwise) = keys(TRAIN), keys("train(epochs=2)")
+    assert alone == alone_too
+    assert taught != taught_otherwise
