@@ -37,13 +37,18 @@ def test_a_random_text_has_no_other_answer_than_the_stated_error() -> None:
         from compress.errors import UserError
 
         chance = random.Random(1)
+        ends = {"parsed": 0, "refused": 0}
         for _ in range(1500):
             given = text(chance)
             for parse in PARSERS.values():
                 try:
                     parse(given)
                 except UserError:
-                    continue
+                    ends["refused"] += 1
+                else:
+                    ends["parsed"] += 1
+        assert sum(ends.values()) == 1500 * len(PARSERS)
+        assert min(ends.values()) > 50, "texts of both kinds"
     for name in ("fuzz", "common", "trials", "installed"):
         sys.modules.pop(name, None)
 

@@ -52,7 +52,7 @@ def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
         if most != "max":
             found.append(int(most) - int((cgroup / "memory.current").read_text()))
     except (OSError, ValueError, IndexError):
-        pass
+        pass  # another system: what it does not tell bounds nothing
     return min(found) if found else None
 
 

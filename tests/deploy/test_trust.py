@@ -69,7 +69,8 @@ def test_tensors_of_every_kind_pass_in_typed_fields_and_raw(
     for raw in (False, True):
         tensor = helper.make_tensor("c", kind, shape, values.tobytes() if raw else values, raw)
         node = helper.make_node("Constant", [], ["c"], value=tensor)
-        read_onnx(saved(tmp_path / "x.onnx", model(None, node)))
+        found = read_onnx(saved(tmp_path / "x.onnx", model(None, node)))
+        assert found.graph.node[1].attribute[0].t == tensor
 
 
 def linked(folder: Path) -> str:
