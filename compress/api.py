@@ -19,6 +19,7 @@ from compress.harness.record import Record, read_results
 from compress.harness.started import early
 from compress.harness.suite import Suite, checked, load_suite
 from compress.report.columns import frame
+from compress.report.curves import curve_rows
 from compress.report.table import text
 from compress.report.write import write_reports
 from compress.task import Data
@@ -193,7 +194,8 @@ def rewrite_reports(out: str | Path) -> Results:
     folder = Path(out)
     records, about = read_results(folder / "results.jsonl")
     rows = [record.row() for record in records]
-    write_reports(rows, about, folder)
+    epochs = curve_rows((record.chain, record.seed, record.journal) for record in records)
+    write_reports(rows, about, folder, epochs)
     return Results(folder, tuple(rows), about)
 
 

@@ -46,7 +46,11 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--mean", callback=_numbers, help="Per channel, e.g. 0.485,0.456,0.406."),
         click.option("--std", callback=_numbers, help="Per channel, for values in [0, 1]."),
         click.option("--size", type=click.IntRange(min=1), help="Resize images to this side."),
-        click.option("--augment", help="none, crop or flip-crop; by default what suits the data."),
+        click.option(
+            "--augment",
+            help="none, or some of flip, crop, cutout and mixup joined by hyphens, such as "
+            "flip-crop; by default what suits the data.",
+        ),
         click.option("--seeds", callback=_numbers, help="One run of every chain each, e.g. 0,1,2."),
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the timing."),
         click.option("--timing-seconds", type=float, help="Budget of the timing, in seconds."),

@@ -7,6 +7,7 @@ configuration, and `repr` gives the text that stands in suites, tables and model
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -16,12 +17,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 
+from compress.ensemble import together
 from compress.errors import IllegalChain, StepFailed, UserError
+from compress.files import digest
 from compress.model import Model, forward, probe
 from compress.task import Split, Task
 
@@ -52,6 +56,43 @@ class Journal:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """Items to learn from a teacher with, in place of the training data."""
+
+    items: Split
+    labelled: bool
+    """Whether the targets are classes of the task; else they are all zero and mean nothing."""
+    fingerprint: str
+
+
+class Kept(Protocol):
+    """What lies on a shelf under a key: files in a folder, and what is said about them (JSON)."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+
+
+class Shelf(Protocol):
+    """Keeps what outlives a step: measured answers, what teachers said, states of a training.
+
+    `put` keeps what `fill` writes into the folder that it is given and what it returns (JSON),
+    whole or not at all; it raises OSError where the disk does not take it. What is `passing` is
+    forgotten when the step's own result is kept.
+    """
+
+    def get(self, key: str, passing: bool = False) -> Kept | None: ...
+
+    def put(
+        self, key: str, fill: Callable[[Path], Mapping[str, Any]], passing: bool = False
+    ) -> Kept: ...
+
+    def drop(self, key: str) -> None: ...
+
+
+@dataclass(frozen=True)
 class Workbench:
     """What a step may use. There is no test data here, so nothing can leak by mistake."""
 
@@ -65,10 +106,19 @@ class Workbench:
     """Trained models by name, as teachers."""
     build: Callable[[str], Model] | None = None
     """Makes a fresh, untrained model of a name (a student), for this task."""
+    transfers: Mapping[str, Transfer] = field(default_factory=dict)
+    """Transfer sets by the name of their data source."""
     timer: Callable[..., Any] | None = None
     origin: Model | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float32"
+    tune: bool = False
+    """Whether a long training may measure in which precision and layout it runs fastest."""
+    shelf: Shelf | None = None
+    scope: str = ""
+    """Names, for the shelf, what this step depends on."""
+    fingerprint: str = ""
+    """Of the data that `train` is a part of."""
     seed: int = 0
     progress: bool = False
     journal: Journal = field(default_factory=Journal)
@@ -76,6 +126,22 @@ class Workbench:
     def has(self, need: str) -> bool:
         present = self.train if need == "labels" else getattr(self, need)
         return present is not None
+
+    def asks(self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Any:
+        """Return the answer to a measured question: that of the shelf, or a new one, then kept.
+
+        A measured choice is an input of a step: given the same answers, equal seeds give equal
+        weights.
+        """
+        name = digest({"question": dict(key)})
+        known = None if self.shelf is None else self.shelf.get(name)
+        if known is not None:
+            return known.about["answer"]
+        answer = dict(measure())
+        if self.shelf is not None:
+            with contextlib.suppress(OSError):  # a full disk: the answer is at hand all the same
+                self.shelf.put(name, lambda _: {"answer": answer})
+        return answer
 
     def student(self, name: str) -> Model:
         if self.build is None:
@@ -110,8 +176,18 @@ class Compressor(ABC):
         return frozenset()
 
     @property
+    def builds(self) -> bool:
+        """Whether what comes out is a model that the step has built, not the one that entered."""
+        return bool(self.students)
+
+    @property
     def teachers(self) -> frozenset[str]:
         """The names of the trained models that the step learns from, other than its input."""
+        return frozenset()
+
+    @property
+    def transfers(self) -> frozenset[str]:
+        """The names of the data sources that the step learns from in place of the task's own."""
         return frozenset()
 
     @property
@@ -122,6 +198,9 @@ class Compressor(ABC):
     @abstractmethod
     def compress(self, model: Model, bench: Workbench) -> Model:
         """Return the compressed model. `model` is this call's own copy and may be changed."""
+
+    def check(self, bench: Workbench) -> None:  # noqa: B027
+        """Raise IllegalChain if the step cannot work on a workbench, beyond what `needs` says."""
 
     def at(self, progress: float) -> Self:
         """Return the step at a fraction of its way, for `Repeat`; by default itself."""
@@ -211,7 +290,7 @@ class Chain(Compressor):
                     f"{before.name()}() writes the file that is deployed, so no step may follow "
                     f"it: move {after.name()}(...) before {before.name()}()"
                 )
-            if after.restarts and not (before.restarts and not before.students and after.students):
+            if after.restarts and not (before.restarts and not before.builds and after.builds):
                 raise IllegalChain(
                     f"{after!r} starts from fresh weights and would discard what {before!r} made: "
                     f"{_instead(after)}"
@@ -235,6 +314,10 @@ class Chain(Compressor):
         return frozenset().union(*(part.teachers for part in self.parts))
 
     @property
+    def transfers(self) -> frozenset[str]:
+        return frozenset().union(*(part.transfers for part in self.parts))
+
+    @property
     def steps(self) -> tuple[Compressor, ...]:
         return self.parts
 
@@ -244,6 +327,10 @@ class Chain(Compressor):
 
     def at(self, progress: float) -> Chain:  # type: ignore[override]
         return Chain(*(part.at(progress) for part in self.parts))
+
+    def check(self, bench: Workbench) -> None:
+        for part in self.parts:
+            part.check(bench)
 
     def compress(self, model: Model, bench: Workbench) -> Model:
         for part in self.parts:
@@ -271,16 +358,20 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 class Repeat(Compressor):
     """Run a step `times` times, further each time: `at(schedule(i / times))`, i = 1..times.
 
-    Fractions inside refer to the model that enters the outermost `repeat`.
+    Fractions inside refer to the model that enters the outermost `repeat`. With
+    `result='ensemble'` all models that the step has made answer together (the mean of their
+    probabilities), such as the generations of `distill(student='same', teacher='input')`.
     """
 
     times: int
     step: Compressor
     schedule: str = "linear"
+    result: str = "last"
 
     def __post_init__(self) -> None:
         require_count(self, "times")
         require_choice(self, "schedule", tuple(SCHEDULES))
+        require_choice(self, "result", ("last", "ensemble"))
         require(
             isinstance(self.step, Compressor), self, f"the second value is a step, not {self.step}"
         )
@@ -308,20 +399,30 @@ class Repeat(Compressor):
     def teachers(self) -> frozenset[str]:
         return self.step.teachers
 
+    @property
+    def transfers(self) -> frozenset[str]:
+        return self.step.transfers
+
     def at(self, progress: float) -> Repeat:  # type: ignore[override]
         return replace(self, step=self.step.at(progress))
+
+    def check(self, bench: Workbench) -> None:
+        self.step.check(bench)
 
     def compress(self, model: Model, bench: Workbench) -> Model:
         if bench.origin is None:
             bench = replace(bench, origin=model.copy())
+        made = []
         for i in range(1, self.times + 1):
             step = self.step.at(SCHEDULES[self.schedule](i / self.times))
             model = run(step, model, replace(bench, seed=bench.seed + i - 1))
-        return model
+            made.append(model)
+        return model if self.result == "last" else together(made)
 
     def __repr__(self) -> str:
-        schedule = "" if self.schedule == "linear" else f", schedule={self.schedule!r}"
-        return f"repeat({self.times}, {self.step!r}{schedule})"
+        more = "" if self.schedule == "linear" else f", schedule={self.schedule!r}"
+        more += "" if self.result == "last" else f", result={self.result!r}"
+        return f"repeat({self.times}, {self.step!r}{more})"
 
 
 def kept_at(kept: float | None, progress: float) -> float | None:
@@ -347,6 +448,7 @@ def run(compressor: Compressor, model: Model, bench: Workbench) -> Model:
     for need in sorted(compressor.needs):
         if not bench.has(need):
             raise IllegalChain(f"{compressor.name()} needs {need}, which is not at hand")
+    compressor.check(bench)
     if isinstance(compressor, (Chain, Repeat)):
         # Their parts come back through here one by one, each with a copy of its own.
         return compressor.compress(model, bench)

@@ -29,6 +29,10 @@ class CannotSave(ValueError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return an error that names the nearest known names of this kind."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return UserError(f"unknown {kind} {name!r}. {hint}Known: {', '.join(names)}")
+    return UserError(f"unknown {kind} {name!r}. {nearest(name, names)}Known: {', '.join(names)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a question that names the nearest known names, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""

@@ -73,6 +73,14 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
 
 
+def _source(node: ast.expr, text: str) -> str:
+    """Return a part of a text as an error quotes it; the whole where it is nested too deeply."""
+    try:
+        return shown(ast.unparse(node))
+    except RecursionError:
+        return shown(text)
+
+
 def _unreadable(text: str, error: Exception) -> IllegalChain:
     reason = error.args[0] if error.args else error
     return IllegalChain(
@@ -106,7 +114,7 @@ def _step(node: ast.expr, techniques: Mapping[str, type[Compressor]], text: str)
         raise IllegalChain(f"write {node.id}() with parentheses in {shown(text)}")
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise IllegalChain(
-            f"a chain holds only steps and literals, and {shown(ast.unparse(node))} is neither"
+            f"a chain holds only steps and literals, and {_source(node, text)} is neither"
         )
     name = node.func.id
     if name not in techniques:
@@ -147,7 +155,7 @@ def _literal(node: ast.expr, text: str) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise IllegalChain(
-            f"only literals and steps may stand in a chain, not {shown(ast.unparse(node))}"
+            f"only literals and steps may stand in a chain, not {_source(node, text)}"
         ) from None
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from compress.errors import CannotSave, UserError
-from compress.files import write_atomic, write_json
+from compress.files import digest, sha256, write_atomic, write_json
 from compress.task import Tensors
 
 FORMAT = 1
@@ -140,6 +140,15 @@ def main_output(outputs: Any) -> Tensor:
         else:
             raise UserError(f"the model returned {type(outputs).__name__}, not a tensor of logits")
     return outputs
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Return a hash of every parameter and buffer, by name."""
+    parts = {
+        name: [str(tensor.dtype), list(tensor.shape), sha256(tensor.cpu().numpy().tobytes())]
+        for name, tensor in module.state_dict().items()
+    }
+    return digest(parts)
 
 
 # --- saving -----------------------------------------------------------------------------

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compress.draws import Draws
+
 Tensors = tuple[Tensor, ...]
 
 
@@ -135,11 +137,25 @@ class Task(ABC):
     def example(self) -> Tensors:
         """Return input tensors with a batch dimension of 1."""
 
+    @property
+    def augmented(self) -> bool:
+        """Whether an item looks otherwise in every view of it."""
+        return False
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an item is mixed with another one in training; then `mix` is called."""
+        return False
+
     @abstractmethod
-    def prepare(
-        self, raw: Tensors, device: torch.device, generator: torch.Generator | None = None
-    ) -> Tensors:
-        """Turn raw inputs into model inputs on `device`; with a generator, augment them."""
+    def prepare(self, raw: Tensors, device: torch.device, draws: Draws | None = None) -> Tensors:
+        """Turn raw inputs into model inputs on `device`; with draws, augment them."""
+
+    def mix(
+        self, items: tuple[Tensors, Tensor], others: tuple[Tensors, Tensor], draws: Draws
+    ) -> tuple[Tensors, Tensor]:
+        """Return inputs and targets of items mixed with others, one by one."""
+        raise NotImplementedError(f"{self.kind} does not mix items")
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -152,7 +168,10 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class ImageClassification(Task):
-    """One label out of `classes` for every image; outputs are logits of shape (N, classes)."""
+    """One label out of `classes` for every image; outputs are logits of shape (N, classes).
+
+    `augment` is 'none', or some of `AUGMENTS` joined by hyphens, such as 'flip-crop-cutout'.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -161,11 +180,28 @@ class ImageClassification(Task):
     label_smoothing: float = 0.0
     kind: str = field(default="image-classification", init=False)
 
-    AUGMENTS = ("none", "crop", "flip-crop")
+    AUGMENTS = ("flip", "crop", "cutout", "mixup")
 
     def __post_init__(self) -> None:
-        if self.augment not in self.AUGMENTS:
-            raise ValueError(f"augment must be one of {self.AUGMENTS}, not {self.augment!r}")
+        given = self.augments
+        if set(given) - set(self.AUGMENTS) or len(set(given)) < len(given):
+            raise ValueError(
+                f"augment is 'none', or some of {', '.join(self.AUGMENTS)} joined by hyphens, "
+                f"such as 'flip-crop', not {self.augment!r}"
+            )
+
+    @property
+    def augments(self) -> tuple[str, ...]:
+        """The single augmentations."""
+        return () if self.augment == "none" else tuple(self.augment.split("-"))
+
+    @property
+    def augmented(self) -> bool:
+        return bool(self.augments)
+
+    @property
+    def mixes(self) -> bool:
+        return "mixup" in self.augments
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -182,42 +218,75 @@ class ImageClassification(Task):
     def example(self) -> Tensors:
         return (torch.zeros(1, self.preprocessing.channels, *self.preprocessing.size),)
 
-    def prepare(
-        self, raw: Tensors, device: torch.device, generator: torch.Generator | None = None
-    ) -> Tensors:
+    def prepare(self, raw: Tensors, device: torch.device, draws: Draws | None = None) -> Tensors:
         inputs = self.preprocessing.normalize(raw[0].to(device, non_blocking=True))
-        if generator is not None and self.augment != "none":
-            inputs = augment_images(inputs, generator, flip=self.augment == "flip-crop")
+        if draws is not None:
+            inputs = augment_images(inputs, draws.to(device), self.augments)
         return (inputs,)
 
+    def mix(
+        self, items: tuple[Tensors, Tensor], others: tuple[Tensors, Tensor], draws: Draws
+    ) -> tuple[Tensors, Tensor]:
+        """Mixup with alpha = 1 (Zhang et al. 2018, section 2): shares are uniform in [0, 1).
+
+        The targets become probabilities of shape (N, classes).
+        """
+        (images,), labels = items
+        (more,), other_labels = others
+        share = draws.to(images.device).uniform("mixup").view(-1, 1, 1, 1)
+        first, second = (F.one_hot(y, len(self.classes)).float() for y in (labels, other_labels))
+        part = share.view(-1, 1).to(labels.device)
+        mixed = images * (1 - share) + more * share
+        return (mixed,), first * (1 - part) + second * part
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy; targets are class numbers, or probabilities from `mix`."""
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return outputs.argmax(1) == targets
+        wanted = targets.argmax(1) if targets.is_floating_point() else targets
+        return outputs.argmax(1) == wanted
 
 
-def augment_images(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
-    """Shift each image by up to an eighth of its side (zero padding), and mirror half of them.
+def augment_images(images: Tensor, draws: Draws, augments: Sequence[str]) -> Tensor:
+    """Mirror, shift and cut out of normalised images (N, C, H, W), each by its own draws.
 
-    Takes and returns (N, C, H, W). He et al. 2015, section 4.2, pad 32 x 32 images by 4 pixels.
+    'flip' mirrors half of them; 'crop' shifts by up to an eighth of the side, with zeros beyond
+    the border (He et al. 2015, section 4.2: 4 pixels of 32); 'cutout' sets a square of half the
+    side to zero, centred anywhere (DeVries and Taylor 2017, section 3.2: 16 pixels of 32).
     """
+    if "flip" in augments or "crop" in augments:
+        images = _shifted(images, draws, "flip" in augments, "crop" in augments)
+    if "cutout" in augments:
+        images = images * _holes(images, draws)
+    return images
+
+
+def _shifted(images: Tensor, draws: Draws, flip: bool, crop: bool) -> Tensor:
     count, _, height, width = images.shape
-    pad_y, pad_x = max(1, height // 8), max(1, width // 8)
+    pad_y, pad_x = (max(1, height // 8), max(1, width // 8)) if crop else (0, 0)
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
-    top = torch.randint(0, 2 * pad_y + 1, (count, 1), generator=generator)
-    left = torch.randint(0, 2 * pad_x + 1, (count, 1), generator=generator)
-    rows = top + torch.arange(height)
-    columns = left + torch.arange(width)
-    if flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    item = torch.arange(count)[:, None, None]
     device = images.device
-    picked = padded.permute(0, 2, 3, 1)[
-        item.to(device), rows[:, :, None].to(device), columns[:, None, :].to(device)
-    ]
+    rows = draws.below("top", 2 * pad_y + 1)[:, None] + torch.arange(height, device=device)
+    columns = draws.below("left", 2 * pad_x + 1)[:, None] + torch.arange(width, device=device)
+    if flip:
+        mirrored = draws.uniform("flip")[:, None] < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    item = torch.arange(count, device=device)[:, None, None]
+    picked = padded.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
+
+
+def _holes(images: Tensor, draws: Draws) -> Tensor:
+    """Return zero within a square of half the side and one elsewhere, (N, 1, H, W)."""
+    inside = []
+    for purpose, side in (("hole-y", images.shape[2]), ("hole-x", images.shape[3])):
+        half = max(1, side // 2)
+        begin = draws.below(purpose, side) - half // 2
+        place = torch.arange(side, device=images.device)
+        inside.append((place >= begin[:, None]) & (place < begin[:, None] + half))
+    hole = inside[0][:, :, None] & inside[1][:, None, :]
+    return (~hole[:, None]).to(images.dtype)
 
 
 @dataclass(frozen=True)

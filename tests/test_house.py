@@ -12,7 +12,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "compress"
 
 # Each room may import itself and the rooms before it.
-NOUNS = {"errors", "files", "task", "model", "compressor", "counts", "language", "progress"}
+NOUNS = {
+    *("errors", "files", "memory", "progress", "draws", "task", "model", "ensemble"),
+    *("compressor", "counts", "language"),
+}
 ORDER = [
     NOUNS,
     {"training", "surgery", "timing", "deploy", "zoo"},

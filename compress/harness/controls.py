@@ -27,13 +27,13 @@ class Control:
     reason: str = ""
 
 
-def control_of(chain: Compressor) -> Control | None:
+def control_of(chain: Compressor, model: str = "") -> Control | None:
     """Return the control of a chain; None if it does not train or is itself such a control.
 
     For a chain that trains a student, the student trained on labels: `train(student=...)` with
     the settings of the step that trained it; otherwise the baseline trained on:
     `finetune(...)` with those of the step that trains longest. Both get the epochs of all
-    the chain's steps.
+    the chain's steps. `model` names the suite's model, whose architecture a student may have.
     """
     if type(chain) in (Finetune, Train):
         return None
@@ -43,11 +43,15 @@ def control_of(chain: Compressor) -> Control | None:
     trainings = [(step, times) for step, times in steps if isinstance(step, Training)]
     if not trainings:
         return None
+    if any(step.transfers for step, _ in trainings):
+        return Control(None, "it learns from a transfer set, which labels alone cannot do")
     epochs = sum(step.epochs * times for step, times in trainings)
-    taught = [step for step, _ in trainings if step.students]
+    taught = [step for step, _ in trainings if step.builds]
     if taught:
         # A later student learns from an earlier one: the last is what is deployed.
-        (student,) = taught[-1].students
+        student = next(iter(taught[-1].students), model)
+        if not student:
+            return Control(None, "no name builds the student with fresh weights")
         return Control(Train(student=student, epochs=epochs, **_settings(taught[-1])))
     longest, _ = max(trainings, key=lambda pair: pair[0].epochs * pair[1])
     return Control(Finetune(epochs=epochs, **_settings(longest)))

@@ -19,11 +19,11 @@ from compress.harness.keys import (
     foreign_sources,
     step_key,
     versions,
-    weights_hash,
 )
 from compress.harness.plan import Plan
 from compress.harness.record import Key
 from compress.harness.rows import BASELINE, Row
+from compress.model import weights_hash
 from compress.timing.environment import cpu_info
 
 MEASURE = "measure"
@@ -142,6 +142,8 @@ class _Maker:
         alone = step.restarts and bool(step.students) and not self.private
         about = self.context | {"foreign": foreign_sources(step)}
         about |= {"baseline": baseline} if taught else {}
+        sets = {name: self.plan.transfers[name].fingerprint for name in sorted(step.transfers)}
+        about |= {"transfers": sets} if sets else {}
         key = step_key("" if alone else parent, repr(step), about)
         inputs = tuple(dict.fromkeys([parent, *([baseline] if taught else [])]))
         return Node(key, repr(step), step, inputs, self.private)

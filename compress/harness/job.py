@@ -22,6 +22,7 @@ from compress.harness.graph import Graph, Lane, Node, make_graph
 from compress.harness.measuring import Built, measure_row
 from compress.harness.plan import Plan
 from compress.harness.record import Record
+from compress.harness.shelf import StepShelf
 from compress.harness.store import Entry, Store
 
 OUTCOME = "outcome.json"
@@ -168,12 +169,16 @@ class _Lane:
             }
             self.stores.of(node).put_model(node.key, model, self.plan.build, about)
             say("kept", node)
+            if isinstance(bench.shelf, StepShelf):
+                bench.shelf.clear()
         except CannotSave as error:
             self.unkept = str(error)
         return Built(model, node.key, Journal([*before.journal.rows, *bench.journal.rows]))
 
     def _bench(self, lane: Lane, node: Node) -> Workbench:
-        bench = replace(self.plan.workbench(lane.seed, self.progress), journal=Journal())
+        bench = self.plan.workbench(lane.seed, self.progress)
+        shelf = StepShelf(self.stores.of(node))
+        bench = replace(bench, journal=Journal(), shelf=shelf, scope=node.key)
         assert node.step is not None, "the measuring is no step"
         if "teacher" not in node.step.needs:
             return bench

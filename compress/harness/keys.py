@@ -10,13 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from compress.compressor import Compressor
 from compress.files import digest, sha256
 
 LIBRARIES = ("torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy")
-MAKING = (".", "techniques", "deploy", "zoo")
+MAKING = (".", "training", "techniques", "deploy", "zoo")
 """Folders of our code that make models."""
 MEASURING = (*MAKING, "harness", "timing")
 UNUSED = {"cli.py", "__main__.py", "__init__.py", "api.py"}
@@ -39,15 +37,6 @@ def _version(name: str) -> str:
     except PackageNotFoundError:
         # onnxruntime may be installed under another name, such as onnxruntime-gpu.
         return str(importlib.import_module(name.replace("-", "_")).__version__)
-
-
-def weights_hash(module: nn.Module) -> str:
-    """Return a hash of every parameter and buffer, by name."""
-    parts = {
-        name: [str(tensor.dtype), list(tensor.shape), sha256(tensor.cpu().numpy().tobytes())]
-        for name, tensor in module.state_dict().items()
-    }
-    return digest(parts)
 
 
 def foreign_sources(step: Compressor) -> dict[str, str]:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import UserError
+from compress.memory import free_memory
 
 DAY = 86_400.0
 SHARE = 0.9
 """Of the memory that is free when a run begins."""
-CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
 PROC = Path("/proc")
 
 
@@ -39,21 +38,6 @@ class Limits:
             return self.memory
         free = free_memory()
         return None if free is None else int(SHARE * free)
-
-
-def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """Return the bytes that new processes can have, within a container's limit (cgroup v2)."""
-    found = []
-    try:
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(1024 * int(line.split()[1]))
-        most = (cgroup / "memory.max").read_text().strip()
-        if most != "max":
-            found.append(int(most) - int((cgroup / "memory.current").read_text()))
-    except (OSError, ValueError, IndexError):
-        pass  # another system: what it does not tell bounds nothing
-    return min(found) if found else None
 
 
 def family(pid: int, proc: Path = PROC) -> list[int]:

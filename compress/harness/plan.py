@@ -10,20 +10,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.compressor import Compressor, Workbench, seed_everything
+from compress.compressor import Compressor, Transfer, Workbench, seed_everything
 from compress.errors import IllegalChain, UserError, unknown
 from compress.files import sha256
-from compress.harness.keys import weights_hash
 from compress.harness.metric import Function, Metric, find_metric
 from compress.harness.rows import Row, rows_of
 from compress.harness.suite import Suite
 from compress.language import parse_model_name
-from compress.model import INSTANCE, Blueprint, Model, forward
+from compress.model import INSTANCE, Blueprint, Model, forward, weights_hash
 from compress.task import Data
 from compress.timing.environment import cpu_threads
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
 from compress.zoo.models import build_module, fresh
+from compress.zoo.transfer import load_transfer
 from compress.zoo.weights import DEFAULT, load_weights
 
 
@@ -38,6 +38,8 @@ class Plan:
     baseline: Compressor | None
     rows: tuple[Row, ...]
     teachers: Mapping[str, Model]
+    transfers: Mapping[str, Transfer]
+    """Transfer sets that chains name, by the name of their data source."""
     origin: str
     """In words: where the baseline comes from."""
     device: torch.device
@@ -69,9 +71,12 @@ class Plan:
             validation=data.validation,
             calibration=data.calibration,
             models=self.teachers,
+            transfers=self.transfers,
             build=self.fresh,
             device=self.device,
             precision=self.precision,
+            fingerprint=data.fingerprint,
+            tune=self.suite.precision == "auto",
             seed=seed,
             progress=progress,
         )
@@ -83,7 +88,7 @@ class Plan:
             "data": self.data.fingerprint,
             "task": self.data.task.describe(),
             "device": str(self.device),
-            "precision": self.precision,
+            "precision": [self.suite.precision, self.precision],
             "threads": self.step_threads,
             "teachers": {name: weights_hash(model.module) for name, model in self.teachers.items()},
             "code": {str(path): sha256(path.read_bytes()) for path in self._code_of_models()},
@@ -125,7 +130,9 @@ def make_plan(
             "from_arrays() or load_data() instead"
         )
     # Parsing is cheap and data may be large: a typing error is told at once.
-    baseline, rows = rows_of(suite, has_weights=suite.weights is not None or model is not None)
+    baseline, rows = rows_of(
+        suite, suite.weights is not None or model is not None, named=model is None
+    )
     for path in allow_code:
         if not path.is_file():
             raise UserError(f"--allow-code: there is no file {path}")
@@ -154,6 +161,7 @@ def make_plan(
         baseline=baseline,
         rows=rows,
         teachers={},
+        transfers={},
         origin=_origin(suite, baseline, model),
         device=where,
         precision=_precision(suite.precision, where),
@@ -165,6 +173,9 @@ def make_plan(
         step_threads=step_threads or cpu_threads(),
     )
     plan = replace(plan, teachers=_teachers(suite, plan))
+    names = {name for row in rows if row.chain for name in row.chain.transfers}
+    found = {name: load_transfer(name, data.task, data_root) for name in sorted(names)}
+    plan = replace(plan, transfers=found)
     for row in rows:
         _check_names(row, plan)
     return plan
@@ -264,3 +275,4 @@ def _check_names(row: Row, plan: Plan) -> None:
     for need in sorted(row.chain.needs):
         if not bench.has(need):
             raise IllegalChain(f"{row.text} needs {need}, which is not at hand")
+    row.chain.check(bench)

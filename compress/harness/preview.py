@@ -66,6 +66,8 @@ def known(store: Store, graph: Graph) -> Known:
             rows: Iterable[Mapping[str, Any]] = about["record"]["journal"]
             measuring += [row["seconds"] for row in rows if row["kind"] == "measuring"]
             continue
+        if "step" not in about:
+            continue  # what a step keeps beside its result
         taken = [row["seconds"] for row in about["journal"] if row["kind"] == "step"]
         exact[about["step"]].append(sum(taken))
         step = steps.get(about["step"])

@@ -29,9 +29,12 @@ class Row:
     """Why a chain that trains has no control."""
 
 
-def rows_of(suite: Suite, has_weights: bool) -> tuple[Compressor | None, tuple[Row, ...]]:
+def rows_of(
+    suite: Suite, has_weights: bool, named: bool = True
+) -> tuple[Compressor | None, tuple[Row, ...]]:
     """Return the baseline's step (None where there are weights) and the rows, the baseline first.
 
+    `named` is False where the suite's model is an object of a Python user, which no name builds.
     Raises IllegalChain for chains that do not fit together, UserError for one that stands twice.
     """
     baseline = None if suite.baseline is None else parse(suite.baseline)
@@ -65,15 +68,15 @@ def rows_of(suite: Suite, has_weights: bool) -> tuple[Compressor | None, tuple[R
         if repr(rest) in {row.text for row in rows}:
             raise UserError(f"the chain {rest!r} stands twice in the suite")
         rows.append(Row(repr(rest), rest))
-    return baseline, with_controls(rows, add=suite.controls)
+    return baseline, with_controls(rows, suite.controls, suite.model if named else "")
 
 
-def with_controls(rows: Sequence[Row], add: bool) -> tuple[Row, ...]:
+def with_controls(rows: Sequence[Row], add: bool, model: str = "") -> tuple[Row, ...]:
     """Return the rows, each with its control if that is a row too; `add` the ones that are not."""
     found: list[Row] = []
     added: list[Row] = []
     for row in rows:
-        control = None if row.chain is None else control_of(row.chain)
+        control = None if row.chain is None else control_of(row.chain, model)
         if control is not None and control.step is None:
             row = replace(row, uncontrolled=control.reason if add else "")
         elif control is not None:
@@ -87,7 +90,7 @@ def with_controls(rows: Sequence[Row], add: bool) -> tuple[Row, ...]:
 
 
 def _is_baseline(step: Compressor) -> bool:
-    return step.restarts and not step.students and len(step.steps) == 1
+    return step.restarts and not step.builds and len(step.steps) == 1
 
 
 def _common_start(chains: list[Compressor], has_weights: bool) -> Compressor | None:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.files import write_atomic
 from compress.report.columns import Row, to_csv
+from compress.report.curves import curves_csv, curves_png
 from compress.report.forest import speedups_png
 from compress.report.pareto import pareto_png
 from compress.report.seeds import seeds_csv, seeds_of
 from compress.report.table import markdown
 
 
-def write_reports(rows: Iterable[Row], about: Mapping[str, Any], out: Path) -> None:
+def write_reports(
+    rows: Iterable[Row], about: Mapping[str, Any], out: Path, epochs: Sequence[Row] = ()
+) -> None:
     """Write results.csv, table.md and pareto.png into the folder `out`, each all or nothing.
 
-    Where a row has an interval, speedups.png is written too, and where there are several seeds,
-    seeds.csv. An older one that no longer holds is removed.
+    Where a row has an interval, speedups.png is written too, where there are several seeds,
+    seeds.csv, and where something was trained, curves.csv and curves.png of its `epochs` (see
+    `compress.report.curves`). An older one that no longer holds is removed.
     """
     shown = list(rows)
     write_atomic(out / "results.csv", to_csv(shown))
     write_atomic(out / "table.md", markdown(shown, about))
     write_atomic(out / "pareto.png", pareto_png(shown, about))
     _write_or_remove(out / "speedups.png", speedups_png(shown, about))
+    _write_or_remove(out / "curves.csv", curves_csv(epochs))
+    _write_or_remove(out / "curves.png", curves_png(epochs, shown, about))
     _write_or_remove(out / "seeds.csv", seeds_csv(shown) if len(seeds_of(shown)) > 1 else None)
 
 

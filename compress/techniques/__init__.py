@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from compress.compressor import Compressor, Repeat
 from compress.errors import UserError
 from compress.language import parse_chain
+from compress.techniques.carve import Carve
 from compress.techniques.cast import Cast
 from compress.techniques.distill import Distill
 from compress.techniques.factorize import Factorize
@@ -26,6 +27,7 @@ BUILT_IN: tuple[type[Compressor], ...] = (
     PruneWeights,
     PruneChannels,
     Factorize,
+    Carve,
     Quantize,
     Cast,
     Repeat,
@@ -57,6 +59,7 @@ def chain(text: str) -> Compressor:
 
 
 __all__ = [
+    "Carve",
     "Cast",
     "Distill",
     "Factorize",

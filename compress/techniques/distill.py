@@ -3,104 +3,276 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.compressor import Workbench, is_number, require, require_choice, require_name
+from compress.ensemble import AVERAGES
 from compress.errors import IllegalChain, unknown
-from compress.model import Model, forward, main_output
-from compress.task import Tensors
-from compress.techniques.losses import SOFT_LOSSES
-from compress.training import Loss, Training, autocast, fit, to_device
+from compress.model import Model
+from compress.task import Split
+from compress.techniques.hints import HINTS, Hints, matched, named_pairs
+from compress.techniques.losses import LABEL_LOSSES, SOFT_LOSSES, standardized
+from compress.techniques.schedules import SHAPES, between
+from compress.techniques.soft_labels import SoftLabels, affordable, made_by
+from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, find_teachers
+from compress.techniques.train import fresh_model, same_again
+from compress.training import Batch, Loss, Training, fit
+from compress.training.loop import Around
+
+SAME = "same"
 
 
 @dataclass(frozen=True, repr=False)
 class Distill(Training):
     """Train a student, or the model itself, on a teacher's outputs (Hinton et al. 2015).
 
-    Minimises hard_weight · cross-entropy + soft_weight · soft loss.
+    Minimises hard_weight · cross-entropy + soft_weight · soft loss + hint_weight · hints.
 
-    The student is a fresh model of the given name, or without one the model that enters the
-    step, with its weights. The teacher is `'baseline'`, `'input'` (the model that enters), or a
-    model that the suite names. `loss` is `'kd'` (softened probabilities, with `temperature`) or
-    `'logits'` (squared difference).
+    - `student`: a fresh model of that name; 'same': the architecture that enters, with fresh
+      weights (born again, Furlanello et al. 2018); without one, the model that enters learns on.
+    - `teacher`: 'baseline', 'input' (the model that enters), a model that the suite names, or a
+      list of these: an ensemble, whose 'probabilities' or 'logits' are averaged (`average`),
+      weighted by `teacher_weights`.
+    - `loss`: 'kd' (softened probabilities), 'logits' (squared difference), 'dkd' or 'dist';
+      `standardize` scales each item's logits to mean 0 and deviation 1 before.
+    - `temperature` leads to `final_temperature` along `temperature_schedule`. With `annealing`
+      ('linear', 'cosine') the soft loss fades out, and the hard one gains what it loses (Clark
+      et al. 2019, section 3.2).
+    - `hints`: 'fitnets' or 'attention', between the layers that `hint_layers` names
+      ('teacher.layer:student.layer'), or those that match by themselves.
+    - `transfer`: a data source whose images take the place of the training data, labelled or not.
+    - `views`: how many augmented views of each item there are, shown in turns, an epoch each; by
+      default every epoch has its own. What the teacher says of a view is kept and reused; with 0
+      it is asked each time.
     """
 
     student: str | None = None
-    teacher: str = "baseline"
+    teacher: str | tuple[str, ...] = BASELINE
     loss: str = "kd"
     temperature: float = 4.0
     hard_weight: float = 0.1
     soft_weight: float = 0.9
+    standardize: bool = False
+    final_temperature: float | None = None
+    temperature_schedule: str = "linear"
+    annealing: str = "constant"
+    average: str = "probabilities"
+    teacher_weights: tuple[float, ...] = ()
+    hints: str = "none"
+    hint_weight: float = 1.0
+    hint_layers: tuple[str, ...] = ()
+    transfer: str | None = None
+    views: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("teacher", "teacher_weights", "hint_layers"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         require_name(self, "student")
-        require(isinstance(self.teacher, str), self, f"teacher is a name, not {self.teacher!r}")
+        require_name(self, "transfer")
         require_choice(self, "loss", tuple(SOFT_LOSSES))
-        heat = self.temperature
-        require(is_number(heat) and heat > 0, self, f"temperature must be positive, not {heat!r}")
-        for name in ("hard_weight", "soft_weight"):
+        require_choice(self, "hints", HINTS)
+        require_choice(self, "average", AVERAGES)
+        for name in ("annealing", "temperature_schedule"):
+            require_choice(self, name, tuple(SHAPES))
+        require(isinstance(self.standardize, bool), self, "standardize is True or False")
+        self._check_teachers()
+        self._check_numbers()
+        self._check_hints()
+
+    def _check_teachers(self) -> None:
+        names, weights = self.teacher_names, self.teacher_weights
+        sound = bool(names) and all(isinstance(name, str) for name in names)
+        require(sound, self, f"teacher is a name or a list of names, not {self.teacher!r}")
+        if weights:
+            fine = len(weights) == len(names) and all(is_number(w) and w > 0 for w in weights)
+            require(fine, self, f"teacher_weights are {len(names)} positive numbers, one a teacher")
+
+    def _check_numbers(self) -> None:
+        for name in ("temperature", "final_temperature"):
+            heat = getattr(self, name)
+            fine = (is_number(heat) and heat > 0) or (heat is None and name != "temperature")
+            require(fine, self, f"{name} must be positive, not {heat!r}")
+        for name in ("hard_weight", "soft_weight", "hint_weight"):
             value = getattr(self, name)
             require(is_number(value) and value >= 0, self, f"{name} must be >= 0, not {value!r}")
-        require(self.soft_weight > 0, self, "soft_weight is 0: that is train() or finetune()")
+        taught = self.soft_weight > 0 or (self.hints != "none" and self.hint_weight > 0)
+        require(
+            taught, self, "soft_weight is 0 and there are no hints: that is train() or finetune()"
+        )
+        views = self.views
+        counted = isinstance(views, int) and not isinstance(views, bool) and views >= 0
+        require(views is None or counted, self, f"views must be a whole number >= 0, not {views!r}")
+
+    def _check_hints(self) -> None:
+        given = self.hint_layers
+        sound = all(
+            isinstance(text, str) and text.count(":") == 1 and all(text.split(":"))
+            for text in given
+        )
+        require(sound, self, "hint_layers are texts such as 'layer1:features.3'")
+        require(not given or self.hints != "none", self, "hint_layers without hints='fitnets'")
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
 
     @property
     def restarts(self) -> bool:  # type: ignore[override]
-        return self.student is not None and self.teacher != "input"
+        return self.student is not None and INPUT not in self.teacher_names
+
+    @property
+    def builds(self) -> bool:
+        return self.student is not None
+
+    @property
+    def wants_labels(self) -> bool:
+        """Whether the loss looks at labels at any time."""
+        return self.hard_weight > 0 or self.annealing != "constant" or self.loss in LABEL_LOSSES
 
     @property
     def needs(self) -> frozenset[str]:
-        extra = {"labels"} if self.hard_weight > 0 else set()
-        extra |= {"teacher"} if self.teacher == "baseline" else set()
-        return super().needs | extra
+        found = super().needs | ({"labels"} if self.wants_labels else set())
+        if self.transfer is not None:
+            found -= {"train", "labels"}
+        return found | ({"teacher"} if BASELINE in self.teacher_names else set())
 
     @property
     def students(self) -> frozenset[str]:
-        return frozenset() if self.student is None else frozenset({self.student})
+        return frozenset() if self.student in (None, SAME) else frozenset({str(self.student)})
 
     @property
     def teachers(self) -> frozenset[str]:
-        return frozenset() if self.teacher == "input" else frozenset({self.teacher})
+        return frozenset(self.teacher_names) - {INPUT}
+
+    @property
+    def transfers(self) -> frozenset[str]:
+        return frozenset() if self.transfer is None else frozenset({self.transfer})
+
+    def check(self, bench: Workbench) -> None:
+        if self.loss in LABEL_LOSSES and bench.task.mixes:
+            raise IllegalChain(
+                f"distill: loss={self.loss!r} looks at each item's class, and mixup gives mixtures "
+                f"of two: use another loss, or data without mixup"
+            )
+        if self.transfer is None:
+            return
+        if self.transfer not in bench.transfers:
+            raise unknown("transfer set", self.transfer, bench.transfers)
+        if self.wants_labels and not bench.transfers[self.transfer].labelled:
+            raise IllegalChain(
+                f"distill: the transfer set {self.transfer} has no labels of this task's classes, "
+                f"and hard_weight, annealing and loss='dkd' look at labels: set hard_weight=0 and "
+                f"leave out the others"
+            )
 
     def compress(self, model: Model, bench: Workbench) -> Model:
-        teacher = self._teacher(model, bench).copy()
-        student = model if self.student is None else bench.student(self.student)
-        check_pair(teacher, student)
-        module = to_device(teacher.module, bench).eval().requires_grad_(False)
-        return fit(student, bench, self, self._loss(module, bench))
+        models = find_teachers(self.teacher_names, model, bench)
+        student = self._student(model, bench)
+        for one in models:
+            check_pair(one, student)
+        teacher = Teacher(models, bench, self.average, self.teacher_weights)
+        split = bench.train if self.transfer is None else bench.transfers[self.transfer].items
+        assert split is not None, "run() has checked needs"
+        hints = self._hints(teacher, student)
+        labels = self._labels(teacher, bench, split, hints is not None)
+        views = self._views(bench)
+        around = Around(
+            split=split,
+            extra=hints,
+            view=lambda epoch: epoch % views,
+            before=labels.before,
+            after=labels.after,
+            traced=hints is None,
+            about={"teacher": teacher.identity()},
+        )
+        try:
+            made = fit(student, bench, self, self._loss(labels, hints, bench), around)
+        finally:
+            if hints is not None:
+                hints.remove()
+        labels.tell()
+        return made
 
-    def _teacher(self, model: Model, bench: Workbench) -> Model:
-        if self.teacher == "input":
+    def _student(self, model: Model, bench: Workbench) -> Model:
+        if self.student is None:
             return model
-        if self.teacher == "baseline":
-            assert bench.teacher is not None, "run() has checked needs"
-            return bench.teacher
-        if self.teacher not in bench.models:
-            raise unknown("teacher", self.teacher, ["baseline", "input", *bench.models])
-        return bench.models[self.teacher]
+        if self.student == SAME:
+            return same_again(model, bench)
+        return fresh_model(self.student, model, bench)
 
-    def _loss(self, teacher: nn.Module, bench: Workbench) -> Loss:
+    def _hints(self, teacher: Teacher, student: Model) -> Hints | None:
+        if self.hints == "none":
+            return None
+        if len(teacher.models) > 1:
+            raise IllegalChain("distill: hints come from one teacher, not from an ensemble")
+        first = teacher.models[0]
+        if self.hint_layers:
+            pairs = named_pairs(self.hint_layers, first, student)
+        else:
+            pairs = matched(first, student)
+        teacher.bench.journal.row("hints", pairs=[list(pair) for pair in pairs])
+        return Hints(self.hints, pairs, first, student)
+
+    def _views(self, bench: Workbench) -> int:
+        """Return how many augmented views there are: without augmentation all look the same."""
+        if bench.task.augmented:
+            return self.views or self.epochs
+        return 1
+
+    def _labels(
+        self, teacher: Teacher, bench: Workbench, split: Split, features: bool
+    ) -> SoftLabels:
+        views = self._views(bench)
+        why = "" if features or self.views == 0 else self._unaffordable(bench, split, views)
+        if why:
+            bench.journal.note(f"what the teacher said was not kept: {why}")
+        keep = not features and self.views != 0 and not why
+        data = bench.fingerprint
+        if self.transfer is not None:
+            data = bench.transfers[self.transfer].fingerprint
+        key: dict[str, Any] = {
+            "teacher": teacher.identity(),
+            "data": data,
+            "task": bench.task.describe(),
+            "seed": bench.seed if bench.task.augmented else 0,
+            # The sums within a batch are rounded otherwise in batches of another size or order.
+            "batches": [self.batch_size, bench.seed],
+            **made_by(),
+        }
+        return SoftLabels(teacher.ask, bench, key, len(split), keep)
+
+    def _unaffordable(self, bench: Workbench, split: Split, views: int) -> str:
+        classes = 1
+        for size in bench.task.output_shape():
+            classes *= size
+        return affordable(len(split), classes, views, self.views is not None)
+
+    def _loss(self, labels: SoftLabels, hints: Hints | None, bench: Workbench) -> Loss:
         soft = SOFT_LOSSES[self.loss]
+        last = self.temperature if self.final_temperature is None else self.final_temperature
+        heat = partial(between, self.temperature, last, self.temperature_schedule)
+        share = partial(between, 1.0, 0.0, self.annealing)
 
-        def loss(outputs: Tensor, targets: Tensor, inputs: Tensors) -> Tensor:
-            with torch.no_grad(), autocast(bench):
-                taught = main_output(teacher(*inputs)).float()
-            value = self.soft_weight * soft(outputs, taught, self.temperature)
-            if self.hard_weight > 0:
-                value = value + self.hard_weight * bench.task.loss(outputs, targets)
+        def loss(outputs: Tensor, batch: Batch) -> Tensor:
+            taught = labels(batch)
+            left = share(batch.progress)
+            hard_weight = self.hard_weight + (1 - left) * self.soft_weight
+            value = outputs.new_zeros(())
+            if self.soft_weight * left > 0:
+                ours, theirs = outputs, taught
+                if self.standardize:
+                    ours, theirs = standardized(ours), standardized(theirs)
+                part = soft(ours, theirs, heat(batch.progress), batch.targets)
+                value = value + self.soft_weight * left * part
+            if hard_weight > 0:
+                value = value + hard_weight * bench.task.loss(outputs, batch.targets)
+            if hints is not None:
+                value = value + self.hint_weight * hints.value()
             return value
 
         return loss
-
-
-def check_pair(teacher: Model, student: Model) -> None:
-    """Refuse a student whose outputs have another shape than the teacher's."""
-    taught = forward(teacher.module, teacher.example).shape
-    learnt = forward(student.module.eval(), teacher.example).shape
-    if taught != learnt:
-        raise IllegalChain(
-            f"the student has {learnt[-1]} outputs and the teacher {taught[-1]}: both need one "
-            f"for every class of the task"
-        )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from compress.compressor import Workbench
 from compress.model import Model
-from compress.training import Training, fit
+from compress.training import Training, fit, labels_loss
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,6 +20,4 @@ class Finetune(Training):
         return super().needs | {"labels"}
 
     def compress(self, model: Model, bench: Workbench) -> Model:
-        return fit(
-            model, bench, self, lambda outputs, targets, _: bench.task.loss(outputs, targets)
-        )
+        return fit(model, bench, self, labels_loss(bench))

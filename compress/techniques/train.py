@@ -9,7 +9,7 @@ from torch import nn
 from compress.compressor import Workbench, require_name
 from compress.errors import IllegalChain
 from compress.model import INSTANCE, Model
-from compress.training import Training, fit
+from compress.training import Training, fit, labels_loss
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,12 +39,7 @@ class Train(Training):
         return frozenset() if self.student is None else frozenset({self.student})
 
     def compress(self, model: Model, bench: Workbench) -> Model:
-        return fit(
-            fresh_model(self.student, model, bench),
-            bench,
-            self,
-            lambda outputs, targets, _: bench.task.loss(outputs, targets),
-        )
+        return fit(fresh_model(self.student, model, bench), bench, self, labels_loss(bench))
 
 
 def fresh_model(student: str | None, model: Model, bench: Workbench) -> Model:
@@ -55,6 +50,21 @@ def fresh_model(student: str | None, model: Model, bench: Workbench) -> Model:
         return bench.student(model.blueprint.factory)
     reset(model.module)
     return replace(model, sparse=frozenset(), hints={})
+
+
+def same_again(model: Model, bench: Workbench) -> Model:
+    """Return a model of the architecture of `model`, whatever steps made of it, untrained."""
+    if model.blueprint is not None and model.blueprint.factory != INSTANCE:
+        made = bench.student(model.blueprint.factory)
+        if _shapes(made) == _shapes(model):
+            return made
+    again = model.copy()
+    reset(again.module)
+    return replace(again, sparse=frozenset(), hints={})
+
+
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
 
 
 def reset(module: nn.Module) -> None:

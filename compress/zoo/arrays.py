@@ -59,13 +59,14 @@ def array_source(
 
 
 def _checked(part: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    x, y = _images(f"x_{part}", np.asarray(images)), _labels(f"y_{part}", np.asarray(labels))
+    x, y = checked_images(f"x_{part}", np.asarray(images)), _labels(f"y_{part}", np.asarray(labels))
     if len(x) != len(y):
         raise UserError(f"x_{part} has {len(x)} images, but y_{part} has {len(y)} labels")
     return x, y
 
 
-def _images(name: str, x: np.ndarray) -> np.ndarray:
+def checked_images(name: str, x: np.ndarray) -> np.ndarray:
+    """Return uint8 images as (N, H, W, C). Raises UserError for anything else."""
     if x.dtype != np.uint8:
         raise UserError(
             f"{name} holds {x.dtype}, but images must be uint8 with values from 0 to 255: "

@@ -41,15 +41,18 @@ def load_data(
     """Return the splits of a data source, one of the names in `DATA`.
 
     What is None keeps the source's usual setting: `mean` and `std` per channel, for values in
-    [0, 1]; `size` in pixels, (height, width) or one number; `augment` one of
-    `ImageClassification.AUGMENTS`. Raises UserError if the source is unknown, missing or
-    damaged, or a setting does not fit it.
+    [0, 1]; `size` in pixels, (height, width) or one number; `augment` 'none', or some of
+    `ImageClassification.AUGMENTS` joined by hyphens. Raises UserError if the source is
+    unknown, missing or damaged, or a setting does not fit it.
     """
-    source = _source(name, root, height_width(size), download)
+    source = source_named(name, root, height_width(size), download)
     return assemble(source, mean=mean, std=std, size=size, augment=augment)
 
 
-def _source(name: str, root: Path | None, size: tuple[int, int] | None, download: bool) -> Source:
+def source_named(
+    name: str, root: Path | None, size: tuple[int, int] | None = None, download: bool = True
+) -> Source:
+    """Return the raw splits of a data source; `size` is for sources that decode image files."""
     kind, colon, place = name.partition(":")
     if kind in ("imagefolder", "arrays"):
         if not place:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.ensemble import AVERAGES, Ensemble
 from compress.errors import UserError, unknown
 from compress.language import ModelName, parse_model_name
 from compress.model import Blueprint, Model, forward
@@ -25,6 +26,7 @@ BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     **{f"resnet{n}": functools.partial(cifar_resnet, n) for n in (20, 32, 44, 56, 110)},
 }
+MOST_MEMBERS = 64
 LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}
 
 MODELS: Mapping[str, str] = {
@@ -35,6 +37,8 @@ MODELS: Mapping[str, str] = {
         f"4.2); option width=16"
         for n in (20, 32, 44, 56, 110)
     },
+    "ensemble": "several of one model, averaged: ensemble(of='resnet20', members=3); option "
+    "average='logits'",
     "torchvision:NAME": "any classification model of torchvision; options: stem='small' for "
     "small images, and what torchvision's builder takes",
     "timm:NAME": "any model of timm (pip install 'compress-models[timm]') and its options",
@@ -73,9 +77,29 @@ def build_module(blueprint: Blueprint, allow_code: Collection[Path] = ()) -> nn.
         return from_file(name.source, name.name, name.options, given, allow_code)
     if name.source in LIBRARIES:
         return LIBRARIES[name.source](name.name, name.options, **given)
+    if not name.source and name.name == "ensemble":
+        return _ensemble(name, given, allow_code)
     if name.source or name.name not in BUILT_IN:
         raise unknown("model", f"{name.source}:{name.name}".lstrip(":"), MODELS)
     return _built_in(name, given)
+
+
+def _ensemble(name: ModelName, given: Mapping[str, Any], allow_code: Collection[Path]) -> Ensemble:
+    options = {"members": 2, "average": "probabilities", **name.options}
+    of, members, average = (options.pop(key, None) for key in ("of", "members", "average"))
+    if options:
+        raise unknown("option of ensemble", next(iter(options)), ["of", "members", "average"])
+    if not isinstance(of, str) or average not in AVERAGES:
+        raise UserError(
+            f"an ensemble is written ensemble(of='MODEL', members=3), its average one of "
+            f"{', '.join(AVERAGES)}"
+        )
+    if not isinstance(members, int) or not 1 <= members <= MOST_MEMBERS:
+        raise UserError(f"an ensemble has 1 to {MOST_MEMBERS} members, not {members!r}")
+    if parse_model_name(of).name == "ensemble":
+        raise UserError("the members of an ensemble are no ensembles")
+    made = [build_module(Blueprint(of, given), allow_code) for _ in range(members)]
+    return Ensemble(made, str(average))
 
 
 def _built_in(name: ModelName, given: Mapping[str, Any]) -> nn.Module:

@@ -1,52 +1,26 @@
-"""Losses against formulas written out, and what the student learns from."""
+"""What the student learns from: teachers, schedules, views, transfer sets."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
+from torch import nn
 
 from compress.compressor import Journal, run
 from compress.errors import IllegalChain, UserError
-from compress.task import TensorSplit
+from compress.model import Model
+from compress.task import Data, TensorSplit
 from compress.techniques import chain
-from compress.techniques.losses import kd, logits
-from compress.training import accuracy
-
-
-def by_hand(student: list[list[float]], teacher: list[list[float]], heat: float) -> float:
-    """T² · sum p · log(p / q), averaged over the batch, in plain Python."""
-
-    def softmax(row: list[float]) -> list[float]:
-        powers = [math.exp(value / heat) for value in row]
-        return [power / sum(powers) for power in powers]
-
-    total = 0.0
-    for ours, theirs in zip(student, teacher, strict=True):
-        q, p = softmax(ours), softmax(theirs)
-        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    return heat**2 * total / len(student)
-
-
-@pytest.mark.parametrize("heat", [0.5, 1.0, 4.0])
-def test_kd_is_hintons_formula(heat: float) -> None:
-    student, teacher = [[1.0, 2.0, -1.0], [0.0, 0.5, 3.0]], [[2.0, 0.0, 1.0], [1.0, 1.0, -2.0]]
-    value = kd(torch.tensor(student), torch.tensor(teacher), heat)
-    assert float(value) == pytest.approx(by_hand(student, teacher, heat), rel=1e-5)
-    assert float(kd(torch.tensor(teacher), torch.tensor(teacher), heat)) == pytest.approx(
-        0, abs=1e-6
-    )
-
-
-def test_logits_is_summed_over_logits_and_averaged_over_the_batch() -> None:
-    student, teacher = (
-        torch.tensor([[1.0, 2.0], [0.0, 0.0]]),
-        torch.tensor([[0.0, 0.0], [3.0, 0.0]]),
-    )
-    assert float(logits(student, teacher, 4.0)) == pytest.approx((1 + 4 + 9 + 0) / 2)
+from compress.techniques.distill import Distill
+from compress.techniques.losses import kd
+from compress.techniques.schedules import between
+from compress.techniques.teachers import Teacher
+from compress.training import Batch, accuracy
+from compress.zoo.transfer import load_transfer
 
 
 def test_without_labels_the_student_still_learns_the_teachers_answers() -> None:
@@ -85,3 +59,179 @@ def test_journal_counts_samples_seen() -> None:
     bench = make_bench(data)
     run(chain("train(epochs=2, batch_size=64) -> finetune(epochs=1)"), fresh_model(data), bench)
     assert bench.journal.samples == 3 * len(data.train)
+
+
+@pytest.fixture(scope="module")
+def taught() -> tuple[Data, Model]:
+    data = small_digits()
+    return data, run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), make_bench(data))
+
+
+def student_of(text: str, taught: tuple[Data, Model], **more: Any) -> tuple[Model, Journal]:
+    data, teacher = taught
+    bench = replace(make_bench(data, teacher), **more)
+    return run(chain(text), teacher, bench), bench.journal
+
+
+def equal(a: Model, b: Model) -> bool:
+    ours, theirs = a.module.state_dict(), b.module.state_dict()
+    return all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_an_ensemble_of_copies_teaches_as_the_one_does(taught: tuple[Data, Model]) -> None:
+    _, teacher = taught
+    models = {"a": teacher, "b": teacher}
+    alone, _ = student_of("distill(student='mlp', epochs=2, views=0)", taught, models=models)
+    for more in ("", ", average='logits'", ", teacher_weights=[1, 5]"):
+        text = f"distill(student='mlp', epochs=2, views=0, teacher=['a', 'b']{more})"
+        together, _ = student_of(text, taught, models=models)
+        for ours, theirs in zip(
+            together.module.parameters(), alone.module.parameters(), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-2)
+
+
+def test_the_weights_of_teachers_matter(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    other = run(chain("finetune(epochs=1)"), fresh_model(data, seed=3), make_bench(data))
+    models = {"a": teacher, "b": other}
+    start = "distill(student='mlp', epochs=1, teacher=['a', 'b'], teacher_weights="
+    first, second = (
+        student_of(f"{start}{weights})", taught, models=models)[0]
+        for weights in ("[9, 1]", "[1, 9]")
+    )
+    assert not equal(first, second)
+
+
+def test_born_again_has_fresh_weights_of_the_same_shapes(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    small = run(chain("prune_channels(channels=0.5)"), teacher, make_bench(data))
+    step = "distill(student='same', teacher='input', epochs=1, learning_rate=1e-9)"
+    made, _ = student_of(step, (data, small))
+    shapes = [{k: v.shape for k, v in m.module.state_dict().items()} for m in (made, small)]
+    assert shapes[0] == shapes[1], "of the pruned one, not of its blueprint"
+    for name, ours in made.module.named_parameters():
+        if ours.ndim > 1:
+            theirs = small.module.get_parameter(name)
+            pair = torch.stack([ours.detach().flatten(), theirs.detach().flatten()])
+            assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.3, "nothing is left of its weights"
+
+
+def test_annealing_ends_at_the_labels_alone(taught: tuple[Data, Model]) -> None:
+    """Where the soft loss has faded out, what is left is the cross-entropy at full weight."""
+    data, teacher = taught
+    bench = make_bench(data, teacher)
+    step = chain("distill(epochs=1, annealing='linear', hard_weight=0.1, soft_weight=0.9)")
+    assert isinstance(step, Distill)
+    assert "labels" in chain("distill(annealing='linear', hard_weight=0)").needs
+    calls = Teacher([teacher], bench, "logits", ())
+    labels = step._labels(calls, bench, data.train, False)
+    loss = step._loss(labels, None, bench)
+    raw, targets = data.train.fetch(torch.arange(16))
+    inputs = data.task.prepare(raw, bench.device)
+    outputs = torch.randn(16, 10)
+    for done in (0.0, 0.25, 1.0):
+        batch = Batch(torch.arange(16), inputs, targets, progress=done)
+        hard = float(data.task.loss(outputs, targets))
+        soft = float(kd(outputs, calls.ask(inputs), 4.0))
+        expected = (0.1 + 0.9 * done) * hard + 0.9 * (1 - done) * soft
+        assert float(loss(outputs, batch)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("shape", "middle"), [("linear", 2.5), ("cosine", 2.5), ("constant", 4.0)])
+def test_schedules(shape: str, middle: float) -> None:
+    assert between(4.0, 1.0, shape, 0.0) == 4.0
+    assert between(4.0, 1.0, shape, 0.5) == pytest.approx(middle)
+    assert between(4.0, 1.0, shape, 1.0) == (4.0 if shape == "constant" else pytest.approx(1.0))
+
+
+def test_the_temperature_falls_along_its_schedule(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    bench = make_bench(data, teacher)
+    step = chain("distill(temperature=8, final_temperature=2, hard_weight=0, soft_weight=1)")
+    assert isinstance(step, Distill)
+    calls = Teacher([teacher], bench, "logits", ())
+    loss = step._loss(step._labels(calls, bench, data.train, False), None, bench)
+    raw, targets = data.train.fetch(torch.arange(16))
+    inputs = data.task.prepare(raw, bench.device)
+    outputs = torch.randn(16, 10)
+    for done, heat in ((0.0, 8.0), (0.5, 5.0), (1.0, 2.0)):
+        batch = Batch(torch.arange(16), inputs, targets, progress=done)
+        expected = float(kd(outputs, calls.ask(inputs), heat))
+        assert float(loss(outputs, batch)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_transfer_set_takes_the_place_of_the_data(taught: tuple[Data, Model]) -> None:
+    data, _ = taught
+    whole = load_transfer("digits", data.task)
+    sets = {"digits": whole}
+    text = "distill(student='mlp', epochs=12, batch_size=32, hard_weight=0, transfer='digits')"
+    step = chain(text)
+    assert not step.needs & {"train", "labels"}
+    made, journal = student_of(text, taught, transfers=sets, train=None)
+    assert journal.samples == 12 * len(whole.items)
+    assert accuracy(made.module, data.task, data.test) > 0.7
+    labelled = "distill(student='mlp', epochs=1, transfer='digits')"
+    student_of(labelled, taught, transfers=sets, train=None)
+    blank = {"digits": replace(whole, labelled=False)}
+    for wrong in (labelled, f"{text[:-1]}, annealing='linear')", f"{text[:-1]}, loss='dkd')"):
+        with pytest.raises(IllegalChain, match=r"has no labels of this task's classes.*hard_weig"):
+            student_of(wrong, taught, transfers=blank)
+    student_of(text.replace("12", "1"), taught, transfers=blank)
+    with pytest.raises(UserError, match="unknown transfer set 'digits'"):
+        student_of(text, taught)
+
+
+def test_pairs_that_do_not_fit(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    wide = replace(teacher.copy(), module=nn.Sequential(nn.Flatten(), nn.Linear(64, 12)))
+    with pytest.raises(IllegalChain, match="the student has 10 outputs and the teacher 12"):
+        run(chain("distill(epochs=1, student='mlp')"), teacher, make_bench(data, wide))
+    large = replace(wide, example=(torch.zeros(1, 1, 16, 16),))
+    with pytest.raises(IllegalChain, match=r"inputs of shape \[\(1, 16, 16\)\] and the student"):
+        run(chain("distill(epochs=1, student='mlp')"), teacher, make_bench(data, large))
+
+
+def test_dkd_is_refused_where_items_are_mixed(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    mixed = replace(data.task, augment="mixup")
+    bench = replace(make_bench(data, teacher), task=mixed)
+    with pytest.raises(IllegalChain, match="mixup gives mixtures"):
+        run(chain("distill(epochs=1, loss='dkd')"), teacher, bench)
+    run(chain("distill(epochs=1, loss='dist')"), teacher, bench)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("temperature=0", "temperature must be positive, not 0"),
+        ("temperature=-1.5", "temperature must be positive"),
+        ("final_temperature=0", "final_temperature must be positive"),
+        ("teacher=[]", "a name or a list of names"),
+        ("teacher=['a', 3]", "a name or a list of names"),
+        ("teacher=['baseline', 'input'], teacher_weights=[1]", "2 positive numbers"),
+        ("teacher_weights=[0]", "1 positive numbers"),
+        ("annealing='step'", "constant, linear, cosine"),
+        ("temperature_schedule='step'", "constant, linear, cosine"),
+        ("hints='all'", "none, fitnets, attention"),
+        ("hint_weight=-1", "hint_weight must be >= 0"),
+        ("average='median'", "probabilities, logits"),
+        ("standardize=1", "True or False"),
+        ("views=-1", "views must be a whole number >= 0"),
+        ("views=1.5", "views must be a whole number"),
+        ("transfer=3", "transfer is a name"),
+        ("patience=0", "patience must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_options(options: str, words: str) -> None:
+    with pytest.raises(IllegalChain, match=words):
+        chain(f"distill({options})")
+
+
+def test_lists_of_names_have_a_text() -> None:
+    step = chain("distill(teacher=['baseline', 'aunt'], teacher_weights=[1, 2.5])")
+    assert repr(step) == (
+        "distill(teacher=('baseline', 'aunt'), teacher_weights=(1, 2.5), epochs=1)"
+    )
+    assert chain(repr(step)) == step
+    assert step.teachers == {"baseline", "aunt"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from compress.compressor import run
+from compress.compressor import Workbench, run
 from compress.errors import StepFailed
-from compress.task import Subset, augment_images
+from compress.task import Subset
 from compress.techniques import chain
-from compress.training import accuracy, fit, one_cycle
+from compress.training import Batch, accuracy, evaluate, fit, labels_loss, one_cycle
+from compress.training.loop import Around
 
 
 @given(st.floats(0, 1))
@@ -52,26 +54,76 @@ def test_best_keeps_the_best_validation_epoch() -> None:
     assert accuracy(model.module, data.task, data.validation) == pytest.approx(max(scores))
 
 
+def test_patience_ends_a_training_that_no_longer_gets_better() -> None:
+    data = small_digits()
+    bench = make_bench(data)
+    step = chain("finetune(epochs=30, patience=2, learning_rate=1e-9)")
+    run(step, fresh_model(data), bench)
+    epochs = [row for row in bench.journal.rows if row["kind"] == "epoch"]
+    best = max(epochs, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    assert len(epochs) == best["epoch"] + 2 < 30
+    [fitted] = [row for row in bench.journal.rows if row["kind"] == "fit"]
+    assert fitted["best_epoch"] == best["epoch"]
+    assert "training ended after" in bench.journal.notes[0]
+    assert "validation" in step.needs
+
+
+def exploding(at: int) -> tuple[Workbench, Callable[[torch.Tensor, Batch], torch.Tensor]]:
+    """Return a loss that is not a number from an epoch on."""
+    data = small_digits()
+    bench = make_bench(data)
+    steps = len(data.train) // 32
+
+    def loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        value = bench.task.loss(outputs, batch.targets)
+        return value * float("nan") if batch.progress >= (at - 1) / 4 + 1 / (8 * steps) else value
+
+    return bench, loss
+
+
+def test_the_last_good_state_is_kept_when_the_loss_explodes() -> None:
+    bench, loss = exploding(3)
+    model = fresh_model(small_digits())
+    seen: list[dict[str, torch.Tensor]] = []
+    settings = chain("finetune(epochs=4, batch_size=32)")
+
+    def remember(view: int) -> None:
+        seen.append({k: v.clone() for k, v in model.module.state_dict().items()})
+
+    made = fit(model, bench, settings, loss, Around(after=remember))
+    for name, value in made.module.state_dict().items():
+        assert torch.equal(value, seen[1][name])
+    [note] = bench.journal.notes
+    assert "the loss became nan in epoch 3 of 4" in note
+    assert "the state after epoch 2 was kept" in note
+    assert [row["epoch"] for row in bench.journal.rows if row["kind"] == "epoch"] == [1, 2]
+
+
+def test_a_loss_that_explodes_at_once_fails_the_step() -> None:
+    bench, loss = exploding(1)
+    settings = chain("finetune(epochs=4, batch_size=32)")
+    with pytest.raises(StepFailed, match=r"became nan in epoch 1: try a smaller learning_rate"):
+        fit(fresh_model(small_digits()), bench, settings, loss)
+
+
+def test_the_curve_has_loss_accuracies_and_speed() -> None:
+    data = small_digits()
+    bench = make_bench(data)
+    model = run(chain("train(epochs=3, batch_size=32)"), fresh_model(data), bench)
+    rows = [row for row in bench.journal.rows if row["kind"] == "epoch"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["validation_accuracy"] == accuracy(model.module, data.task, data.validation)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["train_accuracy"] > rows[0]["train_accuracy"]
+    assert all(row["samples_per_second"] > 0 for row in rows)
+
+
 def test_bfloat16_trains_and_leaves_float32_weights() -> None:
     data = small_digits()
     bench = replace(make_bench(data), precision="bfloat16")
     model = run(chain("train(epochs=8, batch_size=32)"), fresh_model(data), bench)
     assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
     assert accuracy(model.module, data.task, data.test) > 0.6
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_augmented_images_are_shifted_and_mirrored_copies(flip: bool) -> None:
-    """Every result is found among all shifts of the padded image and of its mirror image."""
-    torch.manual_seed(0)
-    images = torch.rand(6, 2, 8, 8)
-    made = augment_images(images, torch.Generator().manual_seed(1), flip=flip)
-    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
-    for before, after in zip(padded, made, strict=True):
-        shifts = [before[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
-        if flip:
-            shifts += [shift.flip(2) for shift in shifts]
-        assert any(torch.equal(after, shift) for shift in shifts)
 
 
 class Hungry(nn.Module):
@@ -99,12 +151,12 @@ OOM = [
 @pytest.mark.parametrize("error", OOM, ids=["cuda", "cpu", "python"])
 def test_out_of_memory_halves_the_batch_and_gives_the_same_gradients(error: Exception) -> None:
     data = small_digits()
-    bench = make_bench(data)
+    bench = replace(make_bench(data), validation=None)
     plain = fresh_model(data, "mlp(width=8)")
     hungry = replace(plain.copy(), module=Hungry(plain.copy().module, 20, error))
     settings = chain("finetune(epochs=2, batch_size=64)")
-    alike = fit(plain, bench, settings, lambda out, y, _: bench.task.loss(out, y))
-    small = fit(hungry, bench, settings, lambda out, y, _: bench.task.loss(out, y))
+    alike = fit(plain, bench, settings, labels_loss(bench))
+    small = fit(hungry, bench, settings, labels_loss(bench))
     for ours, theirs in zip(
         small.module.inner.parameters(), alike.module.parameters(), strict=True
     ):
@@ -119,12 +171,24 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_gradients(error: Exce
     assert first["samples"] == second["samples"]
 
 
+def test_judging_halves_its_batches_too() -> None:
+    data = small_digits()
+    plain = fresh_model(data, "mlp(width=8)").module
+    hungry = Hungry(plain, 20, OOM[0])
+    assert evaluate(hungry, data.task, data.test) == pytest.approx(
+        evaluate(plain, data.task, data.test)
+    )
+    assert hungry.seen[-1] == 16
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(Hungry(plain, 0, OOM[0]), data.task, data.test)
+
+
 def test_memory_that_does_not_suffice_for_two_items_is_an_error() -> None:
     data = small_digits()
     model = fresh_model(data, "mlp(width=8)")
     model = replace(model, module=Hungry(model.module, 1, OOM[0]))
     with pytest.raises(torch.OutOfMemoryError):
-        fit(model, make_bench(data), chain("finetune()"), lambda out, y, _: out.sum())
+        fit(model, make_bench(data), chain("finetune()"), lambda outputs, _: outputs.sum())
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
@@ -132,5 +196,5 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     model = fresh_model(data, "mlp(width=8)")
     model = replace(model, module=Hungry(model.module, 1, RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        fit(model, make_bench(data), chain("finetune()"), lambda out, y, _: out.sum())
+        fit(model, make_bench(data), chain("finetune()"), lambda outputs, _: outputs.sum())
     assert len(model.module.seen) == 1

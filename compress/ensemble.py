@@ -1,0 +1,67 @@
+"""Several models as one: the mean of their logits or of their probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.errors import IllegalChain
+from compress.model import INSTANCE, Blueprint, Model, main_output
+
+AVERAGES = ("probabilities", "logits")
+
+
+def averaged(outputs: Sequence[Tensor], average: str, weights: Sequence[float] = ()) -> Tensor:
+    """Return the logits, (N, classes), of an ensemble whose members gave `outputs`.
+
+    Of probabilities, the logarithm of the weighted mean is returned, whose softmax is that mean.
+    The weights are scaled to a sum of one; without any, all members count alike.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    shares = [weight / sum(weights) for weight in weights] or [1 / len(outputs)] * len(outputs)
+    pairs = list(zip(outputs, shares, strict=True))
+    if average == "logits":
+        return torch.stack([output * share for output, share in pairs]).sum(0)
+    logs = [F.log_softmax(output, dim=1) + math.log(share) for output, share in pairs]
+    return torch.stack(logs).logsumexp(0)
+
+
+class Ensemble(nn.Module):
+    """Members that take the same inputs, and the average of what they give."""
+
+    def __init__(self, members: Sequence[nn.Module], average: str = "probabilities") -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.average = average
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs to logits (N, classes)."""
+        return averaged([main_output(member(*inputs)) for member in self.members], self.average)
+
+
+def together(models: Sequence[Model], average: str = "probabilities") -> Model:
+    """Return the ensemble of models that were built by one factory.
+
+    Raises IllegalChain if they were not.
+    """
+    first = models[0]
+    blueprints = [model.blueprint for model in models]
+    if any(blueprint != first.blueprint for blueprint in blueprints):
+        raise IllegalChain("an ensemble has members of one factory, and these have several")
+    blueprint = None
+    if first.blueprint is not None and first.blueprint.factory != INSTANCE:
+        name = f"ensemble(of={first.blueprint.factory!r}, members={len(models)}"
+        name += f", average={average!r})" if average != "probabilities" else ")"
+        blueprint = Blueprint(name, first.blueprint.arguments)
+    sparse = {f"members.{i}.{name}" for i, model in enumerate(models) for name in model.sparse}
+    return Model(
+        Ensemble([model.module for model in models], average).eval(),
+        first.example,
+        frozenset(sparse),
+        blueprint=blueprint,
+    )

@@ -1,0 +1,116 @@
+"""The residual blocks of a network: those that can be taken out and leave every shape as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.model import forward, probe
+from compress.surgery import replace_layer
+from compress.task import Tensors
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one class that follow one another in a container, by path."""
+
+    blocks: tuple[str, ...]
+    removable: frozenset[str]
+
+    def evenly(self, count: int) -> tuple[str, ...]:
+        """Return `count` blocks, evenly spread, with all that cannot be removed.
+
+        Fewer than those that must stay, or than one, are never returned.
+        """
+        fixed = [i for i, path in enumerate(self.blocks) if path not in self.removable]
+        total = len(self.blocks)
+        count = min(total, max(count, len(fixed), 1))
+        chosen = [i * total // count for i in range(count)]
+        for needed in fixed:
+            if needed not in chosen:
+                free = [i for i in chosen if i not in fixed]
+                chosen.remove(min(free, key=lambda i: abs(i - needed)))
+                chosen.append(needed)
+        return tuple(self.blocks[i] for i in sorted(chosen))
+
+
+def stages(module: nn.Module, example: Tensors) -> list[Stage]:
+    """Return every stage with at least one removable block.
+
+    A block is removable if it maps a tensor to one of the same shape and its input goes past it:
+    with all its weights set to zero, its output still depends on its input.
+    """
+    seen = _passes(module, probe(example))
+    found: list[Stage] = []
+    inside: list[str] = []
+    for path, container in module.named_modules():
+        if not isinstance(container, CONTAINERS) or any(
+            path.startswith(f"{block}.") for block in inside
+        ):
+            continue
+        groups: dict[type[nn.Module], list[str]] = {}
+        for name, child in container.named_children():
+            place = f"{path}.{name}" if path else name
+            parts = type(child) not in CONTAINERS and any(True for _ in child.parameters())
+            if place in seen and parts:
+                groups.setdefault(type(child), []).append(place)
+        for places in groups.values():
+            removable = frozenset(
+                place for place in places if _goes_past(module.get_submodule(place), *seen[place])
+            )
+            if removable:
+                found.append(Stage(tuple(places), removable))
+                inside += places
+    return found
+
+
+def without(module: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """Return the module with the blocks at some paths taken out, in place."""
+    for path in paths:
+        replace_layer(module, path, nn.Identity())
+    return module
+
+
+def _passes(module: nn.Module, inputs: Tensors) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return input and output of every submodule that is called once, with one tensor each."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    odd: set[str] = set()
+    handles = []
+    for path, layer in module.named_modules():
+
+        def note(_layer: nn.Module, given: Any, named: Any, output: Any, path: str = path) -> None:
+            if path in found or len(given) != 1 or named:
+                odd.add(path)
+            elif isinstance(given[0], Tensor) and isinstance(output, Tensor):
+                found[path] = (given[0].detach().clone(), output.detach())
+
+        handles.append(layer.register_forward_hook(note, with_kwargs=True))
+    try:
+        forward(module, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: pair for path, pair in found.items() if path not in odd}
+
+
+def _goes_past(block: nn.Module, given: Tensor, output: Tensor) -> bool:
+    if given.shape != output.shape:
+        return False
+    empty = copy.deepcopy(block).eval()
+    with torch.no_grad():
+        for parameter in empty.parameters():
+            parameter.zero_()
+        result = empty(given)
+    if not isinstance(result, Tensor) or not bool(result.isfinite().all()):
+        return False
+    # Another input: had the output been made by the weights alone, it would stay the same.
+    with torch.no_grad():
+        other = empty(given + 1.0)
+    return not torch.allclose(result, other)

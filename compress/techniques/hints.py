@@ -1,0 +1,188 @@
+"""Distillation of features: what layers inside student and teacher give, beside the logits."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.errors import IllegalChain, nearest
+from compress.model import Model, probe
+from compress.task import Tensors
+
+HINTS = ("none", "fitnets", "attention")
+MOST_PAIRS = 4
+"""Layers that are matched automatically."""
+
+
+def recorded(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
+    """Return what every submodule gives for some inputs, by path, in the order of their calls.
+
+    Only single tensors of the shape (N, C, H, W) or (N, tokens, width) count as features; a
+    submodule that is called several times is left out.
+    """
+    found: OrderedDict[str, Tensor] = OrderedDict()
+    often: set[str] = set()
+    handles = []
+    for path, layer in module.named_modules():
+        if not path:
+            continue
+
+        def note(_layer: nn.Module, _inputs: Any, output: Any, path: str = path) -> None:
+            if path in found:
+                often.add(path)
+            if isinstance(output, Tensor) and output.ndim in (3, 4):
+                found[path] = output
+
+        handles.append(layer.register_forward_hook(note))
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: output for path, output in found.items() if path not in often}
+
+
+def matched(teacher: Model, student: Model) -> list[tuple[str, str]]:
+    """Return pairs of (teacher's, student's) layers that see the same grid.
+
+    Of images, the last layer of each at every height x width that both have and that is larger
+    than one pixel, at most the four last ones; of sequences of tokens, the ends of the four
+    quarters of each one's widest repeated stack. Raises IllegalChain if there are none.
+    """
+    theirs = recorded(teacher.module, probe(teacher.example))
+    ours = recorded(student.module, probe(student.example))
+    last: list[dict[tuple[int, ...], str]] = []
+    for features in (theirs, ours):
+        grids = {
+            tuple(value.shape[2:]): path
+            for path, value in features.items()
+            if value.ndim == 4 and value.shape[2] * value.shape[3] > 1
+        }
+        last.append(grids)
+    common = [grid for grid in last[0] if grid in last[1]]
+    pairs = [(last[0][grid], last[1][grid]) for grid in common[-MOST_PAIRS:]]
+    tokens = [_tokens(teacher.module, theirs), _tokens(student.module, ours)]
+    if not pairs or (len(tokens[0]) > 1 and len(tokens[1]) > 1):
+        parts = min(MOST_PAIRS, *(len(paths) for paths in tokens))
+        pairs = [
+            (_at(tokens[0], (part + 1) / parts), _at(tokens[1], (part + 1) / parts))
+            for part in range(parts)
+        ]
+    if not pairs:
+        raise IllegalChain(
+            "no layer of the student has features of the same height and width as one of the "
+            "teacher's: name the layers with hint_layers=['teacher.layer:student.layer']"
+        )
+    return pairs
+
+
+def _tokens(module: nn.Module, features: Mapping[str, Tensor]) -> list[str]:
+    """Return the longest stack of layers of one class that give tokens, the outermost of equals."""
+    stacks: dict[tuple[str, type[nn.Module]], list[str]] = {}
+    for path, value in features.items():
+        parent, _, _ = path.rpartition(".")
+        if value.ndim == 3:
+            stacks.setdefault((parent, type(module.get_submodule(path))), []).append(path)
+    return max(stacks.values(), key=lambda paths: (len(paths), -paths[0].count(".")), default=[])
+
+
+def _at(paths: Sequence[str], fraction: float) -> str:
+    return paths[max(0, round(fraction * len(paths)) - 1)]
+
+
+def named_pairs(texts: Sequence[str], teacher: Model, student: Model) -> list[tuple[str, str]]:
+    """Return the pairs that texts of the form 'teacher.layer:student.layer' name."""
+    pairs = []
+    for text in texts:
+        theirs, _, ours = text.partition(":")
+        for path, model, whose in ((theirs, teacher, "teacher"), (ours, student, "student")):
+            known = [name for name, _ in model.module.named_modules() if name]
+            if path not in known:
+                raise IllegalChain(f"the {whose} has no layer {path!r}. {nearest(path, known)}")
+        pairs.append((theirs, ours))
+    return pairs
+
+
+class Hints(nn.Module):
+    """The mean loss over pairs of layers; a projection for each pair is trained along.
+
+    'fitnets': the squared difference between the teacher's features and a learnt 1x1 convolution
+    of the student's (Romero et al. 2015, equation 3; of tokens, a linear map), averaged over all
+    values. 'attention': the squared distance of the attention maps, the sum of squares over
+    channels scaled to length one (Zagoruyko and Komodakis 2017, equation 2 with p = 2).
+    """
+
+    def __init__(
+        self, kind: str, pairs: Sequence[tuple[str, str]], teacher: Model, student: Model
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.pairs = list(pairs)
+        self.projections = nn.ModuleList()
+        theirs = recorded(teacher.module, probe(teacher.example))
+        ours = recorded(student.module, probe(student.example))
+        for one, other in pairs:
+            for path, features, whose in ((one, theirs, "teacher"), (other, ours, "student")):
+                if path not in features:
+                    raise IllegalChain(
+                        f"layer {path!r} of the {whose} gives no single tensor of features "
+                        f"(N, C, H, W) or (N, tokens, width) in a pass"
+                    )
+            self.projections.append(self._projection(one, theirs[one], other, ours[other]))
+        self.caught: list[dict[str, Tensor]] = [{}, {}]
+        self.handles = [
+            model.module.get_submodule(pair[whose]).register_forward_hook(self._catch(whose, pair))
+            for whose, model in enumerate((teacher, student))
+            for pair in self.pairs
+        ]
+
+    def _projection(self, one: str, theirs: Tensor, other: str, ours: Tensor) -> nn.Module:
+        grids = [_grid(value) for value in (theirs, ours)]
+        if theirs.ndim != ours.ndim or grids[0] != grids[1]:
+            raise IllegalChain(
+                f"the features of {one!r} and {other!r} lie on different grids: {grids[0]} and "
+                f"{grids[1]}"
+            )
+        if self.kind == "attention":
+            return nn.Identity()
+        if theirs.ndim == 3:
+            return nn.Linear(ours.shape[2], theirs.shape[2])
+        return nn.Conv2d(ours.shape[1], theirs.shape[1], 1)
+
+    def _catch(self, whose: int, pair: tuple[str, str]) -> Any:
+        def note(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self.caught[whose][pair[whose]] = output
+
+        return note
+
+    def value(self) -> Tensor:
+        """Return the loss for what both have just given for the same inputs."""
+        total = torch.zeros((), device=next(iter(self.caught[1].values())).device)
+        for (one, other), projection in zip(self.pairs, self.projections, strict=True):
+            theirs, ours = self.caught[0][one].float(), self.caught[1][other].float()
+            if self.kind == "attention":
+                total = total + (attention(ours) - attention(theirs)).square().sum(1).mean()
+            else:
+                total = total + F.mse_loss(projection(ours), theirs)
+        return total / len(self.pairs)
+
+    def remove(self) -> None:
+        """Take the hooks out of teacher and student."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def _grid(features: Tensor) -> tuple[int, ...]:
+    return tuple(features.shape[2:] if features.ndim == 4 else features.shape[1:2])
+
+
+def attention(features: Tensor) -> Tensor:
+    """Return each item's map of energy over places, (N, places), of length one."""
+    channels = 1 if features.ndim == 4 else 2
+    return F.normalize(features.square().mean(channels).flatten(1), dim=1)

@@ -1,0 +1,84 @@
+"""Who teaches: one model or an ensemble, looked up by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compress.compressor import Workbench
+from compress.ensemble import averaged
+from compress.errors import IllegalChain, unknown
+from compress.files import digest
+from compress.model import Model, forward, main_output, weights_hash
+from compress.task import Tensors
+from compress.training import autocast, has_convolutions, place_inputs, to_device
+
+BASELINE, INPUT = "baseline", "input"
+
+
+class Teacher:
+    """One model or several, on the workbench's device; they are copies and never change."""
+
+    def __init__(
+        self, models: Sequence[Model], bench: Workbench, average: str, weights: Sequence[float]
+    ) -> None:
+        self.models = [model.copy() for model in models]
+        self.bench, self.average, self.weights = bench, average, tuple(weights)
+        for model in self.models:
+            to_device(model.module, bench).eval().requires_grad_(False)
+
+    def ask(self, inputs: Tensors) -> Tensor:
+        """Return the logits, (N, classes) in float32."""
+        outputs = []
+        with torch.no_grad(), autocast(self.bench):
+            for model in self.models:
+                placed = place_inputs(inputs, has_convolutions(model.module))
+                outputs.append(main_output(model.module(*placed)).float())
+        return averaged(outputs, self.average, self.weights)
+
+    def identity(self) -> dict[str, object]:
+        """Return what the answers depend on, as JSON."""
+        return {
+            "models": [
+                [digest(repr(model.module)), weights_hash(model.module)] for model in self.models
+            ],
+            "average": self.average if len(self.models) > 1 else "",
+            "weights": list(self.weights) if len(self.models) > 1 else [],
+            "precision": self.bench.precision,
+            "device": str(self.bench.device),
+        }
+
+
+def find_teachers(names: Sequence[str], model: Model, bench: Workbench) -> list[Model]:
+    """Return the models of some names: the baseline, the one that enters, those of the suite."""
+    found = []
+    for name in names:
+        if name == INPUT:
+            found.append(model)
+        elif name == BASELINE:
+            assert bench.teacher is not None, "run() has checked needs"
+            found.append(bench.teacher)
+        elif name in bench.models:
+            found.append(bench.models[name])
+        else:
+            raise unknown("teacher", name, [BASELINE, INPUT, *bench.models])
+    return found
+
+
+def check_pair(teacher: Model, student: Model) -> None:
+    """Refuse a student that takes other inputs or gives outputs of another shape."""
+    shapes = [[tuple(t.shape[1:]) for t in model.example] for model in (teacher, student)]
+    if shapes[0] != shapes[1]:
+        raise IllegalChain(
+            f"the teacher takes inputs of shape {shapes[0]} and the student {shapes[1]}: both "
+            f"see the same items, so both need the same"
+        )
+    taught = forward(teacher.module, teacher.example).shape
+    learnt = forward(student.module.eval(), teacher.example).shape
+    if taught != learnt:
+        raise IllegalChain(
+            f"the student has {learnt[-1]} outputs and the teacher {taught[-1]}: both need one "
+            f"for every class of the task"
+        )

@@ -1,0 +1,135 @@
+"""The state of a training at the end of an epoch, kept so that it can be resumed exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress.compressor import Shelf
+from compress.files import digest
+
+TENSORS = "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a training has come, besides its weights and its optimizer's state."""
+
+    epoch: int = 0
+    samples: int = 0
+    parts: int = 1
+    seconds: float = 0.0
+    """Of training, over all processes that worked on it."""
+    best: float | None = None
+    """The best validation accuracy so far."""
+    best_epoch: int = 0
+    best_loss: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of the journal."""
+
+
+@dataclass
+class Parts:
+    """Everything of a training that changes and holds tensors."""
+
+    modules: Mapping[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The weights of the best epoch."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, and the states of torch's generators."""
+        found = {
+            f"{name}/{key}": value
+            for name, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
+        found |= {f"best/{key}": value for key, value in self.best.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            found |= {
+                f"optimizer/{number}/{key}": value
+                for key, value in state.items()
+                if isinstance(value, Tensor)
+            }
+        found["random/cpu"] = torch.get_rng_state()
+        if torch.cuda.is_initialized():
+            found["random/cuda"] = torch.cuda.get_rng_state()
+        # Clones: safetensors refuses views that share memory, and channels_last strides.
+        return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` returned. Raises KeyError or RuntimeError if it does not fit."""
+        grouped: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            group, _, key = name.partition("/")
+            grouped.setdefault(group, {})[key] = value
+        for name, module in self.modules.items():
+            module.load_state_dict(grouped.get(name, {}))
+        self.best = grouped.get("best", {})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in grouped.get("optimizer", {}).items():
+            number, _, key = name.partition("/")
+            state.setdefault(int(number), {})[key] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": state})
+        torch.set_rng_state(grouped["random"]["cpu"])
+        if "cuda" in grouped["random"]:
+            torch.cuda.set_rng_state(grouped["random"]["cuda"])
+
+
+class Checkpoints:
+    """The last epoch's state of one training on a shelf. Without a shelf nothing is kept."""
+
+    def __init__(self, shelf: Shelf | None, question: Mapping[str, Any], epochs: int) -> None:
+        self.shelf, self.question, self.epochs = shelf, dict(question), epochs
+        self.last: int | None = None
+        self.full = ""
+        """Why nothing more is kept: what the disk said."""
+
+    def resume(self, parts: Parts) -> Progress | None:
+        """Bring a training to the latest epoch that was kept; None if there is none."""
+        if self.shelf is None:
+            return None
+        for epoch in range(self.epochs, 0, -1):
+            kept = self.shelf.get(self._key(epoch), passing=True)
+            if kept is not None:
+                progress = Progress(**kept.about["progress"])
+                parts.take(load_file(kept.folder / TENSORS))
+                self.last = epoch
+                return progress
+        return None
+
+    def keep(self, parts: Parts, progress: Progress) -> None:
+        """Keep the state after an epoch, then forget the one before it."""
+        if self.shelf is None or self.full:
+            return
+        about = {"progress": json.loads(json.dumps(vars(progress)))}
+
+        def fill(folder: Path) -> Mapping[str, Any]:
+            save_file(parts.tensors(), folder / TENSORS)
+            return about
+
+        try:
+            self.shelf.put(self._key(progress.epoch), fill, passing=True)
+        except OSError as error:  # a full disk: the training itself can go on
+            self.full = str(error)
+            return
+        self._drop()
+        self.last = progress.epoch
+
+    def _drop(self) -> None:
+        if self.shelf is not None and self.last is not None:
+            with contextlib.suppress(OSError):
+                self.shelf.drop(self._key(self.last))
+            self.last = None
+
+    def _key(self, epoch: int) -> str:
+        return digest({"checkpoint": self.question, "epoch": epoch})

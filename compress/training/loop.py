@@ -1,0 +1,288 @@
+"""The training loop that every technique shares."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from compress.compressor import Workbench
+from compress.errors import StepFailed
+from compress.model import Model, weights_hash
+from compress.progress import bar
+from compress.task import Split
+from compress.training.checkpoint import Checkpoints, Parts, Progress
+from compress.training.evaluate import evaluate, some_of
+from compress.training.feed import Feed
+from compress.training.pace import Pace, choose_pace, compiled, to_device
+from compress.training.settings import Training, one_cycle
+from compress.training.stepper import Loss, Stepper
+
+WATCHED = 1000
+"""Items of the validation split behind the curve, where it decides nothing."""
+WORTH_KEEPING = 2.0
+"""Seconds of training since the last checkpoint from which on the next one is written."""
+
+View = Callable[[int], int]
+"""Epoch (from 0) -> the number of the augmented view that it shows."""
+
+
+@dataclass
+class Around:
+    """What surrounds the loop: other data than the task's own, further weights, hooks.
+
+    `split` takes the place of the training data; `extra` is trained along and thrown away;
+    `view` says which augmented view an epoch shows; `before` and `after` are called with every
+    epoch's view; `traced` is False where the module must not be compiled.
+    """
+
+    split: Split | None = None
+    extra: nn.Module | None = None
+    view: View = lambda epoch: epoch
+    before: Callable[[int], None] = lambda view: None
+    after: Callable[[int], None] = lambda view: None
+    traced: bool = True
+    about: Mapping[str, Any] | None = None
+    """What the loss depends on, for the checkpoints' keys."""
+
+
+def labels_loss(bench: Workbench) -> Loss:
+    """Return the task's own loss, against the targets of the split."""
+    return lambda outputs, batch: bench.task.loss(outputs, batch.targets)
+
+
+def fit(
+    model: Model, bench: Workbench, settings: Training, loss: Loss, around: Around | None = None
+) -> Model:
+    """Train the model's module in place and return it in eval mode, on the CPU.
+
+    Weights in `model.sparse` that are zero stay zero. On a shelf the state is kept after every
+    epoch, and a training that was stopped goes on from there exactly. If the loss is no longer
+    finite, the state after the last good epoch is kept and the journal says so; raises
+    StepFailed if there is none.
+    """
+    return _Fit(model, bench, settings, loss, around or Around()).run()
+
+
+class _Fit:
+    """One training."""
+
+    def __init__(
+        self, model: Model, bench: Workbench, settings: Training, loss: Loss, around: Around
+    ) -> None:
+        split = around.split if around.split is not None else bench.train
+        if split is None:
+            raise StepFailed("there is no training data")
+        self.model, self.bench, self.settings, self.around = model, bench, settings, around
+        self.feed = Feed(split, bench.task, bench.device, bench.seed, settings.batch_size)
+        if len(self.feed) == 0:
+            raise StepFailed(f"{len(split)} training item(s) are too few to train on")
+        self.begun = len(bench.journal.rows)
+        self.checkpoints = Checkpoints(bench.shelf, self._question(), settings.epochs)
+        self.pace = self._pace()
+        self.module = to_device(model.module, bench, self.pace)
+        self.masks = {
+            name: value.detach() != 0
+            for name, value in self.module.named_parameters()
+            if name in model.sparse
+        }
+        self.modules = {"module": self.module}
+        if around.extra is not None:
+            self.modules["extra"] = around.extra.to(bench.device)
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        self.optimizer = _optimizer(parameters, settings)
+        run: Callable[..., Any] = compiled(self.module) if self.pace.compiled else self.module
+        self.stepper = Stepper(run, parameters, self.optimizer, loss, bench, self.pace)
+        self.parts = Parts(self.modules, self.optimizer)
+        self.progress = Progress()
+
+    def _question(self) -> dict[str, Any]:
+        return {
+            "scope": self.bench.scope,
+            "settings": repr(self.settings),
+            "seed": self.bench.seed,
+            "weights": weights_hash(self.model.module),
+            "about": dict(self.around.about or {}),
+        }
+
+    def _pace(self) -> Pace:
+        first = self.feed.batch(
+            torch.arange(min(self.settings.batch_size, len(self.feed.split))), 0
+        )
+        return choose_pace(
+            self.model, self.bench, self.settings.epochs * len(self.feed), first, self.around.traced
+        )
+
+    def run(self) -> Model:
+        settings, bench = self.settings, self.bench
+        kept = self.checkpoints.resume(self.parts)
+        if kept is not None:
+            self._take_up(kept)
+        unkept = time.perf_counter()
+        with self._bar() as shown:
+            for epoch in range(self.progress.epoch, settings.epochs):
+                if self._waited_enough():
+                    break
+                good = _copied(self.module)
+                started = time.perf_counter()
+                row = self._epoch(epoch, shown)
+                self.progress.seconds += time.perf_counter() - started
+                if not math.isfinite(row["loss"]):
+                    self._fall_back(row, good)
+                    break
+                self._watch(row)
+                bench.journal.row("epoch", **row)
+                self.progress.epoch = epoch + 1
+                if time.perf_counter() - unkept >= WORTH_KEEPING:
+                    self._keep()
+                    unkept = time.perf_counter()
+        return self._finish()
+
+    def _epoch(self, epoch: int, shown: tqdm[Any]) -> dict[str, Any]:
+        """Train for an epoch and return its row: mean loss, and accuracy while it was trained."""
+        for module in self.modules.values():
+            module.train()
+        view = self.around.view(epoch)
+        total = torch.zeros((), device=self.bench.device)
+        right = torch.zeros((), dtype=torch.int64, device=self.bench.device)
+        count, batches = 0, len(self.feed)
+        total_batches = batches * self.settings.epochs
+        started = time.perf_counter()
+        self.around.before(view)
+        for number, batch in enumerate(self.feed.epoch(epoch, view)):
+            step = epoch * batches + number
+            rate = self.settings.learning_rate * one_cycle((step + 0.5) / total_batches)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            value, good = self.stepper.step(replace(batch, progress=step / total_batches))
+            self._mask()
+            total, right, count = total + value * len(batch), right + good, count + len(batch)
+            shown.update(len(batch))
+        self.around.after(view)
+        self.progress.samples += count
+        seconds = time.perf_counter() - started
+        row = {
+            "epoch": epoch + 1,
+            "loss": float(total) / count,
+            "train_accuracy": float(right) / count,
+            "samples_per_second": round(count / seconds, 1),
+        }
+        shown.set_postfix(
+            epoch=epoch + 1, loss=f"{row['loss']:.4f}", acc=f"{row['train_accuracy']:.1%}"
+        )
+        return row
+
+    def _mask(self) -> None:
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                self.module.get_parameter(name).mul_(mask)
+
+    def _watch(self, row: dict[str, Any]) -> None:
+        """Judge the epoch on the validation split, and remember the best one's weights."""
+        bench = self.bench
+        if bench.validation is None or len(bench.validation) == 0:
+            return
+        judged = self.settings.judges
+        split = bench.validation if judged else some_of(bench.validation, WATCHED)
+        score, loss = evaluate(self.module, bench.task, split, bench.device)
+        row["validation_accuracy"], row["validation_loss"] = score, loss
+        progress = self.progress
+        # Among equally accurate epochs the one of lower loss: small splits are full of ties.
+        if judged and (
+            progress.best is None or (score, -loss) > (progress.best, -progress.best_loss)
+        ):
+            progress.best, progress.best_epoch, progress.best_loss = score, row["epoch"], loss
+            if self.settings.keep == "best":
+                self.parts.best = _copied(self.module)
+
+    def _waited_enough(self) -> bool:
+        patience, progress = self.settings.patience, self.progress
+        if patience is None or progress.epoch - progress.best_epoch < patience:
+            return False
+        self.bench.journal.note(
+            f"training ended after {progress.epoch} of {self.settings.epochs} epochs: none of the "
+            f"last {patience} was better on the validation split than epoch {progress.best_epoch}"
+        )
+        return True
+
+    def _fall_back(self, row: dict[str, Any], good: dict[str, Tensor]) -> None:
+        """Return to the state before an epoch whose loss was not finite."""
+        epoch, loss = row["epoch"], row["loss"]
+        advice = f"try a smaller learning_rate than {self.settings.learning_rate}"
+        if epoch == 1 or not all(value.isfinite().all() for value in _floats(good)):
+            raise StepFailed(f"the loss became {loss} in epoch {epoch}: {advice}")
+        self.module.load_state_dict(good)
+        self.bench.journal.note(
+            f"the loss became {loss} in epoch {epoch} of {self.settings.epochs}, where training "
+            f"was stopped; the state after epoch {epoch - 1} was kept: {advice}"
+        )
+
+    def _keep(self) -> None:
+        self.progress.parts = self.stepper.parts
+        self.progress.rows = self.bench.journal.rows[self.begun :]
+        self.checkpoints.keep(self.parts, self.progress)
+
+    def _take_up(self, kept: Progress) -> None:
+        """Go on where an earlier process was stopped."""
+        self.progress, self.stepper.parts = kept, kept.parts
+        del self.bench.journal.rows[self.begun :]
+        self.bench.journal.rows += kept.rows
+
+    def _finish(self) -> Model:
+        if self.parts.best:
+            self.module.load_state_dict(self.parts.best)
+        progress = self.progress
+        told = {
+            "samples": progress.samples,
+            "seconds": round(progress.seconds, 3),
+            "precision": self.pace.precision,
+            "pace": str(self.pace),
+        }
+        if progress.best_epoch:
+            told["best_epoch"] = progress.best_epoch
+        if self.checkpoints.full:
+            self.bench.journal.note(
+                f"the state of the training could not be kept along the way "
+                f"({self.checkpoints.full})"
+            )
+        self.bench.journal.row("fit", **told, **self.stepper.about(self.settings.batch_size))
+        module = self.module.to("cpu").to(memory_format=torch.contiguous_format).eval()
+        return replace(self.model, module=module, hints={})
+
+    def _bar(self) -> tqdm[Any]:
+        items = len(self.feed.split)
+        return bar(
+            self.bench.progress,
+            total=self.settings.epochs * items,
+            initial=self.progress.epoch * items,
+            desc=self.settings.name(),
+            unit="img",
+            unit_scale=True,
+            leave=False,
+        )
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _floats(state: Mapping[str, Tensor]) -> list[Tensor]:
+    return [value for value in state.values() if value.is_floating_point()]
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
+    decayed = [p for p in parameters if p.ndim > 1 and p.requires_grad]
+    spared = [p for p in parameters if p.ndim <= 1 and p.requires_grad]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)

@@ -1,0 +1,90 @@
+"""One step of an optimizer, also where a batch is more than memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.compressor import Workbench
+from compress.model import main_output
+from compress.training.feed import Batch
+from compress.training.pace import Pace, autocast, place_inputs
+from compress.training.shortage import ran_out_of_memory
+
+Loss = Callable[[Tensor, Batch], Tensor]
+"""(outputs in float32, batch) -> scalar, the mean over the batch's items."""
+
+LARGEST_NORM = 5.0
+"""Of all gradients together; beyond it they are scaled down."""
+
+
+class Stepper:
+    """Steps of an optimizer, in parts where a batch is more than memory holds.
+
+    When memory runs out the batch is halved for good, and the gradients of its parts, each
+    weighted by its share of the items, add up to that of the whole. Batch norm sees the parts
+    one by one, so its statistics are those of smaller batches.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        bench: Workbench,
+        pace: Pace,
+    ) -> None:
+        self.run, self.parameters, self.optimizer = run, parameters, optimizer
+        self.loss, self.bench, self.pace = loss, bench, pace
+        self.parts = 1
+
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Take one step; return the mean loss and the number of right answers, detached."""
+        while True:
+            try:
+                return self._step(batch)
+            except (RuntimeError, MemoryError) as error:
+                # Batch norm has no variance over one item, so a part has two at least.
+                if not ran_out_of_memory(error) or 4 * self.parts > len(batch):
+                    raise
+                said = str(error).strip().partition("\n")[0]
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.parts *= 2
+            self.bench.journal.row("memory", parts=self.parts, error=said)
+
+    def about(self, batch_size: int) -> dict[str, int]:
+        """Return what the record says of the batches, and note it if they were not whole."""
+        if self.parts == 1:
+            return {}
+        self.bench.journal.note(
+            f"memory ran out in training: batches of {batch_size} went through in {self.parts} "
+            f"parts, whose gradients were added up"
+        )
+        return {"micro_batch": -(-batch_size // self.parts)}
+
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        count = len(batch)
+        total = torch.zeros((), device=batch.targets.device)
+        right = torch.zeros((), dtype=torch.int64, device=batch.targets.device)
+        parts = max(1, min(self.parts, count // 2))
+        for index in range(parts):
+            begin, end = index * count // parts, (index + 1) * count // parts
+            some = batch.part(begin, end)
+            with autocast(self.bench, self.pace.precision):
+                outputs = main_output(self.run(*place_inputs(some.inputs, self.pace.channels_last)))
+            outputs = outputs.float()
+            # The loss is computed in float32: bfloat16 keeps three digits only.
+            value = self.loss(outputs, some) * ((end - begin) / count)
+            value.backward()
+            total = total + value.detach()
+            right = right + self.bench.task.correct(outputs.detach(), some.targets).sum()
+        nn.utils.clip_grad_norm_(self.parameters, LARGEST_NORM)
+        self.optimizer.step()
+        return total, right

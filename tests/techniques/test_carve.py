@@ -1,0 +1,195 @@
+"""Carving: which blocks can go, which do, and that those that stay keep their weights."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from bench_fixtures import build, fresh_model, make_bench, small_digits
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from compress.compressor import run
+from compress.errors import IllegalChain
+from compress.model import Model, forward, load, probe, save
+from compress.techniques import chain
+from compress.techniques.blocks import Stage, stages, without
+from compress.techniques.losses import kd
+
+DATA = small_digits()
+
+
+@given(
+    st.integers(1, 30).flatmap(
+        lambda n: st.tuples(st.just(n), st.integers(0, 31), st.sets(st.integers(0, n - 1)))
+    )
+)
+def test_evenly(case: tuple[int, int, set[int]]) -> None:
+    total, count, fixed = case
+    blocks = tuple(f"b.{i}" for i in range(total))
+    stage = Stage(blocks, frozenset(blocks[i] for i in range(total) if i not in fixed))
+    kept = stage.evenly(count)
+    assert len(kept) == min(total, max(count, len(fixed), 1))
+    assert set(kept) >= {blocks[i] for i in fixed}
+    assert list(kept) == sorted(kept, key=blocks.index)
+    if not fixed:
+        places = [blocks.index(path) for path in kept]
+        gaps = {b - a for a, b in itertools.pairwise(places)}
+        assert len(gaps) <= 2, "as even as whole numbers allow"
+
+
+def test_the_blocks_of_a_resnet() -> None:
+    model = fresh_model(DATA, "resnet32(width=4)")
+    found = stages(model.module, model.example)
+    assert [len(stage.blocks) for stage in found] == [5, 5, 5]
+    fixed = [path for stage in found for path in stage.blocks if path not in stage.removable]
+    assert fixed == ["layer2.0", "layer3.0"], "they halve the picture"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("resnet18", 64, [2, 2, 2, 2]),
+        ("mobilenet_v2", 64, [17]),
+        ("vit_b_32", 224, [12]),
+        ("convnext_tiny", 64, [3, 3, 9, 3]),
+        ("swin_t", 64, [2, 2, 6, 2]),
+    ],
+)
+def test_the_blocks_of_torchvision(name: str, size: int, expected: list[int]) -> None:
+    from torchvision import models
+
+    module = models.get_model(name, weights=None, num_classes=4).eval()
+    example = (torch.zeros(1, 3, size, size),)
+    found = stages(module, example)
+    assert [len(stage.blocks) for stage in found] == expected
+    paths = [path for stage in found for path in stage.removable]
+    with torch.no_grad():
+        assert without(module, paths)(torch.rand(2, 3, size, size)).shape == (2, 4)
+
+
+def test_plain_layers_of_equal_shape_are_no_blocks() -> None:
+    """Without a way past it, a layer cannot go without a hole in the chain of features."""
+    module = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)), nn.Flatten())
+    assert stages(module, (torch.zeros(1, 3, 4, 4),)) == []
+
+
+@pytest.fixture(scope="module")
+def trained() -> Model:
+    return run(chain("train(epochs=3)"), fresh_model(DATA, "resnet32(width=4)"), make_bench(DATA))
+
+
+def test_what_stays_keeps_its_weights(trained: Model, tmp_path: Path) -> None:
+    bench = make_bench(DATA, trained)
+    made = run(chain("carve(ratio=0.6)"), trained, bench)
+    [row] = [row for row in bench.journal.rows if row["kind"] == "carve"]
+    assert row["kept"] == [f"layer{s}.{i}" for s in (1, 2, 3) for i in (0, 1, 3)]
+    before, after = trained.module.state_dict(), made.module.state_dict()
+    assert set(after) < set(before)
+    assert all(torch.equal(before[name], after[name]) for name in after)
+    by_hand = without(trained.copy().module, row["removed"])
+    inputs = probe(trained.example, batch=4)
+    assert torch.equal(forward(made.module, inputs), forward(by_hand, inputs))
+    save(made, tmp_path, build)
+    assert torch.equal(forward(load(tmp_path, build).module, inputs), forward(by_hand, inputs))
+
+
+def test_blocks_by_name(trained: Model) -> None:
+    bench = make_bench(DATA, trained)
+    made = run(chain("carve(blocks=['layer1.2', 'layer3.4'])"), trained, bench)
+    [row] = [row for row in bench.journal.rows if row["kind"] == "carve"]
+    assert row["kept"] == ["layer1.2", "layer2.0", "layer3.0", "layer3.4"]
+    assert forward(made.module, probe(trained.example)).shape == (2, 10)
+    with pytest.raises(IllegalChain, match=r"no block 'layer1.9'. Did you mean 'layer1"):
+        run(chain("carve(blocks=['layer1.9'])"), trained, bench)
+
+
+def test_by_effect_removes_first_what_changes_the_answers_least(trained: Model) -> None:
+    bench = make_bench(DATA, trained)
+    run(chain("carve(ratio=0.9, by='effect')"), trained, bench)
+    [row] = [row for row in bench.journal.rows if row["kind"] == "carve"]
+    [gone] = row["removed"]
+    assert bench.calibration is not None
+    raw, _ = bench.calibration.fetch(torch.arange(128))
+    inputs = bench.task.prepare(raw, bench.device)
+    expected = forward(trained.module, inputs)
+    effects = {}
+    for stage in stages(trained.module, trained.example):
+        for path in stage.removable:
+            cut = without(trained.copy().module, [path])
+            effects[path] = float(kd(forward(cut, inputs), expected, 1.0))
+    assert gone == min(effects, key=lambda path: effects[path])
+    [told] = [row for row in bench.journal.rows if row["kind"] == "removal"]
+    assert told["divergence"] == [pytest.approx(effects[gone], abs=1e-5)]
+
+
+def test_a_block_of_no_effect_goes_first(trained: Model) -> None:
+    model = trained.copy()
+    block = model.module.get_submodule("layer2.3")
+    with torch.no_grad():
+        block.bn2.weight.zero_()
+        block.bn2.bias.zero_()  # what goes past it was made by a ReLU, so the last one keeps it
+    bench = make_bench(DATA, model)
+    made = run(chain("carve(ratio=0.93, by='effect')"), model, bench)
+    [row] = [row for row in bench.journal.rows if row["kind"] == "carve"]
+    assert row["removed"] == ["layer2.3"]
+    inputs = probe(model.example)
+    torch.testing.assert_close(forward(made.module, inputs), forward(model.module, inputs))
+
+
+def test_the_depth_is_that_of_the_smaller_net(trained: Model) -> None:
+    from compress import counts
+
+    made = run(chain("carve(ratio=0.6)"), trained, make_bench(DATA, trained))
+    smaller = fresh_model(DATA, "resnet20(width=4)")
+    assert counts.params(made.module) == counts.params(smaller.module)
+    assert counts.macs(made.module, made.example) == counts.macs(smaller.module, smaller.example)
+
+
+def test_masks_go_with_their_blocks(trained: Model) -> None:
+    bench = make_bench(DATA, trained)
+    made = run(chain("prune_weights(sparsity=0.5) -> carve(ratio=0.6)"), trained, bench)
+    assert made.sparse
+    assert made.sparse <= dict(made.module.named_parameters()).keys()
+
+
+def test_in_steps_it_comes_to_the_same_number(trained: Model) -> None:
+    bench = make_bench(DATA, trained)
+    gradual = run(chain("repeat(2, carve(ratio=0.6) -> finetune(epochs=1))"), trained, bench)
+    count = [len(stage.blocks) for stage in stages(gradual.module, gradual.example)]
+    assert count == [3, 3, 3]
+
+
+def test_nothing_to_take_out_is_told() -> None:
+    model = fresh_model(DATA, "mlp")
+    bench = make_bench(DATA, model)
+    made = run(chain("carve(ratio=0.5)"), model, bench)
+    assert made.module.state_dict().keys() == model.module.state_dict().keys()
+    assert "no block of the model can be removed" in bench.journal.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("carve()", "give ratio, blocks or width"),
+        ("carve(ratio=0)", "ratio is the fraction that is kept"),
+        ("carve(ratio=0.5, blocks=['a'])", "not both"),
+        ("carve(ratio=0.5, by='luck')", "even, effect"),
+        ("carve(blocks=[1])", "list of names"),
+        ("carve(blocks='layer1.0')", "list of names"),
+    ],
+)
+def test_refused(text: str, words: str) -> None:
+    with pytest.raises(IllegalChain, match=words):
+        chain(text)
+
+
+def test_needs_calibration_only_to_judge(trained: Model) -> None:
+    bench = replace(make_bench(DATA, trained), calibration=None)
+    run(chain("carve(ratio=0.5)"), trained, bench)
+    with pytest.raises(IllegalChain, match="needs calibration"):
+        run(chain("carve(ratio=0.5, by='effect')"), trained, bench)

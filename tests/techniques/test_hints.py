@@ -1,0 +1,141 @@
+"""Hints between layers: what is matched, the losses by hand, and that learning follows them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from bench_fixtures import fresh_model, make_bench, small_digits
+from torch import nn
+
+from compress.compressor import run
+from compress.errors import IllegalChain
+from compress.model import Model, probe
+from compress.techniques import chain
+from compress.techniques.hints import Hints, attention, matched, recorded
+
+DATA = small_digits()
+
+
+def model(name: str, seed: int = 0) -> Model:
+    return fresh_model(DATA, name, seed)
+
+
+def test_convolutional_nets_are_matched_at_the_end_of_every_stage() -> None:
+    pairs = matched(model("resnet56(width=8)"), model("resnet20(width=4)"))
+    assert pairs == [(f"layer{i}", f"layer{i}") for i in (1, 2, 3)]
+
+
+def test_transformers_are_matched_by_depth() -> None:
+    vits = [_vit(6), _vit(3)]
+    pairs = matched(*vits)
+    assert [theirs.rpartition("_")[2] for theirs, _ in pairs] == ["1", "3", "5"]
+    assert [ours.rpartition("_")[2] for _, ours in pairs] == ["0", "1", "2"]
+    hints = Hints("fitnets", pairs, *vits)
+    vits[0].module(*probe(vits[0].example))
+    vits[1].module(*probe(vits[1].example))
+    assert hints.value() > 0
+
+
+def _vit(layers: int) -> Model:
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    module = VisionTransformer(
+        image_size=8, patch_size=2, num_layers=layers, num_heads=2, hidden_dim=16, mlp_dim=16
+    )
+    return Model(module.eval(), (torch.zeros(1, 3, 8, 8),))
+
+
+def test_attention_by_hand() -> None:
+    features = torch.randn(3, 5, 2, 4)
+    maps = attention(features)
+    for i in range(3):
+        energy = [
+            sum(float(features[i, c, y, x]) ** 2 for c in range(5)) / 5
+            for y in range(2)
+            for x in range(4)
+        ]
+        length = sum(value**2 for value in energy) ** 0.5
+        assert maps[i].tolist() == pytest.approx([value / length for value in energy], rel=1e-5)
+
+
+def test_the_losses_by_hand() -> None:
+    teacher, student = model("resnet20(width=8)"), model("resnet20(width=4)", seed=1)
+    inputs = probe(teacher.example, batch=4)
+    pairs = matched(teacher, student)
+    theirs, ours = recorded(teacher.module, inputs), recorded(student.module, inputs)
+    for kind in ("fitnets", "attention"):
+        hints = Hints(kind, pairs, teacher, student)
+        teacher.module(*inputs)
+        student.module(*inputs)
+        value = float(hints.value().detach())
+        parts = []
+        for (one, other), projection in zip(pairs, hints.projections, strict=True):
+            if kind == "fitnets":
+                with torch.no_grad():
+                    parts.append(float((projection(ours[other]) - theirs[one]).square().mean()))
+            else:
+                gap = attention(ours[other]) - attention(theirs[one])
+                parts.append(float(gap.square().sum(1).mean()))
+        assert value == pytest.approx(sum(parts) / len(parts), rel=1e-4)
+        hints.remove()
+    assert not any(m._forward_hooks for net in (teacher, student) for m in net.module.modules())
+
+
+@pytest.mark.parametrize("kind", ["fitnets", "attention"])
+def test_learning_brings_the_features_nearer(kind: str) -> None:
+    teacher = run(chain("train(epochs=4)"), model("resnet20(width=8)"), make_bench(DATA))
+    bench = make_bench(DATA, teacher)
+    start = (
+        "distill(student='resnet20(width=8)', epochs=8, batch_size=32, soft_weight=0, hard_weight=0"
+    )
+    made = run(chain(f"{start}, hints='{kind}', hint_weight=10.0)"), teacher, bench)
+    losses = [row["loss"] for row in bench.journal.rows if row["kind"] == "epoch"]
+    assert losses[-1] < 0.6 * losses[0]
+    assert not any("projection" in name for name in made.module.state_dict())
+
+
+def test_named_layers() -> None:
+    teacher = model("resnet20(width=8)")
+    bench = make_bench(DATA, teacher)
+    start = "distill(student='resnet20(width=4)', epochs=1, hints='attention', hint_layers="
+    run(chain(f"{start}['layer2.0:layer2'])"), teacher, bench)
+    assert {"kind": "hints", "pairs": [["layer2.0", "layer2"]]} in bench.journal.rows
+    for layers, words in (
+        ("['layer9:layer1']", "the teacher has no layer 'layer9'. Did you mean 'layer"),
+        ("['layer1:lair1']", "the student has no layer 'lair1'"),
+        ("['layer1:layer3']", "different grids"),
+        ("['linear:layer3']", "no single tensor of features"),
+    ):
+        with pytest.raises(IllegalChain, match=words):
+            run(chain(f"{start}{layers})"), teacher, bench)
+    for layers in ("['layer1']", "['layer1:']", "[3]", "['a:b:c']"):
+        with pytest.raises(IllegalChain, match="hint_layers are texts"):
+            chain(f"{start}{layers})")
+    with pytest.raises(IllegalChain, match="without hints"):
+        chain("distill(epochs=1, hint_layers=['a:b'])")
+
+
+def test_what_cannot_give_hints() -> None:
+    teacher = model("resnet20(width=8)")
+    bench = replace(make_bench(DATA, teacher), models={"other": teacher})
+    with pytest.raises(IllegalChain, match="no layer of the student has features"):
+        run(chain("distill(student='mlp', epochs=1, hints='fitnets')"), teacher, bench)
+    several = chain("distill(epochs=1, hints='fitnets', teacher=['baseline', 'other'])")
+    with pytest.raises(IllegalChain, match="not from an ensemble"):
+        run(several, teacher, bench)
+
+
+def test_a_layer_that_is_called_twice_is_left_out() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.end = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.end(self.conv(self.conv(x))).mean((2, 3))
+
+    assert list(recorded(Twice(), (torch.zeros(1, 3, 4, 4),))) == ["end"]

@@ -1,0 +1,182 @@
+"""What teachers say is asked once, kept by item and view, and never taken for another's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bench_fixtures import fresh_model, make_bench, small_digits
+from shelves import Folder
+
+from compress.compressor import Journal, Workbench, run
+from compress.model import Model
+from compress.task import Data, Subset
+from compress.techniques import chain, soft_labels
+from compress.techniques.soft_labels import FILE, affordable
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    plain = small_digits()
+    return replace(plain, task=replace(plain.task, augment="crop"))
+
+
+@pytest.fixture(scope="module")
+def teacher(data: Data) -> Model:
+    return run(chain("train(epochs=3)"), fresh_model(data), make_bench(data))
+
+
+@pytest.fixture
+def bench(data: Data, teacher: Model, tmp_path: Path) -> Workbench:
+    return replace(make_bench(data, teacher), shelf=Folder(tmp_path), fingerprint="digits")
+
+
+def distill(bench: Workbench, teacher: Model, text: str) -> tuple[Model, dict[str, int]]:
+    """Return the student, and how many answers were asked for and reused."""
+    fresh = replace(bench, journal=Journal())
+    made = run(chain(text), teacher, fresh)
+    [told] = [row for row in fresh.journal.rows if row["kind"] == "soft_labels"]
+    return made, {key: told[key] for key in ("asked", "reused")}
+
+
+def equal(a: Model, b: Model) -> bool:
+    ours, theirs = a.module.state_dict(), b.module.state_dict()
+    return all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+N = 320
+MLP = "distill(student='mlp', epochs=4"
+
+
+def test_every_epoch_has_its_own_view_and_another_student_reuses_them(
+    bench: Workbench, teacher: Model
+) -> None:
+    first, told = distill(bench, teacher, f"{MLP})")
+    assert told == {"asked": 4 * N, "reused": 0}
+    again, told = distill(bench, teacher, f"{MLP})")
+    assert told == {"asked": 0, "reused": 4 * N}
+    assert equal(first, again), "reusing changes nothing"
+    _, told = distill(bench, teacher, "distill(student='cnn-small', epochs=6, loss='dist')")
+    assert told == {"asked": 2 * N, "reused": 4 * N}
+
+
+def test_views_are_shown_in_turns(bench: Workbench, teacher: Model) -> None:
+    _, told = distill(bench, teacher, f"{MLP}, views=2)")
+    assert told == {"asked": 2 * N, "reused": 2 * N}
+    _, told = distill(replace(bench, shelf=None), teacher, f"{MLP}, views=2)")
+    assert told == {"asked": 2 * N, "reused": 2 * N}, "in memory where there is no shelf"
+
+
+def test_the_teacher_is_asked_each_time_if_that_is_wanted(bench: Workbench, teacher: Model) -> None:
+    online, told = distill(bench, teacher, f"{MLP}, views=0)")
+    assert told == {"asked": 4 * N, "reused": 0}
+    assert isinstance(bench.shelf, Folder)
+    assert bench.shelf.puts == 0
+    kept, _ = distill(bench, teacher, f"{MLP})")
+    for name, value in online.module.state_dict().items():
+        # The same views; what differs is that answers were kept with eleven bits.
+        torch.testing.assert_close(kept.module.state_dict()[name], value, atol=0.02, rtol=0.02)
+
+
+def test_without_augmentation_one_view_serves_all_epochs(
+    bench: Workbench, teacher: Model, data: Data
+) -> None:
+    plain = replace(bench, task=replace(data.task, augment="none"))
+    _, told = distill(plain, teacher, f"{MLP})")
+    assert told == {"asked": N, "reused": 3 * N}
+
+
+def test_kept_answers_are_the_teachers_own(bench: Workbench, teacher: Model) -> None:
+    """The file's rows are the teacher's logits for the items of that number, as float16."""
+    plain = replace(bench, task=replace(bench.task, augment="none"))
+    distill(plain, teacher, "distill(student='mlp', epochs=1)")
+    assert isinstance(bench.shelf, Folder)
+    [file] = bench.shelf.folder.rglob(FILE)
+    kept = np.load(file)
+    assert bench.train is not None
+    raw, _ = bench.train.fetch(torch.arange(N))
+    with torch.no_grad():
+        expected = teacher.module(*plain.task.prepare(raw, torch.device("cpu")))
+    torch.testing.assert_close(torch.from_numpy(kept).float(), expected, atol=1e-2, rtol=2e-3)
+
+
+OTHERS: dict[str, Callable[[Workbench, Data], Workbench]] = {
+    "data": lambda bench, data: replace(bench, fingerprint="other"),
+    "augmentation": lambda bench, data: replace(
+        bench, task=replace(data.task, augment="flip-crop")
+    ),
+    "seed": lambda bench, data: replace(bench, seed=1),
+    "precision": lambda bench, data: replace(bench, precision="bfloat16"),
+    "teacher": lambda bench, data: replace(
+        bench, teacher=run(chain("finetune(epochs=1)"), fresh_model(data), make_bench(data))
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_matters_gives_another_key(
+    other: str, bench: Workbench, teacher: Model, data: Data
+) -> None:
+    distill(bench, teacher, "distill(student='mlp', epochs=1)")
+    changed = OTHERS[other](bench, data)
+    _, told = distill(changed, teacher, "distill(student='mlp', epochs=1)")
+    assert told == {"asked": N, "reused": 0}
+
+
+def test_an_item_that_was_left_out_is_asked_for(bench: Workbench, teacher: Model) -> None:
+    """A last batch of one item is not trained on, so its answer is not there in the next epoch."""
+    assert bench.train is not None
+    odd = replace(
+        bench,
+        train=Subset(bench.train, torch.arange(65)),
+        task=replace(bench.task, augment="none"),
+    )
+    made, told = distill(odd, teacher, "distill(student='mlp', epochs=6, batch_size=64)")
+    assert told["asked"] + told["reused"] == 6 * 64
+    assert 64 < told["asked"] < 6 * 64
+    again, _ = distill(odd, teacher, "distill(student='mlp', epochs=6, batch_size=64)")
+    assert equal(made, again)
+
+
+def test_a_full_disk_is_told_and_costs_nothing(bench: Workbench, teacher: Model) -> None:
+    expected, _ = distill(bench, teacher, f"{MLP}, views=2)")
+    assert isinstance(bench.shelf, Folder)
+    bench.shelf.entries.clear()
+    bench.shelf.full = True
+    made = run(chain(f"{MLP}, views=2)"), teacher, bench)
+    assert equal(made, expected)
+    [note] = [text for text in bench.journal.notes if "teacher said" in text]
+    assert "No space left on device" in note
+    [told] = [row for row in bench.journal.rows if row["kind"] == "soft_labels"]
+    assert (told["asked"], told["reused"]) == (2 * N, 2 * N), "from memory"
+
+
+def test_too_much_to_keep_is_told(
+    bench: Workbench, teacher: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert affordable(50_000, 10, 200, given=False) == ""
+    assert "views=K" in affordable(1_281_167, 1000, 90, given=False)
+    assert affordable(10_000, 1000, 90, given=True) == ""
+    monkeypatch.setattr(soft_labels, "free_memory", lambda: 10**6)
+    assert "of memory" in affordable(50_000, 10, 1, given=True)
+    run(chain("distill(student='mlp', epochs=1)"), teacher, bench)
+    assert not any("was not kept" in note for note in bench.journal.notes)
+    monkeypatch.setattr(soft_labels, "KEPT_BYTES", 10)
+    run(chain("distill(student='mlp', epochs=1)"), teacher, bench)
+    assert any("was not kept" in note for note in bench.journal.notes)
+
+
+@pytest.mark.parametrize("augment", ["crop-mixup", "flip-crop-cutout"])
+def test_mixed_and_cut_views_are_kept_as_well(
+    augment: str, bench: Workbench, teacher: Model, data: Data
+) -> None:
+    mixing = replace(bench, task=replace(data.task, augment=augment))
+    first, told = distill(mixing, teacher, f"{MLP}, views=2)")
+    assert told == {"asked": 2 * N, "reused": 2 * N}
+    again, told = distill(mixing, teacher, f"{MLP}, views=2)")
+    assert told["asked"] == 0
+    assert equal(first, again)

@@ -1,0 +1,93 @@
+"""Ensembles: the averages by hand, building by name, saving, and generations of a repeat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from bench_fixtures import build, fresh_model, make_bench, small_digits
+
+from compress import counts
+from compress.compressor import run
+from compress.ensemble import Ensemble, averaged, together
+from compress.errors import IllegalChain, UserError
+from compress.model import forward, load, probe, save
+from compress.task import Data
+from compress.techniques import chain
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return small_digits()
+
+
+def test_averages_by_hand() -> None:
+    outputs = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])]
+    assert torch.equal(averaged(outputs, "logits"), torch.tensor([[2.0, 0.5]]))
+    weighted = averaged(outputs, "logits", (3, 1))
+    assert torch.equal(weighted, torch.tensor([[1.5, 1.25]]))
+    mean = (outputs[0].softmax(1) + 3 * outputs[1].softmax(1)) / 4
+    torch.testing.assert_close(averaged(outputs, "probabilities", (1, 3)).softmax(1), mean)
+    torch.testing.assert_close(averaged(outputs, "probabilities", (1, 3)).exp(), mean)
+    assert averaged(outputs[:1], "probabilities") is outputs[0]
+
+
+def test_the_generations_answer_together(data: Data, tmp_path: Path) -> None:
+    bench = make_bench(data)
+    trained = run(chain("train(epochs=2)"), fresh_model(data), bench)
+    text = "repeat(3, distill(student='same', teacher='input', epochs=1), result='ensemble')"
+    made = run(chain(text), trained, replace(bench, teacher=trained))
+    assert isinstance(made.module, Ensemble)
+    generation, inputs, outputs = trained, probe(trained.example, batch=5), []
+    for number in range(3):
+        step = chain("distill(student='same', teacher='input', epochs=1)")
+        generation = run(step, generation, replace(bench, seed=number, teacher=trained))
+        outputs.append(forward(generation.module, inputs).softmax(1))
+    expected = torch.stack(outputs).mean(0)
+    torch.testing.assert_close(forward(made.module, inputs).softmax(1), expected)
+    assert counts.params(made.module) == 3 * counts.params(trained.module)
+    save(made, tmp_path, build)
+    again = load(tmp_path, build)
+    assert torch.equal(forward(again.module, inputs), forward(made.module, inputs))
+
+
+def test_pruned_members_are_saved_with_their_masks(data: Data, tmp_path: Path) -> None:
+    bench = make_bench(data)
+    trained = run(chain("train(epochs=1)"), fresh_model(data), bench)
+    members = "prune_channels(channels=0.5) -> prune_weights(sparsity=0.5) -> finetune(epochs=1)"
+    first = run(chain(members), trained, bench)
+    second = run(chain("finetune(epochs=1)"), first, bench)
+    made = together([first, second], "logits")
+    assert made.sparse == {f"members.{i}.{name}" for i in (0, 1) for name in first.sparse}
+    save(made, tmp_path, build)
+    again = load(tmp_path, build)
+    inputs = probe(trained.example)
+    torch.testing.assert_close(
+        forward(again.module, inputs),
+        (forward(first.module, inputs) + forward(second.module, inputs)) / 2,
+    )
+
+
+def test_by_name(data: Data) -> None:
+    made = fresh_model(data, "ensemble(of='cnn-small(width=4)', members=3)")
+    assert isinstance(made.module, Ensemble)
+    assert len(made.module.members) == 3
+    assert made.module.average == "probabilities"
+    for name, words in (
+        ("ensemble()", "an ensemble is written"),
+        ("ensemble(of='mlp', average='mode')", "probabilities, logits"),
+        ("ensemble(of='mlp', members=0)", "1 to 64 members, not 0"),
+        ("ensemble(of='mlp', members=1000000)", "1 to 64 members"),
+        ("ensemble(of='mlp', member=3)", "unknown option of ensemble 'member'"),
+        ("ensemble(of=\"ensemble(of='mlp')\")", "are no ensembles"),
+        ("ensemble(of='nothing')", "unknown model 'nothing'"),
+    ):
+        with pytest.raises(UserError, match=words.replace("(", r"\(")):
+            fresh_model(data, name)
+
+
+def test_members_come_from_one_factory(data: Data) -> None:
+    with pytest.raises(IllegalChain, match="members of one factory"):
+        together([fresh_model(data, "mlp"), fresh_model(data, "cnn-small")])

@@ -1,0 +1,172 @@
+"""A training that is stopped after any epoch and goes on is the same as one that was not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_fixtures import fresh_model, make_bench, small_digits
+from shelves import Folder
+
+from compress.compressor import Journal, Workbench, run
+from compress.model import Model
+from compress.task import Data
+from compress.techniques import chain
+from compress.training import loop
+from compress.training.loop import _Fit
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return small_digits()
+
+
+@pytest.fixture(autouse=True)
+def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "WORTH_KEEPING", 0.0)
+
+
+class Stop(BaseException):
+    """What ends a process, here."""
+
+
+def stop_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next training end, as by a kill, when it has kept the state of an epoch."""
+    keep = _Fit._keep
+
+    def keep_and_stop(self: Any) -> None:
+        keep(self)
+        if self.progress.epoch == epoch:
+            raise Stop
+
+    monkeypatch.setattr(_Fit, "_keep", keep_and_stop)
+
+
+def equal(a: Model, b: Model) -> bool:
+    ours, theirs = a.module.state_dict(), b.module.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def timeless(journal: Journal) -> list[dict[str, Any]]:
+    names = {"seconds", "samples_per_second"}
+    return [{k: v for k, v in row.items() if k not in names} for row in journal.rows]
+
+
+STEPS = [
+    "finetune(epochs=4)",
+    "finetune(epochs=4, keep='best', batch_size=48)",
+    "train(epochs=4, optimizer='sgd', learning_rate=0.05)",
+    "distill(student='same', epochs=4, views=2, annealing='cosine')",
+    "distill(epochs=4, hints='fitnets')",
+]
+
+
+@pytest.fixture(scope="module")
+def teacher(data: Data) -> Model:
+    return run(chain("train(epochs=3)"), fresh_model(data), make_bench(data))
+
+
+@pytest.mark.parametrize("text", STEPS)
+@pytest.mark.parametrize("epoch", [1, 3, 4])
+def test_resumed_equals_undisturbed(
+    text: str,
+    epoch: int,
+    data: Data,
+    teacher: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = replace(data.task, augment="crop")
+    bench = replace(make_bench(data, teacher), task=task, scope="here")
+    plain = replace(bench, journal=Journal())
+    expected = run(chain(text), teacher, plain)
+    shelf = Folder(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(epoch, patch)
+        with pytest.raises(Stop):
+            run(chain(text), teacher, replace(bench, shelf=shelf, journal=Journal()))
+    assert len(shelf.passing) == 1, "of the last epoch alone"
+    torch.manual_seed(99)  # another process has other random numbers
+    again = replace(bench, shelf=shelf, journal=Journal())
+    resumed = run(chain(text), teacher, again)
+    assert equal(resumed, expected)
+    left_out = ("soft_labels",)  # how often this process had to ask
+    rows = [[r for r in timeless(b.journal) if r["kind"] not in left_out] for b in (plain, again)]
+    assert rows[0] == rows[1]
+
+
+def test_dropout_goes_on_with_its_own_random_numbers(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh_model(data, "mlp(width=16)")
+    model = replace(model, module=torch.nn.Sequential(torch.nn.Dropout(0.3), *model.module))
+    bench = make_bench(data)
+    expected = run(chain("finetune(epochs=3)"), model, bench)
+    shelf = Folder(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stop):
+            run(chain("finetune(epochs=3)"), model, replace(bench, shelf=shelf))
+    resumed = run(chain("finetune(epochs=3)"), model, replace(bench, shelf=shelf))
+    assert equal(resumed, expected)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs that were trained."""
+    epochs: list[int] = []
+    epoch = _Fit._epoch
+
+    def count(self: Any, number: int, shown: Any) -> Any:
+        epochs.append(number)
+        return epoch(self, number, shown)
+
+    monkeypatch.setattr(_Fit, "_epoch", count)
+    return epochs
+
+
+def kept_bench(data: Data, tmp_path: Path) -> Workbench:
+    return replace(make_bench(data), shelf=Folder(tmp_path), scope="here")
+
+
+def test_only_the_epochs_that_are_missing_are_trained(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: list[int]
+) -> None:
+    bench, model = kept_bench(data, tmp_path), fresh_model(data)
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stop):
+            run(chain("finetune(epochs=5)"), model, bench)
+    run(chain("finetune(epochs=5)"), model, bench)
+    assert watched == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["finetune(epochs=4)", "finetune(epochs=5, batch_size=64)", "seed", "scope", "weights"],
+)
+def test_another_training_does_not_take_the_state(
+    other: str, data: Data, tmp_path: Path, watched: list[int]
+) -> None:
+    bench, model = kept_bench(data, tmp_path), fresh_model(data)
+    run(chain("finetune(epochs=5)"), model, bench)
+    watched.clear()
+    text = other if other.startswith("finetune") else "finetune(epochs=5)"
+    bench = replace(bench, seed=1) if other == "seed" else bench
+    bench = replace(bench, scope="there") if other == "scope" else bench
+    model = fresh_model(data, seed=1) if other == "weights" else model
+    run(chain(text), model, bench)
+    assert watched[0] == 0
+
+
+def test_a_full_disk_does_not_end_a_training(data: Data, tmp_path: Path) -> None:
+    bench = kept_bench(data, tmp_path)
+    assert isinstance(bench.shelf, Folder)
+    bench.shelf.full = True
+    made = run(chain("finetune(epochs=2)"), fresh_model(data), bench)
+    plain = run(chain("finetune(epochs=2)"), fresh_model(data), make_bench(data))
+    assert equal(made, plain)
+    assert any("could not be kept along the way" in note for note in bench.journal.notes)

@@ -1,0 +1,93 @@
+"""Transfer sets: images of any source brought to the task's size and colours, labelled or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bench_fixtures import small_digits
+from PIL import Image
+
+from compress.errors import UserError
+from compress.zoo.transfer import load_transfer, recolour
+
+TASK = small_digits().task
+
+
+def picture(path: Path, size: tuple[int, int] = (10, 12), level: int = 90) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), level, np.uint8)).save(path)
+
+
+def test_loose_images_have_no_labels(tmp_path: Path) -> None:
+    for number in range(5):
+        picture(tmp_path / "photos" / f"{number}.png", level=40 * number)
+    picture(tmp_path / "photos" / "more" / "deep.jpg")
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    found = load_transfer(f"imagefolder:{tmp_path}/photos", TASK)
+    assert not found.labelled
+    assert len(found.items) == 6
+    (images,), targets = found.items.fetch(torch.arange(6))
+    assert images.shape == (6, 1, 8, 8), "the task's size and one channel"
+    assert images.dtype == torch.uint8
+    assert targets.tolist() == [0] * 6
+    assert images[2].unique().tolist() == [80]
+    before = found.fingerprint
+    picture(tmp_path / "photos" / "9.png")
+    assert load_transfer(f"imagefolder:{tmp_path}/photos", TASK).fingerprint != before
+
+
+def test_labels_count_where_the_classes_are_the_tasks(tmp_path: Path) -> None:
+    for label in range(10):
+        for part in ("train", "test"):
+            picture(tmp_path / "own" / part / str(label) / "a.png", level=20 * label)
+            picture(tmp_path / "foreign" / part / f"class{label}" / "a.png")
+    own = load_transfer(f"imagefolder:{tmp_path}/own", TASK)
+    assert own.labelled
+    assert own.items.fetch(torch.arange(10))[1].tolist() == list(range(10))
+    foreign = load_transfer(f"imagefolder:{tmp_path}/foreign", TASK)
+    assert not foreign.labelled
+    assert len(foreign.items) == 10, "its test part is left alone"
+    assert own.fingerprint != foreign.fingerprint
+
+
+def test_named_sources_and_arrays(tmp_path: Path) -> None:
+    same = load_transfer("digits", TASK)
+    assert same.labelled
+    assert len(same.items) == 1437
+    x = np.random.RandomState(0).randint(0, 256, (7, 20, 16, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", x=x)
+    bare = load_transfer(f"arrays:{tmp_path}/x.npz", TASK)
+    assert not bare.labelled
+    (images,), _ = bare.items.fetch(torch.arange(7))
+    assert images.shape == (7, 1, 8, 8)
+    y = np.arange(7) % 2
+    np.savez(tmp_path / "xy.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    two = load_transfer(f"arrays:{tmp_path}/xy.npz", TASK)
+    assert not two.labelled, "its two classes are not the task's ten"
+    assert two.items.fetch(torch.arange(7))[1].tolist() == [0] * 7
+
+
+def test_colours_by_hand() -> None:
+    gray = torch.tensor([[[[7]]]], dtype=torch.uint8)
+    assert recolour(gray, 3).tolist() == [[[[7]], [[7]], [[7]]]]
+    rgb = torch.tensor([[[[255]], [[100]], [[10]]]], dtype=torch.uint8)
+    assert recolour(rgb, 1).item() == round(0.299 * 255 + 0.587 * 100 + 0.114 * 10)
+
+
+def test_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        load_transfer(f"imagefolder:{tmp_path}/empty", TASK)
+    with pytest.raises(UserError, match="unknown data source 'nothing'"):
+        load_transfer("nothing", TASK)
+    with pytest.raises(UserError, match="no folder"):
+        load_transfer(f"imagefolder:{tmp_path}/absent", TASK)
+    np.savez(tmp_path / "odd.npz", x=np.zeros((3, 8, 8, 2), np.uint8))
+    with pytest.raises(UserError, match="images of 2 channels"):
+        load_transfer(f"arrays:{tmp_path}/odd.npz", TASK)
+    np.savez(tmp_path / "floats.npz", x=np.zeros((3, 8, 8, 1)))
+    with pytest.raises(UserError, match="must be uint8"):
+        load_transfer(f"arrays:{tmp_path}/floats.npz", TASK)
