@@ -64,7 +64,7 @@ WRONG = [
     (["run", "--chain", "train()", "--mean", "0,0", "--std", "1,1"], "one value per channel"),
     (["run", "--chain", "train()", "--colour"], "No such option"),
     (["run", "--chain", "train()", "--device", "tpu"], "device must be"),
-    (["run", "--chain", "train()", "--augment", "mixup"], "augment"),
+    (["run", "--chain", "train()", "--augment", "rotate"], "joined by hyphens"),
     (["run", "--chain", "train()", "--out", "/proc/nowhere"], "cannot write to"),
     (["run", "--chain", "train()", "--model", "m.py:make"], "--allow-code m.py"),
     (["run", "--chain", "train()", "--metric", "m.py:make"], "--allow-code m.py"),

@@ -7,6 +7,7 @@ import errno
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -86,7 +87,10 @@ class Bench:
         graph = make_graph(self.plan)
         order = [list(lane.key) for lane in _in_order(graph, self.plan)]
         private = (scratch / "private").resolve()
-        recipe = recipe_of(self.plan, self.place, private, self.progress, self.conduct.data_root)
+        since = time.time() if self.conduct.fresh else 0.0
+        recipe = recipe_of(
+            self.plan, self.place, private, self.progress, self.conduct.data_root, since
+        )
         self.site = site = Site(recipe, self.out / "logs", scratch, self.plan)
         stores = site.stores
         if self.conduct.fresh:

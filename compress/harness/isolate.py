@@ -23,12 +23,11 @@ import cloudpickle
 import torch
 
 from compress.errors import UserError
-from compress.harness.job import Job, Outcome, Stores, perform, read_outcome
+from compress.harness.job import Job, Outcome, Stores, perform, read_outcome, stores_of
 from compress.harness.limits import Limits, resident
 from compress.harness.plan import Plan
 from compress.harness.server import end_group
 from compress.harness.started import Server, ServerFailed, how, take
-from compress.harness.store import Store
 
 LOOK = 0.05
 """Seconds between two looks at what a job takes."""
@@ -75,17 +74,23 @@ class Site:
 
     @property
     def stores(self) -> Stores:
-        return Stores(Store(self.recipe["shared"]), Store(self.recipe["private"]))
+        return stores_of(self.recipe)
 
 
 def recipe_of(
-    plan: Plan, shared: str | Path, private: Path, progress: bool, data_root: Path | None
+    plan: Plan,
+    shared: str | Path,
+    private: Path,
+    progress: bool,
+    data_root: Path | None,
+    since: float = 0.0,
 ) -> dict[str, Any]:
     """Return what another process makes the same plan from: names, no objects."""
     return {
         # The precision as it was chosen here: to ask a GPU would start CUDA in the server.
         "suite": {**asdict(plan.suite), "precision": plan.precision},
         "data_root": None if data_root is None else str(data_root),
+        "tune": plan.tune,
         "device": plan.device.type,
         "allow_code": [str(path) for path in plan.allow_code],
         "step_threads": plan.step_threads,
@@ -93,6 +98,7 @@ def recipe_of(
         "fingerprint": plan.data.fingerprint,
         "shared": str(shared),
         "private": str(private),
+        "since": since,
         "progress": progress,
     }
 

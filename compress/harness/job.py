@@ -52,12 +52,19 @@ class Stores:
 
     shared: Store
     private: Store
+    since: float = 0.0
+    """Steps use nothing that they kept before (seconds of the epoch)."""
 
     def of(self, node: Node) -> Store:
         return self.private if node.private else self.shared
 
     def get(self, node: Node) -> Entry | None:
         return self.of(node).get(node.key)
+
+
+def stores_of(recipe: Mapping[str, Any]) -> Stores:
+    """Return the stores that a run's recipe names."""
+    return Stores(Store(recipe["shared"]), Store(recipe["private"]), recipe["since"])
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ class _Lane:
 
     def _bench(self, lane: Lane, node: Node) -> Workbench:
         bench = self.plan.workbench(lane.seed, self.progress)
-        shelf = StepShelf(self.stores.of(node))
+        shelf = StepShelf(self.stores.of(node), self.stores.since)
         bench = replace(bench, journal=Journal(), shelf=shelf, scope=node.key)
         assert node.step is not None, "the measuring is no step"
         if "teacher" not in node.step.needs:

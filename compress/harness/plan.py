@@ -44,6 +44,8 @@ class Plan:
     """In words: where the baseline comes from."""
     device: torch.device
     precision: str
+    tune: bool
+    """Whether a long training may measure in which precision and layout it runs fastest."""
     threads: int
     allow_code: tuple[Path, ...] = ()
     metric: Metric | None = None
@@ -76,7 +78,7 @@ class Plan:
             device=self.device,
             precision=self.precision,
             fingerprint=data.fingerprint,
-            tune=self.suite.precision == "auto",
+            tune=self.tune,
             seed=seed,
             progress=progress,
         )
@@ -88,7 +90,7 @@ class Plan:
             "data": self.data.fingerprint,
             "task": self.data.task.describe(),
             "device": str(self.device),
-            "precision": [self.suite.precision, self.precision],
+            "precision": [self.precision, "tuned"] if self.tune else [self.precision],
             "threads": self.step_threads,
             "teachers": {name: weights_hash(model.module) for name, model in self.teachers.items()},
             "code": {str(path): sha256(path.read_bytes()) for path in self._code_of_models()},
@@ -165,6 +167,7 @@ def make_plan(
         origin=_origin(suite, baseline, model),
         device=where,
         precision=_precision(suite.precision, where),
+        tune=suite.precision == "auto",
         threads=suite.threads or cpu_threads(),
         allow_code=tuple(allow_code),
         metric=judge,

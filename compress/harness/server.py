@@ -134,9 +134,8 @@ def _objects(channel: Channel) -> dict[str, Any]:
 def run(channel: Channel) -> None:
     """Make the plan that the run asks for, and serve it."""
     from compress.errors import UserError
-    from compress.harness.job import Stores
+    from compress.harness.job import stores_of
     from compress.harness.plan import make_plan
-    from compress.harness.store import Store
     from compress.harness.suite import suite_from_json
 
     try:
@@ -161,9 +160,8 @@ def run(channel: Channel) -> None:
         with contextlib.suppress(OSError):
             channel.send({"failed": f"{type(error).__name__}: {error}"})
         return
-    plan = replace(plan, threads=asked["threads"])
-    stores = Stores(Store(asked["shared"]), Store(asked["private"]))
-    serve(channel, work_on(plan, stores, asked["progress"]))
+    plan = replace(plan, threads=asked["threads"], tune=asked["tune"])
+    serve(channel, work_on(plan, stores_of(asked), asked["progress"]))
 
 
 def main(handle: str) -> None:

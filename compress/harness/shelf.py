@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.harness.store import Entry, Store
 
+MADE = "made"
+
 
 class StepShelf:
-    """A store that remembers what is kept only until the step has its result."""
+    """A store that remembers what is kept only until the step has its result.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    What was made before `since` (seconds of the epoch) is computed anew: that is a fresh run.
+    """
+
+    def __init__(self, store: Store, since: float = 0.0) -> None:
+        self.store, self.since = store, since
         self.passing: set[str] = set()
 
     def get(self, key: str, passing: bool = False) -> Entry | None:
         found = self.store.get(key)
+        if found is not None and found.about.get(MADE, 0.0) < self.since:
+            self.store.drop(key)
+            return None
         if passing and found is not None:
             self.passing.add(key)
         return found
@@ -25,7 +34,7 @@ class StepShelf:
     def put(
         self, key: str, fill: Callable[[Path], Mapping[str, Any]], passing: bool = False
     ) -> Entry:
-        made = self.store.put(key, fill)
+        made = self.store.put(key, lambda folder: {**fill(folder), MADE: time.time()})
         if passing:
             self.passing.add(key)
         return made

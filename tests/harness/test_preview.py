@@ -43,7 +43,7 @@ def test_a_tree_of_what_is_done_and_left(tmp_path: Path) -> None:
     assert all(len(line) <= 100 for line in before.splitlines())
 
     results = compress.run(out=tmp_path / "out", **OPTIONS)
-    assert results.ok
+    assert results.ok, results.rows
     after = preview(out=tmp_path / "out", **OPTIONS)
     assert set(lines(after).values()) == {"done"}
     assert "4 rows, all computed" in after

@@ -162,7 +162,7 @@ def test_resizing_keeps_flat_colour_and_halves_by_averaging():
         ({"mean": 0.5}, "one value per channel"),
         ({"mean": "grey"}, "numbers"),
         ({"std": (0, 1, 1)}, "std must be positive"),
-        ({"augment": "mixup"}, "augment must be one of"),
+        ({"augment": "rotate"}, "joined by hyphens"),
         ({"size": 0}, "positive whole numbers"),
         ({"size": (4, 4, 3)}, "positive whole numbers"),
         ({"x_val": arrays(4)[0]}, "together"),
