@@ -20,6 +20,7 @@ from compress.language import parse_model_name
 from compress.model import INSTANCE, Blueprint, Model, forward, weights_hash
 from compress.task import Data
 from compress.timing.environment import cpu_threads
+from compress.training.pace import usual_precision
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
 from compress.zoo.models import build_module, fresh
@@ -166,7 +167,7 @@ def make_plan(
         transfers={},
         origin=_origin(suite, baseline, model),
         device=where,
-        precision=_precision(suite.precision, where),
+        precision=usual_precision(where) if suite.precision == "auto" else suite.precision,
         tune=suite.precision == "auto",
         threads=suite.threads or cpu_threads(),
         allow_code=tuple(allow_code),
@@ -210,15 +211,6 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda is asked for, and torch finds no CUDA device here")
     return torch.device(name)
-
-
-def _precision(name: str, device: torch.device) -> str:
-    """Choose bfloat16 where the hardware multiplies it natively; elsewhere it is slower."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float32"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 def _start(

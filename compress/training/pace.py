@@ -46,6 +46,13 @@ class Pace:
         return ", ".join([*words, *(["compiled"] if self.compiled else [])])
 
 
+def usual_precision(device: torch.device) -> str:
+    """Return bfloat16 where the hardware multiplies it natively; elsewhere it is slower."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
 def has_convolutions(module: nn.Module) -> bool:
     return any(isinstance(layer, nn.Conv2d) for layer in module.modules())
 

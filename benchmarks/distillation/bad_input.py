@@ -1,0 +1,172 @@
+"""What distillation says to input that cannot work, and to accidents on its way.
+
+python benchmarks/distillation/bad_input.py --out reports/distillation
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common import publish, table
+from PIL import Image
+from torch import nn
+
+from compress.compressor import Journal, Workbench, run, seed_everything
+from compress.errors import StepFailed, UserError
+from compress.harness.shelf import StepShelf
+from compress.harness.store import Store
+from compress.model import Model
+from compress.task import Data
+from compress.techniques import chain
+from compress.training import evaluate
+from compress.zoo.data import load_data
+from compress.zoo.models import fresh
+from compress.zoo.transfer import load_transfer
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, size: str) -> Iterator[bool]:
+    """Mount a tmpfs of a size; yields whether that was allowed."""
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    mounted = not subprocess.run(words, capture_output=True).returncode
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def said(act: Callable[[], object]) -> str:
+    """Return the sentence of the error that a call raises."""
+    try:
+        act()
+    except (UserError, StepFailed) as error:
+        return f"refused: {error}"
+    return "NOT REFUSED"
+
+
+def refusals(data: Data, teacher: Model, bench: Workbench, folder: Path) -> list[tuple[str, str]]:
+    wide = replace(teacher.copy(), module=nn.Sequential(nn.Flatten(), nn.Linear(64, 12)))
+    large = replace(wide, example=(torch.zeros(1, 1, 16, 16),))
+    for number in range(3):
+        (folder / "loose").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), (80 * number,) * 3).save(folder / "loose" / f"{number}.png")
+    name = f"imagefolder:{folder}/loose"
+    loose = {name: load_transfer(name, data.task)}
+    learn = chain("distill(student='mlp', epochs=1)")
+    unlabelled = f"distill(student='mlp', epochs=1, transfer={name!r}"
+    calls: dict[str, Callable[[], object]] = {
+        "a teacher with 12 classes": lambda: run(learn, teacher, replace(bench, teacher=wide)),
+        "a teacher of 16 x 16 images": lambda: run(learn, teacher, replace(bench, teacher=large)),
+        "an unlabelled transfer set, hard_weight=0.1": lambda: run(
+            chain(f"{unlabelled})"), teacher, replace(bench, transfers=loose)
+        ),
+        "an unlabelled transfer set, loss='dkd'": lambda: run(
+            chain(f"{unlabelled}, hard_weight=0, loss='dkd')"),
+            teacher,
+            replace(bench, transfers=loose),
+        ),
+        "temperature=0": lambda: chain("distill(temperature=0)"),
+        "temperature=-4": lambda: chain("distill(temperature=-4)"),
+        "final_temperature=0": lambda: chain("distill(final_temperature=0)"),
+        "an unknown teacher": lambda: run(
+            chain("distill(epochs=1, teacher='baselime')"), teacher, bench
+        ),
+        "an unknown loss": lambda: chain("distill(loss='kl')"),
+        "hints without a match": lambda: run(
+            chain("distill(student='mlp', epochs=1, hints='fitnets')"), teacher, bench
+        ),
+        "a learning rate of 1e9": lambda: run(
+            chain("distill(epochs=4, learning_rate=1e9, optimizer='sgd', loss='logits')"),
+            teacher,
+            bench,
+        ),
+    }
+    return [(what, said(act).replace(str(folder), "...")) for what, act in calls.items()]
+
+
+def explosion(data: Data, teacher: Model, bench: Workbench) -> list[tuple[str, str]]:
+    """Let the teacher's logits explode in the third of six epochs."""
+
+    class Explodes(nn.Module):
+        calls = 0
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            Explodes.calls += len(inputs)
+            late = Explodes.calls > 2.5 * len(data.train)
+            return self.inner(inputs) * (float("nan") if late else 1.0)
+
+    journal = Journal()
+    broken = replace(teacher.copy(), module=Explodes(teacher.module))
+    spoilt = replace(bench, teacher=broken, journal=journal)
+    made = run(chain("distill(student='mlp', epochs=6, views=0)"), teacher, spoilt)
+    accuracy, _ = evaluate(made.module, data.task, data.test)
+    return [
+        ("NaN in the loss in epoch 3", "; ".join(journal.notes)),
+        ("its accuracy", f"{accuracy:.1%}"),
+    ]
+
+
+def full_disk(teacher: Model, bench: Workbench, folder: Path) -> list[tuple[str, str]]:
+    """Keep what the teacher says on a disk that takes one view and no more."""
+    with small_disk(folder / "disk", "48k") as mounted:
+        if not mounted:
+            return [("a cache on a full disk", "not tried: mounting a tmpfs is not allowed here")]
+        step = chain("distill(student='mlp', epochs=3)")
+        task = replace(bench.task, augment="crop")
+        plain, small = Journal(), Journal()
+        expected = run(step, teacher, replace(bench, task=task, journal=plain))
+        shelf = StepShelf(Store(folder / "disk" / "store"))
+        made = run(step, teacher, replace(bench, task=task, shelf=shelf, journal=small))
+        ours, theirs = made.module.state_dict(), expected.module.state_dict()
+        same = all(torch.equal(ours[key], theirs[key]) for key in ours)
+    return [
+        ("a cache on a full disk", "; ".join(small.notes) or "NOTHING SAID"),
+        ("weights equal those made without a cache's disk", str(same)),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    data = load_data("digits")
+    seed_everything(0)
+    bench = Workbench(
+        task=data.task,
+        train=data.train,
+        validation=data.validation,
+        calibration=data.calibration,
+        build=lambda name: fresh(name, data.task),
+        fingerprint=data.fingerprint,
+    )
+    teacher = run(chain("train(epochs=6)"), fresh("cnn-small", data.task), bench)
+    bench = replace(bench, teacher=teacher, journal=Journal())
+    with tempfile.TemporaryDirectory() as place:
+        lines = [
+            *refusals(data, teacher, bench, Path(place)),
+            *explosion(data, teacher, bench),
+            *full_disk(teacher, bench, Path(place)),
+        ]
+    publish(
+        options.out / "bad-input.md",
+        "What distillation says to bad input",
+        [table(("input or accident", "what it says"), lines)],
+        "python benchmarks/distillation/bad_input.py --out reports/distillation",
+    )
+
+
+if __name__ == "__main__":
+    main()
