@@ -97,6 +97,43 @@ def test_plug_ins_that_train_in_their_own_way_have_a_reason(step: Compressor) ->
     assert found.reason == f"{step.name()} trains in its own way, which no control repeats"
 
 
+@pytest.mark.parametrize(
+    ("text", "control"),
+    [
+        ("distill(student='same', epochs=3)", "train(student='resnet20', epochs=3)"),
+        (
+            "repeat(2, distill(student='same', teacher='input', epochs=3), result='ensemble')",
+            "train(student='resnet20', epochs=6)",
+        ),
+        ("carve(ratio=0.5) -> distill(epochs=2)", "finetune(epochs=2, learning_rate=0.002)"),
+    ],
+)
+def test_students_of_the_baselines_own_architecture(text: str, control: str) -> None:
+    found = control_of(chain(text), "resnet20")
+    assert found is not None
+    assert repr(found.step) == control
+
+
+def test_where_no_control_can_be_there_is_a_reason() -> None:
+    born = control_of(chain("distill(student='same', epochs=3)"))
+    assert born is not None
+    assert born.reason == "no name builds the student with fresh weights"
+    transfer = control_of(chain("distill(epochs=3, transfer='mnist') -> quantize()"), "mlp")
+    assert transfer is not None
+    assert transfer.reason == "it learns from a transfer set, which labels alone cannot do"
+
+
+def test_a_student_born_again_is_no_baseline() -> None:
+    suite = Suite("test", "digits", "mlp", ("train(epochs=1)", "distill(student='same', epochs=2)"))
+    baseline, found = rows_of(suite, has_weights=False)
+    assert repr(baseline) == "train(epochs=1)"
+    assert [row.text for row in found] == [
+        "baseline",
+        "distill(student='same', epochs=2)",
+        "train(student='mlp', epochs=2)",
+    ]
+
+
 def rows(*texts: str) -> list[Row]:
     return [Row("baseline", None), *(Row(text, chain(text)) for text in texts)]
 

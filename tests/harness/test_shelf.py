@@ -1,0 +1,159 @@
+"""What steps keep beside their results: shared within a run, gone when it is passing, fresh."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bench_fixtures import small_digits
+from PIL import Image
+
+from compress.errors import IllegalChain, UserError
+from compress.harness import job as job_module
+from compress.harness.graph import make_graph
+from compress.harness.job import Job, Stores, perform
+from compress.harness.plan import Plan, make_plan
+from compress.harness.shelf import StepShelf
+from compress.harness.store import Entry, Store
+from compress.harness.suite import Suite
+from compress.training import loop
+
+DATA = small_digits()
+TRAIN = "train(epochs=1)"
+KEY = "1" * 64
+
+
+def write(folder: Path) -> dict[str, str]:
+    (folder / "file").write_text("content")
+    return {"what": "words"}
+
+
+def test_what_is_passing_goes_with_the_result(tmp_path: Path) -> None:
+    shelf = StepShelf(Store(tmp_path))
+    shelf.put("1" * 64, write)
+    made = shelf.put("2" * 64, write, passing=True)
+    assert (made.folder / "file").read_text() == "content"
+    assert made.about["what"] == "words"
+    later = StepShelf(Store(tmp_path))
+    assert later.get("2" * 64, passing=True) is not None
+    later.clear()
+    assert later.get("1" * 64) is not None
+    assert later.get("2" * 64) is None
+
+
+def test_a_fresh_run_takes_nothing_from_before_it(tmp_path: Path) -> None:
+    StepShelf(Store(tmp_path)).put(KEY, write)
+    fresh = StepShelf(Store(tmp_path), since=time.time())
+    assert fresh.get(KEY) is None
+    fresh.put(KEY, write)
+    assert fresh.get(KEY) is not None
+    assert StepShelf(Store(tmp_path)).get(KEY) is not None
+
+
+def plan_of(*chains: str, root: Path | None = None) -> Plan:
+    suite = Suite("test", "digits", "mlp(width=8)", (TRAIN, *chains), controls=False)
+    return make_plan(suite, data=DATA, data_root=root)
+
+
+def steps_done(plan: Plan, stores: Stores, *texts: str) -> list[Entry]:
+    """Do the last step of some rows, in this process."""
+    graph, entries = make_graph(plan), []
+    rows = [row.text for row in plan.rows]
+    for text in texts:
+        lane = graph.lane((text, 0))
+        until = len(lane.nodes) - 2
+        outcome = perform(Job(rows.index(text), 0, until), plan, stores)
+        assert outcome.ok, outcome.error
+        entry = stores.get(lane.nodes[until])
+        assert entry is not None
+        entries.append(entry)
+    return entries
+
+
+def told(entry: Entry) -> tuple[int, int]:
+    [row] = [row for row in entry.journal if row["kind"] == "soft_labels"]
+    return row["asked"], row["reused"]
+
+
+def test_students_of_one_teacher_share_what_it_says(tmp_path: Path) -> None:
+    chains = [f"distill(student='mlp(width={w})', epochs=2)" for w in (8, 16)]
+    stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
+    plan = plan_of(*chains)
+    steps_done(plan, stores, "baseline")
+    first, second = steps_done(plan, stores, *chains)
+    assert told(first) == (320, 320), "digits are not augmented: one view serves both epochs"
+    assert told(second) == (0, 640)
+
+
+def test_a_stopped_step_goes_on_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "WORTH_KEEPING", 0.0)
+    stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
+    text = "finetune(epochs=4)"
+    plan = plan_of(text)
+    steps_done(plan, stores, "baseline")
+    before = {path.name for path in Store(tmp_path / "store").entries()}
+    keep, epochs = loop._Fit._keep, []
+
+    def stop(self: Any) -> None:
+        keep(self)
+        epochs.append(self.progress.epoch)
+        if epochs == [1, 2]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Fit, "_keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        steps_done(plan, stores, text)
+    left = {path.name for path in Store(tmp_path / "store").entries()} - before
+    assert len(left) == 1, "the state after the second epoch"
+    [entry] = steps_done(plan, stores, text)
+    assert epochs == [1, 2, 3, 4]
+    after = {path.name for path in Store(tmp_path / "store").entries()} - before
+    assert after == {entry.key}
+    undisturbed = Stores(Store(tmp_path / "other"), Store(tmp_path / "private"))
+    steps_done(plan, undisturbed, "baseline")
+    [expected] = steps_done(plan, undisturbed, text)
+    assert entry.files["model.safetensors"] == expected.files["model.safetensors"]
+
+
+def test_transfer_sets_are_looked_up_before_any_work(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / "loose").mkdir(exist_ok=True)
+        pixels = np.full((9, 9, 3), 50 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "loose" / f"{number}.png")
+    name = f"imagefolder:{tmp_path}/loose"
+    text = f"distill(student='mlp', epochs=1, hard_weight=0, transfer={name!r})"
+    with pytest.raises(IllegalChain, match="has no labels of this task's classes"):
+        plan_of(text.replace("hard_weight=0, ", ""))
+    with pytest.raises(UserError, match="no folder"):
+        plan_of(text.replace("loose", "nowhere"))
+    plan = plan_of(text)
+    [row] = [row for row in plan.rows if row.chain is not None]
+    key = make_graph(plan).lane((row.text, 0)).nodes[0].key
+    assert make_graph(plan_of(text)).lane((row.text, 0)).nodes[0].key == key
+    stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
+    steps_done(plan, stores, "baseline")
+    [entry] = steps_done(plan, stores, row.text)
+    assert [line["samples"] for line in entry.journal if line["kind"] == "fit"] == [4]
+    (tmp_path / "loose" / "0.png").unlink()
+    assert make_graph(plan_of(text)).lane((row.text, 0)).nodes[0].key != key
+
+
+def test_jobs_say_to_their_shelf_when_the_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Watched(StepShelf):
+        def __init__(self, store: Store, since: float = 0.0) -> None:
+            seen.append(since)
+            super().__init__(store, since)
+
+    monkeypatch.setattr(job_module, "StepShelf", Watched)
+    plan = plan_of("prune_weights(sparsity=0.5)")
+    steps_done(plan, Stores(Store(tmp_path), Store(tmp_path / "p"), since=7.0), "baseline")
+    assert seen == [7.0]
