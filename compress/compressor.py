@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import torch
 
-from compress.ensemble import together
+from compress.ensemble import MOST_MEMBERS, together
 from compress.errors import IllegalChain, StepFailed, UserError
 from compress.files import digest
 from compress.model import Model, forward, probe
@@ -117,15 +117,15 @@ class Workbench:
     shelf: Shelf | None = None
     scope: str = ""
     """Names, for the shelf, what this step depends on."""
-    fingerprint: str = ""
-    """Of the data that `train` is a part of."""
+    setting: str = ""
+    """Names, for the shelf, what every step of a run depends on: data, task, code, threads."""
     seed: int = 0
     progress: bool = False
     journal: Journal = field(default_factory=Journal)
 
     def has(self, need: str) -> bool:
         present = self.train if need == "labels" else getattr(self, need)
-        return present is not None
+        return present is not None and not (isinstance(present, Split) and len(present) == 0)
 
     def asks(self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Any:
         """Return the answer to a measured question: that of the shelf, or a new one, then kept.
@@ -141,7 +141,9 @@ class Workbench:
         if self.shelf is not None:
             with contextlib.suppress(OSError):  # a full disk: the answer is at hand all the same
                 self.shelf.put(name, lambda _: {"answer": answer})
-        return answer
+                # Another process may have been faster: then its answer holds for both.
+                known = self.shelf.get(name)
+        return answer if known is None else known.about["answer"]
 
     def student(self, name: str) -> Model:
         if self.build is None:
@@ -179,6 +181,11 @@ class Compressor(ABC):
     def builds(self) -> bool:
         """Whether what comes out is a model that the step has built, not the one that entered."""
         return bool(self.students)
+
+    @property
+    def discards(self) -> bool:
+        """Whether nothing of what enters is used, not even its architecture."""
+        return self.restarts
 
     @property
     def teachers(self) -> frozenset[str]:
@@ -290,7 +297,7 @@ class Chain(Compressor):
                     f"{before.name()}() writes the file that is deployed, so no step may follow "
                     f"it: move {after.name()}(...) before {before.name()}()"
                 )
-            if after.restarts and not (before.restarts and not before.builds and after.builds):
+            if after.discards and not (before.restarts and not before.builds and after.builds):
                 raise IllegalChain(
                     f"{after!r} starts from fresh weights and would discard what {before!r} made: "
                     f"{_instead(after)}"
@@ -318,6 +325,10 @@ class Chain(Compressor):
         return frozenset().union(*(part.transfers for part in self.parts))
 
     @property
+    def builds(self) -> bool:
+        return any(part.builds for part in self.parts)
+
+    @property
     def steps(self) -> tuple[Compressor, ...]:
         return self.parts
 
@@ -342,7 +353,7 @@ class Chain(Compressor):
 
 
 def _instead(step: Compressor) -> str:
-    if not step.students:
+    if not step.builds:
         return "put it first, or use finetune(...)"
     return "let the student learn from it with distill(..., teacher='input'), or leave it out"
 
@@ -372,6 +383,9 @@ class Repeat(Compressor):
         require_count(self, "times")
         require_choice(self, "schedule", tuple(SCHEDULES))
         require_choice(self, "result", ("last", "ensemble"))
+        if self.result == "ensemble":
+            most = f"an ensemble has at most {MOST_MEMBERS} members"
+            require(self.times <= MOST_MEMBERS, self, most)
         require(
             isinstance(self.step, Compressor), self, f"the second value is a step, not {self.step}"
         )
@@ -402,6 +416,10 @@ class Repeat(Compressor):
     @property
     def transfers(self) -> frozenset[str]:
         return self.step.transfers
+
+    @property
+    def builds(self) -> bool:
+        return self.step.builds
 
     def at(self, progress: float) -> Repeat:  # type: ignore[override]
         return replace(self, step=self.step.at(progress))
@@ -455,11 +473,12 @@ def run(compressor: Compressor, model: Model, bench: Workbench) -> Model:
     if bench.origin is None:
         bench = replace(bench, origin=model)
     seed_everything(bench.seed)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), len(bench.journal.rows)
     result = compressor.compress(model.copy(), bench)
-    bench.journal.row(
-        "step", step=repr(compressor), seconds=round(time.perf_counter() - started, 3)
-    )
+    seconds = time.perf_counter() - started
+    # What processes spent on it that were stopped.
+    seconds += sum(row.get("earlier_seconds", 0.0) for row in bench.journal.rows[before:])
+    bench.journal.row("step", step=repr(compressor), seconds=round(seconds, 3))
     _check(compressor, model, result)
     return result
 

@@ -36,13 +36,13 @@ class Draws:
 
     def uniform(self, purpose: str) -> Tensor:
         """Return a number in [0, 1) for each item: float32, shape (N,)."""
-        bits = _shifted(self._mixed(purpose), 64 - BITS)
+        bits = _shifted_right(self._mixed(purpose), 64 - BITS)
         return bits.to(torch.float32) / 2**BITS
 
     def below(self, purpose: str, limit: int) -> Tensor:
         """Return a whole number from 0 to `limit` - 1 for each item: int64, shape (N,)."""
         # 63 bits modulo the limit: the bias is below one in 2**40 for splits of any real size.
-        return _shifted(self._mixed(purpose), 1) % limit
+        return _shifted_right(self._mixed(purpose), 1) % limit
 
     def to(self, device: torch.device) -> Draws:
         return Draws(self.items.to(device), self.view, self.seed)
@@ -55,9 +55,9 @@ class Draws:
         """Return 64 random bits for each item, by the finaliser of SplitMix64 (Steele 2014)."""
         key = seed_of(self.seed, self.view, purpose)
         state = self.items * _signed(0x9E3779B97F4A7C15) + key
-        state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
-        state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
-        return state ^ _shifted(state, 31)
+        state = (state ^ _shifted_right(state, 30)) * _signed(0xBF58476D1CE4E5B9)
+        state = (state ^ _shifted_right(state, 27)) * _signed(0x94D049BB133111EB)
+        return state ^ _shifted_right(state, 31)
 
 
 def _signed(value: int) -> int:
@@ -65,6 +65,6 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _shifted(values: Tensor, places: int) -> Tensor:
+def _shifted_right(values: Tensor, places: int) -> Tensor:
     """Shift right and fill with zeros: torch's own shift of int64 repeats the sign."""
     return (values >> places) & (2 ** (64 - places) - 1)

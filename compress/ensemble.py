@@ -13,6 +13,7 @@ from compress.errors import IllegalChain
 from compress.model import INSTANCE, Blueprint, Model, main_output
 
 AVERAGES = ("probabilities", "logits")
+MOST_MEMBERS = 64
 
 
 def averaged(outputs: Sequence[Tensor], average: str, weights: Sequence[float] = ()) -> Tensor:
@@ -38,6 +39,9 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.average = average
+
+    def extra_repr(self) -> str:
+        return f"average={self.average!r}"
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs to logits (N, classes)."""

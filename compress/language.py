@@ -177,3 +177,13 @@ def parse_model_name(text: str) -> ModelName:
             f"cannot read the model name {shown(text)}: write NAME or SOURCE:NAME(options)"
         )
     return ModelName(source, name, options)
+
+
+def model_sources(text: str) -> set[str]:
+    """Return the sources (libraries, files) that a model's name refers to, members included."""
+    found = parse_model_name(text)
+    inner = found.options.get("of")
+    sources = {found.source} if found.source else set()
+    if not found.source and found.name == "ensemble" and isinstance(inner, str):
+        sources |= model_sources(inner)
+    return sources

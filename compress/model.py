@@ -151,6 +151,12 @@ def weights_hash(module: nn.Module) -> str:
     return digest(parts)
 
 
+def identity(model: Model) -> list[str]:
+    """Return what a model's outputs depend on: its factory, its layers, its weights."""
+    factory = "" if model.blueprint is None else model.blueprint.factory
+    return [factory, digest(repr(model.module)), weights_hash(model.module)]
+
+
 # --- saving -----------------------------------------------------------------------------
 
 
@@ -162,6 +168,8 @@ def save(
     A model without a blueprint has only its ONNX file written. Raises CannotSave if the model
     differs from a fresh build in a way that the format cannot hold, or does not come back equal.
     """
+    if model.blueprint is None and model.onnx is None:
+        raise CannotSave("no factory builds this module, so it cannot be rebuilt from a file")
     folder.mkdir(parents=True, exist_ok=True)
     if model.onnx is not None:
         write_atomic(folder / "model.onnx", model.onnx)

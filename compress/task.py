@@ -30,16 +30,9 @@ class Split(ABC):
     def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
         """Return the raw inputs and the targets of the items at `index` (int64, shape (N,))."""
 
-    def batches(
-        self, batch_size: int, generator: torch.Generator | None = None
-    ) -> Iterator[tuple[Tensors, Tensor]]:
-        """Yield every item once, in order, or shuffled by `generator` if one is given."""
-        order = (
-            torch.arange(len(self))
-            if generator is None
-            else torch.randperm(len(self), generator=generator)
-        )
-        for index in order.split(batch_size):
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensors, Tensor]]:
+        """Yield every item once, in order."""
+        for index in torch.arange(len(self)).split(batch_size):
             yield self.fetch(index)
 
 
@@ -210,6 +203,7 @@ class ImageClassification(Task):
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_json(),
             "augment": self.augment,
+            **({"label_smoothing": self.label_smoothing} if self.label_smoothing else {}),
         }
 
     def output_shape(self) -> tuple[int, ...]:

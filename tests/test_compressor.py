@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
+from bench_fixtures import make_bench, small_digits
+from shelves import Folder
 from torch import nn
 
 from compress.compressor import Compressor, Journal, Repeat, Workbench, run
 from compress.errors import IllegalChain, StepFailed, UserError
 from compress.harness.keys import foreign_sources
+from compress.harness.shelf import StepShelf
+from compress.harness.store import Store
 from compress.model import Model
 from compress.task import ImageClassification, Preprocessing
 from compress.techniques import chain, techniques
@@ -106,3 +111,31 @@ def test_plug_ins_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
             chain("scale()")
     finally:
         techniques.cache_clear()
+
+
+def test_a_measured_answer_is_asked_once(tmp_path: Path) -> None:
+    bench = replace(make_bench(small_digits()), shelf=Folder(tmp_path))
+    asked: list[int] = []
+
+    def measure() -> dict[str, int]:
+        asked.append(1)
+        return {"answer": len(asked)}
+
+    assert bench.asks({"what": 1}, measure) == {"answer": 1}
+    assert bench.asks({"what": 1}, measure) == {"answer": 1}
+    assert bench.asks({"what": 2}, measure) == {"answer": 2}
+    assert replace(bench, shelf=None).asks({"what": 1}, measure) == {"answer": 3}
+    assert isinstance(bench.shelf, Folder)
+    bench.shelf.full = True
+    assert bench.asks({"what": 3}, measure) == {"answer": 4}
+
+
+def test_of_two_who_measure_at_once_one_answer_holds(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    bench = replace(make_bench(small_digits()), shelf=StepShelf(store, "f" * 64))
+
+    def slower() -> dict[str, int]:
+        replace(bench, shelf=StepShelf(store, "e" * 64)).asks({"what": 1}, lambda: {"answer": 1})
+        return {"answer": 2}
+
+    assert bench.asks({"what": 1}, slower) == {"answer": 1}

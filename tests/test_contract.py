@@ -154,7 +154,7 @@ def legal(first: str, second: str) -> bool:
     if first.startswith(("quantize", "cast")):
         return False
     restarts = second.startswith("train") or (
-        second.startswith("distill(student") and "'input'" not in second
+        second.startswith("distill(student") and "'input'" not in second and "'same'" not in second
     )
     starts_fresh = first.startswith("train(epochs")
     return not restarts or (starts_fresh and "student" in second)

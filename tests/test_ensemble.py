@@ -11,9 +11,10 @@ from bench_fixtures import build, fresh_model, make_bench, small_digits
 
 from compress import counts
 from compress.compressor import run
-from compress.ensemble import Ensemble, averaged, together
-from compress.errors import IllegalChain, UserError
-from compress.model import forward, load, probe, save
+from compress.ensemble import AVERAGES, Ensemble, averaged, together
+from compress.errors import CannotSave, IllegalChain, UserError
+from compress.language import model_sources
+from compress.model import INSTANCE, Blueprint, forward, identity, load, probe, save
 from compress.task import Data
 from compress.techniques import chain
 
@@ -81,7 +82,7 @@ def test_by_name(data: Data) -> None:
         ("ensemble(of='mlp', members=0)", "1 to 64 members, not 0"),
         ("ensemble(of='mlp', members=1000000)", "1 to 64 members"),
         ("ensemble(of='mlp', member=3)", "unknown option of ensemble 'member'"),
-        ("ensemble(of=\"ensemble(of='mlp')\")", "are no ensembles"),
+        ("ensemble(of=\"ensemble(of='mlp', members=60)\", members=60)", "more than 256 members"),
         ("ensemble(of='nothing')", "unknown model 'nothing'"),
     ):
         with pytest.raises(UserError, match=words.replace("(", r"\(")):
@@ -91,3 +92,33 @@ def test_by_name(data: Data) -> None:
 def test_members_come_from_one_factory(data: Data) -> None:
     with pytest.raises(IllegalChain, match="members of one factory"):
         together([fresh_model(data, "mlp"), fresh_model(data, "cnn-small")])
+
+
+def test_what_no_factory_builds_cannot_be_saved(data: Data, tmp_path: Path) -> None:
+    one = fresh_model(data, "mlp(width=8)")
+    made = together([replace(one, blueprint=Blueprint(INSTANCE)) for _ in range(2)])
+    with pytest.raises(CannotSave, match="no factory builds this module"):
+        save(made, tmp_path / "none", build)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_average_is_part_of_what_a_model_is(data: Data) -> None:
+    both = [fresh_model(data, f"ensemble(of='mlp', average={a!r})") for a in AVERAGES]
+    assert identity(both[0]) != identity(both[1])
+
+
+def test_an_ensemble_of_ensembles_is_built(data: Data) -> None:
+    inner = "ensemble(of='mlp(width=4)', members=2)"
+    made = fresh_model(data, f"ensemble(of={inner!r}, members=3)")
+    assert len([m for m in made.module.modules() if isinstance(m, Ensemble)]) == 4
+
+
+def test_too_many_members_are_refused_before_any_training() -> None:
+    with pytest.raises(IllegalChain, match="at most 64 members"):
+        chain("repeat(65, distill(student='same', teacher='input'), result='ensemble')")
+
+
+def test_the_files_that_an_ensembles_members_come_from_are_found() -> None:
+    assert model_sources("ensemble(of='mine.py:make(width=2)', members=3)") == {"mine.py"}
+    assert model_sources("torchvision:resnet18") == {"torchvision"}
+    assert model_sources("mlp") == set()

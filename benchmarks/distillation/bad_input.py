@@ -60,7 +60,7 @@ def refusals(data: Data, teacher: Model, bench: Workbench, folder: Path) -> list
         (folder / "loose").mkdir(exist_ok=True)
         Image.new("RGB", (20, 20), (80 * number,) * 3).save(folder / "loose" / f"{number}.png")
     name = f"imagefolder:{folder}/loose"
-    loose = {name: load_transfer(name, data.task)}
+    loose = {name: load_transfer(name, data)}
     learn = chain("distill(student='mlp', epochs=1)")
     unlabelled = f"distill(student='mlp', epochs=1, transfer={name!r}"
     calls: dict[str, Callable[[], object]] = {

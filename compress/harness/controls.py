@@ -8,6 +8,7 @@ is the technique's.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +50,26 @@ def control_of(chain: Compressor, model: str = "") -> Control | None:
     taught = [step for step, _ in trainings if step.builds]
     if taught:
         # A later student learns from an earlier one: the last is what is deployed.
-        student = next(iter(taught[-1].students), model)
+        student = _name_of_student(steps, model)
         if not student:
-            return Control(None, "no name builds the student with fresh weights")
+            return Control(None, "no name builds its student with fresh weights")
         return Control(Train(student=student, epochs=epochs, **_settings(taught[-1])))
     longest, _ = max(trainings, key=lambda pair: pair[0].epochs * pair[1])
     return Control(Finetune(epochs=epochs, **_settings(longest)))
+
+
+def _name_of_student(steps: Sequence[tuple[Compressor, int]], model: str) -> str:
+    """Return the name of the last student's architecture; '' if steps before it made it."""
+    name, entering, shaped = "", model, False
+    for step, _ in steps:
+        if step.students:
+            (entering,) = step.students
+            name, shaped = entering, False
+        elif step.builds:
+            name = "" if shaped else entering
+        elif not isinstance(step, Training):
+            shaped = True
+    return name
 
 
 def _flat(chain: Compressor, times: int = 1) -> list[tuple[Compressor, int]]:

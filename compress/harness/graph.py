@@ -23,7 +23,7 @@ from compress.harness.keys import (
 from compress.harness.plan import Plan
 from compress.harness.record import Key
 from compress.harness.rows import BASELINE, Row
-from compress.model import weights_hash
+from compress.model import identity, weights_hash
 from compress.timing.environment import cpu_info
 
 MEASURE = "measure"
@@ -79,6 +79,8 @@ class Graph:
     start: str
     """Key of the plan's own model, which no step has made."""
     lanes: tuple[Lane, ...]
+    setting: str
+    """A hash of what every step depends on: data, task, device, threads, versions, code."""
 
     @property
     def nodes(self) -> dict[str, Node]:
@@ -106,7 +108,11 @@ def make_graph(plan: Plan) -> Graph:
             for row in plan.rows[1:]
             if row.chain is not None
         ]
-    return Graph(start, tuple(lanes))
+    return Graph(start, tuple(lanes), digest(_common(plan)))
+
+
+def _common(plan: Plan) -> dict[str, object]:
+    return {**plan.context, "versions": versions(), "ours": code_digest()}
 
 
 class _Maker:
@@ -115,7 +121,8 @@ class _Maker:
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
         self.private = plan.instance is not None
-        self.context = {**plan.context, "seed": seed, "versions": versions(), "ours": code_digest()}
+        named = {name: identity(model) for name, model in plan.teachers.items()}
+        self.context = {**_common(plan), "seed": seed, "teachers": named}
         self.judged = {
             "test": plan.data.fingerprint,
             "metric": None if plan.metric is None else plan.metric.identity(),

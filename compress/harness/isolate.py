@@ -96,6 +96,7 @@ def recipe_of(
         "step_threads": plan.step_threads,
         "threads": plan.threads,
         "fingerprint": plan.data.fingerprint,
+        "transfers": {name: found.fingerprint for name, found in plan.transfers.items()},
         "shared": str(shared),
         "private": str(private),
         "since": since,

@@ -176,16 +176,18 @@ class _Lane:
             }
             self.stores.of(node).put_model(node.key, model, self.plan.build, about)
             say("kept", node)
-            if isinstance(bench.shelf, StepShelf):
-                bench.shelf.clear()
         except CannotSave as error:
             self.unkept = str(error)
+        if isinstance(bench.shelf, StepShelf):
+            bench.shelf.clear()
         return Built(model, node.key, Journal([*before.journal.rows, *bench.journal.rows]))
 
     def _bench(self, lane: Lane, node: Node) -> Workbench:
         bench = self.plan.workbench(lane.seed, self.progress)
-        shelf = StepShelf(self.stores.of(node), self.stores.since)
-        bench = replace(bench, journal=Journal(), shelf=shelf, scope=node.key)
+        shelf = StepShelf(self.stores.of(node), node.key, self.stores.since)
+        bench = replace(
+            bench, journal=Journal(), shelf=shelf, scope=node.key, setting=self.graph.setting
+        )
         assert node.step is not None, "the measuring is no step"
         if "teacher" not in node.step.needs:
             return bench

@@ -16,8 +16,8 @@ from compress.files import sha256
 from compress.harness.metric import Function, Metric, find_metric
 from compress.harness.rows import Row, rows_of
 from compress.harness.suite import Suite
-from compress.language import parse_model_name
-from compress.model import INSTANCE, Blueprint, Model, forward, weights_hash
+from compress.language import model_sources
+from compress.model import INSTANCE, Blueprint, Model, forward
 from compress.task import Data
 from compress.timing.environment import cpu_threads
 from compress.training.pace import usual_precision
@@ -78,7 +78,6 @@ class Plan:
             build=self.fresh,
             device=self.device,
             precision=self.precision,
-            fingerprint=data.fingerprint,
             tune=self.tune,
             seed=seed,
             progress=progress,
@@ -86,14 +85,13 @@ class Plan:
 
     @property
     def context(self) -> dict[str, object]:
-        """What every step's result depends on, besides its input and its text."""
+        """What every step's result depends on, besides its input, its text and named teachers."""
         return {
             "data": self.data.fingerprint,
             "task": self.data.task.describe(),
             "device": str(self.device),
             "precision": [self.precision, "tuned"] if self.tune else [self.precision],
             "threads": self.step_threads,
-            "teachers": {name: weights_hash(model.module) for name, model in self.teachers.items()},
             "code": {str(path): sha256(path.read_bytes()) for path in self._code_of_models()},
         }
 
@@ -104,7 +102,8 @@ class Plan:
             return allowed
         names = {self.suite.model, *(named.model for named in self.suite.teachers.values())}
         names |= {name for row in self.rows if row.chain for name in row.chain.students}
-        places = {Path(parse_model_name(name).source).expanduser().resolve() for name in names}
+        sources = set().union(*(model_sources(name) for name in names))
+        places = {Path(source).expanduser().resolve() for source in sources}
         return allowed - ({self.metric.file} - places)
 
 
@@ -178,7 +177,7 @@ def make_plan(
     )
     plan = replace(plan, teachers=_teachers(suite, plan))
     names = {name for row in rows if row.chain for name in row.chain.transfers}
-    found = {name: load_transfer(name, data.task, data_root) for name in sorted(names)}
+    found = {name: load_transfer(name, data, data_root) for name in sorted(names)}
     plan = replace(plan, transfers=found)
     for row in rows:
         _check_names(row, plan)

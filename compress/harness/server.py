@@ -150,7 +150,8 @@ def run(channel: Channel) -> None:
             allow_code=[Path(path) for path in asked["allow_code"]],
             step_threads=asked["step_threads"],
         )
-        if plan.data.fingerprint != asked["fingerprint"]:
+        sets = {name: found.fingerprint for name, found in plan.transfers.items()}
+        if plan.data.fingerprint != asked["fingerprint"] or sets != asked["transfers"]:
             raise UserError("the data has changed since the run began")
         warm(plan)
         channel.send({"ready": os.getpid()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,11 +16,12 @@ MADE = "made"
 class StepShelf:
     """A store that remembers what is kept only until the step has its result.
 
-    What was made before `since` (seconds of the epoch) is computed anew: that is a fresh run.
+    `owner` is the key of the step's result, which this process has claimed. What was made before
+    `since` (seconds of the epoch) is computed anew: that is a fresh run.
     """
 
-    def __init__(self, store: Store, since: float = 0.0) -> None:
-        self.store, self.since = store, since
+    def __init__(self, store: Store, owner: str, since: float = 0.0) -> None:
+        self.store, self.owner, self.since = store, owner, since
         self.passing: set[str] = set()
 
     def get(self, key: str, passing: bool = False) -> Entry | None:
@@ -34,7 +36,7 @@ class StepShelf:
     def put(
         self, key: str, fill: Callable[[Path], Mapping[str, Any]], passing: bool = False
     ) -> Entry:
-        made = self.store.put(key, lambda folder: {**fill(folder), MADE: time.time()})
+        made = self.store.put(key, lambda folder: {**fill(folder), MADE: time.time()}, self.owner)
         if passing:
             self.passing.add(key)
         return made
@@ -44,6 +46,7 @@ class StepShelf:
         self.passing.discard(key)
 
     def clear(self) -> None:
-        """Forget what was passing: the step's own result is kept now."""
+        """Forget what was passing: the step has its result."""
         for key in sorted(self.passing):
-            self.drop(key)
+            with contextlib.suppress(OSError):  # it costs room, and that is all
+                self.drop(key)

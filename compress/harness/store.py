@@ -70,12 +70,15 @@ class Store:
             entry = self._read(key)
         return entry
 
-    def put(self, key: str, fill: Callable[[Path], Mapping[str, Any]]) -> Entry:
+    def put(
+        self, key: str, fill: Callable[[Path], Mapping[str, Any]], owner: str | None = None
+    ) -> Entry:
         """Keep what `fill` writes into a folder and what it returns about it (JSON).
 
+        What a dead writer has left goes when `owner` (by default `key`) is claimed again.
         Raises what `fill` raises, and OSError if the disk does not take it; then nothing is kept.
         """
-        with self._writing(key) as made:
+        with self._writing(owner or key) as made:
             about = json.loads(json.dumps(dict(fill(made))))
             files = {path.name: sha256_file(path) for path in sorted(made.iterdir())}
             for name in files:
@@ -216,8 +219,8 @@ class Store:
 def _drop(folder: Path) -> None:
     """Remove an entry so that no reader finds half of it."""
     with contextlib.suppress(OSError):
-        gone = folder.with_name(f"{WRITING}-{folder.name}-gone")
-        folder.rename(gone)
+        gone = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{WRITING}-{folder.name}-"))
+        folder.rename(gone / "was")
         shutil.rmtree(gone, ignore_errors=True)
 
 

@@ -157,6 +157,9 @@ def checked(suite: Suite) -> Suite:
         raise UserError(
             f"suite {suite.name}: seeds must be different whole numbers from 0 to {2**31 - 1}"
         )
+    for name in ("baseline", "input"):
+        if name in suite.teachers:
+            raise UserError(f"a teacher cannot be called {name!r}: that names another model")
     if suite.precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}")
     if (suite.mean is None) != (suite.std is None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,11 @@ class Stage:
 
     blocks: tuple[str, ...]
     removable: frozenset[str]
+
+    def among(self, wanted: Callable[[str], bool]) -> Stage:
+        """Return the stage with those of its blocks that are wanted."""
+        blocks = tuple(path for path in self.blocks if wanted(path))
+        return Stage(blocks, self.removable & set(blocks))
 
     def evenly(self, count: int) -> tuple[str, ...]:
         """Return `count` blocks, evenly spread, with all that cannot be removed.

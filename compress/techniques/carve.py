@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+from torch import nn
 
 from compress.compressor import (
     Compressor,
@@ -38,8 +40,6 @@ class Carve(Compressor):
     such as ['layer1.0', 'layer1.3']; blocks that change shapes stay in any case. `width` keeps
     that fraction of the channels as well, as `prune_channels(channels=...)` does.
     """
-
-    imports = ("torch_pruning",)
 
     ratio: float | None = None
     by: str = "even"
@@ -76,17 +76,16 @@ class Carve(Compressor):
         return model
 
     def _shortened(self, model: Model, bench: Workbench) -> Model:
-        found = stages(model.module, model.example)
-        removed = self._removed(model, bench, found)
-        if not removed and not self.blocks:
-            bench.journal.note(
-                "carve: nothing was taken out: no block of the model can be removed without "
-                "changing shapes"
-                if not found
-                else "carve: every block that can go is gone"
-            )
+        origin = bench.origin or model
+        whole = stages(origin.module, origin.example)
+        there = dict(model.module.named_modules())
+        # Of the blocks of the origin, those that earlier steps have not taken out.
+        left = [stage.among(lambda p: not isinstance(there.get(p), nn.Identity)) for stage in whole]
+        removed = self._removed(model, bench, whole, left)
+        kept = [path for stage in left for path in stage.blocks if path not in removed]
+        self._tell(bench, whole, kept)
+        if not removed:
             return model
-        kept = [path for stage in found for path in stage.blocks if path not in removed]
         bench.journal.row("carve", kept=kept, removed=removed)
         sparse = {
             name for name in model.sparse if not any(name.startswith(f"{p}.") for p in removed)
@@ -94,51 +93,73 @@ class Carve(Compressor):
         module = without(model.module, removed)
         return replace(model, module=module, sparse=frozenset(sparse), hints={})
 
-    def _removed(self, model: Model, bench: Workbench, found: list[Stage]) -> list[str]:
-        """Return the paths of the blocks that go."""
-        if self.blocks:
-            return self._others(found)
-        assert self.ratio is not None, "one of the three is given"
-        origin = stages(bench.origin.module, bench.origin.example) if bench.origin else found
-        if self.by == "even":
-            counts = {stage.blocks[0]: len(stage.blocks) for stage in origin}
-            removed: list[str] = []
-            for stage in found:
-                # Of a stage that lost its first block, the number now is all that is known.
-                before = counts.get(stage.blocks[0], len(stage.blocks))
-                stay = stage.evenly(round(self.ratio * before))
-                removed += [path for path in stage.blocks if path not in stay]
-            return removed
-        target = round(self.ratio * sum(len(stage.blocks) for stage in origin))
-        return self._least_missed(model, bench, found, max(1, target))
+    def _tell(self, bench: Workbench, whole: list[Stage], kept: list[str]) -> None:
+        """Say where the target could not be reached."""
+        total = sum(len(stage.blocks) for stage in whole)
+        if not total:
+            bench.journal.note(
+                "carve: nothing was taken out: no block of the model can be removed without "
+                "changing shapes"
+            )
+        elif self.ratio is not None and len(kept) > self._target(total) + len(whole) / 2:
+            bench.journal.note(
+                f"carve: {len(kept)} of {total} blocks stay ({len(kept) / total:.2f} of them): the "
+                f"others change shapes, and every stage keeps one"
+            )
 
-    def _others(self, found: list[Stage]) -> list[str]:
-        known = [path for stage in found for path in stage.blocks]
+    def _target(self, count: int) -> int:
+        """Return how many of so many blocks are kept."""
+        assert self.ratio is not None, "there is a ratio"
+        return int(self.ratio * count + 0.5)
+
+    def _removed(
+        self, model: Model, bench: Workbench, whole: list[Stage], left: list[Stage]
+    ) -> list[str]:
+        """Return the paths of the blocks that go; `left` are the stages as they are now."""
+        if self.blocks:
+            return self._others(whole, left)
+        if self.by == "even":
+            return [
+                path
+                for before, now in zip(whole, left, strict=True)
+                for path in now.blocks
+                if path not in now.evenly(self._target(len(before.blocks)))
+            ]
+        total = sum(len(stage.blocks) for stage in whole)
+        return self._least_missed(model, bench, left, max(1, self._target(total)))
+
+    def _others(self, whole: list[Stage], left: list[Stage]) -> list[str]:
+        known = [path for stage in whole for path in stage.blocks]
         for path in self.blocks:
             if path not in known:
                 raise IllegalChain(
                     f"carve: there is no block {path!r}. {nearest(path, known)}Blocks: "
                     f"{', '.join(known) or 'none'}"
                 )
-        removable = set().union(*(stage.removable for stage in found)) if found else set()
-        return [path for path in known if path in removable and path not in self.blocks]
+        return [
+            path
+            for stage in left
+            for path in stage.blocks
+            if path in stage.removable and path not in self.blocks
+        ]
 
     def _least_missed(
-        self, model: Model, bench: Workbench, found: list[Stage], target: int
+        self, model: Model, bench: Workbench, left: list[Stage], target: int
     ) -> list[str]:
         """Remove, one by one, the block without which the answers change least."""
         assert bench.calibration is not None, "run() has checked needs"
         inputs = stacked_inputs(bench.task, bench.calibration, JUDGED)
-        expected = _answers(model, inputs)
-        candidates = [path for stage in found for path in stage.blocks if path in stage.removable]
-        total = sum(len(stage.blocks) for stage in found)
+        inputs = tuple(tensor.to(bench.device) for tensor in inputs)
+        here = replace(model, module=copy.deepcopy(model.module).to(bench.device))
+        expected = _answers(here.module, inputs)
+        candidates = [path for stage in left for path in stage.blocks if path in stage.removable]
+        count = sum(len(stage.blocks) for stage in left)
         removed: list[str] = []
         effects: list[float] = []
-        while total - len(removed) > target and candidates:
+        while count - len(removed) > target and candidates:
             trials = {}
             for path in candidates:
-                trial = model.copy()
-                without(trial.module, [*removed, path])
+                trial = without(copy.deepcopy(here.module), [*removed, path])
                 trials[path] = float(kd(_answers(trial, inputs), expected, 1.0))
             best = min(trials, key=lambda path: trials[path])
             removed.append(best)
@@ -148,6 +169,6 @@ class Carve(Compressor):
         return removed
 
 
-def _answers(model: Model, inputs: Tensors) -> torch.Tensor:
+def _answers(module: nn.Module, inputs: Tensors) -> torch.Tensor:
     parts = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
-    return torch.cat([forward(model.module.eval(), part) for part in parts])
+    return torch.cat([forward(module.eval(), part) for part in parts])

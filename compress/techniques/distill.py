@@ -16,11 +16,10 @@ from compress.task import Split
 from compress.techniques.hints import HINTS, Hints, matched, named_pairs
 from compress.techniques.losses import LABEL_LOSSES, SOFT_LOSSES, standardized
 from compress.techniques.schedules import SHAPES, between
-from compress.techniques.soft_labels import SoftLabels, affordable, made_by
+from compress.techniques.soft_labels import Showing, SoftLabels
 from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, find_teachers
 from compress.techniques.train import fresh_model, same_again
-from compress.training import Batch, Loss, Training, fit
-from compress.training.loop import Around
+from compress.training import Around, Batch, Loss, Training, fit
 
 SAME = "same"
 
@@ -70,7 +69,11 @@ class Distill(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("teacher", "teacher_weights", "hint_layers"):
-            if isinstance(value := getattr(self, name), list):
+            value = getattr(self, name)
+            texts = (str, list, tuple) if name == "teacher" else (list, tuple)
+            what = "a name or a list of names" if name == "teacher" else "a list"
+            require(isinstance(value, texts), self, f"{name} is {what}, not {value!r}")
+            if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         require_name(self, "student")
         require_name(self, "transfer")
@@ -116,6 +119,8 @@ class Distill(Training):
         )
         require(sound, self, "hint_layers are texts such as 'layer1:features.3'")
         require(not given or self.hints != "none", self, "hint_layers without hints='fitnets'")
+        alone = self.hints == "none" or len(self.teacher_names) == 1
+        require(alone, self, "hints come from one teacher, not from an ensemble")
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -128,6 +133,11 @@ class Distill(Training):
     @property
     def builds(self) -> bool:
         return self.student is not None
+
+    @property
+    def discards(self) -> bool:
+        # A student born again has the architecture that enters, however it came about.
+        return self.restarts and self.student != SAME
 
     @property
     def wants_labels(self) -> bool:
@@ -188,6 +198,7 @@ class Distill(Training):
             before=labels.before,
             after=labels.after,
             traced=hints is None,
+            labelled=self.transfer is None or bench.transfers[self.transfer].labelled,
             about={"teacher": teacher.identity()},
         )
         try:
@@ -208,8 +219,6 @@ class Distill(Training):
     def _hints(self, teacher: Teacher, student: Model) -> Hints | None:
         if self.hints == "none":
             return None
-        if len(teacher.models) > 1:
-            raise IllegalChain("distill: hints come from one teacher, not from an ensemble")
         first = teacher.models[0]
         if self.hint_layers:
             pairs = named_pairs(self.hint_layers, first, student)
@@ -227,30 +236,17 @@ class Distill(Training):
     def _labels(
         self, teacher: Teacher, bench: Workbench, split: Split, features: bool
     ) -> SoftLabels:
-        views = self._views(bench)
-        why = "" if features or self.views == 0 else self._unaffordable(bench, split, views)
-        if why:
-            bench.journal.note(f"what the teacher said was not kept: {why}")
-        keep = not features and self.views != 0 and not why
-        data = bench.fingerprint
-        if self.transfer is not None:
-            data = bench.transfers[self.transfer].fingerprint
         key: dict[str, Any] = {
             "teacher": teacher.identity(),
-            "data": data,
-            "task": bench.task.describe(),
-            "seed": bench.seed if bench.task.augmented else 0,
-            # The sums within a batch are rounded otherwise in batches of another size or order.
+            "transfer": self.transfer and bench.transfers[self.transfer].fingerprint,
+            # Sums within a batch are rounded otherwise in batches of another size or order.
             "batches": [self.batch_size, bench.seed],
-            **made_by(),
         }
-        return SoftLabels(teacher.ask, bench, key, len(split), keep)
-
-    def _unaffordable(self, bench: Workbench, split: Split, views: int) -> str:
-        classes = 1
-        for size in bench.task.output_shape():
-            classes *= size
-        return affordable(len(split), classes, views, self.views is not None)
+        # With hints the layers inside the teacher are needed, so it is asked in any case.
+        keep = not features and self.views != 0
+        given = self.views is not None
+        showing = Showing(len(split), self._views(bench), self.epochs, keep, given)
+        return SoftLabels(teacher.ask, bench, key, showing)
 
     def _loss(self, labels: SoftLabels, hints: Hints | None, bench: Workbench) -> Loss:
         soft = SOFT_LOSSES[self.loss]

@@ -39,9 +39,10 @@ def recorded(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
                 found[path] = output
 
         handles.append(layer.register_forward_hook(note))
+    device = next(module.parameters(), torch.empty(0)).device
     try:
         with torch.no_grad():
-            module(*inputs)
+            module(*(tensor.to(device) for tensor in inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -136,11 +137,13 @@ class Hints(nn.Module):
                     )
             self.projections.append(self._projection(one, theirs[one], other, ours[other]))
         self.caught: list[dict[str, Tensor]] = [{}, {}]
-        self.handles = [
-            model.module.get_submodule(pair[whose]).register_forward_hook(self._catch(whose, pair))
-            for whose, model in enumerate((teacher, student))
-            for pair in self.pairs
-        ]
+        self.handles = []
+        for whose, model in enumerate((teacher, student)):
+            # A pass that ran out of memory must not hold on to its graph while it is repeated.
+            self.handles.append(model.module.register_forward_pre_hook(self._forget(whose)))
+            for pair in self.pairs:
+                layer = model.module.get_submodule(pair[whose])
+                self.handles.append(layer.register_forward_hook(self._catch(whose, pair)))
 
     def _projection(self, one: str, theirs: Tensor, other: str, ours: Tensor) -> nn.Module:
         grids = [_grid(value) for value in (theirs, ours)]
@@ -154,6 +157,12 @@ class Hints(nn.Module):
         if theirs.ndim == 3:
             return nn.Linear(ours.shape[2], theirs.shape[2])
         return nn.Conv2d(ours.shape[1], theirs.shape[1], 1)
+
+    def _forget(self, whose: int) -> Any:
+        def forget(_module: nn.Module, _inputs: Any) -> None:
+            self.caught[whose].clear()
+
+        return forget
 
     def _catch(self, whose: int, pair: tuple[str, str]) -> Any:
         def note(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -170,6 +179,8 @@ class Hints(nn.Module):
                 total = total + (attention(ours) - attention(theirs)).square().sum(1).mean()
             else:
                 total = total + F.mse_loss(projection(ours), theirs)
+        for caught in self.caught:
+            caught.clear()
         return total / len(self.pairs)
 
     def remove(self) -> None:

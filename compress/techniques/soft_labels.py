@@ -2,14 +2,15 @@
 
 An item's augmented view is a function of its number, the view's number and the seed, so a view's
 answers are right in whatever order the items come. They are kept as float16, by item number, under
-a hash of everything that they depend on: other epochs, students, chains and runs use them, too.
+a hash of what they depend on: other epochs, students, chains and runs use them, too.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress import draws, task
 from compress.compressor import Workbench
-from compress.files import digest, sha256
+from compress.files import digest
 from compress.memory import free_memory
 from compress.task import Tensors
 from compress.training import Batch
@@ -28,6 +28,7 @@ FILE = "logits.npy"
 KEPT_BYTES = 1e9
 """Of all views together: more is kept only if the number of views is given."""
 MEMORY_SHARE = 0.25
+"""Of what is free: so much may the views that are held take."""
 LARGEST = 6e4
 """Beyond it, a logit does not fit into a float16."""
 
@@ -35,39 +36,62 @@ Ask = Callable[[Tensors], Tensor]
 """Inputs -> the teacher's logits in float32."""
 
 
+@dataclass(frozen=True)
+class Showing:
+    """What is shown of a teacher's answers in a training."""
+
+    items: int
+    views: int
+    """How many views of each item there are, in turns."""
+    epochs: int
+    keep: bool = True
+    """Whether answers are rounded to float16, so that reusing them changes nothing."""
+    given: bool = False
+    """Whether the number of views was asked for."""
+
+
 class SoftLabels:
     """A teacher's answers for the batches of one training, view by view.
 
-    `items` is the number of items in the split, `key` what the answers depend on besides the
-    view. With `keep` False the teacher is asked each time.
+    `key` is what they depend on besides the view and the workbench's setting. Where nothing tells
+    what the workbench's data are (`setting` is empty) no shelf is used.
     """
 
     def __init__(
-        self, ask: Ask, bench: Workbench, key: Mapping[str, Any], items: int, keep: bool
+        self, ask: Ask, bench: Workbench, key: Mapping[str, Any], showing: Showing
     ) -> None:
-        self.ask, self.bench, self.key = ask, bench, dict(key)
-        self.shape = (items, *bench.task.output_shape())
-        self.keep = keep
+        self.ask, self.bench, self.showing = ask, bench, showing
+        self.key = {**key, "setting": bench.setting}
+        self.shape = (showing.items, *bench.task.output_shape())
+        self.unkept = "" if bench.shelf is None or not bench.setting else self._too_much()
+        """Why no shelf is used, where there is one."""
+        self.shelved = bench.shelf is not None and bool(bench.setting) and not self.unkept
         self.known: np.ndarray | None = None
         self.filling: np.ndarray | None = None
-        self.memory: dict[int, np.ndarray] = {}
-        """Views that no shelf has taken."""
+        self.view: int | None = None
+        """Of what is known."""
+        self.held: dict[int, np.ndarray] = {}
+        """Views that no shelf has taken and that are shown again."""
         self.asked = self.reused = 0
         self.seconds = 0.0
-        """That the teacher took."""
-        self.unkept = ""
+
+    @property
+    def bytes(self) -> int:
+        """Of one view."""
+        return 2 * math.prod(self.shape)
 
     def before(self, view: int) -> None:
         """Look up a view, or get ready to keep it."""
-        self.known = self.filling = None
-        if not self.keep:
+        self.filling = None
+        if not self.showing.keep or (view == self.view and self.known is not None):
             return
-        self.known = self.memory.get(view)
-        if self.known is None and self.bench.shelf is not None:
+        self.view, self.known = view, self.held.get(view)
+        if self.known is None and self.shelved:
+            assert self.bench.shelf is not None, "there is one"
             kept = self.bench.shelf.get(self._name(view))
             if kept is not None:
                 self.known = np.load(kept.folder / FILE, mmap_mode="r")
-        if self.known is None:
+        if self.known is None and (self.shelved or self._again()) and self._fits():
             self.filling = np.full(self.shape, np.nan, np.float16)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -87,32 +111,23 @@ class SoftLabels:
 
     def after(self, view: int) -> None:
         """Keep a view that was filled."""
-        filled, self.filling, self.known = self.filling, None, None
+        filled, self.filling = self.filling, None
         if filled is None:
             return
-        shelf = self.bench.shelf
-        if shelf is not None and not self.unkept:
+        if self.shelved:
+            assert self.bench.shelf is not None, "there is one"
 
             def fill(folder: Path) -> Mapping[str, Any]:
                 np.save(folder / FILE, filled)
                 return {"soft_labels": self.key, "view": view}
 
             try:
-                shelf.put(self._name(view), fill)
+                self.bench.shelf.put(self._name(view), fill)
                 return
             except OSError as error:
-                self.unkept = str(error)
-        self.memory[view] = filled
-
-    def _asked(self, batch: Batch) -> Tensor:
-        """Ask the teacher; as float16 where answers are kept, so that reusing changes nothing."""
-        started = time.perf_counter()
-        answers = self.ask(batch.inputs)
-        if answers.is_cuda:
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - started
-        self.asked += len(batch)
-        return answers.clamp(-LARGEST, LARGEST).half() if self.keep else answers
+                self.unkept, self.shelved = str(error), False
+        if self._again():
+            self.held[view] = filled
 
     def tell(self) -> None:
         """Write to the journal how often the teacher was asked."""
@@ -120,33 +135,31 @@ class SoftLabels:
         told = {"asked": self.asked, "reused": self.reused, "seconds": round(self.seconds, 3)}
         journal.row("soft_labels", **told)
         if self.unkept:
-            journal.note(
-                f"what the teacher said could not be kept ({self.unkept}): it was held in memory "
-                f"for this training only"
-            )
+            journal.note(f"what the teacher said was not kept for other steps: {self.unkept}")
+
+    def _asked(self, batch: Batch) -> Tensor:
+        started = time.perf_counter()
+        answers = self.ask(batch.inputs)
+        self.seconds += time.perf_counter() - started
+        self.asked += len(batch)
+        return answers.clamp(-LARGEST, LARGEST).half() if self.showing.keep else answers
+
+    def _again(self) -> bool:
+        """Whether views are shown more than once."""
+        return self.showing.views < self.showing.epochs
+
+    def _fits(self) -> bool:
+        free = free_memory()
+        return free is None or (len(self.held) + 1) * self.bytes <= MEMORY_SHARE * free
+
+    def _too_much(self) -> str:
+        total = self.bytes * self.showing.views
+        if not self.showing.keep or self.showing.given or total <= KEPT_BYTES:
+            return ""
+        return (
+            f"the answers of {self.showing.views} epochs take {total / 1e9:.1f} GB. With views=K "
+            f"there are K views, shown in turns, and they are kept"
+        )
 
     def _name(self, view: int) -> str:
         return digest({"soft_labels": self.key, "view": view})
-
-
-def affordable(items: int, classes: int, views: int, given: bool) -> str:
-    """Return '' if so many views can be kept, else why not."""
-    each = 2 * items * classes
-    free = free_memory()
-    if free is not None and each > MEMORY_SHARE * free:
-        return f"a view's answers take {each / 1e9:.1f} GB of memory"
-    if not given and each * views > KEPT_BYTES:
-        return (
-            f"the answers of {views} epochs take {each * views / 1e9:.1f} GB: views=K shows and "
-            f"keeps K augmented views in turns"
-        )
-    return ""
-
-
-def made_by() -> dict[str, str]:
-    """Return what else decides how a view looks and what a teacher says: our code, torch."""
-    sources = [Path(str(module.__file__)).read_bytes() for module in (draws, task)]
-    return {
-        "augmentation": sha256(b"\0".join(sources)),
-        "torch": importlib.metadata.version("torch"),
-    }

@@ -10,8 +10,7 @@ from torch import Tensor
 from compress.compressor import Workbench
 from compress.ensemble import averaged
 from compress.errors import IllegalChain, unknown
-from compress.files import digest
-from compress.model import Model, forward, main_output, weights_hash
+from compress.model import Model, forward, identity, main_output
 from compress.task import Tensors
 from compress.training import autocast, has_convolutions, place_inputs, to_device
 
@@ -41,9 +40,7 @@ class Teacher:
     def identity(self) -> dict[str, object]:
         """Return what the answers depend on, as JSON."""
         return {
-            "models": [
-                [digest(repr(model.module)), weights_hash(model.module)] for model in self.models
-            ],
+            "models": [identity(model) for model in self.models],
             "average": self.average if len(self.models) > 1 else "",
             "weights": list(self.weights) if len(self.models) > 1 else [],
             "precision": self.bench.precision,

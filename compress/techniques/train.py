@@ -9,6 +9,7 @@ from torch import nn
 from compress.compressor import Workbench, require_name
 from compress.errors import IllegalChain
 from compress.model import INSTANCE, Model
+from compress.surgery import replace_layer
 from compress.training import Training, fit, labels_loss
 
 
@@ -56,8 +57,17 @@ def same_again(model: Model, bench: Workbench) -> Model:
     """Return a model of the architecture of `model`, whatever steps made of it, untrained."""
     if model.blueprint is not None and model.blueprint.factory != INSTANCE:
         made = bench.student(model.blueprint.factory)
+        whole = dict(made.module.named_modules())
+        for path, layer in model.module.named_modules():
+            # What carving took out.
+            if isinstance(layer, nn.Identity) and path in whole:
+                replace_layer(made.module, path, nn.Identity())
         if _shapes(made) == _shapes(model):
             return made
+        bench.journal.note(
+            "the student has the shapes that steps before it made, so its layers have their own "
+            "fresh weights, not those that the model's factory gives them"
+        )
     again = model.copy()
     reset(again.module)
     return replace(again, sparse=frozenset(), hints={})
@@ -78,7 +88,7 @@ def reset(module: nn.Module) -> None:
             again()
         elif layer._parameters:
             raise IllegalChain(
-                f"train() needs fresh weights, and layer {path or 'at the top'!r} "
+                f"fresh weights are needed, and layer {path or 'at the top'!r} "
                 f"({type(layer).__name__}) has no reset_parameters(): give the model as "
-                f"'file.py:factory', or use finetune(...)"
+                f"'file.py:factory', or train on with finetune(...) or distill(...)"
             )

@@ -2,11 +2,12 @@
 
 from compress.training.evaluate import accuracy, evaluate
 from compress.training.feed import Batch
-from compress.training.loop import Loss, fit, labels_loss
+from compress.training.loop import Around, Loss, fit, labels_loss
 from compress.training.pace import Pace, autocast, has_convolutions, place_inputs, to_device
 from compress.training.settings import Training, one_cycle
 
 __all__ = [
+    "Around",
     "Batch",
     "Loss",
     "Pace",

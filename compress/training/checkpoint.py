@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from compress.compressor import Shelf
+from compress.compressor import Kept, Shelf
 from compress.files import digest
 
 TENSORS = "state.safetensors"
 
 
 @dataclass
-class Progress:
+class State:
     """How far a training has come, besides its weights and its optimizer's state."""
 
     epoch: int = 0
@@ -28,6 +28,8 @@ class Progress:
     parts: int = 1
     seconds: float = 0.0
     """Of training, over all processes that worked on it."""
+    pace: dict[str, Any] = field(default_factory=dict)
+    """How the module runs: on another machine another way might be the fastest."""
     best: float | None = None
     """The best validation accuracy so far."""
     best_epoch: int = 0
@@ -89,41 +91,53 @@ class Checkpoints:
     """The last epoch's state of one training on a shelf. Without a shelf nothing is kept."""
 
     def __init__(self, shelf: Shelf | None, question: Mapping[str, Any], epochs: int) -> None:
-        self.shelf, self.question, self.epochs = shelf, dict(question), epochs
+        self.shelf, self.question = shelf, dict(question)
         self.last: int | None = None
         self.full = ""
         """Why nothing more is kept: what the disk said."""
+        self.found = self._find(epochs)
 
-    def resume(self, parts: Parts) -> Progress | None:
-        """Bring a training to the latest epoch that was kept; None if there is none."""
+    @property
+    def state(self) -> State:
+        """How far the training had come when it was stopped; not at all, if nothing is kept."""
+        return State() if self.found is None else State(**self.found.about["state"])
+
+    def _find(self, epochs: int) -> Kept | None:
+        """Look for the latest epoch that was kept."""
         if self.shelf is None:
             return None
-        for epoch in range(self.epochs, 0, -1):
+        for epoch in range(epochs, 0, -1):
             kept = self.shelf.get(self._key(epoch), passing=True)
             if kept is not None:
-                progress = Progress(**kept.about["progress"])
-                parts.take(load_file(kept.folder / TENSORS))
                 self.last = epoch
-                return progress
+                if epoch > 1:  # a kill may have come between keeping this one and dropping that
+                    self.shelf.drop(self._key(epoch - 1))
+                return kept
         return None
 
-    def keep(self, parts: Parts, progress: Progress) -> None:
+    def resume(self, parts: Parts) -> None:
+        """Bring a training to the latest epoch that was kept."""
+        if self.found is not None:
+            parts.take(load_file(self.found.folder / TENSORS))
+
+    def keep(self, parts: Parts, state: State) -> None:
         """Keep the state after an epoch, then forget the one before it."""
         if self.shelf is None or self.full:
             return
-        about = {"progress": json.loads(json.dumps(vars(progress)))}
+        about = {"state": json.loads(json.dumps(vars(state)))}
 
         def fill(folder: Path) -> Mapping[str, Any]:
-            save_file(parts.tensors(), folder / TENSORS)
+            # As bytes: what `save_file` raises on a full disk is no OSError.
+            (folder / TENSORS).write_bytes(save(parts.tensors()))
             return about
 
         try:
-            self.shelf.put(self._key(progress.epoch), fill, passing=True)
+            self.shelf.put(self._key(state.epoch), fill, passing=True)
         except OSError as error:  # a full disk: the training itself can go on
             self.full = str(error)
             return
         self._drop()
-        self.last = progress.epoch
+        self.last = state.epoch
 
     def _drop(self) -> None:
         if self.shelf is not None and self.last is not None:

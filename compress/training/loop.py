@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from compress.errors import StepFailed
 from compress.model import Model, weights_hash
 from compress.progress import bar
 from compress.task import Split
-from compress.training.checkpoint import Checkpoints, Parts, Progress
+from compress.training.checkpoint import Checkpoints, Parts
 from compress.training.evaluate import evaluate, some_of
-from compress.training.feed import Feed
+from compress.training.feed import Feed, resident
 from compress.training.pace import Pace, choose_pace, compiled, to_device
 from compress.training.settings import Training, one_cycle
 from compress.training.stepper import Loss, Stepper
@@ -48,6 +48,8 @@ class Around:
     before: Callable[[int], None] = lambda view: None
     after: Callable[[int], None] = lambda view: None
     traced: bool = True
+    labelled: bool = True
+    """Whether the split's targets mean anything."""
     about: Mapping[str, Any] | None = None
     """What the loss depends on, for the checkpoints' keys."""
 
@@ -84,8 +86,12 @@ class _Fit:
         if len(self.feed) == 0:
             raise StepFailed(f"{len(split)} training item(s) are too few to train on")
         self.begun = len(bench.journal.rows)
-        self.checkpoints = Checkpoints(bench.shelf, self._question(), settings.epochs)
-        self.pace = self._pace()
+        # Without a scope nothing tells this training from others on the shelf.
+        shelf = bench.shelf if bench.scope else None
+        self.checkpoints = Checkpoints(shelf, self._question(), settings.epochs)
+        self.state = self.checkpoints.state
+        self.earlier = self.state.seconds
+        self.pace = Pace(**self.state.pace) if self.state.pace else self._pace()
         self.module = to_device(model.module, bench, self.pace)
         self.masks = {
             name: value.detach() != 0
@@ -99,8 +105,9 @@ class _Fit:
         self.optimizer = _optimizer(parameters, settings)
         run: Callable[..., Any] = compiled(self.module) if self.pace.compiled else self.module
         self.stepper = Stepper(run, parameters, self.optimizer, loss, bench, self.pace)
+        self.stepper.parts = self.state.parts
         self.parts = Parts(self.modules, self.optimizer)
-        self.progress = Progress()
+        self.watched = self._watched()
 
     def _question(self) -> dict[str, Any]:
         return {
@@ -121,24 +128,25 @@ class _Fit:
 
     def run(self) -> Model:
         settings, bench = self.settings, self.bench
-        kept = self.checkpoints.resume(self.parts)
-        if kept is not None:
-            self._take_up(kept)
+        self.checkpoints.resume(self.parts)
+        if self.state.epoch:
+            del bench.journal.rows[self.begun :]
+            bench.journal.rows += self.state.rows
         unkept = time.perf_counter()
         with self._bar() as shown:
-            for epoch in range(self.progress.epoch, settings.epochs):
+            for epoch in range(self.state.epoch, settings.epochs):
                 if self._waited_enough():
                     break
                 good = _copied(self.module)
                 started = time.perf_counter()
                 row = self._epoch(epoch, shown)
-                self.progress.seconds += time.perf_counter() - started
-                if not math.isfinite(row["loss"]):
+                self.state.seconds += time.perf_counter() - started
+                if not (math.isfinite(row["loss"]) and _finite(self.module.state_dict())):
                     self._fall_back(row, good)
                     break
                 self._watch(row)
                 bench.journal.row("epoch", **row)
-                self.progress.epoch = epoch + 1
+                self.state.epoch = epoch + 1
                 if time.perf_counter() - unkept >= WORTH_KEEPING:
                     self._keep()
                     unkept = time.perf_counter()
@@ -165,17 +173,15 @@ class _Fit:
             total, right, count = total + value * len(batch), right + good, count + len(batch)
             shown.update(len(batch))
         self.around.after(view)
-        self.progress.samples += count
+        self.state.samples += count
         seconds = time.perf_counter() - started
-        row = {
-            "epoch": epoch + 1,
-            "loss": float(total) / count,
-            "train_accuracy": float(right) / count,
-            "samples_per_second": round(count / seconds, 1),
-        }
-        shown.set_postfix(
-            epoch=epoch + 1, loss=f"{row['loss']:.4f}", acc=f"{row['train_accuracy']:.1%}"
-        )
+        row = {"epoch": epoch + 1, "loss": float(total) / count}
+        words = {"epoch": epoch + 1, "loss": f"{row['loss']:.4f}"}
+        if self.around.labelled:
+            row["train_accuracy"] = float(right) / count
+            words["acc"] = f"{row['train_accuracy']:.1%}"
+        row["samples_per_second"] = round(count / seconds, 1)
+        shown.set_postfix(**words)
         return row
 
     def _mask(self) -> None:
@@ -185,29 +191,25 @@ class _Fit:
 
     def _watch(self, row: dict[str, Any]) -> None:
         """Judge the epoch on the validation split, and remember the best one's weights."""
-        bench = self.bench
-        if bench.validation is None or len(bench.validation) == 0:
+        if self.watched is None:
             return
         judged = self.settings.judges
-        split = bench.validation if judged else some_of(bench.validation, WATCHED)
-        score, loss = evaluate(self.module, bench.task, split, bench.device)
+        score, loss = evaluate(self.module, self.bench.task, self.watched, self.bench.device)
         row["validation_accuracy"], row["validation_loss"] = score, loss
-        progress = self.progress
+        state = self.state
         # Among equally accurate epochs the one of lower loss: small splits are full of ties.
-        if judged and (
-            progress.best is None or (score, -loss) > (progress.best, -progress.best_loss)
-        ):
-            progress.best, progress.best_epoch, progress.best_loss = score, row["epoch"], loss
+        if judged and (state.best is None or (score, -loss) > (state.best, -state.best_loss)):
+            state.best, state.best_epoch, state.best_loss = score, row["epoch"], loss
             if self.settings.keep == "best":
                 self.parts.best = _copied(self.module)
 
     def _waited_enough(self) -> bool:
-        patience, progress = self.settings.patience, self.progress
-        if patience is None or progress.epoch - progress.best_epoch < patience:
+        patience, state = self.settings.patience, self.state
+        if patience is None or state.epoch - state.best_epoch < patience:
             return False
         self.bench.journal.note(
-            f"training ended after {progress.epoch} of {self.settings.epochs} epochs: none of the "
-            f"last {patience} was better on the validation split than epoch {progress.best_epoch}"
+            f"training ended after {state.epoch} of {self.settings.epochs} epochs: none of the "
+            f"last {patience} was better on the validation split than epoch {state.best_epoch}"
         )
         return True
 
@@ -215,37 +217,43 @@ class _Fit:
         """Return to the state before an epoch whose loss was not finite."""
         epoch, loss = row["epoch"], row["loss"]
         advice = f"try a smaller learning_rate than {self.settings.learning_rate}"
-        if epoch == 1 or not all(value.isfinite().all() for value in _floats(good)):
-            raise StepFailed(f"the loss became {loss} in epoch {epoch}: {advice}")
+        what = f"the loss became {loss}" if not math.isfinite(loss) else "weights became infinite"
+        if epoch == 1:
+            raise StepFailed(f"{what} in epoch {epoch}: {advice}")
         self.module.load_state_dict(good)
+        last = self.state.best_epoch if self.settings.keep == "best" else epoch - 1
         self.bench.journal.note(
-            f"the loss became {loss} in epoch {epoch} of {self.settings.epochs}, where training "
-            f"was stopped; the state after epoch {epoch - 1} was kept: {advice}"
+            f"{what} in epoch {epoch} of {self.settings.epochs}, where training was stopped; the "
+            f"state after epoch {last} was kept: {advice}"
         )
 
     def _keep(self) -> None:
-        self.progress.parts = self.stepper.parts
-        self.progress.rows = self.bench.journal.rows[self.begun :]
-        self.checkpoints.keep(self.parts, self.progress)
+        self.state.parts = self.stepper.parts
+        self.state.pace = asdict(self.pace)
+        self.state.rows = self.bench.journal.rows[self.begun :]
+        self.checkpoints.keep(self.parts, self.state)
 
-    def _take_up(self, kept: Progress) -> None:
-        """Go on where an earlier process was stopped."""
-        self.progress, self.stepper.parts = kept, kept.parts
-        del self.bench.journal.rows[self.begun :]
-        self.bench.journal.rows += kept.rows
+    def _watched(self) -> Split | None:
+        """Return the items that are judged after every epoch, in memory if they fit."""
+        split = self.bench.validation
+        if split is None or len(split) == 0:
+            return None
+        some = split if self.settings.judges else some_of(split, WATCHED)
+        return resident(some, torch.device("cpu"))
 
     def _finish(self) -> Model:
         if self.parts.best:
             self.module.load_state_dict(self.parts.best)
-        progress = self.progress
+        state = self.state
         told = {
-            "samples": progress.samples,
-            "seconds": round(progress.seconds, 3),
+            "samples": state.samples,
+            "seconds": round(state.seconds, 3),
+            "earlier_seconds": round(self.earlier, 3),
             "precision": self.pace.precision,
             "pace": str(self.pace),
         }
-        if progress.best_epoch:
-            told["best_epoch"] = progress.best_epoch
+        if state.best_epoch:
+            told["best_epoch"] = state.best_epoch
         if self.checkpoints.full:
             self.bench.journal.note(
                 f"the state of the training could not be kept along the way "
@@ -260,7 +268,7 @@ class _Fit:
         return bar(
             self.bench.progress,
             total=self.settings.epochs * items,
-            initial=self.progress.epoch * items,
+            initial=self.state.epoch * items,
             desc=self.settings.name(),
             unit="img",
             unit_scale=True,
@@ -272,8 +280,8 @@ def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def _floats(state: Mapping[str, Tensor]) -> list[Tensor]:
-    return [value for value in state.values() if value.is_floating_point()]
+def _finite(state: Mapping[str, Tensor]) -> bool:
+    return all(bool(v.isfinite().all()) for v in state.values() if v.is_floating_point())
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from compress.files import digest
 from compress.model import Model, main_output
 from compress.task import Tensors
 from compress.training.feed import Batch
+from compress.training.shortage import ran_out_of_memory
 
 MEASURED_FROM = 1e13
 """Multiply-accumulates of a training from which on trying out pays: a minute or more on a CPU."""
@@ -90,19 +91,26 @@ def choose_pace(
     if not bench.tune or _is_short(model, steps * len(batch)):
         return usual
     question = {
-        "pace": str(usual),
         "layers": digest(repr(model.module)),
         "params": params(model.module),
         "inputs": [list(tensor.shape) for tensor in batch.inputs],
-        "steps": steps,
-        "compilable": compilable,
+        "usual": str(usual),
         "device": _device_name(bench.device),
         "threads": torch.get_num_threads(),
         "torch": importlib.metadata.version("torch"),
     }
-    answer = bench.asks(question, lambda: _measured(model, bench, batch, usual, steps, compilable))
-    bench.journal.row("pace", **answer)
-    return Pace(**answer["chosen"])
+    # Trials draw random numbers (dropout), and an answer from the shelf draws none.
+    devices = [bench.device] if bench.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        way = bench.asks({"pace": question}, lambda: _measured(model, bench, batch, usual))
+        bench.journal.row("pace", **way)
+        chosen = Pace(**way["chosen"])
+        if not compilable or way["seconds"] * steps < COMPILED_FROM:
+            return chosen
+        further = {"compile": question, "pace": str(chosen), "steps": steps}
+        tried = bench.asks(further, lambda: _compiled(model, bench, batch, chosen, steps))
+        bench.journal.row("compile", **tried)
+        return Pace(**tried["chosen"])
 
 
 def _is_short(model: Model, samples: int) -> bool:
@@ -130,47 +138,64 @@ def _cpu_model() -> str:
     return names[0] if names else ""
 
 
-def _measured(
-    model: Model, bench: Workbench, batch: Batch, usual: Pace, steps: int, compilable: bool
-) -> dict[str, Any]:
-    """Time training steps in every way, in turns, and return the choice and the seconds."""
+def _measured(model: Model, bench: Workbench, batch: Batch, usual: Pace) -> dict[str, Any]:
+    """Time training steps in every precision and layout; return the choice and the seconds."""
     precisions = dict.fromkeys([usual.precision, "float32"])
     layouts = [True, False] if usual.channels_last else [False]
     ways = [Pace(precision, layout) for precision in precisions for layout in layouts]
-    trials = {way: _Trial(model, bench, batch, way) for way in ways}
-    seconds = _in_turns(trials)
-    chosen = _fastest(seconds, usual)
-    told: dict[str, Any] = {}
-    if compilable and seconds[chosen] * steps >= COMPILED_FROM:
-        way = Pace(chosen.precision, chosen.channels_last, compiled=True)
-        started = time.perf_counter()
+    seconds = _in_turns(model, bench, batch, ways)
+    best = min(seconds, key=lambda way: seconds[way], default=usual)
+    if usual in seconds and seconds[best] >= CLEARLY * seconds[usual]:
+        best = usual
+    told = {str(way): round(value, 5) for way, value in seconds.items()}
+    return {
+        "chosen": asdict(best),
+        "seconds": seconds.get(best, 0.0),
+        "seconds_per_step": told,
+    }
+
+
+def _compiled(
+    model: Model, bench: Workbench, batch: Batch, way: Pace, steps: int
+) -> dict[str, Any]:
+    """Time training steps with and without compiling; compile if that pays for itself."""
+    fast = Pace(way.precision, way.channels_last, compiled=True)
+    started = time.perf_counter()
+    try:
+        _Trial(model, bench, batch, fast).step()
+    except Exception as error:  # no compiler, or a module that cannot be traced
+        why = f"{type(error).__name__}: {error}"[:300]
+        return {"chosen": asdict(way), "not_compiled": why}
+    compiling = time.perf_counter() - started
+    seconds = _in_turns(model, bench, batch, [way, fast])
+    told: dict[str, Any] = {str(key): round(value, 5) for key, value in seconds.items()}
+    found = {"compiling": round(compiling, 3), "seconds_per_step": told}
+    if len(seconds) < 2:
+        return {"chosen": asdict(way), **found}
+    gain = (seconds[way] - seconds[fast]) * steps - compiling
+    pays = seconds[fast] < CLEARLY * seconds[way] and gain > 0
+    return {"chosen": asdict(fast if pays else way), **found}
+
+
+def _in_turns(
+    model: Model, bench: Workbench, batch: Batch, ways: Sequence[Pace]
+) -> dict[Pace, float]:
+    """Return the least seconds of a step in each way, taken in turns after one that warms up.
+
+    A way for which memory does not suffice is left out.
+    """
+    trials: dict[Pace, _Trial] = {}
+    for way in ways:
+        trial = _Trial(model, bench, batch, way)
         try:
-            trial = _Trial(model, bench, batch, way)
             trial.step()
-        except Exception as error:  # no compiler, or a module that cannot be traced
-            told["not_compiled"] = f"{type(error).__name__}: {error}"[:300]
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
         else:
-            told["compiling"] = round(time.perf_counter() - started, 3)
-            both = _in_turns({chosen: trials[chosen], way: trial})
-            seconds |= {way: both[way]}
-            gain = (both[chosen] - both[way]) * steps - told["compiling"]
-            if both[way] < CLEARLY * both[chosen] and gain > 0:
-                chosen = way
-    told["seconds_per_step"] = {str(way): round(value, 5) for way, value in seconds.items()}
-    return {"chosen": asdict(chosen), **told}
-
-
-def _in_turns(trials: dict[Pace, _Trial]) -> dict[Pace, float]:
-    """Return the least seconds of a step of each trial, taken in turns after one that warms up."""
-    for trial in trials.values():
-        trial.step()
+            trials[way] = trial
     rounds = [{way: trial.step() for way, trial in trials.items()} for _ in range(ROUNDS)]
     return {way: min(taken[way] for taken in rounds) for way in trials}
-
-
-def _fastest(seconds: dict[Pace, float], usual: Pace) -> Pace:
-    best = min(seconds, key=lambda way: seconds[way])
-    return best if seconds[best] < CLEARLY * seconds[usual] else usual
 
 
 class _Trial:
@@ -186,14 +211,18 @@ class _Trial:
         """Return the seconds of one pass forward and backward."""
         self._wait()
         started = time.perf_counter()
-        for parameter in self.parameters:
-            parameter.grad = None
         inputs = place_inputs(self.batch.inputs, self.way.channels_last)
         with autocast(self.bench, self.way.precision):
             outputs: Tensor = main_output(self.run(*inputs))
         self.bench.task.loss(outputs.float(), self.batch.targets).backward()
         self._wait()
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._clear()
+        return seconds
+
+    def _clear(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _wait(self) -> None:
         if self.bench.device.type == "cuda":

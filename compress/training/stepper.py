@@ -26,7 +26,8 @@ class Stepper:
 
     When memory runs out the batch is halved for good, and the gradients of its parts, each
     weighted by its share of the items, add up to that of the whole. Batch norm sees the parts
-    one by one, so its statistics are those of smaller batches.
+    one by one, so its statistics are those of smaller batches, and so does a loss that compares
+    the items of a batch with one another.
     """
 
     def __init__(

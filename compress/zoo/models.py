@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.ensemble import AVERAGES, Ensemble
+from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble
 from compress.errors import UserError, unknown
 from compress.language import ModelName, parse_model_name
 from compress.model import Blueprint, Model, forward
@@ -26,7 +26,8 @@ BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     **{f"resnet{n}": functools.partial(cifar_resnet, n) for n in (20, 32, 44, 56, 110)},
 }
-MOST_MEMBERS = 64
+MOST_ALTOGETHER = 256
+"""Members of an ensemble of ensembles."""
 LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}
 
 MODELS: Mapping[str, str] = {
@@ -96,10 +97,21 @@ def _ensemble(name: ModelName, given: Mapping[str, Any], allow_code: Collection[
         )
     if not isinstance(members, int) or not 1 <= members <= MOST_MEMBERS:
         raise UserError(f"an ensemble has 1 to {MOST_MEMBERS} members, not {members!r}")
-    if parse_model_name(of).name == "ensemble":
-        raise UserError("the members of an ensemble are no ensembles")
+    if members * _members(of) > MOST_ALTOGETHER:
+        raise UserError(f"{name.name} has more than {MOST_ALTOGETHER} members altogether")
     made = [build_module(Blueprint(of, given), allow_code) for _ in range(members)]
     return Ensemble(made, str(average))
+
+
+def _members(name: str) -> int:
+    """Return how many models a name stands for."""
+    found = parse_model_name(name)
+    if found.source or found.name != "ensemble":
+        return 1
+    members, of = found.options.get("members", 2), found.options.get("of")
+    if not isinstance(members, int) or not isinstance(of, str):
+        return 1  # it is refused when it is built
+    return members * _members(of)
 
 
 def _built_in(name: ModelName, given: Mapping[str, Any]) -> nn.Module:

@@ -13,13 +13,14 @@ from torch import Tensor
 from compress.compressor import Transfer
 from compress.errors import UserError
 from compress.files import digest
-from compress.task import ImageClassification, Split, Tensors, TensorSplit
+from compress.task import Data, ImageClassification, Split, Tensors, TensorSplit
 from compress.zoo.archive import is_archive, unpacked
 from compress.zoo.arrays import checked_images, read_npz
 from compress.zoo.data import data_root, source_named
 from compress.zoo.folder import SUFFIXES, ImageFiles
 from compress.zoo.source import Resized, Source
 
+FOR_TESTING = {"test", "val", "validation"}
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R BT.601)."""
 
@@ -61,15 +62,19 @@ def recolour(images: Tensor, channels: int) -> Tensor:
     return (images.float() * weights).sum(1, keepdim=True).round_().to(torch.uint8)
 
 
-def load_transfer(name: str, task: ImageClassification, root: Path | None = None) -> Transfer:
-    """Return the training images of a data source, fit for a task.
+def load_transfer(name: str, data: Data, root: Path | None = None) -> Transfer:
+    """Return the training images of a data source, fit for the task of some data.
 
     `imagefolder:DIR` may hold its images directly, in any folders: then they have no labels, and
     so have those of an .npz file with an array `x` alone. Labels count only where the source has
     the task's own classes. Images of another size are resized, and gray ones coloured or the
-    reverse; they are normalised as the task's are. Raises UserError if there are no images.
+    reverse; they are normalised as the task's are. Of the task's own source, the items that are
+    held out for validation are left out. Raises UserError if there are no images.
     """
+    task = data.task
     items, shape, classes, fingerprint = _read(name, task, root)
+    if fingerprint == data.fingerprint:
+        return Transfer(data.train, True, digest([fingerprint, "train"]))
     labelled = classes == task.classes
     wanted = task.preprocessing
     if shape[1:] != wanted.size:
@@ -83,6 +88,8 @@ def load_transfer(name: str, task: ImageClassification, root: Path | None = None
         items = Recoloured(items, wanted.channels)
     if not labelled:
         items = Unlabelled(items)
+    if len(items) == 0:
+        raise UserError(f"the transfer set {name} holds no images")
     return Transfer(items, labelled, digest([fingerprint, labelled]))
 
 
@@ -115,15 +122,15 @@ def _has_classes(folder: Path, classes: Sequence[str]) -> bool:
 def _plain_folder(
     name: str, folder: Path, size: tuple[int, int]
 ) -> tuple[Split, tuple[int, int, int], Sequence[str], str]:
-    # The 'test' part of a set is left alone: who learns from it cannot be judged by it.
+    # What is for testing is left alone: who learns from it cannot be judged by it.
     place = folder / "train" if (folder / "train").is_dir() else folder
     files = sorted(
         path
         for path in place.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and path.relative_to(place).parts[0] not in FOR_TESTING
     )
-    if not files:
-        raise UserError(f"the transfer set {name} holds no images")
     sizes = [[path.relative_to(place).as_posix(), path.stat().st_size] for path in files]
     return ImageFiles(files, [0] * len(files), size), (3, *size), (), digest(sizes)
 

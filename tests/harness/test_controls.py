@@ -106,6 +106,11 @@ def test_plug_ins_that_train_in_their_own_way_have_a_reason(step: Compressor) ->
             "train(student='resnet20', epochs=6)",
         ),
         ("carve(ratio=0.5) -> distill(epochs=2)", "finetune(epochs=2, learning_rate=0.002)"),
+        (
+            "distill(student='mlp', epochs=1) -> "
+            "distill(student='same', teacher='input', epochs=2)",
+            "train(student='mlp', epochs=3)",
+        ),
     ],
 )
 def test_students_of_the_baselines_own_architecture(text: str, control: str) -> None:
@@ -117,7 +122,10 @@ def test_students_of_the_baselines_own_architecture(text: str, control: str) -> 
 def test_where_no_control_can_be_there_is_a_reason() -> None:
     born = control_of(chain("distill(student='same', epochs=3)"))
     assert born is not None
-    assert born.reason == "no name builds the student with fresh weights"
+    assert born.reason == "no name builds its student with fresh weights"
+    carved = control_of(chain("carve(ratio=0.5) -> distill(student='same', epochs=3)"), "mlp")
+    assert carved is not None
+    assert carved.reason == born.reason
     transfer = control_of(chain("distill(epochs=3, transfer='mnist') -> quantize()"), "mlp")
     assert transfer is not None
     assert transfer.reason == "it learns from a transfer set, which labels alone cannot do"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from compress.training import loop
 
 DATA = small_digits()
 TRAIN = "train(epochs=1)"
-KEY = "1" * 64
+KEY, OWNER = "1" * 64, "f" * 64
 
 
 def write(folder: Path) -> dict[str, str]:
@@ -32,25 +33,41 @@ def write(folder: Path) -> dict[str, str]:
 
 
 def test_what_is_passing_goes_with_the_result(tmp_path: Path) -> None:
-    shelf = StepShelf(Store(tmp_path))
+    shelf = StepShelf(Store(tmp_path), OWNER)
     shelf.put("1" * 64, write)
     made = shelf.put("2" * 64, write, passing=True)
     assert (made.folder / "file").read_text() == "content"
     assert made.about["what"] == "words"
-    later = StepShelf(Store(tmp_path))
+    later = StepShelf(Store(tmp_path), OWNER)
     assert later.get("2" * 64, passing=True) is not None
     later.clear()
     assert later.get("1" * 64) is not None
     assert later.get("2" * 64) is None
 
 
+def test_what_a_killed_step_was_writing_goes_when_the_step_is_claimed_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def die(folder: Path) -> dict[str, str]:
+        write(folder)
+        shutil.copytree(folder, tmp_path / f"{folder.name}x")  # what no `finally` of ours removes
+        return {}
+
+    StepShelf(store, OWNER).put(KEY, die)
+    left = [path for path in tmp_path.iterdir() if path.name.startswith(f".writing-{OWNER}-")]
+    assert len(left) == 1
+    with store.claim(OWNER) as mine:
+        assert mine
+        assert not left[0].exists()
+
+
 def test_a_fresh_run_takes_nothing_from_before_it(tmp_path: Path) -> None:
-    StepShelf(Store(tmp_path)).put(KEY, write)
-    fresh = StepShelf(Store(tmp_path), since=time.time())
+    StepShelf(Store(tmp_path), OWNER).put(KEY, write)
+    fresh = StepShelf(Store(tmp_path), OWNER, since=time.time())
     assert fresh.get(KEY) is None
     fresh.put(KEY, write)
     assert fresh.get(KEY) is not None
-    assert StepShelf(Store(tmp_path)).get(KEY) is not None
+    assert StepShelf(Store(tmp_path), OWNER).get(KEY) is not None
 
 
 def plan_of(*chains: str, root: Path | None = None) -> Plan:
@@ -149,9 +166,9 @@ def test_jobs_say_to_their_shelf_when_the_run_began(
     seen = []
 
     class Watched(StepShelf):
-        def __init__(self, store: Store, since: float = 0.0) -> None:
+        def __init__(self, store: Store, owner: str, since: float = 0.0) -> None:
             seen.append(since)
-            super().__init__(store, since)
+            super().__init__(store, owner, since)
 
     monkeypatch.setattr(job_module, "StepShelf", Watched)
     plan = plan_of("prune_weights(sparsity=0.5)")

@@ -45,6 +45,7 @@ def test_true_and_false_are_no_numbers_but_switch_the_controls() -> None:
         ("data = 'digits'\nmodel = 'mlp'\nchains = []", "it has no chains"),
         ("data = ", "not valid TOML"),
         (GOOD + "[teachers.big]\nweights = 'x'", "needs a model"),
+        (GOOD + "[teachers.input]\nmodel = 'mlp'", "cannot be called 'input'"),
         (GOOD + "[teachers.big]\nmodel = 'mlp'\nwidth = 3", "unknown key of"),
     ],
 )

@@ -164,6 +164,33 @@ def test_in_steps_it_comes_to_the_same_number(trained: Model) -> None:
     assert count == [3, 3, 3]
 
 
+def test_by_effect_in_steps_comes_to_the_same_number(trained: Model) -> None:
+    """Stages that have nothing left to remove still count."""
+    bench = make_bench(DATA, trained)
+    made = run(chain("repeat(3, carve(ratio=0.3, by='effect'))"), trained, bench)
+    kept = [row["kept"] for row in bench.journal.rows if row["kind"] == "carve"]
+    assert [len(paths) for paths in kept] == [12, 8, 5]  # 0.767, 0.533 and 0.3 of 15
+    blocks = [p for p, m in made.module.named_modules() if type(m).__name__ == "Block"]
+    assert blocks == kept[-1]
+
+
+def test_blocks_that_must_stay_are_told() -> None:
+    model = fresh_model(DATA, "resnet20(width=4)")
+    bench = make_bench(DATA, model)
+    run(chain("carve(ratio=0.01)"), model, bench)
+    assert "3 of 9 blocks stay (0.33 of them)" in bench.journal.notes[0]
+
+
+def test_born_again_after_carving_has_the_factorys_fresh_weights(trained: Model) -> None:
+    bench = make_bench(DATA, trained)
+    text = "carve(ratio=0.6) -> distill(student='same', epochs=1, learning_rate=1e-9)"
+    made = run(chain(text), trained, bench)
+    assert [len(stage.blocks) for stage in stages(made.module, made.example)] == [3, 3, 3]
+    assert not bench.journal.notes
+    spread = float(made.module.get_parameter("layer3.0.conv2.weight").detach().std())
+    assert spread == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.1), "He's, of CifarResNet"
+
+
 def test_nothing_to_take_out_is_told() -> None:
     model = fresh_model(DATA, "mlp")
     bench = make_bench(DATA, model)

@@ -163,13 +163,13 @@ def test_the_temperature_falls_along_its_schedule(taught: tuple[Data, Model]) ->
 
 def test_a_transfer_set_takes_the_place_of_the_data(taught: tuple[Data, Model]) -> None:
     data, _ = taught
-    whole = load_transfer("digits", data.task)
-    sets = {"digits": whole}
+    whole = load_transfer("digits", data)
+    sets = {"digits": replace(whole, items=data.train)}
     text = "distill(student='mlp', epochs=12, batch_size=32, hard_weight=0, transfer='digits')"
     step = chain(text)
     assert not step.needs & {"train", "labels"}
     made, journal = student_of(text, taught, transfers=sets, train=None)
-    assert journal.samples == 12 * len(whole.items)
+    assert journal.samples == 12 * len(data.train)
     assert accuracy(made.module, data.task, data.test) > 0.7
     labelled = "distill(student='mlp', epochs=1, transfer='digits')"
     student_of(labelled, taught, transfers=sets, train=None)
@@ -209,6 +209,10 @@ def test_dkd_is_refused_where_items_are_mixed(taught: tuple[Data, Model]) -> Non
         ("final_temperature=0", "final_temperature must be positive"),
         ("teacher=[]", "a name or a list of names"),
         ("teacher=['a', 3]", "a name or a list of names"),
+        ("teacher=5", "a name or a list of names, not 5"),
+        ("teacher={'a', 'b'}", "a name or a list of names"),
+        ("teacher_weights=0.5", "teacher_weights is a list, not 0.5"),
+        ("hint_layers='a:b', hints='fitnets'", "hint_layers is a list"),
         ("teacher=['baseline', 'input'], teacher_weights=[1]", "2 positive numbers"),
         ("teacher_weights=[0]", "1 positive numbers"),
         ("annealing='step'", "constant, linear, cosine"),

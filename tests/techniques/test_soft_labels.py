@@ -16,7 +16,7 @@ from compress.compressor import Journal, Workbench, run
 from compress.model import Model
 from compress.task import Data, Subset
 from compress.techniques import chain, soft_labels
-from compress.techniques.soft_labels import FILE, affordable
+from compress.techniques.soft_labels import FILE
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def teacher(data: Data) -> Model:
 
 @pytest.fixture
 def bench(data: Data, teacher: Model, tmp_path: Path) -> Workbench:
-    return replace(make_bench(data, teacher), shelf=Folder(tmp_path), fingerprint="digits")
+    return replace(make_bench(data, teacher), shelf=Folder(tmp_path), setting="digits")
 
 
 def distill(bench: Workbench, teacher: Model, text: str) -> tuple[Model, dict[str, int]]:
@@ -105,10 +105,7 @@ def test_kept_answers_are_the_teachers_own(bench: Workbench, teacher: Model) -> 
 
 
 OTHERS: dict[str, Callable[[Workbench, Data], Workbench]] = {
-    "data": lambda bench, data: replace(bench, fingerprint="other"),
-    "augmentation": lambda bench, data: replace(
-        bench, task=replace(data.task, augment="flip-crop")
-    ),
+    "data": lambda bench, data: replace(bench, setting="other"),
     "seed": lambda bench, data: replace(bench, seed=1),
     "precision": lambda bench, data: replace(bench, precision="bfloat16"),
     "teacher": lambda bench, data: replace(
@@ -149,7 +146,7 @@ def test_a_full_disk_is_told_and_costs_nothing(bench: Workbench, teacher: Model)
     bench.shelf.full = True
     made = run(chain(f"{MLP}, views=2)"), teacher, bench)
     assert equal(made, expected)
-    [note] = [text for text in bench.journal.notes if "teacher said" in text]
+    [note] = [text for text in bench.journal.notes if "teacher said was not kept" in text]
     assert "No space left on device" in note
     [told] = [row for row in bench.journal.rows if row["kind"] == "soft_labels"]
     assert (told["asked"], told["reused"]) == (2 * N, 2 * N), "from memory"
@@ -158,16 +155,37 @@ def test_a_full_disk_is_told_and_costs_nothing(bench: Workbench, teacher: Model)
 def test_too_much_to_keep_is_told(
     bench: Workbench, teacher: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert affordable(50_000, 10, 200, given=False) == ""
-    assert "views=K" in affordable(1_281_167, 1000, 90, given=False)
-    assert affordable(10_000, 1000, 90, given=True) == ""
-    monkeypatch.setattr(soft_labels, "free_memory", lambda: 10**6)
-    assert "of memory" in affordable(50_000, 10, 1, given=True)
-    run(chain("distill(student='mlp', epochs=1)"), teacher, bench)
-    assert not any("was not kept" in note for note in bench.journal.notes)
-    monkeypatch.setattr(soft_labels, "KEPT_BYTES", 10)
-    run(chain("distill(student='mlp', epochs=1)"), teacher, bench)
-    assert any("was not kept" in note for note in bench.journal.notes)
+    expected, _ = distill(bench, teacher, f"{MLP})")
+    monkeypatch.setattr(soft_labels, "KEPT_BYTES", 2 * 320 * 10 * 3)
+    assert isinstance(bench.shelf, Folder)
+    bench.shelf.entries.clear()
+    made = run(chain(f"{MLP})"), teacher, bench)
+    [note] = [text for text in bench.journal.notes if "was not kept" in text]
+    assert "the answers of 4 epochs take 0.0 GB. With views=K" in note
+    assert not bench.shelf.entries
+    assert equal(made, expected), "whatever is kept, answers are rounded alike"
+    distill(bench, teacher, f"{MLP}, views=4)")
+    assert len(bench.shelf.entries) == 4, "what is asked for is kept"
+
+
+def test_memory_that_does_not_suffice_for_a_view_changes_nothing(
+    bench: Workbench, teacher: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = distill(bench, teacher, f"{MLP})")
+    monkeypatch.setattr(soft_labels, "free_memory", lambda: 1000)
+    small = replace(bench, shelf=Folder(bench.shelf.folder / "small"))  # type: ignore[union-attr]
+    made, told = distill(small, teacher, f"{MLP})")
+    assert equal(made, expected)
+    assert told == {"asked": 4 * N, "reused": 0}
+    assert small.shelf.puts == 0  # type: ignore[union-attr]
+
+
+def test_without_a_setting_nothing_is_put_on_a_shelf(bench: Workbench, teacher: Model) -> None:
+    """Nothing would tell these answers from those for other data."""
+    bare = replace(bench, setting="")
+    _, told = distill(bare, teacher, f"{MLP}, views=2)")
+    assert told == {"asked": 2 * N, "reused": 2 * N}
+    assert bare.shelf.puts == 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("augment", ["crop-mixup", "flip-crop-cutout"])

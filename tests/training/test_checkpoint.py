@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from bench_fixtures import fresh_model, make_bench, small_digits
 from shelves import Folder
 
 from compress.compressor import Journal, Workbench, run
+from compress.harness.shelf import StepShelf
+from compress.harness.store import Store
 from compress.model import Model
 from compress.task import Data
 from compress.techniques import chain
-from compress.training import loop
+from compress.training import Pace, loop
+from compress.training.checkpoint import TENSORS
 from compress.training.loop import _Fit
 
 
@@ -51,7 +55,7 @@ def equal(a: Model, b: Model) -> bool:
 
 
 def timeless(journal: Journal) -> list[dict[str, Any]]:
-    names = {"seconds", "samples_per_second"}
+    names = {"seconds", "earlier_seconds", "samples_per_second"}
     return [{k: v for k, v in row.items() if k not in names} for row in journal.rows]
 
 
@@ -103,7 +107,7 @@ def test_dropout_goes_on_with_its_own_random_numbers(
 ) -> None:
     model = fresh_model(data, "mlp(width=16)")
     model = replace(model, module=torch.nn.Sequential(torch.nn.Dropout(0.3), *model.module))
-    bench = make_bench(data)
+    bench = replace(make_bench(data), scope="here")
     expected = run(chain("finetune(epochs=3)"), model, bench)
     shelf = Folder(tmp_path)
     with monkeypatch.context() as patch:
@@ -170,3 +174,56 @@ def test_a_full_disk_does_not_end_a_training(data: Data, tmp_path: Path) -> None
     plain = run(chain("finetune(epochs=2)"), fresh_model(data), make_bench(data))
     assert equal(made, plain)
     assert any("could not be kept along the way" in note for note in bench.journal.notes)
+
+
+def test_seconds_count_what_a_stopped_process_spent(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, model = kept_bench(data, tmp_path), fresh_model(data)
+    epoch = _Fit._epoch
+
+    def slow(self: Any, number: int, shown: Any) -> Any:
+        time.sleep(0.2)
+        return epoch(self, number, shown)
+
+    monkeypatch.setattr(_Fit, "_epoch", slow)
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stop):
+            run(chain("finetune(epochs=3)"), model, bench)
+    bench = replace(bench, journal=Journal())
+    run(chain("finetune(epochs=3)"), model, bench)
+    [step] = [row for row in bench.journal.rows if row["kind"] == "step"]
+    assert step["seconds"] >= 0.6
+
+
+def test_a_disk_that_fills_up_under_the_store_is_told(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real store and the real writer: what they raise on a full disk must be an OSError."""
+    bench = replace(make_bench(data), shelf=StepShelf(Store(tmp_path), "f" * 64), scope="here")
+    write = Path.write_bytes
+
+    def full(self: Path, content: Any) -> int:
+        if self.name == TENSORS:
+            raise OSError(28, "No space left on device")
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    run(chain("finetune(epochs=2)"), fresh_model(data), bench)
+    assert any("No space left" in note for note in bench.journal.notes)
+
+
+def test_a_training_goes_on_at_the_pace_it_began_with(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, model = kept_bench(data, tmp_path), fresh_model(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "choose_pace", lambda *_: Pace("bfloat16", False))
+        stop_after(1, patch)
+        with pytest.raises(Stop):
+            run(chain("finetune(epochs=2)"), model, bench)
+    bench = replace(bench, journal=Journal())
+    run(chain("finetune(epochs=2)"), model, bench)
+    [fitted] = [row for row in bench.journal.rows if row["kind"] == "fit"]
+    assert fitted["pace"] == "bfloat16"

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.compressor import Workbench, run
-from compress.errors import StepFailed
+from compress.errors import IllegalChain, StepFailed
 from compress.task import Subset
 from compress.techniques import chain
-from compress.training import Batch, accuracy, evaluate, fit, labels_loss, one_cycle
-from compress.training.loop import Around
+from compress.training import Around, Batch, accuracy, evaluate, fit, labels_loss, one_cycle
 
 
 @given(st.floats(0, 1))
@@ -104,6 +103,51 @@ def test_a_loss_that_explodes_at_once_fails_the_step() -> None:
     settings = chain("finetune(epochs=4, batch_size=32)")
     with pytest.raises(StepFailed, match=r"became nan in epoch 1: try a smaller learning_rate"):
         fit(fresh_model(small_digits()), bench, settings, loss)
+
+
+def test_weights_that_explode_in_the_last_step_of_an_epoch_are_not_kept() -> None:
+    """The loss is that of before the step, so it does not show it."""
+    data = small_digits()
+    bench, model = make_bench(data), fresh_model(data)
+
+    def spoil(view: int) -> None:
+        if view == 2:
+            with torch.no_grad():
+                next(model.module.parameters()).fill_(float("inf"))
+
+    settings = chain("finetune(epochs=3, batch_size=32)")
+    made = fit(model, bench, settings, labels_loss(bench), Around(after=spoil))
+    assert all(value.isfinite().all() for value in made.module.state_dict().values())
+    [note] = bench.journal.notes
+    assert "weights became infinite in epoch 3 of 3" in note
+    assert "the state after epoch 2 was kept" in note
+
+
+def test_the_note_names_the_epoch_that_is_kept() -> None:
+    bench, loss = exploding(4)
+    settings = chain("finetune(epochs=4, batch_size=32, keep='best')")
+    model = fit(fresh_model(small_digits()), bench, settings, loss)
+    epochs = [row for row in bench.journal.rows if row["kind"] == "epoch"]
+    best = max(epochs, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    assert f"the state after epoch {best['epoch']} was kept" in bench.journal.notes[0]
+    data = small_digits()
+    assert accuracy(model.module, data.task, data.validation) == best["validation_accuracy"]
+
+
+def test_an_empty_validation_split_judges_nothing() -> None:
+    data = small_digits()
+    bench = replace(make_bench(data), validation=Subset(data.train, torch.arange(0)))
+    with pytest.raises(IllegalChain, match="needs validation"):
+        run(chain("finetune(epochs=3, patience=1)"), fresh_model(data), bench)
+    run(chain("finetune(epochs=2)"), fresh_model(data), bench)
+
+
+def test_without_labels_the_curve_has_no_accuracy_in_training() -> None:
+    data = small_digits()
+    bench = make_bench(data)
+    settings = chain("finetune(epochs=2)")
+    fit(fresh_model(data), bench, settings, labels_loss(bench), Around(labelled=False))
+    assert not any("train_accuracy" in row for row in bench.journal.rows)
 
 
 def test_the_curve_has_loss_accuracies_and_speed() -> None:

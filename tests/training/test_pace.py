@@ -31,6 +31,8 @@ class Clocked:
             raise RuntimeError("no C++ compiler")
 
     def step(self) -> float:
+        if str(self.way) not in self.seconds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return self.seconds[str(self.way)]
 
 
@@ -99,7 +101,29 @@ def test_the_answer_is_kept_and_reused(
 ) -> None:
     assert choose(bench, batch, monkeypatch, {**USUAL, "float32": 0.05}) == Pace("float32")
     assert choose(bench, batch, monkeypatch, USUAL) == Pace("float32"), "measured once"
-    assert choose(bench, batch, monkeypatch, USUAL, steps=1001) == Pace("float32", True)
+    assert choose(bench, batch, monkeypatch, USUAL, steps=1001) == Pace("float32")
+    wider = replace(bench, precision="bfloat16")
+    ways = {"bfloat16": 1.0, "bfloat16, channels_last": 1.0, **USUAL}
+    assert choose(wider, batch, monkeypatch, ways) == Pace("float32", True), "another question"
+
+
+def test_a_way_for_which_memory_does_not_suffice_is_left_out(
+    bench: Workbench, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = replace(bench, shelf=None)
+    assert choose(bench, batch, monkeypatch, {"float32": 9.0}) == Pace("float32")
+    assert choose(bench, batch, monkeypatch, {}) == Pace("float32", True), "halving will be tried"
+
+
+def test_measuring_draws_no_random_numbers(
+    bench: Workbench, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace_module, "MEASURED_FROM", 1.0)
+    model = fresh_model(small_digits())
+    model = replace(model, module=nn.Sequential(nn.Dropout(0.5), *model.module))
+    before = torch.get_rng_state()
+    choose_pace(model, bench, 100, batch)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_short_or_settled_trainings_are_not_tried_out(bench: Workbench, batch: Batch) -> None:

@@ -11,9 +11,11 @@ from bench_fixtures import small_digits
 from PIL import Image
 
 from compress.errors import UserError
+from compress.zoo.data import load_data
 from compress.zoo.transfer import load_transfer, recolour
 
-TASK = small_digits().task
+DATA = small_digits()
+DATA_WHOLE = load_data("digits")
 
 
 def picture(path: Path, size: tuple[int, int] = (10, 12), level: int = 90) -> None:
@@ -26,7 +28,7 @@ def test_loose_images_have_no_labels(tmp_path: Path) -> None:
         picture(tmp_path / "photos" / f"{number}.png", level=40 * number)
     picture(tmp_path / "photos" / "more" / "deep.jpg")
     (tmp_path / "photos" / "notes.txt").write_text("no image")
-    found = load_transfer(f"imagefolder:{tmp_path}/photos", TASK)
+    found = load_transfer(f"imagefolder:{tmp_path}/photos", DATA)
     assert not found.labelled
     assert len(found.items) == 6
     (images,), targets = found.items.fetch(torch.arange(6))
@@ -36,7 +38,13 @@ def test_loose_images_have_no_labels(tmp_path: Path) -> None:
     assert images[2].unique().tolist() == [80]
     before = found.fingerprint
     picture(tmp_path / "photos" / "9.png")
-    assert load_transfer(f"imagefolder:{tmp_path}/photos", TASK).fingerprint != before
+    assert load_transfer(f"imagefolder:{tmp_path}/photos", DATA).fingerprint != before
+
+
+def test_what_is_for_testing_is_left_alone(tmp_path: Path) -> None:
+    for part in ("a", "val", "test"):
+        picture(tmp_path / part / "1.png")
+    assert len(load_transfer(f"imagefolder:{tmp_path}", DATA).items) == 1
 
 
 def test_labels_count_where_the_classes_are_the_tasks(tmp_path: Path) -> None:
@@ -44,28 +52,31 @@ def test_labels_count_where_the_classes_are_the_tasks(tmp_path: Path) -> None:
         for part in ("train", "test"):
             picture(tmp_path / "own" / part / str(label) / "a.png", level=20 * label)
             picture(tmp_path / "foreign" / part / f"class{label}" / "a.png")
-    own = load_transfer(f"imagefolder:{tmp_path}/own", TASK)
+    own = load_transfer(f"imagefolder:{tmp_path}/own", DATA)
     assert own.labelled
     assert own.items.fetch(torch.arange(10))[1].tolist() == list(range(10))
-    foreign = load_transfer(f"imagefolder:{tmp_path}/foreign", TASK)
+    foreign = load_transfer(f"imagefolder:{tmp_path}/foreign", DATA)
     assert not foreign.labelled
     assert len(foreign.items) == 10, "its test part is left alone"
     assert own.fingerprint != foreign.fingerprint
 
 
 def test_named_sources_and_arrays(tmp_path: Path) -> None:
-    same = load_transfer("digits", TASK)
+    same = load_transfer("digits", DATA_WHOLE)
     assert same.labelled
-    assert len(same.items) == 1437
+    assert len(same.items) == 1437 - 143, "what is held out for validation stays held out"
+    assert same.items.fetch(torch.arange(5))[1].tolist() == (
+        DATA_WHOLE.train.fetch(torch.arange(5))[1].tolist()
+    )
     x = np.random.RandomState(0).randint(0, 256, (7, 20, 16, 3), np.uint8)
     np.savez(tmp_path / "x.npz", x=x)
-    bare = load_transfer(f"arrays:{tmp_path}/x.npz", TASK)
+    bare = load_transfer(f"arrays:{tmp_path}/x.npz", DATA)
     assert not bare.labelled
     (images,), _ = bare.items.fetch(torch.arange(7))
     assert images.shape == (7, 1, 8, 8)
     y = np.arange(7) % 2
     np.savez(tmp_path / "xy.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    two = load_transfer(f"arrays:{tmp_path}/xy.npz", TASK)
+    two = load_transfer(f"arrays:{tmp_path}/xy.npz", DATA)
     assert not two.labelled, "its two classes are not the task's ten"
     assert two.items.fetch(torch.arange(7))[1].tolist() == [0] * 7
 
@@ -80,14 +91,17 @@ def test_colours_by_hand() -> None:
 def test_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no images"):
-        load_transfer(f"imagefolder:{tmp_path}/empty", TASK)
+        load_transfer(f"imagefolder:{tmp_path}/empty", DATA)
     with pytest.raises(UserError, match="unknown data source 'nothing'"):
-        load_transfer("nothing", TASK)
+        load_transfer("nothing", DATA)
     with pytest.raises(UserError, match="no folder"):
-        load_transfer(f"imagefolder:{tmp_path}/absent", TASK)
+        load_transfer(f"imagefolder:{tmp_path}/absent", DATA)
     np.savez(tmp_path / "odd.npz", x=np.zeros((3, 8, 8, 2), np.uint8))
     with pytest.raises(UserError, match="images of 2 channels"):
-        load_transfer(f"arrays:{tmp_path}/odd.npz", TASK)
+        load_transfer(f"arrays:{tmp_path}/odd.npz", DATA)
+    np.savez(tmp_path / "none.npz", x=np.zeros((0, 8, 8, 1), np.uint8))
+    with pytest.raises(UserError, match="holds no images"):
+        load_transfer(f"arrays:{tmp_path}/none.npz", DATA)
     np.savez(tmp_path / "floats.npz", x=np.zeros((3, 8, 8, 1)))
     with pytest.raises(UserError, match="must be uint8"):
-        load_transfer(f"arrays:{tmp_path}/floats.npz", TASK)
+        load_transfer(f"arrays:{tmp_path}/floats.npz", DATA)
