@@ -138,12 +138,12 @@ class Hints(nn.Module):
             self.projections.append(self._projection(one, theirs[one], other, ours[other]))
         self.caught: list[dict[str, Tensor]] = [{}, {}]
         self.handles = []
-        for whose, model in enumerate((teacher, student)):
+        for number, model in enumerate((teacher, student)):
             # A pass that ran out of memory must not hold on to its graph while it is repeated.
-            self.handles.append(model.module.register_forward_pre_hook(self._forget(whose)))
+            self.handles.append(model.module.register_forward_pre_hook(self._forget(number)))
             for pair in self.pairs:
-                layer = model.module.get_submodule(pair[whose])
-                self.handles.append(layer.register_forward_hook(self._catch(whose, pair)))
+                layer = model.module.get_submodule(pair[number])
+                self.handles.append(layer.register_forward_hook(self._catch(number, pair)))
 
     def _projection(self, one: str, theirs: Tensor, other: str, ours: Tensor) -> nn.Module:
         grids = [_grid(value) for value in (theirs, ours)]

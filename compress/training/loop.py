@@ -175,13 +175,13 @@ class _Fit:
         self.around.after(view)
         self.state.samples += count
         seconds = time.perf_counter() - started
-        row = {"epoch": epoch + 1, "loss": float(total) / count}
-        words = {"epoch": epoch + 1, "loss": f"{row['loss']:.4f}"}
+        row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(total) / count}
+        words = {"epoch": f"{epoch + 1}", "loss": f"{row['loss']:.4f}"}
         if self.around.labelled:
             row["train_accuracy"] = float(right) / count
             words["acc"] = f"{row['train_accuracy']:.1%}"
         row["samples_per_second"] = round(count / seconds, 1)
-        shown.set_postfix(**words)
+        shown.set_postfix(words)
         return row
 
     def _mask(self) -> None:

@@ -105,3 +105,13 @@ def test_weights_are_looked_for_below_the_data_root(shared_data: Path) -> None:
     assert plan.baseline is None
     assert "resnet56-cifar10" in plan.origin
     assert plan.data.task.preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+PROOFS = sorted((Path(__file__).resolve().parents[2] / "benchmarks").rglob("*.toml"))
+
+
+@pytest.mark.parametrize("path", PROOFS, ids=lambda path: path.stem)
+def test_the_suites_of_our_proofs_are_suites(path: Path) -> None:
+    suite = load_suite(str(path))
+    _, rows = rows_of(suite, has_weights=False)
+    assert len(rows) > len(suite.chains)

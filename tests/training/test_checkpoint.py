@@ -43,7 +43,7 @@ def stop_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def keep_and_stop(self: Any) -> None:
         keep(self)
-        if self.progress.epoch == epoch:
+        if self.state.epoch == epoch:
             raise Stop
 
     monkeypatch.setattr(_Fit, "_keep", keep_and_stop)
