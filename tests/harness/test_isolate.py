@@ -148,8 +148,9 @@ def test_a_module_that_was_trained_in_this_process_is_trained_on_in_forks(tmp_pa
 
 
 CALL = """
-import sys
+import signal, sys
 from compress.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 sys.argv = ["compress-models", "run", "--data", "digits", "--model", "mlp(width=8)",
             "--chain", "train(epochs=4000)", "--out", sys.argv[1]]
 main()
