@@ -128,7 +128,7 @@ def full_disk(teacher: Model, bench: Workbench, folder: Path) -> list[tuple[str,
         task = replace(bench.task, augment="crop")
         plain, small = Journal(), Journal()
         expected = run(step, teacher, replace(bench, task=task, journal=plain))
-        shelf = StepShelf(Store(folder / "disk" / "store"))
+        shelf = StepShelf(Store(folder / "disk" / "store"), "proof")
         made = run(step, teacher, replace(bench, task=task, shelf=shelf, journal=small))
         ours, theirs = made.module.state_dict(), expected.module.state_dict()
         same = all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -150,7 +150,7 @@ def main() -> None:
         validation=data.validation,
         calibration=data.calibration,
         build=lambda name: fresh(name, data.task),
-        fingerprint=data.fingerprint,
+        setting=data.fingerprint,
     )
     teacher = run(chain("train(epochs=6)"), fresh("cnn-small", data.task), bench)
     bench = replace(bench, teacher=teacher, journal=Journal())

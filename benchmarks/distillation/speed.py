@@ -122,8 +122,8 @@ def ways_of(
         device=device,
         precision=usual_precision(device),
         tune=True,
-        shelf=StepShelf(Store(folder)),
-        fingerprint=data.fingerprint,
+        shelf=StepShelf(Store(folder), "speed"),
+        setting=data.fingerprint,
     )
     model = fresh(name, data.task)
     options = f"epochs=1, batch_size={BATCH}, optimizer='sgd', learning_rate=0.01"
