@@ -6,15 +6,13 @@ python benchmarks/distillation/bad_input.py --out reports/distillation
 from __future__ import annotations
 
 import argparse
-import contextlib
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import publish, table
+from common import publish, small_disk, table
 from PIL import Image
 from torch import nn
 
@@ -29,19 +27,6 @@ from compress.training import evaluate
 from compress.zoo.data import load_data
 from compress.zoo.models import fresh
 from compress.zoo.transfer import load_transfer
-
-
-@contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[bool]:
-    """Mount a tmpfs of a size; yields whether that was allowed."""
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-    mounted = not subprocess.run(words, capture_output=True).returncode
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def said(act: Callable[[], object]) -> str:

@@ -9,31 +9,16 @@ tmpfs to be mounted; where that is not allowed, the parts that need it are left 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from common import SUITE, command, environment, plug_in, publish, rows, run, table
+from disks import small_disk
 from hostile import HOSTILE
 
 SETTINGS = ["--step-timeout", "15", "--step-memory", "2"]
-
-
-@contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[bool]:
-    """Mount a tmpfs of a size; yields whether that was allowed."""
-    place.mkdir()
-    mounted = not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True
-    ).returncode
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def plug_ins(folder: Path, disk: Path | None) -> list[tuple[str, ...]]:

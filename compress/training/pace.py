@@ -21,6 +21,7 @@ from compress.counts import macs, params
 from compress.files import digest
 from compress.model import Model, main_output
 from compress.task import Tensors
+from compress.timing.environment import cpu_info
 from compress.training.feed import Batch
 from compress.training.shortage import ran_out_of_memory
 
@@ -126,16 +127,8 @@ def _is_short(model: Model, samples: int) -> bool:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return str(torch.backends.cpu.get_cpu_capability()) + " " + _cpu_model()
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if "model name" in line]
-    except OSError:
-        return ""
-    return names[0] if names else ""
+    name, flags = cpu_info()
+    return " ".join([name, *flags])
 
 
 def _measured(model: Model, bench: Workbench, batch: Batch, usual: Pace) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def test_nothing_to_draw_is_no_picture() -> None:
 
 @pytest.mark.parametrize("chain", ["$\\frac{", "<b>&", "é\x00ß", "x" * 4000, ""])
 def test_any_text_can_be_drawn(chain: str) -> None:
-    pixels(curves_png(curve_rows([(chain, 0, journal([2, 1]))]), [row(chain)], ABOUT))
+    picture = pixels(curves_png(curve_rows([(chain, 0, journal([2, 1]))]), [row(chain)], ABOUT))
+    plain = pixels(curves_png(curve_rows([("a()", 0, journal([2, 1]))]), [row("a()")], ABOUT))
+    assert picture.height == plain.height, "one line of the key, however long the text"
 
 
 def test_seeds_share_a_colour_and_many_trainings_are_cut() -> None:
@@ -93,4 +95,8 @@ def test_seeds_share_a_colour_and_many_trainings_are_cut() -> None:
 
 def test_missing_or_odd_figures_leave_gaps() -> None:
     rows = curve_rows([("a()", 0, [{"kind": "epoch", "epoch": i, "loss": -1.0} for i in (1, 2)])])
-    pixels(curves_png(rows, TABLE, ABOUT))
+    picture = pixels(curves_png(rows, TABLE, ABOUT))
+    right = picture.crop((900, 90, 1560, 590))
+    colours = {colour for _, colour in right.getcolors(1 << 24) or []}
+    assert (31, 119, 180) not in colours, "nothing was judged, so no line is there"
+    assert (31, 119, 180) in {c for _, c in picture.crop((0, 90, 800, 590)).getcolors(1 << 24)}
