@@ -125,7 +125,8 @@ class SoftLabels:
                 self.bench.shelf.put(self._name(view), fill)
                 return
             except OSError as error:
-                self.unkept, self.shelved = str(error), False
+                self.unkept = f"the disk did not take it ({error})"
+                self.shelved = False
         if self._again():
             self.held[view] = filled
 
