@@ -129,29 +129,29 @@ def main() -> None:
             done += 1
             unequal += rows(out) != expected
             twice += computed_twice(out)
-    lines = [(target, counts[target]) for target in TARGETS]
-    publish(
-        options.out / "kills.md",
-        "kill -9 at random moments",
-        [
-            table(("killed", "times"), lines),
-            table(
-                ("what", "count"),
+            publish(  # after every run, so that a proof that is cut short still counts
+                options.out / "kills.md",
+                "kill -9 at random moments",
                 [
-                    ("kills", kills),
-                    ("runs brought to their end", done),
-                    ("runs that ended with a failed row, and were started again", failed),
-                    ("runs whose rows differ from the undisturbed one's", unequal),
-                    ("results computed again although they were kept", twice),
-                    ("processes that outlived their run by a second", leftovers[1.0]),
-                    ("processes that outlived their run by five seconds", leftovers[4.0]),
+                    table(("killed", "times"), [(target, counts[target]) for target in TARGETS]),
+                    table(
+                        ("what", "count"),
+                        [
+                            ("kills", kills),
+                            ("runs brought to their end", done),
+                            ("runs with a failed row, which were started again", failed),
+                            ("runs whose rows differ from the undisturbed one's", unequal),
+                            ("results computed again although they were kept", twice),
+                            ("processes that outlived their run by a second", leftovers[1.0]),
+                            ("processes that outlived their run by five seconds", leftovers[4.0]),
+                        ],
+                    ),
+                    f"An undisturbed run took {duration:.1f} s. Rows are compared in all columns"
+                    " but timings, seconds and peak memory.\n",
                 ],
-            ),
-            f"An undisturbed run took {duration:.1f} s. Rows are compared in all columns but"
-            " timings, seconds and peak memory.\n",
-        ],
-        f"python benchmarks/robustness/kills.py --out reports/robustness --kills {options.kills}",
-    )
+                "python benchmarks/robustness/kills.py --out reports/robustness"
+                f" --kills {options.kills}",
+            )
 
 
 if __name__ == "__main__":
