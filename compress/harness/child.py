@@ -34,10 +34,19 @@ def die_with_parent(parent: int) -> None:
 
     On Linux; elsewhere only `serve` ends it, which needs the parent alive.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    _on_parents_death(int(signal.SIGKILL))
     if os.getppid() != parent:
         os._exit(1)
+
+
+def outlive_parent() -> None:
+    """Take back `die_with_parent`: from now on this process looks after its end by itself."""
+    _on_parents_death(0)
+
+
+def _on_parents_death(number: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def call_oneself(name: str) -> None:

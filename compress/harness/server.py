@@ -22,7 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.harness.child import call_oneself, fork, run_in_child
+from compress.harness.child import (
+    call_oneself,
+    die_with_parent,
+    fork,
+    outlive_parent,
+    run_in_child,
+)
 from compress.harness.started import Channel
 
 if TYPE_CHECKING:
@@ -154,6 +160,7 @@ def run(channel: Channel) -> None:
         if plan.data.fingerprint != asked["fingerprint"] or sets != asked["transfers"]:
             raise UserError("the data has changed since the run began")
         warm(plan)
+        outlive_parent()  # from here on the socket tells, and the children are ended first
         channel.send({"ready": os.getpid()})
     except (EOFError, BrokenPipeError, ConnectionError):
         return  # the run has ended meanwhile
@@ -165,10 +172,24 @@ def run(channel: Channel) -> None:
     serve(channel, work_on(plan, stores_of(asked), asked["progress"]))
 
 
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the other end is closed and nothing is left to be received."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def main(handle: str) -> None:
     """Import everything, then fork a server for every socket that comes along the first one."""
     connection = socket.socket(fileno=int(handle))
     connection.set_inheritable(False)
+    # Until everything is imported nobody looks at the socket.
+    die_with_parent(os.getppid())
+    if _is_closed(connection):
+        os._exit(0)
     import torch
 
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
@@ -177,6 +198,8 @@ def main(handle: str) -> None:
 
     call_oneself("compress-base")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the servers
+    outlive_parent()
+    me = os.getpid()
     while True:
         try:
             word, handles, _, _ = socket.recv_fds(connection, 1, 1)
@@ -185,6 +208,7 @@ def main(handle: str) -> None:
         if not word:
             break  # the process that started this one has ended
         if fork() == 0:
+            die_with_parent(me)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             connection.close()
             call_oneself("compress-runs")

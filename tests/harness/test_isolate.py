@@ -191,6 +191,35 @@ def test_nothing_lives_on_when_a_run_is_ended(tmp_path: Path, how: str) -> None:
     assert not any(map(alive, started))
 
 
+EARLY = """
+from compress.harness import started
+started.early()
+print(started._base[0][1].pid, flush=True)
+input()
+"""
+
+
+def test_what_is_still_importing_ends_with_its_run(tmp_path: Path) -> None:
+    # A module that a server imports first takes long: the kill comes before the socket is read.
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(60)\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, "-c", EARLY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths},
+    ) as run:
+        assert run.stdout is not None
+        pid = int(run.stdout.readline())
+        time.sleep(1.0)
+        assert alive(pid), "it imports"
+        run.kill()
+    until = time.monotonic() + 5
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(pid)
+
+
 def test_a_store_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(compress.UserError, match="cannot write to the store"):
