@@ -24,13 +24,14 @@ import torchvision
 from torch import nn
 
 from compress import counts
-from compress.compressor import Journal, Workbench, run
+from compress.compressor import run
 from compress.deploy.export import export
 from compress.deploy.verify import verify
 from compress.files import write_atomic
 from compress.model import Model, forward, load, probe, save
 from compress.task import ImageClassification, Preprocessing
 from compress.techniques import chain
+from compress.workbench import Journal, Workbench
 from compress.zoo.models import build_module, fresh
 
 SIDE = {"inception_v3": 96, "maxvit_t": 224, "alexnet": 96}

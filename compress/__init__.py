@@ -35,7 +35,7 @@ _WHERE = {
     "Compressor": "compress.compressor",
     "Chain": "compress.compressor",
     "Model": "compress.model",
-    "Workbench": "compress.compressor",
+    "Workbench": "compress.workbench",
     "UserError": "compress.errors",
 }
 
@@ -59,11 +59,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from compress.api import Results, bench, merge, pack, run
-    from compress.compressor import Chain, Compressor, Workbench
+    from compress.compressor import Chain, Compressor
     from compress.errors import UserError
     from compress.harness.suite import Suite
     from compress.model import Model
     from compress.techniques import chain
+    from compress.workbench import Workbench
     from compress.zoo.data import from_arrays, load_data
     from compress.zoo.saved import load
 

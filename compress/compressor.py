@@ -7,7 +7,6 @@ configuration, and `repr` gives the text that stands in suites, tables and model
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -15,140 +14,19 @@ import random
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
 from compress.ensemble import MOST_MEMBERS, together
-from compress.errors import IllegalChain, StepFailed, UserError
-from compress.files import digest
+from compress.errors import IllegalChain, StepFailed
 from compress.model import Model, forward, probe
-from compress.task import Split, Task
+from compress.workbench import Workbench
 
 NEEDS = frozenset({"train", "labels", "validation", "calibration", "teacher", "timer"})
-
-
-class Journal:
-    """Append-only rows about a step: notes, curves, per-layer tables, samples, seconds."""
-
-    def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
-        self.rows: list[dict[str, Any]] = [] if rows is None else rows
-
-    def row(self, kind: str, **values: Any) -> None:
-        self.rows.append({"kind": kind, **values})
-
-    def note(self, text: str) -> None:
-        """Say something that a reader of the table must know."""
-        self.row("note", text=text)
-
-    @property
-    def notes(self) -> list[str]:
-        return list(dict.fromkeys(row["text"] for row in self.rows if row["kind"] == "note"))
-
-    @property
-    def samples(self) -> int:
-        """The number of training samples seen (each pass over an item counts)."""
-        return sum(row["samples"] for row in self.rows if row["kind"] == "fit")
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """Items to learn from a teacher with, in place of the training data."""
-
-    items: Split
-    labelled: bool
-    """Whether the targets are classes of the task; else they are all zero and mean nothing."""
-    fingerprint: str
-
-
-class Kept(Protocol):
-    """What lies on a shelf under a key: files in a folder, and what is said about them (JSON)."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def about(self) -> Mapping[str, Any]: ...
-
-
-class Shelf(Protocol):
-    """Keeps what outlives a step: measured answers, what teachers said, states of a training.
-
-    `put` keeps what `fill` writes into the folder that it is given and what it returns (JSON),
-    whole or not at all; it raises OSError where the disk does not take it. What is `passing` is
-    forgotten when the step's own result is kept.
-    """
-
-    def get(self, key: str, passing: bool = False) -> Kept | None: ...
-
-    def put(
-        self, key: str, fill: Callable[[Path], Mapping[str, Any]], passing: bool = False
-    ) -> Kept: ...
-
-    def drop(self, key: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """What a step may use. There is no test data here, so nothing can leak by mistake."""
-
-    task: Task
-    train: Split | None = None
-    validation: Split | None = None
-    calibration: Split | None = None
-    teacher: Model | None = None
-    """The baseline: the model that the table's differences refer to."""
-    models: Mapping[str, Model] = field(default_factory=dict)
-    """Trained models by name, as teachers."""
-    build: Callable[[str], Model] | None = None
-    """Makes a fresh, untrained model of a name (a student), for this task."""
-    transfers: Mapping[str, Transfer] = field(default_factory=dict)
-    """Transfer sets by the name of their data source."""
-    timer: Callable[..., Any] | None = None
-    origin: Model | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: str = "float32"
-    tune: bool = False
-    """Whether a long training may measure in which precision and layout it runs fastest."""
-    shelf: Shelf | None = None
-    scope: str = ""
-    """Names, for the shelf, what this step depends on."""
-    setting: str = ""
-    """Names, for the shelf, what every step of a run depends on: data, task, code, threads."""
-    seed: int = 0
-    progress: bool = False
-    journal: Journal = field(default_factory=Journal)
-
-    def has(self, need: str) -> bool:
-        present = self.train if need == "labels" else getattr(self, need)
-        return present is not None and not (isinstance(present, Split) and len(present) == 0)
-
-    def asks(self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Any:
-        """Return the answer to a measured question: that of the shelf, or a new one, then kept.
-
-        A measured choice is an input of a step: given the same answers, equal seeds give equal
-        weights.
-        """
-        name = digest({"question": dict(key)})
-        known = None if self.shelf is None else self.shelf.get(name)
-        if known is not None:
-            return known.about["answer"]
-        answer = dict(measure())
-        if self.shelf is not None:
-            with contextlib.suppress(OSError):  # a full disk: the answer is at hand all the same
-                self.shelf.put(name, lambda _: {"answer": answer})
-                # Another process may have been faster: then its answer holds for both.
-                known = self.shelf.get(name)
-        return answer if known is None else known.about["answer"]
-
-    def student(self, name: str) -> Model:
-        if self.build is None:
-            raise UserError(f"this workbench cannot build a student, and {name!r} is asked for")
-        return self.build(name)
 
 
 class Compressor(ABC):

@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 
-from compress.compressor import Journal, Workbench, seed_everything
+from compress.compressor import seed_everything
 from compress.model import Model
 from compress.task import Data, Subset
+from compress.workbench import Journal, Workbench
 from compress.zoo.data import load_data
 from compress.zoo.models import build_module, fresh
 

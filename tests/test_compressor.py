@@ -11,7 +11,7 @@ from bench_fixtures import make_bench, small_digits
 from shelves import Folder
 from torch import nn
 
-from compress.compressor import Compressor, Journal, Repeat, Workbench, run
+from compress.compressor import Compressor, Repeat, run
 from compress.errors import IllegalChain, StepFailed, UserError
 from compress.harness.keys import foreign_sources
 from compress.harness.shelf import StepShelf
@@ -19,6 +19,7 @@ from compress.harness.store import Store
 from compress.model import Model
 from compress.task import ImageClassification, Preprocessing
 from compress.techniques import chain, techniques
+from compress.workbench import Journal, Workbench
 
 TASK = ImageClassification("test", ("a", "b"), Preprocessing(1, (2, 2), (0.5,), (0.5,)))
 

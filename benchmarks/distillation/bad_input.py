@@ -16,7 +16,7 @@ from common import publish, small_disk, table
 from PIL import Image
 from torch import nn
 
-from compress.compressor import Journal, Workbench, run, seed_everything
+from compress.compressor import run, seed_everything
 from compress.errors import StepFailed, UserError
 from compress.harness.shelf import StepShelf
 from compress.harness.store import Store
@@ -24,6 +24,7 @@ from compress.model import Model
 from compress.task import Data
 from compress.techniques import chain
 from compress.training import evaluate
+from compress.workbench import Journal, Workbench
 from compress.zoo.data import load_data
 from compress.zoo.models import fresh
 from compress.zoo.transfer import load_transfer

@@ -25,13 +25,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from compress.compressor import Journal, Workbench, run, seed_everything
+from compress.compressor import run, seed_everything
 from compress.harness.shelf import StepShelf
 from compress.harness.store import Store
 from compress.model import Model
 from compress.task import Data, Subset
 from compress.techniques import chain
 from compress.training.pace import usual_precision
+from compress.workbench import Journal, Workbench
 from compress.zoo.data import data_root, load_data
 from compress.zoo.models import fresh
 from compress.zoo.weights import load_weights

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compress.compressor import Compressor, Workbench
+from compress.compressor import Compressor
 from compress.model import Model
+from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from compress.compressor import Journal, Workbench, run
+from compress.compressor import run
 from compress.errors import CannotSave
 from compress.files import write_json
 from compress.harness.gpu import gpu_stage
@@ -24,6 +24,7 @@ from compress.harness.plan import Plan
 from compress.harness.record import Record
 from compress.harness.shelf import StepShelf
 from compress.harness.store import Entry, Store
+from compress.workbench import Journal, Workbench
 
 OUTCOME = "outcome.json"
 RECORD = "record"

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from compress import counts
-from compress.compressor import Journal
 from compress.deploy.export import export, stamp
 from compress.deploy.verify import Verification, verify
 from compress.errors import CannotSave
@@ -31,6 +30,7 @@ from compress.model import Model, save
 from compress.task import stacked_inputs
 from compress.timing.environment import cpu_info
 from compress.timing.executed import executed, explain
+from compress.workbench import Journal
 
 VERIFY_ITEMS = 512
 ALIKE = 0.9

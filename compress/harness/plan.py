@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.compressor import Compressor, Transfer, Workbench, seed_everything
+from compress.compressor import Compressor, seed_everything
 from compress.errors import IllegalChain, UserError, unknown
 from compress.files import sha256
 from compress.harness.metric import Function, Metric, find_metric
@@ -21,6 +21,7 @@ from compress.model import INSTANCE, Blueprint, Model, forward
 from compress.task import Data
 from compress.timing.environment import cpu_threads
 from compress.training.pace import usual_precision
+from compress.workbench import Transfer, Workbench
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
 from compress.zoo.models import build_module, fresh

@@ -9,20 +9,14 @@ from typing import Self
 import torch
 from torch import nn
 
-from compress.compressor import (
-    Compressor,
-    Workbench,
-    kept_at,
-    require,
-    require_choice,
-    require_fraction,
-)
+from compress.compressor import Compressor, kept_at, require, require_choice, require_fraction
 from compress.errors import IllegalChain, nearest
 from compress.model import Model, forward
 from compress.task import Tensors, stacked_inputs
 from compress.techniques.blocks import Stage, stages, without
 from compress.techniques.losses import kd
 from compress.techniques.prune_channels import PruneChannels
+from compress.workbench import Workbench
 
 JUDGED = 256
 """Calibration items on which the effect of a removal is measured."""

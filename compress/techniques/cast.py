@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from compress.compressor import Compressor, Workbench, require
+from compress.compressor import Compressor, require
 from compress.deploy.export import export
 from compress.deploy.half import to_float16
 from compress.model import Model
 from compress.task import Subset, prepared_batches
+from compress.workbench import Workbench
 
 ITEMS = 64
 """Calibration items that show how large the values inside the network become."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.compressor import Workbench, is_number, require, require_choice, require_name
+from compress.compressor import is_number, require, require_choice, require_name
 from compress.ensemble import AVERAGES
 from compress.errors import IllegalChain, unknown
 from compress.model import Model
@@ -20,6 +20,7 @@ from compress.techniques.soft_labels import Showing, SoftLabels
 from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, find_teachers
 from compress.techniques.train import fresh_model, same_again
 from compress.training import Around, Batch, Loss, Training, fit
+from compress.workbench import Workbench
 
 SAME = "same"
 

@@ -10,15 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from compress import counts
-from compress.compressor import (
-    Compressor,
-    Workbench,
-    kept_at,
-    require_fraction,
-    require_one_of,
-)
+from compress.compressor import Compressor, kept_at, require_fraction, require_one_of
 from compress.model import Model
 from compress.surgery import replace_layer, weighted_layers
+from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)

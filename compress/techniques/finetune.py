@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.compressor import Workbench
 from compress.model import Model
 from compress.training import Training, fit, labels_loss
+from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,14 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from compress import counts
-from compress.compressor import (
-    Compressor,
-    Workbench,
-    kept_at,
-    require_count,
-    require_fraction,
-    require_one_of,
-)
+from compress.compressor import Compressor, kept_at, require_count, require_fraction, require_one_of
 from compress.errors import StepFailed
 from compress.model import Model
 from compress.techniques.channel_groups import (
@@ -23,6 +16,7 @@ from compress.techniques.channel_groups import (
     differs_from_zeroed,
     sound_roots,
 )
+from compress.workbench import Workbench
 
 GRID = 128
 

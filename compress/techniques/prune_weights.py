@@ -8,15 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from compress.compressor import (
-    Compressor,
-    Workbench,
-    is_number,
-    require,
-    require_choice,
-)
+from compress.compressor import Compressor, is_number, require, require_choice
 from compress.model import Model
 from compress.surgery import matrix_weights
+from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)

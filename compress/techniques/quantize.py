@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from compress.compressor import Compressor, Workbench, require, require_choice, require_count
+from compress.compressor import Compressor, require, require_choice, require_count
 from compress.deploy.export import export
 from compress.deploy.int8 import quantize_onnx
 from compress.model import Model
 from compress.task import Subset, prepared_batches
 from compress.timing.environment import cpu_info
+from compress.workbench import Workbench
 
 
 def saturates(flags: tuple[str, ...]) -> bool:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.compressor import Workbench
 from compress.files import digest
 from compress.memory import free_memory
 from compress.task import Tensors
 from compress.training import Batch
+from compress.workbench import Workbench
 
 FILE = "logits.npy"
 KEPT_BYTES = 1e9

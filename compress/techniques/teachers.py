@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from compress.compressor import Workbench
 from compress.ensemble import averaged
 from compress.errors import IllegalChain, unknown
 from compress.model import Model, forward, identity, main_output
 from compress.task import Tensors
 from compress.training import autocast, has_convolutions, place_inputs, to_device
+from compress.workbench import Workbench
 
 BASELINE, INPUT = "baseline", "input"
 

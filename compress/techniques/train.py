@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from compress.compressor import Workbench, require_name
+from compress.compressor import require_name
 from compress.errors import IllegalChain
 from compress.model import INSTANCE, Model
 from compress.surgery import replace_layer
 from compress.training import Training, fit, labels_loss
+from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)

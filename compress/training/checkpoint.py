@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from compress.compressor import Kept, Shelf
 from compress.files import digest
+from compress.workbench import Kept, Shelf
 
 TENSORS = "state.safetensors"
 

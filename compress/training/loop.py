@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from compress.compressor import Workbench
 from compress.errors import StepFailed
 from compress.model import Model, weights_hash
 from compress.progress import bar
@@ -23,6 +22,7 @@ from compress.training.feed import Feed, resident
 from compress.training.pace import Pace, choose_pace, compiled, to_device
 from compress.training.settings import Training, one_cycle
 from compress.training.stepper import Loss, Stepper
+from compress.workbench import Workbench
 
 WATCHED = 1000
 """Items of the validation split behind the curve, where it decides nothing."""

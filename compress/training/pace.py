@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.compressor import Workbench
 from compress.counts import macs, params
 from compress.files import digest
 from compress.model import Model, main_output
@@ -24,6 +23,7 @@ from compress.task import Tensors
 from compress.timing.environment import cpu_info
 from compress.training.feed import Batch
 from compress.training.shortage import ran_out_of_memory
+from compress.workbench import Workbench
 
 MEASURED_FROM = 1e13
 """Multiply-accumulates of a training from which on trying out pays: a minute or more on a CPU."""

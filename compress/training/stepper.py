@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.compressor import Workbench
 from compress.model import main_output
 from compress.training.feed import Batch
 from compress.training.pace import Pace, autocast, place_inputs
 from compress.training.shortage import ran_out_of_memory
+from compress.workbench import Workbench
 
 Loss = Callable[[Tensor, Batch], Tensor]
 """(outputs in float32, batch) -> scalar, the mean over the batch's items."""

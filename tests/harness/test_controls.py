@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from compress.compressor import Chain, Compressor, Workbench
+from compress.compressor import Chain, Compressor
 from compress.harness.controls import control_of
 from compress.harness.rows import Row, rows_of, with_controls
 from compress.harness.suite import Suite, load_suite
 from compress.model import Model
 from compress.techniques import chain
 from compress.training import Training
+from compress.workbench import Workbench
 
 
 @pytest.mark.parametrize(

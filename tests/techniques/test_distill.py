@@ -10,7 +10,7 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import nn
 
-from compress.compressor import Journal, run
+from compress.compressor import run
 from compress.errors import IllegalChain, UserError
 from compress.model import Model
 from compress.task import Data, TensorSplit
@@ -20,6 +20,7 @@ from compress.techniques.losses import kd
 from compress.techniques.schedules import between
 from compress.techniques.teachers import Teacher
 from compress.training import Batch, accuracy
+from compress.workbench import Journal
 from compress.zoo.transfer import load_transfer
 
 

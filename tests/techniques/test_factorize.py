@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress import counts
-from compress.compressor import Journal, Workbench, run
+from compress.compressor import run
 from compress.model import Model
 from compress.task import ImageClassification, Preprocessing
 from compress.techniques import chain
 from compress.techniques.factorize import Spectrum
+from compress.workbench import Journal, Workbench
 
 TASK = ImageClassification("test", ("a", "b"), Preprocessing(3, (8, 8), (0.5,) * 3, (0.25,) * 3))
 

@@ -8,12 +8,13 @@ import torchvision
 from torch import nn
 
 from compress import counts
-from compress.compressor import Journal, Workbench, run
+from compress.compressor import run
 from compress.model import Model, forward, probe
 from compress.surgery import output_layers
 from compress.task import ImageClassification, Preprocessing
 from compress.techniques import chain
 from compress.techniques.channel_groups import cut_channels, sound_roots, zeroed
+from compress.workbench import Journal, Workbench
 from compress.zoo.models import fresh
 
 TASK = ImageClassification(

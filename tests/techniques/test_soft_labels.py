@@ -12,11 +12,12 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from shelves import Folder
 
-from compress.compressor import Journal, Workbench, run
+from compress.compressor import run
 from compress.model import Model
 from compress.task import Data, Subset
 from compress.techniques import chain, soft_labels
 from compress.techniques.soft_labels import FILE
+from compress.workbench import Journal, Workbench
 
 
 @pytest.fixture(scope="module")

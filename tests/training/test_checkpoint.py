@@ -12,7 +12,7 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from shelves import Folder
 
-from compress.compressor import Journal, Workbench, run
+from compress.compressor import run
 from compress.harness.shelf import StepShelf
 from compress.harness.store import Store
 from compress.model import Model
@@ -21,6 +21,7 @@ from compress.techniques import chain
 from compress.training import Pace, loop
 from compress.training.checkpoint import TENSORS
 from compress.training.loop import _Fit
+from compress.workbench import Journal, Workbench
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from compress.compressor import Workbench, run
+from compress.compressor import run
 from compress.errors import IllegalChain, StepFailed
 from compress.task import Subset
 from compress.techniques import chain
 from compress.training import Around, Batch, accuracy, evaluate, fit, labels_loss, one_cycle
+from compress.workbench import Workbench
 
 
 @given(st.floats(0, 1))

@@ -12,10 +12,10 @@ from bench_fixtures import fresh_model, make_bench, small_digits
 from shelves import Folder
 from torch import nn
 
-from compress.compressor import Workbench
 from compress.training import pace as pace_module
 from compress.training.feed import Batch, Feed
 from compress.training.pace import Pace, choose_pace, place_inputs, usual_pace
+from compress.workbench import Workbench
 
 CPU = torch.device("cpu")
 
