@@ -113,6 +113,8 @@ def main() -> None:
         path = options.out / f"{what}.jsonl"
         found = run_trials(path, wanted, lambda trial: once(trial, networks))
     claims = sum(t["found"]["verdict"] in CLAIMS for t in found)
+    able = [t["found"] for t in found if t["found"]["trusted"]]
+    among = sum(f["verdict"] in CLAIMS for f in able)
     outside = sum(not t["found"]["low"] <= 1 <= t["found"]["high"] for t in found)
     command = f"python benchmarks/measurement/aa.py --out reports/measurement --pairs {len(found)}"
     publish(
@@ -121,11 +123,13 @@ def main() -> None:
         + (", while another process loads one core" if options.load else ""),
         [
             f'False claims of "faster" or "slower": {share(claims, len(found))}.\n',
+            f"Among the runs that trusted themselves: {share(among, len(able))}.\n",
             f"Pairs whose 95 % interval leaves out 1: {share(outside, len(found))}.\n",
             table(HEAD, rows(found)),
             "claims: verdicts of faster or slower; 1 outside: 95 % intervals that leave out 1 (a"
             " verdict asks for more: the margin); ±: half widths of these intervals; untrusted:"
-            " runs that said that their latencies are not to be trusted, and gave no verdict; s:"
+            " runs that said that their latencies are not to be trusted (a claim must then exceed 5"
+            " % and the control's own interval); s:"
             f" seconds for a pair (budget {SECONDS:.0f}).\n",
         ],
         command + (" --load" if options.load else ""),

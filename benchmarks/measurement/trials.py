@@ -95,10 +95,8 @@ def against(timings: Timings, name: str, over: str, setting: str) -> Ratio:
 
 def claimed(ratio: Ratio, control: Control) -> str:
     """Return the verdict of a table whose only row this is."""
-    if not control.trusted:
-        return "untrusted"
-    if p_value(ratio, control.margin) > LEVEL:
-        return "indistinguishable"
+    if p_value(ratio, control.bar) > LEVEL:
+        return "indistinguishable" if control.trusted else "untrusted"
     return "faster" if ratio.value > 1 else "slower"
 
 

@@ -21,8 +21,9 @@ ITEMS = (
 )
 SEEDS = (
     "acc %: mean ± standard deviation over seeds; Δ pt: mean of the seeds' differences to their "
-    "own baselines, ± half of its 95 % t interval, verdict by the paired t-test over seeds (a "
-    "seed is one replication); differences that are equal in all seeds are a single replication: "
+    "own baselines, ± half of its 95 % interval, verdict by the paired t-test over seeds and a "
+    "test over the items they share, whichever is less sure; differences that are equal in all "
+    "seeds are a single replication: "
     "their p is the largest of the seeds' own (McNemar's); speed-up: geometric mean over seeds, "
     "± half of its interval (t with three seeds or more, else that of the timing); other "
     "figures: means over seeds;"
@@ -32,7 +33,7 @@ VERDICTS = (
     ("▼", "worse or slower"),
     ("≈", "no difference shown"),
     ("?", "the seeds' verdicts differ"),
-    ("!", "timing not to be trusted, so no verdict"),
+    ("!", "timing not to be trusted, and no difference beyond that doubt"),
 )
 
 

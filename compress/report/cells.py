@@ -58,13 +58,15 @@ def speedup(row: Row, setting: str, trusted: bool = True) -> str:
 def sign(row: Row, question: str, trusted: bool = True) -> str:
     """Return a blank and the sign of a verdict, such as that of `cpu_verdict`; '' if there is none.
 
-    A latency that is not to be trusted has no verdict, whatever its row says.
+    Of a latency that is not to be trusted only `faster` and `slower` count: these lie beyond
+    what the control doubts.
     """
     if row.get("chain") == BASELINE:
         return ""
-    if not trusted:
+    verdict = text_of(row, f"{question}_verdict")
+    if not trusted and verdict not in ("faster", "slower"):
         return f" {UNTRUSTED}"
-    mark = SIGNS.get(text_of(row, f"{question}_verdict"))
+    mark = SIGNS.get(verdict)
     return f" {mark}" if mark else ""
 
 

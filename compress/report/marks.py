@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from compress.report.columns import BASELINE, Row, number, settings, text_of
 from compress.report.points import is_drawn
@@ -39,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Lane:
-    """What the marks of a lane have in common; `margin` is that of the A/A control, a fraction.
+    """What the marks of a lane have in common; `margin` (a fraction) is what a verdict must exceed.
 
     `trusted` says that the timing may be trusted.
     """
@@ -68,7 +69,7 @@ def speed_lanes(rows: Sequence[Row], about: About) -> dict[str, Lane]:
         name: Lane(
             setting_words(name, about) + ("" if is_trusted(name, about) else " (not trusted)"),
             *LOOKS[i % len(LOOKS)],
-            float(latency_of(name, about).get("margin") or 0.0),
+            _bar(latency_of(name, about)),
             is_trusted(name, about),
         )
         for i, name in enumerate(found)
@@ -76,12 +77,11 @@ def speed_lanes(rows: Sequence[Row], about: About) -> dict[str, Lane]:
 
 
 def speed_marks(row: Row, names: Sequence[str], about: About) -> list[Mark]:
-    """Return the row's speed-ups, as ratios. One that is not to be trusted claims nothing."""
+    """Return the row's speed-ups, as ratios."""
     return [
         mark
         for lane, name in enumerate(names)
-        if (mark := _mark(row, lane, f"{name}_speedup", f"{name}_verdict", is_trusted(name, about)))
-        and mark.low > 0
+        if (mark := _mark(row, lane, f"{name}_speedup", f"{name}_verdict")) and mark.low > 0
     ]
 
 
@@ -90,7 +90,7 @@ def delta_marks(row: Row) -> list[Mark]:
     if not is_drawn(row):
         return []
     found = (
-        _mark(row, lane, f"{question}_delta", f"{question}_verdict", True, 100.0)
+        _mark(row, lane, f"{question}_delta", f"{question}_verdict", 100.0)
         for lane, question in enumerate(("accuracy", "control"))
     )
     return [mark for mark in found if mark]
@@ -144,19 +144,22 @@ def reading(rows: Sequence[Row], lanes: Sequence[Lane], several: bool) -> str:
     else:
         said.append("These results have no verdicts.")
     if any(lane.margin for lane in lanes):
-        said.append("Grey: the A/A margin, which a verdict must exceed.")
+        said.append("Grey: what a verdict must exceed by the A/A control.")
     return " ".join(said)
 
 
-def _mark(
-    row: Row, lane: int, key: str, verdict: str, trusted: bool, scale: float = 1.0
-) -> Mark | None:
+def _bar(known: Mapping[str, Any]) -> float:
+    """Return what a verdict of a setting must exceed, a fraction (0 if that is not known)."""
+    return float(known.get("bar") or known.get("margin") or 0.0)
+
+
+def _mark(row: Row, lane: int, key: str, verdict: str, scale: float = 1.0) -> Mark | None:
     value = number(row, key)
     if value is None:
         return None
     low, high = number(row, f"{key}_low"), number(row, f"{key}_high")
     if low is None or high is None:
         low = high = value
-    claimed = trusted and text_of(row, verdict) in CLAIMS
+    claimed = text_of(row, verdict) in CLAIMS
     ends = (scale * min(low, value), scale * max(high, value))
     return Mark(lane, scale * value, *ends, claimed)

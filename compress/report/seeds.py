@@ -146,8 +146,8 @@ def _speed(used: Sequence[Row], speed: str) -> dict[str, Any]:
     intervals = [(number(row, f"{key}_low"), number(row, f"{key}_high")) for row in timed]
     mean = mean_ratio([float(row[key]) for row in timed], intervals)
     found: dict[str, Any] = {key: mean.value, f"{key}_low": mean.low, f"{key}_high": mean.high}
-    verdicts = {text for row in timed if (text := text_of(row, f"{speed}_verdict"))}
-    if verdicts and text_of(timed[0], "chain") != BASELINE:
+    verdicts = {text_of(row, f"{speed}_verdict") for row in timed}
+    if "" not in verdicts and text_of(timed[0], "chain") != BASELINE:
         found[f"{speed}_verdict"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
     return found
 

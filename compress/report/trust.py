@@ -102,6 +102,6 @@ def _control(words: str, known: Mapping[str, Any]) -> str:
         return f"{words}: not timed"
     low, high = known.get("control_low"), known.get("control_high")
     interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    margin = known.get("margin")
+    margin = known.get("bar", known.get("margin"))
     bound = "" if margin is None else f", a verdict must exceed {100 * margin:.1f} %"
     return f"{words}: {value:.3f}{interval}{bound}"

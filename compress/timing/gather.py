@@ -24,15 +24,21 @@ from compress.timing.kept import Kept, question
 from compress.timing.launch import Launch, WorkerFailed, launch
 from compress.timing.setting import Setting, parse_setting
 
-SLOW_LEVELS = (0.9, 1.01, 1.02)
-"""What a level must reach in the first process, in the first two, in the first three to go on.
+SLOW_LEVELS = (0.9, 0.97)
+"""What a level must reach in the first process and in the first two to go on.
 
-A level that is no faster than this will never be the denominator, and its turns cost the others'.
+From the third on its 95 % interval must reach `FLOOR`: what does not will never be the
+denominator, and its turns cost the others'.
 """
+FLOOR = 1.01
 QUICK = 100
 """Resamples that tell when to stop."""
-PLANNED = 8
-"""Processes for every number of threads that share the budget; starting them costs some of it."""
+PLANNED = 16
+"""Processes for every number of threads that share the budget; starting them costs some of it.
+
+With many short processes rather than few long ones, what differs from process to process (where
+the weights lie in memory, what the machine's other tenants do) averages out sooner.
+"""
 
 
 @dataclass(frozen=True)
@@ -236,11 +242,11 @@ class _Run:
 
     def _take(self, part: Launched) -> None:
         self.launched.append(part)
+        if part.failure:
+            return
         lived = [p for p in self.launched if p.threads == part.threads and not p.failure]
-        if not part.failure and len(lived) <= len(SLOW_LEVELS):
-            bound = SLOW_LEVELS[len(lived) - 1]
-            slow = {name for name in LEVELS if self._slow(lived, name, bound)}
-            self.dropped.setdefault(part.threads, set()).update(slow)
+        left_out = self.dropped.setdefault(part.threads, set())
+        left_out |= {name for name in LEVELS if name not in left_out and self._slow(lived, name)}
 
     def _repeat(self, job: dict[str, Any], number: int) -> Launched:
         job_path, result_path = self.folder / f"job-{number}.json", self.folder / f"{number}.json"
@@ -254,13 +260,13 @@ class _Run:
         except (OSError, ValueError, KeyError) as error:
             return Launched(0, failure=f"process {number + 1} left no readable result: {error}")
 
-    def _slow(self, parts: Sequence[Launched], level: str, bound: float) -> bool:
+    def _slow(self, parts: Sequence[Launched], level: str) -> bool:
         """Whether a level is slow at every batch size, so that it need not be timed again."""
         for batch in parts[0].settings:
             found = [part.settings[batch] for part in parts]
             ratios = [process_ratio(f.get(self.baseline), f.get(level)) for f in found]
-            known = [ratio for ratio in ratios if ratio is not None]
-            if known and np.exp(np.mean(np.log(known))) >= bound:
+            known = np.log([ratio for ratio in ratios if ratio is not None])
+            if len(known) and not _is_slow(known):
                 return False
         return True
 
@@ -286,3 +292,12 @@ class _Run:
         before, after = [b for b, _ in pairs], [c for _, c in pairs]
         _, error, count = log_ratio(before, after, resamples=QUICK)
         return T_975[min(count - 1, len(T_975)) - 1] * error <= self.effort.precision
+
+
+def _is_slow(logs: np.ndarray) -> bool:
+    """Whether a level is too slow, by the logarithms of its speed-ups, one for each process."""
+    count = len(logs)
+    if count <= len(SLOW_LEVELS):
+        return bool(np.exp(logs.mean()) < SLOW_LEVELS[count - 1])
+    half = T_975[min(count - 1, len(T_975)) - 1] * logs.std(ddof=1) / np.sqrt(count)
+    return bool(np.exp(logs.mean() + half) < FLOOR)

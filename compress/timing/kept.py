@@ -14,22 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from compress.files import append_line, digest
+from compress.files import append_line, digest, sha256_file
 
 
 def question(
     files: Mapping[str, Path], arrays: Sequence[np.ndarray], other: Mapping[str, Any]
 ) -> str:
     """Return a hash of what is timed: the files' content, what is fed in, and `other` (JSON)."""
-    hashes = {}
-    for name, path in files.items():
-        with open(path, "rb") as file:
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     fed = hashlib.sha256()
     for array in arrays:
         fed.update(f"{array.dtype} {array.shape}".encode())
         fed.update(np.ascontiguousarray(array).data)
-    return digest({"files": list(hashes.items()), "fed": fed.hexdigest(), **other})
+    return digest(
+        {
+            "files": [[name, sha256_file(path)] for name, path in files.items()],
+            "fed": fed.hexdigest(),
+            **other,
+        }
+    )
 
 
 class Kept:

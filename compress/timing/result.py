@@ -18,6 +18,11 @@ LEVEL = 0.05
 """Of all the verdicts of a table at one setting, the chance that any is false."""
 TRUSTED = 0.05
 """Where the margin or the control's interval is wider, latencies are not to be trusted."""
+FLOOR = 0.01
+"""How much faster than the default an optimization level must be, at least, to be the denominator.
+
+Levels that are slower than this beyond doubt are not timed any further.
+"""
 NOISY = 0.2
 """A row is noisy if half of its calls lie further apart than this share of the median."""
 
@@ -76,11 +81,24 @@ class Control:
 
     @property
     def trusted(self) -> bool:
-        """Whether the control is narrow enough for verdicts."""
-        if self.ratio is None:
-            return False
-        half = np.log(self.ratio.high) - np.log(self.ratio.value)
-        return self.margin <= TRUSTED and bool(half <= np.log1p(TRUSTED))
+        """Whether the control is narrow enough for small differences to mean anything."""
+        return self.margin <= TRUSTED and self._half <= TRUSTED
+
+    @property
+    def bar(self) -> float:
+        """How far from 1 (a fraction) a speed-up must be beyond doubt: the margin.
+
+        Where the control is not to be trusted it is the control's own half interval, if that is
+        wider, and at least `TRUSTED`.
+        """
+        return self.margin if self.trusted else max(self.margin, self._half, TRUSTED)
+
+    @property
+    def _half(self) -> float:
+        """Half of the control's interval, a fraction; infinite if there is none."""
+        if self.ratio is None or self.ratio.processes < 2:
+            return float("inf")
+        return float(self.ratio.high / self.ratio.value - 1)
 
     def to_json(self) -> dict[str, Any]:
         ratio = self.ratio
@@ -89,6 +107,7 @@ class Control:
             "control_low": ratio and known(ratio.low, ratio),
             "control_high": ratio and known(ratio.high, ratio),
             "margin": self.margin,
+            "bar": self.bar if np.isfinite(self.bar) else None,
             "trusted": self.trusted,
             "processes": self.processes,
             "denominator": self.denominator and f"optimization level {self.denominator!r}",
@@ -140,9 +159,10 @@ class Timings:
 def summarise(gathered: Gathered, seed: int = 0) -> Timings:
     """Derive every figure from what the processes found.
 
-    Verdicts: a speed-up's p is against lying within the margin, two-sided, by Student's t on the
-    bootstrap's standard error; Holm's procedure keeps the chance of any false verdict among all
-    files of a setting at 5 %. Where the control is not to be trusted there are no verdicts.
+    Verdicts: a speed-up's p is against lying within the control's bar, two-sided, by Student's t
+    on the bootstrap's standard error; Holm's procedure keeps the chance of any false verdict among
+    all files of a setting at 5 %. Where the control is not to be trusted, what does not exceed the
+    bar is not called indistinguishable either: it has no verdict.
     """
     rows: dict[tuple[str, str], Timing] = {}
     controls = {}
@@ -170,7 +190,9 @@ class _Setting:
             for level, name in LEVELS.items()
             if (found := self.ratio(self.baseline, level)) is not None
         }
-        fastest = self._fastest(levels, margin)
+        # One that was left out of the later processes is too slow, and known from too few.
+        stayed = {name: found for name, found in levels.items() if not self._left(name)}
+        fastest = self._fastest(stayed, max(margin, FLOOR))
         self.level = next((key for key, name in LEVELS.items() if name == fastest), self.baseline)
         self.control = Control(
             ratio,
@@ -191,6 +213,10 @@ class _Setting:
         if not pairs:
             return None
         return compare([b for b, _ in pairs], [c for _, c in pairs], self.seed)
+
+    def _left(self, level: str) -> bool:
+        name = next(key for key, value in LEVELS.items() if value == level)
+        return bool(self.series[name]) and self.series[name][-1] is None
 
     def _margin(self) -> float:
         pairs = zip(self.series[self.baseline], self.series[CONTROL], strict=True)
@@ -217,9 +243,9 @@ class _Setting:
             and name != self.level
             and (ratio := self.ratio(self.level, name)) is not None
         }
-        adjusted = holm([p_value(ratio, self.control.margin) for ratio in ratios.values()])
+        adjusted = holm([p_value(ratio, self.control.bar) for ratio in ratios.values()])
         for (name, ratio), p in zip(ratios.items(), adjusted, strict=True):
-            rows[name] = _compared(rows[name], ratio, p if self.control.trusted else None)
+            rows[name] = _compared(rows[name], ratio, p, self.control.trusted)
         return rows
 
     def _row(self, name: str) -> Timing:
@@ -248,9 +274,9 @@ class _Setting:
         )
 
 
-def _compared(row: Timing, ratio: Ratio, p: float | None) -> Timing:
-    verdict = "" if p is None else INDISTINGUISHABLE
-    if p is not None and p <= LEVEL:
+def _compared(row: Timing, ratio: Ratio, p: float, trusted: bool) -> Timing:
+    verdict = INDISTINGUISHABLE if trusted else ""
+    if p <= LEVEL:
         verdict = FASTER if ratio.value > 1 else SLOWER
     low, high = known(ratio.low, ratio), known(ratio.high, ratio)
     return replace(row, speedup=ratio.value, low=low, high=high, verdict=verdict)

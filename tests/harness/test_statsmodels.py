@@ -9,8 +9,6 @@ from compress.harness.accuracy import wilson
 from compress.harness.compare import flips, mcnemar
 from compress.timing.multiplicity import holm
 
-pytest.importorskip("statsmodels", reason="statsmodels is not installed")
-
 
 @pytest.mark.parametrize("seed", range(40))
 def test_mcnemar_and_wilson_on_random_tables(seed: int) -> None:

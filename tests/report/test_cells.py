@@ -46,7 +46,8 @@ def test_a_speedup_with_its_interval():
     row = {"a_speedup": 2.874, "a_speedup_low": 2.67, "a_speedup_high": 13.04}
     assert cells.ratio(row, "a") == "2.87 [2.67, 13.0]"
     assert cells.ratio({**row, "a_verdict": "slower"}, "a") == "2.87 [2.67, 13.0] ▼"
-    assert cells.ratio({**row, "a_verdict": "slower"}, "a", trusted=False) == "2.87 [2.67, 13.0] !"
+    assert cells.ratio({**row, "a_verdict": "slower"}, "a", trusted=False) == "2.87 [2.67, 13.0] ▼"
+    assert cells.ratio(row, "a", trusted=False) == "2.87 [2.67, 13.0] !"
     assert cells.ratio({"a_speedup": 1.0, "chain": "baseline"}, "a", trusted=False) == "1.00"
 
 

@@ -30,7 +30,9 @@ def test_speedups_are_marks_with_their_intervals():
         Mark(1, 0.5, 0.5, 0.5, False),
     ]
     doubted = {"latency": {"cpu": {"trusted": False}}}
-    assert not speed_marks(found, ("cpu",), doubted)[0].claimed
+    assert speed_marks(found, ("cpu",), doubted)[0].claimed, "beyond what the control doubts"
+    unsure = {**found, "cpu_verdict": None}
+    assert not speed_marks(unsure, ("cpu",), doubted)[0].claimed
     assert speed_marks(row("a()", cpu_speedup_low=0.0), ("cpu",), ABOUT) == []
 
 
@@ -115,8 +117,8 @@ def test_the_reading_says_what_a_hollow_marker_may_be():
     said = reading(rows, list(speed_lanes(rows, doubted).values()), several=True)
     assert said == (
         "Means over the seeds. Bars: 95 % intervals. Filled markers: a verdict; hollow ones: no "
-        "difference shown, or timing not to be trusted. Grey: the A/A margin, which a verdict must "
-        "exceed."
+        "difference shown, or timing not to be trusted. Grey: what a verdict must exceed by the "
+        "A/A control."
     )
     assert "not to be trusted" not in reading(rows, [*speed_lanes(rows, ABOUT).values()], False)
     assert reading([{"chain": "a()"}], [], False) == (

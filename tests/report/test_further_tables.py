@@ -117,10 +117,11 @@ def test_the_legend_explains_the_signs_of_the_further_tables_too():
     more |= {"on_x_cpu_speedup": 0.5, "on_x_cpu_verdict": "slower"}
     more |= {"cuda_torch_ms_p50": 1.0, "cuda_speedup": 1.2, "cuda_verdict": "faster"}
     doubted = ABOUT | {"cuda": {"controls": {"cuda_torch_ms_p50": {"trusted": False}}}}
+    more |= {"cuda_verdict": None}
     rows = [BASE, row("b ? (is it real?)"), row("a()", **more)]
     assert (
         "Against the baseline: ▲ better or faster, ▼ worse or slower, ≈ no difference shown, "
-        "! timing not to be trusted, so no verdict."
+        "! timing not to be trusted, and no difference beyond that doubt."
     ) in " ".join(markdown(rows, doubted).split())
     # In a terminal there are no further tables.
     assert "Against the baseline: ≈ no difference shown." in text(rows, doubted)
@@ -172,6 +173,7 @@ def test_the_gpu_has_a_table_only_where_it_was_timed():
     assert "On the GPU" not in without
     assert "- GPU latency was not measured: no CUDA device.\n" in without
     doubted = ABOUT | {"cuda": {"controls": {"cuda_torch_ms_p50": {"trusted": False}}}}
+    gpu |= {"cuda_verdict": None}
     assert "1.50 !" in _table(markdown([BASE, row("a()", **gpu)], doubted), "On the GPU")
 
 
@@ -188,6 +190,7 @@ def test_the_file_on_the_gpu_has_its_own_speedup_and_trust():
 |  1| `a()` |   0.500| 0.400|   1.50 ▲| 2.50 [2.40, 2.60] ▲|"""
     )
     doubted = ABOUT | {"cuda": {"controls": {"cuda_ms_p50": {"trusted": False}}}}
+    rows = [BASE, row("a()", **{**gpu, "cuda_file_verdict": None})]
     assert "|   1.50 ▲| 2.50 [2.40, 2.60] !|" in _table(markdown(rows, doubted), "On the GPU")
 
 
@@ -234,7 +237,7 @@ def _latency(**changes):
 
 
 def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
-    rows = [BASE, row("a()", speedup=2.0)]
+    rows = [BASE, row("a()", speedup=2.0, cpu_verdict=None)]
     assert warnings(rows, ABOUT) == []
     doubted = _latency(trusted=False, margin=0.083)
     warning = (
@@ -244,7 +247,7 @@ def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
     for shown in (markdown(rows, doubted), text(rows, doubted)):
         assert shown.index(warning) < shown.index("chain")
         assert "2.00 ±.04 !" in shown
-        assert "! timing not to be trusted, so no verdict" in " ".join(shown.split())
+        assert "! timing not to be trusted, and no difference" in " ".join(shown.split())
     (untimed,) = warnings(rows, _latency(trusted=False, control=None))
     assert untimed.endswith("by which they would be judged, was not timed.")
     remote = {"on_x_cpu_ms_p50": 1.0}

@@ -24,7 +24,9 @@ differences = st.lists(st.integers(-1000, 1000).map(lambda items: items / 1000),
 def test_the_mean_difference_is_the_paired_t_tests(values):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = mean_difference(values, [(-1.0, 1.0)] * len(values), [0.5] * len(values))
+        # Of intervals over items that are narrow, Student's is the wider one.
+        own = [(value, value) for value in values]
+        found = mean_difference(values, own, [0.5] * len(values))
     assert found.value == pytest.approx(np.mean(values))
     assert 0 <= found.p <= 1
     assert -1 <= found.low <= found.value + 1e-12
@@ -45,6 +47,29 @@ def test_a_mean_difference_by_hand():
     assert (found.value, found.low, found.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
     # t = 2 sqrt(3); with two degrees of freedom p = 1 - t / sqrt(2 + t²).
     assert found.p == pytest.approx(1 - math.sqrt(12 / 14))
+
+
+def test_a_difference_must_hold_for_other_items_too():
+    """Three seeds that agree to one item of 10 000 are not three samples of test items."""
+    values, half = [8e-4, 9e-4, 8e-4], 14e-4
+    intervals = [(value - half, value + half) for value in values]
+    found = mean_difference(values, intervals, [0.33, 0.26, 0.34])
+    assert stats.ttest_1samp(values, 0.0).pvalue < 0.002
+    error = half / stats.norm.ppf(0.975)
+    assert found.p == pytest.approx(2 * stats.norm.sf(np.mean(values) / error))
+    assert (found.low, found.high) == pytest.approx(
+        (np.mean(values) - half, np.mean(values) + half)
+    )
+
+
+def test_a_mean_ratio_is_no_surer_than_the_timing():
+    ratios = [1.012, 1.011, 1.013]
+    found = mean_ratio(ratios, [(0.99, 1.034)] * 3)
+    half = math.log(1.034 / 0.99) / 2
+    centre = math.exp(np.mean(np.log(ratios)))
+    assert (found.low, found.high) == pytest.approx(
+        (centre * math.exp(-half), centre * math.exp(half))
+    )
 
 
 def test_equal_differences_are_one_replication():
