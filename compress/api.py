@@ -77,6 +77,8 @@ def prepare(
     """Return a run of a suite, everything looked up and nothing computed. Options as in `bench`."""
     given: dict[str, Any] = {} if step_timeout is None else {"seconds": step_timeout}
     if step_memory is not None:
+        if not 0 < step_memory < float("inf"):
+            raise UserError(f"step_memory must be positive and finite, not {step_memory}")
         given["memory"] = int(step_memory * 1e9)
     root = None if data_root is None else Path(data_root)
     conduct = Conduct(Limits(**given), store, fresh, root, executor_named(executor))
@@ -144,7 +146,7 @@ def preview(suite: str | Path | Suite | None = None, **options: Any) -> str:
     if suite is None:
         suite, options = _suite_of(**options)
     planned = prepare(suite, **options)
-    return show(planned.plan, planned.place)
+    return show(planned.plan, planned.place, planned.conduct.fresh)
 
 
 def run(**options: Any) -> Results:
@@ -213,7 +215,14 @@ def clean_store(
     """
     from compress.harness.store import Store
 
+    if "://" in str(place):
+        raise UserError(
+            f"{place} is an object store, whose own tools show its size and expire what is old; "
+            f"any entry (a folder named by a hash) may be removed, and is then computed again"
+        )
     folder = Path(place)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {place}")
     folder = folder / STORE if (folder / STORE).is_dir() else folder
     store, told = Store(folder), ""
     if clean or older_than is not None or keep is not None:

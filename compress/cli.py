@@ -207,7 +207,7 @@ def merge(run: Path, files: tuple[Path, ...]) -> None:
 
 
 @cli.command()
-@click.argument("place", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("place")
 @click.option("--clean", is_flag=True, help="Remove damaged entries and leftovers of dead runs.")
 @click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Not used since.")
 @click.option(
@@ -216,7 +216,7 @@ def merge(run: Path, files: tuple[Path, ...]) -> None:
     metavar="GB",
     help="Remove the least recently used until no more than this is left.",
 )
-def store(place: Path, clean: bool, older_than: float | None, keep: float | None) -> None:
+def store(place: str, clean: bool, older_than: float | None, keep: float | None) -> None:
     """Show the size of PLACE, a run's folder or a store, and clean it if that is asked for."""
     from compress.api import clean_store
 

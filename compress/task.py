@@ -313,9 +313,14 @@ def stacked_inputs(task: Task, split: Split, count: int) -> Tensors:
 
     Evenly spaced, because image files lie sorted by class.
     """
-    count = min(count, len(split))
-    raw, _ = split.fetch(torch.arange(count) * len(split) // count)
+    raw, _ = split.fetch(spaced(count, len(split)))
     return task.prepare(raw, torch.device("cpu"))
+
+
+def spaced(count: int, length: int) -> Tensor:
+    """Return `count` numbers below `length`, evenly spaced (all, if there are fewer)."""
+    count = min(count, length)
+    return torch.arange(count) * length // max(count, 1)
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:

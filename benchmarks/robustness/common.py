@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from compress.timing.setting import parse_setting  # noqa: E402
 
 __all__ = ["command", "environment", "plug_in", "publish", "rows", "run", "table"]
 
+NOISY = re.compile(r"(; )?noisy latency \([^)]*\): half of the calls [^;]*")
 TIMED = ("seconds", "peak_bytes")
 """Columns that differ between two undisturbed runs; so do all that begin with a setting's name."""
 
@@ -44,7 +46,8 @@ def rows(out: Path) -> list[dict[str, str]]:
     """Return the rows of a run's table without what is timed."""
     with open(out / "results.csv", newline="") as file:
         found = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not _timed(k)} for row in found]
+    kept = [{k: v for k, v in row.items() if not _timed(k)} for row in found]
+    return [{**row, "note": NOISY.sub("", row["note"])} for row in kept]
 
 
 def _timed(column: str) -> bool:
@@ -54,7 +57,7 @@ def _timed(column: str) -> bool:
     try:
         parse_setting(head)
     except ValueError:
-        return column == "note"  # of noisy latencies
+        return False
     return True
 
 

@@ -196,8 +196,21 @@ class Chatter(Compressor):
         raise ValueError("<img src=x onerror=alert(1)> | `pipe` \n second line")
 
 
+@dataclass(frozen=True, repr=False)
+class Escape(Compressor):
+    """Starts a child in a session of its own, which leaves the step's process group."""
+
+    mark: str = ""
+
+    def compress(self, model: Model, bench: Workbench) -> Model:
+        child = subprocess.Popen(["sleep", "86400"], start_new_session=True)
+        if self.mark:
+            Path(self.mark).write_text(str(child.pid))
+        return model
+
+
 HOSTILE = (
     *(RaiseError, LeaveByExit, AskToExit, Segfault, KillItself, Hang, HangInC, EatMemory),
     *(EatMemoryPlainly, FillDisk, ReturnNan, ChangeInput, OtherShape, ReturnNothing, ForkBomb),
-    Chatter,
+    *(Chatter, Escape),
 )

@@ -9,15 +9,19 @@ status of a wrong call, a sentence (no traceback), and no trace of the code that
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import os
 import pickle
+import py_compile
+import random
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
@@ -207,7 +211,8 @@ def arrays(write: Callable[[Path, Path], object]) -> Make:
 
 
 def object_array(path: Path, trace: Path) -> None:
-    np.savez(path, x_train=np.array([Payload(trace)], dtype=object), y_train=[0])
+    hostile = np.array([Payload(trace)], dtype=object)
+    np.savez(path, x_train=hostile, y_train=[0], x_test=hostile, y_test=[0])
 
 
 def claimed_array(path: Path, trace: Path) -> None:
@@ -215,6 +220,68 @@ def claimed_array(path: Path, trace: Path) -> None:
     text = text.replace(b"10**15", b"1000000000000000")
     with zipfile.ZipFile(path, "w") as made:
         made.writestr("x_train.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+
+
+def encrypted_array(path: Path, trace: Path) -> None:
+    """Members whose headers say that they are encrypted."""
+    claimed_array(path, trace)
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + place] |= 1
+    path.write_bytes(content)
+
+
+def header(text: bytes) -> Callable[[Path, Path], object]:
+    def write(path: Path, trace: Path) -> None:
+        with zipfile.ZipFile(path, "w") as made:
+            start = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+            for name in ("x_train", "y_train", "x_test", "y_test"):
+                made.writestr(f"{name}.npy", start + text)
+
+    return write
+
+
+def damaged_archive(name: str, mode: Literal["w:gz", "w:xz", "w:bz2"]) -> Make:
+    """A compressed archive whose last bytes, the checksum's, are others."""
+
+    def make(folder: Path, trace: Path) -> Words:
+        path = folder / name
+        with tarfile.open(path, mode) as tar:
+            info = tarfile.TarInfo("train/a/x.png")
+            info.size = 5000
+            tar.addfile(info, io.BytesIO(random.Random(0).randbytes(5000)))
+        content = bytearray(path.read_bytes())
+        content[-6 if mode == "w:gz" else len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+        root = ["--data-root", str(folder / "root")]
+        return ["run", "--data", f"imagefolder:{path}", *root, "--chain", "train()"]
+
+    return make
+
+
+def deep_model(folder: Path, trace: Path) -> Words:
+    (folder / "blueprint.json").write_text("[" * 100_000 + "]" * 100_000)
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return ["check", str(folder)]
+
+
+def many_sides(model: onnx.ModelProto, folder: Path) -> None:
+    tensor = model.graph.initializer[0]
+    del tensor.dims[:]
+    tensor.dims.extend([2**62] * 20)
+
+
+def bytecode(folder: Path, trace: Path) -> Words:
+    """A harmless file, and beside it compiled code that claims to be its."""
+    evil = folder / "evil.py"
+    evil.write_text(f"import os\nos.mkdir({str(trace)!r})\n")
+    (folder / "mine.py").write_text("raise ValueError('a harmless file')\n")
+    cached = importlib.util.cache_from_source(str(folder / "mine.py"))
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(evil), cfile=cached, invalidation_mode=mode)
+    allowed = str(folder / "mine.py")
+    model = ["--model", f"{allowed}:make", "--allow-code", allowed]
+    return ["run", "--data", "digits", *model, "--chain", "train()"]
 
 
 def evaluated_array(path: Path, trace: Path) -> None:
@@ -274,7 +341,9 @@ INPUTS: dict[str, Make] = {
     "suite: no TOML": suite("[[[[" * 1000),
     "suite: nested a thousand deep": suite(GOOD + "x = " + "[" * 1000 + "]" * 1000),
     "suite: endless numbers": suite(GOOD + f"seeds = [{'9' * 5000}]\n"),
-    "suite: weights outside, and none": suite(GOOD + 'weights = "../../../../etc/passwd"\n'),
+    "suite: weights outside, and none": suite(
+        GOOD.replace("train() -> ", "") + 'weights = "../../../../etc/passwd"\n'
+    ),
     "chain: an expression": chain("__import__('os').mkdir('TRACE')"),
     "chain: an expression as a value": chain("train(epochs=__import__('os').mkdir('TRACE'))"),
     "chain: an f-string": chain("train(student=f\"{__import__('os').mkdir('TRACE')}\")"),
@@ -301,6 +370,18 @@ INPUTS: dict[str, Make] = {
     "arrays: Python objects": arrays(object_array),
     "arrays: a header of a petabyte": arrays(claimed_array),
     "arrays: a header that is code": arrays(evaluated_array),
+    "arrays: encrypted": arrays(encrypted_array),
+    "arrays: a header that ends early": arrays(header(b"{'descr': '|u1', (")),
+    "arrays: a header with a list as a key": arrays(header(b"{[]: 1}")),
+    "archive: tar.gz with a wrong checksum": damaged_archive("a.tar.gz", "w:gz"),
+    "archive: tar.xz that is damaged": damaged_archive("a.tar.xz", "w:xz"),
+    "archive: tar.bz2 that is damaged": damaged_archive("a.tar.bz2", "w:bz2"),
+    "saved model: nested without end": deep_model,
+    "onnx: twenty sides of 2^62": onnx_file(many_sides),
+    "model: bytecode beside a harmless file": bytecode,
+    "run: results that are a list": merged("[]\n"),
+    "run: results without a run": merged('{"schema": 1}\n'),
+    "run: results nested without end": merged("[" * 100_000 + "]" * 100_000 + "\n"),
     "run: results that are no JSON": merged("\0\0\0"),
     "run: results of another schema": merged('{"schema": "x", "run": "a", "kind": "row"}\n'),
 }

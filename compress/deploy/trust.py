@@ -10,6 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -102,7 +103,7 @@ def _check_tensor(path: Path, tensor: onnx.TensorProto) -> None:
         raise _refused(path, f"the tensor {name!r} has a negative size {list(tensor.dims)}")
     items = math.prod(tensor.dims)
     width = _width(path, tensor)
-    needed = math.ceil(items * width)
+    needed = math.ceil(Fraction(width) * items)  # floats end at 2^1024
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         _check_external(path, tensor, name, needed)
     elif tensor.HasField("raw_data"):
@@ -140,7 +141,7 @@ def _held(tensor: onnx.TensorProto, items: int, width: float) -> int:
     kind = tensor.data_type
     if kind in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
         return held // 2
-    packed = 0 < width < 1 and held == math.ceil(items * width)
+    packed = 0 < width < 1 and held == math.ceil(Fraction(width) * items)
     return items if packed else held
 
 

@@ -37,6 +37,8 @@ class Accuracy:
     """float64, shape (N,): the largest softmax probability."""
     targets: np.ndarray
     """int64, shape (N,)."""
+    logits: np.ndarray
+    """float32, shape (N, K)."""
     figures: Mapping[str, float]
     """Column -> value: ece, top5 and metric, as far as they could be had."""
     missing: Mapping[str, str]
@@ -133,6 +135,7 @@ def judge(
         correct=correct,
         confidence=confidence,
         targets=targets,
+        logits=logits,
         figures=figures,
         missing=missing,
     )

@@ -21,7 +21,7 @@ from compress.harness.gpu import FOUND, RECORDS, gpu_records
 from compress.harness.graph import Graph, Lane, make_graph
 from compress.harness.isolate import Site, executor_for, recipe_of
 from compress.harness.job import Job, Outcome, Stores, record_of
-from compress.harness.latency import time_records
+from compress.harness.latency import KEPT, time_records
 from compress.harness.limits import Limits
 from compress.harness.memory import memory_records
 from compress.harness.outputs import Outputs
@@ -95,7 +95,11 @@ class Bench:
         stores = site.stores
         if self.conduct.fresh:
             for node in graph.nodes.values():
-                stores.of(node).drop(node.key)
+                store = stores.of(node)
+                with store.claim(node.key) as mine:
+                    if mine:  # else another run computes or reads it at this moment
+                        store.drop(node.key)
+            (self.out / "raw" / KEPT).unlink(missing_ok=True)
         executor = self.conduct.executor(site, self.conduct.limits)
         told = {**about(self.plan, self.command), "order": order, "isolation": executor.about}
         self.log = RunLog(self.out / "results.jsonl", told)

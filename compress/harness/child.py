@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compress.progress import keep_terminal
+from compress.timing.life import die_with_parent
 
-PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 OOM_SCORE = "800"
 """If the kernel runs out of memory it ends the step, not the run."""
 
@@ -29,31 +30,17 @@ def fork() -> int:
         return os.fork()
 
 
-def die_with_parent(parent: int) -> None:
-    """End this process when its parent ends, however that ends, or if it has ended already.
-
-    On Linux; elsewhere only `serve` ends it, which needs the parent alive.
-    """
-    _on_parents_death(int(signal.SIGKILL))
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def outlive_parent() -> None:
-    """Take back `die_with_parent`: from now on this process looks after its end by itself."""
-    _on_parents_death(0)
-
-
-def _on_parents_death(number: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-
-
 def call_oneself(name: str) -> None:
     """Give this process a name (of at most 15 bytes) that `ps` and `top` show. On Linux."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             Path("/proc/self/comm").write_text(name[:15])
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what this process's descendants leave behind when they end. On Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def run_in_child(

@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from compress.errors import UserError, unknown
-from compress.files import digest, write_atomic
+from compress.files import digest
 from compress.harness.isolate import Isolated, Site, executor_for
 from compress.harness.job import Job, Outcome
 from compress.harness.limits import Limits
 from compress.harness.schedule import Executor
+from compress.timing.environment import cpu_threads
 from compress.timing.gather import Effort, gather
 from compress.timing.gathered import Gathered
+from compress.timing.launch import WorkerFailed
 
 RETRIES = 3
 """How often a job is given to another worker after one was lost."""
@@ -79,10 +81,29 @@ class Cluster:
                     f"`ray start --head`"
                 ) from error
         self.pending: dict[Any, tuple[Job, str]] = {}
+        self._check_size()
         self.about = (
             f"steps ran on a Ray cluster of {len(self._nodes())} nodes, each in a process of its "
-            f"own; all files were timed together on one node, with nothing beside them"
+            f"own; all files were timed together on one node, with nothing beside them, and "
+            f"those on a GPU on the machine that started the run"
         )
+
+    def _check_size(self) -> None:
+        """Refuse what no node can ever run: Ray would wait for such a node for ever."""
+        gpu = 1 if self.site.device == "cuda" else 0
+        found = [node["Resources"] for node in self._nodes()]
+        most = max((resources["CPU"] for resources in found), default=0)
+        if not any(
+            resources["CPU"] >= self.site.step_threads and resources.get("GPU", 0) >= gpu
+            for resources in found
+        ):
+            self.close()
+            raise UserError(
+                f"no node of the Ray cluster has {self.site.step_threads} CPUs"
+                f"{' and a GPU' if gpu else ''} for a step; the largest has {most:.0f} CPUs: "
+                f"say --step-threads {max(1, int(most))} or less"
+                f"{', or --device cpu' if gpu else ''}"
+            )
 
     def submit(self, job: Job, name: str, alone: bool = False) -> None:
         """Give a job to the cluster; `alone` asks for a whole node."""
@@ -104,13 +125,17 @@ class Cluster:
             job, name = self.pending.pop(reference)
             try:
                 answer = self.ray.get(reference)
+            except self.ray.exceptions.RayTaskError as error:  # our own code raised on the node
+                outcome = Outcome(f"{type(error.cause).__name__}: {error.cause}")
             except self.ray.exceptions.RayError as error:
                 first = str(error).strip().partition("\n")[0]
                 outcome = Outcome(f"{type(error).__name__}: {first} (after {RETRIES} retries)")
             else:
                 outcome = Outcome.from_json(answer["outcome"])
                 if answer["log"]:
-                    write_atomic(self.site.logs / f"{name}.log", answer["log"])
+                    self.site.logs.mkdir(parents=True, exist_ok=True)
+                    with open(self.site.logs / f"{name}.log", "a") as log:
+                        log.write(answer["log"])
             found.append((job, outcome))
         return found
 
@@ -124,7 +149,8 @@ class Cluster:
         """Time files as `compress.timing.gather` does, on a node where nothing else runs."""
         options.pop("kept", None)  # a place on this machine
         options.pop("progress", None)
-        options.pop("threads", None)  # the node's own
+        if options.get("threads") == cpu_threads():
+            options.pop("threads")  # nobody has named them: the node's own
         options["effort"] = asdict(options["effort"])
         contents = {name: Path(path).read_bytes() for name, path in files.items()}
         last: Exception | None = None
@@ -136,7 +162,7 @@ class Cluster:
                 last = error
                 continue
             return Gathered.from_json(answer)
-        raise RuntimeError(f"no node of the cluster lived through the timing: {last}")
+        raise WorkerFailed(f"no node of the cluster lived through the timing: {last}")
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
@@ -155,7 +181,7 @@ class Cluster:
             ),
         )
         if not nodes:
-            raise RuntimeError("the Ray cluster has no node left")
+            raise WorkerFailed("the Ray cluster has no node left")
         resources, name = nodes[-1]["Resources"], nodes[-1]["NodeID"]
         return {
             "num_cpus": resources["CPU"],
@@ -167,7 +193,7 @@ class Cluster:
         """Cancel what runs; leave the cluster if this run has joined it."""
         for reference in self.pending:
             self.ray.cancel(reference, force=True)
-        self.pending = {}
+        self.pending.clear()
         if self.ours:
             self.ray.shutdown()
 

@@ -290,7 +290,7 @@ class _Stage:
     def _keep_run(self, column: str, timings: Timings) -> None:
         [setting] = timings.gathered.settings
         told = timings.about()[setting]
-        kept = ("control", "control_low", "control_high", "margin", "trusted", "seconds")
+        kept = ("control", "control_low", "control_high", "margin", "bar", "trusted", "seconds")
         self.controls[column] = {key: told[key] for key in kept}
         self.controls[column]["repetitions"] = told["processes"]
         for place, seconds in timings.raw().items():

@@ -97,7 +97,9 @@ class Graph:
 def make_graph(plan: Plan) -> Graph:
     """Give everything that a plan computes its key."""
     given = None if plan.baseline is not None else weights_hash(plan.start.module)
-    start = digest({"model": plan.suite.model, "weights": given})
+    setting = digest(_common(plan))
+    # What is measured of given weights depends on all of that too, with no step in between.
+    start = digest({"model": plan.suite.model, "weights": given, "setting": setting})
     lanes = []
     for seed in plan.suite.seeds:
         maker = _Maker(plan, seed)
@@ -108,7 +110,7 @@ def make_graph(plan: Plan) -> Graph:
             for row in plan.rows[1:]
             if row.chain is not None
         ]
-    return Graph(start, tuple(lanes), digest(_common(plan)))
+    return Graph(start, tuple(lanes), setting)
 
 
 def _common(plan: Plan) -> dict[str, object]:
@@ -127,7 +129,7 @@ class _Maker:
             "test": plan.data.fingerprint,
             "metric": None if plan.metric is None else plan.metric.identity(),
             "threads": plan.threads,
-            "cpu": cpu_info(),
+            "cpu": plan.cpu or cpu_info(),
             "ours": code_digest(MEASURING),
         }
 

@@ -23,11 +23,14 @@ import cloudpickle
 import torch
 
 from compress.errors import UserError
+from compress.harness.graph import make_graph
 from compress.harness.job import Job, Outcome, Stores, perform, read_outcome, stores_of
+from compress.harness.keys import versions
 from compress.harness.limits import Limits, resident
 from compress.harness.plan import Plan
 from compress.harness.server import end_group
 from compress.harness.started import Server, ServerFailed, how, take
+from compress.timing.environment import cpu_info
 
 LOOK = 0.05
 """Seconds between two looks at what a job takes."""
@@ -89,12 +92,16 @@ def recipe_of(
     return {
         # The precision as it was chosen here: to ask a GPU would start CUDA in the server.
         "suite": {**asdict(plan.suite), "precision": plan.precision},
-        "data_root": None if data_root is None else str(data_root),
+        # Workers on other machines have another current folder.
+        "data_root": None if data_root is None else str(data_root.expanduser().resolve()),
         "tune": plan.tune,
         "device": plan.device.type,
-        "allow_code": [str(path) for path in plan.allow_code],
+        "allow_code": [str(path.expanduser().resolve()) for path in plan.allow_code],
         "step_threads": plan.step_threads,
         "threads": plan.threads,
+        "cpu": cpu_info(),
+        "setting": make_graph(plan).setting,
+        "versions": versions(),
         "fingerprint": plan.data.fingerprint,
         "transfers": {name: found.fingerprint for name, found in plan.transfers.items()},
         "shared": str(shared),

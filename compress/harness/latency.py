@@ -7,18 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from compress.harness.accuracy import logits_of
-from compress.harness.outputs import UNVERIFIED, Outputs
+from compress.harness.outputs import SAMPLES, TIMED, UNVERIFIED, Outputs
 from compress.harness.plan import Plan
 from compress.harness.record import Key, Record
 from compress.harness.rows import BASELINE
 from compress.task import stacked_inputs
 from compress.timing.gather import Effort, gather
 from compress.timing.gathered import Gathered
+from compress.timing.launch import WorkerFailed
 from compress.timing.result import NOISY, Timing, Timings, summarise
 from compress.timing.setting import parse_setting
 
-SAMPLES = 64
 INPUTS = "timing-inputs"
 """The sidecar that holds what was fed in (`input_0`, ...) and what came out (`expected/NAME`)."""
 
@@ -49,28 +48,25 @@ def time_records(
     names = {key: candidate_name(key) for key in sound}
     inputs = stacked_inputs(plan.data.task, plan.data.test, SAMPLES)
     samples = [tensor.numpy() for tensor in inputs]
-    try:
-        expected = {
-            names[key]: logits_of(path, inputs, plan.threads) for key, path in files.items()
-        }
-    except Exception as error:  # onnxruntime's errors share no base class of their own
-        reason = f"{SAMPLES} items at once do not run: {error}"
-        return _all_untimed(sound, settings, reason), {}
+    expected = {names[key]: outputs.stored(outputs.model(*key).name)[TIMED] for key in files}
     # Kept, so that the same files can be timed on another machine, with the same inputs.
     arrays = {f"input_{i}": array for i, array in enumerate(samples)}
     outputs.sidecar(INPUTS, arrays | {f"expected/{name}": e for name, e in expected.items()})
     kept = outputs.folder / "raw" / KEPT
-    gathered = (gatherer or gather)(
-        {names[key]: path for key, path in files.items()},
-        samples,
-        expected,
-        baseline=names[baseline],
-        threads=plan.threads,
-        settings=settings,
-        effort=Effort(seconds=plan.suite.timing_seconds),
-        progress=progress and sys.stderr.isatty(),
-        kept=kept,
-    )
+    try:
+        gathered = (gatherer or gather)(
+            {names[key]: path for key, path in files.items()},
+            samples,
+            expected,
+            baseline=names[baseline],
+            threads=plan.threads,
+            settings=settings,
+            effort=Effort(seconds=plan.suite.timing_seconds),
+            progress=progress and sys.stderr.isatty(),
+            kept=kept,
+        )
+    except WorkerFailed as error:  # a cluster has lost its nodes: what was computed stands
+        return _all_untimed(sound, settings, str(error)), {}
     timings = summarise(gathered)
     outputs.sidecar("timing", timings.raw())
     kept.unlink(missing_ok=True)
@@ -127,7 +123,7 @@ def unjudged(name: str, setting: str, timings: Timings) -> str:
         return ""
     if row.speedup is None:
         return f"the baseline was not timed: {timings[baseline, setting].error}"
-    return "the baseline and its copy differed too much for any verdict"
+    return "the baseline and its copy differed too much for a verdict on this difference"
 
 
 def noise(rows: Mapping[str, Timing]) -> list[str]:

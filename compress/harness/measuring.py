@@ -22,12 +22,20 @@ from compress.errors import CannotSave
 from compress.files import sha256, write_atomic
 from compress.harness.accuracy import measure_accuracy
 from compress.harness.describe import full_chain, metadata, preprocessing_hash, split_hash
-from compress.harness.outputs import ANSWERS, DEPLOYABLE, TARGETS, UNVERIFIED, write_arrays
+from compress.harness.outputs import (
+    ANSWERS,
+    DEPLOYABLE,
+    SAMPLES,
+    TARGETS,
+    TIMED,
+    UNVERIFIED,
+    write_arrays,
+)
 from compress.harness.plan import Plan
 from compress.harness.record import Record
 from compress.harness.rows import Row
 from compress.model import Model, save
-from compress.task import stacked_inputs
+from compress.task import spaced, stacked_inputs
 from compress.timing.environment import cpu_info
 from compress.timing.executed import executed, explain
 from compress.workbench import Journal
@@ -193,6 +201,8 @@ def _answer(
         "predictions": accuracy.predictions,
         "correct": accuracy.correct,
         "confidence": accuracy.confidence,
+        # What the file must answer while it is timed, so that it is only run in limited processes.
+        TIMED: accuracy.logits[spaced(SAMPLES, len(accuracy.logits))],
     }
     found.hashes["predictions"] = write_arrays(folder / ANSWERS, answers)
     if row.chain is None:

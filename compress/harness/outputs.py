@@ -21,6 +21,10 @@ from compress.harness.store import ENTRY
 
 DEPLOYABLE, UNVERIFIED = "model.onnx", "unverified.onnx"
 ANSWERS, TARGETS = "answers.npz", "targets.npz"
+SAMPLES = 64
+"""Test items, evenly spaced, on which files are timed."""
+TIMED = "timed_logits"
+"""What a row's answers hold of them, shape (SAMPLES, classes)."""
 SCRATCH = ".scratch"
 
 
@@ -49,7 +53,8 @@ class Outputs:
         raw = {ANSWERS: f"{folder.name}.npz", TARGETS: TARGETS}
         names = {path.name for path in made.iterdir()}
         for stale in {path.name for path in folder.iterdir()} - names:
-            (folder / stale).unlink(missing_ok=True)
+            if not (folder / stale).is_dir():
+                (folder / stale).unlink(missing_ok=True)
         for name in sorted(names - {ENTRY, ANSWERS, TARGETS}):
             copy_atomic(made / name, folder / name)
         for name in sorted(names & raw.keys()):

@@ -33,7 +33,7 @@ MODULES = (
     *("compress/__init__.py", "compress/errors.py", "compress/files.py"),
     *("compress/timing/__init__.py", "compress/timing/elsewhere.py"),
     *("compress/timing/environment.py", "compress/timing/gather.py", "compress/timing/kept.py"),
-    *("compress/timing/gathered.py", "compress/timing/launch.py"),
+    *("compress/timing/gathered.py", "compress/timing/launch.py", "compress/timing/life.py"),
     *("compress/timing/rounds.py", "compress/timing/setting.py"),
     *("compress/timing/bootstrap.py", "compress/timing/worker.py"),
 )

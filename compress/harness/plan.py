@@ -57,6 +57,8 @@ class Plan:
     """Whether data, module or metric are objects of this process, not names."""
     step_threads: int = 1
     """CPU threads of every step: sums are rounded otherwise with another number of them."""
+    cpu: object = None
+    """Of the machine that asked for the plan, as `cpu_info` tells it; None: this one."""
 
     def fresh(self, name: str) -> Model:
         return fresh(name, self.data.task, self.allow_code)

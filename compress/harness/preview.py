@@ -84,11 +84,16 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def preview(plan: Plan, place: str | Path) -> str:
-    """Return the tree of a plan's steps with what is done, and what is left in seconds."""
+def preview(plan: Plan, place: str | Path, fresh: bool = False) -> str:
+    """Return the tree of a plan's steps with what is done, and what is left in seconds.
+
+    `fresh` takes nothing for done.
+    """
     graph, store = make_graph(plan), Store(place)
     done = {
-        key for key, node in graph.nodes.items() if not node.private and store.get(key) is not None
+        key
+        for key, node in graph.nodes.items()
+        if not fresh and not node.private and store.get(key) is not None
     }
     for lane in graph.lanes:
         # What lies before something that is done need not be done again.

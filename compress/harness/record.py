@@ -152,13 +152,22 @@ def read_run(path: Path) -> tuple[str, list[Record], dict[str, Any]]:
             values = json.loads(line)
         except ValueError:
             continue
-        if values.get("schema") != SCHEMA:
-            raise UserError(f"{path} has schema {values.get('schema')!r}, and {SCHEMA} is known")
-        runs.setdefault(values["run"], _Run(values["run"])).add(values)
+        except RecursionError:
+            raise UserError(f"{path} is damaged: a line is nested too deeply") from None
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if schema != SCHEMA:
+            raise UserError(f"{path} has schema {schema!r}, and {SCHEMA} is known")
+        try:
+            runs.setdefault(values["run"], _Run(values["run"])).add(values)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{path} is damaged: {error!r}") from error
     told = [run for run in runs.values() if run.records] or list(runs.values())
     if not told:
         raise UserError(f"{path} holds no run")
-    return (told[-1].name, *told[-1].told())
+    try:
+        return (told[-1].name, *told[-1].told())
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from error
 
 
 def read_results(path: Path) -> tuple[list[Record], dict[str, Any]]:

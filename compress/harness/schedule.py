@@ -13,6 +13,8 @@ from compress.harness.job import Job, Outcome, Stores
 from compress.harness.rows import BASELINE
 from compress.harness.store import Entry
 
+AGAIN = 3
+"""How often a lane is computed again whose results vanish, because others clean the store."""
 PATIENCE = 0.5
 """Seconds between two looks at what another run is computing."""
 NO_BASELINE = "StepFailed: the baseline failed, so there is nothing to start from"
@@ -46,6 +48,8 @@ class _State:
     """The node that is next."""
     over: bool = False
     running: bool = False
+    again: int = 0
+    """How often what had been measured was gone."""
 
 
 class Schedule:
@@ -175,13 +179,22 @@ class Schedule:
             state.at += 1
 
     def _finish(self, state: _State) -> None:
-        entry = self.stores.get(state.lane.measured)
-        if entry is None:
-            self._end(
-                state, None, Outcome("StepFailed: what was measured of the row is not in the store")
-            )
-            return
-        self._end(state, entry, Outcome())
+        """Hand out what was measured; under its claim, so that nobody removes it meanwhile."""
+        node = state.lane.measured
+        if not self._claim(node):
+            return  # another run hands it out, or removes it, at this moment
+        try:
+            entry = self.stores.get(node)
+            if entry is not None:
+                self._end(state, entry, Outcome())
+            elif state.again < AGAIN:
+                state.again += 1
+                self._look(state)
+            else:
+                said = "StepFailed: what was measured of the row vanished from the store repeatedly"
+                self._end(state, None, Outcome(said))
+        finally:
+            self._release(node)
 
     def _end(self, state: _State, entry: Entry | None, outcome: Outcome) -> None:
         state.over = True

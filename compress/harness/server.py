@@ -22,14 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.harness.child import (
-    call_oneself,
-    die_with_parent,
-    fork,
-    outlive_parent,
-    run_in_child,
-)
+from compress.harness.child import adopt_orphans, call_oneself, fork, run_in_child
+from compress.harness.limits import family
 from compress.harness.started import Channel
+from compress.timing.life import die_with_parent, outlive_parent
 
 if TYPE_CHECKING:
     from compress.compressor import Compressor
@@ -47,6 +43,7 @@ def serve(channel: Channel, work: Work) -> None:
     """Fork a child for every message `job`, and tell of its start and its end."""
     children: dict[int, int] = {}
     me = os.getpid()
+    adopt_orphans()
     try:
         while True:
             message = channel.receive(POLL if children else None)
@@ -66,12 +63,37 @@ def serve(channel: Channel, work: Work) -> None:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     end_group(pid)  # what the step has started and left behind
+                    _end_adopted(me, children)
                     channel.send({"job": children.pop(pid), "status": status})
     except (EOFError, BrokenPipeError, ConnectionError):
         pass  # the run has ended, or was killed
     finally:
         for pid in children:
+            for one in family(pid):
+                end_group(one)
             end_group(pid)
+        _end_adopted(me, children)
+
+
+def _end_adopted(me: int, children: Mapping[int, int]) -> None:
+    """End what a step has started in a session of its own: without the step it is our child."""
+    for one in set(_children(me)) - set(children):
+        for pid in family(one):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(one, 0)
+
+
+def _children(pid: int) -> list[int]:
+    return [one for one in family(pid) if one != pid and _parent(one) == pid]
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _be_child(message: Mapping[str, Any], work: Work, parent: int) -> None:
@@ -140,6 +162,7 @@ def _objects(channel: Channel) -> dict[str, Any]:
 def run(channel: Channel) -> None:
     """Make the plan that the run asks for, and serve it."""
     from compress.errors import UserError
+    from compress.harness.graph import make_graph
     from compress.harness.job import stores_of
     from compress.harness.plan import make_plan
     from compress.harness.suite import suite_from_json
@@ -158,7 +181,9 @@ def run(channel: Channel) -> None:
         )
         sets = {name: found.fingerprint for name, found in plan.transfers.items()}
         if plan.data.fingerprint != asked["fingerprint"] or sets != asked["transfers"]:
-            raise UserError("the data has changed since the run began")
+            raise UserError("the data is not that of the run: it has changed, or differs here")
+        if make_graph(replace(plan, tune=asked["tune"])).setting != asked["setting"]:
+            raise UserError(_other_setting(asked["versions"]))
         warm(plan)
         outlive_parent()  # from here on the socket tells, and the children are ended first
         channel.send({"ready": os.getpid()})
@@ -168,7 +193,7 @@ def run(channel: Channel) -> None:
         with contextlib.suppress(OSError):
             channel.send({"failed": f"{type(error).__name__}: {error}"})
         return
-    plan = replace(plan, threads=asked["threads"], tune=asked["tune"])
+    plan = replace(plan, threads=asked["threads"], tune=asked["tune"], cpu=asked["cpu"])
     serve(channel, work_on(plan, stores_of(asked), asked["progress"]))
 
 
@@ -180,6 +205,20 @@ def _is_closed(connection: socket.socket) -> bool:
         return False
     except OSError:
         return True
+
+
+def _other_setting(wanted: Mapping[str, str]) -> str:
+    """Say why results that are computed here would not be those that the run asks for."""
+    from compress.harness.keys import versions
+
+    here = versions()
+    other = [
+        f"{name} {here.get(name)} instead of {v}"
+        for name, v in wanted.items()
+        if here.get(name) != v
+    ]
+    why = ", ".join(other) or "other code of this package, or of an allowed file"
+    return f"this process computes with {why}: all machines of a run need the same"
 
 
 def main(handle: str) -> None:

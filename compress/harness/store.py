@@ -55,6 +55,8 @@ class Store:
 
     def __init__(self, place: str | Path) -> None:
         self.remote: Remote | None = None
+        self._sent: set[str] = set()
+        """Keys that the object store is known to have."""
         if "://" in str(place):
             self.remote = open_remote(str(place))
             place = self.remote.mirror
@@ -63,12 +65,22 @@ class Store:
     def get(self, key: str) -> Entry | None:
         """Return the entry of a key, every hash checked; None if it is absent or damaged."""
         entry = self._read(key)
+        if entry is not None and self.remote is not None:
+            self._send_again(entry)
         if entry is None and self.remote is not None and self.remote.has(key):
             with self._writing(key) as made:
                 self.remote.fetch(key, made)
                 self._place(made, key)
             entry = self._read(key)
         return entry
+
+    def _send_again(self, entry: Entry) -> None:
+        """Send an entry of the mirror that the object store lacks: a run died before it did."""
+        if self.remote is None or entry.key in self._sent:
+            return
+        if not self.remote.has(entry.key):
+            self.remote.send(entry.key, entry.folder, [*entry.files, ENTRY])
+        self._sent.add(entry.key)
 
     def put(
         self, key: str, fill: Callable[[Path], Mapping[str, Any]], owner: str | None = None
@@ -89,6 +101,7 @@ class Store:
             self._place(made, key)
         if self.remote is not None:
             self.remote.send(key, self.folder / key, [*files, ENTRY])
+            self._sent.add(key)
         return Entry(key, self.folder / key, about, files)
 
     def put_model(self, key: str, model: Model, build: Builder, about: Mapping[str, Any]) -> Entry:
@@ -105,6 +118,7 @@ class Store:
         if (self.folder / key).exists():
             _drop(self.folder / key)
         if self.remote is not None:
+            self._sent.discard(key)
             self.remote.drop(key)
 
     @contextlib.contextmanager

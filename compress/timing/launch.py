@@ -23,7 +23,7 @@ def launch(job: Path, result: Path, timeout: float, module: str = "compress.timi
     paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     # -P: a file of the user's current folder must not be taken for one of our modules.
-    command = [sys.executable, "-P", "-m", module, str(job), str(result)]
+    command = [sys.executable, "-P", "-m", module, str(job), str(result), str(os.getpid())]
     try:
         done = subprocess.run(
             command, env=variables, capture_output=True, text=True, timeout=timeout

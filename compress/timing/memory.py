@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from compress.timing.launch import WorkerFailed, launch
+from compress.timing.life import die_with_parent
 
 Peak = tuple[int | None, str]
 """Bytes, or None and the reason."""
@@ -77,8 +78,9 @@ def in_child(action: Callable[[], int]) -> Peak:
     with warnings.catch_warnings():
         # Python warns that the threads of numpy's BLAS do not follow; the child needs none.
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+        me, child = os.getpid(), os.fork()
     if not child:
+        die_with_parent(me)
         _answer(writer, action)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
@@ -155,7 +157,8 @@ def _status(field: str) -> int | None:
     return next((1024 * int(words[1]) for words in found), None)
 
 
-def main(job_path: str, result_path: str) -> None:
+def main(job_path: str, result_path: str, parent: str) -> None:
+    die_with_parent(int(parent))
     job = json.loads(Path(job_path).read_text())
     with np.load(job["inputs"]) as file:
         inputs = [file[f"input_{i}"] for i in range(len(file.files))]

@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from compress.timing.life import die_with_parent
 from compress.timing.rounds import Candidate, Plan, Series, time_rounds
 
 MAX_FEEDS = 64
+STRIDE = 7
+"""Inputs by which one process begins later than the last, so that slow models see all, too."""
 LEVELS = {
     "disabled": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -50,6 +53,13 @@ def feeds_of(samples: list[np.ndarray], batch: int) -> Feeds:
     """Return what is fed into every file in turn; the arrays are the same for all files."""
     rows = feed_indices(len(samples[0]), batch)
     return rows, [[np.ascontiguousarray(data[row]) for data in samples] for row in rows]
+
+
+def rotated(feeds: Feeds, by: int) -> Feeds:
+    """Return the same calls in the same order, beginning with another one."""
+    rows, arrays = feeds
+    first = by % len(rows)
+    return rows[first:] + rows[:first], arrays[first:] + arrays[:first]
 
 
 def deviation(outputs: np.ndarray, expected: np.ndarray) -> float:
@@ -106,7 +116,7 @@ def run_job(
     settings: dict[str, dict[str, Any]] = {}
     for batch in job["batches"]:
         _announce(f"timing batches of {batch}")
-        feeds = feeds_of(samples, batch)
+        feeds = rotated(feeds_of(samples, batch), STRIDE * job["seed"])
         candidates = {}
         for name, session in sessions.items():
             outputs = expected[job["candidates"][name][0]]
@@ -144,12 +154,12 @@ def _announce(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(job_path: str, result_path: str) -> None:
+def main(job_path: str, result_path: str, parent: str) -> None:
+    die_with_parent(int(parent))
     job = json.loads(Path(job_path).read_text())
-    parent = os.getppid()
 
-    def alive() -> None:
-        if os.getppid() != parent:
+    def alive() -> None:  # where the system does not tell
+        if os.getppid() != int(parent):
             raise Abandoned("the process that asked for this timing is gone")
 
     onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -48,7 +51,7 @@ class Parts:
     """The weights of the best epoch."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name, and the states of torch's generators."""
+        """Return all tensors by name, and the states of the generators of random numbers."""
         found = {
             f"{name}/{key}": value
             for name, module in self.modules.items()
@@ -62,6 +65,7 @@ class Parts:
                 if isinstance(value, Tensor)
             }
         found["random/cpu"] = torch.get_rng_state()
+        found |= {f"random/{name}": value for name, value in _generators().items()}
         if torch.cuda.is_initialized():
             found["random/cuda"] = torch.cuda.get_rng_state()
         # Clones: safetensors refuses views that share memory, and channels_last strides.
@@ -83,8 +87,32 @@ class Parts:
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": state})
         torch.set_rng_state(grouped["random"]["cpu"])
+        _set_generators(grouped["random"])
         if "cuda" in grouped["random"]:
             torch.cuda.set_rng_state(grouped["random"]["cuda"])
+
+
+def _generators() -> dict[str, Tensor]:
+    """Return the states of Python's and numpy's generators: a layer may draw from them."""
+    version, words, gauss = random.getstate()
+    name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    assert (version, name) == (3, "MT19937"), "the states that are known"
+    waiting = float("nan") if gauss is None else float(gauss)
+    return {
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor(waiting, dtype=torch.float64),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "numpy_rest": torch.tensor([place, has_gauss, cached], dtype=torch.float64),
+    }
+
+
+def _set_generators(states: Mapping[str, Tensor]) -> None:
+    gauss = float(states["python_gauss"])
+    words = tuple(map(int, states["python"]))
+    random.setstate((3, words, None if math.isnan(gauss) else gauss))
+    place, has_gauss, cached = map(float, states["numpy_rest"])
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))
 
 
 class Checkpoints:

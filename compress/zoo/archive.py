@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import lzma
+import os
 import shutil
 import tarfile
 import tempfile
+import time
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from compress.errors import UserError
-from compress.files import sha256_file
+from compress.files import fsync_folder, sha256_file
 
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MOST_RATIO = 200
 """How many times its size an archive may unpack to: images hardly shrink."""
 MOST_FILES = 5_000_000
+DAMAGE = (
+    *(EOFError, RuntimeError, NotImplementedError, tarfile.TarError, zipfile.BadZipFile),
+    *(lzma.LZMAError, zlib.error),
+)
+"""What the archive libraries raise for content that is damaged, besides OSError."""
+LEFT = 86_400.0
+"""Seconds after which what an unpacking has left is nobody's."""
 
 
 def is_archive(path: Path) -> bool:
@@ -32,17 +44,38 @@ def unpacked(path: Path, below: Path) -> Path:
     if target.is_dir():
         return _inner(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _forget_leftovers(target.parent)
     made = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unpacking-"))
     try:
         opener = _zip if path.name.lower().endswith(ZIPS) else _tar
         opener(path, made)
         made.chmod(0o755)
+        _to_disk(made)
         made.rename(target)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, RuntimeError) as error:
-        raise UserError(f"the archive {path} is refused: {error}") from error
+        fsync_folder(target.parent)
+    except (OSError, ValueError, *DAMAGE) as error:
+        if not target.is_dir():  # else another process has just unpacked it
+            raise UserError(f"the archive {path} is refused: {error}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return _inner(target)
+
+
+def _forget_leftovers(place: Path) -> None:
+    """Remove what processes that died while they unpacked have left."""
+    for left in place.glob(".unpacking-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _to_disk(folder: Path) -> None:
+    """Have everything below a folder written: its name will say that it is complete."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(place, name), "rb") as file:
+                os.fsync(file.fileno())
+        fsync_folder(Path(place))
 
 
 def _inner(folder: Path) -> Path:
@@ -84,3 +117,7 @@ def _tar(path: Path, folder: Path) -> None:
             if not (member.isfile() or member.isdir()):
                 raise RuntimeError(f"{member.name!r} is no file or folder")
         archive.extractall(folder, filter="data")
+        # A compressed stream has its checksum at its very end, behind what tar reads.
+        assert archive.fileobj is not None, "it was opened by its name"
+        while archive.fileobj.read(1 << 20):
+            pass

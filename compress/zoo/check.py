@@ -64,7 +64,7 @@ def _folder(path: Path) -> list[str]:
     try:
         blueprint = json.loads((path / "blueprint.json").read_text())
         factory = str(blueprint["factory"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path / 'blueprint.json'} is damaged: {error!r}") from error
     told = check_file(path / "model.safetensors")
     code = factory.partition("(")[0].rpartition(":")[0]

@@ -70,7 +70,10 @@ def _functions(module: ModuleType) -> list[str]:
 
 
 def _module(path: Path) -> ModuleType:
-    """Import a file once per content, so that a rebuilt model has the same classes."""
+    """Import a file once per content, so that a rebuilt model has the same classes.
+
+    What runs is the content that was read, never the bytecode that may lie beside the file.
+    """
     content = path.read_bytes()
     name = "compress_user_" + hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()
     if name in sys.modules:
@@ -81,7 +84,7 @@ def _module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(content, str(path), "exec", dont_inherit=True), vars(module))
     except Exception as error:  # the file is the user's: it may raise anything
         del sys.modules[name]
         raise UserError(f"{path} cannot be imported: {error!r}") from error

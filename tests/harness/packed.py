@@ -18,8 +18,10 @@ from written import write_onnx
 
 from compress.files import sha256
 from compress.harness import latency
-from compress.harness.outputs import Outputs
+from compress.harness.accuracy import logits_of
+from compress.harness.outputs import SAMPLES, TIMED, Outputs
 from compress.harness.record import Record, RunLog, read_results
+from compress.task import stacked_inputs
 from compress.timing.elsewhere import main
 from compress.timing.gather import gather
 from compress.timing.launch import Launch
@@ -90,16 +92,19 @@ def write_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
         },
     )
     records = {}
+    data = small_digits()
     for number, name in enumerate(NAMES):
         chain, content = name.removesuffix(" [seed 0]"), linear(number)
         path = write_onnx(outputs, chain, 0, content, ok=True)
         figures = {"accuracy": 0.9, "onnx_path": str(path.relative_to(folder))}
         records[chain, 0] = Record(chain, 0, "ok", figures, hashes={"onnx": sha256(content)})
+        inputs = stacked_inputs(data.task, data.test, SAMPLES)
+        outputs.sidecar(outputs.model(chain, 0).name, {TIMED: logits_of(path, inputs, 1)})
     write_onnx(outputs, "odd()", 0, linear(9), ok=False)
     records["odd()", 0] = Record("odd()", 0, "unverified", hashes={"onnx": sha256(linear(9))})
     records["broken()", 0] = Record("broken()", 0, "failed", error="it did")
     plan: Any = SimpleNamespace(
-        data=small_digits(),
+        data=data,
         threads=1,
         suite=SimpleNamespace(timing_seconds=1.0, timings=SETTINGS),
     )

@@ -51,7 +51,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.usefixtures("hostile")
 def test_whatever_a_technique_does_is_one_row(tmp_path: Path) -> None:
-    marks = {name: str(tmp_path / name) for name in ("hang", "bomb")}
+    marks = {name: str(tmp_path / name) for name in ("hang", "bomb", "escape")}
     expected = {
         "raise_error()": "ZeroDivisionError: the plug-in divided by zero",
         "leave_by_exit()": "exit status 7 and left no result",
@@ -74,6 +74,7 @@ def test_whatever_a_technique_does_is_one_row(tmp_path: Path) -> None:
             *expected,
             "change_input()",
             f"fork_bomb(mark={marks['bomb']!r})",
+            f"escape(mark={marks['escape']!r})",
             "prune_weights(sparsity=0.5)",
         ],
         out=tmp_path / "out",
@@ -92,7 +93,7 @@ def test_whatever_a_technique_does_is_one_row(tmp_path: Path) -> None:
     assert rows["change_input()"]["nonzero_params"] == 0
     assert rows["prune_weights(sparsity=0.5)"]["nonzero_params"] > 100
     left = [int(pid) for mark in marks.values() for pid in Path(mark).read_text().split()]
-    assert len(left) == 6
+    assert len(left) == 7
     assert not any(map(alive, left))
     assert not list((tmp_path / "out").glob(".scratch-*"))
     assert "about to read address 1" in journal(tmp_path / "out", "segfault()")

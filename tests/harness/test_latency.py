@@ -64,7 +64,10 @@ def time(
         return Timings(rows, {}, gathered, failures)
 
     monkeypatch.setattr(latency, "summarise", made)
-    monkeypatch.setattr(latency, "logits_of", lambda *_: np.zeros((64, 10)))
+    for record in given.values():
+        if record.status == "ok":
+            answers = {"timed_logits": np.zeros((64, 10))}
+            outputs.sidecar(outputs.model(record.chain, record.seed).name, answers)
     plan = SimpleNamespace(
         data=small_digits(),
         threads=1,

@@ -82,3 +82,30 @@ def test_kills_at_two_moments_and_a_fresh_start(common, undisturbed: Path, tmp_p
     after = {key: (tmp_path / ".steps" / key).stat().st_ctime_ns for key in kept(tmp_path)}
     assert before.keys() == after.keys()
     assert not any(before[key] == after[key] for key in before), "all computed anew"
+
+
+def test_two_runs_on_one_store_compute_everything_once(
+    common, undisturbed: Path, tmp_path: Path
+) -> None:
+    suite, store, outs = undisturbed / "small.toml", tmp_path / "store", ("one", "two")
+    started = [
+        subprocess.Popen(
+            common.command(
+                *("bench", str(suite), "--store", str(store), "--out", str(tmp_path / out))
+            ),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        for out in outs
+    ]
+    assert [process.wait(timeout=240) for process in started] == [0, 0]
+    for out in outs:
+        assert common.rows(tmp_path / out) == common.rows(undisturbed / "out")
+    begun = [
+        line.split()[2]
+        for out in outs
+        for log in (tmp_path / out / "logs").glob("*.log")
+        for line in log.read_text().splitlines()
+        if " begin " in line
+    ]
+    assert len(begun) == len(set(begun)) == 10

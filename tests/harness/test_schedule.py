@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from bench_fixtures import small_digits
+from safetensors.torch import save_file
 
 from compress.files import write_atomic
-from compress.harness.graph import Graph, make_graph
+from compress.harness import graph as graph_module
+from compress.harness.graph import Graph, Lane, make_graph
 from compress.harness.job import Job, Outcome, Stores
 from compress.harness.plan import Plan, make_plan
 from compress.harness.rows import BASELINE
 from compress.harness.schedule import Schedule
 from compress.harness.store import Store
 from compress.harness.suite import Suite
+from compress.timing.environment import cpu_info
 
 TRAIN = "train(epochs=1)"
 CHAINS = (
@@ -211,6 +216,80 @@ def test_keys_tell_what_matters_apart() -> None:
     assert not keys("quantize()", precision="bfloat16") & base
     trained = make_graph(plan_of(TRAIN, "quantize()")).baseline(0).nodes[0].key
     assert trained in keys("quantize(calibration=64)") & base
+
+
+CODE = """
+from torch import nn
+
+def make(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> tuple[Path, dict[str, object]]:
+    """A model of an allowed file, with given weights."""
+    torch.manual_seed(0)
+    save_file(
+        {"1.weight": torch.randn(10, 64), "1.bias": torch.zeros(10)}, tmp_path / "w.safetensors"
+    )
+    (tmp_path / "mine.py").write_text(CODE)
+    more = {"weights": str(tmp_path / "w.safetensors")}
+    return tmp_path / "mine.py", more
+
+
+def own_keys(own: tuple[Path, dict[str, object]], **options: object) -> list[str]:
+    """Return the keys of the baseline's measuring and of a chain's step."""
+    code, more = own
+    suite = Suite("test", "digits", f"{code}:make", ("quantize()",), controls=False, **more)  # type: ignore[arg-type]
+    data = options.pop("data", DATA)
+    graph = make_graph(make_plan(suite, data=data, allow_code=[code], **options))  # type: ignore[arg-type]
+    return [graph.baseline(0).measured.key, graph.lane(("quantize()", 0)).nodes[0].key]
+
+
+def test_what_is_measured_of_given_weights_depends_on_all_that_matters(
+    own: tuple[Path, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = own_keys(own)
+    assert own_keys(own) == before
+    assert not set(own_keys(own, step_threads=7)) & set(before)
+    with monkeypatch.context() as patch:
+        patch.setattr(graph_module, "versions", lambda: {"torch": "3.0"})
+        assert not set(own_keys(own)) & set(before)
+    with monkeypatch.context() as patch:
+        patch.setattr(graph_module, "code_digest", lambda *_: "other")
+        assert not set(own_keys(own)) & set(before)
+    own[0].write_text(CODE.replace("nn.Flatten()", "nn.Flatten(1)"))
+    assert not set(own_keys(own)) & set(before)
+
+
+def test_a_measuring_depends_on_the_cpu_of_the_machine_that_asked(
+    own: tuple[Path, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(TRAIN)
+    here = make_graph(plan).baseline(0).measured.key
+    other = make_graph(replace(plan, cpu=("another", ())))
+    assert other.baseline(0).measured.key != here
+    assert make_graph(replace(plan, cpu=list(cpu_info()))).baseline(0).measured.key == here
+
+
+def test_what_others_clean_away_meanwhile_is_computed_again(tmp_path: Path) -> None:
+    plan = plan_of(TRAIN, "quantize()")
+    graph, store = make_graph(plan), Store(tmp_path)
+    stores = Stores(store, Store(tmp_path / "private"))
+    schedule(plan, tmp_path)
+    fake, ends = Fake(graph, stores), []
+
+    def end(lane: Lane, entry: object, outcome: Outcome) -> None:
+        ends.append((lane.row.text, outcome.error))
+        if lane.row.text == BASELINE:
+            with store.claim(lane.measured.key) as mine:
+                assert not mine, "what is handed out is claimed"
+            store.drop(graph.lane(("quantize()", 0)).measured.key)
+
+    Schedule(graph, stores, fake, end, lambda lane: "log").run()
+    assert ends == [(BASELINE, ""), ("quantize()", "")]
+    assert fake.asked == ["= quantize()"]
 
 
 def test_a_fresh_student_does_not_depend_on_the_baseline_unless_that_teaches() -> None:

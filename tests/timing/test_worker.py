@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from compress.timing.worker import deviation, feed_indices, feeds_of, run_job
+from compress.timing.worker import deviation, feed_indices, feeds_of, rotated, run_job
 
 SAMPLES = [np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)]
 
@@ -55,6 +55,22 @@ def test_batches_are_of_the_right_length_and_rotate_through_all_samples():
         assert {len(row) for row in rows} == {batch}
         assert len(rows) >= min(items, 4) - 1
         assert set(np.concatenate(rows)) == set(range(items))
+
+
+def test_later_processes_begin_with_other_inputs():
+    rows, arrays = feeds_of(SAMPLES, 1)
+    turned, same = rotated((rows, arrays), 7)
+    assert [row[0] for row in turned] == [*range(7, 40), *range(7)]
+    assert all((a[0] == SAMPLES[0][row]).all() for row, a in zip(turned, same, strict=True))
+
+
+@pytest.mark.parametrize("module", ["worker", "memory"])
+def test_a_process_whose_parent_is_gone_does_nothing(module, tmp_path):
+    (tmp_path / "job.json").write_text("{")  # it would fail over this
+    command = [sys.executable, "-m", f"compress.timing.{module}"]
+    words = [str(tmp_path / "job.json"), str(tmp_path / "result.json"), "1"]
+    done = subprocess.run([*command, *words], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_deviation_is_relative_and_infinite_for_what_is_no_answer():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
+from safetensors.torch import load_file, save_file
 from shelves import Folder
 
 from compress.compressor import run
@@ -19,7 +22,7 @@ from compress.model import Model
 from compress.task import Data
 from compress.techniques import chain
 from compress.training import Pace, loop
-from compress.training.checkpoint import TENSORS
+from compress.training.checkpoint import TENSORS, Parts
 from compress.training.loop import _Fit
 from compress.workbench import Journal, Workbench
 
@@ -228,3 +231,21 @@ def test_a_training_goes_on_at_the_pace_it_began_with(
     run(chain("finetune(epochs=2)"), model, bench)
     [fitted] = [row for row in bench.journal.rows if row["kind"] == "fit"]
     assert fitted["pace"] == "bfloat16"
+
+
+def test_layers_may_draw_from_the_generators_of_python_and_numpy(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(1, 1)
+    parts = Parts({"model": layer}, torch.optim.SGD(layer.parameters(), 0.1))
+
+    def drawn() -> list[float]:
+        return [random.gauss(0, 1), random.random(), np.random.normal(), np.random.rand()]
+
+    random.seed(3)
+    np.random.seed(4)
+    drawn()  # of each Gaussian pair one is waiting now
+    save_file(parts.tensors(), tmp_path / "state.safetensors")
+    expected = [drawn() for _ in range(700)]
+    random.seed(0)
+    np.random.seed(0)
+    parts.take(load_file(tmp_path / "state.safetensors"))
+    assert [drawn() for _ in range(700)] == expected

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import pickle
+import py_compile
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +252,16 @@ def test_a_file_runs_only_if_it_is_allowed(code, tmp_path, monkeypatch):
     assert count(model.module) == (2 * 9 * 6 + 6) + (6 * 10 + 10)
     again = build_module(model.blueprint, [Path("mine.py")])
     assert type(again) is type(model.module)
+
+
+def test_bytecode_beside_an_allowed_file_does_not_run(code, tmp_path):
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\n{CODE}")
+    cached = importlib.util.cache_from_source(str(code))
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH  # never compared with its source
+    py_compile.compile(str(evil), cfile=cached, invalidation_mode=mode)
+    fresh(f"{code}:net", images(8), allow_code=[code])
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Processes that end with the one that started them, however that one ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process when its parent ends, however that ends, or if it has ended already.
+
+    On Linux; elsewhere only a parent that is gone already is noticed.
+    """
+    _on_parents_death(int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def outlive_parent() -> None:
+    """Take back `die_with_parent`: from now on this process looks after its end by itself."""
+    _on_parents_death(0)
+
+
+def _on_parents_death(number: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
