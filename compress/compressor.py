@@ -361,7 +361,9 @@ def run(compressor: Compressor, model: Model, bench: Workbench) -> Model:
     return result
 
 
-def _check(compressor: Compressor, model: Model, result: Model) -> None:
+def _check(compressor: Compressor, model: Model, result: object) -> None:
+    if not isinstance(result, Model):
+        raise StepFailed(f"{compressor!r} returned {type(result).__name__} and not a Model")
     for name, tensor in result.module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise StepFailed(f"{compressor!r} left values that are not finite in {name}")

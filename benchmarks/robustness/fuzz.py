@@ -2,7 +2,8 @@
 
     python benchmarks/robustness/fuzz.py --out reports/robustness [--minutes 10]
 
-Texts are made of pieces of the grammar, of mutated real ones, and of any characters at all.
+Hypothesis makes the texts, and shrinks one that crashes a parser: chains as the grammar has them,
+with any options and values; texts of pieces of the grammar; mutated real ones; any characters.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import string
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from importlib import resources
 from pathlib import Path
 
 from common import publish, table
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
 
 from compress.compressor import Compressor
 from compress.errors import UserError
 from compress.harness.suite import parse_suite
 from compress.language import parse_model_name
-from compress.techniques import chain
+from compress.techniques import chain, techniques
 
 PIECES = [
     *("train", "distill", "quantize", "repeat", "prune_channels", "cast", "finetune", "none"),
@@ -84,39 +89,115 @@ PARSERS: dict[str, Callable[[str], object]] = {
 }
 
 
+EXAMPLES = 2000
+"""Of one hunt by hypothesis; then the next begins, with another seed."""
+
+TECHNIQUES = techniques()
+WORDS = ["mlp", "same", "baseline", "input", "cubic", "linear", "cosine", "dkd", "best", "", "a b"]
+VALUES = st.recursive(
+    st.one_of(
+        *(st.integers(), st.integers(0, 9), st.floats(), st.floats(0, 1), st.booleans()),
+        *(st.none(), st.sampled_from(WORDS), st.text(max_size=5)),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    ),
+    max_leaves=4,
+)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> str:
+    """Return a step with some of its options, their usual values or any."""
+    name = draw(st.sampled_from(sorted(TECHNIQUES)))
+    usual = {
+        item.name: 0.5 if item.default is MISSING else item.default
+        for item in fields(TECHNIQUES[name])
+    }
+    needed = [item.name for item in fields(TECHNIQUES[name]) if item.default is MISSING]
+    chosen = draw(st.lists(st.sampled_from([*usual, "x"]), max_size=3, unique=True))
+    if draw(st.integers(0, 9)):
+        chosen = list(dict.fromkeys([*needed, *(option for option in chosen if option != "x")]))
+    values = (
+        draw(VALUES) if draw(st.integers(0, 3)) == 0 else usual.get(option) for option in chosen
+    )
+    written = (f"{option}={value!r}" for option, value in zip(chosen, values, strict=True))
+    return f"{name}({', '.join(written)})"
+
+
+def chained(step: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.lists(step, min_size=1, max_size=4).map(" -> ".join)
+
+
+CHAINS = st.recursive(
+    chained(steps()),
+    lambda inner: chained(st.builds("repeat({}, {})".format, st.integers(-1, 9), inner) | steps()),
+    max_leaves=4,
+)
+TEXTS = st.randoms(use_true_random=False).map(text)
+
+
+def hunt(
+    texts: st.SearchStrategy[str], seed: int, until: float, counts: Counter[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Give texts to every parser; return crashes, each with the shortest text that causes it."""
+    last = ""
+
+    @seeded(seed)
+    @settings(
+        max_examples=EXAMPLES,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @given(texts)
+    def check(text: str) -> None:
+        nonlocal last
+        if time.monotonic() > until:
+            return
+        last = text
+        for name, parse in PARSERS.items():
+            end = "crashed"
+            try:
+                parse(text)
+                end = "parsed"
+            except UserError:
+                end = "refused"
+            finally:
+                counts[name, end] += 1
+
+    try:
+        check()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # that is what is looked for
+        return [(f"{type(error).__name__}: {error}"[:150], last[:300])]
+    return []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    chance = random.Random(options.seed)
     until = time.monotonic() + 60 * options.minutes
     counts: Counter[tuple[str, str]] = Counter()
     crashes: dict[str, str] = {}
-    slowest = 0.0
+    seed = options.seed
     while time.monotonic() < until:
-        given = text(chance)
-        for name, parse in PARSERS.items():
-            began = time.monotonic()
-            try:
-                parse(given)
-                counts[name, "parsed"] += 1
-            except UserError:
-                counts[name, "refused"] += 1
-            except BaseException as error:  # that is what is looked for
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                counts[name, "crashed"] += 1
-                crashes.setdefault(f"{name}: {type(error).__name__}: {error}"[:150], given[:300])
-            slowest = max(slowest, time.monotonic() - began)
+        for texts in (CHAINS, TEXTS):
+            crashes |= dict(hunt(texts, seed, until, counts))
+            seed += 1
     lines = [
         (name, *(counts[name, end] for end in ("parsed", "refused", "crashed"))) for name in PARSERS
     ]
     parts = [table(("parser", "parsed", "refused", "crashed"), lines)]
-    parts.append(
-        f"{options.minutes:g} minutes, seed {options.seed}; the slowest took {slowest:.3f} s.\n"
-    )
+    parts.append(f"{options.minutes:g} minutes of hypothesis, seeds from {options.seed}.\n")
     if crashes:
         parts.append(table(("crash", "text"), [(k, repr(v)) for k, v in crashes.items()]))
     publish(

@@ -37,7 +37,10 @@ def two(folder: Path, suite: Path, expected: list[dict[str, str]]) -> list[tuple
     return [
         ("two runs at once: exit statuses", codes),
         ("two runs at once: rows equal the undisturbed run's", [rows(o) == expected for o in outs]),
-        ("two runs at once: results kept, results begun by either", (kept, begun)),
+        (
+            "two runs at once: results kept (one is what the teacher said), begun by either",
+            (kept, begun),
+        ),
         ("two runs at once: computed again although kept", computed_twice(logs)),
     ]
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,8 @@ class Bench:
             return self.outputs.model(*lane.key).name
 
         with shown:
-            Schedule(graph, stores, executor, end, name).run()
+            wait = partial(shown.set_description, "waiting for another run on this store")
+            Schedule(graph, stores, executor, end, name, wait).run()
 
     def _end(self, lane: Lane, entry: Entry | None, outcome: Outcome) -> None:
         """Make a row of what was measured in a lane, or of what went wrong."""

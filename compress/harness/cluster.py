@@ -8,8 +8,10 @@ process of its own, as it does without a cluster.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -204,13 +206,20 @@ _executors: dict[str, Isolated] = {}
 """By recipe: the next job of a run that comes to this worker finds the data loaded."""
 
 
+@atexit.register
+def _leave() -> None:
+    """End this worker's processes, and remove what they have left on its disk."""
+    for old in _executors.values():
+        old.close()
+        shutil.rmtree(old.site.scratch, ignore_errors=True)
+    _executors.clear()
+
+
 def _do(recipe: dict[str, Any], job: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
     """Do a job on this node (JSON in, JSON out)."""
     key = digest(recipe)
     if key not in _executors:
-        for old in _executors.values():
-            old.close()
-        _executors.clear()
+        _leave()
         place = Path(tempfile.mkdtemp(prefix="compress-job-"))
         site = Site(recipe=recipe, logs=place / "logs", scratch=place)
         _executors[key] = Isolated(site, Limits(**limits))

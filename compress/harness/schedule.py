@@ -55,6 +55,8 @@ class _State:
 class Schedule:
     """Runs every lane of a graph to its end. `on_end` gets what was measured, or what went wrong.
 
+    `on_wait` is called while there is nothing to do but wait for another run on the same store.
+
     Lanes start once their seed's baseline is there, and end after it is measured. Each step runs
     once: what other lanes share is there when they come to it, or failed for them too.
     """
@@ -66,9 +68,10 @@ class Schedule:
         executor: Executor,
         on_end: Callable[[Lane, Entry | None, Outcome], None],
         name: Callable[[Lane], str],
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         self.graph, self.stores, self.executor = graph, stores, executor
-        self.on_end, self.name = on_end, name
+        self.on_end, self.name, self.on_wait = on_end, name, on_wait
         numbers: dict[str, int] = {}
         for lane in graph.lanes:
             numbers.setdefault(lane.row.text, len(numbers))
@@ -90,7 +93,8 @@ class Schedule:
                     for job, outcome in self.executor.wait():
                         self._ended(job, outcome)
                 elif not all(state.over for state in self.states):
-                    time.sleep(PATIENCE)  # what is left is being computed by another run
+                    self.on_wait()  # what is left is being computed by another run
+                    time.sleep(PATIENCE)
         finally:
             for claim in self.claims.values():
                 claim.close()

@@ -44,10 +44,21 @@ class Stepper:
         self.parts = 1
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Take one step; return the mean loss and the number of right answers, detached."""
+        """Take one step; return the mean loss and the number of right answers, detached.
+
+        Memory that runs out in the optimizer itself is told: smaller parts do not help there, and
+        some weights may have been moved already.
+        """
+        found = self._gradients(batch)
+        nn.utils.clip_grad_norm_(self.parameters, LARGEST_NORM)
+        self.optimizer.step()
+        return found
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Leave the batch's gradients in the parameters, in parts that memory holds."""
         while True:
             try:
-                return self._step(batch)
+                return self._in_parts(batch)
             except (RuntimeError, MemoryError) as error:
                 # Batch norm has no variance over one item, so a part has two at least.
                 if not ran_out_of_memory(error) or 4 * self.parts > len(batch):
@@ -69,7 +80,7 @@ class Stepper:
         )
         return {"micro_batch": -(-batch_size // self.parts)}
 
-    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _in_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         count = len(batch)
         total = torch.zeros((), device=batch.targets.device)
@@ -86,6 +97,4 @@ class Stepper:
             value.backward()
             total = total + value.detach()
             right = right + self.bench.task.correct(outputs.detach(), some.targets).sum()
-        nn.utils.clip_grad_norm_(self.parameters, LARGEST_NORM)
-        self.optimizer.step()
         return total, right

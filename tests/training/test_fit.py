@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from compress.compressor import run
 from compress.errors import IllegalChain, StepFailed
 from compress.task import Subset
 from compress.techniques import chain
-from compress.training import Around, Batch, accuracy, evaluate, fit, labels_loss, one_cycle
+from compress.training import Around, Batch, Pace, accuracy, evaluate, fit, labels_loss, one_cycle
+from compress.training.feed import Feed
+from compress.training.stepper import Stepper
 from compress.workbench import Workbench
 
 
@@ -226,6 +229,29 @@ def test_judging_halves_its_batches_too() -> None:
     assert hungry.seen[-1] == 16
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(Hungry(plain, 0, OOM[0]), data.task, data.test)
+
+
+def test_memory_that_runs_out_in_the_optimizer_is_told_and_not_tried_again() -> None:
+    """Some weights may have been moved already: a second try would move them twice."""
+
+    class Greedy(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: Any = None) -> Any:
+            Greedy.steps += 1
+            raise OOM[0]
+
+    data = small_digits()
+    bench = make_bench(data)
+    model = fresh_model(data, "mlp(width=8)")
+    parameters = list(model.module.parameters())
+    stepper = Stepper(
+        model.module, parameters, Greedy(parameters, 0.1), labels_loss(bench), bench, Pace()
+    )
+    batch = next(Feed(data.train, data.task, bench.device, 0, 32).epoch(0, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        stepper.step(batch)
+    assert Greedy.steps == 1
 
 
 def test_memory_that_does_not_suffice_for_two_items_is_an_error() -> None:
