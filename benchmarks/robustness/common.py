@@ -20,7 +20,10 @@ from compress.timing.setting import parse_setting  # noqa: E402
 
 __all__ = ["command", "environment", "plug_in", "publish", "rows", "run", "table"]
 
-NOISY = re.compile(r"(; )?noisy latency \([^)]*\): half of the calls [^;]*")
+TIMING = re.compile(
+    r"(^|; )(noisy latency \([^)]*\): half of the calls|process \d+: the timing process) [^;]*"
+)
+"""Notes on the timing: that it was noisy, and timing processes that died (some are killed here)."""
 TIMED = ("seconds", "peak_bytes")
 """Columns that differ between two undisturbed runs; so do all that begin with a setting's name."""
 
@@ -47,7 +50,7 @@ def rows(out: Path) -> list[dict[str, str]]:
     with open(out / "results.csv", newline="") as file:
         found = list(csv.DictReader(file))
     kept = [{k: v for k, v in row.items() if not _timed(k)} for row in found]
-    return [{**row, "note": NOISY.sub("", row["note"])} for row in kept]
+    return [{**row, "note": TIMING.sub("", row["note"]).removeprefix("; ")} for row in kept]
 
 
 def _timed(column: str) -> bool:

@@ -72,6 +72,20 @@ def computed_twice(out: Path) -> int:
     return twice
 
 
+def differing(
+    found: list[dict[str, str]], expected: list[dict[str, str]]
+) -> list[tuple[str, str, str, str]]:
+    """Return the cells that differ: chain, column, and both values."""
+    if len(found) != len(expected):
+        return [("all", "rows", str(len(found)), str(len(expected)))]
+    return [
+        (one["chain"], column, str(one.get(column)), str(other.get(column)))
+        for one, other in zip(found, expected, strict=True)
+        for column in one.keys() | other.keys()
+        if one.get(column) != other.get(column)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -90,6 +104,7 @@ def main() -> None:
         counts: collections.Counter[str] = collections.Counter()
         done = kills = unequal = twice = failed = 0
         leftovers = {1.0: 0, 4.0: 0}
+        told: list[tuple[str, str, str, str]] = []
         while kills < options.kills or done == 0:
             out = folder / f"run-{done}"
             words_ = command("bench", str(suite), "--out", str(out))
@@ -127,7 +142,9 @@ def main() -> None:
             if kills >= options.kills and run(["bench", str(suite), "--out", str(out)]) != 0:
                 unequal += 1
             done += 1
-            unequal += rows(out) != expected
+            other = differing(rows(out), expected)
+            unequal += bool(other)
+            told += other
             twice += computed_twice(out)
             publish(  # after every run, so that a proof that is cut short still counts
                 options.out / "kills.md",
@@ -147,7 +164,8 @@ def main() -> None:
                         ],
                     ),
                     f"An undisturbed run took {duration:.1f} s. Rows are compared in all columns"
-                    " but timings, seconds and peak memory.\n",
+                    " but timings, notes on them, seconds and peak memory.\n",
+                    *([table(("chain", "column", "found", "undisturbed"), told)] if told else []),
                 ],
                 "python benchmarks/robustness/kills.py --out reports/robustness"
                 f" --kills {options.kills}",
