@@ -62,7 +62,7 @@ def test_whatever_a_technique_does_is_one_row(tmp_path: Path) -> None:
         "eat_memory_plainly()": "allocate memory",
         "return_nan()": "not finite",
         "other_shape()": "changed the shape of the outputs from (2, 10) to (2, 20)",
-        "return_nothing()": "Error",
+        "return_nothing()": "return_nothing() returned NoneType and not a Model",
         "chatter()": "ValueError: <img src=x",
     }
     started = time.monotonic()
