@@ -43,6 +43,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def fsync_file(path: Path) -> None:
+    """Have a file's content written to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def fsync_folder(folder: Path) -> None:
     """Make a rename within a folder survive the loss of power, where the system can."""
     if os.name != "posix":

@@ -119,7 +119,7 @@ def main() -> None:
                     process.wait(chance.uniform(0, duration))
                     break  # it was faster
                 except subprocess.TimeoutExpired:
-                    pass
+                    pass  # it still runs: now it is killed
                 target = chance.choice(TARGETS)
                 before = family(process.pid)
                 for pid in victims(process.pid, target):

@@ -90,7 +90,13 @@ class Bench:
         private = (scratch / "private").resolve()
         since = time.time() if self.conduct.fresh else 0.0
         recipe = recipe_of(
-            self.plan, self.place, private, self.progress, self.conduct.data_root, since
+            self.plan,
+            graph.setting,
+            self.place,
+            private,
+            self.progress,
+            self.conduct.data_root,
+            since,
         )
         self.site = site = Site(recipe, self.out / "logs", scratch, self.plan)
         stores = site.stores

@@ -23,7 +23,6 @@ import cloudpickle
 import torch
 
 from compress.errors import UserError
-from compress.harness.graph import make_graph
 from compress.harness.job import Job, Outcome, Stores, perform, read_outcome, stores_of
 from compress.harness.keys import versions
 from compress.harness.limits import Limits, resident
@@ -82,13 +81,17 @@ class Site:
 
 def recipe_of(
     plan: Plan,
+    setting: str,
     shared: str | Path,
     private: Path,
     progress: bool,
     data_root: Path | None,
     since: float = 0.0,
 ) -> dict[str, Any]:
-    """Return what another process makes the same plan from: names, no objects."""
+    """Return what another process makes the same plan from: names, no objects.
+
+    `setting` is that of the plan's graph.
+    """
     return {
         # The precision as it was chosen here: to ask a GPU would start CUDA in the server.
         "suite": {**asdict(plan.suite), "precision": plan.precision},
@@ -100,7 +103,7 @@ def recipe_of(
         "step_threads": plan.step_threads,
         "threads": plan.threads,
         "cpu": cpu_info(),
-        "setting": make_graph(plan).setting,
+        "setting": setting,
         "versions": versions(),
         "fingerprint": plan.data.fingerprint,
         "transfers": {name: found.fingerprint for name, found in plan.transfers.items()},

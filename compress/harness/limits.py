@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +47,16 @@ def family(pid: int, proc: Path = PROC) -> list[int]:
     while ahead:
         one = ahead.pop()
         found.append(one)
-        try:
-            for task in (proc / str(one) / "task").iterdir():
-                ahead += [int(child) for child in (task / "children").read_text().split()]
-        except (OSError, ValueError):
-            continue
+        ahead += children(one, proc)
+    return found
+
+
+def children(pid: int, proc: Path = PROC) -> list[int]:
+    """Return what a process, or any of its threads, has started and is still there."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):  # it has just ended: it has none
+        for task in (proc / str(pid) / "task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.harness.child import adopt_orphans, call_oneself, fork, run_in_child
+from compress.harness.limits import children as children_of
 from compress.harness.limits import family
 from compress.harness.started import Channel
 from compress.timing.life import die_with_parent, outlive_parent
@@ -77,23 +78,12 @@ def serve(channel: Channel, work: Work) -> None:
 
 def _end_adopted(me: int, children: Mapping[int, int]) -> None:
     """End what a step has started in a session of its own: without the step it is our child."""
-    for one in set(_children(me)) - set(children):
+    for one in set(children_of(me)) - set(children):
         for pid in family(one):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(one, 0)
-
-
-def _children(pid: int) -> list[int]:
-    return [one for one in family(pid) if one != pid and _parent(one) == pid]
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def _be_child(message: Mapping[str, Any], work: Work, parent: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError
-from compress.files import digest, fsync_folder, sha256_file, write_json
+from compress.files import digest, fsync_file, fsync_folder, sha256_file, write_json
 from compress.harness.remote import Remote, open_remote
 from compress.model import Builder, Model, load, save
 
@@ -94,7 +94,7 @@ class Store:
             about = json.loads(json.dumps(dict(fill(made))))
             files = {path.name: sha256_file(path) for path in sorted(made.iterdir())}
             for name in files:
-                _fsync(made / name)
+                fsync_file(made / name)
             body = {"key": key, "files": files, "about": about}
             write_json(made / ENTRY, {"sha256": digest(body), "body": body})
             fsync_folder(made)
@@ -246,11 +246,6 @@ def folder_bytes(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(place, name)).st_size
     return total
-
-
-def _fsync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _locked(handle: int) -> bool:

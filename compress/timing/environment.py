@@ -51,7 +51,7 @@ def cpu_info(path: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
             key, _, value = line.partition(":")
             fields.setdefault(key.strip().lower(), value.strip())
     except OSError:
-        pass
+        pass  # another system: it has no such file
     name = fields.get("model name") or platform.processor() or platform.machine()
     present = set((fields.get("flags") or fields.get("features") or "").split())
     return name, tuple(flag for flag in FLAGS if flag in present)

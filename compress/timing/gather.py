@@ -19,7 +19,7 @@ import numpy as np
 from compress.errors import UserError
 from compress.timing.bootstrap import T_975, log_ratio
 from compress.timing.environment import cpu_threads, environment
-from compress.timing.gathered import CONTROL, LEVELS, Gathered, Launched, process_ratio
+from compress.timing.gathered import CONTROL, FLOOR, LEVELS, Gathered, Launched, process_ratio
 from compress.timing.kept import Kept, question
 from compress.timing.launch import Launch, WorkerFailed, launch
 from compress.timing.setting import Setting, parse_setting
@@ -30,7 +30,6 @@ SLOW_LEVELS = (0.9, 0.97)
 From the third on its 95 % interval must reach `FLOOR`: what does not will never be the
 denominator, and its turns cost the others'.
 """
-FLOOR = 1.01
 QUICK = 100
 """Resamples that tell when to stop."""
 PLANNED = 16
@@ -300,4 +299,4 @@ def _is_slow(logs: np.ndarray) -> bool:
     if count <= len(SLOW_LEVELS):
         return bool(np.exp(logs.mean()) < SLOW_LEVELS[count - 1])
     half = T_975[min(count - 1, len(T_975)) - 1] * logs.std(ddof=1) / np.sqrt(count)
-    return bool(np.exp(logs.mean() + half) < FLOOR)
+    return bool(logs.mean() + half < np.log1p(FLOOR))

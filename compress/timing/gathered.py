@@ -17,6 +17,11 @@ CONTROL = "(control)"
 """A second copy of the baseline. No chain's text begins with a parenthesis."""
 LEVELS = {f"(level {name})": name for name in ("disabled", "basic", "extended")}
 """The baseline at onnxruntime's other optimization levels."""
+FLOOR = 0.01
+"""How much faster than the default such a level must be, at least, to be the denominator.
+
+Levels that are slower than this beyond doubt are not timed any further.
+"""
 
 
 @dataclass(frozen=True)

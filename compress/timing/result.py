@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.timing.gathered import CONTROL, LEVELS, Gathered, process_ratio
+from compress.timing.gathered import CONTROL, FLOOR, LEVELS, Gathered, process_ratio
 from compress.timing.multiplicity import holm
 from compress.timing.setting import parse_setting
 from compress.timing.statistics import Ratio, compare, p_value, spread
@@ -18,11 +18,6 @@ LEVEL = 0.05
 """Of all the verdicts of a table at one setting, the chance that any is false."""
 TRUSTED = 0.05
 """Where the margin or the control's interval is wider, latencies are not to be trusted."""
-FLOOR = 0.01
-"""How much faster than the default an optimization level must be, at least, to be the denominator.
-
-Levels that are slower than this beyond doubt are not timed any further.
-"""
 NOISY = 0.2
 """A row is noisy if half of its calls lie further apart than this share of the median."""
 
@@ -191,7 +186,11 @@ class _Setting:
             if (found := self.ratio(self.baseline, level)) is not None
         }
         # One that was left out of the later processes is too slow, and known from too few.
-        stayed = {name: found for name, found in levels.items() if not self._left(name)}
+        stayed = {
+            name: levels[name]
+            for level, name in LEVELS.items()
+            if name in levels and self.series[level][-1] is not None
+        }
         fastest = self._fastest(stayed, max(margin, FLOOR))
         self.level = next((key for key, name in LEVELS.items() if name == fastest), self.baseline)
         self.control = Control(
@@ -213,10 +212,6 @@ class _Setting:
         if not pairs:
             return None
         return compare([b for b, _ in pairs], [c for _, c in pairs], self.seed)
-
-    def _left(self, level: str) -> bool:
-        name = next(key for key, value in LEVELS.items() if value == level)
-        return bool(self.series[name]) and self.series[name][-1] is None
 
     def _margin(self) -> float:
         pairs = zip(self.series[self.baseline], self.series[CONTROL], strict=True)

@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from compress.errors import UserError
-from compress.files import fsync_folder, sha256_file
+from compress.files import fsync_file, fsync_folder, sha256_file
 
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -73,8 +73,7 @@ def _to_disk(folder: Path) -> None:
     """Have everything below a folder written: its name will say that it is complete."""
     for place, _, names in os.walk(folder):
         for name in names:
-            with open(os.path.join(place, name), "rb") as file:
-                os.fsync(file.fileno())
+            fsync_file(Path(place, name))
         fsync_folder(Path(place))
 
 
