@@ -1,9 +1,11 @@
 """The CUDA rows of `digits`, and of `cifar10` where its data and weights are at hand.
 
-    python benchmarks/measurement/gpu.py --out reports/measurement [--work FOLDER] [SUITE ...]
+    python benchmarks/measurement/gpu.py --out reports/measurement [--work FOLDER]
+        [--seconds 30] [SUITE ...]
 
 Needs a GPU: without one it writes nothing, says so and exits with 2. The suites run whole (on a
 GPU in minutes) into FOLDER, by default a temporary one; the report holds their GPU columns.
+Their timing takes `--seconds` on the GPU, and as many on the CPU.
 
 On a machine that reaches no package registry: where one can be reached, fetch what is missing
 there for its Python, such as
@@ -27,6 +29,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +62,10 @@ LEGEND = (
 )
 
 
-def run_suite(name: str, folder: Path) -> tuple[list[Record], Mapping[str, Any]]:
+def run_suite(name: str, folder: Path, seconds: float) -> tuple[list[Record], Mapping[str, Any]]:
     """Run a built-in suite; return its records, and what it says of the GPU."""
-    with_gpu = make_plan(load_suite(name), device="cuda")
+    suite = replace(load_suite(name), timing_seconds=seconds)
+    with_gpu = make_plan(suite, device="cuda")
     Bench(with_gpu, folder, command=f"compress-models bench {name}").execute()
     records, about = read_results(folder / "results.jsonl")
     return records, about.get("cuda", {})
@@ -112,10 +116,10 @@ def _told(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def sections(suites: Iterable[str], work: Path) -> Iterator[str]:
+def sections(suites: Iterable[str], work: Path, seconds: float) -> Iterator[str]:
     for name in suites:
         try:
-            records, cuda = run_suite(name, work / name)
+            records, cuda = run_suite(name, work / name, seconds)
         except UserError as error:
             yield f"## {name}\n\nNot run: {error}\n"
             continue
@@ -131,6 +135,7 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", default=["digits", "cifar10"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path)
+    parser.add_argument("--seconds", type=float, default=30.0)
     options = parser.parse_args()
     device = Cuda()
     if reason := device.absent():
@@ -138,7 +143,7 @@ def main() -> int:
         return 2
     about = ", ".join(f"{key} {value}" for key, value in device.about().items())
     with tempfile.TemporaryDirectory() as folder:
-        parts = list(sections(options.suites, options.work or Path(folder)))
+        parts = list(sections(options.suites, options.work or Path(folder), options.seconds))
     command = "python benchmarks/measurement/gpu.py --out reports/measurement"
     publish(options.out / "gpu.md", "GPU rows", [f"Device: {about}.\n", LEGEND, *parts], command)
     return 0

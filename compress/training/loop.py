@@ -18,9 +18,10 @@ from compress.progress import bar
 from compress.task import Split
 from compress.training.checkpoint import Checkpoints, Parts
 from compress.training.evaluate import evaluate, some_of
-from compress.training.feed import Feed, resident
-from compress.training.pace import Pace, choose_pace, compiled, to_device
+from compress.training.feed import Batch, Feed, resident
+from compress.training.pace import Pace, choose_pace, runner, to_device
 from compress.training.settings import Training, one_cycle
+from compress.training.shortage import ran_out_of_memory
 from compress.training.stepper import Loss, Stepper
 from compress.workbench import Workbench
 
@@ -39,7 +40,7 @@ class Around:
 
     `split` takes the place of the training data; `extra` is trained along and thrown away;
     `view` says which augmented view an epoch shows; `before` and `after` are called with every
-    epoch's view; `traced` is False where the module must not be compiled.
+    epoch's view; `traced` is False where the module must not be compiled or recorded.
     """
 
     split: Split | None = None
@@ -91,7 +92,8 @@ class _Fit:
         self.checkpoints = Checkpoints(shelf, self._question(), settings.epochs)
         self.state = self.checkpoints.state
         self.earlier = self.state.seconds
-        self.pace = Pace(**self.state.pace) if self.state.pace else self._pace()
+        first = self._first()
+        self.pace = Pace(**self.state.pace) if self.state.pace else self._pace(first)
         self.module = to_device(model.module, bench, self.pace)
         self.masks = {
             name: value.detach() != 0
@@ -103,7 +105,13 @@ class _Fit:
             self.modules["extra"] = around.extra.to(bench.device)
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         self.optimizer = _optimizer(parameters, settings)
-        run: Callable[..., Any] = compiled(self.module) if self.pace.compiled else self.module
+        try:
+            run = runner(self.module, self.pace, first)
+        except RuntimeError as error:
+            if not (self.pace.replayed and ran_out_of_memory(error)):
+                raise
+            self.pace = replace(self.pace, replayed=False)
+            run = runner(self.module, self.pace, first)
         self.stepper = Stepper(run, parameters, self.optimizer, loss, bench, self.pace)
         self.stepper.parts = self.state.parts
         self.parts = Parts(self.modules, self.optimizer)
@@ -118,13 +126,14 @@ class _Fit:
             "about": dict(self.around.about or {}),
         }
 
-    def _pace(self) -> Pace:
-        first = self.feed.batch(
-            torch.arange(min(self.settings.batch_size, len(self.feed.split))), 0
-        )
-        return choose_pace(
-            self.model, self.bench, self.settings.epochs * len(self.feed), first, self.around.traced
-        )
+    def _first(self) -> Batch:
+        """Return a batch like most of those to come."""
+        size = min(self.settings.batch_size, len(self.feed.split))
+        return self.feed.batch(torch.arange(size), 0)
+
+    def _pace(self, first: Batch) -> Pace:
+        steps = self.settings.epochs * len(self.feed)
+        return choose_pace(self.model, self.bench, steps, first, self.around.traced)
 
     def run(self) -> Model:
         settings, bench = self.settings, self.bench

@@ -1,4 +1,4 @@
-"""In which precision and memory layout a training runs, and whether it is compiled: by measuring.
+"""In which precision and memory layout a training runs, compiled or replayed: by measuring.
 
 Short trainings take what usually pays. A long one is tried out for a few steps in every way; the
 answer is kept by machine, versions and question, since it changes how sums are rounded.
@@ -11,6 +11,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,14 @@ from compress.model import Model, main_output
 from compress.task import Tensors
 from compress.timing.environment import cpu_info
 from compress.training.feed import Batch
+from compress.training.graphs import Replayed
 from compress.training.shortage import ran_out_of_memory
 from compress.workbench import Workbench
 
 MEASURED_FROM = 1e13
 """Multiply-accumulates of a training from which on trying out pays: a minute or more on a CPU."""
+REPLAYED_FROM = 20.0
+"""Seconds of a training on a GPU from which on graphs are tried out: it takes a second or two."""
 COMPILED_FROM = 600.0
 """Seconds of a training from which on compiling is tried out: it takes up to a minute itself."""
 CLEARLY = 0.9
@@ -41,11 +45,11 @@ class Pace:
     precision: str = "float32"
     channels_last: bool = False
     compiled: bool = False
+    replayed: bool = False
 
     def __str__(self) -> str:
-        words = [self.precision]
-        words += ["channels_last"] if self.channels_last else []
-        return ", ".join([*words, *(["compiled"] if self.compiled else [])])
+        words = ("channels_last", "compiled", "replayed")
+        return ", ".join([self.precision, *(word for word in words if getattr(self, word))])
 
 
 def usual_precision(device: torch.device) -> str:
@@ -106,12 +110,23 @@ def choose_pace(
         way = bench.asks({"pace": question}, lambda: _measured(model, bench, batch, usual))
         bench.journal.row("pace", **way)
         chosen = Pace(**way["chosen"])
-        if not compilable or way["seconds"] * steps < COMPILED_FROM:
-            return chosen
-        further = {"compile": question, "pace": str(chosen), "steps": steps}
-        tried = bench.asks(further, lambda: _compiled(model, bench, batch, chosen, steps))
-        bench.journal.row("compile", **tried)
-        return Pace(**tried["chosen"])
+        seconds = way["seconds"]
+        for manner, least in manners(bench.device).items():
+            if not compilable or seconds * steps < least:
+                continue
+            asked = {manner: question, "pace": str(chosen), "steps": steps}
+            trying = partial(_improved, model, bench, batch, chosen, manner, steps)
+            tried = bench.asks(asked, trying)
+            bench.journal.row(manner, **tried)
+            chosen = Pace(**tried["chosen"])
+            seconds = tried["seconds_per_step"].get(str(chosen), seconds)
+        return chosen
+
+
+def manners(device: torch.device) -> dict[str, float]:
+    """Return in which further ways a training may run, and the seconds from which to try each."""
+    replayed = {"replayed": REPLAYED_FROM} if device.type == "cuda" else {}
+    return {**replayed, "compiled": COMPILED_FROM}
 
 
 def _is_short(model: Model, samples: int) -> bool:
@@ -148,24 +163,24 @@ def _measured(model: Model, bench: Workbench, batch: Batch, usual: Pace) -> dict
     }
 
 
-def _compiled(
-    model: Model, bench: Workbench, batch: Batch, way: Pace, steps: int
+def _improved(
+    model: Model, bench: Workbench, batch: Batch, way: Pace, manner: str, steps: int
 ) -> dict[str, Any]:
-    """Time training steps with and without compiling; compile if that pays for itself."""
-    fast = Pace(way.precision, way.channels_last, compiled=True)
+    """Time training steps with and without compiling or graphs: what pays for itself is chosen."""
+    fast = Pace(**{**asdict(way), manner: True})
     started = time.perf_counter()
     try:
         _Trial(model, bench, batch, fast).step()
-    except Exception as error:  # no compiler, or a module that cannot be traced
+    except Exception as error:  # no compiler, or a module that cannot be traced or recorded
         why = f"{type(error).__name__}: {error}"[:300]
-        return {"chosen": asdict(way), "not_compiled": why}
-    compiling = time.perf_counter() - started
+        return {"chosen": asdict(way), "seconds_per_step": {}, "refused": why}
+    preparing = time.perf_counter() - started
     seconds = _in_turns(model, bench, batch, [way, fast])
     told: dict[str, Any] = {str(key): round(value, 5) for key, value in seconds.items()}
-    found = {"compiling": round(compiling, 3), "seconds_per_step": told}
+    found = {"preparing": round(preparing, 3), "seconds_per_step": told}
     if len(seconds) < 2:
         return {"chosen": asdict(way), **found}
-    gain = (seconds[way] - seconds[fast]) * steps - compiling
+    gain = (seconds[way] - seconds[fast]) * steps - preparing
     pays = seconds[fast] < CLEARLY * seconds[way] and gain > 0
     return {"chosen": asdict(fast if pays else way), **found}
 
@@ -197,7 +212,7 @@ class _Trial:
     def __init__(self, model: Model, bench: Workbench, batch: Batch, way: Pace) -> None:
         module = to_device(copy.deepcopy(model.module), bench, way).train()
         self.parameters = list(module.parameters())
-        self.run: Callable[..., Any] = compiled(module) if way.compiled else module
+        self.run = runner(module, way, batch)
         self.bench, self.batch, self.way = bench, batch, way
 
     def step(self) -> float:
@@ -222,9 +237,18 @@ class _Trial:
             torch.cuda.synchronize(self.bench.device)
 
 
-def compiled(module: nn.Module) -> Callable[..., Any]:
-    """Return a module compiled for one shape of inputs; it shares its weights with the module."""
-    import torch._inductor.config as config
+def runner(module: nn.Module, pace: Pace, batch: Batch) -> Callable[..., Any]:
+    """Return what runs a module on batches like the one given; it shares the module's weights.
 
-    config.compile_threads = 1  # worker processes would outlive a step that is killed
-    return torch.compile(module, dynamic=False)
+    Raises NotReplayable, or RuntimeError, where the module cannot be replayed.
+    """
+    run: Callable[..., Any] = module
+    if pace.compiled:
+        import torch._inductor.config as config
+
+        config.compile_threads = 1  # worker processes would outlive a step that is killed
+        run = torch.compile(module, dynamic=False)
+    if pace.replayed:
+        inputs = place_inputs(batch.inputs, pace.channels_last)
+        run = Replayed(module, run, inputs, pace.precision)
+    return run

@@ -93,7 +93,7 @@ def test_compiling_must_pay_for_its_own_time(
     traced = choose(bare, batch, monkeypatch, ways, **long, compilable=False)
     assert traced == Pace("float32", True)
     assert choose(bare, batch, monkeypatch, {**ways, "broken": 0}, **long) == Pace("float32", True)
-    assert "no C++ compiler" in bare.journal.rows[-1]["not_compiled"]
+    assert "no C++ compiler" in bare.journal.rows[-1]["refused"]
 
 
 def test_the_answer_is_kept_and_reused(
@@ -155,3 +155,23 @@ def test_inputs_get_the_layout_of_the_module() -> None:
     [back] = place_inputs((last,), False)
     assert back.is_contiguous()
     assert torch.equal(back, image)
+
+
+def test_on_a_gpu_graphs_come_first_and_compiling_must_beat_them(
+    bench: Workbench, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(pace_module.manners(torch.device("cuda"))) == ["replayed", "compiled"]
+    assert list(pace_module.manners(CPU)) == ["compiled"]
+    monkeypatch.setattr(pace_module, "manners", lambda device: {"replayed": 20, "compiled": 600})
+    usual = "float32, channels_last"
+    ways = {**USUAL, f"{usual}, replayed": 0.02, f"{usual}, compiled, replayed": 0.019}
+    bare = replace(bench, shelf=None)
+    assert choose(bare, batch, monkeypatch, ways, steps=100) == Pace("float32", True)
+    replayed = Pace("float32", True, replayed=True)
+    assert choose(bare, batch, monkeypatch, ways, steps=1000) == replayed
+    assert "compiled" not in [row["kind"] for row in bare.journal.rows], "20 s need no compiling"
+    assert choose(bare, batch, monkeypatch, ways, steps=100_000) == replayed, "hardly faster"
+    assert "compiled" in [row["kind"] for row in bare.journal.rows]
+    ways[f"{usual}, compiled, replayed"] = 0.01
+    both = Pace("float32", True, compiled=True, replayed=True)
+    assert choose(bare, batch, monkeypatch, ways, steps=100_000) == both

@@ -1,0 +1,105 @@
+"""A module's passes replayed as CUDA graphs: one launch instead of one for every kernel.
+
+Small networks leave a GPU waiting for Python, which launches hundreds of kernels of a few
+microseconds each. A graph holds them all.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress.model import main_output
+from compress.task import Tensors
+
+Run = Callable[..., Any]
+NEAR = 0.1
+"""How far a replay's outputs may be from a plain pass's, as a share of their root mean square."""
+
+
+class NotReplayable(Exception):
+    """What a module does cannot be told by a recording of it; the text says why."""
+
+
+class Replayed:
+    """A module in training whose passes, forwards and backwards, are replayed.
+
+    Inputs of another shape than the recorded ones (the last batch of an epoch), and calls without
+    gradients, take the plain way. Outputs are valid until the next call. Raises NotReplayable, or
+    RuntimeError from CUDA where something cannot be recorded, such as a wait for the device.
+    """
+
+    def __init__(self, module: nn.Module, run: Run, inputs: Tensors, precision: str) -> None:
+        self.run = run
+        self.shapes = [tensor.shape for tensor in inputs]
+        self.module = module
+        with _unchanged(module), _autocast(precision):
+            self.recorded: Run = torch.cuda.make_graphed_callables(
+                _Plain(module, run).train(),
+                tuple(tensor.clone() for tensor in inputs),
+                allow_unused_input=True,
+            )
+        # Other inputs than those recorded: what was frozen into the graph shows.
+        self._check(tuple(tensor.flip(0) for tensor in inputs), precision)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        alike = [tensor.shape for tensor in inputs] == self.shapes
+        if alike and torch.is_grad_enabled() and self.module.training:
+            return self.recorded(*inputs)
+        return self.run(*inputs)
+
+    def _check(self, inputs: Tensors, precision: str) -> None:
+        found = []
+        for run in (self.run, self.recorded):
+            with _unchanged(self.module), _autocast(precision):
+                found.append(main_output(run(*inputs)).detach().float().clone())
+        plain, replayed = found
+        off = float((plain - replayed).square().mean().sqrt() / plain.square().mean().sqrt())
+        if not off <= NEAR:
+            raise NotReplayable(f"replayed outputs are off by {off:.0%}")
+
+
+class _Plain(nn.Module):
+    """A module with one output, whose forward may be replaced without touching the module's."""
+
+    def __init__(self, module: nn.Module, run: Run) -> None:
+        super().__init__()
+        self.module = module
+        self._run = [run]  # in a list: a compiled module is no part of its own
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return main_output(self._run[0](*inputs))
+
+
+def _autocast(precision: str) -> torch.autocast:
+    # A cast that was cached while recording would be missing from the recording.
+    enabled = precision == "bfloat16"
+    return torch.autocast("cuda", torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Undo what passes do to buffers and generators; refuse those that ask the host's chance."""
+    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    device, host = torch.cuda.get_rng_state(), _host_chance()
+    try:
+        yield
+    finally:
+        torch.cuda.set_rng_state(device)
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+    if host != _host_chance():
+        raise NotReplayable("it draws random numbers on the host, which a recording repeats")
+
+
+def _host_chance() -> tuple[object, ...]:
+    _, numbers, place, *_ = np.random.get_state()
+    ours = torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), np.asarray(numbers).tobytes(), place, ours
