@@ -44,9 +44,6 @@ class Draws:
         # 63 bits modulo the limit: the bias is below one in 2**40 for splits of any real size.
         return _shifted_right(self._mixed(purpose), 1) % limit
 
-    def to(self, device: torch.device) -> Draws:
-        return Draws(self.items.to(device), self.view, self.seed)
-
     def of(self, items: Tensor) -> Draws:
         """Return the draws of other items in the same view."""
         return Draws(items, self.view, self.seed)

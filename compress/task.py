@@ -215,7 +215,7 @@ class ImageClassification(Task):
     def prepare(self, raw: Tensors, device: torch.device, draws: Draws | None = None) -> Tensors:
         inputs = self.preprocessing.normalize(raw[0].to(device, non_blocking=True))
         if draws is not None:
-            inputs = augment_images(inputs, draws.to(device), self.augments)
+            inputs = augment_images(inputs, draws, self.augments)
         return (inputs,)
 
     def mix(
@@ -227,7 +227,7 @@ class ImageClassification(Task):
         """
         (images,), labels = items
         (more,), other_labels = others
-        share = draws.to(images.device).uniform("mixup").view(-1, 1, 1, 1)
+        share = draws.uniform("mixup").to(images.device).view(-1, 1, 1, 1)
         first, second = (F.one_hot(y, len(self.classes)).float() for y in (labels, other_labels))
         part = share.view(-1, 1).to(labels.device)
         mixed = images * (1 - share) + more * share
@@ -245,6 +245,7 @@ class ImageClassification(Task):
 def augment_images(images: Tensor, draws: Draws, augments: Sequence[str]) -> Tensor:
     """Mirror, shift and cut out of normalised images (N, C, H, W), each by its own draws.
 
+    Draws are made where their items lie, on the CPU: a GPU would get dozens of tiny kernels.
     'flip' mirrors half of them; 'crop' shifts by up to an eighth of the side, with zeros beyond
     the border (He et al. 2015, section 4.2: 4 pixels of 32); 'cutout' sets a square of half the
     side to zero, centred anywhere (DeVries and Taylor 2017, section 3.2: 16 pixels of 32).
@@ -261,10 +262,12 @@ def _shifted(images: Tensor, draws: Draws, flip: bool, crop: bool) -> Tensor:
     pad_y, pad_x = (max(1, height // 8), max(1, width // 8)) if crop else (0, 0)
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
     device = images.device
-    rows = draws.below("top", 2 * pad_y + 1)[:, None] + torch.arange(height, device=device)
-    columns = draws.below("left", 2 * pad_x + 1)[:, None] + torch.arange(width, device=device)
+    top = draws.below("top", 2 * pad_y + 1).to(device)
+    left = draws.below("left", 2 * pad_x + 1).to(device)
+    rows = top[:, None] + torch.arange(height, device=device)
+    columns = left[:, None] + torch.arange(width, device=device)
     if flip:
-        mirrored = draws.uniform("flip")[:, None] < 0.5
+        mirrored = (draws.uniform("flip") < 0.5).to(device)[:, None]
         columns = torch.where(mirrored, columns.flip(1), columns)
     item = torch.arange(count, device=device)[:, None, None]
     picked = padded.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]]
@@ -276,7 +279,7 @@ def _holes(images: Tensor, draws: Draws) -> Tensor:
     inside = []
     for purpose, side in (("hole-y", images.shape[2]), ("hole-x", images.shape[3])):
         half = max(1, side // 2)
-        begin = draws.below(purpose, side) - half // 2
+        begin = draws.below(purpose, side).to(images.device) - half // 2
         place = torch.arange(side, device=images.device)
         inside.append((place >= begin[:, None]) & (place < begin[:, None] + half))
     hole = inside[0][:, :, None] & inside[1][:, None, :]

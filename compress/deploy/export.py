@@ -53,7 +53,7 @@ def _trace(module: nn.Module, example: Tensors) -> bytes:
     names = input_names(len(inputs))
     dynamic = tuple({0: BATCH} for _ in inputs)
     try:
-        with _quiet(), _plain_attention():
+        with _quiet(), _plain_attention(), _without_gpu():
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -104,6 +104,21 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def _without_gpu() -> Iterator[None]:
+    """Hide GPUs: the exporter would save their random states, and so start CUDA on each.
+
+    All that is exported lies on the CPU, and where a fork server had started CUDA, none of its
+    children could use it.
+    """
+    before = torch.cuda.is_available
+    torch.cuda.is_available = lambda: False
+    try:
+        yield
+    finally:
+        torch.cuda.is_available = before
 
 
 @contextlib.contextmanager

@@ -117,14 +117,14 @@ def make_plan(
     model: nn.Module | None = None,
     metric: Function | None = None,
     data_root: Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     allow_code: Collection[Path] = (),
     step_threads: int | None = None,
 ) -> Plan:
     """Look everything up, build every model once, and refuse what cannot work.
 
     `data`, `model` (an instance) and `metric` (a function) take the place of the suite's names,
-    for Python users.
+    for Python users. A device by name is looked for; a `torch.device` was found before.
     Raises UserError.
     """
     if data is not None and any(
@@ -205,7 +205,9 @@ def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
     return replace(suite, weights=find(suite.weights), teachers=teachers)
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str | torch.device) -> torch.device:
+    if isinstance(name, torch.device):
+        return name
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):

@@ -151,6 +151,8 @@ def _objects(channel: Channel) -> dict[str, Any]:
 
 def run(channel: Channel) -> None:
     """Make the plan that the run asks for, and serve it."""
+    import torch
+
     from compress.errors import UserError
     from compress.harness.graph import make_graph
     from compress.harness.job import stores_of
@@ -165,7 +167,8 @@ def run(channel: Channel) -> None:
             suite_from_json(asked["suite"]),
             **(_objects(channel) if asked["objects"] else {}),
             data_root=None if asked["data_root"] is None else Path(asked["data_root"]),
-            device=asked["device"],
+            # To look for a GPU could start CUDA here, and then no child could use it.
+            device=torch.device(asked["device"]),
             allow_code=[Path(path) for path in asked["allow_code"]],
             step_threads=asked["step_threads"],
         )

@@ -39,6 +39,8 @@ class Replayed:
         self.run = run
         self.shapes = [tensor.shape for tensor in inputs]
         self.module = module
+        # Gradients come from the stream that was recorded, which torch waits for, and warns of.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         with _unchanged(module), _autocast(precision):
             self.recorded: Run = torch.cuda.make_graphed_callables(
                 _Plain(module, run).train(),
