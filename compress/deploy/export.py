@@ -108,17 +108,18 @@ def _plain_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_gpu() -> Iterator[None]:
-    """Hide GPUs: the exporter would save their random states, and so start CUDA on each.
+    """Keep the exporter from a GPU's random state, which it would save, and so start CUDA.
 
     All that is exported lies on the CPU, and where a fork server had started CUDA, none of its
-    children could use it.
+    children could use it. (To say that there is no GPU at all has torch look for one in C++.)
     """
-    before = torch.cuda.is_available
-    torch.cuda.is_available = lambda: False
+    before = torch.cuda.get_rng_state, torch.cuda.set_rng_state
+    torch.cuda.get_rng_state = lambda *_: torch.empty(0)
+    torch.cuda.set_rng_state = lambda *_: None
     try:
         yield
     finally:
-        torch.cuda.is_available = before
+        torch.cuda.get_rng_state, torch.cuda.set_rng_state = before
 
 
 @contextlib.contextmanager

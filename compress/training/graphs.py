@@ -1,4 +1,4 @@
-"""A module's passes replayed as CUDA graphs: one launch instead of one for every kernel.
+"""Passes of modules replayed as CUDA graphs: one launch instead of one for every kernel.
 
 Small networks leave a GPU waiting for Python, which launches hundreds of kernels of a few
 microseconds each. A graph holds them all.
@@ -21,6 +21,8 @@ from compress.task import Tensors
 Run = Callable[..., Any]
 NEAR = 0.1
 """How far a replay's outputs may be from a plain pass's, as a share of their root mean square."""
+_failed: list[str] = []
+"""Why an earlier recording in this process failed."""
 
 
 class NotReplayable(Exception):
@@ -36,16 +38,14 @@ class Replayed:
     """
 
     def __init__(self, module: nn.Module, run: Run, inputs: Tensors, precision: str) -> None:
-        self.run = run
+        self.run, self.module = run, module
         self.shapes = [tensor.shape for tensor in inputs]
-        self.module = module
         # Gradients come from the stream that was recorded, which torch waits for, and warns of.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        with _unchanged(module), _autocast(precision):
+        module.train()
+        with _recording(), _unchanged(module), _autocast(precision):
             self.recorded: Run = torch.cuda.make_graphed_callables(
-                _Plain(module, run).train(),
-                tuple(tensor.clone() for tensor in inputs),
-                allow_unused_input=True,
+                _Plain(module, run), _copied(inputs), allow_unused_input=True
             )
         # Other inputs than those recorded: what was frozen into the graph shows.
         self._check(tuple(tensor.flip(0) for tensor in inputs), precision)
@@ -61,10 +61,36 @@ class Replayed:
         for run in (self.run, self.recorded):
             with _unchanged(self.module), _autocast(precision):
                 found.append(main_output(run(*inputs)).detach().float().clone())
-        plain, replayed = found
-        off = float((plain - replayed).square().mean().sqrt() / plain.square().mean().sqrt())
-        if not off <= NEAR:
-            raise NotReplayable(f"replayed outputs are off by {off:.0%}")
+        _compare(*found)
+
+
+class ReplayedAnswers:
+    """What a function without gradients makes of inputs of one shape, replayed.
+
+    Raises what `Replayed` raises. Inputs of another shape take the plain way.
+    """
+
+    def __init__(self, run: Callable[[Tensors], Tensor], inputs: Tensors) -> None:
+        from compress.timing.cuda.device import Cuda
+
+        self.run, self.inputs = run, _copied(inputs)
+        self.shapes = [tensor.shape for tensor in inputs]
+        before = _host_chance()
+        with _recording():
+            self.captured = Cuda().capture(lambda: run(self.inputs))
+        if before != _host_chance():
+            raise NotReplayable("it draws random numbers on the host, which a recording repeats")
+        others = tuple(tensor.flip(0) for tensor in inputs)
+        _compare(run(others), self(others))
+
+    def __call__(self, inputs: Tensors) -> Tensor:
+        if [tensor.shape for tensor in inputs] != self.shapes:
+            return self.run(inputs)
+        for ours, theirs in zip(self.inputs, inputs, strict=True):
+            ours.copy_(theirs)
+        self.captured.replay()
+        outputs: Tensor = self.captured.outputs
+        return outputs.clone()
 
 
 class _Plain(nn.Module):
@@ -79,10 +105,48 @@ class _Plain(nn.Module):
         return main_output(self._run[0](*inputs))
 
 
+def _copied(inputs: Tensors) -> Tensors:
+    return tuple(tensor.clone() for tensor in inputs)
+
+
+def _compare(plain: Tensor, replayed: Tensor) -> None:
+    difference = (plain.float() - replayed.float()).square().mean().sqrt()
+    off = float(difference / plain.float().square().mean().sqrt())
+    if not off <= NEAR:
+        raise NotReplayable(f"replayed outputs are off by {off:.0%}")
+
+
 def _autocast(precision: str) -> torch.autocast:
     # A cast that was cached while recording would be missing from the recording.
     enabled = precision == "bfloat16"
     return torch.autocast("cuda", torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Let cuDNN look for its fastest algorithms, and clean up after what cannot be recorded.
+
+    After a failure torch's allocator may go on as if it were still recording, so no other
+    recording is tried in the process; and its generator would refuse to draw.
+    """
+    if _failed:
+        raise NotReplayable(f"no graph is tried after one that failed: {_failed[0]}")
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    state = generator.get_state()
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    except NotReplayable:
+        raise
+    except Exception as error:
+        _failed.append(str(error).strip().partition("\n")[0] or type(error).__name__)
+        fresh = torch.Generator(generator.device)
+        fresh.set_state(state)
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
+        raise
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager
@@ -93,10 +157,10 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.cuda.set_rng_state(device)
         with torch.no_grad():
             for buffer, value in kept:
                 buffer.copy_(value)
+    torch.cuda.set_rng_state(device)
     if host != _host_chance():
         raise NotReplayable("it draws random numbers on the host, which a recording repeats")
 

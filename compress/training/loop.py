@@ -19,9 +19,9 @@ from compress.task import Split
 from compress.training.checkpoint import Checkpoints, Parts
 from compress.training.evaluate import evaluate, some_of
 from compress.training.feed import Batch, Feed, resident
+from compress.training.graphs import NotReplayable
 from compress.training.pace import Pace, choose_pace, runner, to_device
 from compress.training.settings import Training, one_cycle
-from compress.training.shortage import ran_out_of_memory
 from compress.training.stepper import Loss, Stepper
 from compress.workbench import Workbench
 
@@ -107,9 +107,10 @@ class _Fit:
         self.optimizer = _optimizer(parameters, settings)
         try:
             run = runner(self.module, self.pace, first)
-        except RuntimeError as error:
-            if not (self.pace.replayed and ran_out_of_memory(error)):
+        except (NotReplayable, RuntimeError) as error:
+            if not self.pace.replayed:
                 raise
+            bench.journal.row("not_replayed", reason=str(error)[:300])
             self.pace = replace(self.pace, replayed=False)
             run = runner(self.module, self.pace, first)
         self.stepper = Stepper(run, parameters, self.optimizer, loss, bench, self.pace)

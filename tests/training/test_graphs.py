@@ -11,12 +11,16 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import Tensor, nn
 
+from compress.techniques.finetune import Finetune
 from compress.training import labels_loss, loop
-from compress.training.graphs import NotReplayable, Replayed
+from compress.training.graphs import NotReplayable, Replayed, ReplayedAnswers
 from compress.training.pace import Pace
-from compress.training.settings import Training
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+    # torch says so when its thread for gradients multiplies for the first time.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
+]
 GPU = torch.device("cuda")
 
 
@@ -77,21 +81,6 @@ def test_what_asks_chance_on_the_host_is_refused() -> None:
         Replayed(module, module, (batches()[0],), "float32")
 
 
-def test_what_waits_for_the_device_is_refused_and_the_device_lives_on() -> None:
-    class Waits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = net()
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.inner(images) * images.sum().item()
-
-    module = Waits()
-    with pytest.raises(RuntimeError):
-        Replayed(module, module, (batches()[0],), "float32")
-    assert float(torch.ones(3, device=GPU).sum()) == 3
-
-
 def test_what_was_frozen_into_the_recording_is_found() -> None:
     class Counts(nn.Module):
         """Scales by the number of calls, as a warm-up by Python's own counter would."""
@@ -114,7 +103,7 @@ def test_a_training_with_and_without_graphs(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = small_digits()
-    settings = Training(epochs=3, batch_size=48)
+    settings = Finetune(epochs=3, batch_size=48)
     losses = []
     for replayed in (False, True):
         chosen = Pace(precision, True, replayed=replayed)
@@ -127,3 +116,35 @@ def test_a_training_with_and_without_graphs(
         assert ("replayed" in told) == replayed
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[0][-1] < losses[0][0]
+
+
+def test_answers_are_those_of_plain_passes() -> None:
+    module, feeds = net().eval(), batches()
+
+    def ask(inputs: tuple[Tensor, ...]) -> Tensor:
+        with torch.no_grad():
+            return module(*inputs)
+
+    replayed = ReplayedAnswers(ask, (feeds[0],))
+    found = [replayed((images,)) for images in feeds]
+    for images, one in zip(feeds, found, strict=True):
+        torch.testing.assert_close(one, ask((images,)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(replayed((feeds[1][:3],)), ask((feeds[1][:3],)))
+
+
+# The last one: after a recording that failed none is tried in a process.
+def test_what_waits_for_the_device_is_refused_and_the_device_lives_on() -> None:
+    class Waits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.inner(images) * images.sum().item()
+
+    module = Waits()
+    with pytest.raises(RuntimeError):
+        Replayed(module, module, (batches()[0],), "float32")
+    assert float(torch.rand(3, device=GPU).sum()) > 0, "it draws, too"
+    with pytest.raises(NotReplayable, match="after one that failed"):
+        Replayed(net(), net(), (batches()[0],), "float32")
