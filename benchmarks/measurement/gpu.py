@@ -108,8 +108,9 @@ def notes(records: Iterable[Record]) -> str:
 def controls(cuda: Mapping[str, Any]) -> str:
     """Return what the A/A control of every column found."""
     found = cuda.get("controls", {}).items()
-    head = ("column", "control", "low", "high", "margin", "trusted", "repetitions", "seconds")
-    return table(head, ([column, *(_told(c.get(key)) for key in head[1:])] for column, c in found))
+    keys = ("control", "control_low", "control_high", "margin", "bar", "trusted", "repetitions")
+    head = ("column", *(key.removeprefix("control_") for key in keys))
+    return table(head, ([column, *(_told(c[key]) for key in keys)] for column, c in found))
 
 
 def _told(value: object) -> str:
@@ -144,7 +145,10 @@ def main() -> int:
     about = ", ".join(f"{key} {value}" for key, value in device.about().items())
     with tempfile.TemporaryDirectory() as folder:
         parts = list(sections(options.suites, options.work or Path(folder), options.seconds))
-    command = "python benchmarks/measurement/gpu.py --out reports/measurement"
+    command = (
+        f"python benchmarks/measurement/gpu.py --out reports/measurement "
+        f"--seconds {options.seconds:g} {' '.join(options.suites)}"
+    )
     publish(options.out / "gpu.md", "GPU rows", [f"Device: {about}.\n", LEGEND, *parts], command)
     return 0
 

@@ -22,6 +22,7 @@ from compress.files import digest
 from compress.memory import free_memory
 from compress.task import Tensors
 from compress.training import Batch
+from compress.training.feed import free_on
 from compress.workbench import Workbench
 
 FILE = "logits.npy"
@@ -67,7 +68,7 @@ class SoftLabels:
         """Why no shelf is used, where there is one."""
         self.shelved = bench.shelf is not None and bool(bench.setting) and not self.unkept
         self.known: np.ndarray | None = None
-        self.filling: np.ndarray | None = None
+        self.filling: Tensor | None = None
         self.view: int | None = None
         """Of what is known."""
         self.held: dict[int, np.ndarray] = {}
@@ -92,7 +93,9 @@ class SoftLabels:
             if kept is not None:
                 self.known = np.load(kept.folder / FILE, mmap_mode="r")
         if self.known is None and (self.shelved or self._again()) and self._fits():
-            self.filling = np.full(self.shape, np.nan, np.float16)
+            self.filling = torch.full(
+                self.shape, torch.nan, dtype=torch.float16, device=self._place()
+            )
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the teacher's logits for a batch, (N, classes) in float32."""
@@ -106,14 +109,15 @@ class SoftLabels:
             return answers.to(batch.inputs[0].device).float()
         answers = self._asked(batch)
         if self.filling is not None:
-            self.filling[batch.index.numpy()] = answers.cpu().numpy()
+            place = self.filling.device
+            self.filling[batch.index.to(place)] = answers.to(place)
         return answers.float()
 
     def after(self, view: int) -> None:
         """Keep a view that was filled."""
-        filled, self.filling = self.filling, None
-        if filled is None:
+        if self.filling is None:
             return
+        filled, self.filling = self.filling.cpu().numpy(), None
         if self.shelved:
             assert self.bench.shelf is not None, "there is one"
 
@@ -133,7 +137,9 @@ class SoftLabels:
     def tell(self) -> None:
         """Write to the journal how often the teacher was asked."""
         journal = self.bench.journal
-        told = {"asked": self.asked, "reused": self.reused, "seconds": round(self.seconds, 3)}
+        told: dict[str, Any] = {"asked": self.asked, "reused": self.reused}
+        if self.bench.device.type == "cpu":  # a GPU answers while this process goes on
+            told["seconds"] = round(self.seconds, 3)
         journal.row("soft_labels", **told)
         if self.unkept:
             journal.note(f"what the teacher said was not kept for other steps: {self.unkept}")
@@ -148,6 +154,12 @@ class SoftLabels:
     def _again(self) -> bool:
         """Whether views are shown more than once."""
         return self.showing.views < self.showing.epochs
+
+    def _place(self) -> torch.device:
+        """Return where answers are gathered: to fetch each batch's from a GPU would stop it."""
+        device = self.bench.device
+        roomy = device.type == "cuda" and self.bytes <= MEMORY_SHARE * free_on(device)
+        return device if roomy else torch.device("cpu")
 
     def _fits(self) -> bool:
         free = free_memory()

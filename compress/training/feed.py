@@ -98,7 +98,7 @@ def resident(split: Split, device: torch.device) -> Split:
         return split
     raw, targets = split.fetch(torch.zeros(1, dtype=torch.int64))
     each = sum(tensor.nbytes for tensor in (*raw, targets))
-    if each * count > MEMORY_SHARE * _free(device):
+    if each * count > MEMORY_SHARE * free_on(device):
         return split
     parts = [split.fetch(index) for index in torch.arange(count).split(CHUNK)]
     inputs = tuple(
@@ -111,7 +111,7 @@ def _in_memory(split: Split) -> bool:
     return _in_memory(split.whole) if isinstance(split, Subset) else isinstance(split, TensorSplit)
 
 
-def _free(device: torch.device) -> float:
+def free_on(device: torch.device) -> float:
     """Return the bytes of memory that are free on a device; where nobody tells, none are."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])

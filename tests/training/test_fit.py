@@ -269,3 +269,39 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="shapes differ"):
         fit(model, make_bench(data), chain("finetune()"), lambda outputs, _: outputs.sum())
     assert len(model.module.seen) == 1
+
+
+class Wide(nn.Module):
+    """Takes a megabyte or more for every item in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen, self.narrow = nn.Linear(64, 2**18), nn.Linear(2**18, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.narrow(self.widen(images.flatten(1)).tanh())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
+def test_a_gpu_that_is_too_small_for_the_batch_trains_in_parts() -> None:
+    data = small_digits()
+    bench = replace(make_bench(data), device=torch.device("cuda"), tune=False)
+    step, total = chain("finetune(epochs=1, batch_size=160)"), torch.cuda.mem_get_info()[1]
+
+    def trained() -> list[dict[str, Any]]:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        ours = replace(bench, journal=type(bench.journal)())
+        run(step, replace(fresh_model(data), module=Wide()), ours)
+        return [row for row in ours.journal.rows if row["kind"] == "memory"]
+
+    assert trained() == []
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.set_per_process_memory_fraction(0.85 * peak / total)
+    try:
+        rows = trained()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert [row["parts"] for row in rows] == [2]
+    assert "out of memory" in rows[0]["error"]
