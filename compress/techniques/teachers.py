@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -12,11 +13,11 @@ from compress.errors import IllegalChain, unknown
 from compress.model import Model, forward, identity, main_output
 from compress.task import Tensors
 from compress.training import autocast, has_convolutions, place_inputs, to_device
-from compress.training.graphs import NotReplayable, ReplayedAnswers
+from compress.training.graphs import NotReplayable, ReplayedAnswers, refuse_hooks
 from compress.workbench import Workbench
 
 REPLAYED_AFTER = 20
-"""Batches after which a teacher on a GPU is recorded as a graph: that costs as much as a few."""
+"""Batches of one shape after which a teacher on a GPU is recorded: that costs as much as a few."""
 BASELINE, INPUT = "baseline", "input"
 
 
@@ -29,19 +30,24 @@ class Teacher:
         self.models = [model.copy() for model in models]
         self.bench, self.average, self.weights = bench, average, tuple(weights)
         self.replayed: ReplayedAnswers | None = None
-        self.asked = 0
+        self.asked: Counter[tuple[torch.Size, ...]] = Counter()
         for model in self.models:
             to_device(model.module, bench).eval().requires_grad_(False)
 
     def ask(self, inputs: Tensors) -> Tensor:
         """Return the logits, (N, classes) in float32."""
-        self.asked += 1
-        if self.asked == REPLAYED_AFTER and self.bench.device.type == "cuda":
-            self._record(inputs)
+        if self.bench.device.type == "cuda":
+            shapes = tuple(tensor.shape for tensor in inputs)
+            self.asked[shapes] += 1
+            # The most frequent shape comes first; the last batch of an epoch has another one.
+            if self.asked[shapes] == REPLAYED_AFTER == max(self.asked.values()):
+                self._record(inputs)
         return self._ask(inputs) if self.replayed is None else self.replayed(inputs)
 
     def _record(self, inputs: Tensors) -> None:
         try:
+            for model in self.models:
+                refuse_hooks(model.module)
             self.replayed = ReplayedAnswers(self._ask, inputs)
         except (NotReplayable, RuntimeError) as error:
             self.bench.journal.row("teacher", replayed=False, reason=str(error)[:300])

@@ -38,6 +38,7 @@ class Replayed:
     """
 
     def __init__(self, module: nn.Module, run: Run, inputs: Tensors, precision: str) -> None:
+        refuse_hooks(module)
         self.run, self.module = run, module
         self.shapes = [tensor.shape for tensor in inputs]
         # Gradients come from the stream that was recorded, which torch waits for, and warns of.
@@ -62,6 +63,13 @@ class Replayed:
             with _unchanged(self.module), _autocast(precision):
                 found.append(main_output(run(*inputs)).detach().float().clone())
         _compare(*found)
+
+
+def refuse_hooks(module: nn.Module) -> None:
+    """Raise NotReplayable for a module with hooks: a replay runs no Python, so none of them."""
+    for name, part in module.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
+            raise NotReplayable(f"{name or 'the module'} has hooks, which a replay would not call")
 
 
 class ReplayedAnswers:

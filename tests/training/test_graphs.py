@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from compress.techniques.finetune import Finetune
 from compress.training import labels_loss, loop
-from compress.training.graphs import NotReplayable, Replayed, ReplayedAnswers
+from compress.training.graphs import NotReplayable, Replayed, ReplayedAnswers, refuse_hooks
 from compress.training.pace import Pace
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
-    # torch says so when its thread for gradients multiplies for the first time.
-    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
-]
+# torch says so when its thread for gradients multiplies for the first time.
+pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 GPU = torch.device("cuda")
 
 
@@ -48,6 +46,7 @@ def descend(module: nn.Module, run: object, feeds: list[Tensor]) -> list[Tensor]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
+@needs_gpu
 def test_replayed_steps_lead_to_the_weights_that_plain_ones_do(dropout: float) -> None:
     plain, module = net(dropout), net(dropout)
     feeds = batches()
@@ -67,6 +66,19 @@ def test_replayed_steps_lead_to_the_weights_that_plain_ones_do(dropout: float) -
     assert not torch.equal(found[0], before[0]), "the weights moved"
 
 
+def test_hooks_are_refused_since_a_replay_calls_none() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    refuse_hooks(module)
+    handle = module[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(NotReplayable, match="0 has hooks"):
+        refuse_hooks(module)
+    with pytest.raises(NotReplayable, match="0 has hooks"):
+        Replayed(module, module, (torch.zeros(2, 4),), "float32")
+    handle.remove()
+    refuse_hooks(module)
+
+
+@needs_gpu
 def test_what_asks_chance_on_the_host_is_refused() -> None:
     class Moody(nn.Module):
         def __init__(self) -> None:
@@ -81,6 +93,7 @@ def test_what_asks_chance_on_the_host_is_refused() -> None:
         Replayed(module, module, (batches()[0],), "float32")
 
 
+@needs_gpu
 def test_what_was_frozen_into_the_recording_is_found() -> None:
     class Counts(nn.Module):
         """Scales by the number of calls, as a warm-up by Python's own counter would."""
@@ -99,6 +112,7 @@ def test_what_was_frozen_into_the_recording_is_found() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@needs_gpu
 def test_a_training_with_and_without_graphs(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +132,7 @@ def test_a_training_with_and_without_graphs(
     assert losses[0][-1] < losses[0][0]
 
 
+@needs_gpu
 def test_answers_are_those_of_plain_passes() -> None:
     module, feeds = net().eval(), batches()
 
@@ -133,6 +148,7 @@ def test_answers_are_those_of_plain_passes() -> None:
 
 
 # The last one: after a recording that failed none is tried in a process.
+@needs_gpu
 def test_what_waits_for_the_device_is_refused_and_the_device_lives_on() -> None:
     class Waits(nn.Module):
         def __init__(self) -> None:
