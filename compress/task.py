@@ -50,7 +50,9 @@ class TensorSplit(Split):
         return len(self.targets)
 
     def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
-        return tuple(tensor[index] for tensor in self.inputs), self.targets[index]
+        # Waiting for a copy would have a GPU finish all that it was given before.
+        here = index.to(self.targets.device, non_blocking=True)
+        return tuple(tensor[here] for tensor in self.inputs), self.targets[here]
 
 
 class Subset(Split):
@@ -227,7 +229,7 @@ class ImageClassification(Task):
         """
         (images,), labels = items
         (more,), other_labels = others
-        share = draws.uniform("mixup").to(images.device).view(-1, 1, 1, 1)
+        share = draws.uniform("mixup").to(images.device, non_blocking=True).view(-1, 1, 1, 1)
         first, second = (F.one_hot(y, len(self.classes)).float() for y in (labels, other_labels))
         part = share.view(-1, 1).to(labels.device)
         mixed = images * (1 - share) + more * share
@@ -262,12 +264,12 @@ def _shifted(images: Tensor, draws: Draws, flip: bool, crop: bool) -> Tensor:
     pad_y, pad_x = (max(1, height // 8), max(1, width // 8)) if crop else (0, 0)
     padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
     device = images.device
-    top = draws.below("top", 2 * pad_y + 1).to(device)
-    left = draws.below("left", 2 * pad_x + 1).to(device)
+    top = draws.below("top", 2 * pad_y + 1).to(device, non_blocking=True)
+    left = draws.below("left", 2 * pad_x + 1).to(device, non_blocking=True)
     rows = top[:, None] + torch.arange(height, device=device)
     columns = left[:, None] + torch.arange(width, device=device)
     if flip:
-        mirrored = (draws.uniform("flip") < 0.5).to(device)[:, None]
+        mirrored = (draws.uniform("flip") < 0.5).to(device, non_blocking=True)[:, None]
         columns = torch.where(mirrored, columns.flip(1), columns)
     item = torch.arange(count, device=device)[:, None, None]
     picked = padded.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]]
@@ -279,7 +281,7 @@ def _holes(images: Tensor, draws: Draws) -> Tensor:
     inside = []
     for purpose, side in (("hole-y", images.shape[2]), ("hole-x", images.shape[3])):
         half = max(1, side // 2)
-        begin = draws.below(purpose, side).to(images.device) - half // 2
+        begin = draws.below(purpose, side).to(images.device, non_blocking=True) - half // 2
         place = torch.arange(side, device=images.device)
         inside.append((place >= begin[:, None]) & (place < begin[:, None] + half))
     hole = inside[0][:, :, None] & inside[1][:, None, :]

@@ -114,8 +114,8 @@ def _without_gpu() -> Iterator[None]:
     children could use it. (To say that there is no GPU at all has torch look for one in C++.)
     """
     before = torch.cuda.get_rng_state, torch.cuda.set_rng_state
-    torch.cuda.get_rng_state = lambda *_: torch.empty(0)
-    torch.cuda.set_rng_state = lambda *_: None
+    torch.cuda.get_rng_state = lambda *_, **__: torch.empty(0)
+    torch.cuda.set_rng_state = lambda *_, **__: None
     try:
         yield
     finally:

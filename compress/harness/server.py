@@ -163,6 +163,9 @@ def run(channel: Channel) -> None:
         asked = channel.receive()
         assert asked is not None, "without a timeout a message comes, or an error"
         sys.path += [path for path in asked["paths"] if path not in sys.path]
+        # NVML counts without starting CUDA; where it is missing, -1, the steps will tell.
+        if asked["device"] == "cuda" and torch.cuda._device_count_nvml() == 0:
+            raise UserError("device cuda is asked for, and there is no GPU here")
         plan = make_plan(
             suite_from_json(asked["suite"]),
             **(_objects(channel) if asked["objects"] else {}),

@@ -207,6 +207,7 @@ class Distill(Training):
         finally:
             if hints is not None:
                 hints.remove()
+            teacher.forget()
         labels.tell()
         return made
 

@@ -30,6 +30,8 @@ KEPT_BYTES = 1e9
 """Of all views together: more is kept only if the number of views is given."""
 MEMORY_SHARE = 0.25
 """Of what is free: so much may the views that are held take."""
+PLACE_SHARE = 0.02
+"""Of a GPU's memory that is free: so much may one view take there, beside the training."""
 LARGEST = 6e4
 """Beyond it, a logit does not fit into a float16."""
 
@@ -106,11 +108,11 @@ class SoftLabels:
             if bool(absent.any()):
                 answers[absent] = self._asked(batch.of(absent)).to("cpu", answers.dtype)
             self.reused += len(batch) - int(absent.sum())
-            return answers.to(batch.inputs[0].device).float()
+            return answers.to(batch.inputs[0].device, non_blocking=True).float()
         answers = self._asked(batch)
         if self.filling is not None:
             place = self.filling.device
-            self.filling[batch.index.to(place)] = answers.to(place)
+            self.filling[batch.index.to(place, non_blocking=True)] = answers.to(place)
         return answers.float()
 
     def after(self, view: int) -> None:
@@ -158,7 +160,7 @@ class SoftLabels:
     def _place(self) -> torch.device:
         """Return where answers are gathered: to fetch each batch's from a GPU would stop it."""
         device = self.bench.device
-        roomy = device.type == "cuda" and self.bytes <= MEMORY_SHARE * free_on(device)
+        roomy = device.type == "cuda" and self.bytes <= PLACE_SHARE * free_on(device)
         return device if roomy else torch.device("cpu")
 
     def _fits(self) -> bool:

@@ -44,6 +44,10 @@ class Teacher:
                 self._record(inputs)
         return self._ask(inputs) if self.replayed is None else self.replayed(inputs)
 
+    def forget(self) -> None:
+        """Free the recording, which holds memory of the GPU."""
+        self.replayed = None
+
     def _record(self, inputs: Tensors) -> None:
         try:
             for model in self.models:

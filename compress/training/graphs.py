@@ -1,13 +1,17 @@
 """Passes of modules replayed as CUDA graphs: one launch instead of one for every kernel.
 
 Small networks leave a GPU waiting for Python, which launches hundreds of kernels of a few
-microseconds each. A graph holds them all.
+microseconds each. A graph holds them all. It runs no Python, so a module whose passes do more
+than launch the same kernels on the same memory is refused, as far as a comparison with plain
+passes shows it.
 """
 
 from __future__ import annotations
 
+import gc
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,16 +21,21 @@ from torch import Tensor, nn
 
 from compress.model import main_output
 from compress.task import Tensors
+from compress.training.shortage import ran_out_of_memory
 
 Run = Callable[..., Any]
 NEAR = 0.1
-"""How far a replay's outputs may be from a plain pass's, as a share of their root mean square."""
+"""How far a replay's results may be from a plain pass's, as a share of their root mean square."""
 _failed: list[str] = []
 """Why an earlier recording in this process failed."""
 
 
 class NotReplayable(Exception):
     """What a module does cannot be told by a recording of it; the text says why."""
+
+
+class NotTried(NotReplayable):
+    """Nothing is known of the module: this process, or its memory, does not allow a recording."""
 
 
 class Replayed:
@@ -44,12 +53,20 @@ class Replayed:
         # Gradients come from the stream that was recorded, which torch waits for, and warns of.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         module.train()
-        with _recording(), _unchanged(module), _autocast(precision):
+        # First without recording: what fails here, such as a compiler, has broken nothing.
+        self._passes(run, inputs, precision)
+        with unchanged(module), _recording(), _autocast(precision):
             self.recorded: Run = torch.cuda.make_graphed_callables(
                 _Plain(module, run), _copied(inputs), allow_unused_input=True
             )
         # Other inputs than those recorded: what was frozen into the graph shows.
-        self._check(tuple(tensor.flip(0) for tensor in inputs), precision)
+        others = tuple(tensor.flip(0) for tensor in inputs)
+        plain = self._passes(run, others, precision)
+        replayed = self._passes(self.recorded, others, precision)
+        for number, what in enumerate(("outputs", "gradients", "buffers")):
+            compare(what, plain[number], replayed[number])
+        if len({gradient.data_ptr() for gradient in replayed[1]}) < len(replayed[1]):
+            raise NotReplayable("two of its parameters would share one gradient")
 
     def __call__(self, *inputs: Tensor) -> Any:
         alike = [tensor.shape for tensor in inputs] == self.shapes
@@ -57,19 +74,18 @@ class Replayed:
             return self.recorded(*inputs)
         return self.run(*inputs)
 
-    def _check(self, inputs: Tensors, precision: str) -> None:
-        found = []
-        for run in (self.run, self.recorded):
-            with _unchanged(self.module), _autocast(precision):
-                found.append(main_output(run(*inputs)).detach().float().clone())
-        _compare(*found)
-
-
-def refuse_hooks(module: nn.Module) -> None:
-    """Raise NotReplayable for a module with hooks: a replay runs no Python, so none of them."""
-    for name, part in module.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
-            raise NotReplayable(f"{name or 'the module'} has hooks, which a replay would not call")
+    def _passes(self, run: Run, inputs: Tensors, precision: str) -> list[list[Tensor]]:
+        """Return outputs, gradients for a fixed direction, and buffers; nothing is changed."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        with unchanged(self.module):
+            with _autocast(precision):
+                outputs = main_output(run(*inputs))
+            direction = torch.linspace(-1, 1, outputs.numel(), device=outputs.device)
+            value = (outputs.float().flatten() * direction).sum()
+            found = torch.autograd.grad(value, parameters, allow_unused=True)
+            gradients = [gradient for gradient in found if gradient is not None]
+            buffers = [b.detach().clone() for b in self.module.buffers() if b.is_floating_point()]
+            return [[outputs.detach().clone()], gradients, buffers]
 
 
 class ReplayedAnswers:
@@ -83,13 +99,13 @@ class ReplayedAnswers:
 
         self.run, self.inputs = run, _copied(inputs)
         self.shapes = [tensor.shape for tensor in inputs]
-        before = _host_chance()
-        with _recording():
-            self.captured = Cuda().capture(lambda: run(self.inputs))
-        if before != _host_chance():
-            raise NotReplayable("it draws random numbers on the host, which a recording repeats")
+        ours = self.inputs
+        with _same_chance():
+            run(ours)  # as above
+            with _recording():
+                self.captured = Cuda().capture(lambda: run(ours))
         others = tuple(tensor.flip(0) for tensor in inputs)
-        _compare(run(others), self(others))
+        compare("outputs", [run(others)], [self(others)])
 
     def __call__(self, inputs: Tensors) -> Tensor:
         if [tensor.shape for tensor in inputs] != self.shapes:
@@ -113,15 +129,31 @@ class _Plain(nn.Module):
         return main_output(self._run[0](*inputs))
 
 
+def refuse_hooks(module: nn.Module) -> None:
+    """Raise NotReplayable for a module with hooks: a replay runs no Python, so none of them."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    for name, part in module.named_modules():
+        if any(getattr(part, kind) for kind in kinds):
+            raise NotReplayable(f"{name or 'the module'} has hooks, which a replay would not call")
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks:
+            raise NotReplayable(f"{name} has hooks, which a replay would not call")
+
+
+def compare(what: str, plain: Sequence[Tensor], replayed: Sequence[Tensor]) -> None:
+    """Raise NotReplayable unless the tensors, all taken together, are nearly the same."""
+    if len(plain) != len(replayed):
+        raise NotReplayable(f"there are {len(replayed)} replayed {what} instead of {len(plain)}")
+    pairs = [(a.float(), b.float()) for a, b in zip(plain, replayed, strict=True)]
+    difference = math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
+    size = math.sqrt(sum(float(a.square().sum()) for a, _ in pairs))
+    if not difference <= NEAR * size:  # nor if it is not a number
+        share = f"by {difference / size:.0%}" if size else "from zero"
+        raise NotReplayable(f"replayed {what} are off {share}")
+
+
 def _copied(inputs: Tensors) -> Tensors:
     return tuple(tensor.clone() for tensor in inputs)
-
-
-def _compare(plain: Tensor, replayed: Tensor) -> None:
-    difference = (plain.float() - replayed.float()).square().mean().sqrt()
-    off = float(difference / plain.float().square().mean().sqrt())
-    if not off <= NEAR:
-        raise NotReplayable(f"replayed outputs are off by {off:.0%}")
 
 
 def _autocast(precision: str) -> torch.autocast:
@@ -132,44 +164,86 @@ def _autocast(precision: str) -> torch.autocast:
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    """Let cuDNN look for its fastest algorithms, and clean up after what cannot be recorded.
+    """Clean up after what cannot be recorded.
 
     After a failure torch's allocator may go on as if it were still recording, so no other
     recording is tried in the process; and its generator would refuse to draw.
     """
     if _failed:
-        raise NotReplayable(f"no graph is tried after one that failed: {_failed[0]}")
+        raise NotTried(f"no graph is tried after one that failed: {_failed[0]}")
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     state = generator.get_state()
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    # To free an old graph while a new one is recorded is an error.
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
     try:
         yield
-    except NotReplayable:
-        raise
     except Exception as error:
-        _failed.append(str(error).strip().partition("\n")[0] or type(error).__name__)
+        if not ran_out_of_memory(error):
+            _failed.append(str(error).strip().partition("\n")[0] or type(error).__name__)
         fresh = torch.Generator(generator.device)
         fresh.set_state(state)
         generator.graphsafe_set_state(fresh.graphsafe_get_state())
         raise
     finally:
-        torch.backends.cudnn.benchmark = before
+        if collects:
+            gc.enable()
 
 
 @contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Undo what passes do to buffers and generators; refuse those that ask the host's chance."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    device, host = torch.cuda.get_rng_state(), _host_chance()
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Undo what passes do to buffers, attributes and generators.
+
+    Raises NotReplayable for what a replay would leave out: another tensor in a buffer's place, a
+    number or text among the attributes that changes, random numbers drawn on the host.
+    """
+    parts = list(module.modules())
+    buffers = [
+        (part, name, buffer, buffer.detach().clone())
+        for part in parts
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    plain = [
+        {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float | str)}
+        for part in parts
+    ]
+    rebound, counted = False, False
+    with _same_chance():
+        try:
+            yield
+        finally:
+            for part, values in zip(parts, plain, strict=True):
+                counted |= any(vars(part).get(key) != value for key, value in values.items())
+                vars(part).update(values)
+            with torch.no_grad():
+                for part, name, buffer, value in buffers:
+                    rebound |= part._buffers.get(name) is not buffer
+                    part._buffers[name] = buffer
+                    buffer.copy_(value)
+    if rebound:
+        raise NotReplayable("it puts another tensor in a buffer's place, which a replay would not")
+    if counted:
+        raise NotReplayable("its attributes change from pass to pass, which a replay would not do")
+
+
+@contextmanager
+def _same_chance() -> Iterator[None]:
+    """Put all generators back; raise NotReplayable if those of the host were asked."""
+    on_device = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    ours, theirs, arrays = random.getstate(), torch.get_rng_state(), np.random.get_state()
+    before = _host_chance()
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
-    torch.cuda.set_rng_state(device)
-    if host != _host_chance():
+        after = _host_chance()
+        random.setstate(ours)
+        torch.set_rng_state(theirs)
+        np.random.set_state(arrays)
+    if on_device is not None:
+        torch.cuda.set_rng_state(on_device)
+    if before != after:
         raise NotReplayable("it draws random numbers on the host, which a recording repeats")
 
 

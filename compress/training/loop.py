@@ -92,8 +92,12 @@ class _Fit:
         self.checkpoints = Checkpoints(shelf, self._question(), settings.epochs)
         self.state = self.checkpoints.state
         self.earlier = self.state.seconds
-        first = self._first()
-        self.pace = Pace(**self.state.pace) if self.state.pace else self._pace(first)
+        first: Batch | None = None
+        if self.state.pace:
+            self.pace = Pace(**self.state.pace)
+        else:
+            first = self._first()
+            self.pace = self._pace(first)
         self.module = to_device(model.module, bench, self.pace)
         self.masks = {
             name: value.detach() != 0
@@ -105,14 +109,9 @@ class _Fit:
             self.modules["extra"] = around.extra.to(bench.device)
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         self.optimizer = _optimizer(parameters, settings)
-        try:
-            run = runner(self.module, self.pace, first)
-        except (NotReplayable, RuntimeError) as error:
-            if not self.pace.replayed:
-                raise
-            bench.journal.row("not_replayed", reason=str(error)[:300])
-            self.pace = replace(self.pace, replayed=False)
-            run = runner(self.module, self.pace, first)
+        self.refused = ""
+        """Why a training that was chosen to be replayed is not."""
+        run = self._runner(first)
         self.stepper = Stepper(run, parameters, self.optimizer, loss, bench, self.pace)
         self.stepper.parts = self.state.parts
         self.parts = Parts(self.modules, self.optimizer)
@@ -126,6 +125,16 @@ class _Fit:
             "weights": weights_hash(self.model.module),
             "about": dict(self.around.about or {}),
         }
+
+    def _runner(self, first: Batch | None) -> Callable[..., Any]:
+        # A batch that is halved is of another shape than a recorded one.
+        if self.pace.replayed and self.state.parts == 1:
+            try:
+                return runner(self.module, self.pace, first if first is not None else self._first())
+            except (NotReplayable, RuntimeError) as error:
+                self.refused = str(error).strip().partition("\n")[0][:300]
+        self.pace = replace(self.pace, replayed=False)
+        return runner(self.module, self.pace, None)
 
     def _first(self) -> Batch:
         """Return a batch like most of those to come."""
@@ -142,6 +151,8 @@ class _Fit:
         if self.state.epoch:
             del bench.journal.rows[self.begun :]
             bench.journal.rows += self.state.rows
+        if self.refused:
+            bench.journal.note(f"training could not be replayed as CUDA graphs: {self.refused}")
         unkept = time.perf_counter()
         with self._bar() as shown:
             for epoch in range(self.state.epoch, settings.epochs):

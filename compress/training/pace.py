@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from compress.model import Model, main_output
 from compress.task import Tensors
 from compress.timing.environment import cpu_info
 from compress.training.feed import Batch
-from compress.training.graphs import Replayed
+from compress.training.graphs import NotTried, Replayed
 from compress.training.shortage import ran_out_of_memory
 from compress.workbench import Workbench
 
@@ -89,9 +89,12 @@ def to_device(module: nn.Module, bench: Workbench, pace: Pace | None = None) -> 
 
 
 def choose_pace(
-    model: Model, bench: Workbench, steps: int, batch: Batch, compilable: bool = True
+    model: Model, bench: Workbench, steps: int, batch: Batch, traced: bool = True
 ) -> Pace:
-    """Return the fastest way to take so many steps on such batches; the journal gets timings."""
+    """Return the fastest way to take so many steps on such batches; the journal gets timings.
+
+    `traced` is False where the module must be neither compiled nor recorded.
+    """
     usual = usual_pace(model.module, bench)
     if not bench.tune or _is_short(model, steps * len(batch)):
         return usual
@@ -112,11 +115,15 @@ def choose_pace(
         chosen = Pace(**way["chosen"])
         seconds = way["seconds"]
         for manner, least in manners(bench.device).items():
-            if not compilable or seconds * steps < least:
+            if not traced or seconds * steps < least:
                 continue
             asked = {manner: question, "pace": str(chosen), "steps": steps}
             trying = partial(_improved, model, bench, batch, chosen, manner, steps)
-            tried = bench.asks(asked, trying)
+            try:
+                tried = bench.asks(asked, trying)
+            except NotTried as error:  # which is no answer, and not kept as one
+                bench.journal.row(manner, chosen=asdict(chosen), refused=str(error)[:300])
+                continue
             bench.journal.row(manner, **tried)
             chosen = Pace(**tried["chosen"])
             seconds = tried["seconds_per_step"].get(str(chosen), seconds)
@@ -166,16 +173,24 @@ def _measured(model: Model, bench: Workbench, batch: Batch, usual: Pace) -> dict
 def _improved(
     model: Model, bench: Workbench, batch: Batch, way: Pace, manner: str, steps: int
 ) -> dict[str, Any]:
-    """Time training steps with and without compiling or graphs: what pays for itself is chosen."""
+    """Time training steps with and without compiling or graphs: what pays for itself is chosen.
+
+    Raises NotTried where that could not be found out.
+    """
     fast = Pace(**{**asdict(way), manner: True})
     started = time.perf_counter()
     try:
-        _Trial(model, bench, batch, fast).step()
+        trial = _Trial(model, bench, batch, fast)
+        trial.step()
+    except NotTried:
+        raise
     except Exception as error:  # no compiler, or a module that cannot be traced or recorded
+        if ran_out_of_memory(error):
+            raise NotTried(str(error)) from error
         why = f"{type(error).__name__}: {error}"[:300]
         return {"chosen": asdict(way), "seconds_per_step": {}, "refused": why}
     preparing = time.perf_counter() - started
-    seconds = _in_turns(model, bench, batch, [way, fast])
+    seconds = _in_turns(model, bench, batch, [way, fast], {fast: trial})
     told: dict[str, Any] = {str(key): round(value, 5) for key, value in seconds.items()}
     found = {"preparing": round(preparing, 3), "seconds_per_step": told}
     if len(seconds) < 2:
@@ -186,16 +201,20 @@ def _improved(
 
 
 def _in_turns(
-    model: Model, bench: Workbench, batch: Batch, ways: Sequence[Pace]
+    model: Model,
+    bench: Workbench,
+    batch: Batch,
+    ways: Sequence[Pace],
+    ready: Mapping[Pace, _Trial] | None = None,
 ) -> dict[Pace, float]:
     """Return the least seconds of a step in each way, taken in turns after one that warms up.
 
-    A way for which memory does not suffice is left out.
+    A way for which memory does not suffice is left out. Trials that are `ready` are used.
     """
-    trials: dict[Pace, _Trial] = {}
+    known, trials = ready or {}, dict[Pace, _Trial]()
     for way in ways:
-        trial = _Trial(model, bench, batch, way)
         try:
+            trial = known[way] if way in known else _Trial(model, bench, batch, way)
             trial.step()
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -237,10 +256,11 @@ class _Trial:
             torch.cuda.synchronize(self.bench.device)
 
 
-def runner(module: nn.Module, pace: Pace, batch: Batch) -> Callable[..., Any]:
+def runner(module: nn.Module, pace: Pace, batch: Batch | None) -> Callable[..., Any]:
     """Return what runs a module on batches like the one given; it shares the module's weights.
 
-    Raises NotReplayable, or RuntimeError, where the module cannot be replayed.
+    A batch is needed only to replay. Raises NotReplayable, or RuntimeError, where the module
+    cannot be replayed.
     """
     run: Callable[..., Any] = module
     if pace.compiled:
@@ -249,6 +269,7 @@ def runner(module: nn.Module, pace: Pace, batch: Batch) -> Callable[..., Any]:
         config.compile_threads = 1  # worker processes would outlive a step that is killed
         run = torch.compile(module, dynamic=False)
     if pace.replayed:
+        assert batch is not None, "a recording needs one"
         inputs = place_inputs(batch.inputs, pace.channels_last)
         run = Replayed(module, run, inputs, pace.precision)
     return run

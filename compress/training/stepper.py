@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.model import main_output
 from compress.training.feed import Batch
+from compress.training.graphs import Replayed
 from compress.training.pace import Pace, autocast, place_inputs
 from compress.training.shortage import ran_out_of_memory
 from compress.workbench import Workbench
@@ -65,9 +67,14 @@ class Stepper:
                     raise
                 said = str(error).strip().partition("\n")[0]
             self.optimizer.zero_grad(set_to_none=True)
+            if isinstance(self.run, Replayed):
+                # The recording holds the memory of a whole batch: without it one may fit.
+                self.run = self.run.run
+            else:
+                self.parts *= 2
             if self.bench.device.type == "cuda":
+                gc.collect()
                 torch.cuda.empty_cache()
-            self.parts *= 2
             self.bench.journal.row("memory", parts=self.parts, error=said)
 
     def about(self, batch_size: int) -> dict[str, int]:

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import copy
 import random
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import Tensor, nn
 
 from compress.techniques.finetune import Finetune
-from compress.training import labels_loss, loop
-from compress.training.graphs import NotReplayable, Replayed, ReplayedAnswers, refuse_hooks
+from compress.techniques.teachers import Teacher
+from compress.training import labels_loss, loop, pace
+from compress.training.feed import Feed
+from compress.training.graphs import (
+    NotReplayable,
+    Replayed,
+    ReplayedAnswers,
+    compare,
+    refuse_hooks,
+    unchanged,
+)
 from compress.training.pace import Pace
+from compress.training.stepper import Stepper
 
 # torch says so when its thread for gradients multiplies for the first time.
 pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
@@ -78,6 +92,116 @@ def test_hooks_are_refused_since_a_replay_calls_none() -> None:
     refuse_hooks(module)
 
 
+def test_what_a_pass_changes_is_put_back_or_refused() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(3))
+    mean = module[0].running_mean
+    assert isinstance(mean, Tensor)
+    with unchanged(module):
+        module(torch.randn(8, 3))
+        assert mean.abs().sum() > 0
+    assert module[0].running_mean is mean
+    assert mean.abs().sum() == 0
+    assert int(module[0].num_batches_tracked) == 0
+
+
+def test_a_tensor_in_a_buffers_place_is_refused() -> None:
+    module = nn.BatchNorm1d(3)
+    before = module.running_mean
+    with (
+        pytest.raises(NotReplayable, match="another tensor in a buffer's place"),
+        unchanged(module),
+    ):
+        module.running_mean = module.running_mean + 1
+    assert module.running_mean is before
+
+
+def test_attributes_that_change_are_put_back_and_refused() -> None:
+    module = nn.Sequential(nn.Dropout(0.5))
+    with pytest.raises(NotReplayable, match="attributes change"), unchanged(module):
+        module[0].p = 0.4
+    assert module[0].p == 0.5
+
+
+@pytest.mark.parametrize(
+    "draw", [random.random, lambda: torch.rand(1), lambda: np.random.rand()], ids=["py", "pt", "np"]
+)
+def test_chance_of_the_host_is_put_back_and_refused(draw: Callable[[], object]) -> None:
+    module, first = nn.Linear(1, 1), draw
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)
+    with pytest.raises(NotReplayable, match="random numbers on the host"), unchanged(module):
+        found = float(first())
+    assert float(draw()) == found
+
+
+def test_results_are_compared_as_a_whole() -> None:
+    ones, zeros, lost = torch.ones(4), torch.zeros(4), torch.full((4,), torch.nan)
+    compare("outputs", [ones, zeros], [ones * 1.05, zeros])
+    compare("outputs", [zeros], [zeros])
+    with pytest.raises(NotReplayable, match="replayed outputs are off by 20%"):
+        compare("outputs", [ones, zeros], [ones * 1.2, zeros])
+    with pytest.raises(NotReplayable, match="off from zero"):
+        compare("outputs", [zeros], [ones])
+    with pytest.raises(NotReplayable, match="off by nan"):
+        compare("outputs", [ones], [lost])
+    with pytest.raises(NotReplayable, match="1 replayed gradients instead of 2"):
+        compare("gradients", [ones, ones], [ones])
+
+
+def test_a_training_that_cannot_be_recorded_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise NotReplayable("it has hooks")
+
+    data = small_digits()
+    settings = Finetune(epochs=1, batch_size=64)
+    made = []
+    for chosen in (Pace(), Pace(replayed=True)):
+        monkeypatch.setattr(loop, "choose_pace", lambda *_, chosen=chosen: chosen)
+        monkeypatch.setattr(pace, "Replayed", refuse)
+        bench = make_bench(data)
+        model = loop.fit(fresh_model(data), bench, settings, labels_loss(bench))
+        made.append(model.module.state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert bench.journal.notes == ["training could not be replayed as CUDA graphs: it has hooks"]
+    [row] = [row for row in bench.journal.rows if row["kind"] == "fit"]
+    assert "replayed" not in row["pace"]
+
+
+def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() -> None:
+    class Full(Replayed):
+        def __init__(self, module: nn.Module) -> None:
+            self.run = module
+
+        def __call__(self, *inputs: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    data = small_digits()
+    bench, model = make_bench(data), fresh_model(data)
+    parameters = list(model.module.parameters())
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    run = Full(model.module)
+    stepper = Stepper(run, parameters, optimizer, labels_loss(bench), bench, Pace())
+    assert bench.train is not None
+    stepper.step(Feed(bench.train, bench.task, bench.device, 0, 32).batch(torch.arange(32), 0))
+    assert stepper.run is model.module
+    assert stepper.parts == 1
+    assert [row["parts"] for row in bench.journal.rows if row["kind"] == "memory"] == [1]
+
+
+def test_a_teacher_is_recorded_at_its_most_frequent_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = small_digits()
+    teacher = Teacher([fresh_model(data)], make_bench(data), "probabilities", ())
+    teacher.bench = replace(teacher.bench, device=GPU)
+    recorded: list[torch.Size] = []
+    monkeypatch.setattr(Teacher, "_ask", lambda self, inputs: inputs[0])
+    monkeypatch.setattr(Teacher, "_record", lambda self, inputs: recorded.append(inputs[0].shape))
+    for _ in range(15):
+        for count in (32, 32, 7):
+            teacher.ask((torch.zeros(count, 1, 8, 8),))
+    assert recorded == [torch.Size([32, 1, 8, 8])]
+
+
 @needs_gpu
 def test_what_asks_chance_on_the_host_is_refused() -> None:
     class Moody(nn.Module):
@@ -107,7 +231,7 @@ def test_what_was_frozen_into_the_recording_is_found() -> None:
             return self.inner(images) * self.calls
 
     module = Counts()
-    with pytest.raises(NotReplayable, match="off by"):
+    with pytest.raises(NotReplayable, match="attributes change"):
         Replayed(module, module, (batches()[0],), "float32")
 
 
@@ -147,20 +271,50 @@ def test_answers_are_those_of_plain_passes() -> None:
     torch.testing.assert_close(replayed((feeds[1][:3],)), ask((feeds[1][:3],)))
 
 
-# The last one: after a recording that failed none is tried in a process.
 @needs_gpu
-def test_what_waits_for_the_device_is_refused_and_the_device_lives_on() -> None:
-    class Waits(nn.Module):
+def test_a_gradient_that_two_parameters_share_is_refused() -> None:
+    class Twins(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = net()
+            self.one, self.other = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
 
         def forward(self, images: Tensor) -> Tensor:
-            return self.inner(images) * images.sum().item()
+            return images.mean((2, 3)).sum(1, keepdim=True) * (self.one + self.other)
 
-    module = Waits()
-    with pytest.raises(RuntimeError):
+    module = Twins().to(GPU)
+    with pytest.raises(NotReplayable, match="share one gradient"):
         Replayed(module, module, (batches()[0],), "float32")
-    assert float(torch.rand(3, device=GPU).sum()) > 0, "it draws, too"
-    with pytest.raises(NotReplayable, match="after one that failed"):
-        Replayed(net(), net(), (batches()[0],), "float32")
+
+
+WAITS = """
+import torch
+from torch import nn
+from compress.training.graphs import NotReplayable, NotTried, Replayed
+
+class Waits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.inner(x) * x.sum().item()
+
+images = torch.randn(4, 8, device="cuda")
+for module, wanted in ((Waits(), RuntimeError), (nn.Linear(8, 5), NotTried)):
+    module.cuda()
+    try:
+        Replayed(module, module, (images,), "float32")
+    except wanted as error:
+        print(type(error).__name__, error)
+    else:
+        raise SystemExit("recorded")
+    assert float(torch.rand(3, device="cuda").sum()) > 0, "the device lives on, and draws"
+"""
+
+
+@needs_gpu
+def test_what_waits_for_the_device_is_refused_and_the_device_lives_on() -> None:
+    # In a process of its own: after a recording that failed none is tried in it.
+    done = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no graph is tried after one that failed" in done.stdout

@@ -15,7 +15,7 @@ from torch import nn
 from compress.training import pace as pace_module
 from compress.training.feed import Batch, Feed
 from compress.training.pace import Pace, choose_pace, place_inputs, usual_pace
-from compress.workbench import Workbench
+from compress.workbench import Journal, Workbench
 
 CPU = torch.device("cpu")
 
@@ -27,6 +27,8 @@ class Clocked:
 
     def __init__(self, model: Any, bench: Any, batch: Any, way: Pace) -> None:
         self.way = way
+        if "full" in self.seconds and (way.compiled or way.replayed):
+            raise torch.OutOfMemoryError("CUDA out of memory")
         if way.compiled and "broken" in self.seconds:
             raise RuntimeError("no C++ compiler")
 
@@ -90,7 +92,7 @@ def test_compiling_must_pay_for_its_own_time(
     bare = replace(bench, shelf=None)
     assert choose(bare, batch, monkeypatch, ways, **long) == Pace("float32", True, True)
     assert choose(bare, batch, monkeypatch, ways, steps=1000) == Pace("float32", True)
-    traced = choose(bare, batch, monkeypatch, ways, **long, compilable=False)
+    traced = choose(bare, batch, monkeypatch, ways, **long, traced=False)
     assert traced == Pace("float32", True)
     assert choose(bare, batch, monkeypatch, {**ways, "broken": 0}, **long) == Pace("float32", True)
     assert "no C++ compiler" in bare.journal.rows[-1]["refused"]
@@ -172,6 +174,12 @@ def test_on_a_gpu_graphs_come_first_and_compiling_must_beat_them(
     assert "compiled" not in [row["kind"] for row in bare.journal.rows], "20 s need no compiling"
     assert choose(bare, batch, monkeypatch, ways, steps=100_000) == replayed, "hardly faster"
     assert "compiled" in [row["kind"] for row in bare.journal.rows]
+    crowded = replace(bench, journal=Journal())
+    assert choose(crowded, batch, monkeypatch, {**ways, "full": 1}, steps=1000) == Pace(
+        "float32", True
+    )
+    assert "out of memory" in crowded.journal.rows[-1]["refused"]
+    assert choose(crowded, batch, monkeypatch, ways, steps=1000) == replayed, "that was no answer"
     ways[f"{usual}, compiled, replayed"] = 0.01
     both = Pace("float32", True, compiled=True, replayed=True)
     assert choose(bare, batch, monkeypatch, ways, steps=100_000) == both
