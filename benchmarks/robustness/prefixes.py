@@ -47,7 +47,9 @@ def plan_of(chains: tuple[str, ...]) -> Plan:
 
 def steps(plan: Plan, graph: Graph, store: Path, folder: Path, isolated: bool) -> float:
     """Run all steps of a graph that the store has not; return the seconds."""
-    site = Site(recipe_of(plan, store, folder / "private", False, None), folder, folder, plan)
+    site = Site(
+        recipe_of(plan, graph.setting, store, folder / "private", False, None), folder, folder, plan
+    )
     executor = Isolated(site, Limits()) if isolated else Inside(site, "asked for")
     names = {row.text: number for number, row in enumerate(plan.rows)}
     stores = Stores(site.stores.shared, site.stores.private)
@@ -89,7 +91,9 @@ def isolation(folder: Path, repetitions: int = 20) -> list[tuple[object, ...]]:
     graph = make_graph(plan)
     names = {row.text: number for number, row in enumerate(plan.rows)}
     store = folder / "trivial"
-    site = Site(recipe_of(plan, store, folder / "private", False, None), folder, folder, plan)
+    site = Site(
+        recipe_of(plan, graph.setting, store, folder / "private", False, None), folder, folder, plan
+    )
     here, apart = Inside(site, "asked for"), Isolated(site, Limits())
     baseline = Job(0, 0, 0)
     here.submit(baseline, "log")
