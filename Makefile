@@ -12,6 +12,9 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for folder in distillation measurement robustness; do \
+		MYPYPATH=benchmarks/$$folder:benchmarks/robustness:benchmarks/measurement $(BIN)/mypy \
+		--no-warn-unused-configs --explicit-package-bases benchmarks/$$folder/*.py || exit; done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The tables in reports/: each takes long and needs its data (see README).

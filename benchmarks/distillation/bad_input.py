@@ -21,7 +21,7 @@ from compress.errors import StepFailed, UserError
 from compress.harness.shelf import StepShelf
 from compress.harness.store import Store
 from compress.model import Model
-from compress.task import Data
+from compress.task import Data, ImageClassification
 from compress.techniques import chain
 from compress.training import evaluate
 from compress.workbench import Journal, Workbench
@@ -111,6 +111,7 @@ def full_disk(teacher: Model, bench: Workbench, folder: Path) -> list[tuple[str,
         if not mounted:
             return [("a cache on a full disk", "not tried: mounting a tmpfs is not allowed here")]
         step = chain("distill(student='mlp', epochs=3)")
+        assert isinstance(bench.task, ImageClassification)
         task = replace(bench.task, augment="crop")
         plain, small = Journal(), Journal()
         expected = run(step, teacher, replace(bench, task=task, journal=plain))

@@ -170,7 +170,8 @@ def main() -> None:
         networks = by_name(NAMES, Path(folder))
         arrays = Path(folder) / "arrays.npz"
         content: dict[str, Any] = {f"samples/{n}": net.samples for n, net in networks.items()}
-        np.savez(arrays, **content, **{f"expected/{n}": v.expected for n, v in networks.items()})
+        content |= {f"expected/{n}": v.expected for n, v in networks.items()}
+        np.savez(arrays, **content)
         wanted = [{"cycle": i} for i in range(options.cycles)]
         path = options.out / "alone.jsonl"
         found = run_trials(path, wanted, lambda trial: cycle(trial, networks, arrays))

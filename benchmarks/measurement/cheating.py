@@ -69,7 +69,7 @@ def answering(proto: onnx.ModelProto, weights: np.ndarray, scale: float) -> byte
         helper.make_node("Mul", ["column", "scale"], ["small"]),
         helper.make_node("Add", ["small", "weights"], ["logits"]),
     ]
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "axes": np.array(axes, np.int64),
         "last": np.array([1], np.int64),
         "scale": np.array(scale, np.float32),

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from importlib import resources
 from pathlib import Path
+from typing import Any, cast
 
 from common import publish, table
 from hypothesis import HealthCheck, Phase, given, settings
@@ -112,11 +113,9 @@ VALUES = st.recursive(
 def steps(draw: st.DrawFn) -> str:
     """Return a step with some of its options, their usual values or any."""
     name = draw(st.sampled_from(sorted(TECHNIQUES)))
-    usual = {
-        item.name: 0.5 if item.default is MISSING else item.default
-        for item in fields(TECHNIQUES[name])
-    }
-    needed = [item.name for item in fields(TECHNIQUES[name]) if item.default is MISSING]
+    options = fields(cast(Any, TECHNIQUES[name]))
+    usual = {item.name: 0.5 if item.default is MISSING else item.default for item in options}
+    needed = [item.name for item in options if item.default is MISSING]
     chosen = draw(st.lists(st.sampled_from([*usual, "x"]), max_size=3, unique=True))
     if draw(st.integers(0, 9)):
         chosen = list(dict.fromkeys([*needed, *(option for option in chosen if option != "x")]))

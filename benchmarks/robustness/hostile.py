@@ -82,7 +82,7 @@ class EatMemory(Compressor):
     """Allocates without end, in pieces that are touched; swallows the error that says so."""
 
     def compress(self, model: Model, bench: Workbench) -> Model:
-        kept = []
+        kept: list[object] = []
         while True:
             try:
                 kept.append(bytearray(b"x") * (1 << 26))
