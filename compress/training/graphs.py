@@ -75,8 +75,9 @@ class Replayed:
         return self.run(*inputs)
 
     def _passes(self, run: Run, inputs: Tensors, precision: str) -> list[list[Tensor]]:
-        """Return outputs, gradients for a fixed direction, and buffers; nothing is changed."""
+        """Return outputs, gradients for a fixed direction, and how buffers changed, and undo it."""
         parameters = [p for p in self.module.parameters() if p.requires_grad]
+        before = [buffer.detach().clone() for buffer in self._buffers()]
         with unchanged(self.module):
             with _autocast(precision):
                 outputs = main_output(run(*inputs))
@@ -84,8 +85,11 @@ class Replayed:
             value = (outputs.float().flatten() * direction).sum()
             found = torch.autograd.grad(value, parameters, allow_unused=True)
             gradients = [gradient for gradient in found if gradient is not None]
-            buffers = [b.detach().clone() for b in self.module.buffers() if b.is_floating_point()]
-            return [[outputs.detach().clone()], gradients, buffers]
+            changes = [now - then for now, then in zip(self._buffers(), before, strict=True)]
+            return [[outputs.detach().clone()], gradients, changes]
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
 
 
 class ReplayedAnswers:

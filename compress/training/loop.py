@@ -19,7 +19,6 @@ from compress.task import Split
 from compress.training.checkpoint import Checkpoints, Parts
 from compress.training.evaluate import evaluate, some_of
 from compress.training.feed import Batch, Feed, resident
-from compress.training.graphs import NotReplayable
 from compress.training.pace import Pace, choose_pace, runner, to_device
 from compress.training.settings import Training, one_cycle
 from compress.training.stepper import Loss, Stepper
@@ -131,7 +130,7 @@ class _Fit:
         if self.pace.replayed and self.state.parts == 1:
             try:
                 return runner(self.module, self.pace, first if first is not None else self._first())
-            except (NotReplayable, RuntimeError) as error:
+            except Exception as error:  # whatever it is, the plain way is there, and a note says so
                 self.refused = str(error).strip().partition("\n")[0][:300]
         self.pace = replace(self.pace, replayed=False)
         return runner(self.module, self.pace, None)

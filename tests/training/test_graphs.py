@@ -7,17 +7,20 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import Tensor, nn
 
 from compress.techniques.finetune import Finetune
 from compress.techniques.teachers import Teacher
-from compress.training import labels_loss, loop, pace
+from compress.training import graphs, labels_loss, loop, pace
 from compress.training.feed import Feed
 from compress.training.graphs import (
     NotReplayable,
@@ -146,6 +149,52 @@ def test_results_are_compared_as_a_whole() -> None:
         compare("outputs", [ones], [lost])
     with pytest.raises(NotReplayable, match="1 replayed gradients instead of 2"):
         compare("gradients", [ones, ones], [ones])
+
+
+def record_on_the_cpu(monkeypatch: pytest.MonkeyPatch, replay: Callable[..., Tensor]) -> None:
+    """Put `replay(module, *inputs)` in the place of a recorded graph."""
+    monkeypatch.setattr(graphs, "_recording", nullcontext)
+    monkeypatch.setattr(graphs, "_autocast", lambda precision: nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "make_graphed_callables", lambda module, *_, **__: partial(replay, module)
+    )
+
+
+def test_what_replays_as_it_runs_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    record_on_the_cpu(monkeypatch, lambda module, *inputs: module(*inputs))
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    before = [value.clone() for value in module.state_dict().values()]
+    run = Replayed(module, module, (torch.randn(8, 3),), "float32")
+    for old, new in zip(before, module.state_dict().values(), strict=True):
+        assert torch.equal(old, new)
+    called: list[str] = []
+    run.run, run.recorded = lambda *_: called.append("plain"), lambda *_: called.append("replayed")
+    run(torch.randn(8, 3)), run(torch.randn(5, 3))
+    with torch.no_grad():
+        run(torch.randn(8, 3))
+    module.eval()
+    run(torch.randn(8, 3))
+    assert called == ["replayed", "plain", "plain", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("what", "replay"),
+    [
+        ("outputs", lambda module, inputs: 2 * module(inputs)),
+        ("gradients", lambda module, inputs: module(inputs).detach() + 0 * module(inputs)),
+        ("buffers", lambda module, inputs: F.linear(inputs, *module.module[1].parameters())),
+    ],
+)
+def test_what_replays_otherwise_is_refused(
+    monkeypatch: pytest.MonkeyPatch, what: str, replay: Callable[..., Tensor]
+) -> None:
+    record_on_the_cpu(monkeypatch, replay)
+    first = nn.BatchNorm1d(3, affine=False) if what == "buffers" else nn.Identity()
+    module = nn.Sequential(first, nn.Linear(3, 2))
+    inputs = torch.randn(64, 3)
+    inputs = (inputs - inputs.mean(0)) / inputs.std(0, unbiased=False)
+    with pytest.raises(NotReplayable, match=f"replayed {what} are off"):
+        Replayed(module, module, (inputs,), "float32")
 
 
 def test_a_training_that_cannot_be_recorded_says_so_and_goes_on(
