@@ -249,7 +249,7 @@ class _Fit:
 
     def _keep(self) -> None:
         self.state.parts = self.stepper.parts
-        self.state.pace = asdict(self.pace)
+        self.state.pace = asdict(self.stepper.pace)
         self.state.rows = self.bench.journal.rows[self.begun :]
         self.checkpoints.keep(self.parts, self.state)
 
@@ -270,7 +270,7 @@ class _Fit:
             "seconds": round(state.seconds, 3),
             "earlier_seconds": round(self.earlier, 3),
             "precision": self.pace.precision,
-            "pace": str(self.pace),
+            "pace": str(self.stepper.pace),
         }
         if state.best_epoch:
             told["best_epoch"] = state.best_epoch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ class Stepper:
             if isinstance(self.run, Replayed):
                 # The recording holds the memory of a whole batch: without it one may fit.
                 self.run = self.run.run
+                self.pace = replace(self.pace, replayed=False)
             else:
                 self.parts *= 2
             if self.bench.device.type == "cuda":

@@ -231,11 +231,12 @@ def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() ->
     parameters = list(model.module.parameters())
     optimizer = torch.optim.SGD(parameters, 0.1)
     run = Full(model.module)
-    stepper = Stepper(run, parameters, optimizer, labels_loss(bench), bench, Pace())
+    stepper = Stepper(run, parameters, optimizer, labels_loss(bench), bench, Pace(replayed=True))
     assert bench.train is not None
     stepper.step(Feed(bench.train, bench.task, bench.device, 0, 32).batch(torch.arange(32), 0))
     assert stepper.run is model.module
     assert stepper.parts == 1
+    assert not stepper.pace.replayed
     assert [row["parts"] for row in bench.journal.rows if row["kind"] == "memory"] == [1]
 
 
