@@ -5,6 +5,9 @@
 All ways take turns, round by round, on the first `--items` images of CIFAR-10's training set; each
 turn is one whole epoch, and the first one of each way is not counted. The plain loop is what
 tutorials write: a DataLoader with workers, images transformed one by one, float32, SGD.
+
+A bound stands below the table: how many images per second there would be if every multiply-add of
+the training ran as fast as in a large matrix product.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from compress.compressor import run, seed_everything
+from compress.counts import macs
 from compress.harness.shelf import StepShelf
 from compress.harness.store import Store
 from compress.model import Model
@@ -44,7 +48,11 @@ MODELS = {
     "hidden_dim=128, mlp_dim=384)",
 }
 BATCH = 128
-CPU = torch.device("cpu")
+SIDE = 2048
+"""Of the square matrices whose product shows how fast this machine multiplies."""
+PASSES = 3
+"""Of a training step, each as many multiply-adds as the forward one: values, their gradients, and
+those of the weights."""
 
 
 class Images(Dataset[tuple[torch.Tensor, int]]):
@@ -154,6 +162,32 @@ def measured(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
     return found
 
 
+def peak(device: torch.device, precision: str, calls: int = 12) -> float:
+    """Return the multiply-adds per second of a large matrix product, the fastest of some calls."""
+    dtype = getattr(torch, precision)
+    left, right = (torch.randn(SIDE, SIDE, device=device, dtype=dtype) for _ in range(2))
+    least = float("inf")
+    for _ in range(calls):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        least = min(least, time.perf_counter() - started)
+    return SIDE**3 / least
+
+
+def bound(label: str, each: int, found: dict[str, list[float]], items: int, device: Any) -> str:
+    """Say how fast training could be if all of its multiply-adds ran as in a matrix product."""
+    told = []
+    for precision in dict.fromkeys(["float32", usual_precision(device)]):
+        most = peak(device, precision) / (PASSES * each)
+        told.append(f"{most:.0f} images/s in {precision}")
+    shares = [f"{way} {items / np.median(found[way]):.0f}" for way in ("plain loop", "train")]
+    return f"- {label} ({each / 1e6:.1f}M MACs): {', '.join(told)}; reached: {', '.join(shares)}"
+
+
 def rows(label: str, items: int, found: dict[str, list[float]], fill: float) -> list[list[object]]:
     plain = np.array(found["plain loop"])
     lines: list[list[object]] = []
@@ -191,7 +225,7 @@ def main() -> None:
     weights = data_root() / "weights" / "resnet56-cifar10.safetensors"
     load_weights(teacher.module, str(weights), "resnet56")
     lines: list[list[object]] = []
-    notes: list[Any] = []
+    bounds: list[str] = []
     for label in options.models:
         with tempfile.TemporaryDirectory() as folder:
             fill = filling(MODELS[label], data, teacher, Path(folder), device)
@@ -199,6 +233,9 @@ def main() -> None:
                 ways_of(MODELS[label], data, teacher, Path(folder), device), options.rounds
             )
         lines += rows(label, options.items, found, fill)
+        student = fresh(MODELS[label], data.task)
+        each = macs(student.module, student.example)
+        bounds.append(bound(label, each, found, options.items, device))
         print(table(("model", "way", "images/s", "times the plain loop"), lines[-5:]))
     command = "python benchmarks/distillation/speed.py --out reports/distillation"
     command += f" --items {options.items} --rounds {options.rounds}"
@@ -212,7 +249,8 @@ def main() -> None:
             "a round. The teacher is ResNet-56. Plain loop: DataLoader with two workers, "
             "torchvision's transforms image by image, float32, SGD. Pays: from this epoch on, "
             "filling the cache and using it has taken less time than asking each time.\n",
-            *notes,
+            f"If every multiply-add of a training ({PASSES} times those of a forward pass) ran as "
+            f"fast as in a product of two {SIDE} x {SIDE} matrices:\n\n" + "\n".join(bounds) + "\n",
         ],
         command,
     )

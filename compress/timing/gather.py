@@ -53,7 +53,7 @@ class Effort:
     processes: int = 5
     precision: float = 0.01
     min_rounds: int = 3
-    block_seconds: float = 0.001
+    block_seconds: float = 0.002
     timeout: float | None = None
     """Seconds for one process."""
 

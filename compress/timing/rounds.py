@@ -23,11 +23,14 @@ KEPT_CALLS = 8
 """How many of a block's raw seconds are kept, evenly spaced."""
 LONG_CALL = 0.25
 """Seconds of a call beside which coming back to a model (below a ms) does not count."""
-RETURN_CALLS, RETURN_SECONDS = 4, 0.004
+RETURN_CALLS, RETURN_SECONDS = 10, 0.008
 """How a turn begins: with calls that do not count, at most so many and of about so many seconds.
 
-After other models have run, the first call takes up to 0.4 ms longer, the second 0.1 ms, the
-fourth none; in nets of calls below a millisecond that was 1.7, 1.2 and 1.0 times the time alone.
+After other models have run, a model comes back slowly, and the longer the smaller its calls are.
+On Zen 4 the first call took up to 0.4 ms longer, the second 0.1 ms, the fourth none. On two cores
+of Zen 3 nets of 0.3 to 2 ms took 1.2 to 1.7 times the time alone in their first call, 1.05 to 1.2
+in the fifth, and less than 1.05 from the ninth on. With more calls than these, rounds become so
+few that ratios scatter more.
 """
 
 
