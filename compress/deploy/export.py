@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -53,7 +54,7 @@ def _trace(module: nn.Module, example: Tensors) -> bytes:
     names = input_names(len(inputs))
     dynamic = tuple({0: BATCH} for _ in inputs)
     try:
-        with _quiet(), _plain_attention(), _without_gpu():
+        with _quiet(), _plain_attention(), _without_gpu(), _one_registry():
             program = torch.onnx.export(
                 module,
                 inputs,
@@ -120,6 +121,34 @@ def _without_gpu() -> Iterator[None]:
         yield
     finally:
         torch.cuda.get_rng_state, torch.cuda.set_rng_state = before
+
+
+@contextlib.contextmanager
+def _one_registry() -> Iterator[None]:
+    """Have the exporter build its table of operators once in a process, and in its forks never.
+
+    It parses the sources of 500 functions for it, which takes longer than to export a small
+    model. The table is only read, since we bring no operators of our own. Where torch keeps it
+    in another place, it is built every time.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        plain = ONNXRegistry.__dict__["from_torchlib"]
+        build = ONNXRegistry.from_torchlib
+    except (ImportError, KeyError):
+        yield
+        return
+    ONNXRegistry.from_torchlib = staticmethod(functools.partial(_built, build))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = plain  # type: ignore[method-assign]
+
+
+@functools.cache
+def _built(build: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return build(*args, **options)
 
 
 @contextlib.contextmanager

@@ -22,9 +22,11 @@ MOST_PAIRS = 4
 def recorded(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
     """Return what every submodule gives for some inputs, by path, in the order of their calls.
 
-    Only single tensors of the shape (N, C, H, W) or (N, tokens, width) count as features; a
-    submodule that is called several times is left out.
+    Only single tensors of the shape (N, C, H, W), (N, H, W, C) or (N, tokens, width) count as
+    features, and channels are moved to the front; a submodule that is called several times is
+    left out.
     """
+    size = image_size(inputs)
     found: OrderedDict[str, Tensor] = OrderedDict()
     often: set[str] = set()
     handles = []
@@ -36,7 +38,7 @@ def recorded(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
             if path in found:
                 often.add(path)
             if isinstance(output, Tensor) and output.ndim in (3, 4):
-                found[path] = output
+                found[path] = channels_first(output, size)
 
         handles.append(layer.register_forward_hook(note))
     device = next(module.parameters(), torch.empty(0)).device
@@ -47,6 +49,31 @@ def recorded(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
         for handle in handles:
             handle.remove()
     return {path: output for path, output in found.items() if path not in often}
+
+
+def image_size(inputs: Tensors) -> tuple[int, ...] | None:
+    """Return height and width of the first input that is a batch of images."""
+    return next((tuple(x.shape[2:]) for x in inputs if x.ndim == 4), None)
+
+
+def channels_first(features: Tensor, size: tuple[int, ...] | None) -> Tensor:
+    """Return features of images as (N, C, H, W); of Swin's layers they are (N, H, W, C).
+
+    Which of the two they are shows in the proportions of the images, whose height and width are
+    `size`. Where both orders suit them, channels are taken to come first.
+    """
+    if features.ndim != 4 or size is None or _suits(features.shape[2:], size):
+        return features
+    return features.permute(0, 3, 1, 2) if _suits(features.shape[1:3], size) else features
+
+
+def _suits(grid: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether one stride, rounded to a whole pixel, leads from an image's size to a grid."""
+    strides = [
+        (whole / (part + 1), whole / (part - 0.99)) for part, whole in zip(grid, size, strict=True)
+    ]
+    (low, high), (other_low, other_high) = strides
+    return low < other_high and other_low < high
 
 
 def matched(teacher: Model, student: Model) -> list[tuple[str, str]]:
@@ -133,9 +160,10 @@ class Hints(nn.Module):
                 if path not in features:
                     raise IllegalChain(
                         f"layer {path!r} of the {whose} gives no single tensor of features "
-                        f"(N, C, H, W) or (N, tokens, width) in a pass"
+                        f"(N, C, H, W), (N, H, W, C) or (N, tokens, width) in a pass"
                     )
             self.projections.append(self._projection(one, theirs[one], other, ours[other]))
+        self.sizes = [image_size(model.example) for model in (teacher, student)]
         self.caught: list[dict[str, Tensor]] = [{}, {}]
         self.handles = []
         for number, model in enumerate((teacher, student)):
@@ -166,7 +194,7 @@ class Hints(nn.Module):
 
     def _catch(self, whose: int, pair: tuple[str, str]) -> Any:
         def note(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self.caught[whose][pair[whose]] = output
+            self.caught[whose][pair[whose]] = channels_first(output, self.sizes[whose])
 
         return note
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 
 import deploy_models
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from compress.deploy import export as deploy
 from compress.deploy.export import export, read_metadata, stamp
 from compress.deploy.session import predict, session, split
 from compress.deploy.verify import verify
@@ -87,6 +90,36 @@ def test_the_exporter_is_silent(capfd, caplog):
         export(deploy_models.built("mlp"))
     assert capfd.readouterr() == ("", "")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_the_exporters_table_is_built_once_and_changes_nothing(monkeypatch):
+    from torch.onnx._internal.exporter import _registration
+
+    registry = _registration.ONNXRegistry
+    before = registry.__dict__["from_torchlib"]
+    model = deploy_models.built("mlp")
+    built = []
+
+    class Counted(registry):
+        @classmethod
+        def from_torchlib(cls, *args, **options):
+            built.append(args)
+            return registry.from_torchlib(*args, **options)
+
+    monkeypatch.setattr(_registration, "ONNXRegistry", Counted)
+    files = [export(model) for _ in range(3)]
+    assert len(built) == 1
+    # Without it: what torch does where nothing is patched.
+    monkeypatch.setattr(deploy, "_one_registry", contextlib.nullcontext)
+    assert export(model) == files[0] == files[1] == files[2]
+    assert len(built) == 2
+    assert registry.__dict__["from_torchlib"] is before
+
+
+def test_an_exporter_without_that_table_still_exports(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.onnx._internal.exporter._registration", None)
+    with deploy._one_registry():
+        pass
 
 
 def test_what_torch_cannot_export_is_an_error_with_a_sentence():

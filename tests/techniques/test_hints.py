@@ -11,7 +11,7 @@ from compress.compressor import run
 from compress.errors import IllegalChain
 from compress.model import Model, probe
 from compress.techniques import chain
-from compress.techniques.hints import Hints, attention, matched, recorded
+from compress.techniques.hints import Hints, attention, channels_first, matched, recorded
 
 DATA = small_digits()
 
@@ -44,6 +44,58 @@ def _vit(layers: int) -> Model:
         image_size=8, patch_size=2, num_layers=layers, num_heads=2, hidden_dim=16, mlp_dim=16
     )
     return Model(module.eval(), (torch.zeros(1, 3, 8, 8),))
+
+
+def test_channels_that_come_last_are_moved_to_the_front() -> None:
+    from torchvision.models import SwinTransformer
+
+    torch.manual_seed(0)
+    swin = SwinTransformer([2, 2], 16, [1, 1], [2, 2], [2, 2], num_classes=10)
+    teacher = Model(swin.eval(), (torch.zeros(1, 3, 8, 8),))
+    student = Model(_conv_net(), (torch.zeros(1, 3, 8, 8),))
+    pairs = matched(teacher, student)
+    # Swin itself permutes what comes after its last norm.
+    assert pairs == [("features.1", "0"), ("permute", "1")]
+    assert recorded(swin, probe(teacher.example))["features.1"].shape == (2, 16, 4, 4)
+    hints = Hints("attention", pairs, teacher, student)
+    inputs = probe(teacher.example)
+    with torch.no_grad():
+        theirs = swin.features[:2](inputs[0])
+        ours = student.module[0](inputs[0])
+        maps = attention(theirs.permute(0, 3, 1, 2)), attention(ours)
+        last = swin.norm(swin.features[2:](theirs)).permute(0, 3, 1, 2)
+        ends = attention(last), attention(student.module[1](ours))
+        by_hand = sum((one - other).square().sum(1).mean() for one, other in (maps, ends)) / 2
+        swin(*inputs)
+        student.module(*inputs)
+        assert float(hints.value()) == pytest.approx(float(by_hand), rel=1e-5)
+    learnt = Hints("fitnets", pairs, teacher, student)
+    assert [list(p.weight.shape[:2]) for p in learnt.projections] == [[16, 6], [32, 5]]
+
+
+def _conv_net() -> nn.Sequential:
+    layers = nn.Conv2d(3, 6, 2, 2), nn.Conv2d(6, 5, 2, 2)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(20, 10)).eval()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "moved"),
+    [
+        ((2, 7, 4, 4), (8, 8), False),
+        ((2, 4, 4, 7), (8, 8), True),
+        ((2, 4, 4, 4), (8, 8), False),
+        ((2, 1, 1, 9), (8, 8), True),
+        ((2, 9, 1, 1), (8, 8), False),
+        ((2, 6, 4, 8), (32, 64), False),
+        ((2, 4, 8, 6), (32, 64), True),
+        ((2, 8, 5, 10), (33, 70), False),
+        ((2, 5, 9, 3), (8, 8), False),
+        ((2, 4, 4, 7), None, False),
+    ],
+)
+def test_where_the_channels_are(shape, size, moved) -> None:
+    found = channels_first(torch.zeros(shape), size)
+    assert found.shape == ((shape[0], shape[3], *shape[1:3]) if moved else shape)
 
 
 def test_attention_by_hand() -> None:
