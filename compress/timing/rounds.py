@@ -28,9 +28,10 @@ RETURN_CALLS, RETURN_SECONDS = 10, 0.008
 
 After other models have run, a model comes back slowly, and the longer the smaller its calls are.
 On Zen 4 the first call took up to 0.4 ms longer, the second 0.1 ms, the fourth none. On two cores
-of Zen 3 nets of 0.3 to 2 ms took 1.2 to 1.7 times the time alone in their first call, 1.05 to 1.2
-in the fifth, and less than 1.05 from the ninth on. With more calls than these, rounds become so
-few that ratios scatter more.
+of Zen 3, four nets of 0.3 to 2 ms in four processes each took 1.1 to 1.7 times the time alone in
+their first call, 1.0 to 1.25 in the fifth, and 1.0 to 1.15 in the ninth (what is left then is in
+`benchmarks/measurement/alone.py`). With more calls than these, rounds become so few that ratios
+scatter more.
 """
 
 
