@@ -98,8 +98,11 @@ class Preprocessing:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) of the right size to float32 inputs."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        # A tensor that is made on a GPU waits until all that the GPU was given before is done.
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1).to(images.device, non_blocking=True)
+            for values in (self.mean, self.std)
+        )
         return images.float().div_(255).sub_(mean).div_(std)
 
     def to_json(self) -> dict[str, Any]:

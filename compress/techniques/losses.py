@@ -45,13 +45,16 @@ def dkd(
     Decoupled distillation, Zhao et al. 2022, equation 7 with alpha = 1: in plain distillation
     the second part is weighted by 1 - p(target), which is small for a sure teacher.
     """
-    target = F.one_hot(targets, student.shape[1]).bool()
+    target = targets[:, None]
+    # Numbers, not a mask: a GPU would have to wait for how many items a mask picks.
+    others = torch.arange(student.shape[1] - 1, device=student.device)
+    others = others + (others >= target)
     first, second = [], []
     for values in (student / temperature, teacher / temperature):
         logs = F.log_softmax(values, dim=1)
-        others = logs[~target].view(len(logs), -1)
-        first.append(torch.stack([logs[target], others.logsumexp(1)], dim=1))
-        second.append(F.log_softmax(values[~target].view(len(logs), -1), dim=1))
+        rest = logs.gather(1, others).logsumexp(1, keepdim=True)
+        first.append(torch.cat([logs.gather(1, target), rest], dim=1))
+        second.append(F.log_softmax(values.gather(1, others), dim=1))
     return (_divergence(*first) + beta * _divergence(*second)) * temperature**2
 
 

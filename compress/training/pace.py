@@ -29,7 +29,7 @@ from compress.workbench import Workbench
 
 MEASURED_FROM = 1e13
 """Multiply-accumulates of a training from which on trying out pays: a minute or more on a CPU."""
-REPLAYED_FROM = 20.0
+REPLAYED_FROM = 10.0
 """Seconds of a training on a GPU from which on graphs are tried out: it takes a second or two."""
 COMPILED_FROM = 600.0
 """Seconds of a training from which on compiling is tried out: it takes up to a minute itself."""

@@ -106,6 +106,29 @@ def test_resumed_equals_undisturbed(
     assert rows[0] == rows[1]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
+@pytest.mark.parametrize("text", ["finetune(epochs=4)", STEPS[2]])
+def test_resumed_is_as_undisturbed_on_a_gpu(
+    text: str, data: Data, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly: a GPU adds up in no fixed order. The optimizer's state lies there, and is fused."""
+    bench = replace(make_bench(data, teacher), scope="here", device=torch.device("cuda"))
+    expected = run(chain(text), teacher, replace(bench, journal=Journal()))
+    shelf = Folder(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stop):
+            run(chain(text), teacher, replace(bench, shelf=shelf, journal=Journal()))
+    resumed = run(chain(text), teacher, replace(bench, shelf=shelf, journal=Journal()))
+
+    def moved(a: Model, b: Model) -> float:
+        pairs = zip(a.module.parameters(), b.module.parameters(), strict=True)
+        return sum(float((x - y).detach().square().sum()) for x, y in pairs) ** 0.5
+
+    assert moved(resumed, expected) < 0.05 * moved(expected, fresh_model(data))
+
+
 def test_dropout_goes_on_with_its_own_random_numbers(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
