@@ -1,6 +1,6 @@
 """`python -m compress` is the command `compress-models`."""
 
-from compress.cli import main
+from compress.cli import command
 
 if __name__ == "__main__":
-    main()
+    command()

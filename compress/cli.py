@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -344,5 +347,19 @@ def main() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+def command() -> NoReturn:
+    """Be the whole process: what `main` does, without tearing down torch, which takes seconds."""
+    status: object = OK
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    with contextlib.suppress(Exception):  # a closed pipe: nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    atexit._run_exitfuncs()
+    os._exit(status if isinstance(status, int) else OK if status is None else WRONG_CALL)
+
+
 if __name__ == "__main__":
-    main()
+    command()

@@ -86,6 +86,11 @@ class Parts:
             state.setdefault(int(number), {})[key] = value
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": state})
+        # In the strides of the parameters, which fused optimizers insist on.
+        for parameter, values in self.optimizer.state.items():
+            for key, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter).copy_(value)
         torch.set_rng_state(grouped["random"]["cpu"])
         _set_generators(grouped["random"])
         if "cuda" in grouped["random"]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -70,19 +69,7 @@ def fit(
     finite, the state after the last good epoch is kept and the journal says so; raises
     StepFailed if there is none.
     """
-    with _searching(bench.device):
-        return _Fit(model, bench, settings, loss, around or Around()).run()
-
-
-@contextmanager
-def _searching(device: torch.device) -> Iterator[None]:
-    """Let cuDNN try out its algorithms for every new shape, as long as a training lasts."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or device.type == "cuda"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+    return _Fit(model, bench, settings, loss, around or Around()).run()
 
 
 class _Fit:

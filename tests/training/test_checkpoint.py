@@ -14,6 +14,7 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from safetensors.torch import load_file, save_file
 from shelves import Folder
+from torch import nn
 
 from compress.compressor import run
 from compress.harness.shelf import StepShelf
@@ -104,6 +105,22 @@ def test_resumed_equals_undisturbed(
     left_out = ("soft_labels",)  # how often this process had to ask
     rows = [[r for r in timeless(b.journal) if r["kind"] not in left_out] for b in (plain, again)]
     assert rows[0] == rows[1]
+
+
+def test_the_optimizers_state_comes_back_in_the_strides_of_the_weights() -> None:
+    """Fused optimizers refuse others."""
+
+    def parts() -> tuple[Parts, nn.Conv2d]:
+        layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return Parts({"module": layer}, torch.optim.SGD(layer.parameters(), 0.1, 0.9)), layer
+
+    (ours, layer), (theirs, other) = parts(), parts()
+    layer(torch.ones(2, 3, 8, 8)).sum().backward()
+    ours.optimizer.step()
+    theirs.take(ours.tensors())
+    kept = theirs.optimizer.state[other.weight]["momentum_buffer"]
+    assert kept.stride() == other.weight.stride() != torch.empty(4, 3, 3, 3).stride()
+    assert torch.equal(kept, ours.optimizer.state[layer.weight]["momentum_buffer"])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
