@@ -77,16 +77,19 @@ class Control:
     @property
     def trusted(self) -> bool:
         """Whether the control is narrow enough for small differences to mean anything."""
-        return self.margin <= TRUSTED and self._half <= TRUSTED
+        return max(self.margin, self._half, self._astray) <= TRUSTED
 
     @property
     def bar(self) -> float:
         """How far from 1 (a fraction) a speed-up must be beyond doubt: the margin.
 
-        Where the control is not to be trusted it is the control's own half interval, if that is
-        wider, and at least `TRUSTED`.
+        Where the control's interval leaves out 1, it is at least how far the control strays:
+        what sets two copies of one file apart in every process does not average out. Where the
+        control is not to be trusted it is the control's own half interval, if that is wider, and
+        at least `TRUSTED`.
         """
-        return self.margin if self.trusted else max(self.margin, self._half, TRUSTED)
+        least = max(self.margin, self._astray)
+        return least if self.trusted else max(least, self._half, TRUSTED)
 
     @property
     def _half(self) -> float:
@@ -94,6 +97,13 @@ class Control:
         if self.ratio is None or self.ratio.processes < 2:
             return float("inf")
         return float(self.ratio.high / self.ratio.value - 1)
+
+    @property
+    def _astray(self) -> float:
+        """How far the control is from 1, a fraction, if that is beyond doubt; else 0."""
+        if self.ratio is None or self.ratio.low <= 1 <= self.ratio.high:
+            return 0.0
+        return float(np.expm1(abs(np.log(self.ratio.value))))
 
     def to_json(self) -> dict[str, Any]:
         ratio = self.ratio

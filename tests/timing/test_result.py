@@ -88,6 +88,30 @@ def test_a_difference_within_the_doubt_of_the_control_has_no_verdict():
     assert doubted["same", "cpu"].verdict == ""
 
 
+def strayed(raw, factor):
+    """What was gathered, had the second copy of the baseline taken `factor` times as long."""
+    launched = []
+    for part in raw.launched:
+        found = dict(part.settings["1"])
+        medians = [factor * seconds for seconds in found[CONTROL]["medians"]]
+        found[CONTROL] = {**found[CONTROL], "medians": medians}
+        launched.append(replace(part, settings={"1": found}))
+    return replace(raw, launched=tuple(launched))
+
+
+def test_what_sets_two_copies_apart_in_every_process_does_not_average_out():
+    raw = gathered(Machine({"base": 1.02, "same": 1.0}, noise=1e-3, between=0.0), settings=("cpu",))
+    found, apart, wide = (summarise(strayed(raw, factor)) for factor in (1.0, 1.03, 1.3))
+    assert found["same", "cpu"].verdict == "faster"
+    control = apart.controls["cpu"]
+    assert control.ratio.high < 1
+    assert control.margin < 0.02
+    assert control.bar == pytest.approx(0.03, rel=0.05)
+    assert control.trusted
+    assert apart["same", "cpu"].verdict == "indistinguishable"
+    assert not wide.controls["cpu"].trusted
+
+
 def test_a_level_that_was_left_out_is_not_the_denominator():
     raw = gathered(Machine(SECONDS, noise=1e-4, levels={"basic": 1.3}), settings=("cpu",))
     assert summarise(raw).controls["cpu"].denominator == "basic"
