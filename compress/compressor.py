@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
+from compress.draws import seed_of
 from compress.ensemble import MOST_MEMBERS, together
 from compress.errors import IllegalChain, StepFailed
 from compress.model import Model, forward, probe
@@ -311,7 +312,9 @@ class Repeat(Compressor):
         made = []
         for i in range(1, self.times + 1):
             step = self.step.at(SCHEDULES[self.schedule](i / self.times))
-            model = run(step, model, replace(bench, seed=bench.seed + i - 1))
+            # Derived, so that the second time of one seed is not the first of another.
+            seed = bench.seed if i == 1 else seed_of("repeat", bench.seed, i)
+            model = run(step, model, replace(bench, seed=seed))
             made.append(model)
         return model if self.result == "last" else together(made)
 

@@ -92,8 +92,8 @@ class Carve(Compressor):
         total = sum(len(stage.blocks) for stage in whole)
         if not total:
             bench.journal.note(
-                "carve: nothing was taken out: no block of the model can be removed without "
-                "changing shapes"
+                "carve: nothing was taken out: the model has no stack of blocks that are called "
+                "once, with one tensor, give one of the same shape, and have a way past them"
             )
         elif self.ratio is not None and len(kept) > self._target(total) + len(whole) / 2:
             bench.journal.note(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.compressor import is_number, require, require_choice, require_name
@@ -36,7 +37,8 @@ class Distill(Training):
     - `teacher`: 'baseline', 'input' (the model that enters), a model that the suite names, or a
       list of these: an ensemble, whose 'probabilities' or 'logits' are averaged (`average`),
       weighted by `teacher_weights`.
-    - `loss`: 'kd' (softened probabilities), 'logits' (squared difference), 'dkd' or 'dist';
+    - `loss`: 'kd' (softened probabilities), 'logits' (squared difference), 'dkd' (`beta` weighs
+      what it says of the classes that are not the item's) or 'dist';
       `standardize` scales each item's logits to mean 0 and deviation 1 before.
     - `temperature` leads to `final_temperature` along `temperature_schedule`. With `annealing`
       ('linear', 'cosine') the soft loss fades out, and the hard one gains what it loses (Clark
@@ -66,6 +68,7 @@ class Distill(Training):
     hint_layers: tuple[str, ...] = ()
     transfer: str | None = None
     views: int | None = None
+    beta: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,12 +98,31 @@ class Distill(Training):
         if weights:
             fine = len(weights) == len(names) and all(is_number(w) and w > 0 for w in weights)
             require(fine, self, f"teacher_weights are {len(names)} positive numbers, one a teacher")
+        several = len(names) > 1
+        require(several or self.average == "probabilities", self, "average needs several teachers")
+        sound = not several or self.loss != "logits" or self.average == "logits"
+        require(sound, self, "loss='logits' learns from several teachers with average='logits'")
 
     def _check_numbers(self) -> None:
         for name in ("temperature", "final_temperature"):
             heat = getattr(self, name)
             fine = (is_number(heat) and heat > 0) or (heat is None and name != "temperature")
             require(fine, self, f"{name} must be positive, not {heat!r}")
+        usual = Distill.temperature
+        require(
+            self.loss != "logits" or (self.temperature, self.final_temperature) == (usual, None),
+            self,
+            "temperature has no part in loss='logits'",
+        )
+        require(
+            self.final_temperature is not None or self.temperature_schedule == "linear",
+            self,
+            "temperature_schedule needs a final_temperature",
+        )
+        require(
+            is_number(self.beta) and self.beta >= 0, self, f"beta must be >= 0, not {self.beta!r}"
+        )
+        require(self.beta == Distill.beta or self.loss == "dkd", self, "beta is of loss='dkd'")
         for name in ("hard_weight", "soft_weight", "hint_weight"):
             value = getattr(self, name)
             require(is_number(value) and value >= 0, self, f"{name} must be >= 0, not {value!r}")
@@ -120,6 +142,8 @@ class Distill(Training):
         )
         require(sound, self, "hint_layers are texts such as 'layer1:features.3'")
         require(not given or self.hints != "none", self, "hint_layers without hints='fitnets'")
+        weighed = self.hint_weight != Distill.hint_weight
+        require(not weighed or self.hints != "none", self, "hint_weight without hints='fitnets'")
         alone = self.hints == "none" or len(self.teacher_names) == 1
         require(alone, self, "hints come from one teacher, not from an ensemble")
 
@@ -165,6 +189,7 @@ class Distill(Training):
         return frozenset() if self.transfer is None else frozenset({self.transfer})
 
     def check(self, bench: Workbench) -> None:
+        self._check_pairs(bench)
         if self.loss in LABEL_LOSSES and bench.task.mixes:
             raise IllegalChain(
                 f"distill: loss={self.loss!r} looks at each item's class, and mixup gives mixtures "
@@ -180,6 +205,18 @@ class Distill(Training):
                 f"and hard_weight, annealing and loss='dkd' look at labels: set hard_weight=0 and "
                 f"leave out the others"
             )
+
+    def _check_pairs(self, bench: Workbench) -> None:
+        """Refuse hints that teacher and student do not give, where both are known beforehand."""
+        [name, *_] = self.teacher_names
+        known = self.student not in (None, SAME) and name in (BASELINE, *bench.models)
+        if self.hints == "none" or not known or (name == BASELINE and bench.teacher is None):
+            return
+        teacher = bench.teacher if name == BASELINE else bench.models[name]
+        assert teacher is not None, "as was seen"
+        with torch.random.fork_rng(devices=[]):
+            student = bench.student(str(self.student))
+            Hints(self.hints, self._pairs(teacher.copy(), student), teacher.copy(), student)
 
     def compress(self, model: Model, bench: Workbench) -> Model:
         models = find_teachers(self.teacher_names, model, bench)
@@ -222,12 +259,14 @@ class Distill(Training):
         if self.hints == "none":
             return None
         first = teacher.models[0]
-        if self.hint_layers:
-            pairs = named_pairs(self.hint_layers, first, student)
-        else:
-            pairs = matched(first, student)
+        pairs = self._pairs(first, student)
         teacher.bench.journal.row("hints", pairs=[list(pair) for pair in pairs])
         return Hints(self.hints, pairs, first, student)
+
+    def _pairs(self, teacher: Model, student: Model) -> list[tuple[str, str]]:
+        if self.hint_layers:
+            return named_pairs(self.hint_layers, teacher, student)
+        return matched(teacher, student)
 
     def _views(self, bench: Workbench) -> int:
         """Return how many augmented views there are: without augmentation all look the same."""
@@ -252,6 +291,8 @@ class Distill(Training):
 
     def _loss(self, labels: SoftLabels, hints: Hints | None, bench: Workbench) -> Loss:
         soft = SOFT_LOSSES[self.loss]
+        if self.loss == "dkd":
+            soft = partial(soft, beta=self.beta)
         last = self.temperature if self.final_temperature is None else self.final_temperature
         heat = partial(between, self.temperature, last, self.temperature_schedule)
         share = partial(between, 1.0, 0.0, self.annealing)

@@ -80,19 +80,14 @@ def matched(teacher: Model, student: Model) -> list[tuple[str, str]]:
     """Return pairs of (teacher's, student's) layers that see the same grid.
 
     Of images, the last layer of each at every height x width that both have and that is larger
-    than one pixel, at most the four last ones; of sequences of tokens, the ends of the four
-    quarters of each one's widest repeated stack. Raises IllegalChain if there are none.
+    than one pixel, at most the four last ones; the first layers of a block that leads to another
+    size do not count, though they are later than the end of the stage before. Of sequences of
+    tokens, the ends of the four quarters of each one's widest repeated stack. Raises IllegalChain
+    if there are none.
     """
     theirs = recorded(teacher.module, probe(teacher.example))
     ours = recorded(student.module, probe(student.example))
-    last: list[dict[tuple[int, ...], str]] = []
-    for features in (theirs, ours):
-        grids = {
-            tuple(value.shape[2:]): path
-            for path, value in features.items()
-            if value.ndim == 4 and value.shape[2] * value.shape[3] > 1
-        }
-        last.append(grids)
+    last = [_ends(teacher.module, theirs), _ends(student.module, ours)]
     common = [grid for grid in last[0] if grid in last[1]]
     pairs = [(last[0][grid], last[1][grid]) for grid in common[-MOST_PAIRS:]]
     tokens = [_tokens(teacher.module, theirs), _tokens(student.module, ours)]
@@ -108,6 +103,26 @@ def matched(teacher: Model, student: Model) -> list[tuple[str, str]]:
             "teacher's: name the layers with hint_layers=['teacher.layer:student.layer']"
         )
     return pairs
+
+
+def _ends(module: nn.Module, features: Mapping[str, Tensor]) -> dict[tuple[int, ...], str]:
+    """Return the layer in which every grid of more than one pixel ends, in order of appearance."""
+    grids = {path: _grid(value) for path, value in features.items() if value.ndim == 4}
+    ends: dict[tuple[int, ...], str] = {}
+    inside: dict[tuple[int, ...], str] = {}
+    for path, grid in grids.items():
+        if grid[0] * grid[1] == 1:
+            continue
+        parts = path.split(".")
+        blocks = (".".join(parts[:count]) for count in range(1, len(parts)))
+        others = any(
+            grids.get(block, grid) != grid
+            and not isinstance(module.get_submodule(block), nn.Sequential)
+            for block in blocks
+        )
+        (inside if others else ends)[grid] = path
+    found = dict.fromkeys(grid for grid in grids.values() if grid in ends or grid in inside)
+    return {grid: ends.get(grid) or inside[grid] for grid in found}
 
 
 def _tokens(module: nn.Module, features: Mapping[str, Tensor]) -> list[str]:
@@ -143,7 +158,8 @@ class Hints(nn.Module):
     'fitnets': the squared difference between the teacher's features and a learnt 1x1 convolution
     of the student's (Romero et al. 2015, equation 3; of tokens, a linear map), averaged over all
     values. 'attention': the squared distance of the attention maps, the sum of squares over
-    channels scaled to length one (Zagoruyko and Komodakis 2017, equation 2 with p = 2).
+    channels scaled to length one (Zagoruyko and Komodakis 2017, equation 2 with p = 2, the norm
+    squared as in their code).
     """
 
     def __init__(
@@ -194,7 +210,8 @@ class Hints(nn.Module):
 
     def _catch(self, whose: int, pair: tuple[str, str]) -> Any:
         def note(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self.caught[whose][pair[whose]] = channels_first(output, self.sizes[whose])
+            # A copy: a layer behind it may work in place, as torchvision's ReLUs do.
+            self.caught[whose][pair[whose]] = channels_first(output.clone(), self.sizes[whose])
 
         return note
 

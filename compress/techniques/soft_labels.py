@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.errors import StepFailed
 from compress.files import digest
 from compress.memory import free_memory
 from compress.task import Tensors
@@ -149,6 +150,9 @@ class SoftLabels:
     def _asked(self, batch: Batch) -> Tensor:
         started = time.perf_counter()
         answers = self.ask(batch.inputs)
+        # Later on, what is no number shows in the loss, and the epochs before it are kept.
+        if not self.asked and bool(answers.isnan().any()):
+            raise StepFailed("the teacher's answers are not numbers (NaN): nothing can be learnt")
         self.seconds += time.perf_counter() - started
         self.asked += len(batch)
         return answers.clamp(-LARGEST, LARGEST).half() if self.showing.keep else answers

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from compress.compressor import require_name
+from compress.compressor import require_name, seed_everything
+from compress.draws import seed_of
 from compress.errors import IllegalChain
 from compress.model import INSTANCE, Model
 from compress.surgery import replace_layer
@@ -55,7 +58,12 @@ def fresh_model(student: str | None, model: Model, bench: Workbench) -> Model:
 
 
 def same_again(model: Model, bench: Workbench) -> Model:
-    """Return a model of the architecture of `model`, whatever steps made of it, untrained."""
+    """Return a model of the architecture of `model`, whatever steps made of it, untrained.
+
+    Its weights are not those that `model` began with, even where both have the workbench's seed.
+    """
+    seed_everything(seed_of("born again", bench.seed))
+    fresh: dict[str, Tensor] = {}
     if model.blueprint is not None and model.blueprint.factory != INSTANCE:
         made = bench.student(model.blueprint.factory)
         whole = dict(made.module.named_modules())
@@ -65,12 +73,13 @@ def same_again(model: Model, bench: Workbench) -> Model:
                 replace_layer(made.module, path, nn.Identity())
         if _shapes(made) == _shapes(model):
             return made
+        fresh = dict(made.module.named_parameters())
         bench.journal.note(
             "the student has the shapes that steps before it made, so its layers have their own "
             "fresh weights, not those that the model's factory gives them"
         )
     again = model.copy()
-    reset(again.module)
+    reset(again.module, fresh)
     return replace(again, sparse=frozenset(), hints={})
 
 
@@ -78,18 +87,24 @@ def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
 
 
-def reset(module: nn.Module) -> None:
+def reset(module: nn.Module, fresh: Mapping[str, Tensor] | None = None) -> None:
     """Give every layer of a module instance fresh weights by its own `reset_parameters`.
 
-    Raises IllegalChain if a layer with parameters of its own has no such method.
+    Parameters of layers without such a method are taken from `fresh`, by name. Raises IllegalChain
+    if they are not there in their shape.
     """
     for path, layer in module.named_modules():
         again = getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None))
         if callable(again):
             again()
-        elif layer._parameters:
-            raise IllegalChain(
-                f"fresh weights are needed, and layer {path or 'at the top'!r} "
-                f"({type(layer).__name__}) has no reset_parameters(): give the model as "
-                f"'file.py:factory', or train on with finetune(...) or distill(...)"
-            )
+            continue
+        for name, parameter in layer.named_parameters(recurse=False):
+            given = (fresh or {}).get(f"{path}.{name}" if path else name)
+            if given is None or given.shape != parameter.shape:
+                raise IllegalChain(
+                    f"fresh weights are needed, and layer {path or 'at the top'!r} "
+                    f"({type(layer).__name__}) has no reset_parameters(): give the model as "
+                    f"'file.py:factory', or train on with finetune(...) or distill(...)"
+                )
+            with torch.no_grad():
+                parameter.copy_(given)

@@ -143,8 +143,9 @@ class Checkpoints:
             kept = self.shelf.get(self._key(epoch), passing=True)
             if kept is not None:
                 self.last = epoch
-                if epoch > 1:  # a kill may have come between keeping this one and dropping that
-                    self.shelf.drop(self._key(epoch - 1))
+                # A kill may have come between keeping this one and dropping the one before it.
+                for earlier in range(epoch - 1, 0, -1):
+                    self.shelf.drop(self._key(earlier))
                 return kept
         return None
 

@@ -29,6 +29,11 @@ WATCHED = 1000
 WORTH_KEEPING = 2.0
 """Seconds of training since the last checkpoint from which on the next one is written."""
 
+LOOK = 50
+"""Steps on a GPU after which it is seen whether the loss is still finite."""
+TELL = 1.0
+"""Seconds after which a bar tells loss and accuracy anew."""
+
 View = Callable[[int], int]
 """Epoch (from 0) -> the number of the augmented view that it shows."""
 
@@ -180,6 +185,9 @@ class _Fit:
         total = torch.zeros((), device=self.bench.device)
         right = torch.zeros((), dtype=torch.int64, device=self.bench.device)
         count, batches = 0, len(self.feed)
+        # A look at a GPU's figures waits for it.
+        look = 1 if self.bench.device.type == "cpu" else LOOK
+        told = time.perf_counter()
         total_batches = batches * self.settings.epochs
         started = time.perf_counter()
         self.around.before(view)
@@ -192,17 +200,27 @@ class _Fit:
             self._mask()
             total, right, count = total + value * len(batch), right + good, count + len(batch)
             shown.update(len(batch))
+            if (number + 1) % look == 0 and not math.isfinite(float(total)):
+                break
+            if not shown.disable and time.perf_counter() - told >= TELL:
+                told = time.perf_counter()
+                shown.set_postfix(self._words(epoch, total, right, count), refresh=False)
         self.around.after(view)
         self.state.samples += count
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(total) / count}
-        words = {"epoch": f"{epoch + 1}", "loss": f"{row['loss']:.4f}"}
         if self.around.labelled:
             row["train_accuracy"] = float(right) / count
-            words["acc"] = f"{row['train_accuracy']:.1%}"
         row["samples_per_second"] = round(count / seconds, 1)
-        shown.set_postfix(words)
+        shown.set_postfix(self._words(epoch, total, right, count))
         return row
+
+    def _words(self, epoch: int, total: Tensor, right: Tensor, count: int) -> dict[str, str]:
+        """Return what the bar says of an epoch so far."""
+        words = {"epoch": f"{epoch + 1}", "loss": f"{float(total) / count:.4f}"}
+        if self.around.labelled:
+            words["acc"] = f"{float(right) / count:.1%}"
+        return words
 
     def _mask(self) -> None:
         with torch.no_grad():

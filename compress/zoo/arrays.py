@@ -50,6 +50,7 @@ def array_source(
         test=splits["test"],
         validation=splits.get("val"),
         fingerprint=_fingerprint(pairs, names),
+        named=classes is not None,
         **usual,
     )
 
@@ -140,6 +141,8 @@ def _fingerprint(
 def read_arrays(path: Path, **usual: Any) -> Source:
     """Read an .npz with x_train, y_train, x_test, y_test, or a folder of shards.
 
+    The .npz may hold x_val and y_val, too, and `classes`, an array of their names.
+
     A folder holds train-*.npz and test.npz (optionally val.npz), each with arrays x and y, and
     optionally classes.json. Nothing is unpickled. Raises UserError for anything else.
     """
@@ -149,11 +152,19 @@ def read_arrays(path: Path, **usual: Any) -> Source:
     if not path.is_file():
         raise UserError(f"there is no file or folder {str(path)!r} to read arrays from")
     keys = ("x_train", "y_train", "x_test", "y_test")
-    arrays = read_npz(path, keys, optional=("x_val", "y_val"))
+    arrays = read_npz(path, keys, optional=("x_val", "y_val", "classes"))
     pairs = [(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")]
     if len(arrays.keys() & {"x_val", "y_val"}) == 1:
         raise UserError(f"{path} must hold x_val and y_val together, or neither")
     validation = (arrays["x_val"], arrays["y_val"]) if "x_val" in arrays else None
+    if "classes" in arrays:
+        names = arrays["classes"]
+        if names.dtype.kind != "U" or names.ndim != 1:
+            raise UserError(
+                f"classes in {path} is an array of {names.dtype} and shape {names.shape}; it must "
+                f"hold the classes' names: np.array(['cat', 'dog'])"
+            )
+        usual["classes"] = names.tolist()
     return array_source(train=pairs[0], test=pairs[1], validation=validation, **usual)
 
 

@@ -50,6 +50,8 @@ class Source:
     std: tuple[float, ...] | None = None
     augment: str = "none"
     note: str = ""
+    named: bool = True
+    """Whether the classes have names, and not numbers alone."""
     resize: str = "none"
     """In words, how the source itself brings its images to `size`."""
 

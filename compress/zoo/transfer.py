@@ -17,7 +17,7 @@ from compress.workbench import Transfer
 from compress.zoo.archive import is_archive, unpacked
 from compress.zoo.arrays import checked_images, read_npz
 from compress.zoo.data import data_root, source_named
-from compress.zoo.folder import SUFFIXES, ImageFiles
+from compress.zoo.folder import SUFFIXES, ImageFiles, sampled
 from compress.zoo.source import Resized, Source
 
 FOR_TESTING = {"test", "val", "validation"}
@@ -65,11 +65,12 @@ def recolour(images: Tensor, channels: int) -> Tensor:
 def load_transfer(name: str, data: Data, root: Path | None = None) -> Transfer:
     """Return the training images of a data source, fit for the task of some data.
 
-    `imagefolder:DIR` may hold its images directly, in any folders: then they have no labels, and
-    so have those of an .npz file with an array `x` alone. Labels count only where the source has
-    the task's own classes. Images of another size are resized, and gray ones coloured or the
-    reverse; they are normalised as the task's are. Of the task's own source, the items that are
-    held out for validation are left out. Raises UserError if there are no images.
+    `imagefolder:DIR` may hold its images directly, in any folders: then they have no labels,
+    and so have those of an .npz file with an array `x` alone. Labels count only where the
+    source names the task's own classes; arrays without names have class numbers, which may mean
+    anything. Images of another size are resized, and gray ones coloured or the reverse; they
+    are normalised as the task's are. Of the task's own source, the items that are held out for
+    validation are left out. Raises UserError if there are no images.
     """
     task = data.task
     items, shape, classes, fingerprint = _read(name, task, root)
@@ -111,7 +112,8 @@ def _read(
         channels, height, width = tensor.shape[1:]
         return items, (channels, height, width), (), content
     source: Source = source_named(name, root, task.preprocessing.size)
-    return source.train, (source.channels, *source.size), source.classes, source.fingerprint
+    classes = source.classes if source.named else ()
+    return source.train, (source.channels, *source.size), classes, source.fingerprint
 
 
 def _has_classes(folder: Path, classes: Sequence[str]) -> bool:
@@ -131,8 +133,8 @@ def _plain_folder(
         and not path.name.startswith(".")
         and path.relative_to(place).parts[0] not in FOR_TESTING
     )
-    sizes = [[path.relative_to(place).as_posix(), path.stat().st_size] for path in files]
-    return ImageFiles(files, [0] * len(files), size), (3, *size), (), digest(sizes)
+    content = [[path.relative_to(place).as_posix(), sampled(path)] for path in files]
+    return ImageFiles(files, [0] * len(files), size), (3, *size), (), digest(content)
 
 
 def _images_alone(path: Path) -> np.ndarray | None:

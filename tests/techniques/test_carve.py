@@ -191,12 +191,45 @@ def test_born_again_after_carving_has_the_factorys_fresh_weights(trained: Model)
     assert spread == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.1), "He's, of CifarResNet"
 
 
+def test_a_transformer_keeps_the_weights_of_the_layers_that_stay() -> None:
+    name = (
+        "torchvision:VisionTransformer(image_size=8, patch_size=4, num_layers=4, num_heads=2, "
+        "hidden_dim=16, mlp_dim=32)"
+    )
+    model = fresh_model(DATA, name)
+    made = run(chain("carve(ratio=0.5)"), model, make_bench(DATA, model))
+    whole, left = model.module.state_dict(), made.module.state_dict()
+    layers = sorted({key.split(".")[2] for key in left if key.startswith("encoder.layers.")})
+    assert layers == ["encoder_layer_0", "encoder_layer_2"]
+    assert all(torch.equal(value, whole[key]) for key, value in left.items())
+    # Attention and its residual by hand: what is left is the two layers after one another.
+    encoder, inputs = model.module.encoder, torch.randn(2, 5, 16)
+    expected = encoder.layers[2](encoder.layers[0](inputs + encoder.pos_embedding))
+    found = made.module.encoder(inputs)
+    torch.testing.assert_close(found, encoder.ln(expected))
+
+
+def test_width_is_that_of_pruned_channels(trained: Model) -> None:
+    both = run(chain("carve(ratio=0.6, width=0.5)"), trained, make_bench(DATA, trained))
+    steps = chain("carve(ratio=0.6) -> prune_channels(channels=0.5)")
+    one_by_one = run(steps, trained, make_bench(DATA, trained))
+    ours, theirs = both.module.state_dict(), one_by_one.module.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    whole = trained.module.state_dict()
+    narrower = [key for key in ours if ours[key].shape != whole[key].shape]
+    assert any(key.endswith("conv1.weight") for key in narrower)
+    for key in narrower:
+        if key.endswith("conv1.weight"):
+            assert 2 * len(ours[key]) == len(whole[key])
+
+
 def test_nothing_to_take_out_is_told() -> None:
     model = fresh_model(DATA, "mlp")
     bench = make_bench(DATA, model)
     made = run(chain("carve(ratio=0.5)"), model, bench)
     assert made.module.state_dict().keys() == model.module.state_dict().keys()
-    assert "no block of the model can be removed" in bench.journal.notes[0]
+    assert "the model has no stack of blocks" in bench.journal.notes[0]
 
 
 @pytest.mark.parametrize(

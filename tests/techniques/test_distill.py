@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import nn
 
-from compress.compressor import run
-from compress.errors import IllegalChain, UserError
+from compress.compressor import Compressor, Repeat, run
+from compress.errors import IllegalChain, StepFailed, UserError
 from compress.model import Model
 from compress.task import Data, TensorSplit
 from compress.techniques import chain
@@ -20,7 +21,7 @@ from compress.techniques.losses import kd
 from compress.techniques.schedules import between
 from compress.techniques.teachers import Teacher
 from compress.training import Batch, accuracy
-from compress.workbench import Journal
+from compress.workbench import Journal, Workbench
 from compress.zoo.transfer import load_transfer
 
 
@@ -116,6 +117,120 @@ def test_born_again_has_fresh_weights_of_the_same_shapes(taught: tuple[Data, Mod
             theirs = small.module.get_parameter(name)
             pair = torch.stack([ours.detach().flatten(), theirs.detach().flatten()])
             assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.3, "nothing is left of its weights"
+
+
+def test_born_again_does_not_begin_where_its_teacher_began(taught: tuple[Data, Model]) -> None:
+    data, _ = taught
+    still = "epochs=1, learning_rate=1e-12"
+    teacher = run(chain(f"train({still})"), fresh_model(data), make_bench(data))
+    made, _ = student_of(f"distill(student='same', teacher='input', {still})", (data, teacher))
+    for name, ours in made.module.named_parameters():
+        if ours.ndim > 1:
+            theirs = teacher.module.get_parameter(name)
+            pair = torch.stack([ours.detach().flatten(), theirs.detach().flatten()])
+            assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.3
+
+
+def test_born_again_works_on_a_transformer_whose_layers_were_cut() -> None:
+    data = small_digits()
+    name = (
+        "torchvision:VisionTransformer(image_size=8, patch_size=4, num_layers=2, num_heads=2, "
+        "hidden_dim=16, mlp_dim=32)"
+    )
+    bench, model = make_bench(data), fresh_model(data, name)
+    with torch.no_grad():
+        model.module.get_parameter("class_token").fill_(7.0)
+    small = run(chain("prune_channels(channels=0.5)"), model, bench)
+    step = "distill(student='same', teacher='input', epochs=1, learning_rate=1e-12)"
+    made = run(chain(step), small, bench)
+    shapes = [{k: v.shape for k, v in m.module.state_dict().items()} for m in (made, small)]
+    assert shapes[0] == shapes[1] != {k: v.shape for k, v in model.module.state_dict().items()}
+    assert made.module.get_parameter("class_token").abs().max() < 1, "as the factory draws it"
+
+
+def test_the_times_of_one_seed_are_not_those_of_another(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    noted: list[int] = []
+
+    @dataclass(frozen=True, repr=False)
+    class Note(Compressor):
+        def compress(self, model: Model, bench: Workbench) -> Model:
+            noted.append(bench.seed)
+            return model
+
+    for seed in (0, 1):
+        run(Repeat(3, Note()), teacher, replace(make_bench(data), seed=seed))
+    assert noted[::3] == [0, 1], "the first is as without repeat"
+    assert len(set(noted)) == 6
+
+
+def test_a_whole_recipe(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    bench = make_bench(data, teacher)
+    student = "distill(student='cnn-small(width=16)', epochs=12, batch_size=32)"
+    made = run(chain(f"{student} -> finetune(epochs=2) -> quantize()"), teacher, bench)
+    assert made.lowered
+    steps = [row["step"] for row in bench.journal.rows if row["kind"] == "step"]
+    assert [step.partition("(")[0] for step in steps] == ["distill", "finetune", "quantize"]
+    assert accuracy(made.module, data.task, data.validation) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("loss='logits', temperature=2.0", "temperature has no part in loss='logits'"),
+        ("loss='logits', final_temperature=2.0", "temperature has no part in loss='logits'"),
+        ("temperature_schedule='cosine'", "temperature_schedule needs a final_temperature"),
+        ("beta=3.0", "beta is of loss='dkd'"),
+        ("loss='dkd', beta=-1.0", "beta must be >= 0"),
+        ("hint_weight=3.0", "hint_weight without hints"),
+        ("average='logits'", "average needs several teachers"),
+        ("loss='logits', teacher=['a', 'b']", "several teachers with average='logits'"),
+    ],
+)
+def test_options_without_effect_are_refused(options: str, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        chain(f"distill({options})")
+
+
+def test_beta_weighs_what_is_said_of_the_other_classes(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    bench = make_bench(data, teacher)
+    calls = Teacher([teacher], bench, "probabilities", ())
+    raw, targets = data.train.fetch(torch.arange(16))
+    inputs = data.task.prepare(raw, bench.device)
+    batch, outputs = Batch(torch.arange(16), inputs, targets), torch.randn(16, 10)
+    values = []
+    for beta in (0.0, 1.0, 4.0):
+        step = chain(f"distill(loss='dkd', hard_weight=0, soft_weight=1, beta={beta})")
+        assert isinstance(step, Distill)
+        loss = step._loss(step._labels(calls, bench, data.train, False), None, bench)
+        values.append(float(loss(outputs, batch)))
+    alone, once, fourfold = values
+    assert once > alone
+    assert fourfold - alone == pytest.approx(4 * (once - alone), rel=1e-4)
+
+
+def test_hints_that_cannot_be_are_refused_before_any_work(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    bench = make_bench(data, teacher)
+    first = next(name for name, _ in teacher.module.named_modules() if name)
+    step = chain(f"distill(student='mlp', hints='fitnets', hint_layers=['{first}:nothing'])")
+    with pytest.raises(IllegalChain, match="the student has no layer 'nothing'"):
+        step.check(bench)
+    before = torch.get_rng_state()
+    chain("distill(student='cnn-small(width=16)', hints='fitnets')").check(bench)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not teacher.module._forward_pre_hooks
+
+
+def test_a_teacher_that_gives_no_numbers_is_told_as_the_cause(taught: tuple[Data, Model]) -> None:
+    data, teacher = taught
+    broken = teacher.copy()
+    with torch.no_grad():
+        list(broken.module.parameters())[-1].fill_(float("nan"))
+    with pytest.raises(StepFailed, match="the teacher's answers are not numbers"):
+        run(chain("distill(student='mlp', epochs=1)"), teacher, make_bench(data, broken))
 
 
 def test_annealing_ends_at_the_labels_alone(taught: tuple[Data, Model]) -> None:

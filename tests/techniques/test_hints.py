@@ -25,6 +25,36 @@ def test_convolutional_nets_are_matched_at_the_end_of_every_stage() -> None:
     assert pairs == [(f"layer{i}", f"layer{i}") for i in (1, 2, 3)]
 
 
+def test_blocks_that_make_the_picture_smaller_late_do_not_count_for_the_stage_before() -> None:
+    """torchvision's ResNet-50 has its stride in the second layer of a block, MobileNet likewise."""
+    from torchvision.models import mobilenet_v2, resnet50
+
+    example = (torch.zeros(1, 3, 64, 64),)
+    nets = [Model(net(num_classes=10).eval(), example) for net in (resnet50, mobilenet_v2)]
+    pairs = matched(*nets)
+    assert [theirs for theirs, _ in pairs] == ["layer1", "layer2", "layer3", "layer4"]
+    assert [ours for _, ours in pairs] == ["features.3", "features.6", "features.13", "features"]
+
+
+def test_what_later_layers_do_in_place_is_not_seen() -> None:
+    def net() -> Model:
+        torch.manual_seed(0)
+        layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 10)
+        )
+        return Model(layers, (torch.zeros(1, 3, 8, 8),))
+
+    teacher, student = net(), net()
+    hints = Hints("fitnets", [("0", "0")], teacher, student)
+    inputs = torch.randn(2, 3, 8, 8)
+    teacher.module(inputs)
+    student.module(inputs)
+    seen = hints.caught[0]["0"]
+    hints.remove()
+    torch.testing.assert_close(seen, teacher.module[0](inputs))
+    assert (seen < 0).any()
+
+
 def test_transformers_are_matched_by_depth() -> None:
     vits = [_vit(6), _vit(3)]
     pairs = matched(*vits)

@@ -23,7 +23,7 @@ from compress.model import Model
 from compress.task import Data
 from compress.techniques import chain
 from compress.training import Pace, loop
-from compress.training.checkpoint import TENSORS, Parts
+from compress.training.checkpoint import TENSORS, Checkpoints, Parts, State
 from compress.training.loop import _Fit
 from compress.workbench import Journal, Workbench
 
@@ -144,6 +144,18 @@ def test_resumed_is_as_undisturbed_on_a_gpu(
         return sum(float((x - y).detach().square().sum()) for x, y in pairs) ** 0.5
 
     assert moved(resumed, expected) < 0.05 * moved(expected, fresh_model(data))
+
+
+def test_no_older_state_stays_behind(data: Data, tmp_path: Path) -> None:
+    """A kill may come between keeping one and dropping the one before, of whatever epoch."""
+    shelf = Folder(tmp_path)
+    layer = nn.Linear(2, 2)
+    parts = Parts({"module": layer}, torch.optim.SGD(layer.parameters(), 0.1))
+    for epoch, kept in zip((2, 5), [Checkpoints(shelf, {}, 9) for _ in range(2)], strict=True):
+        kept.keep(parts, State(epoch=epoch))
+    before = len(shelf.passing)
+    found = Checkpoints(shelf, {}, 9)
+    assert (before, found.state.epoch, len(shelf.passing)) == (2, 5, 1)
 
 
 def test_dropout_goes_on_with_its_own_random_numbers(

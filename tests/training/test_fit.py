@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,8 +18,19 @@ from compress.compressor import run
 from compress.errors import IllegalChain, StepFailed
 from compress.task import Subset
 from compress.techniques import chain
-from compress.training import Around, Batch, Pace, accuracy, evaluate, fit, labels_loss, one_cycle
+from compress.training import (
+    Around,
+    Batch,
+    Pace,
+    accuracy,
+    evaluate,
+    fit,
+    labels_loss,
+    loop,
+    one_cycle,
+)
 from compress.training.feed import Feed
+from compress.training.loop import _Fit
 from compress.training.stepper import Stepper
 from compress.workbench import Workbench
 
@@ -100,6 +112,58 @@ def test_the_last_good_state_is_kept_when_the_loss_explodes() -> None:
     assert "the loss became nan in epoch 3 of 4" in note
     assert "the state after epoch 2 was kept" in note
     assert [row["epoch"] for row in bench.journal.rows if row["kind"] == "epoch"] == [1, 2]
+
+
+def test_training_stops_with_the_step_in_which_the_loss_explodes() -> None:
+    bench, loss = exploding(2)
+    asked: list[float] = []
+
+    def counted(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        value = loss(outputs, batch)
+        asked.append(float(value.detach()))
+        return value
+
+    settings = chain("finetune(epochs=4, batch_size=32)")
+    fit(fresh_model(small_digits()), bench, settings, counted)
+    assert [math.isfinite(value) for value in asked] == [True] * (len(asked) - 1) + [False]
+
+
+def test_the_bar_tells_loss_and_accuracy_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, dict[str, str]]] = []
+
+    class Bar:
+        disable, n = False, 0
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, count: int) -> None:
+            self.n += count
+
+        def set_postfix(self, words: dict[str, str], refresh: bool = True) -> None:
+            told.append((self.n, words))
+
+    monkeypatch.setattr(loop, "TELL", 0.0)
+    monkeypatch.setattr(_Fit, "_bar", lambda self: Bar())
+    data = small_digits()
+    bench = make_bench(data)
+    losses: list[float] = []
+
+    def loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        value = bench.task.loss(outputs, batch.targets)
+        losses.append(float(value.detach()))
+        return value
+
+    fit(fresh_model(data), bench, chain("finetune(epochs=1, batch_size=32)"), loss)
+    assert [seen for seen, _ in told[:3]] == [32, 64, 96]
+    assert [words["loss"] for _, words in told[:2]] == [
+        f"{losses[0]:.4f}",
+        f"{(losses[0] + losses[1]) / 2:.4f}",
+    ]
+    assert all(words.keys() == {"epoch", "loss", "acc"} for _, words in told)
 
 
 def test_a_loss_that_explodes_at_once_fails_the_step() -> None:

@@ -81,6 +81,42 @@ def test_named_sources_and_arrays(tmp_path: Path) -> None:
     assert two.items.fetch(torch.arange(7))[1].tolist() == [0] * 7
 
 
+def test_labels_of_arrays_count_where_they_name_the_tasks_classes(tmp_path: Path) -> None:
+    x = np.zeros((20, 8, 8, 1), np.uint8)
+    arrays = {
+        "x_train": x,
+        "y_train": np.arange(20) % 10,
+        "x_test": x,
+        "y_test": np.arange(20) % 10,
+    }
+    np.savez(tmp_path / "numbers.npz", **arrays)
+    unnamed = load_transfer(f"arrays:{tmp_path}/numbers.npz", DATA)
+    assert not unnamed.labelled, "ten classes, of whatever"
+    np.savez(tmp_path / "names.npz", classes=np.array(DATA.task.classes), **arrays)
+    named = load_transfer(f"arrays:{tmp_path}/names.npz", DATA)
+    assert named.labelled
+    assert named.items.fetch(torch.arange(20))[1].tolist() == arrays["y_train"].tolist()
+    np.savez(tmp_path / "odd.npz", classes=np.arange(10), **arrays)
+    with pytest.raises(UserError, match="it must hold the classes' names"):
+        load_transfer(f"arrays:{tmp_path}/odd.npz", DATA)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_other_images_of_the_same_names_and_sizes_are_another_set(
+    labelled: bool, tmp_path: Path
+) -> None:
+    places = [f"train/{c}/0.bmp" for c in DATA.task.classes] if labelled else ["0.bmp", "1.bmp"]
+    found = []
+    for name, level in (("day", 200), ("night", 10), ("copy", 10)):
+        for place in places:
+            picture(tmp_path / name / place, level=level)
+            if labelled:
+                picture(tmp_path / name / place.replace("train", "test"), level=level)
+        found.append(load_transfer(f"imagefolder:{tmp_path}/{name}", DATA).fingerprint)
+    day, night, copy = found
+    assert day != night == copy
+
+
 def test_colours_by_hand() -> None:
     gray = torch.tensor([[[[7]]]], dtype=torch.uint8)
     assert recolour(gray, 3).tolist() == [[[[7]], [[7]], [[7]]]]
