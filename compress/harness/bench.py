@@ -19,6 +19,7 @@ from compress.files import write_json
 from compress.harness.compare import Answers, compare_records
 from compress.harness.describe import about
 from compress.harness.gpu import FOUND, RECORDS, gpu_records
+from compress.harness.gpu_row import FILE
 from compress.harness.graph import Graph, Lane, make_graph
 from compress.harness.isolate import Site, executor_for, recipe_of
 from compress.harness.job import Job, Outcome, Stores, record_of
@@ -155,8 +156,10 @@ class Bench:
             executor.submit(job, "gpu")
             [(_, outcome)] = executor.wait()
         if not outcome.ok:
-            news = {"cuda_failed": f"the timing on the GPU ended early: {outcome.error}"}
-            return [], news
+            reason = f"the timing on the GPU ended early: {outcome.error}"
+            sound = [record for record in self.records.values() if record.status == "ok"]
+            told = [replace(r, missing={**r.missing, FILE: reason}) for r in sound]
+            return told, {"cuda_failed": reason}
         found = json.loads((folder / FOUND).read_text())
         return list(map(Record.from_json, found["records"])), found["about"]
 

@@ -123,6 +123,8 @@ def unjudged(name: str, setting: str, timings: Timings) -> str:
         return ""
     if row.speedup is None:
         return f"the baseline was not timed: {timings[baseline, setting].error}"
+    if timings.controls[setting].ratio is None:
+        return "there is no timing of a second copy of the baseline, by which it would be judged"
     return "the baseline and its copy differed too much for a verdict on this difference"
 
 

@@ -29,6 +29,14 @@ Key = tuple[str, int]
 """A row's chain text and seed."""
 
 
+TOLD = {
+    "peak_bytes": "no peak memory: ",
+    "int8_convs": "",
+    "ece": "no calibration error: ",
+}
+"""Columns whose reason for being empty stands in the row's note, and how it begins."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One row: what was run, what was measured, and why a figure is missing."""
@@ -56,7 +64,8 @@ class Record:
 
     def row(self) -> dict[str, Any]:
         """Return the flat row of a table (see `compress.report.columns`)."""
-        note = "; ".join(self.notes)
+        told = [f"{words}{self.missing[key]}" for key, words in TOLD.items() if key in self.missing]
+        note = "; ".join([*self.notes, *told])
         return {
             "chain": self.chain,
             "seed": self.seed,

@@ -62,6 +62,7 @@ def facts(rows: Sequence[Row], about: Mapping[str, Any], seeds: Sequence[int]) -
         _task(about),
         _number(rows, seeds),
         f"Machine: {machine}." if machine else "",
+        _timed_on(about),
         f"{SEEDS if len(seeds) > 1 else ITEMS} {COSTS.format(words)}",
         trust.controls(names, about),
         *trust.denominators(names, about),
@@ -70,6 +71,14 @@ def facts(rows: Sequence[Row], about: Mapping[str, Any], seeds: Sequence[int]) -
         gpu(rows),
     ]
     return [fact for fact in [*found, *map(str, about.get("notes") or ())] if fact]
+
+
+def _timed_on(about: Mapping[str, Any]) -> str:
+    """Say where the files were timed, if that was not where the run was started."""
+    here, there = about.get("environment") or {}, about.get("timed_on") or {}
+    if all(there.get(key) == here.get(key) for key in ("cpu", "threads") if there.get(key)):
+        return ""
+    return f"Timed on another machine: {machine_words(there)}."
 
 
 def gpu(rows: Sequence[Row]) -> str:

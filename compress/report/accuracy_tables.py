@@ -83,7 +83,8 @@ def _controls(rows: tuple[Row, ...], labels: Mapping[str, str], seeds: bool) -> 
 
 def _delta(question: str, words: str, seeds: bool) -> Column:
     interval = (
-        "of the same seed, mean over the seeds with its 95 % t interval"
+        "of the same seed, mean over the seeds with its 95 % interval, the wider one of Student's "
+        "t over seeds and of the items'"
         if seeds
         else "on the same items, with its paired 95 % interval"
     )
@@ -91,7 +92,11 @@ def _delta(question: str, words: str, seeds: bool) -> Column:
 
 
 def _p(question: str, seeds: bool) -> Column:
-    test = "the paired t-test over seeds" if seeds else "McNemar's exact test"
+    test = (
+        "the larger one of the paired t-test over seeds and of a z-test over the items"
+        if seeds
+        else "McNemar's exact test"
+    )
     words = f"p: {test}, before Holm's adjustment; the sign is the verdict after it."
     return Column("p", words, lambda row: cells.p_value(number(row, f"{question}_p")))
 

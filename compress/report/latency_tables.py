@@ -21,8 +21,9 @@ SPEEDUP = (
 )
 SPEEDUP_SEEDS = (
     "Times as fast as the first seed's baseline, timed in turns with it: the geometric mean over "
-    "seeds, with a 95 % t interval of the logarithms (with fewer than three seeds, from the "
-    "lowest to the highest end of their own intervals), and the verdict that the seeds share."
+    "seeds, with a 95 % t interval of the logarithms, no narrower than the seeds' own (with fewer "
+    "than three seeds, from the lowest to the highest end of these), and the verdict that the "
+    "seeds share."
 )
 CALL = (
     "Median / 90th percentile of a call's milliseconds; a call takes a whole batch. Speed-ups, "

@@ -15,6 +15,7 @@ from compress.report.words import (
     latency_of,
     setting_words,
 )
+from compress.timing.result import TRUSTED
 
 
 def warnings(rows: Sequence[Row], about: About) -> list[str]:
@@ -87,13 +88,27 @@ def _known(names: Sequence[str], about: About) -> Iterator[tuple[str, Mapping[st
 
 
 def _warning(where: str, known: Mapping[str, Any]) -> str:
-    if known.get("control") is None:
-        reason = "the second copy of the baseline, by which they would be judged, was not timed"
-    else:
-        reason = (
-            f"two copies of one file differed by up to {100 * (known.get('margin') or 0):.1f} %"
-        )
-    return f"DO NOT TRUST the latencies {where}: {reason}."
+    return f"DO NOT TRUST the latencies {where}: {_doubt(known)}."
+
+
+def _doubt(known: Mapping[str, Any]) -> str:
+    """Return why a control is not to be trusted (see `Control` of compress.timing.result)."""
+    value, margin = known.get("control"), known.get("margin") or 0
+    if value is None:
+        return "the second copy of the baseline, by which they would be judged, was not timed"
+    low, high = known.get("control_low"), known.get("control_high")
+    if low is None or high is None:
+        return "the baseline and its second copy were timed once, so no difference can be judged"
+    reasons = []
+    if margin > TRUSTED:
+        share = f"{100 * margin:.1f} %"
+        reasons.append(f"two copies of one file differ by {share} on the average of all processes")
+    if high / value - 1 > TRUSTED:
+        half = 100 * (high / value - 1)
+        reasons.append(f"how two copies of one file compare is known to ± {half:.1f} % only")
+    if not low <= 1 <= high and abs(value - 1) > TRUSTED:
+        reasons.append(f"two copies of one file differ by {100 * abs(value - 1):.1f} % throughout")
+    return "; ".join(reasons) or "two copies of one file differed too much"
 
 
 def _control(words: str, known: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ GPU_WORDS = {
 
 def setting_words(setting: str, about: About) -> str:
     """Return a setting as a reader says it, such as `batch 1, 2 threads`."""
-    threads = (about.get("environment") or {}).get("threads")
+    threads = (about.get("timed_on") or about.get("environment") or {}).get("threads")
     words = parse_setting(setting).words
     if not threads:
         return words

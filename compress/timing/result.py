@@ -47,7 +47,7 @@ class Timing:
     wrong: bool = False
     """Whether the error is the file's own (it did not run, or its outputs were others)."""
     calls: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
-    """Per-call seconds, flat, one array per process (at most 32 of every block)."""
+    """Per-call seconds, flat, one array per process (at most 8 of every block)."""
     medians: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
     """The median seconds of every round's block, one array per process."""
 
@@ -77,7 +77,7 @@ class Control:
     @property
     def trusted(self) -> bool:
         """Whether the control is narrow enough for small differences to mean anything."""
-        return max(self.margin, self._half, self._astray) <= TRUSTED
+        return max(self.margin, self._half, astray(self.ratio)) <= TRUSTED
 
     @property
     def bar(self) -> float:
@@ -88,7 +88,7 @@ class Control:
         control is not to be trusted it is the control's own half interval, if that is wider, and
         at least `TRUSTED`.
         """
-        least = max(self.margin, self._astray)
+        least = max(self.margin, astray(self.ratio))
         return least if self.trusted else max(least, self._half, TRUSTED)
 
     @property
@@ -97,13 +97,6 @@ class Control:
         if self.ratio is None or self.ratio.processes < 2:
             return float("inf")
         return float(self.ratio.high / self.ratio.value - 1)
-
-    @property
-    def _astray(self) -> float:
-        """How far the control is from 1, a fraction, if that is beyond doubt; else 0."""
-        if self.ratio is None or self.ratio.low <= 1 <= self.ratio.high:
-            return 0.0
-        return float(np.expm1(abs(np.log(self.ratio.value))))
 
     def to_json(self) -> dict[str, Any]:
         ratio = self.ratio
@@ -119,6 +112,13 @@ class Control:
             "denominator_gain": self.denominator_gain,
             "levels": dict(self.levels),
         }
+
+
+def astray(control: Ratio | None) -> float:
+    """Return how far a control is from 1, a fraction, if that is beyond doubt; else 0."""
+    if control is None or control.low <= 1 <= control.high:
+        return 0.0
+    return float(np.expm1(abs(np.log(control.value))))
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class _Setting:
             for level, name in LEVELS.items()
             if name in levels and self.series[level][-1] is not None
         }
-        fastest = self._fastest(stayed, max(margin, FLOOR))
+        fastest = self._fastest(stayed, max(margin, astray(ratio), FLOOR))
         self.level = next((key for key, name in LEVELS.items() if name == fastest), self.baseline)
         self.control = Control(
             ratio,

@@ -34,6 +34,9 @@ LEVELS = {
 """onnxruntime's optimization levels by our names."""
 DIFFERENT = "the outputs of the timed runs differ from the verified ones"
 
+FLAT = 1e-5
+"""Outputs that differ between samples by less than this share of their size are all the same."""
+
 Feeds = tuple[list[np.ndarray], list[list[np.ndarray]]]
 """Rows of sample numbers, one per call, and the arrays of every call (one per input)."""
 
@@ -62,12 +65,24 @@ def rotated(feeds: Feeds, by: int) -> Feeds:
     return rows[first:] + rows[:first], arrays[first:] + arrays[:first]
 
 
-def deviation(outputs: np.ndarray, expected: np.ndarray) -> float:
-    """Return ‖outputs − expected‖ / ‖expected‖, infinite for outputs that are not finite."""
-    if outputs.shape != expected.shape or not np.isfinite(outputs).all():
+def deviation(outputs: np.ndarray, expected: np.ndarray, row: np.ndarray) -> float:
+    """Return how far outputs are from those expected of some samples, as a share of their spread.
+
+    Root mean squares: ‖outputs − expected[row]‖ over ‖expected − its mean over all samples‖. So
+    a constant is off by about 1, however large it is. Where there is no spread to speak of, it is
+    a share of the outputs themselves. Infinite for what is no answer.
+    """
+    wanted = expected[row].astype(np.float64)
+    if outputs.shape != wanted.shape or not np.isfinite(outputs).all():
         return float("inf")
-    wanted = expected.astype(np.float64)
-    return float(np.linalg.norm(outputs - wanted) / (np.linalg.norm(wanted) + 1e-12))
+    size = _root_mean_square(expected)
+    spread = _root_mean_square(expected - expected.mean(0, dtype=np.float64))
+    scale = spread if spread > FLAT * size else size
+    return _root_mean_square(outputs - wanted) / (scale + 1e-12)
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
 
 
 def open_session(path: str, level: str) -> onnxruntime.InferenceSession:
@@ -91,10 +106,10 @@ def as_candidate(session: Any, feeds: Feeds, expected: np.ndarray, tolerance: fl
         return session.run(None, fed[index % len(fed)])[0]
 
     def check(index: int, outputs: Any) -> str:
-        off = deviation(outputs, expected[rows[index % len(rows)]])
+        off = deviation(outputs, expected, rows[index % len(rows)])
         if off <= tolerance:
             return ""
-        return f"{DIFFERENT} (by {off:.1%})"
+        return f"{DIFFERENT} (by {off:.1%} of their spread)"
 
     return Candidate(call, check)
 

@@ -20,11 +20,13 @@ from written import write_onnx
 
 from compress.compressor import run
 from compress.deploy.export import export
+from compress.harness import bench as bench_module
 from compress.harness import gpu, gpu_row
+from compress.harness.bench import Bench
 from compress.harness.gpu import FOUND, RECORDS, gpu_records, gpu_stage, module_of
 from compress.harness.gpu_row import FORMS, PROVIDERS, WORDS, Found
 from compress.harness.graph import make_graph
-from compress.harness.job import Job, Stores, perform, record_of
+from compress.harness.job import Job, Outcome, Stores, perform, record_of
 from compress.harness.outputs import Outputs
 from compress.harness.plan import make_plan
 from compress.harness.record import Key, Record
@@ -439,3 +441,22 @@ def test_noise_is_noted() -> None:
     record = Found(dict.fromkeys(WORDS, 1.0), noisy=True).onto(Record("a()", 0, "ok"), {}, False)
     assert "noisy latency on the GPU" in record.row()["note"]
     assert record.row()["cuda_note"] == ""
+
+
+def test_a_stage_that_dies_is_every_rows_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dies:
+        def submit(self, job: Job, name: str) -> None:
+            self.job = job
+
+        def wait(self) -> list[tuple[Job, Outcome]]:
+            return [(self.job, Outcome("StepEnded: it took more than 120 s and was ended"))]
+
+    monkeypatch.setattr(bench_module, "Cuda", lambda: SimpleNamespace(absent=lambda: ""))
+    records = {key: Record(*key, "failed" if key == LOWERED else "ok") for key in (BASE, LOWERED)}
+    bench = Bench(None, tmp_path, records=records)  # type: ignore[arg-type]
+    found, about = bench._on_gpu(Dies(), tmp_path)  # type: ignore[arg-type]
+    reason = "the timing on the GPU ended early: StepEnded: it took more than 120 s and was ended"
+    assert [(r.chain, r.row()["cuda_note"]) for r in found] == [("baseline", reason)]
+    assert about == {"cuda_failed": reason}

@@ -31,6 +31,12 @@ def test_what_becomes_known_later_is_added_to_the_description(tmp_path: Path) ->
     assert about == {"suite": "a", "latency": {"cpu": {"margin": 0.01}}, "split_hash": "f00"}
 
 
+def test_why_a_figure_is_missing_stands_in_the_note() -> None:
+    missing = {"peak_bytes": "killed by signal 9", "top5": "ten classes", "int8_convs": "no graph"}
+    row = Record("a()", 0, "ok", notes=("seen",), missing=missing).row()
+    assert row["note"] == "seen; no peak memory: killed by signal 9; no graph"
+
+
 def test_every_rows_line_says_where_it_was_measured(tmp_path: Path) -> None:
     where = {"cpu": "a processor", "versions": {"torch": "3.0"}}
     log = RunLog(tmp_path / "results.jsonl", {"suite": "a", "environment": where})

@@ -241,8 +241,8 @@ def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
     assert warnings(rows, ABOUT) == []
     doubted = _latency(trusted=False, margin=0.083)
     warning = (
-        "DO NOT TRUST the latencies at batch 1, 2 threads: two copies of one file differed by up "
-        "to 8.3 %."
+        "DO NOT TRUST the latencies at batch 1, 2 threads: two copies of one file differ by 8.3 % "
+        "on the average of all processes."
     )
     for shown in (markdown(rows, doubted), text(rows, doubted)):
         assert shown.index(warning) < shown.index("chain")
@@ -255,6 +255,33 @@ def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
     assert warnings([row("a()", **remote)], there)[0].startswith(
         "DO NOT TRUST the latencies on x at batch 1, all threads: "
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"margin": 0.015, "control": 1.0, "control_low": 0.9, "control_high": 1.1},
+         "how two copies of one file compare is known to ± 10.0 % only"),
+        ({"margin": 0.02, "control": 1.07, "control_low": 1.05, "control_high": 1.09},
+         "two copies of one file differ by 7.0 % throughout"),
+        ({"margin": 0.02, "control": 1.0, "control_low": None, "control_high": None},
+         "the baseline and its second copy were timed once, so no difference can be judged"),
+    ],
+)  # fmt: skip
+def test_the_warning_gives_its_true_reason(changes, reason):
+    (warning,) = warnings([BASE, row("a()", speedup=2.0)], _latency(trusted=False, **changes))
+    assert warning == f"DO NOT TRUST the latencies at batch 1, 2 threads: {reason}."
+
+
+def test_where_the_files_were_timed_is_told_if_it_was_elsewhere():
+    environment = {**ABOUT["environment"], "cpu": "Here", "threads": 2}
+    about = ABOUT | {"environment": environment, "timed_on": {"cpu": "There", "threads": 16}}
+    shown = " ".join(markdown([BASE, row("a()", speedup=2.0)], about).split())
+    assert "Machine: Here; 2 threads" in shown
+    assert "Timed on another machine: There; 16 threads." in shown
+    assert "batch 1, 16 threads" in shown
+    same = ABOUT | {"environment": environment, "timed_on": {"cpu": "Here", "threads": 2}}
+    assert "another machine" not in markdown([BASE, row("a()", speedup=2.0)], same)
 
 
 def test_the_foot_says_what_the_latencies_rest_on():

@@ -112,6 +112,13 @@ def test_what_sets_two_copies_apart_in_every_process_does_not_average_out():
     assert not wide.controls["cpu"].trusted
 
 
+def test_a_level_within_what_two_copies_differ_by_is_not_the_denominator():
+    machine = Machine(SECONDS, noise=1e-4, between=0.0, levels={"basic": 1.02})
+    raw = gathered(machine, settings=("cpu",))
+    assert summarise(raw).controls["cpu"].denominator == "basic"
+    assert summarise(strayed(raw, 1.03)).controls["cpu"].denominator == ""
+
+
 def test_a_level_that_was_left_out_is_not_the_denominator():
     raw = gathered(Machine(SECONDS, noise=1e-4, levels={"basic": 1.3}), settings=("cpu",))
     assert summarise(raw).controls["cpu"].denominator == "basic"

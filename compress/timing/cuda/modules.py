@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.timing.cuda.device import Cuda
 from compress.timing.rounds import Candidate, Plan, time_rounds
-from compress.timing.worker import feed_indices
+from compress.timing.worker import deviation, feed_indices
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,8 +21,6 @@ PILOT = Plan(seconds=0.1, min_rounds=7)
 """How the memory formats of a module are compared before the timing that counts."""
 TOLERANCE = {"float32": 0.02, "float16": 0.05, "bfloat16": 0.25}
 """What outputs may deviate by, see `deviation`; bfloat16 has eight bits."""
-FLAT = 1e-5
-"""Outputs that differ between samples by less than this share of their size are all the same."""
 
 
 @dataclass(frozen=True)
@@ -125,26 +123,6 @@ def _runner(
         return captured.outputs
 
     return run
-
-
-def deviation(outputs: np.ndarray, expected: np.ndarray, row: np.ndarray) -> float:
-    """Return how far outputs are from those expected of some samples, as a share of their spread.
-
-    Root mean squares: ‖outputs − expected[row]‖ over ‖expected − its mean over all samples‖. So
-    a constant is off by about 1, however large it is. Where there is no spread to speak of, it is
-    a share of the outputs themselves. Infinite for what is no answer.
-    """
-    wanted = expected[row].astype(np.float64)
-    if outputs.shape != wanted.shape or not np.isfinite(outputs).all():
-        return float("inf")
-    size = _root_mean_square(expected)
-    spread = _root_mean_square(expected - expected.mean(0, dtype=np.float64))
-    scale = spread if spread > FLAT * size else size
-    return _root_mean_square(outputs - wanted) / (scale + 1e-12)
-
-
-def _root_mean_square(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
 
 
 def differs(outputs: np.ndarray, expected: np.ndarray, row: np.ndarray, allowed: float) -> str:
