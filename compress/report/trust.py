@@ -97,12 +97,12 @@ def _doubt(known: Mapping[str, Any]) -> str:
     if value is None:
         return "the second copy of the baseline, by which they would be judged, was not timed"
     low, high = known.get("control_low"), known.get("control_high")
-    if low is None or high is None:
-        return "the baseline and its second copy were timed once, so no difference can be judged"
     reasons = []
     if margin > TRUSTED:
-        share = f"{100 * margin:.1f} %"
-        reasons.append(f"two copies of one file differ by {share} on the average of all processes")
+        reasons.append(f"on average two copies of one file differ by {100 * margin:.1f} %")
+    if low is None or high is None:
+        once = "the baseline and its second copy were timed once, so no difference can be judged"
+        return "; ".join(reasons) or once
     if high / value - 1 > TRUSTED:
         half = 100 * (high / value - 1)
         reasons.append(f"how two copies of one file compare is known to ± {half:.1f} % only")

@@ -241,6 +241,8 @@ class _Setting:
 
     def rows(self, files: Sequence[str]) -> dict[str, Timing]:
         rows = {name: self._row(name) for name in files}
+        if self._row(self.baseline).error:
+            return rows  # one that was caught in any process is no denominator
         ratios = {
             name: ratio
             for name in files

@@ -11,6 +11,7 @@ from made_up import SECONDS, Machine, gathered, timed
 from compress.timing.gather import Effort
 from compress.timing.gathered import CONTROL, process_ratio
 from compress.timing.result import summarise
+from compress.timing.worker import DIFFERENT
 
 
 def test_an_a_a_pair_is_indistinguishable_and_a_faster_file_is_faster():
@@ -110,6 +111,18 @@ def test_what_sets_two_copies_apart_in_every_process_does_not_average_out():
     assert control.trusted
     assert apart["same", "cpu"].verdict == "indistinguishable"
     assert not wide.controls["cpu"].trusted
+
+
+def test_nothing_is_held_against_a_baseline_that_was_caught():
+    raw = gathered(Machine(SECONDS), settings=("cpu",))
+    assert summarise(raw)["fast", "cpu"].verdict == "faster"
+    first, *others = raw.launched
+    series = {**first.settings["1"]["base"], "error": f"{DIFFERENT} (by 50 %)"}
+    caught = replace(first, settings={"1": {**first.settings["1"], "base": series}})
+    found = summarise(replace(raw, launched=(caught, *others)))
+    assert found["base", "cpu"].wrong
+    assert (found["fast", "cpu"].speedup, found["fast", "cpu"].verdict) == (None, "")
+    assert found["fast", "cpu"].p50_ms > 0
 
 
 def test_a_level_within_what_two_copies_differ_by_is_not_the_denominator():
