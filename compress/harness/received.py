@@ -120,8 +120,10 @@ def _check_timings(given: dict[str, Any], files: frozenset[str], baselines: froz
     if not isinstance(launched, list) or not 0 < len(launched) <= MOST_PROCESSES:
         _odd(f"launched must be a list of 1 to {MOST_PROCESSES} processes")
     most = MOST_ROUNDS // len(launched)
+    # Of the others, some were left out: slow levels, and files at which processes had died.
+    allowed = frozenset({given["baseline"], CONTROL}), frozenset(names)
     for number, part in enumerate(launched):
-        _check_process(part, f"process {number + 1}", settings, frozenset(names), most)
+        _check_process(part, f"process {number + 1}", settings, allowed, most)
     for setting in settings:
         if not any(part["threads"] == setting.threads for part in launched):
             _odd(f"no process has timed the setting {setting.name}")
@@ -152,8 +154,13 @@ def _check_environment(given: Mapping[str, Any], threads: int) -> None:
 
 
 def _check_process(
-    part: Any, where: str, settings: list[Setting], names: frozenset[str], most: int
+    part: Any,
+    where: str,
+    settings: list[Setting],
+    allowed: tuple[frozenset[str], frozenset[str]],
+    most: int,
 ) -> None:
+    """Check what one process found of the candidates: at least, and at most, those allowed."""
     if not isinstance(part, dict) or part.keys() != {"threads", "settings", "failure"}:
         _odd(f"{where} must have the keys threads, settings and failure")
     _whole(part["threads"], 0, MOST_THREADS, f"threads of {where}")
@@ -165,7 +172,7 @@ def _check_process(
         _odd(f"{where} has not timed the settings that it should have")
     for batch, series in found.items():
         place = f"{where}, batches of {batch}"
-        if not isinstance(series, dict) or not names - set(LEVELS) <= series.keys() <= names:
+        if not isinstance(series, dict) or not allowed[0] <= series.keys() <= allowed[1]:
             _odd(f"{place}: the candidates are not those of its files and the controls")
         rounds = {
             _rounds(one, f"{place}, {name}", most)

@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from compress.timing.bootstrap import T_975, log_ratio
 from compress.timing.environment import cpu_threads, environment
 from compress.timing.gathered import CONTROL, FLOOR, LEVELS, Gathered, Launched, process_ratio
 from compress.timing.kept import Kept, question
-from compress.timing.launch import Launch, WorkerFailed, launch
+from compress.timing.launch import LOADING, RUNNING, Launch, WorkerFailed, launch
 from compress.timing.setting import Setting, parse_setting
 
 SLOW_LEVELS = (0.9, 0.97)
@@ -30,6 +31,8 @@ SLOW_LEVELS = (0.9, 0.97)
 From the third on its 95 % interval must reach `FLOOR`: what does not will never be the
 denominator, and its turns cost the others'.
 """
+DEADLY = 2
+"""Processes that die at one file before the others are timed without it."""
 QUICK = 100
 """Resamples that tell when to stop."""
 PLANNED = 16
@@ -174,6 +177,8 @@ class _Run:
         self.candidates[CONTROL] = [paths[baseline], "default"]
         self.candidates |= {name: [paths[baseline], level] for name, level in LEVELS.items()}
         self.dropped: dict[int, set[str]] = {}
+        self.deaths: Counter[str] = Counter()
+        """How many processes died while they opened a file or ran it for the first time."""
         self.paths = list(dict.fromkeys(paths.values()))
         self.names_of = {path: name for name, path in paths.items()}
         self.job: dict[str, Any] = {
@@ -227,7 +232,7 @@ class _Run:
     def start(self, threads: int) -> Launched:
         """Run one process with a thread count, take what it found, and return that."""
         number = len(self.launched)
-        left_out = self.dropped.get(threads, set())
+        left_out = self.dropped.get(threads, set()) | self._aside()
         job = {
             **self.job,
             "candidates": {k: v for k, v in self.candidates.items() if k not in left_out},
@@ -255,9 +260,16 @@ class _Run:
             self.launch(job_path, result_path, effort.timeout or 600 + 20 * effort.seconds)
             return Launched(0, json.loads(result_path.read_text())["settings"])
         except WorkerFailed as error:
+            for word in (LOADING, RUNNING):
+                self.deaths[error.said.removeprefix(word)] += error.said.startswith(word)
             return Launched(0, failure=f"process {number + 1}: {error}")
         except (OSError, ValueError, KeyError) as error:
             return Launched(0, failure=f"process {number + 1} left no readable result: {error}")
+
+    def _aside(self) -> set[str]:
+        """Return the files that go no further, lest they cost the others their figures."""
+        needed = {self.baseline, CONTROL}
+        return {n for n in self.candidates if self.deaths[n] >= DEADLY and n not in needed}
 
     def _slow(self, parts: Sequence[Launched], level: str) -> bool:
         """Whether a level is slow at every batch size, so that it need not be timed again."""
@@ -284,7 +296,7 @@ class _Run:
         pairs = [
             (np.array(f[self.baseline]["medians"]), np.array(f[name]["medians"]))
             for f in found
-            if not f[self.baseline]["error"] and not f[name]["error"]
+            if name in f and not f[self.baseline]["error"] and not f[name]["error"]
         ]
         if not pairs:
             return True  # it has no speed-up, and more processes would give it none

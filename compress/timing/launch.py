@@ -9,10 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+LOADING, RUNNING = "loading ", "running "
+"""What a timing process says of a file before it opens it, and before it first runs it."""
 
 
 class WorkerFailed(RuntimeError):
-    """A timing process ended without a result; the sentence says how."""
+    """A timing process ended without a result; the sentence says how.
+
+    `said` is the last line that it wrote: where it was.
+    """
+
+    def __init__(self, sentence: str, said: str = "") -> None:
+        super().__init__(sentence)
+        self.said = said
 
 
 Launch = Callable[[Path, Path, float], None]
@@ -29,14 +38,14 @@ def launch(job: Path, result: Path, timeout: float, module: str = "compress.timi
             command, env=variables, capture_output=True, text=True, timeout=timeout
         )
     except subprocess.TimeoutExpired as error:
+        said = _last_line(error.stderr)
         raise WorkerFailed(
-            f"the timing process took more than {timeout:.0f} s and was ended "
-            f"({_last_line(error.stderr)})"
+            f"the timing process took more than {timeout:.0f} s and was ended ({said})", said
         ) from None
     if done.returncode < 0:
+        said = _last_line(done.stderr)
         raise WorkerFailed(
-            f"the timing process was killed by signal {-done.returncode} "
-            f"({_last_line(done.stderr)})"
+            f"the timing process was killed by signal {-done.returncode} ({said})", said
         )
     if done.returncode:
         raise WorkerFailed(f"the timing process failed: {_last_line(done.stderr)}")

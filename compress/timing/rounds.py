@@ -88,16 +88,20 @@ def time_rounds(
     seed: int,
     clock: Clock = time.perf_counter,
     alive: Callable[[], None] = lambda: None,
+    announce: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Series]:
     """Time the candidates against each other; one that fails gets an error and drops out.
 
     Round r is entry r of every surviving candidate's lists. `alive` is called once a round and
-    raises if nobody waits for the result any more.
+    raises if nobody waits for the result any more; `announce` is told who runs for the first
+    time, and '' when all have.
     """
     started = clock()
     series = {name: Series() for name in candidates}
     for name, candidate in candidates.items():
+        announce(name)
         _guarded(series[name], partial(_warm, candidate, series[name], plan, clock))
+    announce("")
     # Decided for all alike: who is timed with cold caches must not compete with who is not.
     cold = all(one.fastest >= LONG_CALL for one in series.values() if not one.error)
     order = random.Random(seed)

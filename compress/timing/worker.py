@@ -13,12 +13,14 @@ import random
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from compress.timing.launch import LOADING, RUNNING
 from compress.timing.life import die_with_parent
 from compress.timing.rounds import Candidate, Plan, Series, time_rounds
 
@@ -130,7 +132,6 @@ def run_job(
     plan = Plan(job["seconds"], job["min_rounds"], job["block_seconds"])
     settings: dict[str, dict[str, Any]] = {}
     for batch in job["batches"]:
-        _announce(f"timing batches of {batch}")
         feeds = rotated(feeds_of(samples, batch), STRIDE * job["seed"])
         candidates = {}
         for name, session in sessions.items():
@@ -139,7 +140,9 @@ def run_job(
                 candidates[name] = as_candidate(session, feeds, outputs, job["tolerance"])
             except ValueError as error:
                 errors[name] = f"the samples do not suit the file: {error}"
-        measured = time_rounds(candidates, plan, job["seed"], alive=alive)
+        measured = time_rounds(
+            candidates, plan, job["seed"], alive=alive, announce=partial(_announce_run, batch)
+        )
         failed = {name: Series(error=text) for name, text in errors.items()}
         settings[str(batch)] = {
             name: asdict(series) for name, series in {**measured, **failed}.items()
@@ -156,12 +159,16 @@ def _load(
     order = list(job["candidates"])
     random.Random(job["seed"]).shuffle(order)
     for name in order:
-        _announce(f"loading {name}")
+        _announce(f"{LOADING}{name}")
         try:
             sessions[name] = load(*job["candidates"][name])
         except Exception as error:  # onnxruntime's errors share no base class of their own
             errors[name] = f"onnxruntime cannot load the file: {error}"
     return sessions, errors
+
+
+def _announce_run(batch: int, name: str) -> None:
+    _announce(f"{RUNNING}{name}" if name else f"timing batches of {batch}")
 
 
 def _announce(text: str) -> None:

@@ -15,6 +15,7 @@ from compress.timing import launch as launch_module
 from compress.timing.gather import Effort, gather
 from compress.timing.gathered import CONTROL, LEVELS, Gathered, process_ratio
 from compress.timing.launch import WorkerFailed, launch
+from compress.timing.result import summarise
 
 
 def test_a_quiet_machine_is_left_after_five_processes_for_every_thread_count():
@@ -109,6 +110,34 @@ def test_a_process_that_dies_is_named_and_the_others_count():
     # Five are to live: one more pair was started for the one that died.
     assert len(found.series("cpu", "fast")) == 5
     assert len(found.series("cpu1", "fast")) == 6
+
+
+@pytest.mark.parametrize("word", ["loading", "running"])
+def test_a_file_at_which_processes_die_is_set_aside(word: str):
+    machine = Machine({**SECONDS, "bad": 0.004})
+
+    def deadly(job_path: Path, result_path: Path, timeout: float) -> None:
+        if "bad" in json.loads(job_path.read_text())["candidates"]:
+            said = f"{word} bad"
+            raise WorkerFailed(f"the timing process was killed by signal 11 ({said})", said)
+        machine.launch(job_path, result_path, timeout)
+
+    found = gathered(machine, launch=deadly, effort=Effort(seconds=0.01))
+    assert [bool(part.failure) for part in found.launched] == [True] * 2 + [False] * 10
+    assert len(found.series("cpu", "fast")) == 5
+    timings = summarise(found)
+    assert timings["fast", "cpu"].verdict == "faster"
+    bad = timings["bad", "cpu"]
+    assert bad.error == f"process 1: the timing process was killed by signal 11 ({word} bad)"
+    assert not bad.wrong
+
+
+def test_processes_that_die_at_the_baseline_are_not_told_from_others():
+    def deadly(job_path: Path, result_path: Path, timeout: float) -> None:
+        raise WorkerFailed("the timing process was killed by signal 11", "running base")
+
+    found = gathered(Machine(SECONDS), launch=deadly, effort=Effort(seconds=0.01))
+    assert len(found.launched) == 20
 
 
 def test_half_a_result_is_no_result():
