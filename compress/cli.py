@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import signal
 import sys
@@ -18,6 +17,8 @@ from compress.errors import RunStopped, UserError
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 TERMINATED = 143
+UNWRITTEN = 120
+"""As Python itself exits when its output cannot be written."""
 
 
 def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> Any:
@@ -349,16 +350,19 @@ def main() -> None:
 
 def command() -> NoReturn:
     """Be the whole process: what `main` does, without tearing down torch, which takes seconds."""
-    status: object = OK
+    status = OK
     try:
         main()
     except SystemExit as end:
-        status = end.code
-    with contextlib.suppress(Exception):  # a closed pipe: nobody reads any more
+        status = int(end.code or OK)
+    try:
         sys.stdout.flush()
-        sys.stderr.flush()
+    except OSError as error:  # a closed pipe, a full disk
+        sys.stderr.write(f"Error: what was printed could not be written: {error}\n")
+        status = UNWRITTEN
+    sys.stderr.flush()
     atexit._run_exitfuncs()
-    os._exit(status if isinstance(status, int) else OK if status is None else WRONG_CALL)
+    os._exit(status)
 
 
 if __name__ == "__main__":

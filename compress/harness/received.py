@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 
 from compress.errors import UserError
 from compress.timing.elsewhere import KIND, SCHEMA
+from compress.timing.gather import DEADLY
 from compress.timing.gathered import CONTROL, LEVELS, Gathered
+from compress.timing.launch import LOADING, RUNNING
 from compress.timing.rounds import KEPT_CALLS, Series
 from compress.timing.setting import Setting, parse_setting
 
@@ -120,13 +122,24 @@ def _check_timings(given: dict[str, Any], files: frozenset[str], baselines: froz
     if not isinstance(launched, list) or not 0 < len(launched) <= MOST_PROCESSES:
         _odd(f"launched must be a list of 1 to {MOST_PROCESSES} processes")
     most = MOST_ROUNDS // len(launched)
-    # Of the others, some were left out: slow levels, and files at which processes had died.
-    allowed = frozenset({given["baseline"], CONTROL}), frozenset(names)
+    # Slow levels are left out, and files at which processes had died.
+    least = set(names) - set(LEVELS) - _deadly(launched, files - {given["baseline"]})
+    allowed = frozenset(least), frozenset(names)
     for number, part in enumerate(launched):
         _check_process(part, f"process {number + 1}", settings, allowed, most)
     for setting in settings:
         if not any(part["threads"] == setting.threads for part in launched):
             _odd(f"no process has timed the setting {setting.name}")
+
+
+def _deadly(launched: list[Any], files: frozenset[str]) -> set[str]:
+    """Return the files at which so many processes died that the others did without them."""
+    said = [str(part.get("failure")) for part in launched if isinstance(part, dict)]
+    return {
+        name
+        for name in files
+        if sum(f"({word}{name})" in text for word in (LOADING, RUNNING) for text in said) >= DEADLY
+    }
 
 
 def _settings(given: Any) -> list[Setting]:

@@ -15,7 +15,6 @@ from compress.report.words import (
     latency_of,
     setting_words,
 )
-from compress.timing.result import TRUSTED
 
 
 def warnings(rows: Sequence[Row], about: About) -> list[str]:
@@ -88,27 +87,9 @@ def _known(names: Sequence[str], about: About) -> Iterator[tuple[str, Mapping[st
 
 
 def _warning(where: str, known: Mapping[str, Any]) -> str:
-    return f"DO NOT TRUST the latencies {where}: {_doubt(known)}."
-
-
-def _doubt(known: Mapping[str, Any]) -> str:
-    """Return why a control is not to be trusted (see `Control` of compress.timing.result)."""
-    value, margin = known.get("control"), known.get("margin") or 0
-    if value is None:
-        return "the second copy of the baseline, by which they would be judged, was not timed"
-    low, high = known.get("control_low"), known.get("control_high")
-    reasons = []
-    if margin > TRUSTED:
-        reasons.append(f"on average two copies of one file differ by {100 * margin:.1f} %")
-    if low is None or high is None:
-        once = "the baseline and its second copy were timed once, so no difference can be judged"
-        return "; ".join(reasons) or once
-    if high / value - 1 > TRUSTED:
-        half = 100 * (high / value - 1)
-        reasons.append(f"how two copies of one file compare is known to ± {half:.1f} % only")
-    if not low <= 1 <= high and abs(value - 1) > TRUSTED:
-        reasons.append(f"two copies of one file differ by {100 * abs(value - 1):.1f} % throughout")
-    return "; ".join(reasons) or "two copies of one file differed too much"
+    # Results of old do not tell why.
+    doubts = known.get("doubts") or ["two copies of one file differ too much"]
+    return f"DO NOT TRUST the latencies {where}: {'; '.join(doubts)}."
 
 
 def _control(words: str, known: Mapping[str, Any]) -> str:

@@ -261,7 +261,8 @@ class _Run:
             return Launched(0, json.loads(result_path.read_text())["settings"])
         except WorkerFailed as error:
             for word in (LOADING, RUNNING):
-                self.deaths[error.said.removeprefix(word)] += error.said.startswith(word)
+                if error.said.startswith(word):
+                    self.deaths[error.said.removeprefix(word)] += 1
             return Launched(0, failure=f"process {number + 1}: {error}")
         except (OSError, ValueError, KeyError) as error:
             return Launched(0, failure=f"process {number + 1} left no readable result: {error}")

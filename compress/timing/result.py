@@ -77,7 +77,21 @@ class Control:
     @property
     def trusted(self) -> bool:
         """Whether the control is narrow enough for small differences to mean anything."""
-        return max(self.margin, self._half, astray(self.ratio)) <= TRUSTED
+        return not self.doubts
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the control is not to be trusted, in words."""
+        if self.ratio is None:
+            return ["the second copy of the baseline, by which they would be judged, was not timed"]
+        if self.ratio.processes < 2:
+            return ["the baseline and its copy were timed once, so no difference can be judged"]
+        sizes = {
+            "on average two copies of one file differ by {}": self.margin,
+            "how two copies of one file compare is known to ± {} only": self._half,
+            "two copies of one file differ by {} throughout": astray(self.ratio),
+        }
+        return [w.format(f"{100 * x:.1f} %") for w, x in sizes.items() if x > TRUSTED]
 
     @property
     def bar(self) -> float:
@@ -107,6 +121,7 @@ class Control:
             "margin": self.margin,
             "bar": self.bar if np.isfinite(self.bar) else None,
             "trusted": self.trusted,
+            "doubts": self.doubts,
             "processes": self.processes,
             "denominator": self.denominator and f"optimization level {self.denominator!r}",
             "denominator_gain": self.denominator_gain,

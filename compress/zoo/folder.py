@@ -28,7 +28,9 @@ TEST_ONE_IN = 5
 DECODERS = min(8, os.cpu_count() or 1)
 SAMPLE = 4096
 """Bytes at the beginning, in the middle and at the end of a file that fingerprints cover."""
-BY_PATH = "of large images the fingerprint covers paths, sizes and samples of their bytes, not all"
+BY_SAMPLES = (
+    "of large images the fingerprint covers paths, sizes and samples of their bytes, not all"
+)
 
 # Files by class name.
 Files = Mapping[str, Sequence[Path]]
@@ -111,7 +113,7 @@ def image_folder(folder: Path, size: tuple[int, int] | None) -> Source:
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         augment="flip-crop",
-        note="; ".join(filter(None, [BY_PATH, note])),
+        note="; ".join(filter(None, [BY_SAMPLES, note])),
         resize="shorter side to the size, bilinear with antialiasing, then the centre cropped",
     )
 

@@ -17,6 +17,7 @@ from packed import NAMES, SETTINGS, SLUG, saved
 from compress.errors import UserError
 from compress.harness.merge import merge
 from compress.harness.outputs import Outputs
+from compress.harness.received import _deadly
 from compress.harness.record import read_results
 from compress.timing.gathered import CONTROL
 from compress.timing.rounds import KEPT_CALLS
@@ -45,6 +46,14 @@ def renamed(name: str) -> Callable[[dict[str, Any]], None]:
 
 PROCESS = ("timings", "launched", 0)
 SERIES = (*PROCESS, "settings", "1", BASE)
+
+
+def absent(values: dict[str, Any]) -> None:
+    for part in values["timings"]["launched"]:
+        for series in part["settings"].values():
+            series.pop(INT8, None)
+
+
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "another kind": (at("kind", value="poem"), "is no file of timings"),
     "schema": (at("schema", value=2), "has schema 2, and 1 is known"),
@@ -87,6 +96,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "process threads": (at(*PROCESS, "threads", value=64), "has not timed the settings"),
     "batch": (at(*PROCESS, "settings", "7", value={}), "has not timed the settings"),
     "a candidate too many": (at(*PROCESS, "settings", "1", "x", value={}), "candidates are not"),
+    "a file left out though no process died at it": (absent, "candidates are not"),
     "no candidate": (at(*PROCESS, "settings", "1", value={}), "candidates are not"),
     "series": (at(*SERIES, value=[]), "process 1, batches of 1, baseline .* must have the keys"),
     "error": (at(*SERIES, "error", value=None), "its error must be a text"),
@@ -256,3 +266,12 @@ def test_whatever_is_changed_is_refused_in_words_or_can_be_merged(
     else:
         assert slug in read_results(results)[1]["elsewhere"]
         results.write_bytes(before)
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_file_may_be_absent_where_processes_died_at_it(deaths: int) -> None:
+    said = f"process 1: the timing process was killed by signal 11 (loading {INT8})"
+    launched = [{"threads": 0, "settings": {}, "failure": said}] * deaths
+    assert _deadly([*launched, None], frozenset({INT8, "other"})) == (
+        {INT8} if deaths == 2 else set()
+    )
