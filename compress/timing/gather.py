@@ -28,14 +28,14 @@ from compress.timing.setting import Setting, parse_setting
 SLOW_LEVELS = (0.9, 0.97)
 """What a level must reach in the first process and in the first two to go on.
 
-From the third on its 95 % interval must reach `FLOOR`: what does not will never be the
-denominator, and its turns cost the others'.
+After the third its 95 % interval must reach `FLOOR`, after later ones its median: what does not
+will hardly be the denominator, and its turns cost the others'.
 """
 DEADLY = 2
 """Processes that die at one file before the others are timed without it."""
 QUICK = 100
 """Resamples that tell when to stop."""
-PLANNED = 16
+PLANNED = 24
 """Processes for every number of threads that share the budget; starting them costs some of it.
 
 With many short processes rather than few long ones, what differs from process to process (where
@@ -311,5 +311,7 @@ def _is_slow(logs: np.ndarray) -> bool:
     count = len(logs)
     if count <= len(SLOW_LEVELS):
         return bool(np.exp(logs.mean()) < SLOW_LEVELS[count - 1])
+    if count > len(SLOW_LEVELS) + 1:
+        return bool(np.median(logs) < np.log1p(FLOOR))
     half = T_975[min(count - 1, len(T_975)) - 1] * logs.std(ddof=1) / np.sqrt(count)
     return bool(logs.mean() + half < np.log1p(FLOOR))

@@ -23,15 +23,15 @@ KEPT_CALLS = 8
 """How many of a block's raw seconds are kept, evenly spaced."""
 LONG_CALL = 0.25
 """Seconds of a call beside which coming back to a model (below a ms) does not count."""
-RETURN_CALLS, RETURN_SECONDS = 10, 0.008
+RETURN_CALLS, RETURN_SECONDS = 30, 0.008
 """How a turn begins: with calls that do not count, at most so many and of about so many seconds.
 
 After other models have run, a model comes back slowly, and the longer the smaller its calls are.
 On Zen 4 the first call took up to 0.4 ms longer, the second 0.1 ms, the fourth none. On two cores
 of Zen 3, four nets of 0.3 to 2 ms in four processes each took 1.1 to 1.7 times the time alone in
-their first call, 1.0 to 1.25 in the fifth, and 1.0 to 1.15 in the ninth (what is left then is in
-`benchmarks/measurement/alone.py`). With more calls than these, rounds become so few that ratios
-scatter more.
+their first call, 1.0 to 1.25 in the fifth, and 1.0 to 1.15 in the ninth; after ten calls the
+smallest of five was still at 1.034. What is left now, `benchmarks/measurement/alone.py` measures.
+With longer turns, rounds become so few that ratios scatter more.
 """
 
 

@@ -12,7 +12,7 @@ from made_up import SAMPLES, SECONDS, Machine, gathered
 
 from compress.errors import UserError
 from compress.timing import launch as launch_module
-from compress.timing.gather import Effort, gather
+from compress.timing.gather import Effort, _is_slow, gather
 from compress.timing.gathered import CONTROL, LEVELS, Gathered, process_ratio
 from compress.timing.launch import WorkerFailed, launch
 from compress.timing.result import summarise
@@ -30,8 +30,8 @@ def test_a_quiet_machine_is_left_after_five_processes_for_every_thread_count():
 def test_a_noisy_one_is_measured_until_the_budget_ends():
     machine = Machine(SECONDS, between=0.05)
     found = gathered(machine, effort=Effort(seconds=100))
-    # 100 s for sixteen pairs of processes: 3.125 s each, and 0.3 to start, so fourteen pairs fit.
-    assert len(found.launched) == 28
+    # 100 s for 24 pairs of processes: 2.083 s each, and 0.3 to start, so twenty pairs fit.
+    assert len(found.launched) == 40
     assert found.seconds <= 100
 
 
@@ -75,6 +75,22 @@ def test_levels_are_timed_for_as_long_as_they_may_be_the_denominator(speeds, tim
         seen = len(kept) if expected is None else expected
         assert kept == [True] * seen + [False] * (len(kept) - seen)
     assert len(machine.jobs) > 3
+
+
+@pytest.mark.parametrize(
+    ("speeds", "slow"),
+    [
+        ((0.91,), False),
+        ((0.89,), True),
+        ((0.99, 0.96), False),
+        ((0.96, 0.97), True),
+        ((1.0, 1.0, 1.03), False),  # may be 1.05 as well
+        ((1.0, 1.0, 1.03, 1.0), True),  # may still be 1.03, but that is not what it looks like
+        ((1.02, 1.02, 0.9, 1.03), False),
+    ],
+)
+def test_what_a_level_must_reach_to_be_timed_again(speeds, slow):
+    assert _is_slow(np.log(speeds)) is slow
 
 
 def test_a_level_that_is_fast_at_one_batch_size_is_kept_for_all():
