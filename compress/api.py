@@ -244,16 +244,17 @@ def pack(run: str | Path, out: str | Path | None = None) -> Path:
     return write(Path(run), None if out is None else Path(out))
 
 
-def merge(run: str | Path, files: str | Path | Sequence[str | Path]) -> Results:
+def merge(run: str | Path, files: str | Path | Sequence[str | Path], name: str = "") -> Results:
     """Add what `time_here.py` has written on other machines to a run, and write its reports anew.
 
-    The rows gain columns `on_<machine>_<setting>_<figure>`. Raises UserError, and changes
-    nothing, if a file is not about the files of this run.
+    The rows gain columns `on_<machine>_<setting>_<figure>`. `name` names the machine of a single
+    file; else it is called by its processor and threads. Raises UserError, and changes nothing, if
+    a file is not about the files of this run, or if two are of machines that are alike.
     """
     from compress.harness.merge import merge as add
 
     given = [files] if isinstance(files, str | Path) else files
-    add(Path(run), [Path(file) for file in given])
+    add(Path(run), [Path(file) for file in given], name)
     return rewrite_reports(run)
 
 

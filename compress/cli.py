@@ -198,11 +198,18 @@ def pack(run: Path, out: Path | None) -> None:
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
-def merge(run: Path, files: tuple[Path, ...]) -> None:
+@click.option(
+    "--as",
+    "name",
+    default="",
+    metavar="NAME",
+    help="What to call the machine, if there is another like it; by default its processor.",
+)
+def merge(run: Path, files: tuple[Path, ...], name: str) -> None:
     """Add FILES that time_here.py has written elsewhere to RUN, and write its reports anew."""
     from compress.api import merge as add
 
-    results = add(run, files)
+    results = add(run, files, name)
     for slug, there in results.about["elsewhere"].items():
         machine = there["environment"]
         name, threads = machine["cpu"] or "unnamed processor", machine["threads"]

@@ -1,7 +1,7 @@
 """Bringing back what other machines found: `compress-models merge RUN FILE...`.
 
 Their figures become further columns of the run's rows: `on_<slug>_<setting>_<figure>`, where the
-slug is made of the processor's name and the number of threads.
+slug is the name that the user gave the machine, or made of its processor's name and its threads.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from compress.timing.result import Timings, summarise
 from compress.timing.worker import DIFFERENT
 
 LONGEST_SLUG = 24
+_NAME = re.compile(rf"[a-z0-9][a-z0-9_]{{0,{LONGEST_SLUG - 1}}}")
 _SAYS_NOTHING = {"cpu", "processor", "core", "cores", "gen", "with", "at"}
 
 
@@ -38,19 +39,27 @@ class _Line:
     content: bytes
 
 
-def merge(run: Path, files: Sequence[Path]) -> list[str]:
+def merge(run: Path, files: Sequence[Path], name: str = "") -> list[str]:
     """Add what other machines found to the last results of a run; return the machines' slugs.
 
     `files` are what `time_here.py` has written there. What comes from the same machine, by its
-    environment and settings, replaces what was merged before. Raises UserError, and writes
-    nothing, if a file is not what it should be or is not about the files of this run.
+    `name` or else by its environment and settings, replaces what was merged before. Raises
+    UserError, and writes nothing, if a file is not what it should be or is not about the files of
+    this run, or if two files are of machines that only a name could tell apart.
     """
     if not files:
         raise UserError("name at least one file that time_here.py has written")
+    if name and len(files) > 1:
+        raise UserError(f"{name!r} can name one machine only: merge the files one by one")
+    if name and not _NAME.fullmatch(name):
+        raise UserError(
+            f"a machine's name becomes part of column names: up to {LONGEST_SLUG} of a to z, 0 to "
+            f"9 and _, not {name!r}"
+        )
     results = run / "results.jsonl"
     read_run(results)  # a folder without results must not be created by locking it
     with Outputs(run, ()).lock:
-        name, records, about = read_run(results)
+        run_name, records, about = read_run(results)
         sound = {
             candidate_name((record.chain, record.seed)): record
             for record in records
@@ -59,14 +68,15 @@ def merge(run: Path, files: Sequence[Path]) -> list[str]:
         hashes = {key: record.hashes["onnx"] for key, record in sound.items()}
         baselines = frozenset(key for key, record in sound.items() if record.chain == BASELINE)
         received = [read_timings(path, hashes, baselines) for path in files]
+        _tell_apart(files, received)
         known = {
             slug: _identity(there["environment"], there["latency"])
             for slug, there in about.get("elsewhere", {}).items()
         }
-        lines = [_line(one, sound, known) for one in received]
+        lines = [_line(one, sound, name or _slug(one.gathered, known)) for one in received]
         for line in lines:
             write_atomic(run / "raw" / f"elsewhere-{line.slug}.json", line.content)
-            head = {"schema": SCHEMA, "kind": "elsewhere", "run": name, "slug": line.slug}
+            head = {"schema": SCHEMA, "kind": "elsewhere", "run": run_name, "slug": line.slug}
             append_line(results, {**head, **line.values})
     return [line.slug for line in lines]
 
@@ -91,15 +101,32 @@ def _identity(environment: Mapping[str, Any], settings: Sequence[str] | Mapping[
     return json.dumps([lasting, sorted(settings)], sort_keys=True)
 
 
-def _line(received: Received, sound: Mapping[str, Record], known: dict[str, str]) -> _Line:
-    """Derive the figures of one machine; `known` maps slugs to identities and gains this one's."""
-    gathered = received.gathered
-    timings = summarise(gathered)
+def _tell_apart(files: Sequence[Path], received: Sequence[Received]) -> None:
+    """Raise UserError if two files are of equal machines: one would replace the other."""
+    seen: dict[str, Path] = {}
+    for path, one in zip(files, received, strict=True):
+        other = seen.setdefault(_identity(one.gathered.environment, one.gathered.settings), path)
+        if other is not path:
+            raise UserError(
+                f"{other} and {path} are of machines that are alike in everything they say: merge "
+                "them one by one, with a name for each (--as NAME; name='...' in Python)"
+            )
+
+
+def _slug(gathered: Gathered, known: dict[str, str]) -> str:
+    """Name a machine; `known` maps slugs to identities and gains this one's."""
     identity = _identity(gathered.environment, gathered.settings)
     cpu, number = gathered.environment["cpu"], 1
     while known.get(slug := slug_of(cpu, gathered.all_threads, number), identity) != identity:
         number += 1
     known[slug] = identity
+    return slug
+
+
+def _line(received: Received, sound: Mapping[str, Record], slug: str) -> _Line:
+    """Derive the figures of one machine."""
+    gathered = received.gathered
+    timings = summarise(gathered)
     values = {
         "environment": {**gathered.environment, "date": received.date},
         "latency": timings.about(),

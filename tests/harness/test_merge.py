@@ -15,9 +15,11 @@ from packed import EPYC, NAMES, SECONDS, SETTINGS, SLUG, linear, machine, rows, 
 
 import compress
 from compress import cli
+from compress.errors import UserError
 from compress.files import append_line, sha256
 from compress.harness.merge import merge, slug_of
 from compress.harness.record import Record, RunLog, read_results
+from compress.report.columns import machines
 from compress.timing.elsewhere import main
 from compress.timing.environment import environment
 from compress.timing.gathered import CONTROL, LEVELS
@@ -141,6 +143,41 @@ def test_the_same_machine_replaces_and_another_gets_a_number(
         f"elsewhere-{SLUG}.json",
         f"elsewhere-{SLUG}_2.json",
     }
+
+
+def test_machines_that_are_alike_are_told_apart_by_names(
+    run: Path,
+    tmp_path: Path,
+    found: dict[str, Any],
+    unpacked: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = timings(unpacked, seconds={**SECONDS, INT8: 0.002})
+    first, second = saved(tmp_path, found, "1.json"), saved(tmp_path, other, "2.json")
+    before = (run / "results.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"1\.json and .*2\.json are of machines that are alike"):
+        merge(run, [first, second])
+    with pytest.raises(UserError, match="'left' can name one machine only"):
+        merge(run, [first, second], "left")
+    for bad in ("Left", "a-b", "_a", "a" * 25, "a\n"):
+        with pytest.raises(UserError, match="becomes part of column names"):
+            merge(run, [first], bad)
+    assert (run / "results.jsonl").read_bytes() == before
+    assert merge(run, [first], "left") == ["left"]
+    assert command(monkeypatch, "merge", run, second, "--as", "right_cpu") == 1
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said[:2]] == [
+        "Columns on_left_...",
+        "Columns on_right_cpu_...",
+    ]
+    assert merge(run, [second]) == [SLUG]  # without a name, names are not looked for
+    measured = rows(run)["quantize()"].measured
+    assert measured["on_left_cpu_speedup"] == pytest.approx(4)
+    assert measured["on_right_cpu_cpu_speedup"] == pytest.approx(2)
+    assert machines([measured])["right_cpu"] == machines([measured])["left"]
+    assert merge(run, [second], "left") == ["left"]
+    assert rows(run)["quantize()"].measured["on_left_cpu_speedup"] == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

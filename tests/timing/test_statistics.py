@@ -128,12 +128,35 @@ def test_the_quantile_is_the_tables():
 def test_p_is_students_beyond_the_margin():
     ratio = Ratio(1.05, 0, 0, error=0.01, processes=5)
     assert p_value(ratio, 0.0) == pytest.approx(2 * scipy.stats.t.sf(np.log(1.05) / 0.01, 4))
-    beyond = (np.log(1.05) - np.log(1.02)) / 0.01
-    assert p_value(ratio, 0.02) == pytest.approx(2 * scipy.stats.t.sf(beyond, 4))
+    nearer, farther = ((np.log(1.05) + sign * np.log(1.02)) / 0.01 for sign in (-1, 1))
+    expected = scipy.stats.t.sf(nearer, 4) + scipy.stats.t.sf(farther, 4)
+    assert p_value(ratio, 0.02) == pytest.approx(expected)
     assert p_value(ratio, 0.0501) == 1
     slower = Ratio(1 / 1.05, 0, 0, error=0.01, processes=5)
     assert p_value(slower, 0.02) == pytest.approx(p_value(ratio, 0.02))
     assert p_value(Ratio(2, 2, 2, 0, 5), 0.02) == 0
+
+
+@given(
+    st.floats(0.5, 2), st.floats(0, 0.2), st.floats(1e-3, 0.2), st.integers(2, 40), st.floats(0, 1)
+)
+def test_p_is_the_largest_chance_of_any_truth_within_the_margin(
+    value: float, margin: float, error: float, processes: int, where: float
+) -> None:
+    ratio = Ratio(value, 0, 0, error, processes)
+    p, size, spread = p_value(ratio, margin), abs(np.log(value)), error
+    law = scipy.stats.t(processes - 1)
+
+    def chance(truth: float) -> float:
+        """Of an estimate at least as far from 0."""
+        return float(law.sf((size - truth) / spread) + law.cdf((-size - truth) / spread))
+
+    within = np.log1p(margin) * (2 * where - 1)
+    assert p >= chance(within) - 1e-12
+    if size > np.log1p(margin):
+        assert p == pytest.approx(chance(np.log1p(margin)), rel=1e-6, abs=1e-12)
+    if p <= 0.05:
+        assert size >= law.isf(0.025) * error * (1 - 1e-9)  # the 95 % interval leaves out 1
 
 
 times = st.lists(st.floats(1e-5, 10), min_size=1, max_size=8)
