@@ -43,8 +43,6 @@ from compress.workbench import Journal
 VERIFY_ITEMS = 512
 ALIKE = 0.9
 """Below this agreement with its float module (top-1), a lowered file's row says so."""
-MANY_CASTS = 4
-"""As many a float16 file may execute at its ends and around one operator without a word."""
 EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes")
 """Columns that `compress.timing.executed` fills."""
 
@@ -172,13 +170,6 @@ def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, found: Meas
     found.journal.append({"kind": "executed", "macs": run.macs, "operators": dict(run.operators)})
     if slowed := explain(run, cpu_info()[1]):
         found.notes.append(slowed)
-    products = sum(getattr(run, name) for name in EXECUTED if name.endswith(("convs", "matmuls")))
-    casts = run.operators.get("Cast", 0)
-    if casts > max(MANY_CASTS, products / 4):
-        found.notes.append(
-            f"what slows the file on a CPU: {casts} Cast nodes are executed, beside {products} "
-            f"convolutions and matrix products"
-        )
 
 
 def _answer(

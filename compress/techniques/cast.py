@@ -23,11 +23,11 @@ class Cast(Compressor):
 
     The file is half as large, and its inputs and outputs stay float32. A GPU's matrix units
     multiply float16 several times as fast as float32. onnxruntime's CPU provider has few float16
-    kernels and casts to and fro, so there the file is seldom faster and often slower: the
-    row's CPU latency shows it. bfloat16 is refused, because the CPU provider, by which every file
-    is verified, has no convolution for it. A weight, or a value inside the network on 64
-    calibration items, that is out of float16's range (65504) fails the step. The float module
-    travels on unchanged, for counting.
+    kernels: it computes in float32 and fuses less than in a float32 file, so there the file is
+    seldom faster and often slower: the row's CPU latency shows it. bfloat16 is refused, because
+    the CPU provider, by which every file is verified, has no convolution for it. A weight, or a
+    value inside the network on 64 calibration items, that is out of float16's range (65504)
+    fails the step. The float module travels on unchanged, for counting.
     """
 
     lowers = True

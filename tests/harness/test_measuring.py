@@ -12,7 +12,6 @@ from torchvision.ops import DeformConv2d
 
 from compress import counts
 from compress.deploy.export import export
-from compress.deploy.half import to_float16
 from compress.deploy.int8 import quantize_onnx
 from compress.harness import measuring
 from compress.harness.measuring import EXECUTED, Measured
@@ -53,17 +52,6 @@ def test_the_executed_graph_goes_to_its_columns(
     assert lowered.figures["int8_convs"] == found.figures["float_convs"]
     assert lowered.figures["int8_macs_share"] == 1
     assert "this CPU has no int8 dot products" in lowered.notes[0]
-
-
-def test_a_float16_file_that_casts_to_and_fro_says_so(tmp_path: Path) -> None:
-    model = fresh_model(DATA)
-    half, _ = to_float16(export(model), [INPUTS])
-    (tmp_path / "half.onnx").write_bytes(half)
-    found = executed(tmp_path / "half.onnx")
-    (row,) = found.journal
-    products = found.figures["float_convs"] + found.figures["float_matmuls"]
-    said = f"{row['operators']['Cast']} Cast nodes are executed, beside {products} convolutions"
-    assert said in found.notes[0]
 
 
 def test_a_file_that_does_not_run_has_reasons(tmp_path: Path) -> None:

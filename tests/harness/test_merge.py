@@ -165,6 +165,7 @@ def test_machines_that_are_alike_are_told_apart_by_names(
             merge(run, [first], bad)
     assert (run / "results.jsonl").read_bytes() == before
     assert merge(run, [first], "left") == ["left"]
+    capsys.readouterr()
     assert command(monkeypatch, "merge", run, second, "--as", "right_cpu") == 1
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in said[:2]] == [
