@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from compress.harness.metric import Function
 from compress.harness.plan import make_plan
 from compress.harness.record import Record, read_results
 from compress.harness.started import early
-from compress.harness.suite import Suite, checked, load_suite
+from compress.harness.suite import Named, Suite, checked, load_suite
 from compress.report.columns import frame
 from compress.report.curves import curve_rows
 from compress.report.table import text
@@ -60,6 +60,7 @@ def prepare(
     data: Data | None = None,
     model: nn.Module | None = None,
     metric: str | Function | None = None,
+    teachers: Mapping[str, nn.Module | tuple[str, str]] | None = None,
     data_root: str | Path | None = None,
     device: str = "auto",
     allow_code: Collection[str | Path] = (),
@@ -86,12 +87,15 @@ def prepare(
     if foreign := changes.keys() - {item.name for item in fields(Suite)}:
         raise unknown("option", sorted(foreign)[0], [item.name for item in fields(Suite)])
     changes["metric"] = metric if isinstance(metric, str) else None
+    own, named = _teachers(teachers or {})
+    changes["teachers"] = {**chosen.teachers, **named}
     chosen = checked(replace(chosen, **{k: v for k, v in changes.items() if v is not None}))
     plan = make_plan(
         chosen,
         data=data,
         model=model,
         metric=None if isinstance(metric, str) else metric,
+        teachers=own,
         data_root=root,
         device=device,
         allow_code=tuple(Path(path) for path in allow_code),
@@ -102,6 +106,30 @@ def prepare(
     return Bench(plan, folder, command, progress, on_record, conduct)
 
 
+def _teachers(
+    given: Mapping[str, nn.Module | tuple[str, str]],
+) -> tuple[dict[str, nn.Module], dict[str, Named]]:
+    """Return those of the teachers that are modules, and what a suite says of all of them."""
+    from torch import nn
+
+    own, named = {}, {}
+    for name, teacher in given.items():
+        if isinstance(teacher, nn.Module):
+            own[name], named[name] = teacher, Named(type(teacher).__name__)
+        elif (
+            isinstance(teacher, tuple | list)
+            and len(teacher) == 2
+            and all(isinstance(text, str) for text in teacher)
+        ):
+            named[name] = Named(*teacher)
+        else:
+            raise UserError(
+                f"teacher {name!r} is an nn.Module, or a model's name and a file of its weights, "
+                f"such as ('resnet56', 'best.safetensors'); not {teacher!r:.100}"
+            )
+    return own, named
+
+
 def bench(suite: str | Path | Suite, **options: Any) -> Results:
     """Run a suite (a built-in name, a TOML file, or a `Suite`) and write its reports to `out`.
 
@@ -110,6 +138,8 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
     - `out`: the folder of all outputs.
     - `data` and `model`: a `Data` and an `nn.Module` in place of what the suite names. `metric`: a
       further column, a function of outputs and targets (numpy arrays) or `FILE.py:NAME`.
+    - `teachers`: name -> an `nn.Module`, or a model's name and a file of its weights, for
+      `distill(teacher='NAME')`.
     - `data_root`, `device` (auto, cpu or cuda), `allow_code` (files of yours that may run).
     - Every step runs in a process of its own, which may take `step_timeout` seconds and
       `step_memory` gigabytes; it computes on `step_threads` CPU threads (default: all).

@@ -38,6 +38,13 @@ def _names(_: click.Context, parameter: click.Parameter, value: str | None) -> A
     return None if value is None else tuple(part.strip() for part in value.split(","))
 
 
+def _by_name(_: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    found = {name: (model, weights) for name, model, weights in value}
+    if len(found) < len(value):
+        raise click.BadParameter("a name stands twice")
+    return found or None
+
+
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--out", type=click.Path(path_type=Path), help="Folder for all outputs."),
@@ -47,6 +54,15 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Where data sets lie; else $COMPRESS_DATA_ROOT, else your cache folder.",
         ),
         click.option("--weights", help="A .safetensors or .pt file, or DEFAULT (torchvision)."),
+        click.option(
+            "--teacher",
+            "teachers",
+            nargs=3,
+            multiple=True,
+            callback=_by_name,
+            metavar="NAME MODEL WEIGHTS",
+            help="A further model, for chains with distill(teacher='NAME').",
+        ),
         click.option("--mean", callback=_numbers, help="Per channel, e.g. 0.485,0.456,0.406."),
         click.option("--std", callback=_numbers, help="Per channel, for values in [0, 1]."),
         click.option("--size", type=click.IntRange(min=1), help="Resize images to this side."),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import compress
@@ -172,6 +173,51 @@ def test_options_are_never_silently_ignored(data: object, tmp_path: Path) -> Non
         compress.run(data=data, chain="train()", out=tmp_path, seed=3)
     with pytest.raises(compress.UserError, match="does not take the data's inputs"):
         compress.run(data=data, model=nn.Linear(3, 2), chain="quantize()", out=tmp_path)
+
+
+def test_ones_own_module_teaches(data: object, tmp_path: Path) -> None:
+    """It says the contrary of every label, so a student that is always wrong learnt from it."""
+    contrary = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
+    images, labels = stripes(200, 2)
+    inputs = torch.from_numpy(images / 255).float().flatten(1)
+    wanted = torch.from_numpy(np.eye(2)[1 - labels]).float()
+    fitted = torch.linalg.lstsq(inputs, wanted).solution
+    with torch.no_grad():
+        contrary[1].weight.copy_(20 * fitted.T)
+    weights = tmp_path / "contrary.safetensors"
+    save_file({"1.weight": contrary[1].weight.detach()}, weights)
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "from torch import nn\n\ndef make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))\n"
+    )
+    for number, teacher in enumerate((contrary, (f"{code}:make", str(weights)))):
+        results = compress.run(
+            data=data,
+            model="mlp",
+            chain="train(epochs=4) -> distill(teacher='contrary', hard_weight=0, epochs=8)",
+            teachers={"contrary": teacher},
+            allow_code=[code],
+            out=tmp_path / str(number),
+            timing_seconds=0.5,
+            timings=("cpu",),
+            progress=False,
+        )
+        assert results.ok, str(results)
+        right, wrong = results.frame["accuracy"]
+        assert right > 0.95
+        assert wrong < 0.05
+
+
+def test_a_teacher_that_cannot_teach_is_refused(data: object, tmp_path: Path) -> None:
+    for teacher, sentence in [
+        (nn.Linear(3, 2), "teacher 'own' does not take the data's inputs"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "teacher 'own' gives outputs of shape"),
+        ("mlp", "is an nn.Module, or a model's name and a file of its weights"),
+        (("mlp", 3), "is an nn.Module, or a model's name and a file of its weights"),
+    ]:
+        with pytest.raises(compress.UserError, match=sentence):
+            compress.run(data=data, chain="train()", teachers={"own": teacher}, out=tmp_path)
 
 
 def test_two_instances_in_one_folder_are_not_mixed_up(data: object, tmp_path: Path) -> None:

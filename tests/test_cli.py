@@ -62,6 +62,16 @@ WRONG = [
     (["run", "--chain", "train()", "--mean", "0.5,x"], "not a list of numbers"),
     (["run", "--chain", "train()", "--mean", "0.5"], "mean and std together"),
     (["run", "--chain", "train()", "--mean", "0,0", "--std", "1,1"], "one value per channel"),
+    (
+        ["run", "--chain", "train()", "--teacher", "big", "mlp", "no.pt"],
+        "no file of weights 'no.pt', neither here nor",
+    ),
+    (["run", "--chain", "train()", "--teacher", "big", "mlp"], "requires 3 arguments"),
+    (["run", "--chain", "train()", "--teacher", "input", "mlp", "m.py"], "names another model"),
+    (
+        ["run", "--chain", "train()", *["--teacher", "big", "mlp", "m.py"] * 2],
+        "a name stands twice",
+    ),
     (["run", "--chain", "train()", "--colour"], "No such option"),
     (["run", "--chain", "train()", "--device", "tpu"], "device must be"),
     (["run", "--chain", "train()", "--augment", "rotate"], "joined by hyphens"),

@@ -122,7 +122,7 @@ class _Maker:
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
-        self.private = plan.instance is not None
+        self.private = plan.instance is not None or bool(plan.own_teachers)
         named = {name: identity(model) for name, model in plan.teachers.items()}
         self.context = {**_common(plan), "seed": seed, "teachers": named}
         self.judged = {

@@ -55,7 +55,7 @@ class Site:
     scratch: Path
     plan: Plan | None = None
     objects: bytes = b""
-    """What the plan refers to by no name (data, a module, a metric), for our own child alone."""
+    """What the plan refers to by no name (data, modules, a metric), for our own child alone."""
 
     @property
     def given(self) -> bool:
@@ -340,6 +340,7 @@ def executor_for(site: Site, limits: Limits) -> Isolated | Inside:
     given = {
         "data": plan.data,
         "model": plan.instance,
+        "teachers": plan.own_teachers,
         # One of a file is found again by its name.
         "metric": plan.metric.function if plan.metric and plan.metric.file is None else None,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -53,8 +53,10 @@ class Plan:
     metric: Metric | None = None
     instance: nn.Module | None = None
     """A Python user's own module, where no name says how it is built."""
+    own_teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Those of the teachers that are a Python user's own modules, by name."""
     given: bool = False
-    """Whether data, module or metric are objects of this process, not names."""
+    """Whether data, modules or the metric are objects of this process, not names."""
     step_threads: int = 1
     """CPU threads of every step: sums are rounded otherwise with another number of them."""
     cpu: object = None
@@ -116,6 +118,7 @@ def make_plan(
     data: Data | None = None,
     model: nn.Module | None = None,
     metric: Function | None = None,
+    teachers: Mapping[str, nn.Module] | None = None,
     data_root: Path | None = None,
     device: str | torch.device = "auto",
     allow_code: Collection[Path] = (),
@@ -123,9 +126,9 @@ def make_plan(
 ) -> Plan:
     """Look everything up, build every model once, and refuse what cannot work.
 
-    `data`, `model` (an instance) and `metric` (a function) take the place of the suite's names,
-    for Python users. A device by name is looked for; a `torch.device` was found before.
-    Raises UserError.
+    `data`, `model` (an instance), `metric` (a function) and `teachers` (instances, by names that
+    the suite has) take the place of the suite's names, for Python users. A device by name is
+    looked for; a `torch.device` was found before. Raises UserError.
     """
     if data is not None and any(
         value is not None for value in (suite.mean, suite.std, suite.size, suite.augment)
@@ -141,7 +144,7 @@ def make_plan(
     for path in allow_code:
         if not path.is_file():
             raise UserError(f"--allow-code: there is no file {path}")
-    given = data is not None or model is not None or metric is not None
+    given = bool(teachers) or any(thing is not None for thing in (data, model, metric))
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     if data is None:
         data = load_data(
@@ -175,6 +178,7 @@ def make_plan(
         allow_code=tuple(allow_code),
         metric=judge,
         instance=None if model is None else start.module,
+        own_teachers=dict(teachers or {}),
         given=given,
         step_threads=step_threads or cpu_threads(),
     )
@@ -190,7 +194,7 @@ def make_plan(
 def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
     """Look for files of weights as they are named, then below the data root."""
 
-    def find(weights: str | None) -> str | None:
+    def find(weights: str | None, option: str = "--weights FILE") -> str | None:
         if weights is None or weights == DEFAULT or Path(weights).expanduser().exists():
             return weights
         below = find_root(data_root) / weights
@@ -198,10 +202,13 @@ def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
             return str(below)
         raise UserError(
             f"there is no file of weights {weights!r}, neither here nor below the data root "
-            f"{find_root(data_root)}: name it with --weights FILE"
+            f"{find_root(data_root)}: name it with {option}"
         )
 
-    teachers = {k: replace(v, weights=find(v.weights)) for k, v in suite.teachers.items()}
+    teachers = {
+        name: replace(named, weights=find(named.weights, f"--teacher {name} {named.model} FILE"))
+        for name, named in suite.teachers.items()
+    }
     return replace(suite, weights=find(suite.weights), teachers=teachers)
 
 
@@ -226,21 +233,30 @@ def _start(
         if suite.weights is not None:
             load_weights(model.module, suite.weights, suite.model)
         return model
+    model = _of_instance(instance, data)
+    if suite.weights is not None:
+        load_weights(model.module, suite.weights, suite.model)
+    _check_fits("the model", model, data)
+    return model
+
+
+def _of_instance(instance: nn.Module, data: Data) -> Model:
     # A copy: the caller's module keeps its mode, device and type.
     module = copy.deepcopy(instance).cpu().float().eval()
-    if suite.weights is not None:
-        load_weights(module, suite.weights, suite.model)
-    model = Model(module, data.task.example(), blueprint=Blueprint(INSTANCE))
+    return Model(module, data.task.example(), blueprint=Blueprint(INSTANCE))
+
+
+def _check_fits(what: str, model: Model, data: Data) -> None:
+    """Refuse a module that does not take the data's inputs, or gives other outputs."""
     try:
-        shape = tuple(forward(module, model.example).shape)
+        shape = tuple(forward(model.module, model.example).shape)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise UserError(f"the model does not take the data's inputs: {error}") from error
+        raise UserError(f"{what} does not take the data's inputs: {error}") from error
     if shape != (1, *data.task.output_shape()):
         raise UserError(
-            f"the model's outputs have shape {shape} for one item, and the data needs "
+            f"{what} gives outputs of shape {shape} for one item, and the data needs "
             f"{(1, *data.task.output_shape())}"
         )
-    return model
 
 
 def _origin(suite: Suite, baseline: Compressor | None, instance: nn.Module | None) -> str:
@@ -254,6 +270,11 @@ def _origin(suite: Suite, baseline: Compressor | None, instance: nn.Module | Non
 def _teachers(suite: Suite, plan: Plan) -> dict[str, Model]:
     teachers = {}
     for name, named in suite.teachers.items():
+        own = plan.own_teachers.get(name)
+        if own is not None:
+            teachers[name] = _of_instance(own, plan.data)
+            _check_fits(f"teacher {name!r}", teachers[name], plan.data)
+            continue
         if named.weights is None:
             raise UserError(f"teacher {name!r} needs weights: an untrained model teaches nothing")
         model = plan.fresh(named.model)
