@@ -34,6 +34,14 @@ DAMAGE = (
     SafetensorError,
 )
 
+
+class Skipped(nn.Identity):
+    """In the place of a block that was taken out: also of one that is called with a mask."""
+
+    def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
+        return input
+
+
 # The closed vocabulary of layers that steps may emit: class, and the constructor's arguments
 # as they can be read back from an instance.
 VOCABULARY: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
@@ -63,6 +71,7 @@ VOCABULARY: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
     "Sequential": (nn.Sequential, ()),
     "Identity": (nn.Identity, ()),
+    "Skipped": (Skipped, ()),
     "ReLU": (nn.ReLU, ("inplace",)),
 }
 

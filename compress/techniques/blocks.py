@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.model import forward, probe
+from compress.model import Skipped, forward, probe
 from compress.surgery import replace_layer
 from compress.task import Tensors
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,12 @@ def stages(module: nn.Module, example: Tensors) -> list[Stage]:
     """Return every stage with at least one removable block.
 
     A block is removable if it maps a tensor to one of the same shape and its input goes past it:
-    with all its weights set to zero, its output still depends on its input.
+    with all its weights set to zero, except those of its norms, its output still depends on its
+    input. Of a block that is called with further arguments it is also seen whether the module
+    works without it: `nn.TransformerEncoder` looks into its first layer.
     """
-    seen = _passes(module, probe(example))
+    inputs = probe(example)
+    seen = _passes(module, inputs)
     found: list[Stage] = []
     inside: list[str] = []
     for path, container in module.named_modules():
@@ -68,7 +72,10 @@ def stages(module: nn.Module, example: Tensors) -> list[Stage]:
                 groups.setdefault(type(child), []).append(place)
         for places in groups.values():
             removable = frozenset(
-                place for place in places if _goes_past(module.get_submodule(place), *seen[place])
+                place
+                for place in places
+                if _goes_past(module.get_submodule(place), seen[place])
+                and (not seen[place].further or _works_without(module, place, inputs))
             )
             if removable:
                 found.append(Stage(tuple(places), removable))
@@ -79,22 +86,33 @@ def stages(module: nn.Module, example: Tensors) -> list[Stage]:
 def without(module: nn.Module, paths: Sequence[str]) -> nn.Module:
     """Return the module with the blocks at some paths taken out, in place."""
     for path in paths:
-        replace_layer(module, path, nn.Identity())
+        replace_layer(module, path, Skipped())
     return module
 
 
-def _passes(module: nn.Module, inputs: Tensors) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return input and output of every submodule that is called once, with one tensor each."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+@dataclass(frozen=True)
+class _Pass:
+    """What goes into a submodule and what comes out."""
+
+    given: Tensor
+    output: Tensor
+    further: bool
+    """Whether it is called with more arguments, which say nothing (None or False)."""
+
+
+def _passes(module: nn.Module, inputs: Tensors) -> dict[str, _Pass]:
+    """Return what goes through every submodule that is called once, with one tensor each."""
+    found: dict[str, _Pass] = {}
     odd: set[str] = set()
     handles = []
     for path, layer in module.named_modules():
 
         def note(_layer: nn.Module, given: Any, named: Any, output: Any, path: str = path) -> None:
-            if path in found or len(given) != 1 or named:
+            first, *others = [*given, *named.values()] or [None]
+            if path in found or not given or any(x is not None and x is not False for x in others):
                 odd.add(path)
-            elif isinstance(given[0], Tensor) and isinstance(output, Tensor):
-                found[path] = (given[0].detach().clone(), output.detach())
+            elif isinstance(first, Tensor) and isinstance(output, Tensor):
+                found[path] = _Pass(first.detach().clone(), output.detach(), bool(others))
 
         handles.append(layer.register_forward_hook(note, with_kwargs=True))
     try:
@@ -102,20 +120,38 @@ def _passes(module: nn.Module, inputs: Tensors) -> dict[str, tuple[Tensor, Tenso
     finally:
         for handle in handles:
             handle.remove()
-    return {path: pair for path, pair in found.items() if path not in odd}
+    return {path: seen for path, seen in found.items() if path not in odd}
 
 
-def _goes_past(block: nn.Module, given: Tensor, output: Tensor) -> bool:
-    if given.shape != output.shape:
+def _goes_past(block: nn.Module, seen: _Pass) -> bool:
+    given = seen.given
+    if given.shape != seen.output.shape or not given.is_floating_point():
         return False
     empty = copy.deepcopy(block).eval()
+    # Transformers in their first form end a block with a norm, which would let nothing past.
+    norms = {id(p) for m in empty.modules() if isinstance(m, NORMS) for p in m.parameters()}
+    others = [parameter for parameter in empty.parameters() if id(parameter) not in norms]
     with torch.no_grad():
-        for parameter in empty.parameters():
+        for parameter in others or empty.parameters():
             parameter.zero_()
         result = empty(given)
     if not isinstance(result, Tensor) or not bool(result.isfinite().all()):
         return False
-    # Another input: had the output been made by the weights alone, it would stay the same.
+    # Another input: had the output been made by the weights alone, it would stay the same. Not a
+    # constant more: a norm takes that away.
+    ripples = torch.arange(given.numel(), dtype=given.dtype, device=given.device).cos()
     with torch.no_grad():
-        other = empty(given + 1.0)
+        other = empty(given + ripples.view_as(given))
     return not torch.allclose(result, other)
+
+
+def _works_without(module: nn.Module, path: str, inputs: Tensors) -> bool:
+    block = module.get_submodule(path)
+    replace_layer(module, path, Skipped())
+    try:
+        forward(module, inputs)
+    except Exception:  # somebody's code misses the block: whatever it says, the block has to stay
+        return False
+    finally:
+        replace_layer(module, path, block)
+    return True

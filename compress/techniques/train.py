@@ -70,7 +70,7 @@ def same_again(model: Model, bench: Workbench) -> Model:
         for path, layer in model.module.named_modules():
             # What carving took out.
             if isinstance(layer, nn.Identity) and path in whole:
-                replace_layer(made.module, path, nn.Identity())
+                replace_layer(made.module, path, type(layer)())
         if _shapes(made) == _shapes(model):
             return made
         fresh = dict(made.module.named_parameters())

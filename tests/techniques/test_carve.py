@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from bench_fixtures import build, fresh_model, make_bench, small_digits
@@ -13,12 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from compress.compressor import run
+from compress.compressor import run, seed_everything
+from compress.deploy.export import export
 from compress.errors import IllegalChain
 from compress.model import Model, forward, load, probe, save
 from compress.techniques import chain
 from compress.techniques.blocks import Stage, stages, without
 from compress.techniques.losses import kd
+from compress.zoo.models import fresh
 
 DATA = small_digits()
 
@@ -207,6 +211,57 @@ def test_a_transformer_keeps_the_weights_of_the_layers_that_stay() -> None:
     expected = encoder.layers[2](encoder.layers[0](inputs + encoder.pos_embedding))
     found = made.module.encoder(inputs)
     torch.testing.assert_close(found, encoder.ln(expected))
+
+
+TUTORIAL = """
+import torch
+from torch import nn
+
+class Vision(nn.Module):
+    def __init__(self, num_classes, norm_first):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 16, 2, 2)
+        self.places = nn.Parameter(torch.randn(1, 16, 16) / 4)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first)
+        self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).mT + self.places
+        return self.head(self.encoder(tokens).mean(1))
+
+def make(num_classes, in_channels, norm_first=False):
+    return Vision(num_classes, norm_first)
+"""
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_transformer_of_torchs_own_layers(norm_first: bool, tmp_path: Path) -> None:
+    """They are called with masks that are None, and in their first form end with a norm."""
+    code = tmp_path / "tutorial.py"
+    code.write_text(TUTORIAL)
+    seed_everything(0)
+    model = fresh(f"{code}:make(norm_first={norm_first})", DATA.task, [code])
+    [stage] = stages(model.module, model.example)
+    places = tuple(f"encoder.layers.{number}" for number in range(4))
+    assert stage.blocks == places
+    assert stage.removable >= set(places[1:])
+    made = run(chain("carve(ratio=0.5)"), model, make_bench(DATA, model))
+    inputs = torch.randn(3, 1, 8, 8)
+    # By hand: the layers that stay, one after the other.
+    tokens = model.module.patches(inputs).flatten(2).mT + model.module.places
+    for number in (0, 2):
+        tokens = model.module.encoder.layers[number](tokens)
+    torch.testing.assert_close(made.module(inputs), model.module.head(tokens.mean(1)))
+    save(made, tmp_path / "kept", partial(build, allow_code=[code]))
+    again = load(tmp_path / "kept", partial(build, allow_code=[code]))
+    assert torch.equal(forward(again.module, (inputs,)), forward(made.module, (inputs,)))
+    onnx.checker.check_model(onnx.load_model_from_string(export(made)))
+
+
+def test_norms_of_their_own_are_no_blocks() -> None:
+    layers = [nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.LayerNorm(32), nn.Linear(32, 2)]
+    assert stages(nn.Sequential(*layers), (torch.zeros(1, 1, 8, 8),)) == []
 
 
 def test_width_is_that_of_pruned_channels(trained: Model) -> None:
