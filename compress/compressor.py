@@ -24,7 +24,7 @@ import torch
 from compress.draws import seed_of
 from compress.ensemble import MOST_MEMBERS, together
 from compress.errors import IllegalChain, StepFailed
-from compress.model import Model, forward, probe
+from compress.model import Model, forward, probe, turned_infinite
 from compress.workbench import Workbench
 
 NEEDS = frozenset({"train", "labels", "validation", "calibration", "teacher", "timer"})
@@ -221,6 +221,8 @@ class Chain(Compressor):
     def check(self, bench: Workbench) -> None:
         for part in self.parts:
             part.check(bench)
+            # What comes out of a step is known when it has run.
+            bench = replace(bench, enters=None)
 
     def compress(self, model: Model, bench: Workbench) -> Model:
         for part in self.parts:
@@ -367,9 +369,8 @@ def run(compressor: Compressor, model: Model, bench: Workbench) -> Model:
 def _check(compressor: Compressor, model: Model, result: object) -> None:
     if not isinstance(result, Model):
         raise StepFailed(f"{compressor!r} returned {type(result).__name__} and not a Model")
-    for name, tensor in result.module.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise StepFailed(f"{compressor!r} left values that are not finite in {name}")
+    if odd := turned_infinite(result.module.state_dict(), model.module.state_dict()):
+        raise StepFailed(f"{compressor!r} left values that are not finite in {odd[0]}")
     result.module.eval()
     inputs = probe(model.example)
     expected = forward(model.module, inputs).shape

@@ -166,6 +166,20 @@ def identity(model: Model) -> list[str]:
     return [factory, digest(repr(model.module)), weights_hash(model.module)]
 
 
+def turned_infinite(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of what holds values that are not finite and were not there before.
+
+    A causal mask is a buffer of infinities, and fine.
+    """
+    return [
+        name
+        for name, value in after.items()
+        if value.is_floating_point()
+        and not value.isfinite().all()
+        and not (name in before and torch.equal(value, before[name].to(value.device)))
+    ]
+
+
 # --- saving -----------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.draws import Draws
+from compress.files import digest, sha256
 
 Tensors = tuple[Tensor, ...]
 
@@ -306,6 +307,19 @@ class Data:
     test: Split
     fingerprint: str
     note: str = ""
+
+    def identity(self) -> str:
+        """Return a hash of the source and of which of its items every split holds, in order."""
+        splits = (self.train, self.validation, self.calibration, self.test)
+        return digest([self.fingerprint, *map(arrangement, splits)])
+
+
+def arrangement(split: Split) -> list[Any]:
+    """Return, as JSON, which items a split holds, in which order, as far as it is a subset."""
+    if isinstance(split, Subset):
+        index = split.index.cpu().to(torch.int64).contiguous()
+        return [sha256(index.numpy().tobytes()), *arrangement(split.whole)]
+    return [len(split)]
 
 
 def prepared_batches(

@@ -94,6 +94,8 @@ class Workbench:
     """Transfer sets by the name of their data source."""
     timer: Callable[..., Any] | None = None
     origin: Model | None = None
+    enters: Model | None = None
+    """In a check: a model with the layers of the one that enters, where they are known."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float32"
     tune: bool = False

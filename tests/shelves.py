@@ -16,16 +16,21 @@ class Entry:
 
 
 class Folder:
-    """A shelf in a folder; `full` makes it refuse everything, as a full disk does."""
+    """A shelf in a folder; `full` makes it refuse everything, as a full disk does.
+
+    `away` makes it answer nothing, as a store that cannot be reached.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         self.passing: set[str] = set()
         self.puts = 0
-        self.full = False
+        self.full = self.away = False
 
     def get(self, key: str, passing: bool = False) -> Entry | None:
+        if self.away:
+            raise OSError(110, "Connection timed out")
         return self.entries.get(key)
 
     def put(

@@ -137,7 +137,7 @@ def main() -> None:
         validation=data.validation,
         calibration=data.calibration,
         build=lambda name: fresh(name, data.task),
-        setting=data.fingerprint,
+        setting=data.identity(),
     )
     teacher = run(chain("train(epochs=6)"), fresh("cnn-small", data.task), bench)
     bench = replace(bench, teacher=teacher, journal=Journal())

@@ -122,11 +122,11 @@ class _Maker:
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
-        self.private = plan.instance is not None or bool(plan.own_teachers)
-        named = {name: identity(model) for name, model in plan.teachers.items()}
-        self.context = {**_common(plan), "seed": seed, "teachers": named}
+        self.private = plan.instance is not None
+        self.teachers = {name: identity(model) for name, model in plan.teachers.items()}
+        self.context = {**_common(plan), "seed": seed}
         self.judged = {
-            "test": plan.data.fingerprint,
+            "test": plan.data.identity(),
             "metric": None if plan.metric is None else plan.metric.identity(),
             "threads": plan.threads,
             "cpu": plan.cpu or cpu_info(),
@@ -135,27 +135,30 @@ class _Maker:
 
     def lane(self, row: Row, chain: Compressor | None, start: str, baseline: str) -> Lane:
         nodes: list[Node] = []
-        parent = start
+        parent, private = start, self.private
         for step in () if chain is None else chain.steps:
-            nodes.append(self._step(step, parent, baseline))
+            private = private or not step.teachers.isdisjoint(self.plan.own_teachers)
+            nodes.append(self._step(step, parent, baseline, private))
             parent = nodes[-1].key
         about = {**self.judged, "of": parent, "metadata": metadata(self.plan, row, self.seed)}
         key = digest({MEASURE: about})
-        private = self.private or (self.plan.metric is not None and self.plan.metric.file is None)
+        private = private or (self.plan.metric is not None and self.plan.metric.file is None)
         nodes.append(Node(key, MEASURE, None, (parent,), private))
         return Lane(row, self.seed, tuple(nodes), start)
 
-    def _step(self, step: Compressor, parent: str, baseline: str) -> Node:
+    def _step(self, step: Compressor, parent: str, baseline: str, private: bool) -> Node:
         taught = "teacher" in step.needs
         # Of what enters, a student from fresh weights has nothing.
         alone = step.restarts and bool(step.students) and not self.private
         about = self.context | {"foreign": foreign_sources(step)}
         about |= {"baseline": baseline} if taught else {}
+        named = {n: self.teachers[n] for n in sorted(step.teachers) if n in self.teachers}
+        about |= {"teachers": named} if named else {}
         sets = {name: self.plan.transfers[name].fingerprint for name in sorted(step.transfers)}
         about |= {"transfers": sets} if sets else {}
         key = step_key("" if alone else parent, repr(step), about)
         inputs = tuple(dict.fromkeys([parent, *([baseline] if taught else [])]))
-        return Node(key, repr(step), step, inputs, self.private)
+        return Node(key, repr(step), step, inputs, private)
 
 
 def shared(graph: Graph) -> Mapping[str, int]:

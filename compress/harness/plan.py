@@ -92,7 +92,7 @@ class Plan:
     def context(self) -> dict[str, object]:
         """What every step's result depends on, besides its input, its text and named teachers."""
         return {
-            "data": self.data.fingerprint,
+            "data": self.data.identity(),
             "task": self.data.task.describe(),
             "device": str(self.device),
             "precision": [self.precision, "tuned"] if self.tune else [self.precision],
@@ -291,7 +291,7 @@ def _check_names(row: Row, plan: Plan) -> None:
     for name in sorted(row.chain.teachers - {"baseline"}):
         if name not in plan.teachers:
             raise unknown("teacher", name, ["baseline", "input", *plan.teachers])
-    bench = replace(plan.workbench(0, False), teacher=plan.start)
+    bench = replace(plan.workbench(0, False), teacher=plan.start, enters=plan.start)
     for need in sorted(row.chain.needs):
         if not bench.has(need):
             raise IllegalChain(f"{row.text} needs {need}, which is not at hand")

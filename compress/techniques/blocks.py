@@ -52,8 +52,7 @@ def stages(module: nn.Module, example: Tensors) -> list[Stage]:
 
     A block is removable if it maps a tensor to one of the same shape and its input goes past it:
     with all its weights set to zero, except those of its norms, its output still depends on its
-    input. Of a block that is called with further arguments it is also seen whether the module
-    works without it: `nn.TransformerEncoder` looks into its first layer.
+    input; and the module must work without it: `nn.TransformerEncoder` looks into its first layer.
     """
     inputs = probe(example)
     seen = _passes(module, inputs)
@@ -74,8 +73,8 @@ def stages(module: nn.Module, example: Tensors) -> list[Stage]:
             removable = frozenset(
                 place
                 for place in places
-                if _goes_past(module.get_submodule(place), seen[place])
-                and (not seen[place].further or _works_without(module, place, inputs))
+                if _goes_past(module.get_submodule(place), *seen[place])
+                and _works_without(module, place, inputs)
             )
             if removable:
                 found.append(Stage(tuple(places), removable))
@@ -90,19 +89,12 @@ def without(module: nn.Module, paths: Sequence[str]) -> nn.Module:
     return module
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What goes into a submodule and what comes out."""
+def _passes(module: nn.Module, inputs: Tensors) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return input and output of every submodule that is called once, with one tensor each.
 
-    given: Tensor
-    output: Tensor
-    further: bool
-    """Whether it is called with more arguments, which say nothing (None or False)."""
-
-
-def _passes(module: nn.Module, inputs: Tensors) -> dict[str, _Pass]:
-    """Return what goes through every submodule that is called once, with one tensor each."""
-    found: dict[str, _Pass] = {}
+    Further arguments may be there if they say nothing, such as a mask that is None.
+    """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     odd: set[str] = set()
     handles = []
     for path, layer in module.named_modules():
@@ -112,7 +104,7 @@ def _passes(module: nn.Module, inputs: Tensors) -> dict[str, _Pass]:
             if path in found or not given or any(x is not None and x is not False for x in others):
                 odd.add(path)
             elif isinstance(first, Tensor) and isinstance(output, Tensor):
-                found[path] = _Pass(first.detach().clone(), output.detach(), bool(others))
+                found[path] = (first.detach().clone(), output.detach())
 
         handles.append(layer.register_forward_hook(note, with_kwargs=True))
     try:
@@ -120,12 +112,11 @@ def _passes(module: nn.Module, inputs: Tensors) -> dict[str, _Pass]:
     finally:
         for handle in handles:
             handle.remove()
-    return {path: seen for path, seen in found.items() if path not in odd}
+    return {path: pair for path, pair in found.items() if path not in odd}
 
 
-def _goes_past(block: nn.Module, seen: _Pass) -> bool:
-    given = seen.given
-    if given.shape != seen.output.shape or not given.is_floating_point():
+def _goes_past(block: nn.Module, given: Tensor, output: Tensor) -> bool:
+    if given.shape != output.shape or not given.is_floating_point():
         return False
     empty = copy.deepcopy(block).eval()
     # Transformers in their first form end a block with a norm, which would let nothing past.
@@ -134,7 +125,10 @@ def _goes_past(block: nn.Module, seen: _Pass) -> bool:
     with torch.no_grad():
         for parameter in others or empty.parameters():
             parameter.zero_()
-        result = empty(given)
+        try:
+            result = empty(given)
+        except TypeError:  # it needs the further arguments that it was given
+            return False
     if not isinstance(result, Tensor) or not bool(result.isfinite().all()):
         return False
     # Another input: had the output been made by the weights alone, it would stay the same. Not a

@@ -49,6 +49,8 @@ class Carve(Compressor):
         sound = isinstance(self.blocks, tuple) and all(isinstance(b, str) for b in self.blocks)
         require(sound, self, f"blocks is a list of names, not {self.blocks!r}")
         require(self.ratio is None or not self.blocks, self, "give ratio or blocks, not both")
+        judged = self.by == "even" or self.ratio is not None
+        require(judged, self, "by='effect' says which blocks a ratio keeps, and there is no ratio")
         given = self.ratio is not None or bool(self.blocks) or self.width is not None
         require(given, self, "give ratio, blocks or width")
 
@@ -61,6 +63,19 @@ class Carve(Compressor):
         return replace(
             self, ratio=kept_at(self.ratio, progress), width=kept_at(self.width, progress)
         )
+
+    def check(self, bench: Workbench) -> None:
+        if self.blocks and bench.enters is not None:
+            self._check_blocks(stages(bench.enters.copy().module, bench.enters.example))
+
+    def _check_blocks(self, whole: list[Stage]) -> None:
+        known = [path for stage in whole for path in stage.blocks]
+        for path in self.blocks:
+            if path not in known:
+                raise IllegalChain(
+                    f"carve: there is no block {path!r}. {nearest(path, known)}Blocks: "
+                    f"{', '.join(known) or 'none'}"
+                )
 
     def compress(self, model: Model, bench: Workbench) -> Model:
         if self.blocks or (self.ratio is not None and self.ratio < 1):
@@ -123,13 +138,7 @@ class Carve(Compressor):
         return self._least_missed(model, bench, left, max(1, self._target(total)))
 
     def _others(self, whole: list[Stage], left: list[Stage]) -> list[str]:
-        known = [path for stage in whole for path in stage.blocks]
-        for path in self.blocks:
-            if path not in known:
-                raise IllegalChain(
-                    f"carve: there is no block {path!r}. {nearest(path, known)}Blocks: "
-                    f"{', '.join(known) or 'none'}"
-                )
+        self._check_blocks(whole)
         return [
             path
             for stage in left

@@ -13,8 +13,8 @@ from compress.compressor import is_number, require, require_choice, require_name
 from compress.ensemble import AVERAGES
 from compress.errors import IllegalChain, unknown
 from compress.model import Model
-from compress.task import Split
-from compress.techniques.hints import HINTS, Hints, matched, named_pairs
+from compress.task import Split, arrangement
+from compress.techniques.hints import HINTS, Hints, check_layer, matched, named_pairs
 from compress.techniques.losses import LABEL_LOSSES, SOFT_LOSSES, standardized
 from compress.techniques.schedules import SHAPES, between
 from compress.techniques.soft_labels import Showing, SoftLabels
@@ -24,6 +24,8 @@ from compress.training import Around, Batch, Loss, Training, fit
 from compress.workbench import Workbench
 
 SAME = "same"
+SOFT = ("loss", "standardize", "temperature", "final_temperature", "annealing", "beta")
+"""Options that shape the soft loss."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,8 +86,8 @@ class Distill(Training):
         require_choice(self, "loss", tuple(SOFT_LOSSES))
         require_choice(self, "hints", HINTS)
         require_choice(self, "average", AVERAGES)
-        for name in ("annealing", "temperature_schedule"):
-            require_choice(self, name, tuple(SHAPES))
+        require_choice(self, "annealing", tuple(SHAPES))
+        require_choice(self, "temperature_schedule", tuple(s for s in SHAPES if s != "constant"))
         require(isinstance(self.standardize, bool), self, "standardize is True or False")
         self._check_teachers()
         self._check_numbers()
@@ -99,6 +101,7 @@ class Distill(Training):
             fine = len(weights) == len(names) and all(is_number(w) and w > 0 for w in weights)
             require(fine, self, f"teacher_weights are {len(names)} positive numbers, one a teacher")
         several = len(names) > 1
+        require(several or not weights, self, "teacher_weights needs several teachers")
         require(several or self.average == "probabilities", self, "average needs several teachers")
         sound = not several or self.loss != "logits" or self.average == "logits"
         require(sound, self, "loss='logits' learns from several teachers with average='logits'")
@@ -126,10 +129,14 @@ class Distill(Training):
         for name in ("hard_weight", "soft_weight", "hint_weight"):
             value = getattr(self, name)
             require(is_number(value) and value >= 0, self, f"{name} must be >= 0, not {value!r}")
-        taught = self.soft_weight > 0 or (self.hints != "none" and self.hint_weight > 0)
+        taught = self.soft_weight > 0 or self.hints != "none"
         require(
             taught, self, "soft_weight is 0 and there are no hints: that is train() or finetune()"
         )
+        for name in SOFT:
+            usual = getattr(Distill, name)
+            fine = self.soft_weight > 0 or getattr(self, name) == usual
+            require(fine, self, f"{name} is of the soft loss, and soft_weight is 0")
         views = self.views
         counted = isinstance(views, int) and not isinstance(views, bool) and views >= 0
         require(views is None or counted, self, f"views must be a whole number >= 0, not {views!r}")
@@ -144,6 +151,9 @@ class Distill(Training):
         require(not given or self.hints != "none", self, "hint_layers without hints='fitnets'")
         weighed = self.hint_weight != Distill.hint_weight
         require(not weighed or self.hints != "none", self, "hint_weight without hints='fitnets'")
+        require(
+            self.hints == "none" or self.hint_weight > 0, self, "hint_weight is 0: leave out hints"
+        )
         alone = self.hints == "none" or len(self.teacher_names) == 1
         require(alone, self, "hints come from one teacher, not from an ensemble")
 
@@ -208,15 +218,29 @@ class Distill(Training):
 
     def _check_pairs(self, bench: Workbench) -> None:
         """Refuse hints that teacher and student do not give, where both are known beforehand."""
-        [name, *_] = self.teacher_names
-        known = self.student not in (None, SAME) and name in (BASELINE, *bench.models)
-        if self.hints == "none" or not known or (name == BASELINE and bench.teacher is None):
+        if self.hints == "none":
             return
-        teacher = bench.teacher if name == BASELINE else bench.models[name]
-        assert teacher is not None, "as was seen"
         with torch.random.fork_rng(devices=[]):
-            student = bench.student(str(self.student))
-            Hints(self.hints, self._pairs(teacher.copy(), student), teacher.copy(), student)
+            teacher, student = self._known_teacher(bench), self._known_student(bench)
+            if teacher is None:
+                return
+            teacher = teacher.copy()
+            if student is not None:
+                Hints(self.hints, self._pairs(teacher, student), teacher, student)
+            else:
+                for text in self.hint_layers:
+                    check_layer(text.partition(":")[0], teacher, "teacher")
+
+    def _known_teacher(self, bench: Workbench) -> Model | None:
+        [name] = self.teacher_names
+        if name == BASELINE:
+            return bench.teacher
+        return bench.enters if name == INPUT else bench.models.get(name)
+
+    def _known_student(self, bench: Workbench) -> Model | None:
+        if self.student not in (None, SAME):
+            return bench.student(str(self.student))
+        return None if bench.enters is None else bench.enters.copy()
 
     def compress(self, model: Model, bench: Workbench) -> Model:
         models = find_teachers(self.teacher_names, model, bench)
@@ -238,6 +262,7 @@ class Distill(Training):
             traced=hints is None,
             labelled=self.transfer is None or bench.transfers[self.transfer].labelled,
             about={"teacher": teacher.identity()},
+            blames=labels.blames,
         )
         try:
             made = fit(student, bench, self, self._loss(labels, hints, bench), around)
@@ -272,6 +297,8 @@ class Distill(Training):
         """Return how many augmented views there are: without augmentation all look the same."""
         if bench.task.augmented:
             return self.views or self.epochs
+        if self.views is not None and self.views > 1:
+            bench.journal.note(f"views={self.views}: without augmentation all views look the same")
         return 1
 
     def _labels(
@@ -280,6 +307,7 @@ class Distill(Training):
         key: dict[str, Any] = {
             "teacher": teacher.identity(),
             "transfer": self.transfer and bench.transfers[self.transfer].fingerprint,
+            "items": arrangement(split),
             # Sums within a batch are rounded otherwise in batches of another size or order.
             "batches": [self.batch_size, bench.seed],
         }

@@ -144,12 +144,17 @@ def named_pairs(texts: Sequence[str], teacher: Model, student: Model) -> list[tu
     pairs = []
     for text in texts:
         theirs, _, ours = text.partition(":")
-        for path, model, whose in ((theirs, teacher, "teacher"), (ours, student, "student")):
-            known = [name for name, _ in model.module.named_modules() if name]
-            if path not in known:
-                raise IllegalChain(f"the {whose} has no layer {path!r}. {nearest(path, known)}")
+        check_layer(theirs, teacher, "teacher")
+        check_layer(ours, student, "student")
         pairs.append((theirs, ours))
     return pairs
+
+
+def check_layer(path: str, model: Model, whose: str) -> None:
+    """Raise IllegalChain if a model has no such layer."""
+    known = [name for name, _ in model.module.named_modules() if name]
+    if path not in known:
+        raise IllegalChain(f"the {whose} has no layer {path!r}. {nearest(path, known)}")
 
 
 class Hints(nn.Module):

@@ -81,7 +81,8 @@ def standardized(values: Tensor) -> Tensor:
     """Return each item's logits with mean 0 and standard deviation 1.
 
     Sun et al. 2024 (arXiv 2403.01427), algorithm 1: the student need not have the teacher's
-    range of logits, only their relations.
+    range of logits, only their relations. The deviation is that of a sample (K - 1), as in their
+    code; the paper's has K.
     """
     centred = values - values.mean(1, keepdim=True)
     return centred / (values.std(1, keepdim=True) + 1e-7)

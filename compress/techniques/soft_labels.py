@@ -76,6 +76,8 @@ class SoftLabels:
         """Of what is known."""
         self.held: dict[int, np.ndarray] = {}
         """Views that no shelf has taken and that are shown again."""
+        self.odd: Tensor | None = None
+        """Whether an answer was no number."""
         self.asked = self.reused = 0
         self.seconds = 0.0
 
@@ -92,12 +94,22 @@ class SoftLabels:
         self.view, self.known = view, self.held.get(view)
         if self.known is None and self.shelved:
             assert self.bench.shelf is not None, "there is one"
-            kept = self.bench.shelf.get(self._name(view))
-            if kept is not None:
-                self.known = np.load(kept.folder / FILE, mmap_mode="r")
-        if self.known is None and (self.shelved or self._again()) and self._fits():
+            try:
+                kept = self.bench.shelf.get(self._name(view))
+                if kept is not None:
+                    self.known = np.load(kept.folder / FILE, mmap_mode="r")
+            except OSError as error:
+                self._stop_keeping(f"the store could not be read ({error})")
+        if self.known is not None or not (self.shelved or self._again()):
+            return
+        if self._fits():
             self.filling = torch.full(
                 self.shape, torch.nan, dtype=torch.float16, device=self._place()
+            )
+        else:
+            self.unkept = (
+                f"one view takes {self.bytes / 1e9:.3g} GB, more than a quarter of the memory that "
+                f"is free; the teacher was asked again in every epoch"
             )
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -132,10 +144,18 @@ class SoftLabels:
                 self.bench.shelf.put(self._name(view), fill)
                 return
             except OSError as error:
-                self.unkept = f"the disk did not take it ({error})"
-                self.shelved = False
+                self._stop_keeping(f"the disk did not take it ({error})")
         if self._again():
             self.held[view] = filled
+
+    def _stop_keeping(self, why: str) -> None:
+        self.unkept, self.shelved = why, False
+
+    def blames(self) -> str:
+        """Say that the teacher is at fault, if it has given what is no number."""
+        if self.odd is None or not bool(self.odd):
+            return ""
+        return "the teacher's answers are not numbers (NaN) from there on"
 
     def tell(self) -> None:
         """Write to the journal how often the teacher was asked."""
@@ -150,8 +170,11 @@ class SoftLabels:
     def _asked(self, batch: Batch) -> Tensor:
         started = time.perf_counter()
         answers = self.ask(batch.inputs)
-        # Later on, what is no number shows in the loss, and the epochs before it are kept.
-        if not self.asked and bool(answers.isnan().any()):
+        # Later on, what is no number shows in the loss, and the epochs before it are kept. To look
+        # at every answer on a GPU would wait for it.
+        odd = answers.isnan().any()
+        self.odd = odd if self.odd is None else self.odd | odd
+        if not self.asked and bool(odd):
             raise StepFailed("the teacher's answers are not numbers (NaN): nothing can be learnt")
         self.seconds += time.perf_counter() - started
         self.asked += len(batch)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from compress.errors import StepFailed
-from compress.model import Model, weights_hash
+from compress.model import Model, turned_infinite, weights_hash
 from compress.progress import bar
 from compress.task import Split
 from compress.training.checkpoint import Checkpoints, Parts
@@ -57,6 +57,8 @@ class Around:
     """Whether the split's targets mean anything."""
     about: Mapping[str, Any] | None = None
     """What the loss depends on, for the checkpoints' keys."""
+    blames: Callable[[], str] = str
+    """Says what else than the training has made a loss that is not finite; '' for nothing."""
 
 
 def labels_loss(bench: Workbench) -> Loss:
@@ -166,7 +168,8 @@ class _Fit:
                 started = time.perf_counter()
                 row = self._epoch(epoch, shown)
                 self.state.seconds += time.perf_counter() - started
-                if not (math.isfinite(row["loss"]) and _finite(self.module.state_dict())):
+                sound = not turned_infinite(self.module.state_dict(), good)
+                if not (math.isfinite(row["loss"]) and sound):
                     self._fall_back(row, good)
                     break
                 self._watch(row)
@@ -205,7 +208,8 @@ class _Fit:
             if not shown.disable and time.perf_counter() - told >= TELL:
                 told = time.perf_counter()
                 shown.set_postfix(self._words(epoch, total, right, count), refresh=False)
-        self.around.after(view)
+        else:  # of an epoch that was broken off, not all of the view was seen
+            self.around.after(view)
         self.state.samples += count
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(total) / count}
@@ -254,7 +258,8 @@ class _Fit:
     def _fall_back(self, row: dict[str, Any], good: dict[str, Tensor]) -> None:
         """Return to the state before an epoch whose loss was not finite."""
         epoch, loss = row["epoch"], row["loss"]
-        advice = f"try a smaller learning_rate than {self.settings.learning_rate}"
+        usual = f"try a smaller learning_rate than {self.settings.learning_rate}"
+        advice = self.around.blames() or usual
         what = f"the loss became {loss}" if not math.isfinite(loss) else "weights became infinite"
         if epoch == 1:
             raise StepFailed(f"{what} in epoch {epoch}: {advice}")
@@ -316,10 +321,6 @@ class _Fit:
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def _finite(state: Mapping[str, Tensor]) -> bool:
-    return all(bool(v.isfinite().all()) for v in state.values() if v.is_floating_point())
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bench_fixtures import small_digits
 from PIL import Image
+from torch import nn
 
 from compress.errors import IllegalChain, UserError
 from compress.harness import job as job_module
@@ -19,11 +22,13 @@ from compress.harness.job import Job, Stores, perform
 from compress.harness.plan import Plan, make_plan
 from compress.harness.shelf import StepShelf
 from compress.harness.store import Entry, Store
-from compress.harness.suite import Suite
+from compress.harness.suite import Named, Suite
+from compress.task import Subset
 from compress.training import loop
 
 DATA = small_digits()
 TRAIN = "train(epochs=1)"
+TAUGHT = "distill(teacher='big', epochs=1)"
 KEY, OWNER = "1" * 64, "f" * 64
 
 
@@ -103,6 +108,41 @@ def test_students_of_one_teacher_share_what_it_says(tmp_path: Path) -> None:
     first, second = steps_done(plan, stores, *chains)
     assert told(first) == (320, 320), "digits are not augmented: one view serves both epochs"
     assert told(second) == (0, 640)
+
+
+def test_a_further_teacher_matters_to_what_learns_from_it_alone(tmp_path: Path) -> None:
+    chains = ["finetune(epochs=1)", TAUGHT, f"{TAUGHT} -> finetune(epochs=1)"]
+    keys = []
+    for seed in (None, 0, 1):
+        suite = Suite("test", "digits", "mlp(width=8)", (TRAIN, *chains), controls=False)
+        if seed is None:
+            suite = replace(suite, chains=(TRAIN, chains[0]))
+            graph = make_graph(make_plan(suite, data=DATA))
+        else:
+            torch.manual_seed(seed)
+            own = {"big": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}
+            suite = replace(suite, teachers={"big": Named("Sequential")})
+            graph = make_graph(make_plan(suite, data=DATA, teachers=own))
+        keys.append(
+            {lane.row.text: [(n.key, n.private) for n in lane.nodes] for lane in graph.lanes}
+        )
+    bare, first, second = keys
+    for text in ("baseline", chains[0]):
+        assert first[text] == second[text] == bare[text]
+        assert not any(private for _, private in first[text])
+    for text in chains[1:]:
+        ours, theirs = first[text], second[text]
+        assert not {key for key, _ in ours} & {key for key, _ in theirs}
+        assert all(private for _, private in ours), "a module means nothing to another run"
+
+
+def test_which_items_a_split_holds_matters() -> None:
+    data = replace(DATA, train=Subset(DATA.train, torch.arange(len(DATA.train)).flip(0)))
+    suite = Suite("test", "digits", "mlp(width=8)", (TRAIN,), controls=False)
+    ours, theirs = (
+        make_graph(make_plan(suite, data=d)).lanes[0].nodes[0].key for d in (DATA, data)
+    )
+    assert ours != theirs
 
 
 def test_a_stopped_step_goes_on_and_leaves_nothing(

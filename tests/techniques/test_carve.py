@@ -259,6 +259,28 @@ def test_a_transformer_of_torchs_own_layers(norm_first: bool, tmp_path: Path) ->
     onnx.checker.check_model(onnx.load_model_from_string(export(made)))
 
 
+def test_blocks_that_need_what_they_are_given_stay() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            return x + self.linear(x)
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Layer() for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x, None)
+            return x
+
+    assert stages(Stack(), (torch.zeros(1, 8),)) == []
+
+
 def test_norms_of_their_own_are_no_blocks() -> None:
     layers = [nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.LayerNorm(32), nn.Linear(32, 2)]
     assert stages(nn.Sequential(*layers), (torch.zeros(1, 1, 8, 8),)) == []
@@ -295,6 +317,8 @@ def test_nothing_to_take_out_is_told() -> None:
         ("carve(ratio=0.5, blocks=['a'])", "not both"),
         ("carve(ratio=0.5, by='luck')", "even, effect"),
         ("carve(blocks=[1])", "list of names"),
+        ("carve(blocks=['a'], by='effect')", "there is no ratio"),
+        ("carve(width=0.5, by='effect')", "there is no ratio"),
         ("carve(blocks='layer1.0')", "list of names"),
     ],
 )

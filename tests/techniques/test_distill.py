@@ -13,6 +13,8 @@ from torch import nn
 
 from compress.compressor import Compressor, Repeat, run
 from compress.errors import IllegalChain, StepFailed, UserError
+from compress.harness.plan import make_plan
+from compress.harness.suite import Suite
 from compress.model import Model
 from compress.task import Data, TensorSplit
 from compress.techniques import chain
@@ -184,6 +186,11 @@ def test_a_whole_recipe(taught: tuple[Data, Model]) -> None:
         ("beta=3.0", "beta is of loss='dkd'"),
         ("loss='dkd', beta=-1.0", "beta must be >= 0"),
         ("hint_weight=3.0", "hint_weight without hints"),
+        ("hints='fitnets', hint_weight=0", "hint_weight is 0: leave out hints"),
+        ("hints='fitnets', soft_weight=0, loss='dist'", "loss is of the soft loss"),
+        ("hints='fitnets', soft_weight=0, annealing='linear'", "annealing is of the soft loss"),
+        ("teacher_weights=[2]", "teacher_weights needs several teachers"),
+        ("final_temperature=1.0, temperature_schedule='constant'", "linear, cosine"),
         ("average='logits'", "average needs several teachers"),
         ("loss='logits', teacher=['a', 'b']", "several teachers with average='logits'"),
     ],
@@ -222,6 +229,41 @@ def test_hints_that_cannot_be_are_refused_before_any_work(taught: tuple[Data, Mo
     chain("distill(student='cnn-small(width=16)', hints='fitnets')").check(bench)
     assert torch.equal(torch.get_rng_state(), before)
     assert not teacher.module._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("distill(hints='fitnets', hint_layers=['nope:0'])", "the teacher has no layer 'nope'"),
+        ("distill(hints='fitnets', hint_layers=['0:nope'])", "the student has no layer 'nope'"),
+        (
+            "distill(student='mlp', teacher='input', hints='fitnets', hint_layers=['nope:0'])",
+            "the teacher has no layer 'nope'",
+        ),
+        (
+            "distill(student='same', teacher='input', hints='fitnets', hint_layers=['0:nope'])",
+            "the student has no layer 'nope'",
+        ),
+        (
+            "prune_weights(sparsity=0.5) -> distill(hints='fitnets', hint_layers=['nope:0'])",
+            "the teacher has no layer 'nope'",
+        ),
+        ("carve(blocks=['nope'])", "there is no block 'nope'"),
+    ],
+)
+def test_layers_that_are_not_there_are_told_before_the_baseline_is_trained(
+    text: str, words: str
+) -> None:
+    suite = Suite("test", "digits", "cnn-small(width=8)", ("train(epochs=1)", text), controls=False)
+    with pytest.raises(IllegalChain, match=words):
+        make_plan(suite, data=small_digits())
+
+
+def test_layers_that_an_earlier_step_makes_are_no_error(taught: tuple[Data, Model]) -> None:
+    """What factorizing makes of layer 0 cannot be known beforehand."""
+    text = "factorize(rank=0.5) -> distill(hints='fitnets', hint_layers=['3:3.1'])"
+    suite = Suite("test", "digits", "cnn-small(width=8)", ("train(epochs=1)", text), controls=False)
+    make_plan(suite, data=small_digits())
 
 
 def test_a_teacher_that_gives_no_numbers_is_told_as_the_cause(taught: tuple[Data, Model]) -> None:
@@ -332,7 +374,7 @@ def test_dkd_is_refused_where_items_are_mixed(taught: tuple[Data, Model]) -> Non
         ("teacher=['baseline', 'input'], teacher_weights=[1]", "2 positive numbers"),
         ("teacher_weights=[0]", "1 positive numbers"),
         ("annealing='step'", "constant, linear, cosine"),
-        ("temperature_schedule='step'", "constant, linear, cosine"),
+        ("temperature_schedule='step'", "one of linear, cosine"),
         ("hints='all'", "none, fitnets, attention"),
         ("hint_weight=-1", "hint_weight must be >= 0"),
         ("average='median'", "probabilities, logits"),

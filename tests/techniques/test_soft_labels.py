@@ -13,10 +13,12 @@ from bench_fixtures import fresh_model, make_bench, small_digits
 from shelves import Folder
 
 from compress.compressor import run
+from compress.errors import StepFailed
 from compress.model import Model
-from compress.task import Data, Subset
+from compress.task import Data, Subset, Tensors
 from compress.techniques import chain, soft_labels
 from compress.techniques.soft_labels import FILE
+from compress.techniques.teachers import Teacher
 from compress.workbench import Journal, Workbench
 
 
@@ -89,6 +91,8 @@ def test_without_augmentation_one_view_serves_all_epochs(
     plain = replace(bench, task=replace(data.task, augment="none"))
     _, told = distill(plain, teacher, f"{MLP})")
     assert told == {"asked": N, "reused": 3 * N}
+    run(chain(f"{MLP}, views=3)"), teacher, plain)
+    assert "views=3: without augmentation all views look the same" in plain.journal.notes
 
 
 def test_kept_answers_are_the_teachers_own(bench: Workbench, teacher: Model) -> None:
@@ -107,6 +111,9 @@ def test_kept_answers_are_the_teachers_own(bench: Workbench, teacher: Model) -> 
 
 OTHERS: dict[str, Callable[[Workbench, Data], Workbench]] = {
     "data": lambda bench, data: replace(bench, setting="other"),
+    "order of the items": lambda bench, data: replace(
+        bench, train=Subset(data.train, torch.arange(N).flip(0))
+    ),
     "seed": lambda bench, data: replace(bench, seed=1),
     "precision": lambda bench, data: replace(bench, precision="bfloat16"),
     "teacher": lambda bench, data: replace(
@@ -179,6 +186,50 @@ def test_memory_that_does_not_suffice_for_a_view_changes_nothing(
     assert equal(made, expected)
     assert told == {"asked": 4 * N, "reused": 0}
     assert small.shelf.puts == 0  # type: ignore[union-attr]
+    run(chain(f"{MLP})"), teacher, small)
+    [note] = [text for text in small.journal.notes if "was not kept" in text]
+    assert "more than a quarter of the memory" in note
+
+
+def test_a_store_that_cannot_be_read_costs_only_time(bench: Workbench, teacher: Model) -> None:
+    expected, _ = distill(bench, teacher, f"{MLP}, views=2)")
+    assert isinstance(bench.shelf, Folder)
+    bench.shelf.away = True
+    without = replace(bench, scope="")  # checkpoints have their own tests
+    made = run(chain(f"{MLP}, views=2)"), teacher, without)
+    assert equal(made, expected)
+    [note] = [text for text in bench.journal.notes if "was not kept" in text]
+    assert "the store could not be read" in note
+    assert "Connection timed out" in note
+
+
+def test_a_training_that_diverges_leaves_no_half_of_a_view(
+    bench: Workbench, teacher: Model, data: Data
+) -> None:
+    plain = replace(bench, task=replace(data.task, augment="none"))
+    wild = "distill(student='mlp', loss='logits', optimizer='sgd', learning_rate=1e9, epochs=1)"
+    with pytest.raises(StepFailed, match="in epoch 1"):
+        run(chain(wild), teacher, plain)
+    _, told = distill(plain, teacher, f"{MLP})")
+    assert told == {"asked": N, "reused": 3 * N}
+
+
+def test_a_teacher_that_later_gives_no_numbers_is_told_as_the_cause(
+    bench: Workbench, teacher: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask, asked = Teacher.ask, []
+
+    def failing(self: Teacher, inputs: Tensors) -> torch.Tensor:
+        asked.append(1)
+        answers = ask(self, inputs)
+        return answers * float("nan") if len(asked) > 7 else answers
+
+    monkeypatch.setattr(Teacher, "ask", failing)
+    run(chain(f"{MLP}, batch_size=64)"), teacher, bench)
+    [note] = [text for text in bench.journal.notes if "training was stopped" in text]
+    assert "in epoch 2 of 4" in note
+    assert "the teacher's answers are not numbers" in note
+    assert "learning_rate" not in note
 
 
 def test_without_a_setting_nothing_is_put_on_a_shelf(bench: Workbench, teacher: Model) -> None:

@@ -191,6 +191,16 @@ def test_weights_that_explode_in_the_last_step_of_an_epoch_are_not_kept() -> Non
     assert "the state after epoch 2 was kept" in note
 
 
+def test_infinities_that_were_there_before_are_none_of_the_trainings() -> None:
+    data = small_digits()
+    model = fresh_model(data, "mlp")
+    model.module.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+    bench = make_bench(data)
+    made = run(chain("finetune(epochs=2)"), model, bench)
+    assert torch.equal(made.module.get_buffer("mask"), model.module.get_buffer("mask"))
+    assert [row["epoch"] for row in bench.journal.rows if row["kind"] == "epoch"] == [1, 2]
+
+
 def test_the_note_names_the_epoch_that_is_kept() -> None:
     bench, loss = exploding(4)
     settings = chain("finetune(epochs=4, batch_size=32, keep='best')")
