@@ -14,13 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from compress.report.columns import BASELINE, Row, text_of
 from compress.report.layout import clean
-from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable
+from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
 from compress.report.numbers import number_chains
 from compress.report.pareto import DPI, STYLE
+from compress.report.shorten import brief, cut
 
 KEYS = (
     *("chain", "seed", "training", "epoch", "loss", "train_accuracy", "validation_accuracy"),
@@ -129,8 +130,11 @@ def _words(group: Sequence[Curve], labels: Mapping[str, str]) -> str:
     first = "baseline" if BASELINE in chains else chains[0]
     which = f", training {group[0].training}" if group[0].training > 1 else ""
     many = ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
-    text = printable(clean(f"{many}{which}  {first}".strip()))
-    return text if len(text) <= LETTERS else text[: LETTERS - 3] + "..."
+    for chain in (first, brief(first)):
+        text = printable(clean(f"{many}{which}  {chain}".strip()))
+        if len(text) <= LETTERS:
+            return text
+    return cut(text, LETTERS)
 
 
 def _draw(axes: Axes, group: Sequence[Curve], key: str, colour: Any) -> None:
@@ -161,14 +165,18 @@ def _dress(axes: Axes, words: str, logarithmic: bool) -> None:
     if logarithmic and values and min(values) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: ""))
+        axes.yaxis.set_minor_locator(NullLocator())
+        if max(values) < 10 * min(values):  # there may be no power of ten in between
+            low, high = axes.get_ylim()
+            ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low, high)
+            axes.yaxis.set_major_locator(FixedLocator([y for y in ticks if low <= y <= high]))
     if not values:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#666666")
 
 
 def _heading(figure: Figure, about: Mapping[str, Any], left_out: int, height: int) -> None:
     parts = [about.get("suite"), about.get("model"), "how the trainings went"]
-    title = printable(clean(" · ".join(str(part) for part in parts if part)))[:110]
+    title = title_of(parts)
     words = "A line is a training; chains that begin alike share it. Numbers are the table's."
     if left_out:
         words += f" {left_out} more trainings stand in curves.csv only."

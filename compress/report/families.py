@@ -10,7 +10,7 @@ from compress.report.columns import BASELINE, CONTROL
 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _CALL = re.compile(r"([A-Za-z_][\w.]*)\(")
-_CORE = ("prune_weights", "prune_channels", "factorize")
+_CORE = ("carve", "prune_weights", "prune_channels", "factorize")
 _LOWERED = {"quantize": "int8", "cast": "float16"}
 _NEUTRAL = frozenset({"train", "finetune", "distill", "repeat", *_LOWERED})
 
@@ -30,6 +30,7 @@ LOOKS = {
     "prune_weights": Look("#E69F00", "s", "prune weights"),
     "prune_channels": Look("#D55E00", "D", "prune channels"),
     "factorize": Look("#009E73", "^", "factorize"),
+    "carve": Look("#8C510A", "P", "carve"),
     "precision": Look("#CC79A7", "p", "precision only"),
     "combined": Look("#56B4E9", "h", "combined"),
     "other": Look("#6B6B6B", "v", "other"),

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from compress.report.columns import CONTROL, Row, ordered, text_of
 from compress.report.families import step_names
 from compress.report.layout import clean, wrap_chain
-from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable
+from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
 from compress.report.marks import (
     DELTA_LANES,
     Lane,
@@ -34,6 +34,7 @@ from compress.report.marks import (
 from compress.report.numbers import number_chains
 from compress.report.pareto import DPI, STYLE
 from compress.report.seeds import over_seeds, seeds_of
+from compress.report.shorten import brief
 from compress.report.words import About
 
 LEFT, MIDDLE, GAP, RIGHT = 24, 450, 50, 30  # pixels: the chains, then both panels
@@ -83,11 +84,12 @@ def speedups_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes | None:
 def _lines(row: Row) -> list[str]:
     chain = text_of(row, "chain")
     mark = " [control]" if text_of(row, "role") == CONTROL else ""
-    lines = wrap_chain(printable(clean(chain)) + mark, LETTERS)
-    if len(lines) > LINES:  # the names of the steps say more than the first options do
-        names = " -> ".join(step_names(chain)) or printable(clean(chain))
-        lines = wrap_chain(names + mark, LETTERS)
-    return lines if len(lines) <= LINES else [*lines[: LINES - 1], "..."]
+    # Where it is too long, the names of the steps say more than the first options do.
+    for text in (chain, brief(chain), " -> ".join(step_names(chain)) or chain):
+        lines = wrap_chain(printable(clean(text)) + mark, LETTERS)
+        if len(lines) <= LINES:
+            return lines
+    return [*lines[: LINES - 1], "..."]
 
 
 def _delta_lanes(rows: Sequence[Row]) -> list[Lane]:
@@ -241,7 +243,7 @@ def _style(look: Lane, filled: bool) -> dict[str, Any]:
 
 def _heading(figure: Figure, about: About, words: str, height: int) -> None:
     parts = [about.get("suite"), about.get("model"), "what differs from the baseline"]
-    title = printable(clean(" · ".join(str(part) for part in parts if part)))[:110]
+    title = title_of(parts)
     bare: dict[str, Any] = {"parse_math": False, "va": "center", "x": LEFT / WIDTH}
     figure.text(y=1 - 24 / height, s=title, fontsize=15, fontweight="bold", **bare)
     figure.text(y=1 - 54 / height, s=words, fontsize=11, color="#444444", **bare)

@@ -16,6 +16,7 @@ from compress.report.columns import BASELINE, CONTROL, Row, text_of
 from compress.report.families import LOOKS, look_name, precision
 from compress.report.layout import clean, wrap_chain
 from compress.report.points import is_drawn
+from compress.report.shorten import cut
 
 WIDTH = 1600  # pixels
 MARGIN = 40
@@ -81,6 +82,11 @@ def marker(name: str, precision: str, size: float) -> dict[str, Any]:
         "markeredgewidth": 1.8,
         "markersize": size * {BASELINE: 1.8, CONTROL: 0.8}.get(name, 1.0),
     }
+
+
+def title_of(parts: Iterable[object]) -> str:
+    """Return what stands above a picture; a model may have a very long name."""
+    return printable(clean(" · ".join(cut(str(part), 60) for part in parts if part)))
 
 
 def printable(text: str) -> str:

@@ -19,7 +19,6 @@ from compress.report.columns import BASELINE, CONTROL, Row, ordered, text_of
 from compress.report.families import LOOKS, look_name, precision, precisions
 from compress.report.front import cut_below, pareto_front
 from compress.report.labels import Box, place_labels
-from compress.report.layout import clean
 from compress.report.numbers import number_chains
 from compress.report.points import (
     Point,
@@ -170,7 +169,7 @@ def _style(point: Point, scale: float = 1.0) -> dict[str, Any]:
 def _heading(figure: Figure, rows: list[Row], about: Mapping[str, Any], height: int) -> None:
     items = about.get("test_items")
     parts = [about.get("suite"), about.get("model"), f"{items} test items" if items else None]
-    title = legend.printable(clean(" · ".join(str(p) for p in parts if p)))[:110]
+    title = legend.title_of(parts)
     bare: dict[str, Any] = {"parse_math": False, "va": "center", "x": LEFT / legend.WIDTH}
     figure.text(y=1 - 24 / height, s=title, fontsize=15, fontweight="bold", **bare)
     drawn = [row for row in rows if is_drawn(row)]

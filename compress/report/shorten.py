@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from compress.report.families import step_names
 from compress.report.layout import width
 
 ARROW = "→"
+LONGEST = 20
+"""Letters of a name in a brief chain."""
+_LONG = re.compile(rf"(['\"])((?:(?!\1).){{{LONGEST + 1},}})\1")
 
 
 def short(chain: str, limit: int) -> str:
@@ -24,6 +29,11 @@ def short(chain: str, limit: int) -> str:
         if width(text) <= limit:
             return text
     return cut(text, limit)
+
+
+def brief(chain: str) -> str:
+    """Return a chain with its long names cut: `distill(student='torchvision:Visio…', epochs=3)`."""
+    return _LONG.sub(lambda found: f"{found[1]}{found[2][: LONGEST - 1]}…{found[1]}", chain)
 
 
 def cut(text: str, limit: int) -> str:

@@ -7,10 +7,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from report_rows import ABOUT, row
 
-from compress.report.curves import KEYS, MOST, curve_rows, curves_csv, curves_of, curves_png
+from compress.report.curves import (
+    KEYS,
+    MOST,
+    _dress,
+    curve_rows,
+    curves_csv,
+    curves_of,
+    curves_png,
+)
 
 
 def journal(*trainings: list[float]) -> list[dict[str, Any]]:
@@ -91,6 +100,19 @@ def test_seeds_share_a_colour_and_many_trainings_are_cut() -> None:
     many = [(f"a(x={i})", 0, journal([2 + i, 1 + i])) for i in range(MOST + 9)]
     picture = pixels(curves_png(curve_rows(many), TABLE, ABOUT))
     assert picture.height == one.height + 20 * (MOST - 1)
+
+
+@pytest.mark.parametrize("values", [(0.7, 0.15), (0.036, 0.031), (9.9, 1.1), (0.5, 0.001)])
+def test_the_loss_can_be_read_off(values: tuple[float, float]) -> None:
+    """On a logarithmic axis of less than a decade no power of ten may be seen."""
+    axes = Figure().add_subplot()
+    axes.plot([1, 2], values)
+    _dress(axes, "loss", logarithmic=True)
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert len(ticks) >= 2
+    labels = [axes.yaxis.get_major_formatter()(tick) for tick in ticks]
+    assert [float(text) for text in labels] == pytest.approx(ticks)
 
 
 def test_missing_or_odd_figures_leave_gaps() -> None:

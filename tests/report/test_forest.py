@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from report_rows import ABOUT, row
 
-from compress.report.forest import speedups_png
+from compress.report.forest import _lines, speedups_png
 from compress.report.marks import (
     Mark,
     beyond_words,
@@ -172,6 +172,15 @@ def test_the_picture_can_be_drawn(name):
         assert 200 < image.height < 3000
         assert len(set(image.convert("L").tobytes())) > 2
     assert speedups_png(CASES[name], ABOUT | {"suite": "$x", "model": "漢"}) == content
+
+
+def test_a_long_name_does_not_hide_the_options():
+    student = "torchvision:VisionTransformer(patch_size=4, num_layers=3, num_heads=4)"
+    told = _lines(row(f"distill(student='{student}', hard_weight=0.5, epochs=3)"))
+    assert told[0] == "distill(student='torchvision:VisionT…',"
+    assert "epochs=3" in told[-1]
+    short = _lines(row(f"distill(student='{student[:24]}', epochs=3)"))
+    assert any(student[:24] in line for line in short), "what fits is left alone"
 
 
 def test_without_an_interval_there_is_no_picture():
