@@ -21,14 +21,14 @@ ITEMS = 20_000
 """For training, of either task."""
 TEACHER = "resnet20"
 STUDENT = "cnn-small(width=16)"
-LOSSES = {
-    "kd": "",
-    "kd, standardized": ", standardize=True, temperature=2.0",
-    "logits": ", loss='logits', hard_weight=1.0, soft_weight=0.1",
-    "dkd": ", loss='dkd', hard_weight=1.0",
-    "dist": ", loss='dist', hard_weight=1.0, temperature=1.0",
-}
-"""With the weights and temperatures of the other suites."""
+LOSSES = (
+    "",
+    ", standardize=True, temperature=2.0",
+    ", loss='logits', hard_weight=1.0, soft_weight=0.1",
+    ", loss='dkd', hard_weight=1.0",
+    ", loss='dist', hard_weight=1.0, temperature=1.0",
+)
+"""Further options of `distill`, with the weights and temperatures of the other suites."""
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -82,7 +82,7 @@ def main() -> None:
             data=name,
             model=TEACHER,
             baseline="train(epochs=4)",
-            chains=(f"train({asked})", *(f"distill({asked}{loss})" for loss in LOSSES.values())),
+            chains=(f"train({asked})", *(f"distill({asked}{loss})" for loss in LOSSES)),
             seeds=tuple(range(options.seeds)),
             timings=("cpu",),
             timing_seconds=20,

@@ -220,16 +220,16 @@ class Distill(Training):
         """Refuse hints that teacher and student do not give, where both are known beforehand."""
         if self.hints == "none":
             return
+        known = self._known_teacher(bench)
+        if known is None:
+            return
         with torch.random.fork_rng(devices=[]):
-            teacher, student = self._known_teacher(bench), self._known_student(bench)
-            if teacher is None:
-                return
-            teacher = teacher.copy()
+            teacher, student = known.copy(), self._known_student(bench)
             if student is not None:
                 Hints(self.hints, self._pairs(teacher, student), teacher, student)
-            else:
-                for text in self.hint_layers:
-                    check_layer(text.partition(":")[0], teacher, "teacher")
+                return
+        for text in self.hint_layers:
+            check_layer(text.partition(":")[0], teacher, "teacher")
 
     def _known_teacher(self, bench: Workbench) -> Model | None:
         [name] = self.teacher_names
@@ -253,6 +253,8 @@ class Distill(Training):
         hints = self._hints(teacher, student)
         labels = self._labels(teacher, bench, split, hints is not None)
         views = self._views(bench)
+        if (self.views or 0) > 1 and not bench.task.augmented:
+            bench.journal.note(f"views={self.views}: without augmentation all views look the same")
         around = Around(
             split=split,
             extra=hints,
@@ -297,8 +299,6 @@ class Distill(Training):
         """Return how many augmented views there are: without augmentation all look the same."""
         if bench.task.augmented:
             return self.views or self.epochs
-        if self.views is not None and self.views > 1:
-            bench.journal.note(f"views={self.views}: without augmentation all views look the same")
         return 1
 
     def _labels(
