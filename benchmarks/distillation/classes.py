@@ -54,11 +54,9 @@ def tasks(data_root: Path | None) -> dict[str, tuple[Pair, Pair]]:
 
     from compress.zoo.data import data_root as found
 
-    read = []
-    for train in (True, False):
-        part = MNIST(found(data_root), train=train)
-        read.append((halved(part.data.numpy()), part.targets.numpy()))
-    train, test = read
+    root = found(data_root)
+    parts = MNIST(root, train=True), MNIST(root, train=False)
+    train, test = ((halved(part.data.numpy()), part.targets.numpy()) for part in parts)
     chance = np.random.default_rng(0)
     left, right = chance.choice(len(train[1]), (2, ITEMS))
     every = np.arange(len(test[1]))
