@@ -4,7 +4,8 @@
 
 All ways take turns, round by round, on the first `--items` images of CIFAR-10's training set; each
 turn is one whole epoch, and the first one of each way is not counted. The plain loop is what
-tutorials write: a DataLoader with workers, images transformed one by one, float32, SGD.
+tutorials write: a DataLoader with workers, images transformed one by one, float32, SGD. Ours runs
+in the precision and layout that trying out finds for a training of more than a minute.
 
 A bound stands below the table: how many images per second there would be if every multiply-add of
 the training ran as fast as in a large matrix product.
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -35,6 +37,7 @@ from compress.harness.store import Store
 from compress.model import Model
 from compress.task import Data, Subset
 from compress.techniques import chain
+from compress.training import pace
 from compress.training.pace import usual_precision
 from compress.workbench import Journal, Workbench
 from compress.zoo.data import data_root, load_data
@@ -109,11 +112,15 @@ class Step:
 
     def __init__(self, text: str, model: Model, bench: Workbench) -> None:
         self.step, self.model, self.bench = chain(text), model, bench
+        self.pace = ""
 
     def __call__(self) -> float:
         bench = replace(self.bench, journal=Journal())
-        run(self.step, self.model, bench)
+        # What is measured stands for a long training, which would have been tried out.
+        with patch.object(pace, "MEASURED_FROM", 0.0):
+            run(self.step, self.model, bench)
         [row] = [row for row in bench.journal.rows if row["kind"] == "fit"]
+        self.pace = str(row["pace"])
         return float(row["seconds"])
 
 
@@ -226,12 +233,13 @@ def main() -> None:
     load_weights(teacher.module, str(weights), "resnet56")
     lines: list[list[object]] = []
     bounds: list[str] = []
+    paces: list[str] = []
     for label in options.models:
         with tempfile.TemporaryDirectory() as folder:
             fill = filling(MODELS[label], data, teacher, Path(folder), device)
-            found = measured(
-                ways_of(MODELS[label], data, teacher, Path(folder), device), options.rounds
-            )
+            ways = ways_of(MODELS[label], data, teacher, Path(folder), device)
+            found = measured(ways, options.rounds)
+        paces += [f"{label} {way.pace}" for way in ways.values() if isinstance(way, Step)][:1]
         lines += rows(label, options.items, found, fill)
         student = fresh(MODELS[label], data.task)
         each = macs(student.module, student.example)
@@ -247,8 +255,9 @@ def main() -> None:
             f"One epoch of {options.items} images of CIFAR-10 at batch {BATCH} a turn, all ways in "
             f"turns, {options.rounds} rounds: medians, and the least and the largest ratio within "
             "a round. The teacher is ResNet-56. Plain loop: DataLoader with two workers, "
-            "torchvision's transforms image by image, float32, SGD. Pays: from this epoch on, "
-            "filling the cache and using it has taken less time than asking each time.\n",
+            "torchvision's transforms image by image, float32, SGD. Ours, as tried out for long "
+            f"trainings: {'; '.join(paces)}. Pays: from this epoch on, filling the cache and using "
+            "it has taken less time than asking each time.\n",
             f"If every multiply-add of a training ({PASSES} times those of a forward pass) ran as "
             f"fast as in a product of two {SIDE} x {SIDE} matrices:\n\n" + "\n".join(bounds) + "\n",
         ],

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from compress.files import digest
 from compress.model import Model, main_output
 from compress.task import Tensors
 from compress.timing.environment import cpu_info
+from compress.training.attention import attention_in_float32, has_attention
 from compress.training.feed import Batch
 from compress.training.graphs import NotTried, Replayed
 from compress.training.shortage import ran_out_of_memory
@@ -46,9 +48,10 @@ class Pace:
     channels_last: bool = False
     compiled: bool = False
     replayed: bool = False
+    float32_attention: bool = False
 
     def __str__(self) -> str:
-        words = ("channels_last", "compiled", "replayed")
+        words = ("channels_last", "compiled", "replayed", "float32_attention")
         return ", ".join([self.precision, *(word for word in words if getattr(self, word))])
 
 
@@ -81,6 +84,14 @@ def autocast(bench: Workbench, precision: str | None = None) -> torch.autocast:
     return torch.autocast(bench.device.type, torch.bfloat16, enabled=wanted == "bfloat16")
 
 
+@contextmanager
+def passing(bench: Workbench, pace: Pace) -> Iterator[None]:
+    """Run forward passes of a training within this context: in the precision of its pace."""
+    attention = attention_in_float32() if pace.float32_attention else nullcontext()
+    with attention, autocast(bench, pace.precision):
+        yield
+
+
 def to_device(module: nn.Module, bench: Workbench, pace: Pace | None = None) -> nn.Module:
     """Move a module to the workbench's device, in the memory layout that it runs in."""
     chosen = pace or usual_pace(module, bench)
@@ -98,11 +109,13 @@ def choose_pace(
     usual = usual_pace(model.module, bench)
     if not bench.tune or _is_short(model, steps * len(batch)):
         return usual
+    ways = _ways(model.module, bench, usual)
     question = {
         "layers": digest(repr(model.module)),
         "params": params(model.module),
         "inputs": [list(tensor.shape) for tensor in batch.inputs],
         "usual": str(usual),
+        "ways": [str(way) for way in ways],
         "device": _device_name(bench.device),
         "threads": torch.get_num_threads(),
         "torch": importlib.metadata.version("torch"),
@@ -110,7 +123,7 @@ def choose_pace(
     # Trials draw random numbers (dropout), and an answer from the shelf draws none.
     devices = [bench.device] if bench.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        way = bench.asks({"pace": question}, lambda: _measured(model, bench, batch, usual))
+        way = bench.asks({"pace": question}, lambda: _measured(model, bench, batch, ways))
         bench.journal.row("pace", **way)
         chosen = Pace(**way["chosen"])
         seconds = way["seconds"]
@@ -153,11 +166,19 @@ def _device_name(device: torch.device) -> str:
     return " ".join([name, *flags])
 
 
-def _measured(model: Model, bench: Workbench, batch: Batch, usual: Pace) -> dict[str, Any]:
-    """Time training steps in every precision and layout; return the choice and the seconds."""
+def _ways(module: nn.Module, bench: Workbench, usual: Pace) -> list[Pace]:
+    """Return every precision and layout that is worth a try, the usual one first."""
     precisions = dict.fromkeys([usual.precision, "float32"])
     layouts = [True, False] if usual.channels_last else [False]
     ways = [Pace(precision, layout) for precision in precisions for layout in layouts]
+    if bench.device.type == "cpu" and usual.precision == "bfloat16" and has_attention(module):
+        ways += [Pace(usual.precision, layout, float32_attention=True) for layout in layouts]
+    return ways
+
+
+def _measured(model: Model, bench: Workbench, batch: Batch, ways: Sequence[Pace]) -> dict[str, Any]:
+    """Time training steps in every way, the usual one first; return the choice and the seconds."""
+    usual = ways[0]
     seconds = _in_turns(model, bench, batch, ways)
     best = min(seconds, key=lambda way: seconds[way], default=usual)
     if usual in seconds and seconds[best] >= CLEARLY * seconds[usual]:
@@ -239,7 +260,7 @@ class _Trial:
         self._wait()
         started = time.perf_counter()
         inputs = place_inputs(self.batch.inputs, self.way.channels_last)
-        with autocast(self.bench, self.way.precision):
+        with passing(self.bench, self.way):
             outputs: Tensor = main_output(self.run(*inputs))
         self.bench.task.loss(outputs.float(), self.batch.targets).backward()
         self._wait()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compress.model import main_output
 from compress.training.feed import Batch
 from compress.training.graphs import Replayed
-from compress.training.pace import Pace, autocast, place_inputs
+from compress.training.pace import Pace, passing, place_inputs
 from compress.training.shortage import ran_out_of_memory
 from compress.workbench import Workbench
 
@@ -98,7 +98,7 @@ class Stepper:
         for index in range(parts):
             begin, end = index * count // parts, (index + 1) * count // parts
             some = batch.part(begin, end)
-            with autocast(self.bench, self.pace.precision):
+            with passing(self.bench, self.pace):
                 outputs = main_output(self.run(*place_inputs(some.inputs, self.pace.channels_last)))
             outputs = outputs.float()
             # The loss is computed in float32: bfloat16 keeps three digits only.

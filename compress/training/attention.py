@@ -1,0 +1,65 @@
+"""Attention in float32 within a training in bfloat16.
+
+On CPUs torch's kernels of scaled dot product attention take bfloat16 three times as long as float32
+where sequences are short, and less where they are long: `benchmarks/distillation/attention.py`
+shows both. `compress.training.pace` therefore tries both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def has_attention(module: nn.Module) -> bool:
+    """Whether a layer is named like one of attention, as those of torch, timm and others are."""
+    return any("attention" in type(layer).__name__.lower() for layer in module.modules())
+
+
+@contextmanager
+def attention_in_float32() -> Iterator[None]:
+    """Within this context autocast on the CPU computes scaled dot product attention in float32.
+
+    Whatever calls it: the rule of autocast for this operation is replaced, for all threads.
+    """
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        library.impl("scaled_dot_product_attention", _in_float32, "AutocastCPU")
+        yield
+    finally:
+        library._destroy()
+
+
+def _in_float32(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    mask = None if attn_mask is None else _raised(attn_mask)
+    with torch.autocast("cpu", enabled=False):
+        return nn.functional.scaled_dot_product_attention(
+            _raised(query),
+            _raised(key),
+            _raised(value),
+            mask,
+            dropout_p,
+            is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+        )
+
+
+def _raised(tensor: Tensor) -> Tensor:
+    """Return float32 of what autocast casts: neither float64 nor masks of booleans."""
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.float()
