@@ -7,6 +7,7 @@ shows both. `compress.training.pace` therefore tries both ways.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,7 +28,10 @@ def attention_in_float32() -> Iterator[None]:
     """
     library = torch.library.Library("aten", "IMPL")
     try:
-        library.impl("scaled_dot_product_attention", _in_float32, "AutocastCPU")
+        with warnings.catch_warnings():
+            # Some versions of torch tell once that an operation was replaced.
+            warnings.filterwarnings("ignore", message="Warning only once for all operators")
+            library.impl("scaled_dot_product_attention", _in_float32, "AutocastCPU")
         yield
     finally:
         library._destroy()
