@@ -31,6 +31,9 @@ from compress.workbench import Workbench
 
 MEASURED_FROM = 1e13
 """Multiply-accumulates of a training from which on trying out pays: a minute or more on a CPU."""
+MEASURED_FROM_STEPS = 2000
+"""Steps from which on it pays, whatever a step costs: trying out takes about twenty of them. Few
+multiply-accumulates are not little time: depthwise convolutions are slow, in bfloat16 above all."""
 REPLAYED_FROM = 10.0
 """Seconds of a training on a GPU from which on graphs are tried out: it takes a second or two."""
 COMPILED_FROM = 600.0
@@ -107,7 +110,7 @@ def choose_pace(
     `traced` is False where the module must be neither compiled nor recorded.
     """
     usual = usual_pace(model.module, bench)
-    if not bench.tune or _is_short(model, steps * len(batch)):
+    if not bench.tune or _is_short(model, steps, len(batch)):
         return usual
     ways = _ways(model.module, bench, usual)
     question = {
@@ -149,10 +152,12 @@ def manners(device: torch.device) -> dict[str, float]:
     return {**replayed, "compiled": COMPILED_FROM}
 
 
-def _is_short(model: Model, samples: int) -> bool:
-    """Whether training on so many samples is over before trying out would have paid."""
+def _is_short(model: Model, steps: int, items: int) -> bool:
+    """Whether so many steps, each on so many items, are over before trying out would have paid."""
+    if steps >= MEASURED_FROM_STEPS:
+        return False
     # Backwards, a layer multiplies about twice as much as forwards.
-    least = MEASURED_FROM / (3 * samples)
+    least = MEASURED_FROM / (3 * steps * items)
     # Counting takes a moment; hardly any weight is used more than once for every input value.
     if params(model.module) * sum(tensor.numel() for tensor in model.example) < least:
         return True

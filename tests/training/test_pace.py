@@ -138,6 +138,17 @@ def test_short_or_settled_trainings_are_not_tried_out(bench: Workbench, batch: B
     assert not bench.journal.rows
 
 
+def test_many_steps_are_tried_out_however_small(
+    bench: Workbench, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"float32, channels_last": 0.10, "float32": 0.05}
+    monkeypatch.setattr(pace_module, "_Trial", type("Trial", (Clocked,), {"seconds": seconds}))
+    model = fresh_model(small_digits())
+    few, many = pace_module.MEASURED_FROM_STEPS - 1, pace_module.MEASURED_FROM_STEPS
+    assert choose_pace(model, bench, few, batch) == Pace("float32", True)
+    assert choose_pace(model, bench, many, batch) == Pace("float32")
+
+
 def test_really_measured(bench: Workbench, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace_module, "MEASURED_FROM", 1.0)
     model = fresh_model(small_digits())
