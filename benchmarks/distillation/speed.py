@@ -5,7 +5,7 @@
 All ways take turns, round by round, on the first `--items` images of CIFAR-10's training set; each
 turn is one whole epoch, and the first one of each way is not counted. The plain loop is what
 tutorials write: a DataLoader with workers, images transformed one by one, float32, SGD. Ours runs
-in the precision and layout that trying out finds for a training of more than a minute.
+in the precision and layout that trying out finds for a long training.
 
 A bound stands below the table: how many images per second there would be if every multiply-add of
 the training ran as fast as in a large matrix product.
