@@ -1,8 +1,8 @@
 """Attention in float32 within a training in bfloat16.
 
-On CPUs torch's kernels of scaled dot product attention take up to three times as long in bfloat16 as in
-float32 where sequences are short, and less where they are long: `benchmarks/distillation/attention.py`
-shows both. `compress.training.pace` therefore tries both ways.
+On CPUs torch's kernels of scaled dot product attention take up to three times as long in bfloat16
+as in float32 where sequences are short, and less where they are long:
+`benchmarks/distillation/attention.py` shows both. `compress.training.pace` therefore tries both.
 """
 
 from __future__ import annotations
