@@ -18,6 +18,7 @@ from compress.harness.plan import make_plan
 from compress.harness.record import Record, read_results
 from compress.harness.started import early
 from compress.harness.suite import Named, Suite, checked, load_suite
+from compress.harness.unfinished import judge
 from compress.report.columns import frame
 from compress.report.curves import curve_rows
 from compress.report.table import text
@@ -222,8 +223,12 @@ def _suite_of(
 
 
 def rewrite_reports(out: str | Path) -> Results:
-    """Write the reports of a folder anew from its `results.jsonl`, and return the rows."""
+    """Write the reports of a folder anew from its `results.jsonl`, and return the rows.
+
+    Rows of a run that was killed before it had compared them are compared first.
+    """
     folder = Path(out)
+    judge(folder)
     records, about = read_results(folder / "results.jsonl")
     rows = [record.row() for record in records]
     epochs = curve_rows((record.chain, record.seed, record.journal) for record in records)

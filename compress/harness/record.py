@@ -80,13 +80,14 @@ class Record:
 
 
 class RunLog:
-    """Writes the lines of one run."""
+    """Writes the lines of one run: a new one, or one of that name that is in the file already."""
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, about: Mapping[str, Any], run: str = "") -> None:
         self.path = path
-        self.run = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self.run = run or datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         self.environment = dict(about.get("environment") or {})
-        self._write("run", {"about": dict(about)})
+        if not run:
+            self._write("run", {"about": dict(about)})
 
     def record(self, record: Record) -> None:
         self._write("row", {**asdict(record), "environment": self.environment})

@@ -73,6 +73,20 @@ def facts(rows: Sequence[Row], about: Mapping[str, Any], seeds: Sequence[int]) -
     return [fact for fact in [*found, *map(str, about.get("notes") or ())] if fact]
 
 
+def unfinished(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
+    """Say how many rows a run has not got to that was stopped, or is going on; '' for none.
+
+    `rows` are those of every seed.
+    """
+    order = {tuple(key) for key in about.get("order") or ()}
+    left = order - {(text_of(row, "chain"), row.get("seed")) for row in rows}
+    if not left:
+        return ""
+    timed = "" if settings(rows) else ", and no file was timed"
+    rest = f"{len(left)} of {len(order)} rows {'is' if len(left) == 1 else 'are'} missing{timed}"
+    return f"NOT FINISHED: {rest}. The command below goes on from what its store holds."
+
+
 def _timed_on(about: Mapping[str, Any]) -> str:
     """Say where the files were timed, if that was not where the run was started."""
     here, there = about.get("environment") or {}, about.get("timed_on") or {}

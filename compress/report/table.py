@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compress.report.about import facts, legend
+from compress.report.about import facts, legend, unfinished
 from compress.report.accuracy_tables import accuracy_sections
 from compress.report.columns import Row, ordered
 from compress.report.dialect import MARKDOWN, PLAIN, WIDTH, Dialect, heading, item, paragraph
@@ -49,6 +49,7 @@ def _document(rows: Sequence[Row], about: Mapping[str, Any], dialect: Dialect) -
     title = str(about.get("suite") or "")
     blocks = [
         heading(title, 1, dialect) if title else [],
+        paragraph(unfinished(rows, about), dialect),
         *(paragraph(warning, dialect) for warning in warnings(shown, about)),
         table,
         paragraph(legend(shown, _lines(tables, dialect)), dialect),

@@ -1,0 +1,50 @@
+"""Runs that ended before their time: what a kill, a crash or a lost machine left unsaid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.errors import UserError
+from compress.harness.compare import Answers, compare_records
+from compress.harness.outputs import Outputs
+from compress.harness.record import Record, RunLog, read_run
+from compress.harness.rows import BASELINE
+
+
+def judge(folder: Path) -> None:
+    """Compare the rows of a run that was killed before it could; `results.jsonl` gets them.
+
+    A run that has compared its rows, that is going on, or whose answers (`raw/`) are not in the
+    folder any more, is left as it is. Raises UserError where `results.jsonl` cannot be read.
+    """
+    results = folder / "results.jsonl"
+    if not any(map(_unjudged, read_run(results)[1])):
+        return
+    try:
+        outputs = Outputs(folder, ())
+    except UserError:
+        return  # a run is writing there, and compares its rows at its end
+    with outputs.lock:
+        # Once more: what was read before belonged to whoever held the lock.
+        name, found, about = read_run(results)
+        outputs.seeds = tuple(about.get("environment", {}).get("seeds") or (0,))
+        records = {(record.chain, record.seed): record for record in found}
+        answers: dict[tuple[str, int], Answers] = {}
+        for key, record in records.items():
+            if record.status != "ok":
+                continue
+            try:
+                stored = outputs.stored(outputs.model(*key).name)
+                answers[key] = Answers(stored["predictions"], stored["correct"])
+            except (OSError, ValueError, KeyError):
+                return  # removed or damaged: then nobody can tell
+        log = RunLog(results, about, name)
+        for key, record in compare_records(records, answers).items():
+            if record != records[key]:
+                log.record(record)
+
+
+def _unjudged(record: Record) -> bool:
+    if record.status != "ok" or record.chain == BASELINE:
+        return False
+    return "accuracy_verdict" not in {**record.measured, **record.missing}
