@@ -24,15 +24,18 @@ from compress.training import Around, Batch, Loss, Training, fit
 from compress.workbench import Workbench
 
 SAME = "same"
-SOFT = ("loss", "standardize", "temperature", "final_temperature", "annealing", "beta")
-"""Options that shape the soft loss."""
+SOFT = ("loss", "temperature", "final_temperature", "beta")
+"""Options that shape the soft loss alone."""
+TAUGHT = ("standardize", "annealing")
+"""Options of all that is learnt from the teacher's outputs."""
 
 
 @dataclass(frozen=True, repr=False)
 class Distill(Training):
     """Train a student, or the model itself, on a teacher's outputs (Hinton et al. 2015).
 
-    Minimises hard_weight · cross-entropy + soft_weight · soft loss + hint_weight · hints.
+    Minimises hard_weight · cross-entropy + soft_weight · soft loss
+    + logits_weight · squared difference of the logits + hint_weight · hints.
 
     - `student`: a fresh model of that name; 'same': the architecture that enters, with fresh
       weights (born again, Furlanello et al. 2018); without one, the model that enters learns on.
@@ -42,9 +45,10 @@ class Distill(Training):
     - `loss`: 'kd' (softened probabilities), 'logits' (squared difference), 'dkd' (`beta` weighs
       what it says of the classes that are not the item's) or 'dist';
       `standardize` scales each item's logits to mean 0 and deviation 1 before.
+      `logits_weight` adds the squared difference to another loss, or with `soft_weight=0` to none.
     - `temperature` leads to `final_temperature` along `temperature_schedule`. With `annealing`
-      ('linear', 'cosine') the soft loss fades out, and the hard one gains what it loses (Clark
-      et al. 2019, section 3.2).
+      ('linear', 'cosine') what the teacher's outputs say fades out, and the hard loss gains what
+      the soft one loses (Clark et al. 2019, section 3.2).
     - `hints`: 'fitnets' or 'attention', between the layers that `hint_layers` names
       ('teacher.layer:student.layer'), or those that match by themselves.
     - `transfer`: a data source whose images take the place of the training data, labelled or not.
@@ -71,6 +75,7 @@ class Distill(Training):
     transfer: str | None = None
     views: int | None = None
     beta: float = 2.0
+    logits_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,8 +108,10 @@ class Distill(Training):
         several = len(names) > 1
         require(several or not weights, self, "teacher_weights needs several teachers")
         require(several or self.average == "probabilities", self, "average needs several teachers")
-        sound = not several or self.loss != "logits" or self.average == "logits"
-        require(sound, self, "loss='logits' learns from several teachers with average='logits'")
+        squared = self.loss == "logits" or self.logits_weight != 0
+        sound = not several or not squared or self.average == "logits"
+        what = "loss='logits'" if self.loss == "logits" else "logits_weight"
+        require(sound, self, f"{what} learns from several teachers with average='logits'")
 
     def _check_numbers(self) -> None:
         for name in ("temperature", "final_temperature"):
@@ -126,17 +133,20 @@ class Distill(Training):
             is_number(self.beta) and self.beta >= 0, self, f"beta must be >= 0, not {self.beta!r}"
         )
         require(self.beta == Distill.beta or self.loss == "dkd", self, "beta is of loss='dkd'")
-        for name in ("hard_weight", "soft_weight", "hint_weight"):
+        for name in ("hard_weight", "soft_weight", "hint_weight", "logits_weight"):
             value = getattr(self, name)
             require(is_number(value) and value >= 0, self, f"{name} must be >= 0, not {value!r}")
-        taught = self.soft_weight > 0 or self.hints != "none"
+        outputs = self.soft_weight > 0 or self.logits_weight > 0
+        taught = outputs or self.hints != "none"
         require(
             taught, self, "soft_weight is 0 and there are no hints: that is train() or finetune()"
         )
-        for name in SOFT:
-            usual = getattr(Distill, name)
-            fine = self.soft_weight > 0 or getattr(self, name) == usual
-            require(fine, self, f"{name} is of the soft loss, and soft_weight is 0")
+        once = self.loss != "logits" or self.logits_weight == 0
+        require(once, self, "loss='logits' has its weight in soft_weight: leave out logits_weight")
+        for names, used in ((SOFT, self.soft_weight > 0), (TAUGHT, outputs)):
+            for name in names:
+                fine = used or getattr(self, name) == getattr(Distill, name)
+                require(fine, self, f"{name} is of the soft loss, and soft_weight is 0")
         views = self.views
         counted = isinstance(views, int) and not isinstance(views, bool) and views >= 0
         require(views is None or counted, self, f"views must be a whole number >= 0, not {views!r}")
@@ -330,12 +340,15 @@ class Distill(Training):
             left = share(batch.progress)
             hard_weight = self.hard_weight + (1 - left) * self.soft_weight
             value = outputs.new_zeros(())
+            ours, theirs = outputs, taught
+            if self.standardize:
+                ours, theirs = standardized(ours), standardized(theirs)
             if self.soft_weight * left > 0:
-                ours, theirs = outputs, taught
-                if self.standardize:
-                    ours, theirs = standardized(ours), standardized(theirs)
                 part = soft(ours, theirs, heat(batch.progress), batch.targets)
                 value = value + self.soft_weight * left * part
+            if self.logits_weight * left > 0:
+                part = SOFT_LOSSES["logits"](ours, theirs, 1.0)
+                value = value + self.logits_weight * left * part
             if hard_weight > 0:
                 value = value + hard_weight * bench.task.loss(outputs, batch.targets)
             if hints is not None:

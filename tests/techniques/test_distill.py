@@ -193,6 +193,10 @@ def test_a_whole_recipe(taught: tuple[Data, Model]) -> None:
         ("final_temperature=1.0, temperature_schedule='constant'", "linear, cosine"),
         ("average='logits'", "average needs several teachers"),
         ("loss='logits', teacher=['a', 'b']", "several teachers with average='logits'"),
+        ("logits_weight=0.1, teacher=['a', 'b']", "several teachers with average='logits'"),
+        ("loss='logits', logits_weight=0.1", "has its weight in soft_weight"),
+        ("logits_weight=-1", "logits_weight must be >= 0"),
+        ("logits_weight=0.1, soft_weight=0, temperature=2", "temperature is of the soft loss"),
     ],
 )
 def test_options_without_effect_are_refused(options: str, words: str) -> None:
@@ -294,6 +298,30 @@ def test_annealing_ends_at_the_labels_alone(taught: tuple[Data, Model]) -> None:
         hard = float(data.task.loss(outputs, targets))
         soft = float(kd(outputs, calls.ask(inputs), 4.0))
         expected = (0.1 + 0.9 * done) * hard + 0.9 * (1 - done) * soft
+        assert float(loss(outputs, batch)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("soft", [0.0, 0.7])
+def test_all_three_targets_at_once_each_with_its_weight(
+    taught: tuple[Data, Model], soft: float
+) -> None:
+    data, teacher = taught
+    bench = make_bench(data, teacher)
+    options = f"hard_weight=0.3, soft_weight={soft}, logits_weight=0.05, annealing='linear'"
+    step = chain(f"distill({options})")
+    assert isinstance(step, Distill)
+    calls = Teacher([teacher], bench, "logits", ())
+    loss = step._loss(step._labels(calls, bench, data.train, False), None, bench)
+    raw, targets = data.train.fetch(torch.arange(16))
+    inputs = data.task.prepare(raw, bench.device)
+    outputs = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
+    answers = calls.ask(inputs)
+    squared = float((outputs - answers).pow(2).sum()) / 16
+    for done in (0.0, 0.25, 1.0):
+        batch = Batch(torch.arange(16), inputs, targets, progress=done)
+        hard = float(data.task.loss(outputs, targets))
+        taught_part = soft * float(kd(outputs, answers, 4.0)) + 0.05 * squared
+        expected = (0.3 + soft * done) * hard + (1 - done) * taught_part
         assert float(loss(outputs, batch)) == pytest.approx(expected, rel=1e-3)
 
 
