@@ -178,9 +178,11 @@ class _Lane:
             self.stores.of(node).put_model(node.key, model, self.plan.build, about)
             say("kept", node)
         except CannotSave as error:
+            # Checkpoints stay: another row that needs this step need not train from the start.
             self.unkept = str(error)
-        if isinstance(bench.shelf, StepShelf):
-            bench.shelf.clear()
+        else:
+            if isinstance(bench.shelf, StepShelf):
+                bench.shelf.clear()
         return Built(model, node.key, Journal([*before.journal.rows, *bench.journal.rows]))
 
     def _bench(self, lane: Lane, node: Node) -> Workbench:

@@ -293,7 +293,10 @@ def runner(module: nn.Module, pace: Pace, batch: Batch | None) -> Callable[..., 
         import torch._inductor.config as config
 
         config.compile_threads = 1  # worker processes would outlive a step that is killed
+        before = set(vars(module))
         run = torch.compile(module, dynamic=False)
+        for mark in set(vars(module)) - before:
+            delattr(module, mark)  # else it is a change of the model's that no file can hold
     if pace.replayed:
         assert batch is not None, "a recording needs one"
         inputs = place_inputs(batch.inputs, pace.channels_last)

@@ -15,7 +15,7 @@ from bench_fixtures import small_digits
 from PIL import Image
 from torch import nn
 
-from compress.errors import IllegalChain, UserError
+from compress.errors import CannotSave, IllegalChain, UserError
 from compress.harness import job as job_module
 from compress.harness.graph import make_graph
 from compress.harness.job import Job, Stores, perform
@@ -175,6 +175,40 @@ def test_a_stopped_step_goes_on_and_leaves_nothing(
     steps_done(plan, undisturbed, "baseline")
     [expected] = steps_done(plan, undisturbed, text)
     assert entry.files["model.safetensors"] == expected.files["model.safetensors"]
+
+
+def test_a_step_that_no_file_can_hold_is_not_trained_from_the_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row that needs it makes it anew, from the state after its last epoch."""
+    monkeypatch.setattr(loop, "WORTH_KEEPING", 0.0)
+    stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
+    text = "finetune(epochs=3)"
+    plan = plan_of(text)
+    steps_done(plan, stores, "baseline")
+    whole, trained = loop._Fit._epoch, []
+
+    def counted(self: Any, epoch: int, shown: Any) -> dict[str, Any]:
+        trained.append(epoch)
+        return whole(self, epoch, shown)
+
+    def refuse(*_: Any) -> None:
+        raise CannotSave("odd")
+
+    monkeypatch.setattr(loop._Fit, "_epoch", counted)
+    monkeypatch.setattr(Store, "put_model", refuse)
+    lane = make_graph(plan).lane((text, 0))
+    number = [row.text for row in plan.rows].index(text)
+    job = Job(number, 0, until=len(lane.nodes) - 1)
+    found = []
+    for _ in range(2):
+        assert perform(job, plan, stores).unkept == "odd"
+        measured = stores.get(lane.measured)
+        assert measured is not None
+        found.append(measured.files["model.onnx"])
+        stores.of(lane.measured).drop(lane.measured.key)
+    assert trained == [0, 1, 2]
+    assert found[0] == found[1]
 
 
 def test_transfer_sets_are_looked_up_before_any_work(tmp_path: Path) -> None:

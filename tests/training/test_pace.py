@@ -12,10 +12,15 @@ from bench_fixtures import fresh_model, make_bench, small_digits
 from shelves import Folder
 from torch import nn
 
+from compress.compressor import run
+from compress.model import load, save
+from compress.techniques import chain
+from compress.training import loop
 from compress.training import pace as pace_module
 from compress.training.feed import Batch, Feed
 from compress.training.pace import Pace, choose_pace, place_inputs, usual_pace
 from compress.workbench import Journal, Workbench
+from compress.zoo.models import build_module
 
 CPU = torch.device("cpu")
 
@@ -194,3 +199,26 @@ def test_on_a_gpu_graphs_come_first_and_compiling_must_beat_them(
     ways[f"{usual}, compiled, replayed"] = 0.01
     both = Pace("float32", True, compiled=True, replayed=True)
     assert choose(bare, batch, monkeypatch, ways, steps=100_000) == both
+
+
+def test_a_model_whose_training_was_compiled_can_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler marks a module, and what a fresh build lacks no file can hold."""
+    compiled, calls = torch.compile, []
+
+    def traced(module: nn.Module, **options: Any) -> Any:
+        calls.append(options)
+        return compiled(module, backend="eager", **options)  # as inductor marks it, but at once
+
+    monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(loop, "choose_pace", lambda *_: Pace("float32", False, compiled=True))
+    data = small_digits()
+    bench = make_bench(data)
+    made = run(chain("finetune(epochs=1)"), fresh_model(data), bench)
+    [fitted] = [row for row in bench.journal.rows if row["kind"] == "fit"]
+    assert (fitted["pace"], len(calls)) == ("float32, compiled", 1)
+    save(made, tmp_path, build_module)
+    assert torch.equal(
+        load(tmp_path, build_module).module(*made.example), made.module(*made.example)
+    )
