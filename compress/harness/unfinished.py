@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.errors import UserError
+from compress.files import sha256
 from compress.harness.compare import Answers, compare_records
 from compress.harness.outputs import Outputs
 from compress.harness.record import Record, RunLog, read_run
@@ -15,10 +16,13 @@ def judge(folder: Path) -> None:
     """Compare the rows of a run that was killed before it could; `results.jsonl` gets them.
 
     A run that has compared its rows, that is going on, or whose answers (`raw/`) are not in the
-    folder any more, is left as it is. Raises UserError where `results.jsonl` cannot be read.
+    folder as its rows name them by hash, is left as it is. Raises UserError where `results.jsonl`
+    cannot be read.
     """
     results = folder / "results.jsonl"
-    if not any(map(_unjudged, read_run(results)[1])):
+    _, before, about = read_run(results)
+    # Figures of other machines stand in lines of their own, and there only.
+    if about.get("elsewhere") or not any(map(_unjudged, before)):
         return
     try:
         outputs = Outputs(folder, ())
@@ -33,11 +37,15 @@ def judge(folder: Path) -> None:
         for key, record in records.items():
             if record.status != "ok":
                 continue
+            name_of = outputs.model(*key).name
             try:
-                stored = outputs.stored(outputs.model(*key).name)
-                answers[key] = Answers(stored["predictions"], stored["correct"])
-            except (OSError, ValueError, KeyError):
-                return  # removed or damaged: then nobody can tell
+                file = (folder / "raw" / f"{name_of}.npz").read_bytes()
+            except OSError:
+                return  # removed: then nobody can tell
+            if sha256(file) != record.hashes.get("predictions"):
+                return  # damaged, or of another run that was killed in this folder
+            stored = outputs.stored(name_of)
+            answers[key] = Answers(stored["predictions"], stored["correct"])
         log = RunLog(results, about, name)
         for key, record in compare_records(records, answers).items():
             if record != records[key]:

@@ -83,8 +83,12 @@ def unfinished(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     if not left:
         return ""
     timed = "" if settings(rows) else ", and no file was timed"
-    rest = f"{len(left)} of {len(order)} rows {'is' if len(left) == 1 else 'are'} missing{timed}"
-    return f"NOT FINISHED: {rest}. The command below goes on from what its store holds."
+    said = f"{len(left)} of {len(order)} rows {'is' if len(left) == 1 else 'are'} missing{timed}."
+    command = str(about.get("command") or "")
+    # A run by `--fresh` would compute all of it again.
+    if command and "--fresh" not in command:
+        said += " The command below goes on from what its store holds."
+    return f"NOT FINISHED: {said}"
 
 
 def _timed_on(about: Mapping[str, Any]) -> str:

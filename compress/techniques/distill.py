@@ -138,15 +138,19 @@ class Distill(Training):
             require(is_number(value) and value >= 0, self, f"{name} must be >= 0, not {value!r}")
         outputs = self.soft_weight > 0 or self.logits_weight > 0
         taught = outputs or self.hints != "none"
-        require(
-            taught, self, "soft_weight is 0 and there are no hints: that is train() or finetune()"
-        )
+        require(taught, self, "nothing is learnt from the teacher: that is train() or finetune()")
         once = self.loss != "logits" or self.logits_weight == 0
         require(once, self, "loss='logits' has its weight in soft_weight: leave out logits_weight")
         for names, used in ((SOFT, self.soft_weight > 0), (TAUGHT, outputs)):
             for name in names:
                 fine = used or getattr(self, name) == getattr(Distill, name)
                 require(fine, self, f"{name} is of the soft loss, and soft_weight is 0")
+        stays = self.hard_weight > 0 or self.soft_weight > 0 or self.hints != "none"
+        require(
+            self.annealing == "constant" or stays,
+            self,
+            "annealing fades out all there is to learn: set a hard_weight",
+        )
         views = self.views
         counted = isinstance(views, int) and not isinstance(views, bool) and views >= 0
         require(views is None or counted, self, f"views must be a whole number >= 0, not {views!r}")
@@ -187,7 +191,8 @@ class Distill(Training):
     @property
     def wants_labels(self) -> bool:
         """Whether the loss looks at labels at any time."""
-        return self.hard_weight > 0 or self.annealing != "constant" or self.loss in LABEL_LOSSES
+        gains = self.annealing != "constant" and self.soft_weight > 0
+        return self.hard_weight > 0 or gains or self.loss in LABEL_LOSSES
 
     @property
     def needs(self) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Runs that were killed: `compress-models report` says what they found, and what is missing."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,4 +83,17 @@ def test_a_run_that_goes_on_is_left_alone(whole: Path, tmp_path: Path) -> None:
     running = Outputs(tmp_path, (0,))
     with running.lock:
         assert "accuracy_verdict" not in rewrite_reports(tmp_path).rows[1]
+    assert (tmp_path / "results.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"PK damaged"])
+def test_other_or_damaged_answers_judge_nothing(
+    whole: Path, tmp_path: Path, content: bytes
+) -> None:
+    killed(whole, tmp_path, 3)
+    (tmp_path / "raw").unlink()
+    shutil.copytree(whole / "raw", tmp_path / "raw")
+    (tmp_path / "raw" / "baseline.npz").write_bytes(content)
+    before = (tmp_path / "results.jsonl").read_text()
+    assert "accuracy_verdict" not in rewrite_reports(tmp_path).rows[1]
     assert (tmp_path / "results.jsonl").read_text() == before

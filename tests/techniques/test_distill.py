@@ -197,6 +197,10 @@ def test_a_whole_recipe(taught: tuple[Data, Model]) -> None:
         ("loss='logits', logits_weight=0.1", "has its weight in soft_weight"),
         ("logits_weight=-1", "logits_weight must be >= 0"),
         ("logits_weight=0.1, soft_weight=0, temperature=2", "temperature is of the soft loss"),
+        (
+            "logits_weight=0.1, soft_weight=0, hard_weight=0, annealing='linear'",
+            "fades out all there is",
+        ),
     ],
 )
 def test_options_without_effect_are_refused(options: str, words: str) -> None:
@@ -299,6 +303,13 @@ def test_annealing_ends_at_the_labels_alone(taught: tuple[Data, Model]) -> None:
         soft = float(kd(outputs, calls.ask(inputs), 4.0))
         expected = (0.1 + 0.9 * done) * hard + 0.9 * (1 - done) * soft
         assert float(loss(outputs, batch)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_annealing_looks_at_labels_where_their_weight_grows() -> None:
+    growing = "distill(hard_weight=0, annealing='linear')"
+    hints = "distill(hard_weight=0, soft_weight=0, logits_weight=1, hints='fitnets'"
+    assert "labels" in chain(growing).needs
+    assert "labels" not in chain(f"{hints}, annealing='linear')").needs
 
 
 @pytest.mark.parametrize("soft", [0.0, 0.7])
