@@ -27,24 +27,24 @@ def judge(folder: Path) -> None:
     try:
         outputs = Outputs(folder, ())
     except UserError:
-        return  # a run is writing there, and compares its rows at its end
+        return  # a run is writing there and compares its rows at its end, or nobody can write
     with outputs.lock:
         # Once more: what was read before belonged to whoever held the lock.
         name, found, about = read_run(results)
-        outputs.seeds = tuple(about.get("environment", {}).get("seeds") or (0,))
+        outputs.seeds = tuple((about.get("environment") or {}).get("seeds") or (0,))
         records = {(record.chain, record.seed): record for record in found}
         answers: dict[tuple[str, int], Answers] = {}
         for key, record in records.items():
             if record.status != "ok":
                 continue
-            name_of = outputs.model(*key).name
+            answered = outputs.model(*key).name
             try:
-                file = (folder / "raw" / f"{name_of}.npz").read_bytes()
+                file = (folder / "raw" / f"{answered}.npz").read_bytes()
             except OSError:
                 return  # removed: then nobody can tell
             if sha256(file) != record.hashes.get("predictions"):
                 return  # damaged, or of another run that was killed in this folder
-            stored = outputs.stored(name_of)
+            stored = outputs.stored(answered)
             answers[key] = Answers(stored["predictions"], stored["correct"])
         log = RunLog(results, about, name)
         for key, record in compare_records(records, answers).items():
