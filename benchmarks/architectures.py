@@ -25,13 +25,13 @@ from torch import nn
 
 from compress import counts
 from compress.compressor import run
+from compress.context import StepContext, StepLog
 from compress.deploy.export import export
 from compress.deploy.verify import verify
-from compress.files import write_atomic
 from compress.model import Model, forward, load, probe, save
-from compress.task import ImageClassification, Preprocessing
+from compress.system.files import write_atomic
+from compress.tasks.base import ImageClassification, Preprocessing
 from compress.techniques import chain
-from compress.workbench import Journal, Workbench
 from compress.zoo.models import build_module, fresh
 
 SIDE = {"inception_v3": 96, "maxvit_t": 224, "alexnet": 96}
@@ -83,7 +83,7 @@ def prove(name: str) -> list[dict[str, Any]]:
 def attempt(
     text: str, model: Model, task: ImageClassification, inputs: tuple[torch.Tensor, ...]
 ) -> dict[str, Any]:
-    bench = Workbench(task, journal=Journal())
+    bench = StepContext(task, log=StepLog())
     result = run(chain(text), model, bench)
     verdict = verify(export(result), result, inputs, lowered=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def attempt(
         "macs_kept": round(kept, 3),
         "verified": verdict.ok,
         "loads_equal": same,
-        "note": "; ".join([*bench.journal.notes, verdict.reason]).strip("; "),
+        "note": "; ".join([*bench.log.notes, verdict.reason]).strip("; "),
     }
 
 

@@ -27,7 +27,7 @@ _WHERE = {
     "pack": "compress.api",
     "merge": "compress.api",
     "Results": "compress.api",
-    "Suite": "compress.harness.suite",
+    "Suite": "compress.bench.plan.suite",
     "chain": "compress.techniques",
     "from_arrays": "compress.zoo.data",
     "load_data": "compress.zoo.data",
@@ -35,7 +35,7 @@ _WHERE = {
     "Compressor": "compress.compressor",
     "Chain": "compress.compressor",
     "Model": "compress.model",
-    "Workbench": "compress.workbench",
+    "StepContext": "compress.context",
     "UserError": "compress.errors",
 }
 
@@ -44,9 +44,9 @@ __all__ = [
     "Compressor",
     "Model",
     "Results",
+    "StepContext",
     "Suite",
     "UserError",
-    "Workbench",
     "bench",
     "chain",
     "from_arrays",
@@ -59,12 +59,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from compress.api import Results, bench, merge, pack, run
+    from compress.bench.plan.suite import Suite
     from compress.compressor import Chain, Compressor
+    from compress.context import StepContext
     from compress.errors import UserError
-    from compress.harness.suite import Suite
     from compress.model import Model
     from compress.techniques import chain
-    from compress.workbench import Workbench
     from compress.zoo.data import from_arrays, load_data
     from compress.zoo.saved import load
 

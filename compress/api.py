@@ -9,21 +9,21 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.bench.execute.fork_client import early
+from compress.bench.execute.limits import Limits
+from compress.bench.execute.ray_executor import executor_named
+from compress.bench.plan.metric import Function
+from compress.bench.plan.plan import make_plan
+from compress.bench.plan.suite import Named, Suite, checked, load_suite
+from compress.bench.run import STORE, Bench, RunOptions
 from compress.errors import UserError, unknown
-from compress.harness.bench import STORE, Bench, Conduct
-from compress.harness.cluster import executor_named
-from compress.harness.limits import Limits
-from compress.harness.metric import Function
-from compress.harness.plan import make_plan
-from compress.harness.record import Record, read_results
-from compress.harness.started import early
-from compress.harness.suite import Named, Suite, checked, load_suite
-from compress.harness.unfinished import judge
 from compress.report.columns import frame
 from compress.report.curves import curve_rows
 from compress.report.table import text
 from compress.report.write import write_reports
-from compress.task import Data
+from compress.results.record import Record, read_results
+from compress.results.recover import judge
+from compress.tasks.base import Data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,7 @@ def prepare(
             raise UserError(f"step_memory must be positive and finite, not {step_memory}")
         given["memory"] = int(step_memory * 1e9)
     root = None if data_root is None else Path(data_root)
-    conduct = Conduct(Limits(**given), store, fresh, root, executor_named(executor))
+    run_options = RunOptions(Limits(**given), store, fresh, root, executor_named(executor))
     chosen = suite if isinstance(suite, Suite) else load_suite(str(suite))
     if foreign := changes.keys() - {item.name for item in fields(Suite)}:
         raise unknown("option", sorted(foreign)[0], [item.name for item in fields(Suite)])
@@ -104,7 +104,7 @@ def prepare(
     )
     folder = Path(out or Path(DEFAULT_OUT) / chosen.name)
     # Called from Python there is no command that gives the table again, so none is named.
-    return Bench(plan, folder, command, progress, on_record, conduct)
+    return Bench(plan, folder, command, progress, on_record, run_options)
 
 
 def _teachers(
@@ -172,12 +172,12 @@ def preview(suite: str | Path | Suite | None = None, **options: Any) -> str:
 
     Without a suite, what `run` would do with these options.
     """
-    from compress.harness.preview import preview as show
+    from compress.bench.plan.preview import preview as show
 
     if suite is None:
         suite, options = _suite_of(**options)
     planned = prepare(suite, **options)
-    return show(planned.plan, planned.place, planned.conduct.fresh)
+    return show(planned.plan, planned.place, planned.run_options.fresh)
 
 
 def run(**options: Any) -> Results:
@@ -231,7 +231,7 @@ def rewrite_reports(out: str | Path) -> Results:
     judge(folder)
     records, about = read_results(folder / "results.jsonl")
     rows = [record.row() for record in records]
-    epochs = curve_rows((record.chain, record.seed, record.journal) for record in records)
+    epochs = curve_rows((record.chain, record.seed, record.step_log) for record in records)
     write_reports(rows, about, folder, epochs)
     return Results(folder, tuple(rows), about)
 
@@ -248,7 +248,7 @@ def clean_store(
     `older_than` (days) also entries not used since; `keep` (gigabytes) the least recently used
     ones until no more is left.
     """
-    from compress.harness.store import Store
+    from compress.bench.store.store import Store
 
     if "://" in str(place):
         raise UserError(
@@ -274,7 +274,7 @@ def pack(run: str | Path, out: str | Path | None = None) -> Path:
     Its path is returned, by default `pack.zip` in the run's folder. There, it is unpacked and
     `python time_here.py` needs numpy and onnxruntime alone; `merge` brings back what it writes.
     """
-    from compress.harness.pack import pack as write
+    from compress.bench.portable.pack import pack as write
 
     return write(Path(run), None if out is None else Path(out))
 
@@ -286,7 +286,7 @@ def merge(run: str | Path, files: str | Path | Sequence[str | Path], name: str =
     file; else it is called by its processor and threads. Raises UserError, and changes nothing, if
     a file is not about the files of this run, or if two are of machines that are alike.
     """
-    from compress.harness.merge import merge as add
+    from compress.bench.portable.merge import merge as add
 
     given = [files] if isinstance(files, str | Path) else files
     add(Path(run), [Path(file) for file in given], name)

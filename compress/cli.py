@@ -178,7 +178,7 @@ def run(data: str, model: str, chains: tuple[str, ...], **options: Any) -> None:
 def _import_in_parallel(options: dict[str, Any]) -> None:
     """Start the process that forks the steps' before this one spends seconds on its imports."""
     if not options["dry_run"] and options["executor"] == "local":
-        from compress.harness.started import early
+        from compress.bench.execute.fork_client import early
 
         early()
 
@@ -284,7 +284,7 @@ def _known(what: str) -> dict[str, str]:
         from compress.zoo.data import DATA
 
         return dict(DATA)
-    from compress.harness.suite import suite_names
+    from compress.bench.plan.suite import suite_names
 
     return suite_names()
 

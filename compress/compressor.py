@@ -21,11 +21,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from compress.draws import seed_of
+from compress.context import StepContext
 from compress.ensemble import MOST_MEMBERS, together
 from compress.errors import IllegalChain, StepFailed
-from compress.model import Model, forward, probe, turned_infinite
-from compress.workbench import Workbench
+from compress.model import Model, became_nonfinite, forward, probe
+from compress.stateless_rng import seed_of
 
 NEEDS = frozenset({"train", "labels", "validation", "calibration", "teacher", "timer"})
 
@@ -82,11 +82,11 @@ class Compressor(ABC):
         return (self,)
 
     @abstractmethod
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, context: StepContext) -> Model:
         """Return the compressed model. `model` is this call's own copy and may be changed."""
 
-    def check(self, bench: Workbench) -> None:  # noqa: B027
-        """Raise IllegalChain if the step cannot work on a workbench, beyond what `needs` says."""
+    def check(self, context: StepContext) -> None:  # noqa: B027
+        """Raise IllegalChain if the step cannot work on a context, beyond what `needs` says."""
 
     def at(self, progress: float) -> Self:
         """Return the step at a fraction of its way, for `Repeat`; by default itself."""
@@ -218,15 +218,15 @@ class Chain(Compressor):
     def at(self, progress: float) -> Chain:  # type: ignore[override]
         return Chain(*(part.at(progress) for part in self.parts))
 
-    def check(self, bench: Workbench) -> None:
+    def check(self, context: StepContext) -> None:
         for part in self.parts:
-            part.check(bench)
+            part.check(context)
             # What comes out of a step is known when it has run.
-            bench = replace(bench, enters=None)
+            context = replace(context, enters=None)
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, context: StepContext) -> Model:
         for part in self.parts:
-            model = run(part, model, bench)
+            model = run(part, model, context)
         return model
 
     def __repr__(self) -> str:
@@ -305,18 +305,18 @@ class Repeat(Compressor):
     def at(self, progress: float) -> Repeat:  # type: ignore[override]
         return replace(self, step=self.step.at(progress))
 
-    def check(self, bench: Workbench) -> None:
-        self.step.check(bench)
+    def check(self, context: StepContext) -> None:
+        self.step.check(context)
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
-        if bench.origin is None:
-            bench = replace(bench, origin=model.copy())
+    def compress(self, model: Model, context: StepContext) -> Model:
+        if context.origin is None:
+            context = replace(context, origin=model.copy())
         made = []
         for i in range(1, self.times + 1):
             step = self.step.at(SCHEDULES[self.schedule](i / self.times))
             # Derived, so that the second time of one seed is not the first of another.
-            seed = bench.seed if i == 1 else seed_of("repeat", bench.seed, i)
-            model = run(step, model, replace(bench, seed=seed))
+            seed = context.seed if i == 1 else seed_of("repeat", context.seed, i)
+            model = run(step, model, replace(context, seed=seed))
             made.append(model)
         return model if self.result == "last" else together(made)
 
@@ -338,30 +338,30 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def run(compressor: Compressor, model: Model, bench: Workbench) -> Model:
+def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
     """Apply a compressor to a copy of `model`, seeded, and check what it returns.
 
-    Raises IllegalChain where the step cannot work on this model or workbench, and StepFailed
+    Raises IllegalChain where the step cannot work on this model or context, and StepFailed
     where its result is unusable (not finite, or outputs of another shape).
     """
     if model.lowered:
         raise IllegalChain(f"{compressor!r} cannot follow a step that wrote the deployed file")
     for need in sorted(compressor.needs):
-        if not bench.has(need):
+        if not context.has(need):
             raise IllegalChain(f"{compressor.name()} needs {need}, which is not at hand")
-    compressor.check(bench)
+    compressor.check(context)
     if isinstance(compressor, (Chain, Repeat)):
         # Their parts come back through here one by one, each with a copy of its own.
-        return compressor.compress(model, bench)
-    if bench.origin is None:
-        bench = replace(bench, origin=model)
-    seed_everything(bench.seed)
-    started, before = time.perf_counter(), len(bench.journal.rows)
-    result = compressor.compress(model.copy(), bench)
+        return compressor.compress(model, context)
+    if context.origin is None:
+        context = replace(context, origin=model)
+    seed_everything(context.seed)
+    started, before = time.perf_counter(), len(context.log.rows)
+    result = compressor.compress(model.copy(), context)
     seconds = time.perf_counter() - started
     # What processes spent on it that were stopped.
-    seconds += sum(row.get("earlier_seconds", 0.0) for row in bench.journal.rows[before:])
-    bench.journal.row("step", step=repr(compressor), seconds=round(seconds, 3))
+    seconds += sum(row.get("earlier_seconds", 0.0) for row in context.log.rows[before:])
+    context.log.row("step", step=repr(compressor), seconds=round(seconds, 3))
     _check(compressor, model, result)
     return result
 
@@ -369,7 +369,7 @@ def run(compressor: Compressor, model: Model, bench: Workbench) -> Model:
 def _check(compressor: Compressor, model: Model, result: object) -> None:
     if not isinstance(result, Model):
         raise StepFailed(f"{compressor!r} returned {type(result).__name__} and not a Model")
-    if odd := turned_infinite(result.module.state_dict(), model.module.state_dict()):
+    if odd := became_nonfinite(result.module.state_dict(), model.module.state_dict()):
         raise StepFailed(f"{compressor!r} left values that are not finite in {odd[0]}")
     result.module.eval()
     inputs = probe(model.example)

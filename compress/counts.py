@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from compress.model import forward
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 
 aten = torch.ops.aten
 

@@ -22,8 +22,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from compress.errors import CannotSave, UserError
-from compress.files import digest, sha256, write_atomic, write_json
-from compress.task import Tensors
+from compress.system.files import digest, sha256, write_atomic, write_json
+from compress.tasks.base import Tensors
 
 FORMAT = 1
 INSTANCE = "(instance)"
@@ -166,7 +166,7 @@ def identity(model: Model) -> list[str]:
     return [factory, digest(repr(model.module)), weights_hash(model.module)]
 
 
-def turned_infinite(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
+def became_nonfinite(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
     """Return the names of what holds values that are not finite and were not there before.
 
     A causal mask is a buffer of infinities, and fine.

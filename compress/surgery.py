@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.model import main_output
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 

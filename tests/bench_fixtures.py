@@ -1,4 +1,4 @@
-"""A small data set and workbench that tests of steps share."""
+"""A small data set and context that tests of steps share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import partial
 import torch
 
 from compress.compressor import seed_everything
+from compress.context import StepContext, StepLog
 from compress.model import Model
-from compress.task import Data, Subset
-from compress.workbench import Journal, Workbench
+from compress.tasks.base import Data, Subset
 from compress.zoo.data import load_data
 from compress.zoo.models import build_module, fresh
 
@@ -26,8 +26,8 @@ def small_digits() -> Data:
     )
 
 
-def make_bench(data: Data, teacher: Model | None = None, seed: int = 0) -> Workbench:
-    return Workbench(
+def make_bench(data: Data, teacher: Model | None = None, seed: int = 0) -> StepContext:
+    return StepContext(
         task=data.task,
         train=data.train,
         validation=data.validation,
@@ -35,7 +35,7 @@ def make_bench(data: Data, teacher: Model | None = None, seed: int = 0) -> Workb
         teacher=teacher,
         build=lambda name: fresh(name, data.task),
         seed=seed,
-        journal=Journal(),
+        log=StepLog(),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.model import forward
-from compress.timing.cuda.device import Call, Cuda
+from compress.system.cuda import Call, Cuda
 
 IMAGES = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -13,8 +13,8 @@ from torch import nn
 
 import compress
 from compress.api import rewrite_reports
-from compress.harness import bench
-from compress.harness.record import Record
+from compress.bench import run as bench
+from compress.results.record import Record
 
 
 def stripes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

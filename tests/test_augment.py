@@ -8,8 +8,8 @@ import pytest
 import torch
 from bench_fixtures import small_digits
 
-from compress.draws import Draws
-from compress.task import ImageClassification, augment_images
+from compress.stateless_rng import StatelessRNG
+from compress.tasks.base import ImageClassification, augment_images
 
 
 def images(count: int = 6) -> torch.Tensor:
@@ -21,7 +21,7 @@ def images(count: int = 6) -> torch.Tensor:
 def test_shifted_and_mirrored_copies(augments: list[str]) -> None:
     """Every result is found among all shifts of the padded image and of its mirror image."""
     given = images(40)
-    made = augment_images(given, Draws(torch.arange(40)), augments)
+    made = augment_images(given, StatelessRNG(torch.arange(40)), augments)
     padded = torch.nn.functional.pad(given, (1, 1, 1, 1))
     found = []
     for before, padding, after in zip(given, padded, made, strict=True):
@@ -37,7 +37,7 @@ def test_shifted_and_mirrored_copies(augments: list[str]) -> None:
 
 def test_cutout_leaves_a_square_hole_of_half_the_side() -> None:
     given = images(50)
-    made = augment_images(given, Draws(torch.arange(50)), ["cutout"])
+    made = augment_images(given, StatelessRNG(torch.arange(50)), ["cutout"])
     sizes = set()
     for before, after in zip(given, made, strict=True):
         hole = (after == 0).all(0)
@@ -60,7 +60,7 @@ def test_mixup_mixes_inputs_and_targets_in_one_share() -> None:
         (task.prepare(raw, torch.device("cpu")), targets)
         for raw, targets in (data.train.fetch(index), data.train.fetch(others))
     )
-    (inputs,), targets = task.mix(first, second, Draws(index))
+    (inputs,), targets = task.mix(first, second, StatelessRNG(index))
     assert torch.allclose(targets.sum(1), torch.ones(8))
     for i in range(8):
         ours, theirs = first[0][0][i], second[0][0][i]
@@ -77,10 +77,12 @@ def test_mixup_mixes_inputs_and_targets_in_one_share() -> None:
 def test_an_image_is_augmented_alike_in_every_batch() -> None:
     given, order = images(20), torch.randperm(20)
     every = ["flip", "crop", "cutout"]
-    whole = augment_images(given, Draws(torch.arange(20), view=3), every)
-    shuffled = augment_images(given[order], Draws(order, view=3), every)
+    whole = augment_images(given, StatelessRNG(torch.arange(20), view=3), every)
+    shuffled = augment_images(given[order], StatelessRNG(order, view=3), every)
     assert torch.equal(shuffled, whole[order])
-    assert not torch.equal(augment_images(given, Draws(torch.arange(20), view=4), every), whole)
+    assert not torch.equal(
+        augment_images(given, StatelessRNG(torch.arange(20), view=4), every), whole
+    )
 
 
 @pytest.mark.parametrize("wrong", ["rotate", "flip-flip", "flip-", "", "none-flip"])

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 import compress
 from compress.cli import main
 from compress.deploy.export import read_metadata
-from compress.harness.record import read_results
 from compress.report.columns import COLUMNS
+from compress.results.record import read_results
 
 ROOT = Path(compress.__file__).resolve().parents[1]
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from bench_fixtures import make_bench, small_digits
-from shelves import Folder
+from caches import Folder
 from torch import nn
 
+from compress.bench.plan.keys import foreign_sources
+from compress.bench.store.step_cache import StoredStepCache
+from compress.bench.store.store import Store
 from compress.compressor import Compressor, Repeat, run
+from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, StepFailed, UserError
-from compress.harness.keys import foreign_sources
-from compress.harness.shelf import StepShelf
-from compress.harness.store import Store
 from compress.model import Model
-from compress.task import ImageClassification, Preprocessing
+from compress.tasks.base import ImageClassification, Preprocessing
 from compress.techniques import chain, techniques
-from compress.workbench import Journal, Workbench
 
 TASK = ImageClassification("test", ("a", "b"), Preprocessing(1, (2, 2), (0.5,), (0.5,)))
 
@@ -30,7 +30,7 @@ class Scale(Compressor):
 
     factor: float = 1.0
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, context: StepContext) -> Model:
         with torch.no_grad():
             for parameter in model.module.parameters():
                 parameter.mul_(self.factor)
@@ -41,7 +41,7 @@ class Scale(Compressor):
 class Widen(Compressor):
     """Return another output shape."""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, context: StepContext) -> Model:
         return replace(model, module=nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
 
 
@@ -50,39 +50,39 @@ def model() -> Model:
     return Model(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), (torch.zeros(1, 1, 2, 2),))
 
 
-def bench() -> Workbench:
-    return Workbench(TASK, journal=Journal())
+def step_context() -> StepContext:
+    return StepContext(TASK, log=StepLog())
 
 
 def test_the_input_is_copied() -> None:
     given = model()
     before = given.module[1].weight.clone()
-    result = run(Scale(2.0), given, bench())
+    result = run(Scale(2.0), given, step_context())
     assert torch.equal(given.module[1].weight, before)
     assert torch.equal(result.module[1].weight, 2 * before)
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
     with pytest.raises(StepFailed, match="not finite"):
-        run(Scale(float("nan")), model(), bench())
+        run(Scale(float("nan")), model(), step_context())
 
 
 def test_another_output_shape_is_refused() -> None:
     with pytest.raises(StepFailed, match=r"from \(2, 2\) to \(2, 3\)"):
-        run(Widen(), model(), bench())
+        run(Widen(), model(), step_context())
 
 
 def test_needs_are_checked_before_work() -> None:
     with pytest.raises(IllegalChain, match="finetune needs labels"):
-        run(chain("finetune()"), model(), bench())
+        run(chain("finetune()"), model(), step_context())
     with pytest.raises(IllegalChain, match="quantize needs calibration"):
-        run(chain("quantize()"), model(), bench())
+        run(chain("quantize()"), model(), step_context())
 
 
 def test_the_journal_names_steps_and_seconds() -> None:
-    workbench = bench()
-    run(Scale(0.5) >> Scale(2.0), model(), workbench)
-    steps = [row["step"] for row in workbench.journal.rows if row["kind"] == "step"]
+    context = step_context()
+    run(Scale(0.5) >> Scale(2.0), model(), context)
+    steps = [row["step"] for row in context.step_log.rows if row["kind"] == "step"]
     assert steps == ["scale(factor=0.5)", "scale(factor=2.0)"]
 
 
@@ -115,28 +115,30 @@ def test_plug_ins_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_measured_answer_is_asked_once(tmp_path: Path) -> None:
-    bench = replace(make_bench(small_digits()), shelf=Folder(tmp_path))
+    context = replace(make_bench(small_digits()), cache=Folder(tmp_path))
     asked: list[int] = []
 
     def measure() -> dict[str, int]:
         asked.append(1)
         return {"answer": len(asked)}
 
-    assert bench.asks({"what": 1}, measure) == {"answer": 1}
-    assert bench.asks({"what": 1}, measure) == {"answer": 1}
-    assert bench.asks({"what": 2}, measure) == {"answer": 2}
-    assert replace(bench, shelf=None).asks({"what": 1}, measure) == {"answer": 3}
-    assert isinstance(bench.shelf, Folder)
-    bench.shelf.full = True
-    assert bench.asks({"what": 3}, measure) == {"answer": 4}
+    assert context.cached({"what": 1}, measure) == {"answer": 1}
+    assert context.cached({"what": 1}, measure) == {"answer": 1}
+    assert context.cached({"what": 2}, measure) == {"answer": 2}
+    assert replace(context, cache=None).cached({"what": 1}, measure) == {"answer": 3}
+    assert isinstance(context.cache, Folder)
+    context.cache.full = True
+    assert context.cached({"what": 3}, measure) == {"answer": 4}
 
 
 def test_of_two_who_measure_at_once_one_answer_holds(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    bench = replace(make_bench(small_digits()), shelf=StepShelf(store, "f" * 64))
+    context = replace(make_bench(small_digits()), cache=StoredStepCache(store, "f" * 64))
 
     def slower() -> dict[str, int]:
-        replace(bench, shelf=StepShelf(store, "e" * 64)).asks({"what": 1}, lambda: {"answer": 1})
+        replace(context, cache=StoredStepCache(store, "e" * 64)).cached(
+            {"what": 1}, lambda: {"answer": 1}
+        )
         return {"answer": 2}
 
-    assert bench.asks({"what": 1}, slower) == {"answer": 1}
+    assert context.cached({"what": 1}, slower) == {"answer": 1}

@@ -17,10 +17,10 @@ from compress import counts
 from compress.compressor import Chain, Compressor, run
 from compress.deploy.export import export
 from compress.deploy.verify import verify
-from compress.draws import seed_of
 from compress.errors import IllegalChain
 from compress.model import Model, forward, load, probe, save
-from compress.task import Data, stacked_inputs
+from compress.stateless_rng import seed_of
+from compress.tasks.base import Data, stacked_inputs
 from compress.techniques import chain
 
 
@@ -204,9 +204,9 @@ SAMPLE = [
 def test_chain_equals_its_steps_by_hand(
     first: str, second: str, data: Data, trained: Model
 ) -> None:
-    bench = make_bench(data, teacher=trained)
-    together = run(chain(f"{first} -> {second}"), trained, bench)
-    by_hand = run(chain(second), run(chain(first), trained, bench), bench)
+    context = make_bench(data, teacher=trained)
+    together = run(chain(f"{first} -> {second}"), trained, context)
+    by_hand = run(chain(second), run(chain(first), trained, context), context)
     assert same(together, by_hand)
 
 

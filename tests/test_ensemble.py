@@ -10,13 +10,13 @@ import torch
 from bench_fixtures import build, fresh_model, make_bench, small_digits
 
 from compress import counts
+from compress.chain_parser import model_sources
 from compress.compressor import run
-from compress.draws import seed_of
 from compress.ensemble import AVERAGES, Ensemble, averaged, together
 from compress.errors import CannotSave, IllegalChain, UserError
-from compress.language import model_sources
 from compress.model import INSTANCE, Blueprint, forward, identity, load, probe, save
-from compress.task import Data
+from compress.stateless_rng import seed_of
+from compress.tasks.base import Data
 from compress.techniques import chain
 
 
@@ -37,15 +37,15 @@ def test_averages_by_hand() -> None:
 
 
 def test_the_generations_answer_together(data: Data, tmp_path: Path) -> None:
-    bench = make_bench(data)
-    trained = run(chain("train(epochs=2)"), fresh_model(data), bench)
+    context = make_bench(data)
+    trained = run(chain("train(epochs=2)"), fresh_model(data), context)
     text = "repeat(3, distill(student='same', teacher='input', epochs=1), result='ensemble')"
-    made = run(chain(text), trained, replace(bench, teacher=trained))
+    made = run(chain(text), trained, replace(context, teacher=trained))
     assert isinstance(made.module, Ensemble)
     generation, inputs, outputs = trained, probe(trained.example, batch=5), []
     for seed in (0, seed_of("repeat", 0, 2), seed_of("repeat", 0, 3)):
         step = chain("distill(student='same', teacher='input', epochs=1)")
-        generation = run(step, generation, replace(bench, seed=seed, teacher=trained))
+        generation = run(step, generation, replace(context, seed=seed, teacher=trained))
         outputs.append(forward(generation.module, inputs).softmax(1))
     expected = torch.stack(outputs).mean(0)
     torch.testing.assert_close(forward(made.module, inputs).softmax(1), expected)
@@ -56,11 +56,11 @@ def test_the_generations_answer_together(data: Data, tmp_path: Path) -> None:
 
 
 def test_pruned_members_are_saved_with_their_masks(data: Data, tmp_path: Path) -> None:
-    bench = make_bench(data)
-    trained = run(chain("train(epochs=1)"), fresh_model(data), bench)
+    context = make_bench(data)
+    trained = run(chain("train(epochs=1)"), fresh_model(data), context)
     members = "prune_channels(channels=0.5) -> prune_weights(sparsity=0.5) -> finetune(epochs=1)"
-    first = run(chain(members), trained, bench)
-    second = run(chain("finetune(epochs=1)"), first, bench)
+    first = run(chain(members), trained, context)
+    second = run(chain("finetune(epochs=1)"), first, context)
     made = together([first, second], "logits")
     assert made.sparse == {f"members.{i}.{name}" for i in (0, 1) for name in first.sparse}
     save(made, tmp_path, build)

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
-from compress.files import write_json
 from compress.model import Blueprint, Model, forward, load, main_output, pack, probe, save
-from compress.task import ImageClassification, Preprocessing
+from compress.system.files import write_json
+from compress.tasks.base import ImageClassification, Preprocessing
 from compress.zoo import build_module, fresh
 
 

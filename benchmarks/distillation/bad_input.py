@@ -16,15 +16,15 @@ from common import publish, small_disk, table
 from PIL import Image
 from torch import nn
 
+from compress.bench.store.step_cache import StoredStepCache
+from compress.bench.store.store import Store
 from compress.compressor import run, seed_everything
+from compress.context import StepContext, StepLog
 from compress.errors import StepFailed, UserError
-from compress.harness.shelf import StepShelf
-from compress.harness.store import Store
 from compress.model import Model
-from compress.task import Data, ImageClassification
+from compress.tasks.base import Data, ImageClassification
 from compress.techniques import chain
 from compress.training import evaluate
-from compress.workbench import Journal, Workbench
 from compress.zoo.data import load_data
 from compress.zoo.models import fresh
 from compress.zoo.transfer import load_transfer
@@ -39,7 +39,7 @@ def said(act: Callable[[], object]) -> str:
     return "NOT REFUSED"
 
 
-def refusals(data: Data, teacher: Model, bench: Workbench, folder: Path) -> list[tuple[str, str]]:
+def refusals(data: Data, teacher: Model, bench: StepContext, folder: Path) -> list[tuple[str, str]]:
     wide = replace(teacher.copy(), module=nn.Sequential(nn.Flatten(), nn.Linear(64, 12)))
     large = replace(wide, example=(torch.zeros(1, 1, 16, 16),))
     for number in range(3):
@@ -79,7 +79,7 @@ def refusals(data: Data, teacher: Model, bench: Workbench, folder: Path) -> list
     return [(what, said(act).replace(str(folder), "...")) for what, act in calls.items()]
 
 
-def explosion(data: Data, teacher: Model, bench: Workbench) -> list[tuple[str, str]]:
+def explosion(data: Data, teacher: Model, bench: StepContext) -> list[tuple[str, str]]:
     """Let the teacher's logits explode in the third of six epochs."""
 
     class Explodes(nn.Module):
@@ -94,18 +94,18 @@ def explosion(data: Data, teacher: Model, bench: Workbench) -> list[tuple[str, s
             late = Explodes.calls > 2.5 * len(data.train)
             return self.inner(inputs) * (float("nan") if late else 1.0)
 
-    journal = Journal()
+    step_log = StepLog()
     broken = replace(teacher.copy(), module=Explodes(teacher.module))
-    spoilt = replace(bench, teacher=broken, journal=journal)
+    spoilt = replace(bench, teacher=broken, step_log=step_log)
     made = run(chain("distill(student='mlp', epochs=6, views=0)"), teacher, spoilt)
     accuracy, _ = evaluate(made.module, data.task, data.test)
     return [
-        ("NaN in the loss in epoch 3", "; ".join(journal.notes)),
+        ("NaN in the loss in epoch 3", "; ".join(step_log.notes)),
         ("its accuracy", f"{accuracy:.1%}"),
     ]
 
 
-def full_disk(teacher: Model, bench: Workbench, folder: Path) -> list[tuple[str, str]]:
+def full_disk(teacher: Model, bench: StepContext, folder: Path) -> list[tuple[str, str]]:
     """Keep what the teacher says on a disk that takes one view and no more."""
     with small_disk(folder / "disk", "48k") as mounted:
         if not mounted:
@@ -113,10 +113,10 @@ def full_disk(teacher: Model, bench: Workbench, folder: Path) -> list[tuple[str,
         step = chain("distill(student='mlp', epochs=3)")
         assert isinstance(bench.task, ImageClassification)
         task = replace(bench.task, augment="crop")
-        plain, small = Journal(), Journal()
-        expected = run(step, teacher, replace(bench, task=task, journal=plain))
-        shelf = StepShelf(Store(folder / "disk" / "store"), "proof")
-        made = run(step, teacher, replace(bench, task=task, shelf=shelf, journal=small))
+        plain, small = StepLog(), StepLog()
+        expected = run(step, teacher, replace(bench, task=task, step_log=plain))
+        shelf = StoredStepCache(Store(folder / "disk" / "store"), "proof")
+        made = run(step, teacher, replace(bench, task=task, shelf=shelf, step_log=small))
         ours, theirs = made.module.state_dict(), expected.module.state_dict()
         same = all(torch.equal(ours[key], theirs[key]) for key in ours)
     return [
@@ -131,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     data = load_data("digits")
     seed_everything(0)
-    bench = Workbench(
+    bench = StepContext(
         task=data.task,
         train=data.train,
         validation=data.validation,
@@ -140,7 +140,7 @@ def main() -> None:
         setting=data.identity(),
     )
     teacher = run(chain("train(epochs=6)"), fresh("cnn-small", data.task), bench)
-    bench = replace(bench, teacher=teacher, journal=Journal())
+    bench = replace(bench, teacher=teacher, log=StepLog())
     with tempfile.TemporaryDirectory() as place:
         lines = [
             *refusals(data, teacher, bench, Path(place)),

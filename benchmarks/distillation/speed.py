@@ -30,16 +30,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from compress.bench.store.step_cache import StoredStepCache
+from compress.bench.store.store import Store
 from compress.compressor import run, seed_everything
+from compress.context import StepContext, StepLog
 from compress.counts import macs
-from compress.harness.shelf import StepShelf
-from compress.harness.store import Store
 from compress.model import Model
-from compress.task import Data, Subset
+from compress.tasks.base import Data, Subset
 from compress.techniques import chain
-from compress.training import pace
-from compress.training.pace import usual_precision
-from compress.workbench import Journal, Workbench
+from compress.training import execution_mode
+from compress.training.execution_mode import usual_precision
 from compress.zoo.data import data_root, load_data
 from compress.zoo.models import fresh
 from compress.zoo.weights import load_weights
@@ -110,16 +110,16 @@ class Plain:
 class Step:
     """A step of ours for one epoch: the seconds of its loop, without starting and validating."""
 
-    def __init__(self, text: str, model: Model, bench: Workbench) -> None:
+    def __init__(self, text: str, model: Model, bench: StepContext) -> None:
         self.step, self.model, self.bench = chain(text), model, bench
         self.pace = ""
 
     def __call__(self) -> float:
-        bench = replace(self.bench, journal=Journal())
+        bench = replace(self.bench, log=StepLog())
         # What is measured stands for a long training, which would have been tried out.
-        with patch.object(pace, "MEASURED_FROM", 0.0):
+        with patch.object(execution_mode, "MEASURED_FROM", 0.0):
             run(self.step, self.model, bench)
-        [row] = [row for row in bench.journal.rows if row["kind"] == "fit"]
+        [row] = [row for row in bench.log.rows if row["kind"] == "fit"]
         self.pace = str(row["pace"])
         return float(row["seconds"])
 
@@ -129,7 +129,7 @@ def ways_of(
 ) -> dict[str, Callable[[], float]]:
     """Return every way to train a model for an epoch."""
     seed_everything(0)
-    bench = Workbench(
+    bench = StepContext(
         task=data.task,
         train=data.train,
         teacher=teacher,
@@ -138,7 +138,7 @@ def ways_of(
         device=device,
         precision=usual_precision(device),
         tune=True,
-        shelf=StepShelf(Store(folder), "speed"),
+        shelf=StoredStepCache(Store(folder), "speed"),
         setting=data.identity(),
     )
     model = fresh(name, data.task)

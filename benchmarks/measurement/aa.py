@@ -21,7 +21,7 @@ import numpy as np
 from networks import SMALL_TO_LARGE, Network, by_name
 from trials import Trial, outcome, publish, run_trials, share, table
 
-from compress.timing.gather import Effort
+from compress.timing.collect import Effort
 from compress.timing.measure import measure
 
 SECONDS = 6.0

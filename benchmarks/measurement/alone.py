@@ -28,8 +28,8 @@ import numpy as np
 import onnxruntime
 from trials import Trial, publish, run_trials, table
 
-from compress.timing.environment import cpu_threads
-from compress.timing.rounds import Candidate, Plan, time_rounds
+from compress.system.environment import cpu_threads
+from compress.timing.interleave import Candidate, Plan, interleave
 from compress.timing.statistics import student
 from compress.timing.worker import as_candidate, feeds_of, open_session
 
@@ -76,8 +76,8 @@ def worker(job: dict[str, Any]) -> None:
         candidates[name] = as_candidate(session, feeds_of([samples], 1), expected, 0.02)
     gc.disable()
     for seed in map(int, sys.stdin):
-        time_rounds(candidates, Plan(LEAD, 1), seed)
-        found = time_rounds(candidates, Plan(SECONDS, 3), seed)
+        interleave(candidates, Plan(LEAD, 1), seed)
+        found = interleave(candidates, Plan(SECONDS, 3), seed)
         wrong = [f"{name}: {series.error}" for name, series in found.items() if series.error]
         if wrong:
             raise RuntimeError("; ".join(wrong))

@@ -11,7 +11,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from compress import Compressor, Model, Workbench
+from compress import Compressor, Model, StepContext
 from compress.deploy.export import export
 
 
@@ -33,7 +33,7 @@ class Caching(nn.Module):
 class CacheOutputs(Compressor):
     """Answer from memory after the first call."""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         return replace(model, module=Caching(model.module), blueprint=None)
 
 
@@ -45,7 +45,7 @@ class ConstantFile(Compressor):
     scale: ClassVar[float] = 0.0
     """How much the mean of the input adds to the logits."""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         proto = onnx.load_from_string(export(model))
         weights = np.zeros((1, bench.task.output_shape()[0]), np.float32)
         weights[0, 0] = 1
@@ -90,7 +90,7 @@ def answering(proto: onnx.ModelProto, weights: np.ndarray, scale: float) -> byte
 class SkipOnTheClock(Compressor):
     """Give every weight the value zero: fast to compress, worthless."""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         with torch.no_grad():
             for parameter in model.module.parameters():
                 parameter.zero_()

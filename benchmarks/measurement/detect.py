@@ -19,7 +19,7 @@ import numpy as np
 from networks import STACKS, Network, stacks
 from trials import Trial, outcome, publish, run_trials, share, table
 
-from compress.timing.gather import Effort
+from compress.timing.collect import Effort
 from compress.timing.measure import measure
 
 ADDED = (3, 5, 10)

@@ -35,12 +35,12 @@ from typing import Any
 
 from trials import publish, table
 
+from compress.bench.plan.plan import make_plan
+from compress.bench.plan.suite import load_suite
+from compress.bench.run import Bench
 from compress.errors import UserError
-from compress.harness.bench import Bench
-from compress.harness.plan import make_plan
-from compress.harness.record import Record, read_results
-from compress.harness.suite import load_suite
-from compress.timing.cuda.device import Cuda
+from compress.results.record import Record, read_results
+from compress.system.cuda import Cuda
 
 MS = {
     "float32": "cuda_torch_ms_p50",

@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from compress import timing
-from compress.files import append_line, digest, sha256, write_atomic
-from compress.timing.environment import cpu_info, cpu_threads
-from compress.timing.result import LEVEL, Control, Timings
+from compress.system.environment import cpu_info, cpu_threads
+from compress.system.files import append_line, digest, sha256, write_atomic
 from compress.timing.statistics import Ratio, compare, p_value
+from compress.timing.summary import LEVEL, Control, Timings
 
 Trial = Mapping[str, Any]
 
@@ -80,14 +80,16 @@ def outcome(timings: Timings, name: str, over: str, setting: str) -> dict[str, A
         "trusted": control.trusted,
         "denominator": control.denominator,
         "processes": row.processes,
-        "seconds": timings.gathered.seconds,
+        "seconds": timings.raw_timings.seconds,
     }
 
 
 def against(timings: Timings, name: str, over: str, setting: str) -> Ratio:
     """Return the speed-up of one file over another at the default level, whatever is fastest."""
     pairs = zip(
-        timings.gathered.series(setting, over), timings.gathered.series(setting, name), strict=True
+        timings.raw_timings.series(setting, over),
+        timings.raw_timings.series(setting, name),
+        strict=True,
     )
     both = [(b["medians"], c["medians"]) for b, c in pairs if b is not None and c is not None]
     return compare([np.array(b) for b, _ in both], [np.array(c) for _, c in both])

@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
+from compress.bench.plan.suite import parse_suite
+from compress.chain_parser import parse_model_name
 from compress.compressor import Compressor
 from compress.errors import UserError
-from compress.harness.suite import parse_suite
-from compress.language import parse_model_name
 from compress.techniques import chain, techniques
 
 PIECES = [

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from compress.compressor import Compressor
+from compress.context import StepContext
 from compress.model import Model
-from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)
 class RaiseError(Compressor):
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         raise ZeroDivisionError("the plug-in divided by zero")
 
 
@@ -29,19 +29,19 @@ class RaiseError(Compressor):
 class LeaveByExit(Compressor):
     """Ends the process without a word."""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         os._exit(7)
 
 
 @dataclass(frozen=True, repr=False)
 class AskToExit(Compressor):
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         sys.exit(3)
 
 
 @dataclass(frozen=True, repr=False)
 class Segfault(Compressor):
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         print("about to read address 1", file=sys.stderr)
         ctypes.string_at(1)
         return model
@@ -49,7 +49,7 @@ class Segfault(Compressor):
 
 @dataclass(frozen=True, repr=False)
 class KillItself(Compressor):
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         os.kill(os.getpid(), signal.SIGKILL)
         return model
 
@@ -60,7 +60,7 @@ class Hang(Compressor):
 
     mark: str = ""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         child = subprocess.Popen(["sleep", "86400"])
         if self.mark:
             Path(self.mark).write_text(str(child.pid))
@@ -72,7 +72,7 @@ class Hang(Compressor):
 class HangInC(Compressor):
     """Waits in C code with the interpreter's lock held: no Python handler can run."""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         ctypes.PyDLL(None).pause()
         return model
 
@@ -81,7 +81,7 @@ class HangInC(Compressor):
 class EatMemory(Compressor):
     """Allocates without end, in pieces that are touched; swallows the error that says so."""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         kept: list[object] = []
         while True:
             try:
@@ -105,7 +105,7 @@ def _mapped(size: int) -> object:
 class EatMemoryPlainly(Compressor):
     """Allocates one tensor after another."""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         kept = []
         while True:
             kept.append(torch.ones(1 << 24))
@@ -117,7 +117,7 @@ class FillDisk(Compressor):
 
     place: str = ""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         import tempfile
 
         with tempfile.NamedTemporaryFile(dir=self.place or None, delete=False) as file:
@@ -128,7 +128,7 @@ class FillDisk(Compressor):
 
 @dataclass(frozen=True, repr=False)
 class ReturnNan(Compressor):
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         with torch.no_grad():
             next(model.module.parameters()).fill_(float("nan"))
         return model
@@ -142,7 +142,7 @@ class ChangeInput(Compressor):
     def needs(self) -> frozenset[str]:
         return frozenset({"teacher", "train"})
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         assert bench.teacher is not None
         with torch.no_grad():
             for module in (bench.teacher.module, model.module):
@@ -163,13 +163,13 @@ class _Wider(nn.Module):
 
 @dataclass(frozen=True, repr=False)
 class OtherShape(Compressor):
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         return replace(model, module=_Wider(model.module))
 
 
 @dataclass(frozen=True, repr=False)
 class ReturnNothing(Compressor):
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         return None  # type: ignore[return-value]
 
 
@@ -179,7 +179,7 @@ class ForkBomb(Compressor):
 
     mark: str = ""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         children = [subprocess.Popen(["sleep", "86400"]) for _ in range(5)]
         if self.mark:
             Path(self.mark).write_text(" ".join(str(child.pid) for child in children))
@@ -190,7 +190,7 @@ class ForkBomb(Compressor):
 class Chatter(Compressor):
     """Prints a lot, and bytes that are no text."""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         for _ in range(100):
             os.write(1, b"\xff\xfe|<script>alert(1)</script>|" * 1000)
         raise ValueError("<img src=x onerror=alert(1)> | `pipe` \n second line")
@@ -202,7 +202,7 @@ class Escape(Compressor):
 
     mark: str = ""
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, bench: StepContext) -> Model:
         child = subprocess.Popen(["sleep", "86400"], start_new_session=True)
         if self.mark:
             Path(self.mark).write_text(str(child.pid))

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from common import publish, table
 
-from compress.harness.graph import Graph, make_graph
-from compress.harness.isolate import Inside, Isolated, Site, recipe_of
-from compress.harness.job import Job, Stores
-from compress.harness.limits import Limits
-from compress.harness.plan import Plan, make_plan
-from compress.harness.suite import Suite
+from compress.bench.execute.job import Job, Stores
+from compress.bench.execute.limits import Limits
+from compress.bench.execute.local_executor import Inside, Isolated, Site, recipe_of
+from compress.bench.plan.graph import Graph, make_graph
+from compress.bench.plan.plan import Plan, make_plan
+from compress.bench.plan.suite import Suite
 
 TAUGHT = "distill(student='cnn-small(width=32)', epochs=6)"
 CHAINS = (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compress.errors import StepFailed, UserError
 from compress.model import Model, main_output, probe
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 
 LIMIT = 2_000_000_000
 """Bytes that one ONNX file can hold (protobuf), with some room for the graph."""

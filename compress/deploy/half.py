@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from compress.deploy.export import read_metadata, set_metadata
 from compress.deploy.int8 import Reader
 from compress.errors import StepFailed
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 
 LARGEST = float(np.finfo(np.float16).max)
 """65504. What is larger would be infinite."""

@@ -21,7 +21,7 @@ import onnx
 from compress.deploy.export import read_metadata, set_metadata
 from compress.deploy.session import arrays
 from compress.errors import UserError, unknown
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 CHUNK = 16

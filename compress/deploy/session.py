@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 from torch import Tensor
 
-from compress.task import Tensors
-from compress.timing.environment import cpu_threads
+from compress.system.environment import cpu_threads
+from compress.tasks.base import Tensors
 
 
 def session(

@@ -18,7 +18,7 @@ from onnx.external_data_helper import uses_external_data
 from compress.deploy.export import OUTPUT, input_names
 from compress.deploy.session import predict, session, split
 from compress.model import Model, forward
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 
 BATCHES = (1, 2, 7, 32)
 TOLERANCE = 1e-3

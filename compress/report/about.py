@@ -8,7 +8,7 @@ from typing import Any
 
 from compress.report import trust
 from compress.report.columns import BASELINE, CONTROL, Row, number, settings, text_of
-from compress.report.numbers import number_chains
+from compress.report.row_numbers import number_chains
 from compress.report.words import GPU_WORDS, machine_words, main_setting, setting_words
 
 COSTS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compress.report import cells
+from compress.report import formatting
 from compress.report.columns import Row, number, text_of
 from compress.report.section import Column, Section
 from compress.report.words import About
@@ -30,14 +30,14 @@ def accuracy_sections(
 def _real(rows: tuple[Row, ...], seeds: bool, about: About) -> Section:
     """Return the first table: the difference, and in what room is left the further measures."""
     difference = (
-        Column("acc %", "acc %: Wilson's 95 % interval.", cells.share_interval),
+        Column("acc %", "acc %: Wilson's 95 % interval.", formatting.share_interval),
         _delta("accuracy", "Δ: the difference to the baseline", seeds),
         _p("accuracy", seeds),
-        Column("same %", SAME, lambda row: cells.percent(row, "agreement")),
-        Column("flips", FLIPS, lambda row: cells.pair(row, "lost", "gained")),
+        Column("same %", SAME, lambda row: formatting.percent(row, "agreement")),
+        Column("flips", FLIPS, lambda row: formatting.pair(row, "lost", "gained")),
     )
     of_seeds = Column("acc % of the seeds", "", _of_seeds)
-    if not any(c.cell(row) != cells.MISSING for c in (*difference, of_seeds) for row in rows):
+    if not any(c.cell(row) != formatting.MISSING for c in (*difference, of_seeds) for row in rows):
         return Section("Further measures", "", _measures(about), rows)
     words = "Counts of items are means over the seeds." if seeds else ""
     columns = (*difference, *_measures(about), of_seeds)
@@ -49,17 +49,17 @@ def _measures(about: About) -> tuple[Column, ...]:
         Column(
             "ECE %",
             "ECE: expected calibration error, how far a file's confidence lies from its accuracy.",
-            lambda row: cells.percent(row, "ece"),
+            lambda row: formatting.percent(row, "ece"),
         ),
         Column(
             "top-5 %",
             "top-5: the label is among the five likeliest.",
-            lambda row: cells.percent(row, "top5"),
+            lambda row: formatting.percent(row, "top5"),
         ),
         Column(
             str(about.get("metric") or "metric"),
             "",
-            lambda row: cells.figure(number(row, "metric")),
+            lambda row: formatting.figure(number(row, "metric")),
         ),
     )
 
@@ -68,12 +68,14 @@ def _controls(rows: tuple[Row, ...], labels: Mapping[str, str], seeds: bool) -> 
     shown = tuple(row for row in rows if number(row, "control_delta") is not None)
     found = {text_of(row, "chain"): row for row in rows}
     columns = (
-        Column("acc %", "", lambda row: cells.percent(row, "accuracy")),
-        Column("control", "", lambda row: labels.get(text_of(row, "control")) or cells.MISSING),
+        Column("acc %", "", lambda row: formatting.percent(row, "accuracy")),
+        Column(
+            "control", "", lambda row: labels.get(text_of(row, "control")) or formatting.MISSING
+        ),
         Column(
             "its acc %",
             "",
-            lambda row: cells.percent(found.get(text_of(row, "control"), {}), "accuracy"),
+            lambda row: formatting.percent(found.get(text_of(row, "control"), {}), "accuracy"),
         ),
         _delta("control", "Δ: the difference to the control", seeds),
         _p("control", seeds),
@@ -88,7 +90,7 @@ def _delta(question: str, words: str, seeds: bool) -> Column:
         if seeds
         else "on the same items, with its paired 95 % interval"
     )
-    return Column("Δ pt", f"{words} {interval}.", lambda row: cells.difference(row, question))
+    return Column("Δ pt", f"{words} {interval}.", lambda row: formatting.difference(row, question))
 
 
 def _p(question: str, seeds: bool) -> Column:
@@ -98,10 +100,10 @@ def _p(question: str, seeds: bool) -> Column:
         else "McNemar's exact test"
     )
     words = f"p: {test}, before Holm's adjustment; the sign is the verdict after it."
-    return Column("p", words, lambda row: cells.p_value(number(row, f"{question}_p")))
+    return Column("p", words, lambda row: formatting.p_value(number(row, f"{question}_p")))
 
 
 def _of_seeds(row: Row) -> str:
     values = [f"{100 * float(value):.2f}" for value in text_of(row, "accuracy_seeds").split()]
     shown = values if len(values) <= MOST else [*values[:MOST], "…"]
-    return " ".join(shown) or cells.MISSING
+    return " ".join(shown) or formatting.MISSING

@@ -19,8 +19,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from compress.report.columns import BASELINE, Row, text_of
 from compress.report.layout import clean
 from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
-from compress.report.numbers import number_chains
 from compress.report.pareto import DPI, STYLE
+from compress.report.row_numbers import number_chains
 from compress.report.shorten import brief, cut
 
 KEYS = (
@@ -45,12 +45,12 @@ class Curve:
     epochs: tuple[Mapping[str, Any], ...]
 
 
-def curve_rows(journals: Iterable[tuple[str, int, Iterable[Mapping[str, Any]]]]) -> list[Row]:
-    """Return a row for every epoch of every (chain, seed, journal), with the columns `KEYS`."""
+def curve_rows(step_logs: Iterable[tuple[str, int, Iterable[Mapping[str, Any]]]]) -> list[Row]:
+    """Return a row for every epoch of every (chain, seed, log), with the columns `KEYS`."""
     rows: list[Row] = []
-    for chain, seed, journal in journals:
+    for chain, seed, step_log in step_logs:
         training = 1
-        for line in journal:
+        for line in step_log:
             if line.get("kind") == "epoch":
                 known = {key: line[key] for key in KEYS if key in line}
                 rows.append({"chain": chain, "seed": seed, "training": training, **known})

@@ -16,10 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from compress.report.columns import CONTROL, Row, ordered, text_of
-from compress.report.families import step_names
-from compress.report.layout import clean, wrap_chain
-from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
-from compress.report.marks import (
+from compress.report.forest_data import (
     DELTA_LANES,
     Lane,
     Mark,
@@ -31,10 +28,13 @@ from compress.report.marks import (
     speed_lanes,
     speed_marks,
 )
-from compress.report.numbers import number_chains
+from compress.report.layout import clean, wrap_chain
+from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
 from compress.report.pareto import DPI, STYLE
+from compress.report.row_numbers import number_chains
 from compress.report.seeds import over_seeds, seeds_of
 from compress.report.shorten import brief
+from compress.report.styles import step_names
 from compress.report.words import About
 
 LEFT, MIDDLE, GAP, RIGHT = 24, 450, 50, 30  # pixels: the chains, then both panels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compress.report import cells, trust
+from compress.report import formatting, trust
 from compress.report.columns import Row, machines, number, settings
 from compress.report.section import Column, Section
 from compress.report.words import (
@@ -30,8 +30,8 @@ CALL = (
     "timed in turns, are firmer than these."
 )
 NOISE = (
-    f"{cells.NOISY} marks noise: half of the calls lie further apart than "
-    f"{100 * cells.NOISE:.0f} % of the median."
+    f"{formatting.NOISY} marks noise: half of the calls lie further apart than "
+    f"{100 * formatting.NOISE:.0f} % of the median."
 )
 GPU = "Milliseconds of one item, where nothing else is said."
 MODULE = "float32, float16, bfloat16: the PyTorch module, by CUDA events."
@@ -58,7 +58,9 @@ def latency_sections(rows: Sequence[Row], about: About) -> list[Section]:
 def _speedups(rows: tuple[Row, ...], about: About) -> Section:
     def column(name: str) -> Column:
         trusted = is_trusted(name, about)
-        return Column(setting_words(name, about), "", lambda row: cells.ratio(row, name, trusted))
+        return Column(
+            setting_words(name, about), "", lambda row: formatting.ratio(row, name, trusted)
+        )
 
     words = SPEEDUP_SEEDS if any("accuracy_seeds" in row for row in rows) else SPEEDUP
     columns = tuple(column(name) for name in settings(rows))
@@ -67,17 +69,19 @@ def _speedups(rows: tuple[Row, ...], about: About) -> Section:
 
 def _calls(rows: tuple[Row, ...], about: About) -> Section:
     def column(name: str) -> Column:
-        return Column(setting_words(name, about), "", lambda row: cells.milliseconds(row, name))
+        return Column(
+            setting_words(name, about), "", lambda row: formatting.milliseconds(row, name)
+        )
 
     columns = tuple(column(name) for name in settings(rows))
-    noisy = any(cells.NOISY in column.cell(row) for column in columns for row in rows)
+    noisy = any(formatting.NOISY in column.cell(row) for column in columns for row in rows)
     words = f"{CALL} {NOISE}" if noisy else CALL
     return Section("How long does a call take?", words, columns, rows)
 
 
 def _gpu(rows: tuple[Row, ...], about: About) -> Section:
     def column(name: str, words: str, key: str) -> Column:
-        return Column(name, words, lambda row: cells.plain(number(row, key)))
+        return Column(name, words, lambda row: formatting.plain(number(row, key)))
 
     module, file = (is_gpu_trusted(key, about) for key in ("cuda_torch_ms_p50", "cuda_ms_p50"))
     columns = (
@@ -90,22 +94,22 @@ def _gpu(rows: tuple[Row, ...], about: About) -> Section:
         Column(
             "speed-up",
             "speed-up: the float32 module over the baseline's, with its 95 % interval.",
-            lambda row: cells.ratio(row, "cuda", module),
+            lambda row: formatting.ratio(row, "cuda", module),
         ),
         Column(
             "file speed-up",
             "file speed-up: the file in onnxruntime (CUDA) over the baseline's file, likewise.",
-            lambda row: cells.ratio(row, "cuda_file", file),
+            lambda row: formatting.ratio(row, "cuda_file", file),
         ),
         Column(
             "items/s",
             "items/s: float32, in batches of 32.",
-            lambda row: cells.count(number(row, "cuda_batch32_per_s")),
+            lambda row: formatting.count(number(row, "cuda_batch32_per_s")),
         ),
         Column(
             "peak MB",
             "peak MB: the GPU's memory.",
-            lambda row: cells.size(row, "cuda_peak_bytes", 1e6),
+            lambda row: formatting.size(row, "cuda_peak_bytes", 1e6),
         ),
     )
     return Section("On the GPU", GPU, columns, rows)
@@ -134,6 +138,6 @@ def _machine(rows: tuple[Row, ...], slug: str, names: Sequence[str], there: Abou
 
 
 def _both(row: Row, key: str, trusted: bool) -> str:
-    milliseconds = cells.brief(number(row, f"{key}_ms_p50"))
-    speedup = cells.speedup(row, key, trusted)
-    return milliseconds if speedup == cells.MISSING else f"{milliseconds}  {speedup}"
+    milliseconds = formatting.brief(number(row, f"{key}_ms_p50"))
+    speedup = formatting.speedup(row, key, trusted)
+    return milliseconds if speedup == formatting.MISSING else f"{milliseconds}  {speedup}"

@@ -13,10 +13,10 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 
 from compress.report.columns import BASELINE, CONTROL, Row, text_of
-from compress.report.families import LOOKS, look_name, precision
 from compress.report.layout import clean, wrap_chain
-from compress.report.points import is_drawn
+from compress.report.pareto_data import is_drawn
 from compress.report.shorten import cut
+from compress.report.styles import LOOKS, look_name, precision
 
 WIDTH = 1600  # pixels
 MARGIN = 40

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from compress.report import cells
+from compress.report import formatting
 from compress.report.columns import BASELINE, CONTROL, Row, number, text_of
-from compress.report.dialect import WIDTH, Dialect, can_be_code, code, figure_width, grid
 from compress.report.layout import clean, width, wrap, wrap_chain
+from compress.report.markup import WIDTH, Markup, can_be_code, code, figure_width, grid
 from compress.report.words import About, is_trusted, main_setting
 
 HEADER = ("Δ pt", "params", "MACs", "kB", "ms", "speed-up")
@@ -21,7 +21,7 @@ def main_table(
     labels: Mapping[str, str],
     about: About,
     notes: dict[str, int],
-    dialect: Dialect,
+    markup: Markup,
 ) -> list[str]:
     """Return the lines of the table; footnotes are numbered in `notes`, text -> number."""
     setting = main_setting(rows)
@@ -30,24 +30,24 @@ def main_table(
     accuracy = "acc % ±sd" if any("accuracy_sd" in row for row in rows) else "acc %"
     header = ["#", accuracy, *HEADER]
     used = sum(figure_width(column) for column in zip(header, *figures, strict=True))
-    room = max(SHORTEST, WIDTH - dialect.frame(len(header) + 1) - used)
+    room = max(SHORTEST, WIDTH - markup.frame(len(header) + 1) - used)
     lines = []
     for row, (label, *values) in zip(rows, figures, strict=True):
-        chain = _chain_cell(row, _marks(row, notes), room, dialect)
+        chain = _chain_cell(row, _marks(row, notes), room, markup)
         lines.append([label, chain[0], *values])
         lines += [["", more, *([""] * len(values))] for more in chain[1:]]
-    return grid([header[0], "chain", *header[1:]], lines, 1, dialect)
+    return grid([header[0], "chain", *header[1:]], lines, 1, markup)
 
 
 def _figures(row: Row, setting: str, trusted: bool) -> list[str]:
     return [
-        cells.accuracy(row),
-        cells.delta(row),
-        cells.count(number(row, "params")),
-        cells.count(number(row, "macs")),
-        cells.size(row, "onnx_bytes", 1e3),
-        cells.brief(number(row, f"{setting}_ms_p50")),
-        cells.speedup(row, setting, trusted),
+        formatting.accuracy(row),
+        formatting.delta(row),
+        formatting.count(number(row, "params")),
+        formatting.count(number(row, "macs")),
+        formatting.size(row, "onnx_bytes", 1e3),
+        formatting.brief(number(row, f"{setting}_ms_p50")),
+        formatting.speedup(row, setting, trusted),
     ]
 
 
@@ -72,14 +72,14 @@ def _notes(row: Row) -> list[str]:
     return [n if len(n) <= LONGEST_NOTE else f"{n[:LONGEST_NOTE]} ..." for n in found]
 
 
-def _chain_cell(row: Row, marks: str, room: int, dialect: Dialect) -> list[str]:
+def _chain_cell(row: Row, marks: str, room: int, markup: Markup) -> list[str]:
     """The lines of a chain's cell, its footnotes behind the last one or below it."""
-    chain = clean(text_of(row, "chain")) or cells.MISSING
-    if chain != BASELINE and can_be_code(chain, dialect):
+    chain = clean(text_of(row, "chain")) or formatting.MISSING
+    if chain != BASELINE and can_be_code(chain, markup):
         lines = [code(line) for line in wrap_chain(chain, room - 2)]
     else:
-        broken = wrap_chain(chain, room, lambda line: width(dialect.escape(line)))
-        lines = [dialect.escape(line) for line in broken]
+        broken = wrap_chain(chain, room, lambda line: width(markup.escape(line)))
+        lines = [markup.escape(line) for line in broken]
     if not marks:
         return lines
     if width(lines[-1]) + 1 + width(marks) <= room:

@@ -16,18 +16,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from compress.report import legend
 from compress.report.columns import BASELINE, CONTROL, Row, ordered, text_of
-from compress.report.families import LOOKS, look_name, precision, precisions
-from compress.report.front import cut_below, pareto_front
 from compress.report.labels import Box, place_labels
-from compress.report.numbers import number_chains
-from compress.report.points import (
+from compress.report.pareto_data import (
     Point,
     is_drawn,
     latency_axis,
     latency_points,
     size_points,
 )
+from compress.report.pareto_front import cut_below, pareto_front
+from compress.report.row_numbers import number_chains
 from compress.report.seeds import over_seeds, seeds_of
+from compress.report.styles import LOOKS, look_name, precision, precisions
 
 DPI = 100
 PANEL_PIXELS = 560

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.report.cells import MISSING
 from compress.report.columns import BASELINE, Row, text_of
-from compress.report.dialect import (
+from compress.report.formatting import MISSING
+from compress.report.layout import clean, width
+from compress.report.markup import (
     WIDTH,
-    Dialect,
+    Markup,
     can_be_code,
     code,
     figure_width,
@@ -17,7 +18,6 @@ from compress.report.dialect import (
     heading,
     paragraph,
 )
-from compress.report.layout import clean, width
 from compress.report.shorten import cut, short
 
 SHORTEST = 18  # columns of a chain
@@ -48,9 +48,7 @@ class Section:
     rows: tuple[Row, ...]
 
 
-def section_blocks(
-    section: Section, labels: Mapping[str, str], dialect: Dialect
-) -> list[list[str]]:
+def section_blocks(section: Section, labels: Mapping[str, str], markup: Markup) -> list[list[str]]:
     """Return the section's title, words and tables, each as lines; nothing if it has no figure.
 
     There is more than one table where the columns do not fit beside each other.
@@ -61,11 +59,11 @@ def section_blocks(
     rows = [row for row in section.rows if any(c.cell(row) != MISSING for c in drawn)]
     said = " ".join(words for words in (section.words, *(c.words for c in drawn)) if words)
     columns = [
-        [_fitted(clean(column.name), WIDEST, cut, dialect), *map(column.cell, rows)]
+        [_fitted(clean(column.name), WIDEST, cut, markup), *map(column.cell, rows)]
         for column in drawn
     ]
-    tables = [_table(rows, group, labels, dialect) for group in _groups(columns, labels, dialect)]
-    return [heading(section.title, 2, dialect), paragraph(said, dialect), *tables]
+    tables = [_table(rows, group, labels, markup) for group in _groups(columns, labels, markup)]
+    return [heading(section.title, 2, markup), paragraph(said, markup), *tables]
 
 
 def _has_any(column: Column, rows: Iterable[Row]) -> bool:
@@ -73,42 +71,42 @@ def _has_any(column: Column, rows: Iterable[Row]) -> bool:
 
 
 def _table(
-    rows: Sequence[Row], columns: list[list[str]], labels: Mapping[str, str], dialect: Dialect
+    rows: Sequence[Row], columns: list[list[str]], labels: Mapping[str, str], markup: Markup
 ) -> list[str]:
     numbers = [labels[text_of(row, "chain")] for row in rows]
-    room = min(LONGEST, _room(columns, labels, dialect))
-    chains = [_chain(text_of(row, "chain"), room, dialect) for row in rows]
+    room = min(LONGEST, _room(columns, labels, markup))
+    chains = [_chain(text_of(row, "chain"), room, markup) for row in rows]
     header, *lines = zip(["#", *numbers], ["chain", *chains], *columns, strict=True)
-    return grid(header, lines, 1, dialect)
+    return grid(header, lines, 1, markup)
 
 
 def _groups(
-    columns: list[list[str]], labels: Mapping[str, str], dialect: Dialect
+    columns: list[list[str]], labels: Mapping[str, str], markup: Markup
 ) -> list[list[list[str]]]:
     groups: list[list[list[str]]] = [[]]
     for column in columns:
-        if groups[-1] and _room([*groups[-1], column], labels, dialect) < SHORTEST:
+        if groups[-1] and _room([*groups[-1], column], labels, markup) < SHORTEST:
             groups.append([])
         groups[-1].append(column)
     return groups
 
 
-def _room(columns: list[list[str]], labels: Mapping[str, str], dialect: Dialect) -> int:
+def _room(columns: list[list[str]], labels: Mapping[str, str], markup: Markup) -> int:
     """Return how many columns are left for the chain."""
     used = sum(figure_width(column) for column in [["#", *labels.values()], *columns])
-    return WIDTH - dialect.frame(len(columns) + 2) - used
+    return WIDTH - markup.frame(len(columns) + 2) - used
 
 
-def _chain(chain: str, room: int, dialect: Dialect) -> str:
+def _chain(chain: str, room: int, markup: Markup) -> str:
     text = clean(chain) or MISSING
-    if text != BASELINE and can_be_code(text, dialect):
+    if text != BASELINE and can_be_code(text, markup):
         return code(short(text, room - 2))
-    return _fitted(text, room, short, dialect)
+    return _fitted(text, room, short, markup)
 
 
-def _fitted(text: str, room: int, shorten: Callable[[str, int], str], dialect: Dialect) -> str:
+def _fitted(text: str, room: int, shorten: Callable[[str, int], str], markup: Markup) -> str:
     """Return the text escaped and shortened to `room`: escaped it is longer than what it shows."""
     limit = room
-    while width(shown := dialect.escape(shorten(text, limit))) > room and limit > 1:
+    while width(shown := markup.escape(shorten(text, limit))) > room and limit > 1:
         limit -= 1
     return shown

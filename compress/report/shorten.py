@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from compress.report.families import step_names
 from compress.report.layout import width
+from compress.report.styles import step_names
 
 ARROW = "→"
 LONGEST = 20

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.files import write_atomic
 from compress.report.columns import Row, to_csv
 from compress.report.curves import curves_csv, curves_png
 from compress.report.forest import speedups_png
 from compress.report.pareto import pareto_png
 from compress.report.seeds import seeds_csv, seeds_of
 from compress.report.table import markdown
+from compress.system.files import write_atomic
 
 
 def write_reports(

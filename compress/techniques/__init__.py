@@ -7,9 +7,9 @@ import keyword
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 
+from compress.chain_parser import parse_chain
 from compress.compressor import Compressor, Repeat
 from compress.errors import UserError
-from compress.language import parse_chain
 from compress.techniques.carve import Carve
 from compress.techniques.cast import Cast
 from compress.techniques.distill import Distill

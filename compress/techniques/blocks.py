@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compress.model import Skipped, forward, probe
 from compress.surgery import replace_layer
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from compress.compressor import Compressor, kept_at, require, require_choice, require_fraction
+from compress.context import StepContext
 from compress.errors import IllegalChain, nearest
 from compress.model import Model, forward
-from compress.task import Tensors, stacked_inputs
+from compress.tasks.base import Tensors, stacked_inputs
 from compress.techniques.blocks import Stage, stages, without
 from compress.techniques.losses import kd
 from compress.techniques.prune_channels import PruneChannels
-from compress.workbench import Workbench
 
 JUDGED = 256
 """Calibration items on which the effect of a removal is measured."""
@@ -64,9 +64,9 @@ class Carve(Compressor):
             self, ratio=kept_at(self.ratio, progress), width=kept_at(self.width, progress)
         )
 
-    def check(self, bench: Workbench) -> None:
-        if self.blocks and bench.enters is not None:
-            self._check_blocks(stages(bench.enters.copy().module, bench.enters.example))
+    def check(self, context: StepContext) -> None:
+        if self.blocks and context.enters is not None:
+            self._check_blocks(stages(context.enters.copy().module, context.enters.example))
 
     def _check_blocks(self, whole: list[Stage]) -> None:
         known = [path for stage in whole for path in stage.blocks]
@@ -77,41 +77,41 @@ class Carve(Compressor):
                     f"{', '.join(known) or 'none'}"
                 )
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, context: StepContext) -> Model:
         if self.blocks or (self.ratio is not None and self.ratio < 1):
-            model = self._shortened(model, bench)
+            model = self._shortened(model, context)
         if self.width is not None:
-            model = PruneChannels(channels=self.width).compress(model, bench)
+            model = PruneChannels(channels=self.width).compress(model, context)
         return model
 
-    def _shortened(self, model: Model, bench: Workbench) -> Model:
-        origin = bench.origin or model
+    def _shortened(self, model: Model, context: StepContext) -> Model:
+        origin = context.origin or model
         whole = stages(origin.module, origin.example)
         there = dict(model.module.named_modules())
         # Of the blocks of the origin, those that earlier steps have not taken out.
         left = [stage.among(lambda p: not isinstance(there.get(p), nn.Identity)) for stage in whole]
-        removed = self._removed(model, bench, whole, left)
+        removed = self._removed(model, context, whole, left)
         kept = [path for stage in left for path in stage.blocks if path not in removed]
-        self._tell(bench, whole, kept)
+        self._tell(context, whole, kept)
         if not removed:
             return model
-        bench.journal.row("carve", kept=kept, removed=removed)
+        context.log.row("carve", kept=kept, removed=removed)
         sparse = {
             name for name in model.sparse if not any(name.startswith(f"{p}.") for p in removed)
         }
         module = without(model.module, removed)
         return replace(model, module=module, sparse=frozenset(sparse), hints={})
 
-    def _tell(self, bench: Workbench, whole: list[Stage], kept: list[str]) -> None:
+    def _tell(self, context: StepContext, whole: list[Stage], kept: list[str]) -> None:
         """Say where the target could not be reached."""
         total = sum(len(stage.blocks) for stage in whole)
         if not total:
-            bench.journal.note(
+            context.log.note(
                 "carve: nothing was taken out: the model has no stack of blocks that are called "
                 "once, with one tensor, give one of the same shape, and have a way past them"
             )
         elif self.ratio is not None and len(kept) > self._target(total) + len(whole) / 2:
-            bench.journal.note(
+            context.log.note(
                 f"carve: {len(kept)} of {total} blocks stay ({len(kept) / total:.2f} of them): the "
                 f"others change shapes, and every stage keeps one"
             )
@@ -122,7 +122,7 @@ class Carve(Compressor):
         return int(self.ratio * count + 0.5)
 
     def _removed(
-        self, model: Model, bench: Workbench, whole: list[Stage], left: list[Stage]
+        self, model: Model, context: StepContext, whole: list[Stage], left: list[Stage]
     ) -> list[str]:
         """Return the paths of the blocks that go; `left` are the stages as they are now."""
         if self.blocks:
@@ -135,7 +135,7 @@ class Carve(Compressor):
                 if path not in now.evenly(self._target(len(before.blocks)))
             ]
         total = sum(len(stage.blocks) for stage in whole)
-        return self._least_missed(model, bench, left, max(1, self._target(total)))
+        return self._least_missed(model, context, left, max(1, self._target(total)))
 
     def _others(self, whole: list[Stage], left: list[Stage]) -> list[str]:
         self._check_blocks(whole)
@@ -147,13 +147,13 @@ class Carve(Compressor):
         ]
 
     def _least_missed(
-        self, model: Model, bench: Workbench, left: list[Stage], target: int
+        self, model: Model, context: StepContext, left: list[Stage], target: int
     ) -> list[str]:
         """Remove, one by one, the block without which the answers change least."""
-        assert bench.calibration is not None, "run() has checked needs"
-        inputs = stacked_inputs(bench.task, bench.calibration, JUDGED)
-        inputs = tuple(tensor.to(bench.device) for tensor in inputs)
-        here = replace(model, module=copy.deepcopy(model.module).to(bench.device))
+        assert context.calibration is not None, "run() has checked needs"
+        inputs = stacked_inputs(context.task, context.calibration, JUDGED)
+        inputs = tuple(tensor.to(context.device) for tensor in inputs)
+        here = replace(model, module=copy.deepcopy(model.module).to(context.device))
         expected = _answers(here.module, inputs)
         candidates = [path for stage in left for path in stage.blocks if path in stage.removable]
         count = sum(len(stage.blocks) for stage in left)
@@ -168,7 +168,7 @@ class Carve(Compressor):
             removed.append(best)
             effects.append(round(trials[best], 6))
             candidates.remove(best)
-        bench.journal.row("removal", order=list(removed), divergence=effects)
+        context.log.row("removal", order=list(removed), divergence=effects)
         return removed
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from compress.compressor import Compressor, require
+from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.half import to_float16
 from compress.model import Model
-from compress.task import Subset, prepared_batches
-from compress.workbench import Workbench
+from compress.tasks.base import Subset, prepared_batches
 
 ITEMS = 64
 """Calibration items that show how large the values inside the network become."""
@@ -47,14 +47,14 @@ class Cast(Compressor):
     def needs(self) -> frozenset[str]:
         return frozenset({"calibration"})
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
-        assert bench.calibration is not None, "run() has checked needs"
-        items = Subset(bench.calibration, torch.arange(min(ITEMS, len(bench.calibration))))
-        batches = [inputs for inputs, _ in prepared_batches(bench.task, items, 16)]
+    def compress(self, model: Model, context: StepContext) -> Model:
+        assert context.calibration is not None, "run() has checked needs"
+        items = Subset(context.calibration, torch.arange(min(ITEMS, len(context.calibration))))
+        batches = [inputs for inputs, _ in prepared_batches(context.task, items, 16)]
         half, report = to_float16(export(model), batches)
         for note in report["notes"]:
-            bench.journal.note(f"cast: {note}")
-        bench.journal.row("cast", **{k: v for k, v in report.items() if k != "notes"})
+            context.log.note(f"cast: {note}")
+        context.log.row("cast", **{k: v for k, v in report.items() if k != "notes"})
         return replace(model, onnx=half)
 
     def __repr__(self) -> str:

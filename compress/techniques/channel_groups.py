@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.model import Model, forward, probe
 from compress.surgery import output_layers
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 
 OUTPUT = "it produces the model's output"
 

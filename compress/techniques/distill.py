@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from compress.compressor import is_number, require, require_choice, require_name
+from compress.context import StepContext
 from compress.ensemble import AVERAGES
 from compress.errors import IllegalChain, unknown
 from compress.model import Model
-from compress.task import Split, arrangement
+from compress.tasks.base import Split, arrangement
 from compress.techniques.hints import HINTS, Hints, check_layer, matched, named_pairs
 from compress.techniques.losses import LABEL_LOSSES, SOFT_LOSSES, standardized
 from compress.techniques.schedules import SHAPES, between
 from compress.techniques.soft_labels import Showing, SoftLabels
 from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, find_teachers
 from compress.techniques.train import fresh_model, same_again
-from compress.training import Around, Batch, Loss, Training, fit
-from compress.workbench import Workbench
+from compress.training import Batch, Loss, Training, TrainingHooks, fit
 
 SAME = "same"
 SOFT = ("loss", "temperature", "final_temperature", "beta")
@@ -213,76 +213,76 @@ class Distill(Training):
     def transfers(self) -> frozenset[str]:
         return frozenset() if self.transfer is None else frozenset({self.transfer})
 
-    def check(self, bench: Workbench) -> None:
-        self._check_pairs(bench)
-        if self.loss in LABEL_LOSSES and bench.task.mixes:
+    def check(self, context: StepContext) -> None:
+        self._check_pairs(context)
+        if self.loss in LABEL_LOSSES and context.task.mixes:
             raise IllegalChain(
                 f"distill: loss={self.loss!r} looks at each item's class, and mixup gives mixtures "
                 f"of two: use another loss, or data without mixup"
             )
         if self.transfer is None:
             return
-        if self.transfer not in bench.transfers:
-            raise unknown("transfer set", self.transfer, bench.transfers)
-        if self.wants_labels and not bench.transfers[self.transfer].labelled:
+        if self.transfer not in context.transfers:
+            raise unknown("transfer set", self.transfer, context.transfers)
+        if self.wants_labels and not context.transfers[self.transfer].labelled:
             raise IllegalChain(
                 f"distill: the transfer set {self.transfer} has no labels of this task's classes, "
                 f"and hard_weight, annealing and loss='dkd' look at labels: set hard_weight=0 and "
                 f"leave out the others"
             )
 
-    def _check_pairs(self, bench: Workbench) -> None:
+    def _check_pairs(self, context: StepContext) -> None:
         """Refuse hints that teacher and student do not give, where both are known beforehand."""
         if self.hints == "none":
             return
-        known = self._known_teacher(bench)
+        known = self._known_teacher(context)
         if known is None:
             return
         with torch.random.fork_rng(devices=[]):
-            teacher, student = known.copy(), self._known_student(bench)
+            teacher, student = known.copy(), self._known_student(context)
             if student is not None:
                 Hints(self.hints, self._pairs(teacher, student), teacher, student)
                 return
         for text in self.hint_layers:
             check_layer(text.partition(":")[0], teacher, "teacher")
 
-    def _known_teacher(self, bench: Workbench) -> Model | None:
+    def _known_teacher(self, context: StepContext) -> Model | None:
         [name] = self.teacher_names
         if name == BASELINE:
-            return bench.teacher
-        return bench.enters if name == INPUT else bench.models.get(name)
+            return context.teacher
+        return context.enters if name == INPUT else context.models.get(name)
 
-    def _known_student(self, bench: Workbench) -> Model | None:
+    def _known_student(self, context: StepContext) -> Model | None:
         if self.student not in (None, SAME):
-            return bench.student(str(self.student))
-        return None if bench.enters is None else bench.enters.copy()
+            return context.student(str(self.student))
+        return None if context.enters is None else context.enters.copy()
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
-        models = find_teachers(self.teacher_names, model, bench)
-        student = self._student(model, bench)
+    def compress(self, model: Model, context: StepContext) -> Model:
+        models = find_teachers(self.teacher_names, model, context)
+        student = self._student(model, context)
         for one in models:
             check_pair(one, student)
-        teacher = Teacher(models, bench, self.average, self.teacher_weights)
-        split = bench.train if self.transfer is None else bench.transfers[self.transfer].items
+        teacher = Teacher(models, context, self.average, self.teacher_weights)
+        split = context.train if self.transfer is None else context.transfers[self.transfer].items
         assert split is not None, "run() has checked needs"
         hints = self._hints(teacher, student)
-        labels = self._labels(teacher, bench, split, hints is not None)
-        views = self._views(bench)
-        if (self.views or 0) > 1 and not bench.task.augmented:
-            bench.journal.note(f"views={self.views}: without augmentation all views look the same")
-        around = Around(
+        labels = self._labels(teacher, context, split, hints is not None)
+        views = self._views(context)
+        if (self.views or 0) > 1 and not context.task.augmented:
+            context.log.note(f"views={self.views}: without augmentation all views look the same")
+        hooks = TrainingHooks(
             split=split,
             extra=hints,
             view=lambda epoch: epoch % views,
             before=labels.before,
             after=labels.after,
             traced=hints is None,
-            labelled=self.transfer is None or bench.transfers[self.transfer].labelled,
+            labelled=self.transfer is None or context.transfers[self.transfer].labelled,
             about={"teacher": teacher.identity()},
             blames=labels.blames,
         )
         try:
-            made = fit(student, bench, self, self._loss(labels, hints, bench), around)
+            made = fit(student, context, self, self._loss(labels, hints, context), hooks)
         finally:
             if hints is not None:
                 hints.remove()
@@ -290,19 +290,19 @@ class Distill(Training):
         labels.tell()
         return made
 
-    def _student(self, model: Model, bench: Workbench) -> Model:
+    def _student(self, model: Model, context: StepContext) -> Model:
         if self.student is None:
             return model
         if self.student == SAME:
-            return same_again(model, bench)
-        return fresh_model(self.student, model, bench)
+            return same_again(model, context)
+        return fresh_model(self.student, model, context)
 
     def _hints(self, teacher: Teacher, student: Model) -> Hints | None:
         if self.hints == "none":
             return None
         first = teacher.models[0]
         pairs = self._pairs(first, student)
-        teacher.bench.journal.row("hints", pairs=[list(pair) for pair in pairs])
+        teacher.bench.log.row("hints", pairs=[list(pair) for pair in pairs])
         return Hints(self.hints, pairs, first, student)
 
     def _pairs(self, teacher: Model, student: Model) -> list[tuple[str, str]]:
@@ -310,29 +310,29 @@ class Distill(Training):
             return named_pairs(self.hint_layers, teacher, student)
         return matched(teacher, student)
 
-    def _views(self, bench: Workbench) -> int:
+    def _views(self, context: StepContext) -> int:
         """Return how many augmented views there are: without augmentation all look the same."""
-        if bench.task.augmented:
+        if context.task.augmented:
             return self.views or self.epochs
         return 1
 
     def _labels(
-        self, teacher: Teacher, bench: Workbench, split: Split, features: bool
+        self, teacher: Teacher, context: StepContext, split: Split, features: bool
     ) -> SoftLabels:
         key: dict[str, Any] = {
             "teacher": teacher.identity(),
-            "transfer": self.transfer and bench.transfers[self.transfer].fingerprint,
+            "transfer": self.transfer and context.transfers[self.transfer].fingerprint,
             "items": arrangement(split),
             # Sums within a batch are rounded otherwise in batches of another size or order.
-            "batches": [self.batch_size, bench.seed],
+            "batches": [self.batch_size, context.seed],
         }
         # With hints the layers inside the teacher are needed, so it is asked in any case.
         keep = not features and self.views != 0
         given = self.views is not None
-        showing = Showing(len(split), self._views(bench), self.epochs, keep, given)
-        return SoftLabels(teacher.ask, bench, key, showing)
+        showing = Showing(len(split), self._views(context), self.epochs, keep, given)
+        return SoftLabels(teacher.ask, context, key, showing)
 
-    def _loss(self, labels: SoftLabels, hints: Hints | None, bench: Workbench) -> Loss:
+    def _loss(self, labels: SoftLabels, hints: Hints | None, context: StepContext) -> Loss:
         soft = SOFT_LOSSES[self.loss]
         if self.loss == "dkd":
             soft = partial(soft, beta=self.beta)
@@ -355,7 +355,7 @@ class Distill(Training):
                 part = SOFT_LOSSES["logits"](ours, theirs, 1.0)
                 value = value + self.logits_weight * left * part
             if hard_weight > 0:
-                value = value + hard_weight * bench.task.loss(outputs, batch.targets)
+                value = value + hard_weight * context.task.loss(outputs, batch.targets)
             if hints is not None:
                 value = value + self.hint_weight * hints.value()
             return value

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from compress import counts
 from compress.compressor import Compressor, kept_at, require_fraction, require_one_of
+from compress.context import StepContext
 from compress.model import Model
 from compress.surgery import replace_layer, weighted_layers
-from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,15 +45,13 @@ class Factorize(Compressor):
             macs=kept_at(self.macs, progress),
         )
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, context: StepContext) -> Model:
         spectra = [Spectrum(path, layer) for path, layer in factorizable(model.module)]
         for path, layer in weighted_layers(model.module):
             if not _supported(layer):
-                bench.journal.row(
-                    "layer", layer=path, left_alone="a grouped or 1-d/3-d convolution"
-                )
+                context.log.row("layer", layer=path, left_alone="a grouped or 1-d/3-d convolution")
         if self.macs is not None:
-            ranks = _ranks_for_macs(self.macs, model, bench, spectra)
+            ranks = _ranks_for_macs(self.macs, model, context, spectra)
         elif self.energy is not None:
             ranks = {item.path: item.rank_of_energy(self.energy) for item in spectra}
         else:
@@ -61,9 +59,9 @@ class Factorize(Compressor):
             ranks = {item.path: max(1, round(self.rank * item.full)) for item in spectra}
         replaced = apply_ranks(model.module, spectra, ranks)
         for item in spectra:
-            bench.journal.row("layer", **item.row(ranks[item.path]))
+            context.log.row("layer", **item.row(ranks[item.path]))
         if not replaced:
-            bench.journal.note("factorize: no layer would get cheaper, all left alone")
+            context.log.note("factorize: no layer would get cheaper, all left alone")
             return model
         return replace(
             model, sparse=model.sparse - {f"{path}.weight" for path in replaced}, hints={}
@@ -161,10 +159,10 @@ def apply_ranks(module: nn.Module, spectra: list[Spectrum], ranks: dict[str, int
 
 
 def _ranks_for_macs(
-    target: float, model: Model, bench: Workbench, spectra: list[Spectrum]
+    target: float, model: Model, context: StepContext, spectra: list[Spectrum]
 ) -> dict[str, int]:
     """Find by bisection the largest common energy whose ranks meet the target."""
-    origin = bench.origin or model
+    origin = context.origin or model
     limit = target * counts.macs(origin.module, origin.example)
 
     def ranks_at(energy: float) -> dict[str, int]:
@@ -184,7 +182,7 @@ def _ranks_for_macs(
     ranks = ranks_at(low)
     reached = cost(ranks) / (limit / target)
     if reached > target:
-        bench.journal.note(
+        context.log.note(
             f"factorize: {target:.2f} of the MACs was asked for, {reached:.2f} is the least"
         )
     return ranks

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compress.context import StepContext
 from compress.model import Model
 from compress.training import Training, fit, labels_loss
-from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,5 +19,5 @@ class Finetune(Training):
     def needs(self) -> frozenset[str]:
         return super().needs | {"labels"}
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
-        return fit(model, bench, self, labels_loss(bench))
+    def compress(self, model: Model, context: StepContext) -> Model:
+        return fit(model, context, self, labels_loss(context))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compress.errors import IllegalChain, nearest
 from compress.model import Model, probe
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 
 HINTS = ("none", "fitnets", "attention")
 MOST_PAIRS = 4

@@ -7,6 +7,7 @@ from typing import Self
 
 from compress import counts
 from compress.compressor import Compressor, kept_at, require_count, require_fraction, require_one_of
+from compress.context import StepContext
 from compress.errors import StepFailed
 from compress.model import Model
 from compress.techniques.channel_groups import (
@@ -16,7 +17,6 @@ from compress.techniques.channel_groups import (
     differs_from_zeroed,
     sound_roots,
 )
-from compress.workbench import Workbench
 
 GRID = 128
 
@@ -50,18 +50,18 @@ class PruneChannels(Compressor):
             self, macs=kept_at(self.macs, progress), channels=kept_at(self.channels, progress)
         )
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
-        origin = bench.origin or model
+    def compress(self, model: Model, context: StepContext) -> Model:
+        origin = context.origin or model
         roots, protected = sound_roots(model.module, model.example)
         for path, reason in protected.items():
-            bench.journal.row("layer", layer=path, left_alone=reason)
+            context.log.row("layer", layer=path, left_alone=reason)
         if not roots:
             reason = next(iter(protected.values()), "it has no layer to prune")
-            bench.journal.note(f"prune_channels: left the model whole ({reason})")
+            context.log.note(f"prune_channels: left the model whole ({reason})")
             return model
         unsound = [reason for reason in protected.values() if reason != OUTPUT]
         if unsound:
-            bench.journal.note(
+            context.log.note(
                 f"prune_channels: {len(unsound)} of {len(unsound) + len(roots)} groups of channels "
                 f"left whole, because cutting them would change more than those channels"
             )
@@ -72,17 +72,22 @@ class PruneChannels(Compressor):
             cut = cut_channels(model, widths, self.round_to)
         else:
             assert self.macs is not None
-            cut = self._cut_to_macs(self.macs, model, origin, roots, bench)
+            cut = self._cut_to_macs(self.macs, model, origin, roots, context)
         if not cut.removed:
             return model
         if reason := differs_from_zeroed(model.module, cut, model.example):
             raise StepFailed(f"pruning would change more than the removed channels: {reason}")
         for path, kept in cut.kept.items():
-            bench.journal.row("layer", layer=path, channels=roots[path], kept=kept)
+            context.log.row("layer", layer=path, channels=roots[path], kept=kept)
         return replace(model, module=cut.module, hints={})
 
     def _cut_to_macs(
-        self, target: float, model: Model, origin: Model, roots: dict[str, int], bench: Workbench
+        self,
+        target: float,
+        model: Model,
+        origin: Model,
+        roots: dict[str, int],
+        context: StepContext,
     ) -> Cut:
         whole = counts.macs(origin.module, origin.example)
 
@@ -104,7 +109,7 @@ class PruneChannels(Compressor):
             else:
                 high = middle
         if reached > target:
-            bench.journal.note(
+            context.log.note(
                 f"prune_channels: {target:.2f} of the MACs was asked for, {reached:.2f} is the "
                 f"least that can be reached"
             )

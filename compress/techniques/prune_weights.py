@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from compress.compressor import Compressor, is_number, require, require_choice
+from compress.context import StepContext
 from compress.model import Model
 from compress.surgery import matrix_weights
-from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,14 +39,14 @@ class PruneWeights(Compressor):
     def at(self, progress: float) -> Self:
         return replace(self, sparsity=self.sparsity * progress)
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
+    def compress(self, model: Model, context: StepContext) -> Model:
         weights = matrix_weights(model.module)
         groups = [[w] for w in weights.values()] if self.scope == "layer" else [[*weights.values()]]
         for group in groups:
             zero_smallest([weight.data for weight in group], self.sparsity)
         for name, weight in weights.items():
             zeros = 1 - int(weight.count_nonzero()) / weight.numel()
-            bench.journal.row("layer", layer=name, sparsity=zeros)
+            context.log.row("layer", layer=name, sparsity=zeros)
         masked = {name for name, weight in weights.items() if bool((weight == 0).any())}
         return replace(model, sparse=model.sparse | masked)
 

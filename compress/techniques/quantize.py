@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from compress.compressor import Compressor, require, require_choice, require_count
+from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.int8 import quantize_onnx
 from compress.model import Model
-from compress.task import Subset, prepared_batches
-from compress.timing.environment import cpu_info
-from compress.workbench import Workbench
+from compress.system.environment import cpu_info
+from compress.tasks.base import Subset, prepared_batches
 
 
 def saturates(flags: tuple[str, ...]) -> bool:
@@ -50,22 +50,22 @@ class Quantize(Compressor):
     def needs(self) -> frozenset[str]:
         return frozenset({"calibration"})
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
-        assert bench.calibration is not None, "run() has checked needs"
-        count = min(self.calibration, len(bench.calibration))
+    def compress(self, model: Model, context: StepContext) -> Model:
+        assert context.calibration is not None, "run() has checked needs"
+        count = min(self.calibration, len(context.calibration))
         if count < self.calibration:
-            bench.journal.note(f"quantize: only {count} calibration items are at hand")
-        items = Subset(bench.calibration, torch.arange(count))
-        batches = [inputs for inputs, _ in prepared_batches(bench.task, items, 32)]
+            context.log.note(f"quantize: only {count} calibration items are at hand")
+        items = Subset(context.calibration, torch.arange(count))
+        batches = [inputs for inputs, _ in prepared_batches(context.task, items, 32)]
         quantized, report = quantize_onnx(
             export(model), batches, method=self.method, reduce_range=self.reduce_range
         )
         if saturates(cpu_info()[1]) and not self.reduce_range:
-            bench.journal.note(
+            context.log.note(
                 "quantize: this CPU has no VNNI, so sums of int8 products can saturate and "
                 "accuracy depends on the CPU; reduce_range=True avoids it"
             )
         for note in report.get("notes", []):
-            bench.journal.note(f"quantize: {note}")
-        bench.journal.row("quantize", **{k: v for k, v in report.items() if k != "notes"})
+            context.log.note(f"quantize: {note}")
+        context.log.row("quantize", **{k: v for k, v in report.items() if k != "notes"})
         return replace(model, onnx=quantized)

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.context import StepContext
 from compress.errors import StepFailed
-from compress.files import digest
-from compress.memory import free_memory
-from compress.task import Tensors
+from compress.system.files import digest
+from compress.system.memory import free_memory
+from compress.tasks.base import Tensors
 from compress.training import Batch
-from compress.training.feed import free_on
-from compress.workbench import Workbench
+from compress.training.batch_loader import free_on
 
 FILE = "logits.npy"
 KEPT_BYTES = 1e9
@@ -57,25 +57,25 @@ class Showing:
 class SoftLabels:
     """A teacher's answers for the batches of one training, view by view.
 
-    `key` is what they depend on besides the view and the workbench's setting. Where nothing tells
-    what the workbench's data are (`setting` is empty) no shelf is used.
+    `key` is what they depend on besides the view and the context's setting. Where nothing tells
+    what the context's data are (`setting` is empty) no cache is used.
     """
 
     def __init__(
-        self, ask: Ask, bench: Workbench, key: Mapping[str, Any], showing: Showing
+        self, ask: Ask, context: StepContext, key: Mapping[str, Any], showing: Showing
     ) -> None:
-        self.ask, self.bench, self.showing = ask, bench, showing
-        self.key = {**key, "setting": bench.setting}
-        self.shape = (showing.items, *bench.task.output_shape())
-        self.unkept = "" if bench.shelf is None or not bench.setting else self._too_much()
-        """Why no shelf is used, where there is one."""
-        self.shelved = bench.shelf is not None and bool(bench.setting) and not self.unkept
+        self.ask, self.bench, self.showing = ask, context, showing
+        self.key = {**key, "setting": context.setting}
+        self.shape = (showing.items, *context.task.output_shape())
+        self.unsaved = "" if context.cache is None or not context.setting else self._too_much()
+        """Why no cache is used, where there is one."""
+        self.uses_cache = context.cache is not None and bool(context.setting) and not self.unsaved
         self.known: np.ndarray | None = None
         self.filling: Tensor | None = None
         self.view: int | None = None
         """Of what is known."""
         self.held: dict[int, np.ndarray] = {}
-        """Views that no shelf has taken and that are shown again."""
+        """Views that no cache has taken and that are shown again."""
         self.odd: Tensor | None = None
         """Whether an answer was no number."""
         self.asked = self.reused = 0
@@ -92,22 +92,22 @@ class SoftLabels:
         if not self.showing.keep or (view == self.view and self.known is not None):
             return
         self.view, self.known = view, self.held.get(view)
-        if self.known is None and self.shelved:
-            assert self.bench.shelf is not None, "there is one"
+        if self.known is None and self.uses_cache:
+            assert self.bench.cache is not None, "there is one"
             try:
-                kept = self.bench.shelf.get(self._name(view))
+                kept = self.bench.cache.get(self._name(view))
                 if kept is not None:
                     self.known = np.load(kept.folder / FILE, mmap_mode="r")
             except OSError as error:
                 self._stop_keeping(f"the store could not be read ({error})")
-        if self.known is not None or not (self.shelved or self._again()):
+        if self.known is not None or not (self.uses_cache or self._again()):
             return
         if self._fits():
             self.filling = torch.full(
                 self.shape, torch.nan, dtype=torch.float16, device=self._place()
             )
         else:
-            self.unkept = (
+            self.unsaved = (
                 f"one view takes {self.bytes / 1e9:.3g} GB, more than a quarter of the memory that "
                 f"is free; the teacher was asked again in every epoch"
             )
@@ -133,15 +133,15 @@ class SoftLabels:
         if self.filling is None:
             return
         filled, self.filling = self.filling.cpu().numpy(), None
-        if self.shelved:
-            assert self.bench.shelf is not None, "there is one"
+        if self.uses_cache:
+            assert self.bench.cache is not None, "there is one"
 
             def fill(folder: Path) -> Mapping[str, Any]:
                 np.save(folder / FILE, filled)
                 return {"soft_labels": self.key, "view": view}
 
             try:
-                self.bench.shelf.put(self._name(view), fill)
+                self.bench.cache.put(self._name(view), fill)
                 return
             except OSError as error:
                 self._stop_keeping(f"the disk did not take it ({error})")
@@ -149,7 +149,7 @@ class SoftLabels:
             self.held[view] = filled
 
     def _stop_keeping(self, why: str) -> None:
-        self.unkept, self.shelved = why, False
+        self.unsaved, self.uses_cache = why, False
 
     def blames(self) -> str:
         """Say that the teacher is at fault, if it has given what is no number."""
@@ -158,14 +158,14 @@ class SoftLabels:
         return "the teacher's answers are not numbers (NaN) from there on"
 
     def tell(self) -> None:
-        """Write to the journal how often the teacher was asked."""
-        journal = self.bench.journal
+        """Write to the log how often the teacher was asked."""
+        step_log = self.bench.log
         told: dict[str, Any] = {"asked": self.asked, "reused": self.reused}
         if self.bench.device.type == "cpu":  # a GPU answers while this process goes on
             told["seconds"] = round(self.seconds, 3)
-        journal.row("soft_labels", **told)
-        if self.unkept:
-            journal.note(f"what the teacher said was not kept for other steps: {self.unkept}")
+        step_log.row("soft_labels", **told)
+        if self.unsaved:
+            step_log.note(f"what the teacher said was not kept for other steps: {self.unsaved}")
 
     def _asked(self, batch: Batch) -> Tensor:
         started = time.perf_counter()

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compress.context import StepContext
 from compress.ensemble import averaged
 from compress.errors import IllegalChain, unknown
 from compress.model import Model, forward, identity, main_output
-from compress.task import Tensors
+from compress.tasks.base import Tensors
 from compress.training import autocast, has_convolutions, place_inputs, to_device
 from compress.training.graphs import ReplayedAnswers, refuse_hooks
-from compress.workbench import Workbench
 
 REPLAYED_AFTER = 20
 """Batches of one shape after which a teacher on a GPU is recorded: that costs as much as a few."""
@@ -22,17 +22,17 @@ BASELINE, INPUT = "baseline", "input"
 
 
 class Teacher:
-    """One model or several, on the workbench's device; they are copies and never change."""
+    """One model or several, on the context's device; they are copies and never change."""
 
     def __init__(
-        self, models: Sequence[Model], bench: Workbench, average: str, weights: Sequence[float]
+        self, models: Sequence[Model], context: StepContext, average: str, weights: Sequence[float]
     ) -> None:
         self.models = [model.copy() for model in models]
-        self.bench, self.average, self.weights = bench, average, tuple(weights)
+        self.bench, self.average, self.weights = context, average, tuple(weights)
         self.replayed: ReplayedAnswers | None = None
         self.asked: Counter[tuple[torch.Size, ...]] = Counter()
         for model in self.models:
-            to_device(model.module, bench).eval().requires_grad_(False)
+            to_device(model.module, context).eval().requires_grad_(False)
 
     def ask(self, inputs: Tensors) -> Tensor:
         """Return the logits, (N, classes) in float32."""
@@ -54,7 +54,7 @@ class Teacher:
                 refuse_hooks(model.module)
             self.replayed = ReplayedAnswers(self._ask, inputs)
         except Exception as error:  # whatever it is, the plain way is there
-            self.bench.journal.row("teacher", replayed=False, reason=str(error)[:300])
+            self.bench.log.row("teacher", replayed=False, reason=str(error)[:300])
 
     def _ask(self, inputs: Tensors) -> Tensor:
         outputs = []
@@ -75,19 +75,19 @@ class Teacher:
         }
 
 
-def find_teachers(names: Sequence[str], model: Model, bench: Workbench) -> list[Model]:
+def find_teachers(names: Sequence[str], model: Model, context: StepContext) -> list[Model]:
     """Return the models of some names: the baseline, the one that enters, those of the suite."""
     found = []
     for name in names:
         if name == INPUT:
             found.append(model)
         elif name == BASELINE:
-            assert bench.teacher is not None, "run() has checked needs"
-            found.append(bench.teacher)
-        elif name in bench.models:
-            found.append(bench.models[name])
+            assert context.teacher is not None, "run() has checked needs"
+            found.append(context.teacher)
+        elif name in context.models:
+            found.append(context.models[name])
         else:
-            raise unknown("teacher", name, [BASELINE, INPUT, *bench.models])
+            raise unknown("teacher", name, [BASELINE, INPUT, *context.models])
     return found
 
 

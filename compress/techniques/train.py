@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.compressor import require_name, seed_everything
-from compress.draws import seed_of
+from compress.context import StepContext
 from compress.errors import IllegalChain
 from compress.model import INSTANCE, Model
+from compress.stateless_rng import seed_of
 from compress.surgery import replace_layer
 from compress.training import Training, fit, labels_loss
-from compress.workbench import Workbench
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,29 +43,29 @@ class Train(Training):
     def students(self) -> frozenset[str]:
         return frozenset() if self.student is None else frozenset({self.student})
 
-    def compress(self, model: Model, bench: Workbench) -> Model:
-        return fit(fresh_model(self.student, model, bench), bench, self, labels_loss(bench))
+    def compress(self, model: Model, context: StepContext) -> Model:
+        return fit(fresh_model(self.student, model, context), context, self, labels_loss(context))
 
 
-def fresh_model(student: str | None, model: Model, bench: Workbench) -> Model:
+def fresh_model(student: str | None, model: Model, context: StepContext) -> Model:
     """Build the student, or the architecture of `model` again, with fresh weights."""
     if student is not None:
-        return bench.student(student)
+        return context.student(student)
     if model.blueprint is not None and model.blueprint.factory != INSTANCE:
-        return bench.student(model.blueprint.factory)
+        return context.student(model.blueprint.factory)
     reset(model.module)
     return replace(model, sparse=frozenset(), hints={})
 
 
-def same_again(model: Model, bench: Workbench) -> Model:
+def same_again(model: Model, context: StepContext) -> Model:
     """Return a model of the architecture of `model`, whatever steps made of it, untrained.
 
-    Its weights are not those that `model` began with, even where both have the workbench's seed.
+    Its weights are not those that `model` began with, even where both have the context's seed.
     """
-    seed_everything(seed_of("born again", bench.seed))
+    seed_everything(seed_of("born again", context.seed))
     fresh: dict[str, Tensor] = {}
     if model.blueprint is not None and model.blueprint.factory != INSTANCE:
-        made = bench.student(model.blueprint.factory)
+        made = context.student(model.blueprint.factory)
         whole = dict(made.module.named_modules())
         for path, layer in model.module.named_modules():
             # What carving took out.
@@ -74,7 +74,7 @@ def same_again(model: Model, bench: Workbench) -> Model:
         if _shapes(made) == _shapes(model):
             return made
         fresh = dict(made.module.named_parameters())
-        bench.journal.note(
+        context.log.note(
             "the student has the shapes that steps before it made, so its layers have their own "
             "fresh weights, not those that the model's factory gives them"
         )

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.timing.gather import Effort, gather
-from compress.timing.result import Timings, summarise
+from compress.timing.collect import Effort, collect
 from compress.timing.setting import DEFAULT
+from compress.timing.summary import Timings, summarise
 
 
 def measure(
@@ -36,7 +36,7 @@ def measure(
     A file that fails gets its error and the others are still timed; so is a process that
     crashes or hangs, as `Timings.failures`. Raises UserError for a call that cannot work.
     """
-    gathered = gather(
+    raw_timings = collect(
         files,
         samples,
         expected,
@@ -46,4 +46,4 @@ def measure(
         seed=seed,
         **options,
     )
-    return summarise(gathered, seed)
+    return summarise(raw_timings, seed)

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from compress.system.lifetime import die_with_parent
 from compress.timing.launch import WorkerFailed, launch
-from compress.timing.life import die_with_parent
 
 Peak = tuple[int | None, str]
 """Bytes, or None and the reason."""

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from compress.system.lifetime import die_with_parent
+from compress.timing.interleave import Candidate, Plan, Series, interleave
 from compress.timing.launch import LOADING, RUNNING
-from compress.timing.life import die_with_parent
-from compress.timing.rounds import Candidate, Plan, Series, time_rounds
 
 MAX_FEEDS = 64
 STRIDE = 7
@@ -140,7 +140,7 @@ def run_job(
                 candidates[name] = as_candidate(session, feeds, outputs, job["tolerance"])
             except ValueError as error:
                 errors[name] = f"the samples do not suit the file: {error}"
-        measured = time_rounds(
+        measured = interleave(
             candidates, plan, job["seed"], alive=alive, announce=partial(_announce_run, batch)
         )
         failed = {name: Series(error=text) for name, text in errors.items()}

@@ -1,17 +1,23 @@
 """Training: the loop that every technique shares, and what makes it fast and safe to stop."""
 
+from compress.training.batch_loader import Batch
 from compress.training.evaluate import accuracy, evaluate
-from compress.training.feed import Batch
-from compress.training.loop import Around, Loss, fit, labels_loss
-from compress.training.pace import Pace, autocast, has_convolutions, place_inputs, to_device
+from compress.training.execution_mode import (
+    ExecutionMode,
+    autocast,
+    has_convolutions,
+    place_inputs,
+    to_device,
+)
+from compress.training.loop import Loss, TrainingHooks, fit, labels_loss
 from compress.training.settings import Training, one_cycle
 
 __all__ = [
-    "Around",
     "Batch",
+    "ExecutionMode",
     "Loss",
-    "Pace",
     "Training",
+    "TrainingHooks",
     "accuracy",
     "autocast",
     "evaluate",

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from compress.files import digest
-from compress.workbench import Kept, Shelf
+from compress.context import CacheEntry, StepCache
+from compress.system.files import digest
 
 TENSORS = "state.safetensors"
 
@@ -31,14 +31,14 @@ class State:
     parts: int = 1
     seconds: float = 0.0
     """Of training, over all processes that worked on it."""
-    pace: dict[str, Any] = field(default_factory=dict)
+    mode: dict[str, Any] = field(default_factory=dict)
     """How the module runs: on another machine another way might be the fastest."""
     best: float | None = None
     """The best validation accuracy so far."""
     best_epoch: int = 0
     best_loss: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of the journal."""
+    """Of the log."""
 
 
 @dataclass
@@ -121,10 +121,10 @@ def _set_generators(states: Mapping[str, Tensor]) -> None:
 
 
 class Checkpoints:
-    """The last epoch's state of one training on a shelf. Without a shelf nothing is kept."""
+    """The last epoch's state of one training on a cache. Without a cache nothing is kept."""
 
-    def __init__(self, shelf: Shelf | None, question: Mapping[str, Any], epochs: int) -> None:
-        self.shelf, self.question = shelf, dict(question)
+    def __init__(self, cache: StepCache | None, question: Mapping[str, Any], epochs: int) -> None:
+        self.cache, self.question = cache, dict(question)
         self.last: int | None = None
         self.full = ""
         """Why nothing more is kept: what the disk said."""
@@ -135,17 +135,17 @@ class Checkpoints:
         """How far the training had come when it was stopped; not at all, if nothing is kept."""
         return State() if self.found is None else State(**self.found.about["state"])
 
-    def _find(self, epochs: int) -> Kept | None:
+    def _find(self, epochs: int) -> CacheEntry | None:
         """Look for the latest epoch that was kept."""
-        if self.shelf is None:
+        if self.cache is None:
             return None
         for epoch in range(epochs, 0, -1):
-            kept = self.shelf.get(self._key(epoch), passing=True)
+            kept = self.cache.get(self._key(epoch), temporary=True)
             if kept is not None:
                 self.last = epoch
                 # A kill may have come between keeping this one and dropping the one before it.
                 for earlier in range(epoch - 1, 0, -1):
-                    self.shelf.drop(self._key(earlier))
+                    self.cache.drop(self._key(earlier))
                 return kept
         return None
 
@@ -156,7 +156,7 @@ class Checkpoints:
 
     def keep(self, parts: Parts, state: State) -> None:
         """Keep the state after an epoch, then forget the one before it."""
-        if self.shelf is None or self.full:
+        if self.cache is None or self.full:
             return
         about = {"state": json.loads(json.dumps(vars(state)))}
 
@@ -166,7 +166,7 @@ class Checkpoints:
             return about
 
         try:
-            self.shelf.put(self._key(state.epoch), fill, passing=True)
+            self.cache.put(self._key(state.epoch), fill, temporary=True)
         except OSError as error:  # a full disk: the training itself can go on
             self.full = str(error)
             return
@@ -174,9 +174,9 @@ class Checkpoints:
         self.last = state.epoch
 
     def _drop(self) -> None:
-        if self.shelf is not None and self.last is not None:
+        if self.cache is not None and self.last is not None:
             with contextlib.suppress(OSError):
-                self.shelf.drop(self._key(self.last))
+                self.cache.drop(self._key(self.last))
             self.last = None
 
     def _key(self, epoch: int) -> str:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from compress.model import main_output
-from compress.task import Split, Subset, Task, prepared_batches
-from compress.training.shortage import ran_out_of_memory
+from compress.tasks.base import Split, Subset, Task, prepared_batches
+from compress.training.out_of_memory import ran_out_of_memory
 
 BATCH = 256
 

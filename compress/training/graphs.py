@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.model import main_output
-from compress.task import Tensors
-from compress.training.shortage import ran_out_of_memory
+from compress.tasks.base import Tensors
+from compress.training.out_of_memory import ran_out_of_memory
 
 Run = Callable[..., Any]
 NEAR = 0.1
@@ -99,7 +99,7 @@ class ReplayedAnswers:
     """
 
     def __init__(self, run: Callable[[Tensors], Tensor], inputs: Tensors) -> None:
-        from compress.timing.cuda.device import Cuda
+        from compress.system.cuda import Cuda
 
         self.run, self.inputs = run, _copied(inputs)
         self.shapes = [tensor.shape for tensor in inputs]

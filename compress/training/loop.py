@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from compress.context import StepContext
 from compress.errors import StepFailed
-from compress.model import Model, turned_infinite, weights_hash
-from compress.progress import bar
-from compress.task import Split
+from compress.model import Model, became_nonfinite, weights_hash
+from compress.system.progress import bar
+from compress.tasks.base import Split
+from compress.training.batch_loader import Batch, BatchLoader, resident
 from compress.training.checkpoint import Checkpoints, Parts
 from compress.training.evaluate import evaluate, some_of
-from compress.training.feed import Batch, Feed, resident
-from compress.training.pace import Pace, choose_pace, runner, to_device
+from compress.training.execution_mode import ExecutionMode, autotune, runner, to_device
 from compress.training.settings import Training, one_cycle
 from compress.training.stepper import Loss, Stepper
-from compress.workbench import Workbench
 
 WATCHED = 1000
 """Items of the validation split behind the curve, where it decides nothing."""
@@ -39,7 +39,7 @@ View = Callable[[int], int]
 
 
 @dataclass
-class Around:
+class TrainingHooks:
     """What surrounds the loop: other data than the task's own, further weights, hooks.
 
     `split` takes the place of the training data; `extra` is trained along and thrown away;
@@ -61,64 +61,75 @@ class Around:
     """Says what else than the training has made a loss that is not finite; '' for nothing."""
 
 
-def labels_loss(bench: Workbench) -> Loss:
+def labels_loss(context: StepContext) -> Loss:
     """Return the task's own loss, against the targets of the split."""
-    return lambda outputs, batch: bench.task.loss(outputs, batch.targets)
+    return lambda outputs, batch: context.task.loss(outputs, batch.targets)
 
 
 def fit(
-    model: Model, bench: Workbench, settings: Training, loss: Loss, around: Around | None = None
+    model: Model,
+    context: StepContext,
+    settings: Training,
+    loss: Loss,
+    hooks: TrainingHooks | None = None,
 ) -> Model:
     """Train the model's module in place and return it in eval mode, on the CPU.
 
-    Weights in `model.sparse` that are zero stay zero. On a shelf the state is kept after every
+    Weights in `model.sparse` that are zero stay zero. On a cache the state is kept after every
     epoch, and a training that was stopped goes on from there exactly. If the loss is no longer
-    finite, the state after the last good epoch is kept and the journal says so; raises
+    finite, the state after the last good epoch is kept and the log says so; raises
     StepFailed if there is none.
     """
-    return _Fit(model, bench, settings, loss, around or Around()).run()
+    return _Fit(model, context, settings, loss, hooks or TrainingHooks()).run()
 
 
 class _Fit:
     """One training."""
 
     def __init__(
-        self, model: Model, bench: Workbench, settings: Training, loss: Loss, around: Around
+        self,
+        model: Model,
+        context: StepContext,
+        settings: Training,
+        loss: Loss,
+        hooks: TrainingHooks,
     ) -> None:
-        split = around.split if around.split is not None else bench.train
+        split = hooks.split if hooks.split is not None else context.train
         if split is None:
             raise StepFailed("there is no training data")
-        self.model, self.bench, self.settings, self.around = model, bench, settings, around
-        self.feed = Feed(split, bench.task, bench.device, bench.seed, settings.batch_size)
-        if len(self.feed) == 0:
+        self.model, self.bench, self.settings, self.hooks = model, context, settings, hooks
+        self.loader = BatchLoader(
+            split, context.task, context.device, context.seed, settings.batch_size
+        )
+        if len(self.loader) == 0:
             raise StepFailed(f"{len(split)} training item(s) are too few to train on")
-        self.begun = len(bench.journal.rows)
-        # Without a scope nothing tells this training from others on the shelf.
-        shelf = bench.shelf if bench.scope else None
-        self.checkpoints = Checkpoints(shelf, self._question(), settings.epochs)
+        self.begun = len(context.log.rows)
+        # Without a scope nothing tells this training from others on the cache.
+        cache = context.cache if context.scope else None
+        self.checkpoints = Checkpoints(cache, self._question(), settings.epochs)
         self.state = self.checkpoints.state
         self.earlier = self.state.seconds
         first: Batch | None = None
-        if self.state.pace:
-            self.pace = Pace(**self.state.pace)
+        if self.state.mode:
+            self.mode = ExecutionMode(**self.state.mode)
         else:
             first = self._first()
-            self.pace = self._pace(first)
-        self.module = to_device(model.module, bench, self.pace)
+            self.mode = self._pace(first)
+        self.module = to_device(model.module, context, self.mode)
         self.masks = {
             name: value.detach() != 0
             for name, value in self.module.named_parameters()
             if name in model.sparse
         }
         self.modules = {"module": self.module}
-        if around.extra is not None:
-            self.modules["extra"] = around.extra.to(bench.device)
+        if hooks.extra is not None:
+            self.modules["extra"] = hooks.extra.to(context.device)
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         self.optimizer = _optimizer(parameters, settings)
         self.refused = ""
         """Why a training that was chosen to be replayed is not."""
         run = self._runner(first)
-        self.stepper = Stepper(run, parameters, self.optimizer, loss, bench, self.pace)
+        self.stepper = Stepper(run, parameters, self.optimizer, loss, context, self.mode)
         self.stepper.parts = self.state.parts
         self.parts = Parts(self.modules, self.optimizer)
         self.watched = self._watched()
@@ -129,37 +140,37 @@ class _Fit:
             "settings": repr(self.settings),
             "seed": self.bench.seed,
             "weights": weights_hash(self.model.module),
-            "about": dict(self.around.about or {}),
+            "about": dict(self.hooks.about or {}),
         }
 
     def _runner(self, first: Batch | None) -> Callable[..., Any]:
         # A batch that is halved is of another shape than a recorded one.
-        if self.pace.replayed and self.state.parts == 1:
+        if self.mode.replayed and self.state.parts == 1:
             try:
-                return runner(self.module, self.pace, first if first is not None else self._first())
+                return runner(self.module, self.mode, first if first is not None else self._first())
             except Exception as error:  # whatever it is, the plain way is there, and a note says so
                 self.refused = str(error).strip().partition("\n")[0][:300]
-        self.pace = replace(self.pace, replayed=False)
-        return runner(self.module, self.pace, None)
+        self.mode = replace(self.mode, replayed=False)
+        return runner(self.module, self.mode, None)
 
     def _first(self) -> Batch:
         """Return a batch like most of those to come."""
-        size = min(self.settings.batch_size, len(self.feed.split))
-        return self.feed.batch(torch.arange(size), 0)
+        size = min(self.settings.batch_size, len(self.loader.split))
+        return self.loader.batch(torch.arange(size), 0)
 
-    def _pace(self, first: Batch) -> Pace:
-        steps = self.settings.epochs * len(self.feed)
-        return choose_pace(self.model, self.bench, steps, first, self.around.traced)
+    def _pace(self, first: Batch) -> ExecutionMode:
+        steps = self.settings.epochs * len(self.loader)
+        return autotune(self.model, self.bench, steps, first, self.hooks.traced)
 
     def run(self) -> Model:
-        settings, bench = self.settings, self.bench
+        settings, context = self.settings, self.bench
         self.checkpoints.resume(self.parts)
         if self.state.epoch:
-            del bench.journal.rows[self.begun :]
-            bench.journal.rows += self.state.rows
+            del context.log.rows[self.begun :]
+            context.log.rows += self.state.rows
         if self.refused:
-            bench.journal.note(f"training could not be replayed as CUDA graphs: {self.refused}")
-        unkept = time.perf_counter()
+            context.log.note(f"training could not be replayed as CUDA graphs: {self.refused}")
+        unsaved = time.perf_counter()
         with self._bar() as shown:
             for epoch in range(self.state.epoch, settings.epochs):
                 if self._waited_enough():
@@ -168,33 +179,33 @@ class _Fit:
                 started = time.perf_counter()
                 row = self._epoch(epoch, shown)
                 self.state.seconds += time.perf_counter() - started
-                sound = not turned_infinite(self.module.state_dict(), good)
+                sound = not became_nonfinite(self.module.state_dict(), good)
                 if not (math.isfinite(row["loss"]) and sound):
                     self._fall_back(row, good)
                     break
                 self._watch(row)
-                bench.journal.row("epoch", **row)
+                context.log.row("epoch", **row)
                 self.state.epoch = epoch + 1
-                if time.perf_counter() - unkept >= WORTH_KEEPING:
+                if time.perf_counter() - unsaved >= WORTH_KEEPING:
                     self._keep()
-                    unkept = time.perf_counter()
+                    unsaved = time.perf_counter()
         return self._finish()
 
     def _epoch(self, epoch: int, shown: tqdm[Any]) -> dict[str, Any]:
         """Train for an epoch and return its row: mean loss, and accuracy while it was trained."""
         for module in self.modules.values():
             module.train()
-        view = self.around.view(epoch)
+        view = self.hooks.view(epoch)
         total = torch.zeros((), device=self.bench.device)
         right = torch.zeros((), dtype=torch.int64, device=self.bench.device)
-        count, batches = 0, len(self.feed)
+        count, batches = 0, len(self.loader)
         # A look at a GPU's figures waits for it.
         look = 1 if self.bench.device.type == "cpu" else LOOK
         told = time.perf_counter()
         total_batches = batches * self.settings.epochs
         started = time.perf_counter()
-        self.around.before(view)
-        for number, batch in enumerate(self.feed.epoch(epoch, view)):
+        self.hooks.before(view)
+        for number, batch in enumerate(self.loader.epoch(epoch, view)):
             step = epoch * batches + number
             rate = self.settings.learning_rate * one_cycle((step + 0.5) / total_batches)
             for group in self.optimizer.param_groups:
@@ -209,11 +220,11 @@ class _Fit:
                 told = time.perf_counter()
                 shown.set_postfix(self._words(epoch, total, right, count), refresh=False)
         else:  # of an epoch that was broken off, not all of the view was seen
-            self.around.after(view)
+            self.hooks.after(view)
         self.state.samples += count
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(total) / count}
-        if self.around.labelled:
+        if self.hooks.labelled:
             row["train_accuracy"] = float(right) / count
         row["samples_per_second"] = round(count / seconds, 1)
         shown.set_postfix(self._words(epoch, total, right, count))
@@ -222,7 +233,7 @@ class _Fit:
     def _words(self, epoch: int, total: Tensor, right: Tensor, count: int) -> dict[str, str]:
         """Return what the bar says of an epoch so far."""
         words = {"epoch": f"{epoch + 1}", "loss": f"{float(total) / count:.4f}"}
-        if self.around.labelled:
+        if self.hooks.labelled:
             words["acc"] = f"{float(right) / count:.1%}"
         return words
 
@@ -249,7 +260,7 @@ class _Fit:
         patience, state = self.settings.patience, self.state
         if patience is None or state.epoch - state.best_epoch < patience:
             return False
-        self.bench.journal.note(
+        self.bench.log.note(
             f"training ended after {state.epoch} of {self.settings.epochs} epochs: none of the "
             f"last {patience} was better on the validation split than epoch {state.best_epoch}"
         )
@@ -259,21 +270,21 @@ class _Fit:
         """Return to the state before an epoch whose loss was not finite."""
         epoch, loss = row["epoch"], row["loss"]
         usual = f"try a smaller learning_rate than {self.settings.learning_rate}"
-        advice = self.around.blames() or usual
+        advice = self.hooks.blames() or usual
         what = f"the loss became {loss}" if not math.isfinite(loss) else "weights became infinite"
         if epoch == 1:
             raise StepFailed(f"{what} in epoch {epoch}: {advice}")
         self.module.load_state_dict(good)
         last = self.state.best_epoch if self.settings.keep == "best" else epoch - 1
-        self.bench.journal.note(
+        self.bench.log.note(
             f"{what} in epoch {epoch} of {self.settings.epochs}, where training was stopped; the "
             f"state after epoch {last} was kept: {advice}"
         )
 
     def _keep(self) -> None:
         self.state.parts = self.stepper.parts
-        self.state.pace = asdict(self.stepper.pace)
-        self.state.rows = self.bench.journal.rows[self.begun :]
+        self.state.mode = asdict(self.stepper.mode)
+        self.state.rows = self.bench.log.rows[self.begun :]
         self.checkpoints.keep(self.parts, self.state)
 
     def _watched(self) -> Split | None:
@@ -292,22 +303,22 @@ class _Fit:
             "samples": state.samples,
             "seconds": round(state.seconds, 3),
             "earlier_seconds": round(self.earlier, 3),
-            "precision": self.pace.precision,
-            "pace": str(self.stepper.pace),
+            "precision": self.mode.precision,
+            "pace": str(self.stepper.mode),
         }
         if state.best_epoch:
             told["best_epoch"] = state.best_epoch
         if self.checkpoints.full:
-            self.bench.journal.note(
+            self.bench.log.note(
                 f"the state of the training could not be kept along the way "
                 f"({self.checkpoints.full})"
             )
-        self.bench.journal.row("fit", **told, **self.stepper.about(self.settings.batch_size))
+        self.bench.log.row("fit", **told, **self.stepper.about(self.settings.batch_size))
         module = self.module.to("cpu").to(memory_format=torch.contiguous_format).eval()
         return replace(self.model, module=module, hints={})
 
     def _bar(self) -> tqdm[Any]:
-        items = len(self.feed.split)
+        items = len(self.loader.split)
         return bar(
             self.bench.progress,
             total=self.settings.epochs * items,

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.context import StepContext
 from compress.model import main_output
-from compress.training.feed import Batch
+from compress.training.batch_loader import Batch
+from compress.training.execution_mode import ExecutionMode, execution_context, place_inputs
 from compress.training.graphs import Replayed
-from compress.training.pace import Pace, passing, place_inputs
-from compress.training.shortage import ran_out_of_memory
-from compress.workbench import Workbench
+from compress.training.out_of_memory import ran_out_of_memory
 
 Loss = Callable[[Tensor, Batch], Tensor]
 """(outputs in float32, batch) -> scalar, the mean over the batch's items."""
@@ -39,11 +39,11 @@ class Stepper:
         parameters: Sequence[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         loss: Loss,
-        bench: Workbench,
-        pace: Pace,
+        context: StepContext,
+        mode: ExecutionMode,
     ) -> None:
         self.run, self.parameters, self.optimizer = run, parameters, optimizer
-        self.loss, self.bench, self.pace = loss, bench, pace
+        self.loss, self.bench, self.mode = loss, context, mode
         self.parts = 1
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -71,19 +71,19 @@ class Stepper:
             if isinstance(self.run, Replayed):
                 # The recording holds the memory of a whole batch: without it one may fit.
                 self.run = self.run.run
-                self.pace = replace(self.pace, replayed=False)
+                self.mode = replace(self.mode, replayed=False)
             else:
                 self.parts *= 2
             if self.bench.device.type == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
-            self.bench.journal.row("memory", parts=self.parts, error=said)
+            self.bench.log.row("memory", parts=self.parts, error=said)
 
     def about(self, batch_size: int) -> dict[str, int]:
         """Return what the record says of the batches, and note it if they were not whole."""
         if self.parts == 1:
             return {}
-        self.bench.journal.note(
+        self.bench.log.note(
             f"memory ran out in training: batches of {batch_size} went through in {self.parts} "
             f"parts, whose gradients were added up"
         )
@@ -98,8 +98,8 @@ class Stepper:
         for index in range(parts):
             begin, end = index * count // parts, (index + 1) * count // parts
             some = batch.part(begin, end)
-            with passing(self.bench, self.pace):
-                outputs = main_output(self.run(*place_inputs(some.inputs, self.pace.channels_last)))
+            with execution_context(self.bench, self.mode):
+                outputs = main_output(self.run(*place_inputs(some.inputs, self.mode.channels_last)))
             outputs = outputs.float()
             # The loss is computed in float32: bfloat16 keeps three digits only.
             value = self.loss(outputs, some) * ((end - begin) / count)

@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from compress.errors import UserError
-from compress.files import fsync_file, fsync_folder, sha256_file
+from compress.system.files import fsync_file, fsync_folder, sha256_file
 
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from compress.errors import UserError
-from compress.task import TensorSplit
+from compress.tasks.base import TensorSplit
 from compress.zoo.source import Source
 
 # Images (N, H, W, C) or (N, H, W) in uint8, and integer labels (N,).

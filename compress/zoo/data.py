@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError, unknown
-from compress.task import Data
+from compress.tasks.base import Data
 from compress.zoo.archive import is_archive, unpacked
 from compress.zoo.arrays import array_source, read_arrays
 from compress.zoo.folder import image_folder

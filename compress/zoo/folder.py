@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.task import Split, Tensors
+from compress.tasks.base import Split, Tensors
 from compress.zoo.source import Source
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.chain_parser import ModelName, parse_model_name
 from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble
 from compress.errors import UserError, unknown
-from compress.language import ModelName, parse_model_name
 from compress.model import Blueprint, Model, forward
-from compress.task import ImageClassification
+from compress.tasks.base import ImageClassification
 from compress.zoo.code import from_file
 from compress.zoo.libraries import call, from_timm, from_torchvision
 from compress.zoo.resnet import cifar_resnet

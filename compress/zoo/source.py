@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.task import (
+from compress.tasks.base import (
     Data,
     ImageClassification,
     Preprocessing,

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.context import Transfer
 from compress.errors import UserError
-from compress.files import digest
-from compress.task import Data, ImageClassification, Split, Tensors, TensorSplit
-from compress.workbench import Transfer
+from compress.system.files import digest
+from compress.tasks.base import Data, ImageClassification, Split, Tensors, TensorSplit
 from compress.zoo.archive import is_archive, unpacked
 from compress.zoo.arrays import checked_images, read_npz
 from compress.zoo.data import data_root, source_named

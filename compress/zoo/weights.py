@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from compress.chain_parser import parse_model_name
 from compress.errors import UserError
-from compress.language import parse_model_name
 
 DEFAULT = "DEFAULT"
 PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")

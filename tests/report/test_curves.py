@@ -22,8 +22,8 @@ from compress.report.curves import (
 )
 
 
-def journal(*trainings: list[float]) -> list[dict[str, Any]]:
-    """Return the journal of some trainings, given their epochs' losses."""
+def step_log(*trainings: list[float]) -> list[dict[str, Any]]:
+    """Return the log of some trainings, given their epochs' losses."""
     rows: list[dict[str, Any]] = []
     for losses in trainings:
         for number, loss in enumerate(losses, 1):
@@ -34,9 +34,9 @@ def journal(*trainings: list[float]) -> list[dict[str, Any]]:
 
 
 TWO = [
-    ("a() -> b()", 0, journal([2.0, 1.0], [0.9, 0.5, 0.4])),
-    ("a() -> c()", 0, journal([2.0, 1.0])),
-    ("d()", 0, journal([3.0])),
+    ("a() -> b()", 0, step_log([2.0, 1.0], [0.9, 0.5, 0.4])),
+    ("a() -> c()", 0, step_log([2.0, 1.0])),
+    ("d()", 0, step_log([3.0])),
 ]
 TABLE = [row("baseline"), *(row(chain) for chain, _, _ in TWO)]
 
@@ -88,16 +88,16 @@ def test_nothing_to_draw_is_no_picture() -> None:
 
 @pytest.mark.parametrize("chain", ["$\\frac{", "<b>&", "é\x00ß", "x" * 4000, ""])
 def test_any_text_can_be_drawn(chain: str) -> None:
-    picture = pixels(curves_png(curve_rows([(chain, 0, journal([2, 1]))]), [row(chain)], ABOUT))
-    plain = pixels(curves_png(curve_rows([("a()", 0, journal([2, 1]))]), [row("a()")], ABOUT))
+    picture = pixels(curves_png(curve_rows([(chain, 0, step_log([2, 1]))]), [row(chain)], ABOUT))
+    plain = pixels(curves_png(curve_rows([("a()", 0, step_log([2, 1]))]), [row("a()")], ABOUT))
     assert picture.height == plain.height, "one line of the key, however long the text"
 
 
 def test_seeds_share_a_colour_and_many_trainings_are_cut() -> None:
-    seeds = [("a()", seed, journal([2 + seed, 1 + seed])) for seed in range(3)]
+    seeds = [("a()", seed, step_log([2 + seed, 1 + seed])) for seed in range(3)]
     one = pixels(curves_png(curve_rows(seeds[:1]), TABLE, ABOUT))
     assert pixels(curves_png(curve_rows(seeds), TABLE, ABOUT)).height == one.height
-    many = [(f"a(x={i})", 0, journal([2 + i, 1 + i])) for i in range(MOST + 9)]
+    many = [(f"a(x={i})", 0, step_log([2 + i, 1 + i])) for i in range(MOST + 9)]
     picture = pixels(curves_png(curve_rows(many), TABLE, ABOUT))
     assert picture.height == one.height + 20 * (MOST - 1)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from report_rows import ABOUT, row
 
 from compress.report.forest import _lines, speedups_png
-from compress.report.marks import (
+from compress.report.forest_data import (
     Mark,
     beyond_words,
     delta_marks,

@@ -7,8 +7,8 @@ import pytest
 from report_rows import ABOUT, row
 
 from compress.report.about import facts
-from compress.report.dialect import MARKDOWN
 from compress.report.layout import width
+from compress.report.markup import MARKDOWN
 from compress.report.section import Column, Section, section_blocks
 from compress.report.shorten import cut, short
 from compress.report.table import markdown, text

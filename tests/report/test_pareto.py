@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compress.report.columns import to_csv
-from compress.report.families import family, look_name, precision, precisions
-from compress.report.front import cut_below, pareto_front
 from compress.report.labels import place_labels
 from compress.report.legend import entries, marker
-from compress.report.numbers import number_chains
 from compress.report.pareto import pareto_png
-from compress.report.points import latency_axis, latency_points, size_points
+from compress.report.pareto_data import latency_axis, latency_points, size_points
+from compress.report.pareto_front import cut_below, pareto_front
+from compress.report.row_numbers import number_chains
 from compress.report.seeds import seeds_csv
+from compress.report.styles import family, look_name, precision, precisions
 from compress.report.table import markdown
 from compress.report.write import write_reports
 

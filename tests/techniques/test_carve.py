@@ -88,9 +88,9 @@ def trained() -> Model:
 
 
 def test_what_stays_keeps_its_weights(trained: Model, tmp_path: Path) -> None:
-    bench = make_bench(DATA, trained)
-    made = run(chain("carve(ratio=0.6)"), trained, bench)
-    [row] = [row for row in bench.journal.rows if row["kind"] == "carve"]
+    context = make_bench(DATA, trained)
+    made = run(chain("carve(ratio=0.6)"), trained, context)
+    [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     assert row["kept"] == [f"layer{s}.{i}" for s in (1, 2, 3) for i in (0, 1, 3)]
     before, after = trained.module.state_dict(), made.module.state_dict()
     assert set(after) < set(before)
@@ -103,23 +103,23 @@ def test_what_stays_keeps_its_weights(trained: Model, tmp_path: Path) -> None:
 
 
 def test_blocks_by_name(trained: Model) -> None:
-    bench = make_bench(DATA, trained)
-    made = run(chain("carve(blocks=['layer1.2', 'layer3.4'])"), trained, bench)
-    [row] = [row for row in bench.journal.rows if row["kind"] == "carve"]
+    context = make_bench(DATA, trained)
+    made = run(chain("carve(blocks=['layer1.2', 'layer3.4'])"), trained, context)
+    [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     assert row["kept"] == ["layer1.2", "layer2.0", "layer3.0", "layer3.4"]
     assert forward(made.module, probe(trained.example)).shape == (2, 10)
     with pytest.raises(IllegalChain, match=r"no block 'layer1.9'. Did you mean 'layer1"):
-        run(chain("carve(blocks=['layer1.9'])"), trained, bench)
+        run(chain("carve(blocks=['layer1.9'])"), trained, context)
 
 
 def test_by_effect_removes_first_what_changes_the_answers_least(trained: Model) -> None:
-    bench = make_bench(DATA, trained)
-    run(chain("carve(ratio=0.9, by='effect')"), trained, bench)
-    [row] = [row for row in bench.journal.rows if row["kind"] == "carve"]
+    context = make_bench(DATA, trained)
+    run(chain("carve(ratio=0.9, by='effect')"), trained, context)
+    [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     [gone] = row["removed"]
-    assert bench.calibration is not None
-    raw, _ = bench.calibration.fetch(torch.arange(128))
-    inputs = bench.task.prepare(raw, bench.device)
+    assert context.calibration is not None
+    raw, _ = context.calibration.fetch(torch.arange(128))
+    inputs = context.task.prepare(raw, context.device)
     expected = forward(trained.module, inputs)
     effects = {}
     for stage in stages(trained.module, trained.example):
@@ -127,7 +127,7 @@ def test_by_effect_removes_first_what_changes_the_answers_least(trained: Model) 
             cut = without(trained.copy().module, [path])
             effects[path] = float(kd(forward(cut, inputs), expected, 1.0))
     assert gone == min(effects, key=lambda path: effects[path])
-    [told] = [row for row in bench.journal.rows if row["kind"] == "removal"]
+    [told] = [row for row in context.log.rows if row["kind"] == "removal"]
     assert told["divergence"] == [pytest.approx(effects[gone], abs=1e-5)]
 
 
@@ -137,9 +137,9 @@ def test_a_block_of_no_effect_goes_first(trained: Model) -> None:
     with torch.no_grad():
         block.bn2.weight.zero_()
         block.bn2.bias.zero_()  # what goes past it was made by a ReLU, so the last one keeps it
-    bench = make_bench(DATA, model)
-    made = run(chain("carve(ratio=0.93, by='effect')"), model, bench)
-    [row] = [row for row in bench.journal.rows if row["kind"] == "carve"]
+    context = make_bench(DATA, model)
+    made = run(chain("carve(ratio=0.93, by='effect')"), model, context)
+    [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     assert row["removed"] == ["layer2.3"]
     inputs = probe(model.example)
     torch.testing.assert_close(forward(made.module, inputs), forward(model.module, inputs))
@@ -155,24 +155,24 @@ def test_the_depth_is_that_of_the_smaller_net(trained: Model) -> None:
 
 
 def test_masks_go_with_their_blocks(trained: Model) -> None:
-    bench = make_bench(DATA, trained)
-    made = run(chain("prune_weights(sparsity=0.5) -> carve(ratio=0.6)"), trained, bench)
+    context = make_bench(DATA, trained)
+    made = run(chain("prune_weights(sparsity=0.5) -> carve(ratio=0.6)"), trained, context)
     assert made.sparse
     assert made.sparse <= dict(made.module.named_parameters()).keys()
 
 
 def test_in_steps_it_comes_to_the_same_number(trained: Model) -> None:
-    bench = make_bench(DATA, trained)
-    gradual = run(chain("repeat(2, carve(ratio=0.6) -> finetune(epochs=1))"), trained, bench)
+    context = make_bench(DATA, trained)
+    gradual = run(chain("repeat(2, carve(ratio=0.6) -> finetune(epochs=1))"), trained, context)
     count = [len(stage.blocks) for stage in stages(gradual.module, gradual.example)]
     assert count == [3, 3, 3]
 
 
 def test_by_effect_in_steps_comes_to_the_same_number(trained: Model) -> None:
     """Stages that have nothing left to remove still count."""
-    bench = make_bench(DATA, trained)
-    made = run(chain("repeat(3, carve(ratio=0.3, by='effect'))"), trained, bench)
-    kept = [row["kept"] for row in bench.journal.rows if row["kind"] == "carve"]
+    context = make_bench(DATA, trained)
+    made = run(chain("repeat(3, carve(ratio=0.3, by='effect'))"), trained, context)
+    kept = [row["kept"] for row in context.log.rows if row["kind"] == "carve"]
     assert [len(paths) for paths in kept] == [12, 8, 5]  # 0.767, 0.533 and 0.3 of 15
     blocks = [p for p, m in made.module.named_modules() if type(m).__name__ == "Block"]
     assert blocks == kept[-1]
@@ -180,17 +180,17 @@ def test_by_effect_in_steps_comes_to_the_same_number(trained: Model) -> None:
 
 def test_blocks_that_must_stay_are_told() -> None:
     model = fresh_model(DATA, "resnet20(width=4)")
-    bench = make_bench(DATA, model)
-    run(chain("carve(ratio=0.01)"), model, bench)
-    assert "3 of 9 blocks stay (0.33 of them)" in bench.journal.notes[0]
+    context = make_bench(DATA, model)
+    run(chain("carve(ratio=0.01)"), model, context)
+    assert "3 of 9 blocks stay (0.33 of them)" in context.log.notes[0]
 
 
 def test_born_again_after_carving_has_the_factorys_fresh_weights(trained: Model) -> None:
-    bench = make_bench(DATA, trained)
+    context = make_bench(DATA, trained)
     text = "carve(ratio=0.6) -> distill(student='same', epochs=1, learning_rate=1e-9)"
-    made = run(chain(text), trained, bench)
+    made = run(chain(text), trained, context)
     assert [len(stage.blocks) for stage in stages(made.module, made.example)] == [3, 3, 3]
-    assert not bench.journal.notes
+    assert not context.log.notes
     spread = float(made.module.get_parameter("layer3.0.conv2.weight").detach().std())
     assert spread == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.1), "He's, of CifarResNet"
 
@@ -303,10 +303,10 @@ def test_width_is_that_of_pruned_channels(trained: Model) -> None:
 
 def test_nothing_to_take_out_is_told() -> None:
     model = fresh_model(DATA, "mlp")
-    bench = make_bench(DATA, model)
-    made = run(chain("carve(ratio=0.5)"), model, bench)
+    context = make_bench(DATA, model)
+    made = run(chain("carve(ratio=0.5)"), model, context)
     assert made.module.state_dict().keys() == model.module.state_dict().keys()
-    assert "the model has no stack of blocks" in bench.journal.notes[0]
+    assert "the model has no stack of blocks" in context.log.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_refused(text: str, words: str) -> None:
 
 
 def test_needs_calibration_only_to_judge(trained: Model) -> None:
-    bench = replace(make_bench(DATA, trained), calibration=None)
-    run(chain("carve(ratio=0.5)"), trained, bench)
+    context = replace(make_bench(DATA, trained), calibration=None)
+    run(chain("carve(ratio=0.5)"), trained, context)
     with pytest.raises(IllegalChain, match="needs calibration"):
-        run(chain("carve(ratio=0.5, by='effect')"), trained, bench)
+        run(chain("carve(ratio=0.5, by='effect')"), trained, context)

@@ -1,4 +1,4 @@
-"""The text, what is refused, and what the journal and the metadata say."""
+"""The text, what is refused, and what the log and the metadata say."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def test_what_is_refused(text: str, reason: str) -> None:
 
 def test_the_file_is_half_as_large_and_the_journal_says_how_far_it_is_from_the_limit() -> None:
     data = small_digits()
-    bench = make_bench(data)
+    context = make_bench(data)
     model = fresh_model(data)
-    result = run(chain("cast('float16')"), model, bench)
+    result = run(chain("cast('float16')"), model, context)
     assert result.onnx is not None
     weights = onnx.load_from_string(result.onnx).graph.initializer
     floats = list(onnx.load_from_string(export(model)).graph.initializer)
     sizes = [sum(len(w.raw_data) for w in of if w.data_type != 7) for of in (weights, floats)]
     assert sizes[0] * 2 == sizes[1]
-    [row] = [row for row in bench.journal.rows if row["kind"] == "cast"]
+    [row] = [row for row in context.log.rows if row["kind"] == "cast"]
     assert 0 < row["largest_activation"] < 100
     assert row["raised"] == 0
-    assert bench.journal.notes == []
+    assert context.log.notes == []
 
 
 def test_a_network_that_overflows_float16_fails_with_a_sentence() -> None:
@@ -66,6 +66,6 @@ def test_a_network_that_overflows_float16_fails_with_a_sentence() -> None:
 
 def test_it_needs_calibration_data() -> None:
     data = small_digits()
-    bench = replace(make_bench(data), calibration=None)
+    context = replace(make_bench(data), calibration=None)
     with pytest.raises(IllegalChain, match="cast needs calibration"):
-        run(chain("cast('float16')"), fresh_model(data), bench)
+        run(chain("cast('float16')"), fresh_model(data), context)

@@ -11,45 +11,45 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import nn
 
+from compress.bench.plan.plan import make_plan
+from compress.bench.plan.suite import Suite
 from compress.compressor import Compressor, Repeat, run
+from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, StepFailed, UserError
-from compress.harness.plan import make_plan
-from compress.harness.suite import Suite
 from compress.model import Model
-from compress.task import Data, TensorSplit
+from compress.tasks.base import Data, TensorSplit
 from compress.techniques import chain
 from compress.techniques.distill import Distill
 from compress.techniques.losses import kd
 from compress.techniques.schedules import between
 from compress.techniques.teachers import Teacher
 from compress.training import Batch, accuracy
-from compress.workbench import Journal, Workbench
 from compress.zoo.transfer import load_transfer
 
 
 def test_without_labels_the_student_still_learns_the_teachers_answers() -> None:
     """With hard_weight 0 and shuffled labels, only the teacher can be the source."""
     data = small_digits()
-    bench = make_bench(data)
-    teacher = run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), bench)
+    context = make_bench(data)
+    teacher = run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), context)
     raw, targets = data.train.fetch(torch.arange(len(data.train)))
     liars = TensorSplit(raw, targets.roll(1))
-    bench = replace(bench, teacher=teacher, train=liars, journal=Journal())
+    context = replace(context, teacher=teacher, train=liars, log=StepLog())
     step = chain("distill(student='mlp', epochs=15, batch_size=32, hard_weight=0)")
     assert "labels" not in step.needs
-    student = run(step, teacher, bench)
+    student = run(step, teacher, context)
     assert accuracy(student.module, data.task, data.test) > 0.75
 
 
 def test_teachers() -> None:
     data = small_digits()
-    bench = make_bench(data)
-    model = run(chain("train(epochs=2)"), fresh_model(data), bench)
+    context = make_bench(data)
+    model = run(chain("train(epochs=2)"), fresh_model(data), context)
     with pytest.raises(IllegalChain, match="teacher"):
-        run(chain("distill(epochs=1)"), model, bench)
+        run(chain("distill(epochs=1)"), model, context)
     with pytest.raises(UserError, match="unknown teacher 'aunt'"):
-        run(chain("distill(epochs=1, teacher='aunt')"), model, bench)
-    named = replace(bench, models={"aunt": model}, teacher=model)
+        run(chain("distill(epochs=1, teacher='aunt')"), model, context)
+    named = replace(context, models={"aunt": model}, teacher=model)
     by_name = run(chain("distill(epochs=1, teacher='aunt')"), model, named)
     by_default = run(chain("distill(epochs=1)"), model, named)
     for ours, theirs in zip(
@@ -60,9 +60,9 @@ def test_teachers() -> None:
 
 def test_journal_counts_samples_seen() -> None:
     data = small_digits()
-    bench = make_bench(data)
-    run(chain("train(epochs=2, batch_size=64) -> finetune(epochs=1)"), fresh_model(data), bench)
-    assert bench.journal.samples == 3 * len(data.train)
+    context = make_bench(data)
+    run(chain("train(epochs=2, batch_size=64) -> finetune(epochs=1)"), fresh_model(data), context)
+    assert context.log.samples == 3 * len(data.train)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,10 @@ def taught() -> tuple[Data, Model]:
     return data, run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), make_bench(data))
 
 
-def student_of(text: str, taught: tuple[Data, Model], **more: Any) -> tuple[Model, Journal]:
+def student_of(text: str, taught: tuple[Data, Model], **more: Any) -> tuple[Model, StepLog]:
     data, teacher = taught
-    bench = replace(make_bench(data, teacher), **more)
-    return run(chain(text), teacher, bench), bench.journal
+    context = replace(make_bench(data, teacher), **more)
+    return run(chain(text), teacher, context), context.log
 
 
 def equal(a: Model, b: Model) -> bool:
@@ -139,12 +139,12 @@ def test_born_again_works_on_a_transformer_whose_layers_were_cut() -> None:
         "torchvision:VisionTransformer(image_size=8, patch_size=4, num_layers=2, num_heads=2, "
         "hidden_dim=16, mlp_dim=32)"
     )
-    bench, model = make_bench(data), fresh_model(data, name)
+    context, model = make_bench(data), fresh_model(data, name)
     with torch.no_grad():
         model.module.get_parameter("class_token").fill_(7.0)
-    small = run(chain("prune_channels(channels=0.5)"), model, bench)
+    small = run(chain("prune_channels(channels=0.5)"), model, context)
     step = "distill(student='same', teacher='input', epochs=1, learning_rate=1e-12)"
-    made = run(chain(step), small, bench)
+    made = run(chain(step), small, context)
     shapes = [{k: v.shape for k, v in m.module.state_dict().items()} for m in (made, small)]
     assert shapes[0] == shapes[1] != {k: v.shape for k, v in model.module.state_dict().items()}
     assert made.module.get_parameter("class_token").abs().max() < 1, "as the factory draws it"
@@ -156,8 +156,8 @@ def test_the_times_of_one_seed_are_not_those_of_another(taught: tuple[Data, Mode
 
     @dataclass(frozen=True, repr=False)
     class Note(Compressor):
-        def compress(self, model: Model, bench: Workbench) -> Model:
-            noted.append(bench.seed)
+        def compress(self, model: Model, context: StepContext) -> Model:
+            noted.append(context.seed)
             return model
 
     for seed in (0, 1):
@@ -168,11 +168,11 @@ def test_the_times_of_one_seed_are_not_those_of_another(taught: tuple[Data, Mode
 
 def test_a_whole_recipe(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    bench = make_bench(data, teacher)
+    context = make_bench(data, teacher)
     student = "distill(student='cnn-small(width=16)', epochs=12, batch_size=32)"
-    made = run(chain(f"{student} -> finetune(epochs=2) -> quantize()"), teacher, bench)
+    made = run(chain(f"{student} -> finetune(epochs=2) -> quantize()"), teacher, context)
     assert made.lowered
-    steps = [row["step"] for row in bench.journal.rows if row["kind"] == "step"]
+    steps = [row["step"] for row in context.log.rows if row["kind"] == "step"]
     assert [step.partition("(")[0] for step in steps] == ["distill", "finetune", "quantize"]
     assert accuracy(made.module, data.task, data.validation) > 0.7
 
@@ -210,16 +210,16 @@ def test_options_without_effect_are_refused(options: str, words: str) -> None:
 
 def test_beta_weighs_what_is_said_of_the_other_classes(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    bench = make_bench(data, teacher)
-    calls = Teacher([teacher], bench, "probabilities", ())
+    context = make_bench(data, teacher)
+    calls = Teacher([teacher], context, "probabilities", ())
     raw, targets = data.train.fetch(torch.arange(16))
-    inputs = data.task.prepare(raw, bench.device)
+    inputs = data.task.prepare(raw, context.device)
     batch, outputs = Batch(torch.arange(16), inputs, targets), torch.randn(16, 10)
     values = []
     for beta in (0.0, 1.0, 4.0):
         step = chain(f"distill(loss='dkd', hard_weight=0, soft_weight=1, beta={beta})")
         assert isinstance(step, Distill)
-        loss = step._loss(step._labels(calls, bench, data.train, False), None, bench)
+        loss = step._loss(step._labels(calls, context, data.train, False), None, context)
         values.append(float(loss(outputs, batch)))
     alone, once, fourfold = values
     assert once > alone
@@ -228,13 +228,13 @@ def test_beta_weighs_what_is_said_of_the_other_classes(taught: tuple[Data, Model
 
 def test_hints_that_cannot_be_are_refused_before_any_work(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    bench = make_bench(data, teacher)
+    context = make_bench(data, teacher)
     first = next(name for name, _ in teacher.module.named_modules() if name)
     step = chain(f"distill(student='mlp', hints='fitnets', hint_layers=['{first}:nothing'])")
     with pytest.raises(IllegalChain, match="the student has no layer 'nothing'"):
-        step.check(bench)
+        step.check(context)
     before = torch.get_rng_state()
-    chain("distill(student='cnn-small(width=16)', hints='fitnets')").check(bench)
+    chain("distill(student='cnn-small(width=16)', hints='fitnets')").check(context)
     assert torch.equal(torch.get_rng_state(), before)
     assert not teacher.module._forward_pre_hooks
 
@@ -287,15 +287,15 @@ def test_a_teacher_that_gives_no_numbers_is_told_as_the_cause(taught: tuple[Data
 def test_annealing_ends_at_the_labels_alone(taught: tuple[Data, Model]) -> None:
     """Where the soft loss has faded out, what is left is the cross-entropy at full weight."""
     data, teacher = taught
-    bench = make_bench(data, teacher)
+    context = make_bench(data, teacher)
     step = chain("distill(epochs=1, annealing='linear', hard_weight=0.1, soft_weight=0.9)")
     assert isinstance(step, Distill)
     assert "labels" in chain("distill(annealing='linear', hard_weight=0)").needs
-    calls = Teacher([teacher], bench, "logits", ())
-    labels = step._labels(calls, bench, data.train, False)
-    loss = step._loss(labels, None, bench)
+    calls = Teacher([teacher], context, "logits", ())
+    labels = step._labels(calls, context, data.train, False)
+    loss = step._loss(labels, None, context)
     raw, targets = data.train.fetch(torch.arange(16))
-    inputs = data.task.prepare(raw, bench.device)
+    inputs = data.task.prepare(raw, context.device)
     outputs = torch.randn(16, 10)
     for done in (0.0, 0.25, 1.0):
         batch = Batch(torch.arange(16), inputs, targets, progress=done)
@@ -317,14 +317,14 @@ def test_all_three_targets_at_once_each_with_its_weight(
     taught: tuple[Data, Model], soft: float
 ) -> None:
     data, teacher = taught
-    bench = make_bench(data, teacher)
+    context = make_bench(data, teacher)
     options = f"hard_weight=0.3, soft_weight={soft}, logits_weight=0.05, annealing='linear'"
     step = chain(f"distill({options})")
     assert isinstance(step, Distill)
-    calls = Teacher([teacher], bench, "logits", ())
-    loss = step._loss(step._labels(calls, bench, data.train, False), None, bench)
+    calls = Teacher([teacher], context, "logits", ())
+    loss = step._loss(step._labels(calls, context, data.train, False), None, context)
     raw, targets = data.train.fetch(torch.arange(16))
-    inputs = data.task.prepare(raw, bench.device)
+    inputs = data.task.prepare(raw, context.device)
     outputs = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
     answers = calls.ask(inputs)
     squared = float((outputs - answers).pow(2).sum()) / 16
@@ -345,13 +345,13 @@ def test_schedules(shape: str, middle: float) -> None:
 
 def test_the_temperature_falls_along_its_schedule(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    bench = make_bench(data, teacher)
+    context = make_bench(data, teacher)
     step = chain("distill(temperature=8, final_temperature=2, hard_weight=0, soft_weight=1)")
     assert isinstance(step, Distill)
-    calls = Teacher([teacher], bench, "logits", ())
-    loss = step._loss(step._labels(calls, bench, data.train, False), None, bench)
+    calls = Teacher([teacher], context, "logits", ())
+    loss = step._loss(step._labels(calls, context, data.train, False), None, context)
     raw, targets = data.train.fetch(torch.arange(16))
-    inputs = data.task.prepare(raw, bench.device)
+    inputs = data.task.prepare(raw, context.device)
     outputs = torch.randn(16, 10)
     for done, heat in ((0.0, 8.0), (0.5, 5.0), (1.0, 2.0)):
         batch = Batch(torch.arange(16), inputs, targets, progress=done)
@@ -366,8 +366,8 @@ def test_a_transfer_set_takes_the_place_of_the_data(taught: tuple[Data, Model]) 
     text = "distill(student='mlp', epochs=12, batch_size=32, hard_weight=0, transfer='digits')"
     step = chain(text)
     assert not step.needs & {"train", "labels"}
-    made, journal = student_of(text, taught, transfers=sets, train=None)
-    assert journal.samples == 12 * len(data.train)
+    made, step_log = student_of(text, taught, transfers=sets, train=None)
+    assert step_log.samples == 12 * len(data.train)
     assert accuracy(made.module, data.task, data.test) > 0.7
     labelled = "distill(student='mlp', epochs=1, transfer='digits')"
     student_of(labelled, taught, transfers=sets, train=None)
@@ -393,10 +393,10 @@ def test_pairs_that_do_not_fit(taught: tuple[Data, Model]) -> None:
 def test_dkd_is_refused_where_items_are_mixed(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
     mixed = replace(data.task, augment="mixup")
-    bench = replace(make_bench(data, teacher), task=mixed)
+    context = replace(make_bench(data, teacher), task=mixed)
     with pytest.raises(IllegalChain, match="mixup gives mixtures"):
-        run(chain("distill(epochs=1, loss='dkd')"), teacher, bench)
-    run(chain("distill(epochs=1, loss='dist')"), teacher, bench)
+        run(chain("distill(epochs=1, loss='dkd')"), teacher, context)
+    run(chain("distill(epochs=1, loss='dist')"), teacher, context)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from torch import nn
 
 from compress import counts
 from compress.compressor import run
+from compress.context import StepContext, StepLog
 from compress.model import Model
-from compress.task import ImageClassification, Preprocessing
+from compress.tasks.base import ImageClassification, Preprocessing
 from compress.techniques import chain
 from compress.techniques.factorize import Spectrum
-from compress.workbench import Journal, Workbench
 
 TASK = ImageClassification("test", ("a", "b"), Preprocessing(3, (8, 8), (0.5,) * 3, (0.25,) * 3))
 
@@ -76,22 +76,22 @@ def test_energy_keeps_the_least_sufficient_rank() -> None:
 def test_a_layer_that_would_not_get_cheaper_is_left_alone_and_the_journal_says_so() -> None:
     module = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
     model = Model(module, (torch.zeros(1, 64),))
-    journal = Journal()
-    result = run(chain("factorize(rank=0.9)"), model, Workbench(TASK, journal=journal))
+    step_log = StepLog()
+    result = run(chain("factorize(rank=0.9)"), model, StepContext(TASK, step_log=step_log))
     assert isinstance(result.module[0], nn.Linear)
-    reasons = [row["left_alone"] for row in journal.rows if row["kind"] == "layer"]
+    reasons = [row["left_alone"] for row in step_log.rows if row["kind"] == "layer"]
     assert reasons == ["rank 58 would not be cheaper", "rank 2 would not be cheaper"]
-    assert journal.notes == ["factorize: no layer would get cheaper, all left alone"]
+    assert step_log.notes == ["factorize: no layer would get cheaper, all left alone"]
 
 
 def test_grouped_convolutions_are_left_alone() -> None:
     module = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 64, 3), nn.Flatten(1))
     model = Model(module, (torch.zeros(1, 8, 5, 5),))
-    journal = Journal()
-    result = run(chain("factorize(rank=0.2)"), model, Workbench(TASK, journal=journal))
+    step_log = StepLog()
+    result = run(chain("factorize(rank=0.2)"), model, StepContext(TASK, step_log=step_log))
     assert isinstance(result.module[0], nn.Conv2d)
     assert isinstance(result.module[1], nn.Sequential)
-    assert any("grouped" in row.get("left_alone", "") for row in journal.rows)
+    assert any("grouped" in row.get("left_alone", "") for row in step_log.rows)
 
 
 @pytest.mark.parametrize("target", [0.8, 0.5, 0.3])
@@ -99,7 +99,7 @@ def test_macs_target_is_met_from_below(target: float) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(100, 80), nn.ReLU(), nn.Linear(80, 60), nn.Linear(60, 10))
     model = Model(module, (torch.zeros(1, 100),))
-    result = run(chain(f"factorize(macs={target})"), model, Workbench(TASK, journal=Journal()))
+    result = run(chain(f"factorize(macs={target})"), model, StepContext(TASK, log=StepLog()))
     reached = counts.macs(result.module, model.example) / counts.macs(module, model.example)
     assert target - 0.03 < reached <= target
 
@@ -107,5 +107,5 @@ def test_macs_target_is_met_from_below(target: float) -> None:
 def test_rebuilt_layers_drop_their_mask() -> None:
     module = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 1))
     model = Model(module, (torch.zeros(1, 64),), sparse=frozenset({"0.weight", "1.weight"}))
-    result = run(chain("factorize(rank=0.2)"), model, Workbench(TASK, journal=Journal()))
+    result = run(chain("factorize(rank=0.2)"), model, StepContext(TASK, log=StepLog()))
     assert result.sparse == {"1.weight"}

@@ -167,22 +167,22 @@ def test_the_losses_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["fitnets", "attention"])
 def test_learning_brings_the_features_nearer(kind: str) -> None:
     teacher = run(chain("train(epochs=4)"), model("resnet20(width=8)"), make_bench(DATA))
-    bench = make_bench(DATA, teacher)
+    context = make_bench(DATA, teacher)
     start = (
         "distill(student='resnet20(width=8)', epochs=8, batch_size=32, soft_weight=0, hard_weight=0"
     )
-    made = run(chain(f"{start}, hints='{kind}', hint_weight=10.0)"), teacher, bench)
-    losses = [row["loss"] for row in bench.journal.rows if row["kind"] == "epoch"]
+    made = run(chain(f"{start}, hints='{kind}', hint_weight=10.0)"), teacher, context)
+    losses = [row["loss"] for row in context.log.rows if row["kind"] == "epoch"]
     assert losses[-1] < 0.6 * losses[0]
     assert not any("projection" in name for name in made.module.state_dict())
 
 
 def test_named_layers() -> None:
     teacher = model("resnet20(width=8)")
-    bench = make_bench(DATA, teacher)
+    context = make_bench(DATA, teacher)
     start = "distill(student='resnet20(width=4)', epochs=1, hints='attention', hint_layers="
-    run(chain(f"{start}['layer2.0:layer2'])"), teacher, bench)
-    assert {"kind": "hints", "pairs": [["layer2.0", "layer2"]]} in bench.journal.rows
+    run(chain(f"{start}['layer2.0:layer2'])"), teacher, context)
+    assert {"kind": "hints", "pairs": [["layer2.0", "layer2"]]} in context.log.rows
     for layers, words in (
         ("['layer9:layer1']", "the teacher has no layer 'layer9'. Did you mean 'layer"),
         ("['layer1:lair1']", "the student has no layer 'lair1'"),
@@ -190,7 +190,7 @@ def test_named_layers() -> None:
         ("['linear:layer3']", "no single tensor of features"),
     ):
         with pytest.raises(IllegalChain, match=words):
-            run(chain(f"{start}{layers})"), teacher, bench)
+            run(chain(f"{start}{layers})"), teacher, context)
     for layers in ("['layer1']", "['layer1:']", "[3]", "['a:b:c']"):
         with pytest.raises(IllegalChain, match="hint_layers are texts"):
             chain(f"{start}{layers})")
@@ -200,9 +200,9 @@ def test_named_layers() -> None:
 
 def test_what_cannot_give_hints() -> None:
     teacher = model("resnet20(width=8)")
-    bench = make_bench(DATA, teacher)
+    context = make_bench(DATA, teacher)
     with pytest.raises(IllegalChain, match="no layer of the student has features"):
-        run(chain("distill(student='mlp', epochs=1, hints='fitnets')"), teacher, bench)
+        run(chain("distill(student='mlp', epochs=1, hints='fitnets')"), teacher, context)
     with pytest.raises(IllegalChain, match="not from an ensemble"):
         chain("distill(epochs=1, hints='fitnets', teacher=['baseline', 'other'])")
 

@@ -9,12 +9,12 @@ from torch import nn
 
 from compress import counts
 from compress.compressor import run
+from compress.context import StepContext, StepLog
 from compress.model import Model, forward, probe
 from compress.surgery import output_layers
-from compress.task import ImageClassification, Preprocessing
+from compress.tasks.base import ImageClassification, Preprocessing
 from compress.techniques import chain
 from compress.techniques.channel_groups import cut_channels, sound_roots, zeroed
-from compress.workbench import Journal, Workbench
 from compress.zoo.models import fresh
 
 TASK = ImageClassification(
@@ -35,8 +35,8 @@ def prepared(name: str) -> Model:
     return model
 
 
-def bench() -> Workbench:
-    return Workbench(TASK, journal=Journal())
+def step_context() -> StepContext:
+    return StepContext(TASK, log=StepLog())
 
 
 NETS = [
@@ -66,31 +66,31 @@ def test_cut_net_equals_the_original_with_zeroed_channels(name: str) -> None:
 @pytest.mark.parametrize("name", NETS[:5])
 @pytest.mark.parametrize("target", [0.7, 0.4])
 def test_macs_target_is_met_from_below(name: str, target: float) -> None:
-    model, workbench = prepared(name), bench()
-    result = run(chain(f"prune_channels(macs={target}, round_to=1)"), model, workbench)
+    model, context = prepared(name), step_context()
+    result = run(chain(f"prune_channels(macs={target}, round_to=1)"), model, context)
     reached = counts.macs(result.module, model.example) / counts.macs(model.module, model.example)
     assert target - 0.1 < reached <= target
-    assert not any("least that can be reached" in note for note in workbench.journal.notes)
+    assert not any("least that can be reached" in note for note in context.step_log.notes)
 
 
 def test_unreachable_target_keeps_the_best_and_says_so() -> None:
-    model, workbench = prepared("resnet20"), bench()
-    result = run(chain("prune_channels(macs=0.01)"), model, workbench)
+    model, context = prepared("resnet20"), step_context()
+    result = run(chain("prune_channels(macs=0.01)"), model, context)
     assert counts.macs(result.module, model.example) < counts.macs(model.module, model.example)
-    assert "is the least that can be reached" in workbench.journal.notes[-1]
-    assert "1 of 10 groups of channels left whole" in workbench.journal.notes[0]
+    assert "is the least that can be reached" in context.step_log.notes[-1]
+    assert "1 of 10 groups of channels left whole" in context.step_log.notes[0]
 
 
 def test_widths_are_multiples_of_round_to() -> None:
     model = prepared("torchvision:resnet18(stem='small')")
-    result = run(chain("prune_channels(macs=0.4, round_to=16)"), model, bench())
+    result = run(chain("prune_channels(macs=0.4, round_to=16)"), model, step_context())
     widths = {m.out_channels for m in result.module.modules() if isinstance(m, nn.Conv2d)}
     assert all(width % 16 == 0 for width in widths)
 
 
 def test_channels_keeps_that_fraction_of_every_group() -> None:
     model = prepared("cnn-small")
-    result = run(chain("prune_channels(channels=0.25)"), model, bench())
+    result = run(chain("prune_channels(channels=0.25)"), model, step_context())
     widths = [m.out_channels for m in result.module.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [16, 32]
 
@@ -120,7 +120,7 @@ def test_whatever_produces_the_output_is_protected() -> None:
     module = torchvision.models.squeezenet1_1(num_classes=10).eval()
     example = (torch.zeros(1, 3, 64, 64),)
     assert output_layers(module, example) == ["classifier.1"]
-    result = run(chain("prune_channels(channels=0.5)"), Model(module, example), bench())
+    result = run(chain("prune_channels(channels=0.5)"), Model(module, example), step_context())
     assert forward(result.module, probe(example)).shape == (2, 10)
 
 
@@ -140,21 +140,21 @@ def test_two_heads_that_are_added_are_both_protected() -> None:
 def test_a_net_that_the_graph_cannot_cut_is_left_whole_with_a_note() -> None:
     torch.manual_seed(0)
     module = torchvision.models.shufflenet_v2_x0_5(num_classes=10).eval()
-    model, workbench = Model(module, (torch.zeros(1, 3, 64, 64),)), bench()
-    result = run(chain("prune_channels(macs=0.5)"), model, workbench)
+    model, context = Model(module, (torch.zeros(1, 3, 64, 64),)), step_context()
+    result = run(chain("prune_channels(macs=0.5)"), model, context)
     assert counts.params(result.module) == counts.params(module)
-    assert "left the model whole" in workbench.journal.notes[0]
+    assert "left the model whole" in context.step_log.notes[0]
 
 
 def test_fractions_in_repeat_refer_to_the_model_that_enters_it() -> None:
     model = prepared("cnn-small")
-    once = run(chain("prune_channels(channels=0.5)"), model, bench())
-    thrice = run(chain("repeat(3, prune_channels(channels=0.5))"), model, bench())
+    once = run(chain("prune_channels(channels=0.5)"), model, step_context())
+    thrice = run(chain("repeat(3, prune_channels(channels=0.5))"), model, step_context())
     assert counts.macs(thrice.module, model.example) == counts.macs(once.module, model.example)
 
 
 def test_masked_weights_survive_the_cut() -> None:
-    model = run(chain("prune_weights(sparsity=0.5)"), prepared("cnn-small"), bench())
-    result = run(chain("prune_channels(channels=0.5)"), model, bench())
+    model = run(chain("prune_weights(sparsity=0.5)"), prepared("cnn-small"), step_context())
+    result = run(chain("prune_channels(channels=0.5)"), model, step_context())
     assert result.sparse == model.sparse
     assert all((result.module.get_parameter(name) == 0).any() for name in result.sparse)

@@ -35,8 +35,8 @@ def test_exact_count_and_smallest_first(sizes: list[int], sparsity: float, seed:
 def test_scope(scope: str) -> None:
     data = small_digits()
     model = fresh_model(data)
-    bench = make_bench(data)
-    result = run(chain(f"prune_weights(sparsity=0.7, scope='{scope}')"), model, bench)
+    context = make_bench(data)
+    result = run(chain(f"prune_weights(sparsity=0.7, scope='{scope}')"), model, context)
     weights = matrix_weights(result.module).values()
     fractions = [float((weight == 0).float().mean()) for weight in weights]
     whole = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
@@ -48,9 +48,9 @@ def test_scope(scope: str) -> None:
 def test_zeros_of_masked_weights_and_only_those_stay_zero_in_training() -> None:
     data = small_digits()
     model = fresh_model(data)
-    bench = make_bench(data)
-    pruned = run(chain("prune_weights(sparsity=0.6)"), model, bench)
-    trained = run(chain("finetune(epochs=2)"), pruned, bench)
+    context = make_bench(data)
+    pruned = run(chain("prune_weights(sparsity=0.6)"), model, context)
+    trained = run(chain("finetune(epochs=2)"), pruned, context)
     for name, weight in matrix_weights(pruned.module).items():
         after = trained.module.get_parameter(name)
         assert torch.equal(weight == 0, after == 0)

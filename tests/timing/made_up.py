@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.timing.gather import Effort, gather
-from compress.timing.gathered import Gathered
-from compress.timing.result import Timings, summarise
+from compress.timing.collect import Effort, collect
+from compress.timing.raw_timings import RawTimings
+from compress.timing.summary import Timings, summarise
 
 SAMPLES = [np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)]
 SECONDS = {"base": 0.004, "same": 0.004, "fast": 0.001}
@@ -64,16 +64,16 @@ class Machine:
         return {"error": self.errors.get(name, ""), "medians": medians, "calls": calls}
 
 
-def gathered(
+def raw_timings(
     machine: Machine, launch: Callable[..., None] | None = None, **options: Any
-) -> Gathered:
+) -> RawTimings:
     names = list(machine.seconds)
     given: dict[str, Any] = {
         "effort": Effort(seconds=20),
         "threads": 2,
         "settings": ("cpu", "cpu1"),
     }
-    return gather(
+    return collect(
         {name: Path(name) for name in names},
         SAMPLES,
         dict.fromkeys(names, SAMPLES[0]),
@@ -85,4 +85,4 @@ def gathered(
 
 
 def timed(machine: Machine, **options: Any) -> Timings:
-    return summarise(gathered(machine, **options))
+    return summarise(raw_timings(machine, **options))

@@ -14,7 +14,7 @@ import torch
 from fake_cuda import IMAGES, Caching, logits, net
 from torch import Tensor, nn
 
-from compress.timing.cuda.device import Cuda
+from compress.system.cuda import Cuda
 from compress.timing.cuda.modules import (
     CHANNELS_LAST,
     Feeds,
@@ -23,7 +23,7 @@ from compress.timing.cuda.modules import (
     peak_bytes,
 )
 from compress.timing.cuda.turns import Effort, take_turns
-from compress.timing.rounds import Plan, time_rounds
+from compress.timing.interleave import Plan, interleave
 
 EFFORT = Effort(seconds=0.0, repetitions=5, min_rounds=6, block_seconds=0.002)
 
@@ -231,7 +231,7 @@ def test_a_gpu_times_by_events_and_computes_what_the_cpu_does():
     with device.settled():
         for form in (Form(), Form("float16", 32), Form(layout=CHANNELS_LAST), Form(graph=True)):
             made = module_candidate(module, form, feeds, logits(module), device)
-            series = time_rounds({"it": made}, Plan(0, 4), 0)["it"]
+            series = interleave({"it": made}, Plan(0, 4), 0)["it"]
             assert series.error == ""
             assert min(series.medians) > 0
     assert device.failure() == ""
@@ -262,7 +262,7 @@ def test_a_gpu_catches_a_module_that_caches():
     made = module_candidate(
         Caching(module), Form(), Feeds((IMAGES,), device), logits(module), device
     )
-    assert "differ from those" in time_rounds({"it": made}, Plan(0, 4), 0)["it"].error
+    assert "differ from those" in interleave({"it": made}, Plan(0, 4), 0)["it"].error
 
 
 @needs_gpu

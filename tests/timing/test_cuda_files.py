@@ -20,7 +20,7 @@ from compress.timing.cuda.files import (
     open_file,
     tf32,
 )
-from compress.timing.rounds import Plan, time_rounds
+from compress.timing.interleave import Plan, interleave
 
 HERE = Provider("CPUExecutionProvider", "CPU provider", device="cpu")
 ROWS = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
@@ -46,7 +46,7 @@ def linear(tmp_path: Path) -> Path:
 def test_a_file_runs_with_bound_inputs_and_is_checked(linear, batch):
     session = open_file(linear, HERE)
     made = file_candidate(session, HERE, [ROWS], ROWS @ WEIGHTS, batch, 0.02)
-    series = time_rounds({"it": made}, Plan(0, 4, 0), 0)["it"]
+    series = interleave({"it": made}, Plan(0, 4, 0), 0)["it"]
     assert (series.error, len(series.medians)) == ("", 4)
     assert made.stopwatch is None
     assert made.call(1).copy_outputs_to_cpu()[0].shape == (batch, 4)
@@ -143,4 +143,4 @@ def test_a_file_runs_in_the_cuda_provider(linear):
     session = open_file(linear, CUDA)
     assert left_over(session, CUDA) == ""
     made = file_candidate(session, CUDA, [ROWS], ROWS @ WEIGHTS, 1, 0.02)
-    assert time_rounds({"it": made}, Plan(0, 4), 0)["it"].error == ""
+    assert interleave({"it": made}, Plan(0, 4), 0)["it"].error == ""

@@ -24,14 +24,14 @@ from compress.timing.cuda.modules import (
     module_candidate,
     peak_bytes,
 )
-from compress.timing.rounds import Plan, time_rounds
+from compress.timing.interleave import Plan, interleave
 
 
 def run_once(module: nn.Module, form: Form, expected: np.ndarray, rounds: int = 8) -> str:
     """Time a module by itself, and return what is wrong with it."""
     device = Fake()
     made = module_candidate(module, form, Feeds((IMAGES,), device), expected, device)
-    series = time_rounds({"it": made}, Plan(0, rounds, 0.003), 0)["it"]
+    series = interleave({"it": made}, Plan(0, rounds, 0.003), 0)["it"]
     assert series.error or len(series.medians) == rounds
     return series.error
 
@@ -139,7 +139,7 @@ def test_the_seconds_are_those_of_the_devices_stopwatch():
     made = module_candidate(
         Costly(module, 0.004), Form(), Feeds((IMAGES,), device), logits(module), device
     )
-    found = time_rounds({"it": made}, Plan(0, 3, 0.007), 0)["it"]
+    found = interleave({"it": made}, Plan(0, 3, 0.007), 0)["it"]
     assert found.block_calls == 2
     assert found.medians == pytest.approx([0.004] * 3)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_cuda import IMAGES, Costly, Fake, logits, net
 
-from compress.timing.cuda.device import first_line, out_of_memory
+from compress.system.cuda import first_line, out_of_memory
 from compress.timing.cuda.modules import (
     Feeds,
     Form,

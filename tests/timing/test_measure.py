@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.timing.gather import Effort
-from compress.timing.gathered import CONTROL
+from compress.timing.collect import Effort
 from compress.timing.measure import measure
+from compress.timing.raw_timings import CONTROL
 
 SAMPLES = [np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)]
 

@@ -11,9 +11,9 @@ from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from compress.training import pace as pace_module
+from compress.training import execution_mode as pace_module
 from compress.training.attention import attention_in_float32, has_attention
-from compress.training.pace import Pace, passing
+from compress.training.execution_mode import ExecutionMode, execution_context
 
 SHAPE = (2, 4, 5, 8)
 
@@ -71,8 +71,8 @@ def test_only_attention_is_computed_in_float32() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     seen = {}
     layer.linear1.register_forward_hook(lambda *args: seen.update(linear=args[-1].dtype))
-    bench = make_bench(small_digits())
-    with passing(bench, Pace("bfloat16", float32_attention=True)):
+    context = make_bench(small_digits())
+    with execution_context(context, ExecutionMode("bfloat16", float32_attention=True)):
         layer(values(2, 5, 8)).float().sum().backward()
     assert seen["linear"] == torch.bfloat16
     assert all(part.grad is not None and part.grad.isfinite().all() for part in layer.parameters())
@@ -86,10 +86,12 @@ def test_layers_of_attention_are_found() -> None:
 
 def test_it_is_tried_where_it_may_pay() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    bench = replace(make_bench(small_digits()), precision="bfloat16")
-    plain = [Pace("bfloat16"), Pace("float32")]
-    tried = [*plain, Pace("bfloat16", float32_attention=True)]
-    assert pace_module._ways(layer, bench, plain[0]) == tried
-    assert pace_module._ways(nn.Linear(2, 2), bench, plain[0]) == plain
-    assert pace_module._ways(layer, replace(bench, precision="float32"), plain[1]) == plain[1:]
-    assert pace_module._ways(layer, replace(bench, device=torch.device("cuda")), plain[0]) == plain
+    context = replace(make_bench(small_digits()), precision="bfloat16")
+    plain = [ExecutionMode("bfloat16"), ExecutionMode("float32")]
+    tried = [*plain, ExecutionMode("bfloat16", float32_attention=True)]
+    assert pace_module._ways(layer, context, plain[0]) == tried
+    assert pace_module._ways(nn.Linear(2, 2), context, plain[0]) == plain
+    assert pace_module._ways(layer, replace(context, precision="float32"), plain[1]) == plain[1:]
+    assert (
+        pace_module._ways(layer, replace(context, device=torch.device("cuda")), plain[0]) == plain
+    )

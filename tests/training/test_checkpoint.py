@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
+from caches import Folder
 from safetensors.torch import load_file, save_file
-from shelves import Folder
 from torch import nn
 
+from compress.bench.store.step_cache import StoredStepCache
+from compress.bench.store.store import Store
 from compress.compressor import run
-from compress.harness.shelf import StepShelf
-from compress.harness.store import Store
+from compress.context import StepContext, StepLog
 from compress.model import Model
-from compress.task import Data
+from compress.tasks.base import Data
 from compress.techniques import chain
-from compress.training import Pace, loop
+from compress.training import ExecutionMode, loop
 from compress.training.checkpoint import TENSORS, Checkpoints, Parts, State
 from compress.training.loop import _Fit
-from compress.workbench import Journal, Workbench
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,9 @@ def equal(a: Model, b: Model) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def timeless(journal: Journal) -> list[dict[str, Any]]:
+def timeless(step_log: StepLog) -> list[dict[str, Any]]:
     names = {"seconds", "earlier_seconds", "samples_per_second"}
-    return [{k: v for k, v in row.items() if k not in names} for row in journal.rows]
+    return [{k: v for k, v in row.items() if k not in names} for row in step_log.rows]
 
 
 STEPS = [
@@ -89,21 +89,21 @@ def test_resumed_equals_undisturbed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task = replace(data.task, augment="crop")
-    bench = replace(make_bench(data, teacher), task=task, scope="here")
-    plain = replace(bench, journal=Journal())
+    context = replace(make_bench(data, teacher), task=task, scope="here")
+    plain = replace(context, log=StepLog())
     expected = run(chain(text), teacher, plain)
-    shelf = Folder(tmp_path)
+    cache = Folder(tmp_path)
     with monkeypatch.context() as patch:
         stop_after(epoch, patch)
         with pytest.raises(Stop):
-            run(chain(text), teacher, replace(bench, shelf=shelf, journal=Journal()))
-    assert len(shelf.passing) == 1, "of the last epoch alone"
+            run(chain(text), teacher, replace(context, cache=cache, log=StepLog()))
+    assert len(cache.temporary) == 1, "of the last epoch alone"
     torch.manual_seed(99)  # another process has other random numbers
-    again = replace(bench, shelf=shelf, journal=Journal())
+    again = replace(context, cache=cache, log=StepLog())
     resumed = run(chain(text), teacher, again)
     assert equal(resumed, expected)
     left_out = ("soft_labels",)  # how often this process had to ask
-    rows = [[r for r in timeless(b.journal) if r["kind"] not in left_out] for b in (plain, again)]
+    rows = [[r for r in timeless(b.step_log) if r["kind"] not in left_out] for b in (plain, again)]
     assert rows[0] == rows[1]
 
 
@@ -130,14 +130,14 @@ def test_resumed_is_as_undisturbed_on_a_gpu(
     text: str, data: Data, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nearly: a GPU adds up in no fixed order. The optimizer's state lies there, and is fused."""
-    bench = replace(make_bench(data, teacher), scope="here", device=torch.device("cuda"))
-    expected = run(chain(text), teacher, replace(bench, journal=Journal()))
-    shelf = Folder(tmp_path)
+    context = replace(make_bench(data, teacher), scope="here", device=torch.device("cuda"))
+    expected = run(chain(text), teacher, replace(context, log=StepLog()))
+    cache = Folder(tmp_path)
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         with pytest.raises(Stop):
-            run(chain(text), teacher, replace(bench, shelf=shelf, journal=Journal()))
-    resumed = run(chain(text), teacher, replace(bench, shelf=shelf, journal=Journal()))
+            run(chain(text), teacher, replace(context, cache=cache, log=StepLog()))
+    resumed = run(chain(text), teacher, replace(context, cache=cache, log=StepLog()))
 
     def moved(a: Model, b: Model) -> float:
         pairs = zip(a.module.parameters(), b.module.parameters(), strict=True)
@@ -148,14 +148,14 @@ def test_resumed_is_as_undisturbed_on_a_gpu(
 
 def test_no_older_state_stays_behind(data: Data, tmp_path: Path) -> None:
     """A kill may come between keeping one and dropping the one before, of whatever epoch."""
-    shelf = Folder(tmp_path)
+    cache = Folder(tmp_path)
     layer = nn.Linear(2, 2)
     parts = Parts({"module": layer}, torch.optim.SGD(layer.parameters(), 0.1))
-    for epoch, kept in zip((2, 5), [Checkpoints(shelf, {}, 9) for _ in range(2)], strict=True):
+    for epoch, kept in zip((2, 5), [Checkpoints(cache, {}, 9) for _ in range(2)], strict=True):
         kept.keep(parts, State(epoch=epoch))
-    before = len(shelf.passing)
-    found = Checkpoints(shelf, {}, 9)
-    assert (before, found.state.epoch, len(shelf.passing)) == (2, 5, 1)
+    before = len(cache.temporary)
+    found = Checkpoints(cache, {}, 9)
+    assert (before, found.state.epoch, len(cache.temporary)) == (2, 5, 1)
 
 
 def test_dropout_goes_on_with_its_own_random_numbers(
@@ -163,14 +163,14 @@ def test_dropout_goes_on_with_its_own_random_numbers(
 ) -> None:
     model = fresh_model(data, "mlp(width=16)")
     model = replace(model, module=torch.nn.Sequential(torch.nn.Dropout(0.3), *model.module))
-    bench = replace(make_bench(data), scope="here")
-    expected = run(chain("finetune(epochs=3)"), model, bench)
-    shelf = Folder(tmp_path)
+    context = replace(make_bench(data), scope="here")
+    expected = run(chain("finetune(epochs=3)"), model, context)
+    cache = Folder(tmp_path)
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         with pytest.raises(Stop):
-            run(chain("finetune(epochs=3)"), model, replace(bench, shelf=shelf))
-    resumed = run(chain("finetune(epochs=3)"), model, replace(bench, shelf=shelf))
+            run(chain("finetune(epochs=3)"), model, replace(context, cache=cache))
+    resumed = run(chain("finetune(epochs=3)"), model, replace(context, cache=cache))
     assert equal(resumed, expected)
 
 
@@ -188,19 +188,19 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return epochs
 
 
-def kept_bench(data: Data, tmp_path: Path) -> Workbench:
-    return replace(make_bench(data), shelf=Folder(tmp_path), scope="here")
+def kept_bench(data: Data, tmp_path: Path) -> StepContext:
+    return replace(make_bench(data), cache=Folder(tmp_path), scope="here")
 
 
 def test_only_the_epochs_that_are_missing_are_trained(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: list[int]
 ) -> None:
-    bench, model = kept_bench(data, tmp_path), fresh_model(data)
+    context, model = kept_bench(data, tmp_path), fresh_model(data)
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         with pytest.raises(Stop):
-            run(chain("finetune(epochs=5)"), model, bench)
-    run(chain("finetune(epochs=5)"), model, bench)
+            run(chain("finetune(epochs=5)"), model, context)
+    run(chain("finetune(epochs=5)"), model, context)
     assert watched == [0, 1, 2, 3, 4]
 
 
@@ -211,31 +211,31 @@ def test_only_the_epochs_that_are_missing_are_trained(
 def test_another_training_does_not_take_the_state(
     other: str, data: Data, tmp_path: Path, watched: list[int]
 ) -> None:
-    bench, model = kept_bench(data, tmp_path), fresh_model(data)
-    run(chain("finetune(epochs=5)"), model, bench)
+    context, model = kept_bench(data, tmp_path), fresh_model(data)
+    run(chain("finetune(epochs=5)"), model, context)
     watched.clear()
     text = other if other.startswith("finetune") else "finetune(epochs=5)"
-    bench = replace(bench, seed=1) if other == "seed" else bench
-    bench = replace(bench, scope="there") if other == "scope" else bench
+    context = replace(context, seed=1) if other == "seed" else context
+    context = replace(context, scope="there") if other == "scope" else context
     model = fresh_model(data, seed=1) if other == "weights" else model
-    run(chain(text), model, bench)
+    run(chain(text), model, context)
     assert watched[0] == 0
 
 
 def test_a_full_disk_does_not_end_a_training(data: Data, tmp_path: Path) -> None:
-    bench = kept_bench(data, tmp_path)
-    assert isinstance(bench.shelf, Folder)
-    bench.shelf.full = True
-    made = run(chain("finetune(epochs=2)"), fresh_model(data), bench)
+    context = kept_bench(data, tmp_path)
+    assert isinstance(context.cache, Folder)
+    context.cache.full = True
+    made = run(chain("finetune(epochs=2)"), fresh_model(data), context)
     plain = run(chain("finetune(epochs=2)"), fresh_model(data), make_bench(data))
     assert equal(made, plain)
-    assert any("could not be kept along the way" in note for note in bench.journal.notes)
+    assert any("could not be kept along the way" in note for note in context.log.notes)
 
 
 def test_seconds_count_what_a_stopped_process_spent(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, model = kept_bench(data, tmp_path), fresh_model(data)
+    context, model = kept_bench(data, tmp_path), fresh_model(data)
     epoch = _Fit._epoch
 
     def slow(self: Any, number: int, shown: Any) -> Any:
@@ -246,10 +246,10 @@ def test_seconds_count_what_a_stopped_process_spent(
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         with pytest.raises(Stop):
-            run(chain("finetune(epochs=3)"), model, bench)
-    bench = replace(bench, journal=Journal())
-    run(chain("finetune(epochs=3)"), model, bench)
-    [step] = [row for row in bench.journal.rows if row["kind"] == "step"]
+            run(chain("finetune(epochs=3)"), model, context)
+    context = replace(context, log=StepLog())
+    run(chain("finetune(epochs=3)"), model, context)
+    [step] = [row for row in context.log.rows if row["kind"] == "step"]
     assert step["seconds"] >= 0.6
 
 
@@ -257,7 +257,9 @@ def test_a_disk_that_fills_up_under_the_store_is_told(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real store and the real writer: what they raise on a full disk must be an OSError."""
-    bench = replace(make_bench(data), shelf=StepShelf(Store(tmp_path), "f" * 64), scope="here")
+    context = replace(
+        make_bench(data), cache=StoredStepCache(Store(tmp_path), "f" * 64), scope="here"
+    )
     write = Path.write_bytes
 
     def full(self: Path, content: Any) -> int:
@@ -266,22 +268,22 @@ def test_a_disk_that_fills_up_under_the_store_is_told(
         return write(self, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    run(chain("finetune(epochs=2)"), fresh_model(data), bench)
-    assert any("No space left" in note for note in bench.journal.notes)
+    run(chain("finetune(epochs=2)"), fresh_model(data), context)
+    assert any("No space left" in note for note in context.log.notes)
 
 
 def test_a_training_goes_on_at_the_pace_it_began_with(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, model = kept_bench(data, tmp_path), fresh_model(data)
+    context, model = kept_bench(data, tmp_path), fresh_model(data)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "choose_pace", lambda *_: Pace("bfloat16", False))
+        patch.setattr(loop, "autotune", lambda *_: ExecutionMode("bfloat16", False))
         stop_after(1, patch)
         with pytest.raises(Stop):
-            run(chain("finetune(epochs=2)"), model, bench)
-    bench = replace(bench, journal=Journal())
-    run(chain("finetune(epochs=2)"), model, bench)
-    [fitted] = [row for row in bench.journal.rows if row["kind"] == "fit"]
+            run(chain("finetune(epochs=2)"), model, context)
+    context = replace(context, log=StepLog())
+    run(chain("finetune(epochs=2)"), model, context)
+    [fitted] = [row for row in context.log.rows if row["kind"] == "fit"]
     assert fitted["pace"] == "bfloat16"
 
 

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.compressor import run
+from compress.context import StepContext
 from compress.errors import IllegalChain, StepFailed
-from compress.task import Subset
+from compress.tasks.base import Subset
 from compress.techniques import chain
 from compress.training import (
-    Around,
     Batch,
-    Pace,
+    ExecutionMode,
+    TrainingHooks,
     accuracy,
     evaluate,
     fit,
@@ -29,10 +30,9 @@ from compress.training import (
     loop,
     one_cycle,
 )
-from compress.training.feed import Feed
+from compress.training.batch_loader import BatchLoader
 from compress.training.loop import _Fit
 from compress.training.stepper import Stepper
-from compress.workbench import Workbench
 
 
 @given(st.floats(0, 1))
@@ -46,58 +46,58 @@ def test_learning_rate_is_a_share_of_its_peak(progress: float) -> None:
 @pytest.mark.parametrize("items", [2, 3, 32, 33, 65, 97, 128, 160])
 def test_any_number_of_steps_trains(items: int) -> None:
     data = small_digits()
-    bench = replace(make_bench(data), train=Subset(data.train, torch.arange(items)))
-    run(chain("train(epochs=1, batch_size=32)"), fresh_model(data), bench)
+    context = replace(make_bench(data), train=Subset(data.train, torch.arange(items)))
+    run(chain("train(epochs=1, batch_size=32)"), fresh_model(data), context)
     # A last batch of one item is left out: batch norm has no variance over it.
-    assert bench.journal.samples == items - (items % 32 == 1)
+    assert context.log.samples == items - (items % 32 == 1)
 
 
 def test_one_item_is_too_few() -> None:
     data = small_digits()
-    bench = replace(make_bench(data), train=Subset(data.train, torch.arange(1)))
+    context = replace(make_bench(data), train=Subset(data.train, torch.arange(1)))
     with pytest.raises(StepFailed, match="too few"):
-        run(chain("train()"), fresh_model(data), bench)
+        run(chain("train()"), fresh_model(data), context)
 
 
 def test_best_keeps_the_best_validation_epoch() -> None:
     data = small_digits()
-    bench = make_bench(data)
+    context = make_bench(data)
     step = chain("train(epochs=4, keep='best', batch_size=32)")
-    model = run(step, fresh_model(data), bench)
-    scores = [row["validation_accuracy"] for row in bench.journal.rows if row["kind"] == "epoch"]
+    model = run(step, fresh_model(data), context)
+    scores = [row["validation_accuracy"] for row in context.log.rows if row["kind"] == "epoch"]
     assert len(scores) == 4
     assert accuracy(model.module, data.task, data.validation) == pytest.approx(max(scores))
 
 
 def test_patience_ends_a_training_that_no_longer_gets_better() -> None:
     data = small_digits()
-    bench = make_bench(data)
+    context = make_bench(data)
     step = chain("finetune(epochs=30, patience=2, learning_rate=1e-9)")
-    run(step, fresh_model(data), bench)
-    epochs = [row for row in bench.journal.rows if row["kind"] == "epoch"]
+    run(step, fresh_model(data), context)
+    epochs = [row for row in context.log.rows if row["kind"] == "epoch"]
     best = max(epochs, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
     assert len(epochs) == best["epoch"] + 2 < 30
-    [fitted] = [row for row in bench.journal.rows if row["kind"] == "fit"]
+    [fitted] = [row for row in context.log.rows if row["kind"] == "fit"]
     assert fitted["best_epoch"] == best["epoch"]
-    assert "training ended after" in bench.journal.notes[0]
+    assert "training ended after" in context.log.notes[0]
     assert "validation" in step.needs
 
 
-def exploding(at: int) -> tuple[Workbench, Callable[[torch.Tensor, Batch], torch.Tensor]]:
+def exploding(at: int) -> tuple[StepContext, Callable[[torch.Tensor, Batch], torch.Tensor]]:
     """Return a loss that is not a number from an epoch on."""
     data = small_digits()
-    bench = make_bench(data)
+    context = make_bench(data)
     steps = len(data.train) // 32
 
     def loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        value = bench.task.loss(outputs, batch.targets)
+        value = context.task.loss(outputs, batch.targets)
         return value * float("nan") if batch.progress >= (at - 1) / 4 + 1 / (8 * steps) else value
 
-    return bench, loss
+    return context, loss
 
 
 def test_the_last_good_state_is_kept_when_the_loss_explodes() -> None:
-    bench, loss = exploding(3)
+    context, loss = exploding(3)
     model = fresh_model(small_digits())
     seen: list[dict[str, torch.Tensor]] = []
     settings = chain("finetune(epochs=4, batch_size=32)")
@@ -105,17 +105,17 @@ def test_the_last_good_state_is_kept_when_the_loss_explodes() -> None:
     def remember(view: int) -> None:
         seen.append({k: v.clone() for k, v in model.module.state_dict().items()})
 
-    made = fit(model, bench, settings, loss, Around(after=remember))
+    made = fit(model, context, settings, loss, TrainingHooks(after=remember))
     for name, value in made.module.state_dict().items():
         assert torch.equal(value, seen[1][name])
-    [note] = bench.journal.notes
+    [note] = context.log.notes
     assert "the loss became nan in epoch 3 of 4" in note
     assert "the state after epoch 2 was kept" in note
-    assert [row["epoch"] for row in bench.journal.rows if row["kind"] == "epoch"] == [1, 2]
+    assert [row["epoch"] for row in context.log.rows if row["kind"] == "epoch"] == [1, 2]
 
 
 def test_training_stops_with_the_step_in_which_the_loss_explodes() -> None:
-    bench, loss = exploding(2)
+    context, loss = exploding(2)
     asked: list[float] = []
 
     def counted(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -124,7 +124,7 @@ def test_training_stops_with_the_step_in_which_the_loss_explodes() -> None:
         return value
 
     settings = chain("finetune(epochs=4, batch_size=32)")
-    fit(fresh_model(small_digits()), bench, settings, counted)
+    fit(fresh_model(small_digits()), context, settings, counted)
     assert [math.isfinite(value) for value in asked] == [True] * (len(asked) - 1) + [False]
 
 
@@ -149,15 +149,15 @@ def test_the_bar_tells_loss_and_accuracy_within_an_epoch(monkeypatch: pytest.Mon
     monkeypatch.setattr(loop, "TELL", 0.0)
     monkeypatch.setattr(_Fit, "_bar", lambda self: Bar())
     data = small_digits()
-    bench = make_bench(data)
+    context = make_bench(data)
     losses: list[float] = []
 
     def loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        value = bench.task.loss(outputs, batch.targets)
+        value = context.task.loss(outputs, batch.targets)
         losses.append(float(value.detach()))
         return value
 
-    fit(fresh_model(data), bench, chain("finetune(epochs=1, batch_size=32)"), loss)
+    fit(fresh_model(data), context, chain("finetune(epochs=1, batch_size=32)"), loss)
     assert [seen for seen, _ in told[:3]] == [32, 64, 96]
     assert [words["loss"] for _, words in told[:2]] == [
         f"{losses[0]:.4f}",
@@ -167,16 +167,16 @@ def test_the_bar_tells_loss_and_accuracy_within_an_epoch(monkeypatch: pytest.Mon
 
 
 def test_a_loss_that_explodes_at_once_fails_the_step() -> None:
-    bench, loss = exploding(1)
+    context, loss = exploding(1)
     settings = chain("finetune(epochs=4, batch_size=32)")
     with pytest.raises(StepFailed, match=r"became nan in epoch 1: try a smaller learning_rate"):
-        fit(fresh_model(small_digits()), bench, settings, loss)
+        fit(fresh_model(small_digits()), context, settings, loss)
 
 
 def test_weights_that_explode_in_the_last_step_of_an_epoch_are_not_kept() -> None:
     """The loss is that of before the step, so it does not show it."""
     data = small_digits()
-    bench, model = make_bench(data), fresh_model(data)
+    context, model = make_bench(data), fresh_model(data)
 
     def spoil(view: int) -> None:
         if view == 2:
@@ -184,9 +184,9 @@ def test_weights_that_explode_in_the_last_step_of_an_epoch_are_not_kept() -> Non
                 next(model.module.parameters()).fill_(float("inf"))
 
     settings = chain("finetune(epochs=3, batch_size=32)")
-    made = fit(model, bench, settings, labels_loss(bench), Around(after=spoil))
+    made = fit(model, context, settings, labels_loss(context), TrainingHooks(after=spoil))
     assert all(value.isfinite().all() for value in made.module.state_dict().values())
-    [note] = bench.journal.notes
+    [note] = context.log.notes
     assert "weights became infinite in epoch 3 of 3" in note
     assert "the state after epoch 2 was kept" in note
 
@@ -195,44 +195,44 @@ def test_infinities_that_were_there_before_are_none_of_the_trainings() -> None:
     data = small_digits()
     model = fresh_model(data, "mlp")
     model.module.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
-    bench = make_bench(data)
-    made = run(chain("finetune(epochs=2)"), model, bench)
+    context = make_bench(data)
+    made = run(chain("finetune(epochs=2)"), model, context)
     assert torch.equal(made.module.get_buffer("mask"), model.module.get_buffer("mask"))
-    assert [row["epoch"] for row in bench.journal.rows if row["kind"] == "epoch"] == [1, 2]
+    assert [row["epoch"] for row in context.log.rows if row["kind"] == "epoch"] == [1, 2]
 
 
 def test_the_note_names_the_epoch_that_is_kept() -> None:
-    bench, loss = exploding(4)
+    context, loss = exploding(4)
     settings = chain("finetune(epochs=4, batch_size=32, keep='best')")
-    model = fit(fresh_model(small_digits()), bench, settings, loss)
-    epochs = [row for row in bench.journal.rows if row["kind"] == "epoch"]
+    model = fit(fresh_model(small_digits()), context, settings, loss)
+    epochs = [row for row in context.log.rows if row["kind"] == "epoch"]
     best = max(epochs, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
-    assert f"the state after epoch {best['epoch']} was kept" in bench.journal.notes[0]
+    assert f"the state after epoch {best['epoch']} was kept" in context.log.notes[0]
     data = small_digits()
     assert accuracy(model.module, data.task, data.validation) == best["validation_accuracy"]
 
 
 def test_an_empty_validation_split_judges_nothing() -> None:
     data = small_digits()
-    bench = replace(make_bench(data), validation=Subset(data.train, torch.arange(0)))
+    context = replace(make_bench(data), validation=Subset(data.train, torch.arange(0)))
     with pytest.raises(IllegalChain, match="needs validation"):
-        run(chain("finetune(epochs=3, patience=1)"), fresh_model(data), bench)
-    run(chain("finetune(epochs=2)"), fresh_model(data), bench)
+        run(chain("finetune(epochs=3, patience=1)"), fresh_model(data), context)
+    run(chain("finetune(epochs=2)"), fresh_model(data), context)
 
 
 def test_without_labels_the_curve_has_no_accuracy_in_training() -> None:
     data = small_digits()
-    bench = make_bench(data)
+    context = make_bench(data)
     settings = chain("finetune(epochs=2)")
-    fit(fresh_model(data), bench, settings, labels_loss(bench), Around(labelled=False))
-    assert not any("train_accuracy" in row for row in bench.journal.rows)
+    fit(fresh_model(data), context, settings, labels_loss(context), TrainingHooks(labelled=False))
+    assert not any("train_accuracy" in row for row in context.log.rows)
 
 
 def test_the_curve_has_loss_accuracies_and_speed() -> None:
     data = small_digits()
-    bench = make_bench(data)
-    model = run(chain("train(epochs=3, batch_size=32)"), fresh_model(data), bench)
-    rows = [row for row in bench.journal.rows if row["kind"] == "epoch"]
+    context = make_bench(data)
+    model = run(chain("train(epochs=3, batch_size=32)"), fresh_model(data), context)
+    rows = [row for row in context.log.rows if row["kind"] == "epoch"]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[-1]["validation_accuracy"] == accuracy(model.module, data.task, data.validation)
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -242,8 +242,8 @@ def test_the_curve_has_loss_accuracies_and_speed() -> None:
 
 def test_bfloat16_trains_and_leaves_float32_weights() -> None:
     data = small_digits()
-    bench = replace(make_bench(data), precision="bfloat16")
-    model = run(chain("train(epochs=8, batch_size=32)"), fresh_model(data), bench)
+    context = replace(make_bench(data), precision="bfloat16")
+    model = run(chain("train(epochs=8, batch_size=32)"), fresh_model(data), context)
     assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
     assert accuracy(model.module, data.task, data.test) > 0.6
 
@@ -273,21 +273,21 @@ OOM = [
 @pytest.mark.parametrize("error", OOM, ids=["cuda", "cpu", "python"])
 def test_out_of_memory_halves_the_batch_and_gives_the_same_gradients(error: Exception) -> None:
     data = small_digits()
-    bench = replace(make_bench(data), validation=None)
+    context = replace(make_bench(data), validation=None)
     plain = fresh_model(data, "mlp(width=8)")
     hungry = replace(plain.copy(), module=Hungry(plain.copy().module, 20, error))
     settings = chain("finetune(epochs=2, batch_size=64)")
-    alike = fit(plain, bench, settings, labels_loss(bench))
-    small = fit(hungry, bench, settings, labels_loss(bench))
+    alike = fit(plain, context, settings, labels_loss(context))
+    small = fit(hungry, context, settings, labels_loss(context))
     for ours, theirs in zip(
         small.module.inner.parameters(), alike.module.parameters(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
     assert max(n for n in hungry.module.seen if n <= 20) == 16
     assert hungry.module.seen.count(64) == 1, "halved for good"
-    [note] = bench.journal.notes
+    [note] = context.log.notes
     assert "batches of 64 went through in 4 parts" in note
-    first, second = (row for row in bench.journal.rows if row["kind"] == "fit")
+    first, second = (row for row in context.log.rows if row["kind"] == "fit")
     assert "micro_batch" not in first
     assert second["micro_batch"] == 16
     assert first["samples"] == second["samples"]
@@ -316,13 +316,18 @@ def test_memory_that_runs_out_in_the_optimizer_is_told_and_not_tried_again() -> 
             raise OOM[0]
 
     data = small_digits()
-    bench = make_bench(data)
+    context = make_bench(data)
     model = fresh_model(data, "mlp(width=8)")
     parameters = list(model.module.parameters())
     stepper = Stepper(
-        model.module, parameters, Greedy(parameters, 0.1), labels_loss(bench), bench, Pace()
+        model.module,
+        parameters,
+        Greedy(parameters, 0.1),
+        labels_loss(context),
+        context,
+        ExecutionMode(),
     )
-    batch = next(Feed(data.train, data.task, bench.device, 0, 32).epoch(0, 0))
+    batch = next(BatchLoader(data.train, data.task, context.device, 0, 32).epoch(0, 0))
     with pytest.raises(torch.OutOfMemoryError):
         stepper.step(batch)
     assert Greedy.steps == 1
@@ -360,15 +365,15 @@ class Wide(nn.Module):
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
 def test_a_gpu_that_is_too_small_for_the_batch_trains_in_parts() -> None:
     data = small_digits()
-    bench = replace(make_bench(data), device=torch.device("cuda"), tune=False)
+    context = replace(make_bench(data), device=torch.device("cuda"), tune=False)
     step, total = chain("finetune(epochs=1, batch_size=160)"), torch.cuda.mem_get_info()[1]
 
     def trained() -> list[dict[str, Any]]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        ours = replace(bench, journal=type(bench.journal)())
+        ours = replace(context, step_log=type(context.log)())
         run(step, replace(fresh_model(data), module=Wide()), ours)
-        return [row for row in ours.journal.rows if row["kind"] == "memory"]
+        return [row for row in ours.step_log.rows if row["kind"] == "memory"]
 
     assert trained() == []
     peak = torch.cuda.max_memory_allocated()

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from compress.techniques.finetune import Finetune
 from compress.techniques.teachers import Teacher
-from compress.training import graphs, labels_loss, loop, pace
-from compress.training.feed import Feed
+from compress.training import execution_mode, graphs, labels_loss, loop
+from compress.training.batch_loader import BatchLoader
+from compress.training.execution_mode import ExecutionMode
 from compress.training.graphs import (
     NotReplayable,
     Replayed,
@@ -30,7 +31,6 @@ from compress.training.graphs import (
     refuse_hooks,
     unchanged,
 )
-from compress.training.pace import Pace
 from compress.training.stepper import Stepper
 
 # torch says so when its thread for gradients multiplies for the first time.
@@ -206,15 +206,15 @@ def test_a_training_that_cannot_be_recorded_says_so_and_goes_on(
     data = small_digits()
     settings = Finetune(epochs=1, batch_size=64)
     made = []
-    for chosen in (Pace(), Pace(replayed=True)):
-        monkeypatch.setattr(loop, "choose_pace", lambda *_, chosen=chosen: chosen)
-        monkeypatch.setattr(pace, "Replayed", refuse)
-        bench = make_bench(data)
-        model = loop.fit(fresh_model(data), bench, settings, labels_loss(bench))
+    for chosen in (ExecutionMode(), ExecutionMode(replayed=True)):
+        monkeypatch.setattr(loop, "autotune", lambda *_, chosen=chosen: chosen)
+        monkeypatch.setattr(execution_mode, "Replayed", refuse)
+        context = make_bench(data)
+        model = loop.fit(fresh_model(data), context, settings, labels_loss(context))
         made.append(model.module.state_dict())
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
-    assert bench.journal.notes == ["training could not be replayed as CUDA graphs: it has hooks"]
-    [row] = [row for row in bench.journal.rows if row["kind"] == "fit"]
+    assert context.log.notes == ["training could not be replayed as CUDA graphs: it has hooks"]
+    [row] = [row for row in context.log.rows if row["kind"] == "fit"]
     assert "replayed" not in row["pace"]
 
 
@@ -227,17 +227,21 @@ def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() ->
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     data = small_digits()
-    bench, model = make_bench(data), fresh_model(data)
+    context, model = make_bench(data), fresh_model(data)
     parameters = list(model.module.parameters())
     optimizer = torch.optim.SGD(parameters, 0.1)
     run = Full(model.module)
-    stepper = Stepper(run, parameters, optimizer, labels_loss(bench), bench, Pace(replayed=True))
-    assert bench.train is not None
-    stepper.step(Feed(bench.train, bench.task, bench.device, 0, 32).batch(torch.arange(32), 0))
+    stepper = Stepper(
+        run, parameters, optimizer, labels_loss(context), context, ExecutionMode(replayed=True)
+    )
+    assert context.train is not None
+    stepper.step(
+        BatchLoader(context.train, context.task, context.device, 0, 32).batch(torch.arange(32), 0)
+    )
     assert stepper.run is model.module
     assert stepper.parts == 1
-    assert not stepper.pace.replayed
-    assert [row["parts"] for row in bench.journal.rows if row["kind"] == "memory"] == [1]
+    assert not stepper.mode.replayed
+    assert [row["parts"] for row in context.log.rows if row["kind"] == "memory"] == [1]
 
 
 def test_a_teacher_is_recorded_at_its_most_frequent_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,13 +299,13 @@ def test_a_training_with_and_without_graphs(
     settings = Finetune(epochs=3, batch_size=48)
     losses = []
     for replayed in (False, True):
-        chosen = Pace(precision, True, replayed=replayed)
-        monkeypatch.setattr(loop, "choose_pace", lambda *_, chosen=chosen: chosen)
-        bench = replace(make_bench(data), device=GPU)
+        chosen = ExecutionMode(precision, True, replayed=replayed)
+        monkeypatch.setattr(loop, "autotune", lambda *_, chosen=chosen: chosen)
+        context = replace(make_bench(data), device=GPU)
         model = copy.deepcopy(fresh_model(data))
-        loop.fit(model, bench, settings, labels_loss(bench))
-        losses.append([row["loss"] for row in bench.journal.rows if row["kind"] == "epoch"])
-        told = bench.journal.rows[-1]["pace"]
+        loop.fit(model, context, settings, labels_loss(context))
+        losses.append([row["loss"] for row in context.log.rows if row["kind"] == "epoch"])
+        told = context.log.rows[-1]["pace"]
         assert ("replayed" in told) == replayed
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[0][-1] < losses[0][0]

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from compress.errors import UserError
-from compress.task import Data, Split
+from compress.tasks.base import Data, Split
 from compress.zoo import DATA, data_root, from_arrays, load_data
 
 

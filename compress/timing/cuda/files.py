@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from compress.timing.cuda.modules import differs
-from compress.timing.rounds import Candidate
+from compress.timing.interleave import Candidate
 from compress.timing.worker import feed_indices
 
 

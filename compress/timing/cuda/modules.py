@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.timing.cuda.device import Cuda
-from compress.timing.rounds import Candidate, Plan, time_rounds
+from compress.system.cuda import Cuda
+from compress.timing.interleave import Candidate, Plan, interleave
 from compress.timing.worker import deviation, feed_indices
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def faster_layout(
             failed.append(error)
     if not candidates:
         raise failed[0]
-    series = time_rounds(candidates, PILOT, seed)
+    series = interleave(candidates, PILOT, seed)
     sound = {name: float(np.median(s.medians)) for name, s in series.items() if not s.error}
     return min(sound, key=lambda name: sound[name], default=CONTIGUOUS)
 

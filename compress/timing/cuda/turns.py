@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compress.timing.cuda.device import Cuda, first_line, out_of_memory
-from compress.timing.gathered import CONTROL, LEVELS, Gathered, Launched
-from compress.timing.result import Timings, summarise
-from compress.timing.rounds import Candidate, Plan, Series, time_rounds
+from compress.system.cuda import Cuda, first_line, out_of_memory
+from compress.timing.interleave import Candidate, Plan, Series, interleave
+from compress.timing.raw_timings import CONTROL, LEVELS, Launched, RawTimings
 from compress.timing.setting import Setting
+from compress.timing.summary import Timings, summarise
 
 Maker = Callable[[], Candidate]
 """Places something on the device; what it raises is the reason that it cannot be timed."""
@@ -58,7 +58,7 @@ def take_turns(
         launched += [Launched(0, {str(batch): found}) for found in once.run(baseline)]
         if device.failure():
             break
-    gathered = Gathered(
+    raw_timings = RawTimings(
         # The levels are the CPU's: nobody has timed them here.
         names=(*everything, *LEVELS),
         baseline=baseline,
@@ -68,7 +68,7 @@ def take_turns(
         seconds=round(clock() - started, 3),
         environment={},
     )
-    return summarise(gathered, seed)
+    return summarise(raw_timings, seed)
 
 
 def setting_of(batch: int) -> str:
@@ -110,7 +110,7 @@ class _Repetition:
                 candidates[name] = self.makers[name]()
             except Exception as error:  # torch and onnxruntime raise classes of many bases
                 failed[name] = Series(error=f"{type(error).__name__}: {error}")
-        found = failed | time_rounds(candidates, self.plan, self.seed, self.clock)
+        found = failed | interleave(candidates, self.plan, self.seed, self.clock)
         candidates.clear()
         self.device.free()
         return {name: asdict(found[name]) | {"error": _told(found[name].error)} for name in names}

@@ -1,0 +1,248 @@
+"""A run's jobs on a Ray cluster that is already there: `--executor ray` or `ray:ADDRESS`.
+
+Steps that train run side by side, as many as the cluster has CPUs and GPUs for. Timing asks for
+all CPUs and GPUs of one node, since Ray's resources are logical, so that nothing runs beside it.
+Results go through the run's store, which all nodes must reach. On a node each job runs in a
+process of its own, as it does without a cluster.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.bench.execute.job import Job, Outcome
+from compress.bench.execute.limits import Limits
+from compress.bench.execute.local_executor import Isolated, Site, executor_for
+from compress.bench.execute.schedule import Executor
+from compress.errors import UserError, unknown
+from compress.system.environment import cpu_threads
+from compress.system.files import digest
+from compress.timing.collect import Effort, collect
+from compress.timing.launch import WorkerFailed
+from compress.timing.raw_timings import RawTimings
+
+RETRIES = 3
+"""How often a job is given to another worker after one was lost."""
+MANY = 10_000
+LOG = 1 << 16
+"""Bytes of a job's log that come back from another machine."""
+
+
+def executor_named(name: str) -> Callable[[Site, Limits], Executor]:
+    """Return what makes the executor of a name: `local`, `ray` or `ray:ADDRESS`."""
+    kind, _, address = name.partition(":")
+    if kind == "local" and not address:
+        return executor_for
+    if kind != "ray":
+        raise unknown("executor", name, ["local", "ray", "ray:ADDRESS"])
+    _ray()
+    return functools.partial(Cluster, address=address or "auto")
+
+
+def _ray() -> Any:
+    # Ray reports on its use over the network unless told not to.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "executor ray needs Ray, which is not installed: pip install 'compress-models[cluster]'"
+        ) from None
+    return ray
+
+
+class Cluster:
+    """An executor whose jobs are tasks on a Ray cluster."""
+
+    workers = MANY
+
+    def __init__(self, site: Site, limits: Limits, address: str = "auto") -> None:
+        if site.given:
+            raise UserError(
+                "data, a module or a metric was given as an object, which other machines do not "
+                "have: name them (arrays:PATH, FILE.py:FACTORY), or use the local executor"
+            )
+        self.site, self.limits, self.ray = site, limits, _ray()
+        self.ours = not self.ray.is_initialized()
+        if self.ours:
+            try:
+                self.ray.init(address=address, log_to_driver=False, logging_level="warning")
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UserError(
+                    f"there is no Ray cluster at {address!r}: {error}. Start one with "
+                    f"`ray start --head`"
+                ) from error
+        self.pending: dict[Any, tuple[Job, str]] = {}
+        self._check_size()
+        self.about = (
+            f"steps ran on a Ray cluster of {len(self._nodes())} nodes, each in a process of its "
+            f"own; all files were timed together on one node, with nothing beside them, and "
+            f"those on a GPU on the machine that started the run"
+        )
+
+    def _check_size(self) -> None:
+        """Refuse what no node can ever run: Ray would wait for such a node for ever."""
+        gpu = 1 if self.site.device == "cuda" else 0
+        found = [node["Resources"] for node in self._nodes()]
+        most = max((resources["CPU"] for resources in found), default=0)
+        if not any(
+            resources["CPU"] >= self.site.step_threads and resources.get("GPU", 0) >= gpu
+            for resources in found
+        ):
+            self.close()
+            raise UserError(
+                f"no node of the Ray cluster has {self.site.step_threads} CPUs"
+                f"{' and a GPU' if gpu else ''} for a step; the largest has {most:.0f} CPUs: "
+                f"say --step-threads {max(1, int(most))} or less"
+                f"{', or --device cpu' if gpu else ''}"
+            )
+
+    def submit(self, job: Job, name: str, alone: bool = False) -> None:
+        """Give a job to the cluster; `alone` asks for a whole node."""
+        asked: dict[str, Any] = {"max_retries": RETRIES}
+        if alone:
+            asked |= self._whole_node()
+        else:
+            gpu = 1 if self.site.device == "cuda" else 0
+            asked |= {"num_cpus": self.site.step_threads, "num_gpus": gpu}
+        task = self.ray.remote(_do).options(**asked)
+        reference = task.remote(self.site.recipe, job.to_json(), asdict(self.limits))
+        self.pending[reference] = (job, name)
+
+    def wait(self) -> list[tuple[Job, Outcome]]:
+        """Wait for at least one job; what could not be done on any node is an outcome too."""
+        ready, _ = self.ray.wait(list(self.pending), num_returns=1)
+        found = []
+        for reference in ready:
+            job, name = self.pending.pop(reference)
+            try:
+                answer = self.ray.get(reference)
+            except self.ray.exceptions.RayTaskError as error:  # our own code raised on the node
+                outcome = Outcome(f"{type(error.cause).__name__}: {error.cause}")
+            except self.ray.exceptions.RayError as error:
+                first = str(error).strip().partition("\n")[0]
+                outcome = Outcome(f"{type(error).__name__}: {first} (after {RETRIES} retries)")
+            else:
+                outcome = Outcome.from_json(answer["outcome"])
+                if answer["log"]:
+                    self.site.logs.mkdir(parents=True, exist_ok=True)
+                    with open(self.site.logs / f"{name}.log", "a") as log:
+                        log.write(answer["log"])
+            found.append((job, outcome))
+        return found
+
+    def collect(
+        self,
+        files: Mapping[str, Path],
+        samples: Sequence[np.ndarray],
+        expected: Mapping[str, np.ndarray],
+        **options: Any,
+    ) -> RawTimings:
+        """Time files as `compress.timing.collect` does, on a node where nothing else runs."""
+        options.pop("kept", None)  # a place on this machine
+        options.pop("progress", None)
+        if options.get("threads") == cpu_threads():
+            options.pop("threads")  # nobody has named them: the node's own
+        options["effort"] = asdict(options["effort"])
+        contents = {name: Path(path).read_bytes() for name, path in files.items()}
+        last: Exception | None = None
+        for _ in range(RETRIES):
+            task = self.ray.remote(_time).options(max_retries=0, **self._whole_node())
+            try:
+                answer = self.ray.get(task.remote(contents, list(samples), dict(expected), options))
+            except self.ray.exceptions.RayError as error:  # the node is gone: take another
+                last = error
+                continue
+            return RawTimings.from_json(answer)
+        raise WorkerFailed(f"no node of the cluster lived through the timing: {last}")
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self.ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+
+    def _whole_node(self) -> dict[str, Any]:
+        """Return what asks for all of the best node: with a GPU if the run uses one."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        wanted = self.site.device == "cuda"
+        nodes = sorted(
+            self._nodes(),
+            key=lambda node: (
+                wanted and node["Resources"].get("GPU", 0) > 0,
+                node["Resources"]["CPU"],
+                node["NodeID"],
+            ),
+        )
+        if not nodes:
+            raise WorkerFailed("the Ray cluster has no node left")
+        resources, name = nodes[-1]["Resources"], nodes[-1]["NodeID"]
+        return {
+            "num_cpus": resources["CPU"],
+            "num_gpus": resources.get("GPU", 0),
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(name, soft=False),
+        }
+
+    def close(self) -> None:
+        """Cancel what runs; leave the cluster if this run has joined it."""
+        for reference in self.pending:
+            self.ray.cancel(reference, force=True)
+        self.pending.clear()
+        if self.ours:
+            self.ray.shutdown()
+
+
+# --- on the nodes -------------------------------------------------------------------------
+
+_executors: dict[str, Isolated] = {}
+"""By recipe: the next job of a run that comes to this worker finds the data loaded."""
+
+
+@atexit.register
+def _leave() -> None:
+    """End this worker's processes, and remove what they have left on its disk."""
+    for old in _executors.values():
+        old.close()
+        shutil.rmtree(old.site.scratch, ignore_errors=True)
+    _executors.clear()
+
+
+def _do(recipe: dict[str, Any], job: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
+    """Do a job on this node (JSON in, JSON out)."""
+    key = digest(recipe)
+    if key not in _executors:
+        _leave()
+        place = Path(tempfile.mkdtemp(prefix="compress-job-"))
+        site = Site(recipe=recipe, logs=place / "logs", scratch=place)
+        _executors[key] = Isolated(site, Limits(**limits))
+    executor = _executors[key]
+    executor.submit(Job(**job), "job")
+    [(_, outcome)] = executor.wait()
+    log = executor.site.logs / "job.log"
+    text = log.read_bytes()[-LOG:].decode(errors="replace") if log.exists() else ""
+    log.unlink(missing_ok=True)
+    return {"outcome": outcome.to_json(), "log": text}
+
+
+def _time(
+    contents: dict[str, bytes],
+    samples: list[np.ndarray],
+    expected: dict[str, np.ndarray],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Time files on this node (JSON out)."""
+    with tempfile.TemporaryDirectory(prefix="compress-timing-") as folder:
+        files = {}
+        for number, (name, content) in enumerate(contents.items()):
+            files[name] = Path(folder) / f"{number}.onnx"
+            files[name].write_bytes(content)
+        effort = Effort(**options.pop("effort"))
+        return collect(files, samples, expected, effort=effort, **options).to_json()

@@ -1,0 +1,110 @@
+"""What a forked process does to itself before it runs a step, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from compress.system.lifetime import die_with_parent
+from compress.system.progress import keep_terminal
+
+PR_SET_CHILD_SUBREAPER = 36
+OOM_SCORE = "800"
+"""If the kernel runs out of memory it ends the step, not the run."""
+
+
+def fork() -> int:
+    """Fork; that this process may have threads is known (see `run_in_child`)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, about threads
+        return os.fork()
+
+
+def call_oneself(name: str) -> None:
+    """Give this process a name (of at most 15 bytes) that `ps` and `top` show. On Linux."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/comm").write_text(name[:15])
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what this process's descendants leave behind when they end. On Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def run_in_child(
+    work: Callable[[], None], parent: int, log: Path, scratch: Path, memory: int | None
+) -> None:
+    """Do the work in this fresh fork, and end the process; never returns.
+
+    In a thread of its own: GNU's OpenMP keeps its pool by thread, and the pool of the thread
+    that forked is not alive in the fork (it would wait for it for ever).
+    """
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        call_oneself("compress-step")
+        die_with_parent(parent)
+        _log_to(log)
+        _limit(memory)
+        os.environ["TMPDIR"] = str(scratch)
+        tempfile.tempdir = str(scratch)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+        failed: list[BaseException] = []
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                failed.append(error)
+                traceback.print_exc()
+
+        thread = threading.Thread(target=guarded, name="step")
+        thread.start()
+        thread.join()
+        status = 1 if failed else 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _log_to(path: Path) -> None:
+    """Send what this process and its libraries print to a file, and the stack if it crashes."""
+    keep_terminal()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
+    faulthandler.enable(sys.stderr, all_threads=True)
+
+
+def _limit(memory: int | None) -> None:
+    """Let allocations fail at the limit, as an error that training can answer, and dump no core."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    try:
+        import resource
+    except ImportError:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if memory is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))

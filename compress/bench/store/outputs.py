@@ -1,0 +1,112 @@
+"""The folder of a run: who may write there, and what lies where."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.bench.store.store import ENTRY
+from compress.errors import UserError
+from compress.results.record import Record
+from compress.system.files import copy_atomic, sha256, write_atomic
+
+DEPLOYABLE, UNVERIFIED = "model.onnx", "unverified.onnx"
+ANSWERS, TARGETS = "answers.npz", "targets.npz"
+SAMPLES = 64
+"""Test items, evenly spaced, on which files are timed."""
+TIMED = "timed_logits"
+"""What a row's answers hold of them, shape (SAMPLES, classes)."""
+SCRATCH = ".scratch"
+
+
+class Outputs:
+    """A writable folder, locked against other runs until `lock` is closed."""
+
+    def __init__(self, folder: Path, seeds: tuple[int, ...], lock: bool = True) -> None:
+        self.folder = folder
+        self.seeds = seeds
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = _locked(folder / ".lock") if lock else contextlib.nullcontext()
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+
+    def scratch(self) -> Path:
+        """Return a fresh folder for what lasts as long as the run; those of dead runs go."""
+        for left in self.folder.glob(f"{SCRATCH}-*"):
+            shutil.rmtree(left, ignore_errors=True)  # nobody else has the lock
+        return Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{SCRATCH}-"))
+
+    def publish(self, made: Path, record: Record) -> Record:
+        """Copy what was measured, a folder, to where a row's files lie; name the file if sound."""
+        folder = self.model(record.chain, record.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        raw = {ANSWERS: f"{folder.name}.npz", TARGETS: TARGETS}
+        names = {path.name for path in made.iterdir()}
+        for stale in {path.name for path in folder.iterdir()} - names:
+            if not (folder / stale).is_dir():
+                (folder / stale).unlink(missing_ok=True)
+        for name in sorted(names - {ENTRY, ANSWERS, TARGETS}):
+            copy_atomic(made / name, folder / name)
+        for name in sorted(names & raw.keys()):
+            if name == ANSWERS or record.seed == self.seeds[0]:
+                copy_atomic(made / name, self.folder / "raw" / raw[name])
+        if record.status != "ok":
+            return record
+        place = str((folder / DEPLOYABLE).relative_to(self.folder))
+        return replace(record, measured={**record.measured, "onnx_path": place})
+
+    def model(self, chain: str, seed: int) -> Path:
+        """Return the folder of a row's model."""
+        return self.folder / "models" / slug(chain, seed, self.seeds)
+
+    def sidecar(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
+        """Write arrays as `raw/NAME.npz` and return its hash."""
+        return write_arrays(self.folder / "raw" / f"{name}.npz", arrays)
+
+    def stored(self, name: str) -> dict[str, np.ndarray]:
+        """Return the arrays that were written as `raw/NAME.npz`."""
+        with np.load(self.folder / "raw" / f"{name}.npz") as arrays:
+            return dict(arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """Write arrays as a compressed .npz, atomically, and return its hash."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, content.getvalue())
+    return sha256(content.getvalue())
+
+
+def _locked(path: Path) -> Any:
+    file = open(path, "w")  # noqa: SIM115 - held until the run ends
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # Windows has no flock; there, two runs in one folder are the user's to avoid.
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f"another run is writing to {path.parent}: wait for it, or give --out elsewhere"
+        ) from error
+    return file
+
+
+def slug(text: str, seed: int, seeds: tuple[int, ...]) -> str:
+    """Return a folder name for a chain: readable, and different for different chains."""
+    readable = re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("->", "--")).strip("-.")
+    name = readable if len(readable) <= 60 else readable[:60].rstrip("-.")
+    if name != "baseline":
+        name = f"{name}-{sha256(text.encode())[:6]}"
+    return name if len(seeds) == 1 else f"{name}-seed{seed}"

@@ -1,0 +1,137 @@
+"""What a step is given besides a model: the context, its log, and the cache of a store."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from compress.errors import UserError
+from compress.model import Model
+from compress.system.files import digest
+from compress.tasks.base import Split, Task
+
+
+class StepLog:
+    """Append-only rows about a step: notes, curves, per-layer tables, samples, seconds."""
+
+    def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
+        self.rows: list[dict[str, Any]] = [] if rows is None else rows
+
+    def row(self, kind: str, **values: Any) -> None:
+        self.rows.append({"kind": kind, **values})
+
+    def note(self, text: str) -> None:
+        """Say something that a reader of the table must know."""
+        self.row("note", text=text)
+
+    @property
+    def notes(self) -> list[str]:
+        return list(dict.fromkeys(row["text"] for row in self.rows if row["kind"] == "note"))
+
+    @property
+    def samples(self) -> int:
+        """The number of training samples seen (each pass over an item counts)."""
+        return sum(row["samples"] for row in self.rows if row["kind"] == "fit")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Items to learn from a teacher with, in place of the training data."""
+
+    items: Split
+    labelled: bool
+    """Whether the targets are classes of the task; else they are all zero and mean nothing."""
+    fingerprint: str
+
+
+class CacheEntry(Protocol):
+    """What lies on a cache under a key: files in a folder, and what is said about them (JSON)."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def about(self) -> Mapping[str, Any]: ...
+
+
+class StepCache(Protocol):
+    """Keeps what outlives a step: measured answers, what teachers said, states of a training.
+
+    `put` keeps what `fill` writes into the folder that it is given and what it returns (JSON),
+    whole or not at all; it raises OSError where the disk does not take it. What is `temporary` is
+    forgotten when the step's own result is kept.
+    """
+
+    def get(self, key: str, temporary: bool = False) -> CacheEntry | None: ...
+
+    def put(
+        self, key: str, fill: Callable[[Path], Mapping[str, Any]], temporary: bool = False
+    ) -> CacheEntry: ...
+
+    def drop(self, key: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a step may use. There is no test data here, so nothing can leak by mistake."""
+
+    task: Task
+    train: Split | None = None
+    validation: Split | None = None
+    calibration: Split | None = None
+    teacher: Model | None = None
+    """The baseline: the model that the table's differences refer to."""
+    models: Mapping[str, Model] = field(default_factory=dict)
+    """Trained models by name, as teachers."""
+    build: Callable[[str], Model] | None = None
+    """Makes a fresh, untrained model of a name (a student), for this task."""
+    transfers: Mapping[str, Transfer] = field(default_factory=dict)
+    """Transfer sets by the name of their data source."""
+    timer: Callable[..., Any] | None = None
+    origin: Model | None = None
+    enters: Model | None = None
+    """In a check: a model with the layers of the one that enters, where they are known."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "float32"
+    tune: bool = False
+    """Whether a long training may measure in which precision and layout it runs fastest."""
+    cache: StepCache | None = None
+    scope: str = ""
+    """Names, for the cache, what this step depends on."""
+    setting: str = ""
+    """Names, for the cache, what every step of a run depends on: data, task, code, threads."""
+    seed: int = 0
+    progress: bool = False
+    log: StepLog = field(default_factory=StepLog)
+
+    def has(self, need: str) -> bool:
+        present = self.train if need == "labels" else getattr(self, need)
+        return present is not None and not (isinstance(present, Split) and len(present) == 0)
+
+    def cached(self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Any:
+        """Return the answer to a measured question: that of the cache, or a new one, then kept.
+
+        A measured choice is an input of a step: given the same answers, equal seeds give equal
+        weights.
+        """
+        name = digest({"question": dict(key)})
+        known = None if self.cache is None else self.cache.get(name)
+        if known is not None:
+            return known.about["answer"]
+        answer = dict(measure())
+        if self.cache is not None:
+            with contextlib.suppress(OSError):  # a full disk: the answer is at hand all the same
+                self.cache.put(name, lambda _: {"answer": answer})
+                # Another process may have been faster: then its answer holds for both.
+                known = self.cache.get(name)
+        return answer if known is None else known.about["answer"]
+
+    def student(self, name: str) -> Model:
+        if self.build is None:
+            raise UserError(f"this context cannot build a student, and {name!r} is asked for")
+        return self.build(name)

@@ -1,0 +1,72 @@
+"""What a gathering has found so far, a line per process, so that one that was stopped goes on.
+
+A process of a minute ago is as good as one of now: only seconds within a process are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.system.files import append_line, digest, sha256_file
+
+
+def question(
+    files: Mapping[str, Path], arrays: Sequence[np.ndarray], other: Mapping[str, Any]
+) -> str:
+    """Return a hash of what is timed: the files' content, what is fed in, and `other` (JSON)."""
+    fed = hashlib.sha256()
+    for array in arrays:
+        fed.update(f"{array.dtype} {array.shape}".encode())
+        fed.update(np.ascontiguousarray(array).data)
+    return digest(
+        {
+            "files": [[name, sha256_file(path)] for name, path in files.items()],
+            "fed": fed.hexdigest(),
+            **other,
+        }
+    )
+
+
+class Checkpoint:
+    """Lines of a file that all answer one question; other lines are dropped.
+
+    Without a path nothing is kept.
+    """
+
+    def __init__(self, path: Path | None, question: str) -> None:
+        self.path = path
+        self.question = question
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return what was kept; nothing, and an empty file, if it answers another question."""
+        if self.path is None or not self.path.exists():
+            return []
+        found = [line["found"] for line in self._lines(self.path)]
+        if not found:
+            self.drop()
+        return found
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        if self.path is not None:
+            append_line(self.path, {"question": self.question, "found": found})
+
+    def drop(self) -> None:
+        """Remove the file: its content now lies elsewhere, or answers nothing any more."""
+        if self.path is not None and self.path.exists():
+            os.unlink(self.path)
+
+    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        for text in path.read_bytes().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:  # half a line: the machine went down while it was written
+                continue
+            if isinstance(line, dict) and line.get("question") == self.question:
+                yield line

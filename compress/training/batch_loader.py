@@ -1,0 +1,118 @@
+"""Batches for training: raw items held in memory, shuffled, and augmented batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compress.stateless_rng import StatelessRNG, seed_of
+from compress.system.memory import free_memory
+from compress.tasks.base import Split, Subset, Task, Tensors, TensorSplit
+
+CHUNK = 1024
+MEMORY_SHARE = 0.25
+"""Of the memory that is free: as much may a split's raw items take."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some items, as a loss sees them.
+
+    `index` (int64, shape (N,)) are their numbers in the split and `view` tells which of its
+    augmented views each shows: the same number and view give the same inputs. `targets` are
+    those of the split, or probabilities where the task mixes items. `progress` is the fraction
+    of the training that is done.
+    """
+
+    index: Tensor
+    inputs: Tensors
+    targets: Tensor
+    view: int = 0
+    progress: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def part(self, begin: int, end: int) -> Batch:
+        """Return the items from `begin` to before `end`."""
+        return self.of(slice(begin, end))
+
+    def of(self, chosen: slice | Tensor) -> Batch:
+        """Return some of the items: a slice, or those that are true in a tensor of the length."""
+        here = chosen if isinstance(chosen, slice) else chosen.to(self.targets.device)
+        return replace(
+            self,
+            index=self.index[chosen],
+            inputs=tuple(tensor[here] for tensor in self.inputs),
+            targets=self.targets[here],
+        )
+
+
+class BatchLoader:
+    """The batches of a split, epoch by epoch; the order depends on seed and epoch alone."""
+
+    def __init__(
+        self, split: Split, task: Task, device: torch.device, seed: int, batch_size: int
+    ) -> None:
+        self.split = resident(split, device)
+        self.task, self.device, self.seed, self.batch_size = task, device, seed, batch_size
+
+    def __len__(self) -> int:
+        """The number of batches that hold at least two items: batch norm has no variance of one."""
+        whole, rest = divmod(len(self.split), self.batch_size)
+        return whole + (rest >= 2)
+
+    def epoch(self, number: int, view: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch, the items in the augmented view of that number."""
+        order = torch.Generator().manual_seed(seed_of("order", self.seed, number))
+        for index in torch.randperm(len(self.split), generator=order).split(self.batch_size):
+            if len(index) >= 2:
+                yield self.batch(index, view)
+
+    def batch(self, index: Tensor, view: int) -> Batch:
+        rng = StatelessRNG(index, view, self.seed)
+        inputs, targets = self._prepared(rng)
+        if self.task.mixes:
+            others = rng.of(rng.below("partner", len(self.split)))
+            inputs, targets = self.task.mix((inputs, targets), self._prepared(others), rng)
+        return Batch(index, inputs, targets, view)
+
+    def _prepared(self, rng: StatelessRNG) -> tuple[Tensors, Tensor]:
+        raw, targets = self.split.fetch(rng.items)
+        return self.task.prepare(raw, self.device, rng), targets.to(self.device)
+
+
+def resident(split: Split, device: torch.device) -> Split:
+    """Return a split with all its raw items in memory, on the device, if they fit in well.
+
+    Decoding image files and resizing is then done once and not in every epoch, and a GPU need
+    not wait for copies.
+    """
+    if device.type == "cpu" and _in_memory(split):
+        return split
+    count = len(split)
+    if count == 0:
+        return split
+    raw, targets = split.fetch(torch.zeros(1, dtype=torch.int64))
+    each = sum(tensor.nbytes for tensor in (*raw, targets))
+    if each * count > MEMORY_SHARE * free_on(device):
+        return split
+    parts = [split.fetch(index) for index in torch.arange(count).split(CHUNK)]
+    inputs = tuple(
+        torch.cat([raw[number] for raw, _ in parts]).to(device) for number in range(len(raw))
+    )
+    return TensorSplit(inputs, torch.cat([targets for _, targets in parts]).to(device))
+
+
+def _in_memory(split: Split) -> bool:
+    return _in_memory(split.whole) if isinstance(split, Subset) else isinstance(split, TensorSplit)
+
+
+def free_on(device: torch.device) -> float:
+    """Return the bytes of memory that are free on a device; where nobody tells, none are."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(free_memory() or 0)

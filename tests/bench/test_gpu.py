@@ -1,0 +1,463 @@
+"""The GPU stage on a made-up device: every column has a figure or a reason."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bench_fixtures import fresh_model, make_bench, small_digits
+from fake_cuda import Caching, Costly, Fake, Otherwise
+from torch import nn
+from written import write_onnx
+
+from compress.bench import run as bench_module
+from compress.bench.execute.job import Job, Outcome, Stores, perform, record_of
+from compress.bench.measure import gpu, gpu_row
+from compress.bench.measure.gpu import FOUND, RECORDS, gpu_records, gpu_stage, module_of
+from compress.bench.measure.gpu_row import FORMS, PROVIDERS, WORDS, Found
+from compress.bench.plan.graph import make_graph
+from compress.bench.plan.plan import make_plan
+from compress.bench.plan.rows import Row
+from compress.bench.plan.suite import Suite
+from compress.bench.run import Bench
+from compress.bench.store.outputs import Outputs
+from compress.bench.store.store import Store
+from compress.compressor import run
+from compress.deploy.export import export
+from compress.model import Model
+from compress.results.record import Key, Record
+from compress.system.cuda import Cuda
+from compress.techniques import chain
+from compress.timing.cuda import modules as cuda_modules
+from compress.timing.cuda.files import Provider
+from compress.timing.cuda.turns import Effort
+from compress.timing.interleave import Plan
+from compress.timing.summary import Timing
+
+HERE = Provider("CPUExecutionProvider", "CPU provider", device="cpu")
+CHAINS = ("baseline", "prune_channels(channels=0.5)", "quantize(calibration=64)")
+BASE, PRUNED, LOWERED = ((text, 0) for text in CHAINS)
+TORCH_ABSENT = "torch finds no CUDA device"
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[Key, Model]:
+    data = small_digits()
+    base = run(chain("train(epochs=2)"), fresh_model(data), make_bench(data))
+    bench = make_bench(data, teacher=base)
+    return {BASE: base} | {key: run(chain(key[0]), base, bench) for key in (PRUNED, LOWERED)}
+
+
+@pytest.fixture(scope="module")
+def contents(models: dict[Key, Model]) -> dict[Key, bytes]:
+    return {key: model.onnx or export(model) for key, model in models.items()}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_modules, "PILOT", Plan(0, 2, 0.0, warm_calls=1))
+    effort = Effort(seconds=0, repetitions=3, min_rounds=4, block_seconds=0.0)
+    monkeypatch.setattr(gpu, "Effort", lambda seconds: effort)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Iterator[Outputs]:
+    made = Outputs(tmp_path, (0,))
+    yield made
+    made.lock.close()
+
+
+@pytest.fixture
+def records(contents: dict[Key, bytes], outputs: Outputs) -> dict[Key, Record]:
+    made = {}
+    for key, content in contents.items():
+        path = write_onnx(outputs, *key, content, ok=True)
+        figures = {"onnx_path": str(path.relative_to(outputs.folder)), "accuracy": 0.9}
+        made[key] = Record(*key, "ok", figures)
+    made["factorize(rank=0.1)", 0] = Record("factorize(rank=0.1)", 0, "failed", error="it did")
+    return made
+
+
+def plan() -> Any:
+    rows = [Row("baseline", None), *(Row(text, chain(text)) for text in CHAINS[1:])]
+    suite = SimpleNamespace(timing_seconds=0.0)
+    return SimpleNamespace(data=small_digits(), threads=1, rows=rows, suite=suite)
+
+
+def timed(
+    records: dict[Key, Record],
+    outputs: Outputs,
+    modules: dict[Key, nn.Module],
+    device: Cuda | None = None,
+) -> tuple[dict[Key, Record], dict[str, Any]]:
+    found, about = gpu_records(records, plan(), outputs, modules, False, device or Fake())
+    for record in found:
+        for column in WORDS:
+            told = (column in record.measured, column in record.missing)
+            assert sorted(told) == [False, True], f"{column}: {told}"
+    return {(record.chain, record.seed): record for record in found}, about
+
+
+def costly(models: dict[Key, Model]) -> dict[Key, nn.Module]:
+    costs = {BASE: 1e-3, PRUNED: 5e-4}
+    return {key: Costly(models[key].module, cost, last=0.5) for key, cost in costs.items()}
+
+
+def test_every_column_has_a_figure(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+) -> None:
+    for column in PROVIDERS:
+        monkeypatch.setitem(PROVIDERS, column, HERE)
+    found, about = timed(records, outputs, costly(models))
+    base, pruned = found[BASE].measured, found[PRUNED].measured
+    assert found.keys() == {BASE, PRUNED, LOWERED}, "what failed is left out"
+    # Half as long in channels_last, half as long in another number type: exactly.
+    assert base["cuda_torch_ms_p50"] == pytest.approx(0.5)
+    assert base["cuda_torch_float16_ms_p50"] == pytest.approx(0.25)
+    assert base["cuda_torch_bfloat16_ms_p50"] == pytest.approx(0.25)
+    assert base["cuda_graph_ms_p50"] == pytest.approx(0.5)
+    assert base["cuda_batch32_per_s"] == pytest.approx(64000)
+    assert base["cuda_peak_bytes"] == 4000
+    assert base["cuda_speedup"] == 1
+    assert "cuda_verdict" not in base
+    assert pruned["cuda_speedup"] == pytest.approx(2)
+    assert pruned["cuda_speedup_low"] <= 2.0001
+    assert pruned["cuda_speedup_high"] >= 1.9999
+    assert pruned["cuda_verdict"] == "faster"
+    assert pruned["cuda_ms_p50"] > 0
+    assert "float32 in channels_last; float16 in channels_last" in pruned["cuda_note"]
+    assert pruned["accuracy"] == 0.9
+    assert about["cuda"]["device"] == {"name": "made up"}
+    control = about["cuda"]["controls"]["cuda_torch_ms_p50"]
+    assert control["control"] == pytest.approx(1)
+    assert control["repetitions"] == 3
+
+
+def test_raw_seconds_are_kept(
+    models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
+) -> None:
+    timed(records, outputs, costly(models))
+    raw = outputs.stored("cuda")
+    seconds = raw["cuda_torch_ms_p50/rounds/2/baseline [seed 0]"]
+    np.testing.assert_allclose(seconds, [5e-4] * 4)
+
+
+def test_a_lowered_row_has_no_module_and_says_so(
+    models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
+) -> None:
+    found, _ = timed(records, outputs, costly(models))
+    assert found[LOWERED].missing["cuda_torch_ms_p50"] == gpu_row.LOWERED
+    assert found[LOWERED].missing["cuda_speedup"] == gpu_row.LOWERED
+    assert found[BASE].missing["cuda_ms_p50"] == "onnxruntime here has no CUDA provider"
+    assert found[LOWERED].row()["cuda_note"] == (
+        "no float32, float16, bfloat16, CUDA graph, batch 32, peak memory, speed-up: the file is "
+        "int8 or float16, and torch has only the float32 module; onnxruntime here has no CUDA "
+        "provider; onnxruntime here has no TensorRT provider"
+    )
+
+
+def test_without_a_gpu_there_are_reasons_and_no_work(
+    monkeypatch: pytest.MonkeyPatch, records: dict[Key, Record], outputs: Outputs
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "absent", lambda provider: f"onnxruntime has no {provider.words}")
+    monkeypatch.setattr(gpu, "stacked_inputs", None)
+    found, about = timed(records, outputs, {}, Cuda())
+    assert about == {}
+    assert found[BASE].missing["cuda_graph_ms_p50"] == TORCH_ABSENT
+    assert found[BASE].row()["cuda_note"] == (
+        f"{TORCH_ABSENT}; onnxruntime has no CUDA provider; onnxruntime has no TensorRT provider"
+    )
+    assert not (outputs.folder / "raw").exists()
+
+
+def test_files_are_timed_where_only_onnxruntime_has_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, records: dict[Key, Record], outputs: Outputs
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
+    found, about = timed(records, outputs, {}, Cuda())
+    assert {key for key, record in found.items() if record.measured["cuda_ms_p50"] > 0} == {
+        BASE,
+        PRUNED,
+        LOWERED,
+    }
+    assert found[BASE].missing["cuda_torch_ms_p50"] == TORCH_ABSENT
+    assert about["cuda"]["device"] == {}
+
+
+def test_a_module_that_caches_its_outputs_gets_no_figure(
+    models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
+) -> None:
+    lazy = Caching(copy.deepcopy(models[PRUNED].module))
+    found, _ = timed(records, outputs, costly(models) | {PRUNED: lazy})
+    for column in FORMS:
+        assert "differ from those on the CPU" in found[PRUNED].missing[column]
+        assert column in found[BASE].measured
+    assert "differ from those on the CPU" in found[PRUNED].missing["cuda_speedup"]
+    assert found[PRUNED].status == "ok", "its file was verified"
+
+
+def test_what_a_device_lacks_is_a_reason(
+    models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
+) -> None:
+    class Old(Fake):
+        def lacks(self, dtype: str) -> str:
+            return "this GPU does not compute in bfloat16" if dtype == "bfloat16" else ""
+
+    found, _ = timed(records, outputs, costly(models), Old())
+    assert found[BASE].missing["cuda_torch_bfloat16_ms_p50"] == (
+        "this GPU does not compute in bfloat16"
+    )
+    assert "cuda_torch_float16_ms_p50" in found[BASE].measured
+
+
+def test_a_failed_capture_is_a_reason_in_its_column_alone(
+    models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
+) -> None:
+    class NoGraphs(Fake):
+        def _record(self, run: Any) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing\nadvice")
+
+    found, _ = timed(records, outputs, costly(models), NoGraphs())
+    error = "operation not permitted when stream is capturing"
+    reasons = {
+        BASE: f"RuntimeError: {error}",
+        PRUNED: f"RuntimeError: no graph is tried after one that could not be captured: {error}",
+    }
+    for key, reason in reasons.items():
+        assert found[key].missing["cuda_graph_ms_p50"] == reason
+        assert f"no CUDA graph: {reason}" in found[key].measured["cuda_note"]
+        assert FORMS.keys() - found[key].measured.keys() == {"cuda_graph_ms_p50"}
+
+
+def test_a_graph_has_the_memory_format_in_which_it_is_faster(
+    models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
+) -> None:
+    found, _ = timed(records, outputs, costly(models), Otherwise())
+    base = found[BASE].measured
+    # Eager, channels_last takes 0.5 ms instead of 1 ms; as a graph, 1 ms instead of 0.5 ms.
+    assert base["cuda_torch_ms_p50"] == pytest.approx(0.5)
+    assert base["cuda_graph_ms_p50"] == pytest.approx(0.5)
+    assert "float32 in channels_last" in base["cuda_note"]
+    assert "CUDA graph in channels_last" not in base["cuda_note"]
+
+
+def test_the_file_has_a_speedup_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, records: dict[Key, Record], outputs: Outputs
+) -> None:
+    timing = Timing(1, p50_ms=2.0, speedup=1.5, low=1.4, high=1.6, verdict="faster")
+    found = Found()
+    found.keep("cuda_ms_p50", timing)
+    assert found.figures == {
+        "cuda_ms_p50": 2.0,
+        "cuda_file_speedup": 1.5,
+        "cuda_file_speedup_low": 1.4,
+        "cuda_file_speedup_high": 1.6,
+        "cuda_file_verdict": "faster",
+    }
+    found.keep("cuda_trt_ms_p50", timing)
+    assert found.figures.keys() - {"cuda_trt_ms_p50"} == {
+        *("cuda_ms_p50", "cuda_file_speedup", "cuda_file_speedup_low", "cuda_file_speedup_high"),
+        "cuda_file_verdict",
+    }
+    found.keep("cuda_ms_p50", replace(timing, verdict=""))
+    assert found.reasons == {"cuda_file_verdict": gpu_row.UNJUDGED}
+    monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
+    rows, _ = timed(records, outputs, {})
+    assert rows[BASE].measured["cuda_file_speedup"] == 1
+    for key in (PRUNED, LOWERED):
+        figures = rows[key].measured
+        low, high = figures["cuda_file_speedup_low"], figures["cuda_file_speedup_high"]
+        assert low <= figures["cuda_file_speedup"] <= high
+        assert rows[key].missing["cuda_speedup"] == "the baseline's module is not at hand"
+
+
+def test_a_file_that_was_not_timed_has_that_as_the_reason_for_its_speedup() -> None:
+    found = Found()
+    found.keep("cuda_ms_p50", Timing(1, error="Conv: no kernel"))
+    assert found.reasons == dict.fromkeys(("cuda_ms_p50", "cuda_file_speedup"), "Conv: no kernel")
+    missing = Found(reasons={"cuda_ms_p50": "no memory"}).onto(Record("a()", 0, "ok"), {}, True)
+    assert missing.missing["cuda_file_speedup"] == "no memory"
+    assert missing.missing["cuda_speedup"] == gpu_row.LOWERED
+
+
+def test_tf32_is_told_for_every_column_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+) -> None:
+    monkeypatch.setitem(PROVIDERS, "cuda_trt_ms_p50", HERE)
+    monkeypatch.setattr(gpu, "tf32", lambda provider: provider is HERE)
+    found, about = timed(records, outputs, costly(models))
+    assert about["cuda"]["tf32"] == {
+        "cuda_torch_ms_p50": False,
+        "cuda_graph_ms_p50": False,
+        "cuda_batch32_per_s": False,
+        "cuda_trt_ms_p50": True,
+    }
+    for key in (BASE, PRUNED, LOWERED):
+        note = found[key].measured["cuda_note"]
+        assert "CPU provider with TF32 (NVIDIA_TF32_OVERRIDE=0 forbids it)" in note
+
+
+def fails(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("CUDA driver error: too old\nadvice")
+
+
+@pytest.mark.parametrize("where", ["settled", "about", "prepare", "lacks"])
+def test_an_error_of_the_stage_as_a_whole_is_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+    where: str,
+) -> None:
+    device = Fake()
+    if where == "prepare":
+        monkeypatch.setattr(gpu, "logits_of", fails)
+    else:
+        monkeypatch.setattr(device, where, fails)
+    monkeypatch.setattr(gpu, "absent", lambda provider: "")
+    found, about = timed(records, outputs, costly(models), device)
+    assert about == {}
+    told = "what the GPU can do cannot be told" if where == "lacks" else "the timing on the GPU was"
+    for key in (BASE, PRUNED, LOWERED):
+        assert found[key].status == "ok"
+        assert found[key].measured["accuracy"] == 0.9
+        [reason] = {found[key].missing[column] for column in WORDS}
+        assert reason.startswith(told)
+        assert reason.endswith("CUDA driver error: too old")
+        assert found[key].measured["cuda_note"] == reason
+
+
+def test_what_was_timed_before_the_stage_was_given_up_stays(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+) -> None:
+    class Late(Fake):
+        def failure(self) -> str:
+            return fails() if self.captures else ""
+
+    monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
+    found, about = timed(records, outputs, costly(models), Late())
+    assert found[PRUNED].measured["cuda_speedup"] == pytest.approx(2)
+    assert found[PRUNED].missing["cuda_graph_ms_p50"] == "CUDA driver error: too old"
+    reason = "the timing on the GPU was given up: CUDA driver error: too old"
+    for column in ("cuda_ms_p50", "cuda_file_speedup"):
+        assert found[LOWERED].missing[column] == reason
+    assert "cuda_torch_ms_p50" in about["cuda"]["controls"]
+    assert "cuda_torch_ms_p50/rounds/0/baseline [seed 0]" in outputs.stored("cuda")
+
+
+def test_raw_seconds_that_cannot_be_written_are_noted(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", str(outputs.folder))
+
+    monkeypatch.setattr(outputs, "sidecar", full)
+    found, _ = timed(records, outputs, costly(models))
+    assert found[PRUNED].measured["cuda_speedup"] == pytest.approx(2)
+    told = "the raw seconds of the GPU could not be kept: No space left on device"
+    assert told in found[PRUNED].measured["cuda_note"]
+    assert str(outputs.folder) not in found[PRUNED].measured["cuda_note"]
+
+
+def test_what_breaks_the_device_ends_the_stage_and_what_was_found_stays(
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[Key, Model],
+    records: dict[Key, Record],
+    outputs: Outputs,
+) -> None:
+    class Fragile(Fake):
+        def _record(self, run: Any) -> Any:
+            self.breaks_after = 0
+            raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
+    found, _ = timed(records, outputs, costly(models), Fragile())
+    assert "cuda_torch_bfloat16_ms_p50" in found[BASE].measured
+    assert "cuda_batch32_per_s" in found[BASE].measured
+    assert found[PRUNED].missing["cuda_ms_p50"] == (
+        "the GPU broke before this was timed: CUDA error: an illegal memory access"
+    )
+
+
+def test_without_a_sound_baseline_there_is_a_reason(
+    records: dict[Key, Record], outputs: Outputs
+) -> None:
+    found, _ = timed({PRUNED: records[PRUNED]}, outputs, {})
+    assert found[PRUNED].missing["cuda_torch_ms_p50"] == "there is no sound baseline file"
+
+
+def test_without_sound_rows_there_is_nothing(outputs: Outputs) -> None:
+    assert gpu_records({}, plan(), outputs, {}, False, Fake()) == ([], {})
+
+
+def test_the_stage_finds_its_modules_in_the_store(tmp_path: Path, outputs: Outputs) -> None:
+    """As a job: records in, records out, as files; float modules are rebuilt, lowered ones not."""
+    suite = Suite("x", "digits", "mlp(width=8)", ("train(epochs=1)", *CHAINS[1:]), controls=False)
+    whole = make_plan(suite, data=small_digits())
+    graph = make_graph(whole)
+    stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
+    names = list(dict.fromkeys(chain_run.row.text for chain_run in graph.chain_runs))
+    for chain_run in graph.chain_runs:
+        job = Job(names.index(chain_run.row.text), 0, len(chain_run.nodes) - 1)
+        assert perform(job, whole, stores).error == ""
+    found = {
+        chain_run.row.text: module_of(chain_run, graph, whole, stores.get) is not None
+        for chain_run in graph.chain_runs
+    }
+    assert found == dict(zip(CHAINS, (True, True, False), strict=True))
+    kept = [stores.get(chain_run.measured) for chain_run in graph.chain_runs]
+    records = [outputs.publish(entry.folder, record_of(entry)) for entry in kept if entry]
+    asked = {"out": str(outputs.folder), "records": [asdict(record) for record in records]}
+    (tmp_path / RECORDS).write_text(json.dumps(asked))
+    gpu_stage(whole, graph, stores.get, tmp_path, False)
+    answer = json.loads((tmp_path / FOUND).read_text())
+    assert [row["chain"] for row in answer["records"]] == list(CHAINS)
+    for row in answer["records"]:
+        assert all(column in row["measured"] or column in row["missing"] for column in WORDS)
+
+
+def test_noise_is_noted() -> None:
+    record = Found(dict.fromkeys(WORDS, 1.0), noisy=True).onto(Record("a()", 0, "ok"), {}, False)
+    assert "noisy latency on the GPU" in record.row()["note"]
+    assert record.row()["cuda_note"] == ""
+
+
+def test_a_stage_that_dies_is_every_rows_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dies:
+        def submit(self, job: Job, name: str) -> None:
+            self.job = job
+
+        def wait(self) -> list[tuple[Job, Outcome]]:
+            return [(self.job, Outcome("StepEnded: it took more than 120 s and was ended"))]
+
+    monkeypatch.setattr(bench_module, "Cuda", lambda: SimpleNamespace(absent=lambda: ""))
+    records = {key: Record(*key, "failed" if key == LOWERED else "ok") for key in (BASE, LOWERED)}
+    bench = Bench(None, tmp_path, records=records)  # type: ignore[arg-type]
+    found, about = bench._on_gpu(Dies(), tmp_path)  # type: ignore[arg-type]
+    reason = "the timing on the GPU ended early: StepEnded: it took more than 120 s and was ended"
+    assert [(r.chain, r.row()["cuda_note"]) for r in found] == [("baseline", reason)]
+    assert about == {}

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+
+from compress.report import formatting
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (999_700, "1.00M"),
+        (76_700, "76.7k"),
+        (1.5e9, "1.50G"),
+        (1e16, "1e+16"),
+    ],
+)
+def test_counts(value, shown):
+    assert formatting.count(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [
+        (1.52, 1.49, 1.55, "1.52 ±.03 ▲"),
+        (1.0, None, None, "1.00 ▲"),
+        (12.34, 12.0, 12.8, "12.3 ±.4 ▲"),
+        (123.4, 118.0, 128.0, "123 ±5 ▲"),
+        (1.5, 1.499, 1.501, "1.50 ±.01 ▲"),  # never rounded to nothing
+        (1.5, 1.5, 1.5, "1.50 ±0 ▲"),
+        (2.0, 0.5, 3.5, "2.00 ±1.5 ▲"),
+        (2.0, 0.0, 1e7, "2.00 ±>999 ▲"),
+        (2.0, 0.0, float("inf"), "2.00 ▲"),
+        (2e7, 1e7, 3e7, "2.0e+07 ▲"),
+        (None, None, None, "-"),
+        (float("nan"), None, None, "-"),
+    ],
+)
+def test_speedups(value, low, high, shown):
+    row = {"a_speedup": value, "a_speedup_low": low, "a_speedup_high": high, "a_verdict": "faster"}
+    assert formatting.speedup(row, "a") == shown
+
+
+def test_a_speedup_with_its_interval():
+    row = {"a_speedup": 2.874, "a_speedup_low": 2.67, "a_speedup_high": 13.04}
+    assert formatting.ratio(row, "a") == "2.87 [2.67, 13.0]"
+    assert formatting.ratio({**row, "a_verdict": "slower"}, "a") == "2.87 [2.67, 13.0] ▼"
+    assert (
+        formatting.ratio({**row, "a_verdict": "slower"}, "a", trusted=False)
+        == "2.87 [2.67, 13.0] ▼"
+    )
+    assert formatting.ratio(row, "a", trusted=False) == "2.87 [2.67, 13.0] !"
+    assert formatting.ratio({"a_speedup": 1.0, "chain": "baseline"}, "a", trusted=False) == "1.00"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "verdict", "main", "interval"),
+    [
+        (-0.0084, -0.0204, 0.0036, "indistinguishable", "-0.84 ±1.2 ≈", "[-2.04, +0.36] ≈"),
+        (0.0008, -0.0012, 0.0028, "mixed", "+0.08 ±.20 ?", "[-0.12, +0.28] ?"),
+        (-0.66, -0.67, -0.65, "worse", "-66.0 ±1.0 ▼", "[-67.00, -65.00] ▼"),
+        (0.5, -1.0, 1.0, "better", "+50.0 ±100 ▲", "[-100.00, +100.00] ▲"),
+        (-0.000001, None, None, "", "0.00", ""),
+        (0.0123, None, None, None, "+1.23", ""),
+    ],
+)
+def test_differences(value, low, high, verdict, main, interval):
+    row = {
+        "accuracy_delta": value,
+        "accuracy_delta_low": low,
+        "accuracy_delta_high": high,
+        "accuracy_verdict": verdict,
+    }
+    assert formatting.delta(row) == main
+    assert formatting.difference(row, "accuracy").partition(" ")[2] == interval
+    assert formatting.delta({**row, "chain": "baseline"}) == "-"
+
+
+def test_accuracies():
+    row = {"accuracy": 0.98765, "accuracy_low": 0.97, "accuracy_high": 1.0}
+    assert formatting.accuracy(row) == "98.77"
+    assert formatting.accuracy({**row, "accuracy_sd": 0.0012}) == "98.77 ±.12"
+    assert formatting.share_interval(row) == "[97.00, 100.00]"
+    for status in ("failed", "unverified"):
+        assert formatting.accuracy({**row, "status": status}) == status
+        assert formatting.share_interval({**row, "status": status}) == "-"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "-"),
+        (1.0, "1"),
+        (0.996, "1"),
+        (0.5234, ".52"),
+        (0.05, ".05"),
+        (0.00123, ".0012"),
+        (2.2e-16, "2e-16"),
+        (0.0, "1e-99"),
+    ],
+)
+def test_p_values(value, shown):
+    assert formatting.p_value(value) == shown
+
+
+def test_milliseconds_mark_noise():
+    row = {"a_ms_p50": 0.0734, "a_ms_p90": 1.5, "a_ms_iqr": 0.2 * 0.0734}
+    assert formatting.milliseconds(row, "a") == "0.0734 / 1.50"
+    assert formatting.milliseconds({**row, "a_ms_iqr": 0.0148}, "a") == "0.0734 / 1.50 ~"
+    assert formatting.brief(0.0734) == "0.073"
+    assert formatting.brief(0.734) == "0.734"
+
+
+def test_pairs_of_counts():
+    assert formatting.pair({"a": 20, "b": 81.667}, "a", "b") == "20/81.7"
+    assert formatting.pair({"a": 0}, "a", "b") == "0/-"
+    assert formatting.pair({}, "a", "b") == "-"
