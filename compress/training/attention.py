@@ -2,7 +2,8 @@
 
 On CPUs torch's kernels of scaled dot product attention take up to three times as long in bfloat16
 as in float32 where sequences are short, and less where they are long:
-`benchmarks/distillation/attention.py` shows both. `compress.training.execution_mode` therefore tries both.
+`benchmarks/distillation/attention.py` shows both. `compress.training.execution_mode` therefore
+tries both.
 """
 
 from __future__ import annotations

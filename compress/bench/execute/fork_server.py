@@ -1,4 +1,6 @@
-"""Fork servers: `python -m compress.bench.execute.fork_server CHANNEL` imports torch and all that takes long.
+"""Fork servers: `python -m compress.bench.execute.fork_server CHANNEL`.
+
+The first process imports torch and all that takes long.
 
 It forks a server for every run; that one has the data loaded, and forks a process for every job.
 Neither runs a torch operation on more than one thread, or makes a CUDA call, before it forks. They

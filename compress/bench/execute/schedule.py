@@ -53,12 +53,14 @@ class _State:
 
 
 class Schedule:
-    """Runs every chain run of a graph to its end. `on_end` gets what was measured, or what went wrong.
+    """Takes every chain run of a graph to its end.
+
+    `on_end` gets what was measured, or what went wrong.
 
     `on_wait` is called while there is nothing to do but wait for another run on the same store.
 
-    Chain runs start once their seed's baseline is there, and end after it is measured. Each step runs
-    once: what other chain runs share is there when they come to it, or failed for them too.
+    A chain run starts once its seed's baseline is there, and ends after it is measured. Each step
+    runs once: what other chain runs share is there when they come to it, or failed for them too.
     """
 
     def __init__(

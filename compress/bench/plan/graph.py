@@ -1,7 +1,7 @@
 """The plan as a graph: chains share their common beginnings, and everything has a key.
 
-A chain run is what one row and seed need: its steps one after another, then the measuring of what they
-made. Nodes with equal keys are one node, so `distill(...)` runs once for `distill(...)`,
+A chain run is what one row and seed need: its steps one after another, then the measuring of what
+they made. Nodes with equal keys are one node, so `distill(...)` runs once for `distill(...)`,
 `distill(...) -> quantize()` and `distill(...) -> prune_channels(...) -> quantize()`.
 """
 

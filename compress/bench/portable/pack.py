@@ -135,7 +135,7 @@ def _file(record: Record) -> str:
 def _manifest(
     run: str, sound: Sequence[Record], settings: Sequence[str], texts: Mapping[str, bytes]
 ) -> bytes:
-    """Return what `compress.bench.portable.portable_timer` reads: what is to be timed, and all hashes."""
+    """Return what the portable timer reads: what is to be timed, and all hashes."""
     values = {
         "schema": SCHEMA,
         "run": run,
