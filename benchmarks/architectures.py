@@ -30,7 +30,7 @@ from compress.deploy.export import export
 from compress.deploy.verify import verify
 from compress.model import Model, forward, load, probe, save
 from compress.system.files import write_atomic
-from compress.tasks.base import ImageClassification, Preprocessing
+from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.techniques import chain
 from compress.zoo.models import build_module, fresh
 

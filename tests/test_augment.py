@@ -9,7 +9,7 @@ import torch
 from bench_fixtures import small_digits
 
 from compress.stateless_rng import StatelessRNG
-from compress.tasks.base import ImageClassification, augment_images
+from compress.tasks.image_classification import ImageClassification, augment_images
 
 
 def images(count: int = 6) -> torch.Tensor:

@@ -18,7 +18,7 @@ from compress.compressor import Compressor, Repeat, run
 from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, StepFailed, UserError
 from compress.model import Model
-from compress.tasks.base import ImageClassification, Preprocessing
+from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.techniques import chain, techniques
 
 TASK = ImageClassification("test", ("a", "b"), Preprocessing(1, (2, 2), (0.5,), (0.5,)))

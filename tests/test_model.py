@@ -15,7 +15,7 @@ from torch import nn
 from compress.errors import UserError
 from compress.model import Blueprint, Model, forward, load, main_output, pack, probe, save
 from compress.system.files import write_json
-from compress.tasks.base import ImageClassification, Preprocessing
+from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.zoo import build_module, fresh
 
 

@@ -22,7 +22,8 @@ from compress.compressor import run, seed_everything
 from compress.context import StepContext, StepLog
 from compress.errors import StepFailed, UserError
 from compress.model import Model
-from compress.tasks.base import Data, ImageClassification
+from compress.tasks.base import Data
+from compress.tasks.image_classification import ImageClassification
 from compress.techniques import chain
 from compress.training import evaluate
 from compress.zoo.data import load_data

@@ -13,7 +13,7 @@ from torch import nn
 from compress.deploy.export import export
 from compress.deploy.session import session
 from compress.model import Model, probe
-from compress.tasks.base import ImageClassification, Preprocessing
+from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.zoo.models import fresh
 
 SAMPLES = 64

@@ -15,7 +15,7 @@ from compress.chain_parser import ModelName, parse_model_name
 from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble
 from compress.errors import UserError, unknown
 from compress.model import Blueprint, Model, forward
-from compress.tasks.base import ImageClassification
+from compress.tasks.image_classification import ImageClassification
 from compress.zoo.code import from_file
 from compress.zoo.libraries import call, from_timm, from_torchvision
 from compress.zoo.resnet import cifar_resnet

@@ -11,15 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.tasks.base import (
-    Data,
-    ImageClassification,
-    Preprocessing,
-    Split,
-    Subset,
-    Tensors,
-    check_classes,
-)
+from compress.tasks.base import Data, Split, Subset, Tensors
+from compress.tasks.image_classification import ImageClassification, Preprocessing, check_classes
 
 HELD_OUT = 0.1
 STRETCHED = "stretched to the size, bilinear with antialiasing"

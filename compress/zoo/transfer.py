@@ -13,7 +13,8 @@ from torch import Tensor
 from compress.context import Transfer
 from compress.errors import UserError
 from compress.system.files import digest
-from compress.tasks.base import Data, ImageClassification, Split, Tensors, TensorSplit
+from compress.tasks.base import Data, Split, Tensors, TensorSplit
+from compress.tasks.image_classification import ImageClassification
 from compress.zoo.archive import is_archive, unpacked
 from compress.zoo.arrays import checked_images, read_npz
 from compress.zoo.data import data_root, source_named

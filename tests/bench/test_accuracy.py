@@ -20,7 +20,7 @@ from compress.bench.measure.accuracy import (
     wilson,
 )
 from compress.bench.plan.metric import Metric
-from compress.tasks.base import ImageClassification, Preprocessing
+from compress.tasks.image_classification import ImageClassification, Preprocessing
 
 Z = 1.959963984540054
 

@@ -12,7 +12,7 @@ from compress import counts
 from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.model import Model
-from compress.tasks.base import ImageClassification, Preprocessing
+from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.techniques import chain
 from compress.techniques.factorize import Spectrum
 

@@ -12,7 +12,7 @@ from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.model import Model, forward, probe
 from compress.surgery import output_layers
-from compress.tasks.base import ImageClassification, Preprocessing
+from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.techniques import chain
 from compress.techniques.channel_groups import cut_channels, sound_roots, zeroed
 from compress.zoo.models import fresh

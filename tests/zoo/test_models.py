@@ -15,7 +15,8 @@ from torch import nn
 
 from compress.errors import UserError
 from compress.model import Blueprint, forward, probe
-from compress.tasks.base import ImageClassification, Preprocessing, prepared_batches
+from compress.tasks.base import prepared_batches
+from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.zoo import MODELS, build_module, fresh, from_arrays, load_weights
 from compress.zoo.libraries import from_timm
 from compress.zoo.resnet import Block, Shortcut

@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.errors import UserError
 from compress.system.files import sha256
-from compress.tasks.base import ImageClassification
+from compress.tasks.image_classification import ImageClassification
 from compress.zoo.code import load_function
 
 Function = Callable[[np.ndarray, np.ndarray], Any]
