@@ -28,7 +28,7 @@ from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.deploy.export import export
 from compress.deploy.verify import verify
-from compress.model import Model, forward, load, probe, save
+from compress.model import Model, forward, items_like, load, save
 from compress.system.files import write_atomic
 from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.techniques import chain
@@ -66,7 +66,7 @@ def prove(name: str) -> list[dict[str, Any]]:
     spec = Preprocessing(3, (side, side), (0.5,) * 3, (0.25,) * 3)
     task = ImageClassification("random", tuple("0123456789"), spec)
     model = fresh(f"torchvision:{name}", task)
-    inputs = probe(model.example, batch=64, seed=1)
+    inputs = items_like(model.example, 64, seed=1)
     randomize(model.module, inputs[0][:8])
     rows = []
     for label, text in STEPS.items():

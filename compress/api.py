@@ -23,6 +23,7 @@ from compress.report.table import text
 from compress.report.write import write_reports
 from compress.results.record import Record, read_results
 from compress.results.recover import judge
+from compress.tasks import OPTIONS
 from compress.tasks.base import Data
 
 if TYPE_CHECKING:
@@ -85,8 +86,11 @@ def prepare(
     root = None if data_root is None else Path(data_root)
     run_options = RunOptions(Limits(**given), store, fresh, root, executor_named(executor))
     chosen = suite if isinstance(suite, Suite) else load_suite(str(suite))
-    if foreign := changes.keys() - {item.name for item in fields(Suite)}:
-        raise unknown("option", sorted(foreign)[0], [item.name for item in fields(Suite)])
+    known = [*(item.name for item in fields(Suite)), *OPTIONS]
+    if foreign := changes.keys() - set(known):
+        raise unknown("option", sorted(foreign)[0], known)
+    options = {key: value for key in OPTIONS if (value := changes.pop(key, None)) is not None}
+    changes["options"] = {**chosen.options, **options}
     changes["metric"] = metric if isinstance(metric, str) else None
     own, named = _teachers(teachers or {})
     changes["teachers"] = {**chosen.teachers, **named}

@@ -14,6 +14,7 @@ import click
 
 from compress import __version__
 from compress.errors import RunStopped, UserError
+from compress.tasks import OPTIONS, Option
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 TERMINATED = 143
@@ -45,6 +46,13 @@ def _by_name(_: click.Context, parameter: click.Parameter, value: Any) -> Any:
     return found or None
 
 
+def _task_option(name: str, option: Option) -> Callable[..., Any]:
+    if option.kind == "floats":
+        return click.option(f"--{name}", callback=_numbers, help=option.help)
+    kind = click.IntRange(min=1) if option.kind == "int" else str
+    return click.option(f"--{name}", type=kind, help=option.help)
+
+
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--out", type=click.Path(path_type=Path), help="Folder for all outputs."),
@@ -63,14 +71,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME MODEL WEIGHTS",
             help="A further model, for chains with distill(teacher='NAME').",
         ),
-        click.option("--mean", callback=_numbers, help="Per channel, e.g. 0.485,0.456,0.406."),
-        click.option("--std", callback=_numbers, help="Per channel, for values in [0, 1]."),
-        click.option("--size", type=click.IntRange(min=1), help="Resize images to this side."),
-        click.option(
-            "--augment",
-            help="none, or some of flip, crop, cutout and mixup joined by hyphens, such as "
-            "flip-crop; by default what suits the data.",
-        ),
+        *(_task_option(name, option) for name, option in OPTIONS.items()),
         click.option("--seeds", callback=_numbers, help="One run of every chain each, e.g. 0,1,2."),
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the timing."),
         click.option("--timing-seconds", type=float, help="Budget of the timing, in seconds."),

@@ -24,7 +24,7 @@ import torch
 from compress.context import StepContext
 from compress.ensemble import MOST_MEMBERS, together
 from compress.errors import IllegalChain, StepFailed
-from compress.model import Model, became_nonfinite, forward, probe
+from compress.model import Model, became_nonfinite, forward
 from compress.stateless_rng import seed_of
 
 NEEDS = frozenset({"train", "labels", "validation", "calibration", "teacher", "timer"})
@@ -372,7 +372,7 @@ def _check(compressor: Compressor, model: Model, result: object) -> None:
     if odd := became_nonfinite(result.module.state_dict(), model.module.state_dict()):
         raise StepFailed(f"{compressor!r} left values that are not finite in {odd[0]}")
     result.module.eval()
-    inputs = probe(model.example)
+    inputs = model.items()
     expected = forward(model.module, inputs).shape
     device = next(result.module.parameters(), torch.empty(0)).device
     outputs = forward(result.module, tuple(tensor.to(device) for tensor in inputs))

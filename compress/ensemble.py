@@ -65,7 +65,7 @@ def together(models: Sequence[Model], average: str = "probabilities") -> Model:
     sparse = {f"members.{i}.{name}" for i, model in enumerate(models) for name in model.sparse}
     return Model(
         Ensemble([model.module for model in models], average).eval(),
-        first.example,
+        first.probe,
         frozenset(sparse),
         blueprint=blueprint,
     )

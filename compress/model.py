@@ -11,7 +11,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from compress.errors import CannotSave, UserError
 from compress.system.files import digest, sha256, write_atomic, write_json
-from compress.tasks.base import Tensors
+from compress.tasks.base import InputSpec, Tensors
 
 FORMAT = 1
 INSTANCE = "(instance)"
@@ -91,45 +91,59 @@ Builder = Callable[[Blueprint], nn.Module]
 class Model:
     """A trained network and what deploys it.
 
-    `module` is float32 and in eval mode; `example` a tuple of input tensors with a batch
-    dimension of 1; `sparse` the names of the weights that a pruning step masked; `hints` small
-    JSON for later steps; `onnx` the deployed bytes once a step has lowered the model;
-    `blueprint` None for a module instance that has no factory.
+    `module` is float32 and in eval mode; `probe` a few real inputs of the task, used wherever
+    something is tried out (a tuple of tensors, each with a leading batch dimension); `sparse` the
+    names of the weights that a pruning step masked; `hints` small JSON for later steps; `onnx` the
+    deployed bytes once a step has lowered the model; `blueprint` None for a module instance that
+    has no factory; `inputs` how the file names its inputs, by default `input`, or `input_0` and so
+    on, each with an open batch dimension.
     """
 
     module: nn.Module
-    example: Tensors
+    probe: Tensors
     sparse: frozenset[str] = frozenset()
     hints: Mapping[str, Any] = field(default_factory=dict)
     onnx: bytes | None = None
     blueprint: Blueprint | None = None
+    inputs: tuple[InputSpec, ...] = ()
 
     @property
     def lowered(self) -> bool:
         return self.onnx is not None
 
+    @property
+    def example(self) -> Tensors:
+        """One item of the probe: input tensors with a batch dimension of 1."""
+        return tuple(tensor[:1] for tensor in self.probe)
+
+    @property
+    def signature(self) -> tuple[InputSpec, ...]:
+        """How the file names its inputs."""
+        names = [f"input_{i}" for i in range(len(self.probe))] if len(self.probe) > 1 else ["input"]
+        return self.inputs or tuple(map(InputSpec, names))
+
+    def items(self, count: int = 2) -> Tensors:
+        """Return `count` items of the probe; where it has too few, others like them."""
+        if all(len(tensor) >= count for tensor in self.probe):
+            return tuple(tensor[:count] for tensor in self.probe)
+        return items_like(self.probe, count)
+
     def copy(self) -> Model:
         """Return a model whose module shares no tensor with this one."""
-        return Model(
-            copy.deepcopy(self.module),
-            self.example,
-            self.sparse,
-            copy.deepcopy(dict(self.hints)),
-            self.onnx,
-            self.blueprint,
-        )
+        hints = copy.deepcopy(dict(self.hints))
+        return replace(self, module=copy.deepcopy(self.module), hints=hints)
 
 
-def probe(example: Tensors, batch: int = 2, seed: int = 0) -> Tensors:
-    """Return random inputs shaped like `example` with a batch dimension of `batch`."""
+def items_like(given: Tensors, count: int = 2, seed: int = 0) -> Tensors:
+    """Return `count` items shaped like the given ones: noise, or of integers those again."""
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for tensor in example:
-        shape = (batch, *tensor.shape[1:])
+    for tensor in given:
         if tensor.is_floating_point():
+            shape = (count, *tensor.shape[1:])
             made.append(torch.randn(shape, generator=generator, dtype=tensor.dtype))
         else:
-            made.append(tensor.expand(shape).clone())
+            made.append(tensor[torch.arange(count) % len(tensor)].clone())
     return tuple(made)
 
 
@@ -200,7 +214,7 @@ def save(
         return
     description, tensors = pack(model, build)
     again = unpack(description, tensors, build)
-    inputs = probe(model.example)
+    inputs = model.items()
     ours, theirs = _tensors(model.module), _tensors(again.module)
     if ours.keys() != theirs.keys() or not all(_same_bits(ours[k], theirs[k]) for k in ours):
         raise CannotSave("the saved model does not have the same tensors when loaded again")
@@ -237,7 +251,8 @@ def pack(model: Model, build: Builder) -> tuple[dict[str, Any], bytes]:
         "tied": tied,
         "sparse": sorted(model.sparse),
         "hints": dict(model.hints),
-        "example": [[list(t.shape), str(t.dtype).removeprefix("torch.")] for t in model.example],
+        "probe": [_encode_input(tensor) for tensor in model.probe],
+        "inputs": [[one.name, {str(k): v for k, v in one.dynamic.items()}] for one in model.inputs],
     }
     # Clones: safetensors refuses views that share memory, and channels_last strides.
     stored = {
@@ -372,7 +387,7 @@ def load(folder: Path, build: Builder) -> Model:
         raise UserError(f"the model saved in {folder} is damaged: {error!r}") from error
     lowered = folder / "model.onnx"
     if description.get("about", {}).get("lowered") and lowered.exists():
-        model = Model(**{**vars(model), "onnx": lowered.read_bytes()})
+        model = replace(model, onnx=lowered.read_bytes())
     return model
 
 
@@ -410,16 +425,31 @@ def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Mo
                 f"says {description['shapes'][name]}"
             )
     _place_tensors(module, stored, tied)
-    example = tuple(
-        torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in description["example"]
-    )
     return Model(
         module.eval(),
-        example,
+        tuple(map(_decode_input, description["probe"])),
         frozenset(description["sparse"]),
         description["hints"],
         blueprint=blueprint,
+        inputs=tuple(
+            InputSpec(name, {int(k): v for k, v in dynamic.items()})
+            for name, dynamic in description["inputs"]
+        ),
     )
+
+
+def _encode_input(tensor: Tensor) -> dict[str, Any]:
+    """Return an input as JSON: of floats shape and type alone, for what they are is anybody's."""
+    told = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+    return told if tensor.is_floating_point() else {**told, "values": tensor.flatten().tolist()}
+
+
+def _decode_input(told: Mapping[str, Any]) -> Tensor:
+    dtype = getattr(torch, told["dtype"])
+    if "values" in told:
+        return torch.tensor(told["values"], dtype=dtype).view(told["shape"])
+    [made] = items_like((torch.empty(told["shape"], dtype=dtype),), told["shape"][0])
+    return made
 
 
 def _construct(path: str, spec: Mapping[str, Any]) -> nn.Module:

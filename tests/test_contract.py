@@ -18,7 +18,7 @@ from compress.compressor import Chain, Compressor, run
 from compress.deploy.export import export
 from compress.deploy.verify import verify
 from compress.errors import IllegalChain
-from compress.model import Model, forward, load, probe, save
+from compress.model import Model, forward, items_like, load, save
 from compress.stateless_rng import seed_of
 from compress.tasks.base import Data, stacked_inputs
 from compress.techniques import chain
@@ -73,7 +73,7 @@ def test_result_is_sound(text: str, results: dict[str, Model], trained: Model) -
     assert isinstance(result, Model)
     assert not result.module.training
     assert result.lowered == chain(text).lowers
-    outputs = forward(result.module, probe(trained.example, batch=3))
+    outputs = forward(result.module, trained.items(3))
     assert outputs.shape == (3, 10)
     assert outputs.isfinite().all()
     assert all(parameter.dtype == torch.float32 for parameter in result.module.parameters())
@@ -110,7 +110,7 @@ def test_save_and_load_gives_equal_model(
     assert state(again).keys() == state(result).keys()
     assert all(torch.equal(a, b) for a, b in zip(*map(_tensors, (again, result)), strict=True))
     assert again.sparse == result.sparse
-    inputs = probe(result.example, batch=5)
+    inputs = result.items(5)
     torch.testing.assert_close(forward(again.module, inputs), forward(result.module, inputs))
     assert counts.macs(again.module, again.example) == counts.macs(result.module, result.example)
 
@@ -121,14 +121,14 @@ def _tensors(model: Model) -> list[torch.Tensor]:
 
 def test_save_and_load_in_another_process(results: dict[str, Model], tmp_path: Path) -> None:
     texts = ["prune_channels(macs=0.5)", "factorize(rank=0.3)"]
-    inputs = probe(results[texts[0]].example, batch=4)
+    inputs = items_like(results[texts[0]].probe, 4)
     for number, text in enumerate(texts):
         save(results[text], tmp_path / str(number), build)
     script = (
         "import json, sys, torch, compress\n"
-        "from compress.model import forward, probe\n"
+        "from compress.model import forward, items_like\n"
         "made = [compress.load(folder) for folder in sys.argv[1:]]\n"
-        "print(json.dumps([forward(m.module, probe(m.example, batch=4)).tolist() for m in made]))"
+        "print(json.dumps([forward(m.module, items_like(m.probe, 4)).tolist() for m in made]))"
     )
     folders = [str(tmp_path / str(number)) for number in range(len(texts))]
     answer = subprocess.run(

@@ -14,7 +14,7 @@ from compress.chain_parser import model_sources
 from compress.compressor import run
 from compress.ensemble import AVERAGES, Ensemble, averaged, together
 from compress.errors import CannotSave, IllegalChain, UserError
-from compress.model import INSTANCE, Blueprint, forward, identity, load, probe, save
+from compress.model import INSTANCE, Blueprint, forward, identity, load, save
 from compress.stateless_rng import seed_of
 from compress.tasks.base import Data
 from compress.techniques import chain
@@ -42,7 +42,7 @@ def test_the_generations_answer_together(data: Data, tmp_path: Path) -> None:
     text = "repeat(3, distill(student='same', teacher='input', epochs=1), result='ensemble')"
     made = run(chain(text), trained, replace(context, teacher=trained))
     assert isinstance(made.module, Ensemble)
-    generation, inputs, outputs = trained, probe(trained.example, batch=5), []
+    generation, inputs, outputs = trained, trained.items(5), []
     for seed in (0, seed_of("repeat", 0, 2), seed_of("repeat", 0, 3)):
         step = chain("distill(student='same', teacher='input', epochs=1)")
         generation = run(step, generation, replace(context, seed=seed, teacher=trained))
@@ -65,7 +65,7 @@ def test_pruned_members_are_saved_with_their_masks(data: Data, tmp_path: Path) -
     assert made.sparse == {f"members.{i}.{name}" for i in (0, 1) for name in first.sparse}
     save(made, tmp_path, build)
     again = load(tmp_path, build)
-    inputs = probe(trained.example)
+    inputs = trained.items()
     torch.testing.assert_close(
         forward(again.module, inputs),
         (forward(first.module, inputs) + forward(second.module, inputs)) / 2,

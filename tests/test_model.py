@@ -13,8 +13,19 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
-from compress.model import Blueprint, Model, forward, load, main_output, pack, probe, save
+from compress.model import (
+    Blueprint,
+    Model,
+    forward,
+    items_like,
+    load,
+    main_output,
+    pack,
+    save,
+    unpack,
+)
 from compress.system.files import write_json
+from compress.tasks.base import InputSpec
 from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.zoo import build_module, fresh
 
@@ -41,7 +52,7 @@ def model(name: str = "resnet20(width=2)", **changes) -> Model:
 
 
 def outputs(made: Model) -> torch.Tensor:
-    return forward(made.module, probe(made.example, batch=3))
+    return forward(made.module, items_like(made.probe, 3))
 
 
 def there_and_back(made: Model, folder) -> Model:
@@ -66,7 +77,8 @@ def test_what_is_loaded_gives_the_same_outputs(name, tmp_path):
     stirred(made.module)
     again = there_and_back(made, tmp_path)
     assert again.blueprint == made.blueprint
-    assert torch.equal(again.example[0], made.example[0])
+    assert again.probe[0].shape == made.probe[0].shape
+    assert again.probe[0].std() > 0, "different items, not zeros"
 
 
 def test_notes_of_the_steps_come_back(tmp_path):
@@ -231,10 +243,10 @@ READER = """
 import sys
 from pathlib import Path
 import numpy as np
-from compress.model import forward, load, probe
+from compress.model import forward, items_like, load
 from compress.zoo import build_module
 model = load(Path(sys.argv[1]), build_module)
-np.save(Path(sys.argv[1]) / "out.npy", forward(model.module, probe(model.example)).numpy())
+np.save(Path(sys.argv[1]) / "out.npy", forward(model.module, items_like(model.probe)).numpy())
 """
 
 
@@ -243,7 +255,7 @@ def test_another_process_gets_the_same_outputs(tmp_path):
     made.module.layer2[1].bn1 = nn.Identity()
     save(made, tmp_path, build_module)
     subprocess.run([sys.executable, "-c", READER, str(tmp_path)], check=True, timeout=120)
-    ours = forward(made.module, probe(made.example)).numpy()
+    ours = forward(made.module, items_like(made.probe)).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), ours, rtol=1e-5, atol=1e-6)
 
 
@@ -262,12 +274,28 @@ def test_the_main_output_is_the_first():
         main_output("logits")
 
 
-def test_a_probe_has_the_kind_of_each_input():
-    example = (torch.zeros(1, 2, 3), torch.tensor([[4]]))
-    floats, whole = probe(example, batch=5)
+def test_items_like_others_have_the_kind_of_each_input():
+    floats, whole = items_like((torch.zeros(1, 2, 3), torch.tensor([[4], [7]])), 5)
     assert floats.shape == (5, 2, 3)
     assert floats.std() > 0
-    assert whole.tolist() == [[4]] * 5
+    assert whole.tolist() == [[4], [7], [4], [7], [4]], "no number is an id that nobody gave"
+
+
+def test_real_items_are_taken_where_there_are_enough():
+    made = Model(nn.Identity(), (torch.arange(6.0).view(3, 2),))
+    assert made.items(2)[0].tolist() == [[0, 1], [2, 3]]
+    assert made.example[0].tolist() == [[0, 1]]
+    assert made.items(4)[0].shape == (4, 2)
+
+
+def test_integer_inputs_come_back_as_they_were():
+    ids, lengths = torch.tensor([[3, 1, 4], [1, 5, 9]]), torch.tensor([[3], [2]])
+    named = (InputSpec("ids", {0: "batch", 1: "length"}), InputSpec("lengths"))
+    made = replace(model(), probe=(ids, lengths), inputs=named)
+    back = unpack(*pack(made, build_module), build_module)
+    assert [tensor.tolist() for tensor in back.probe] == [ids.tolist(), lengths.tolist()]
+    assert back.inputs == named
+    assert [one.name for one in back.signature] == ["ids", "lengths"]
 
 
 def test_a_blueprint_is_compared_by_value():

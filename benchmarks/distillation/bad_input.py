@@ -42,7 +42,7 @@ def said(act: Callable[[], object]) -> str:
 
 def refusals(data: Data, teacher: Model, bench: StepContext, folder: Path) -> list[tuple[str, str]]:
     wide = replace(teacher.copy(), module=nn.Sequential(nn.Flatten(), nn.Linear(64, 12)))
-    large = replace(wide, example=(torch.zeros(1, 1, 16, 16),))
+    large = replace(wide, probe=(torch.zeros(1, 1, 16, 16),))
     for number in range(3):
         (folder / "loose").mkdir(exist_ok=True)
         Image.new("RGB", (20, 20), (80 * number,) * 3).save(folder / "loose" / f"{number}.png")

@@ -12,7 +12,7 @@ from torch import nn
 
 from compress.deploy.export import export
 from compress.deploy.session import session
-from compress.model import Model, probe
+from compress.model import Model, items_like
 from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.zoo.models import fresh
 
@@ -59,7 +59,7 @@ def written(name: str, model: Model, folder: Path) -> Network:
     """Write a model's file and what it answers for `SAMPLES` random inputs."""
     path = folder / f"{name.replace(' ', '').replace(',', '-')}.onnx"
     path.write_bytes(export(model))
-    samples = probe(model.example, batch=SAMPLES, seed=1)[0].numpy()
+    samples = items_like(model.example, SAMPLES, seed=1)[0].numpy()
     runner = session(path)
     answers = [runner.run(None, {"input": samples[i : i + 8]})[0] for i in range(0, SAMPLES, 8)]
     return Network(name, path, samples, np.concatenate(answers))

@@ -7,7 +7,7 @@ import copy
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -15,27 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import StepFailed, UserError
-from compress.model import Model, main_output, probe
-from compress.tasks.base import Tensors
+from compress.model import Model, main_output
+from compress.tasks.base import InputSpec, Tensors
 
 LIMIT = 2_000_000_000
 """Bytes that one ONNX file can hold (protobuf), with some room for the graph."""
 OUTPUT = "logits"
-BATCH = "batch"
 PRODUCER = "compress-models"
 
 
-def input_names(count: int) -> list[str]:
-    """Return the names of a file's inputs: `input`, or `input_0`, `input_1`, ..."""
-    return ["input"] if count == 1 else [f"input_{i}" for i in range(count)]
-
-
 def export(model: Model) -> bytes:
-    """Return the float ONNX file of a module, with a dynamic batch dimension named `batch`.
+    """Return the float ONNX file of a module, open in the dimensions that `Model.inputs` names.
 
-    Inputs are named by `input_names`, the output is `logits`; of auxiliary outputs only the main
-    head is exported. Parameters keep their names, and batch norms are folded. The module itself
-    is left as it is, whatever its device and memory format.
+    Inputs are named as `Model.inputs` says, the output is `logits`; of auxiliary outputs only the
+    main head is exported. Parameters keep their names, and batch norms are folded. The module
+    itself is left as it is, whatever its device and memory format.
 
     Raises UserError for a model of more than 2 GB, StepFailed if torch cannot export it.
     """
@@ -45,14 +39,13 @@ def export(model: Model) -> bytes:
             f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds at most 2 GB: "
             f"compress it further, or choose a smaller model"
         )
-    return _trace(_exportable(model.module), model.example)
-
-
-def _trace(module: nn.Module, example: Tensors) -> bytes:
     # Traced with a batch of 2: of 1 would be taken for a constant (pytorch issue 157621).
-    inputs = tuple(tensor.cpu() for tensor in probe(tuple(t.cpu() for t in example)))
-    names = input_names(len(inputs))
-    dynamic = tuple({0: BATCH} for _ in inputs)
+    return _trace(_exportable(model.module), model.items(2), model.signature)
+
+
+def _trace(module: nn.Module, given: Tensors, signature: Sequence[InputSpec]) -> bytes:
+    inputs = tuple(tensor.cpu() for tensor in given)
+    dynamic = tuple(dict(one.dynamic) for one in signature)
     try:
         with _quiet(), _plain_attention(), _without_gpu(), _one_registry():
             program = torch.onnx.export(
@@ -61,7 +54,7 @@ def _trace(module: nn.Module, example: Tensors) -> bytes:
                 dynamo=True,
                 external_data=False,
                 verbose=False,
-                input_names=names,
+                input_names=[one.name for one in signature],
                 output_names=[OUTPUT],
                 # The wrapped forward takes *inputs, which is one argument to torch.export.
                 dynamic_shapes=(dynamic,),

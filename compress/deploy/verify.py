@@ -7,7 +7,7 @@ it has passed. Whatever goes wrong with a file is a reason, never an exception.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,10 @@ import onnx
 import torch
 from onnx.external_data_helper import uses_external_data
 
-from compress.deploy.export import OUTPUT, input_names
+from compress.deploy.export import OUTPUT
 from compress.deploy.session import predict, session, split
 from compress.model import Model, forward
-from compress.tasks.base import Tensors
+from compress.tasks.base import InputSpec, Tensors
 
 BATCHES = (1, 2, 7, 32)
 TOLERANCE = 1e-3
@@ -50,8 +50,17 @@ class _Bad(Exception):
     """The file is not deployable."""
 
 
-def verify(onnx_bytes: bytes, model: Model, inputs: Tensors, lowered: bool) -> Verification:
+def verify(
+    onnx_bytes: bytes,
+    model: Model,
+    inputs: Tensors,
+    lowered: bool,
+    others: Sequence[Tensors] = (),
+) -> Verification:
     """Check a file against `model.module` on `inputs` (prepared, real, (N, ...), N >= 64).
+
+    `others` are further batches, of other lengths where the model takes any length: there the file
+    must give what the module gives; a lowered one must give finite outputs of the same shape.
 
     Both kinds: the module gives items the same outputs in any order; the file passes ONNX's
     checker, has the agreed names, a dynamic batch and no external data, and gives finite outputs
@@ -78,7 +87,7 @@ def verify(onnx_bytes: bytes, model: Model, inputs: Tensors, lowered: bool) -> V
         return Verification(False, reason, largest_logit=largest)
     try:
         proto = _read(onnx_bytes)
-        _check_graph(proto, len(inputs))
+        _check_graph(proto, model.signature)
         outputs = _run(onnx_bytes, inputs, reference)
     except _Bad as error:
         return Verification(False, str(error), largest_logit=largest)
@@ -92,6 +101,8 @@ def verify(onnx_bytes: bytes, model: Model, inputs: Tensors, lowered: bool) -> V
         else:
             _gate_float(outputs, reference, TOLERANCE * largest)
         _gate_constant(compared, reference)
+        for batch in others:
+            _gate_other(onnx_bytes, model, batch, None if lowered else TOLERANCE * largest)
     except _Bad as error:
         return Verification(False, str(error), agreement, worst, largest)
     return Verification(True, "", agreement, worst, largest)
@@ -149,21 +160,22 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                     yield from _tensors(inner)
 
 
-def _check_graph(proto: onnx.ModelProto, count: int) -> None:
-    """Check the names of inputs and output, and that the batch dimension is open."""
+def _check_graph(proto: onnx.ModelProto, signature: Sequence[InputSpec]) -> None:
+    """Check the names of inputs and output, and that their dynamic dimensions are open."""
     weights = {tensor.name for tensor in proto.graph.initializer}
     given = [value for value in proto.graph.input if value.name not in weights]
-    for kind, values, names in (
-        ("inputs", given, input_names(count)),
-        ("outputs", proto.graph.output, [OUTPUT]),
+    for kind, values, wanted in (
+        ("inputs", given, signature),
+        ("outputs", proto.graph.output, [InputSpec(OUTPUT)]),
     ):
-        found = [value.name for value in values]
+        found, names = [value.name for value in values], [one.name for one in wanted]
         if found != names:
             raise _Bad(f"the {kind} are named {found}, but should be {names}")
-        for value in values:
+        for value, one in zip(values, wanted, strict=True):
             dimensions = value.type.tensor_type.shape.dim
-            if not dimensions or dimensions[0].HasField("dim_value"):
-                raise _Bad(f"the batch dimension of {value.name} is fixed or missing")
+            for number, label in one.dynamic.items():
+                if len(dimensions) <= number or dimensions[number].HasField("dim_value"):
+                    raise _Bad(f"the {label} dimension of {value.name} is fixed or missing")
 
 
 def _output_step(proto: onnx.ModelProto) -> float:
@@ -234,6 +246,20 @@ def _gate_lowered(
         other = int((~_same_answer(usual, given, step)).sum())
         if other:
             raise _Bad(f"{other} answer(s) at batch size {batch} differ from the others")
+
+
+def _gate_other(onnx_bytes: bytes, model: Model, batch: Tensors, allowed: float | None) -> None:
+    """Check a batch of another length: against the module, or that the file runs at all."""
+    length = " x ".join(map(str, batch[0].shape[1:]))
+    reference = _reference(model, batch)
+    try:
+        outputs = predict(session(onnx_bytes), [batch])
+    except Exception as error:
+        raise _Bad(f"the file fails for inputs of length {length}: {_sentence(error)}") from None
+    _gate_sound(outputs, reference, len(reference))
+    worst = float(np.abs(outputs - reference).max())
+    if allowed is not None and worst > allowed:
+        raise _Bad(f"for inputs of length {length} an output is off by {worst:.3g}")
 
 
 def _gate_constant(outputs: np.ndarray, reference: np.ndarray) -> None:

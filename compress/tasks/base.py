@@ -7,9 +7,9 @@ tensors with a leading batch dimension. Image classification is the first kind o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,16 @@ from compress.stateless_rng import StatelessRNG
 from compress.system.files import digest, sha256
 
 Tensors = tuple[Tensor, ...]
+BATCH = "batch"
+"""What a file calls its batch dimension."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a model, as its file has it: its name, and its open dimensions by number."""
+
+    name: str = "input"
+    dynamic: Mapping[int, str] = field(default_factory=lambda: {0: BATCH})
 
 
 class Split(ABC):
@@ -74,6 +84,15 @@ class Task(ABC):
 
     kind: str
     name: str
+    unit: ClassVar[str] = "item"
+    """What a progress bar counts."""
+    misfit: ClassVar[str] = ""
+    """What to do where a model does not take the task's inputs, as a sentence."""
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """How files name the inputs, and which dimensions are open; by default the batch alone."""
+        return ()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -84,8 +103,19 @@ class Task(ABC):
         """Return the shape of a model's outputs for one item, without the batch dimension."""
 
     @abstractmethod
-    def example(self) -> Tensors:
-        """Return input tensors with a batch dimension of 1."""
+    def probe(self, batch: int = 4) -> Tensors:
+        """Return inputs of `batch` different items, as real ones as are at hand, as `prepare` does.
+
+        Models are tried out on them, wherever a step has no data or needs none.
+        """
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the factory of a model is told of the task, by name of the argument."""
+        return {}
+
+    def metadata(self) -> dict[str, str]:
+        """Return what a deployed file says of its inputs and outputs; values may be JSON."""
+        return {}
 
     @property
     def augmented(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.model import Skipped, forward, probe
+from compress.model import Skipped, forward
 from compress.surgery import replace_layer
 from compress.tasks.base import Tensors
 
@@ -47,14 +47,13 @@ class Stage:
         return tuple(self.blocks[i] for i in sorted(chosen))
 
 
-def stages(module: nn.Module, example: Tensors) -> list[Stage]:
-    """Return every stage with at least one removable block.
+def stages(module: nn.Module, inputs: Tensors) -> list[Stage]:
+    """Return every stage with at least one removable block; `inputs` are a few real items.
 
     A block is removable if it maps a tensor to one of the same shape and its input goes past it:
     with all its weights set to zero, except those of its norms, its output still depends on its
     input; and the module must work without it: `nn.TransformerEncoder` looks into its first layer.
     """
-    inputs = probe(example)
     seen = _passes(module, inputs)
     found: list[Stage] = []
     inside: list[str] = []

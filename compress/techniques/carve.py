@@ -66,7 +66,7 @@ class Carve(Compressor):
 
     def check(self, context: StepContext) -> None:
         if self.blocks and context.enters is not None:
-            self._check_blocks(stages(context.enters.copy().module, context.enters.example))
+            self._check_blocks(stages(context.enters.copy().module, context.enters.items()))
 
     def _check_blocks(self, whole: list[Stage]) -> None:
         known = [path for stage in whole for path in stage.blocks]
@@ -86,7 +86,7 @@ class Carve(Compressor):
 
     def _shortened(self, model: Model, context: StepContext) -> Model:
         origin = context.origin or model
-        whole = stages(origin.module, origin.example)
+        whole = stages(origin.module, origin.items())
         there = dict(model.module.named_modules())
         # Of the blocks of the origin, those that earlier steps have not taken out.
         left = [stage.among(lambda p: not isinstance(there.get(p), nn.Identity)) for stage in whole]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.model import Model, forward, probe
+from compress.model import Model, forward
 from compress.surgery import output_layers
 from compress.tasks.base import Tensors
 
@@ -34,14 +34,14 @@ def cut_channels(model: Model, widths: Mapping[str, float], round_to: int) -> Cu
     rounded to the nearest multiple, at least one multiple, never up beyond what is there.
     """
     module = copy.deepcopy(model.module)
-    return _cut(module, model.example, widths, round_to)
+    return _cut(module, model.items(), widths, round_to)
 
 
-def _cut(module: nn.Module, example: Tensors, widths: Mapping[str, float], round_to: int) -> Cut:
+def _cut(module: nn.Module, inputs: Tensors, widths: Mapping[str, float], round_to: int) -> Cut:
     from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
     cut = Cut(module)
-    graph = _graph(module, example)
+    graph = _graph(module, inputs)
     alive: dict[str, Tensor] = {}
     for path, width in widths.items():
         root = module.get_submodule(path)
@@ -68,7 +68,7 @@ def _cut(module: nn.Module, example: Tensors, widths: Mapping[str, float], round
     return cut
 
 
-def _graph(module: nn.Module, example: Tensors) -> Any:
+def _graph(module: nn.Module, inputs: Tensors) -> Any:
     from torch_pruning import DependencyGraph  # not above: it imports timm, which takes seconds
 
     for parameter in module.parameters():
@@ -78,7 +78,8 @@ def _graph(module: nn.Module, example: Tensors) -> Any:
         warnings.simplefilter("ignore")
         with torch.enable_grad():
             graph = DependencyGraph()
-            return graph.build_dependency(module, example_inputs=example, verbose=False)
+            one = tuple(tensor[:1] for tensor in inputs)
+            return graph.build_dependency(module, example_inputs=one, verbose=False)
 
 
 def _partitions(graph: Any, group: Any, count: int) -> int:
@@ -138,10 +139,9 @@ def zeroed(module: nn.Module, removed: Mapping[str, Collection[int]]) -> nn.Modu
 
 
 def differs_from_zeroed(
-    module: nn.Module, cut: Cut, example: Tensors, tolerance: float = 1e-4
+    module: nn.Module, cut: Cut, inputs: Tensors, tolerance: float = 1e-4
 ) -> str:
     """Say how the cut module differs from the original with those channels zeroed ('' if not)."""
-    inputs = probe(example, batch=2)
     try:
         expected = forward(zeroed(module, cut.removed).eval(), inputs)
         outputs = forward(cut.module.eval(), inputs)
@@ -154,7 +154,7 @@ def differs_from_zeroed(
     return "" if largest <= limit else f"outputs differ by {largest:.3g}"
 
 
-def sound_roots(module: nn.Module, example: Tensors) -> tuple[dict[str, int], dict[str, str]]:
+def sound_roots(module: nn.Module, inputs: Tensors) -> tuple[dict[str, int], dict[str, str]]:
     """Return the groups that can be cut: root path -> channels; and the others, with a reason.
 
     Tried by arithmetic on a copy with random weights: half of the channels of every group are
@@ -162,9 +162,9 @@ def sound_roots(module: nn.Module, example: Tensors) -> tuple[dict[str, int], di
     Random, because trained or freshly initialised weights may hide an error behind zeros.
     """
     trial = _randomized(module)
-    outputs = set(output_layers(module, example))
+    outputs = set(output_layers(module, inputs))
     try:
-        graph = _graph(trial, example)
+        graph = _graph(trial, inputs)
     except ImportError:
         raise
     except Exception as error:
@@ -182,30 +182,30 @@ def sound_roots(module: nn.Module, example: Tensors) -> tuple[dict[str, int], di
             graph.is_out_channel_pruning_fn(dependency.handler) for dependency, _ in group
         )
     protected = dict.fromkeys(sorted(outputs), OUTPUT)
-    if _trial_reason(trial, example, roots):
+    if _trial_reason(trial, inputs, roots):
         # Widely coupled groups (residual streams) are the usual suspects: try them first.
         for path in sorted(roots, key=lambda path: -coupled[path]):
-            if reason := _trial_reason(trial, example, {path: roots[path]}):
+            if reason := _trial_reason(trial, inputs, {path: roots[path]}):
                 protected[path] = reason
                 del roots[path]
-                if not _trial_reason(trial, example, roots):
+                if not _trial_reason(trial, inputs, roots):
                     break
     return roots, protected
 
 
-def _trial_reason(trial: nn.Module, example: Tensors, roots: Mapping[str, int]) -> str:
+def _trial_reason(trial: nn.Module, inputs: Tensors, roots: Mapping[str, int]) -> str:
     if not roots:
         return ""
     widths = {path: count / 2 for path, count in roots.items()}
     try:
-        cut = _cut(copy.deepcopy(trial), example, widths, round_to=1)
+        cut = _cut(copy.deepcopy(trial), inputs, widths, round_to=1)
     except ImportError:
         raise
     except Exception as error:
         # Whatever a foreign graph trips over, the answer is the same: this group stays whole.
         return _unable(error)
     # A wrong cut is off by a tenth or more; rounding in float32 by less than a thousandth.
-    return differs_from_zeroed(trial, cut, example, tolerance=1e-3)
+    return differs_from_zeroed(trial, cut, inputs, tolerance=1e-3)
 
 
 def _unable(error: Exception) -> str:

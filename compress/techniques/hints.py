@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import IllegalChain, nearest
-from compress.model import Model, probe
+from compress.model import Model
 from compress.tasks.base import Tensors
 
 HINTS = ("none", "fitnets", "attention")
@@ -85,8 +85,8 @@ def matched(teacher: Model, student: Model) -> list[tuple[str, str]]:
     tokens, the ends of the four quarters of each one's widest repeated stack. Raises IllegalChain
     if there are none.
     """
-    theirs = recorded(teacher.module, probe(teacher.example))
-    ours = recorded(student.module, probe(student.example))
+    theirs = recorded(teacher.module, teacher.items())
+    ours = recorded(student.module, student.items())
     last = [_ends(teacher.module, theirs), _ends(student.module, ours)]
     common = [grid for grid in last[0] if grid in last[1]]
     pairs = [(last[0][grid], last[1][grid]) for grid in common[-MOST_PAIRS:]]
@@ -174,8 +174,8 @@ class Hints(nn.Module):
         self.kind = kind
         self.pairs = list(pairs)
         self.projections = nn.ModuleList()
-        theirs = recorded(teacher.module, probe(teacher.example))
-        ours = recorded(student.module, probe(student.example))
+        theirs = recorded(teacher.module, teacher.items())
+        ours = recorded(student.module, student.items())
         for one, other in pairs:
             for path, features, whose in ((one, theirs, "teacher"), (other, ours, "student")):
                 if path not in features:

@@ -52,7 +52,7 @@ class PruneChannels(Compressor):
 
     def compress(self, model: Model, context: StepContext) -> Model:
         origin = context.origin or model
-        roots, protected = sound_roots(model.module, model.example)
+        roots, protected = sound_roots(model.module, model.items())
         for path, reason in protected.items():
             context.log.row("layer", layer=path, left_alone=reason)
         if not roots:
@@ -75,7 +75,7 @@ class PruneChannels(Compressor):
             cut = self._cut_to_macs(self.macs, model, origin, roots, context)
         if not cut.removed:
             return model
-        if reason := differs_from_zeroed(model.module, cut, model.example):
+        if reason := differs_from_zeroed(model.module, cut, model.items()):
             raise StepFailed(f"pruning would change more than the removed channels: {reason}")
         for path, kept in cut.kept.items():
             context.log.row("layer", layer=path, channels=roots[path], kept=kept)

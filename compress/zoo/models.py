@@ -8,14 +8,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from compress.chain_parser import ModelName, parse_model_name
 from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble
 from compress.errors import UserError, unknown
 from compress.model import Blueprint, Model, forward
-from compress.tasks.image_classification import ImageClassification
+from compress.tasks.base import Task
 from compress.zoo.code import from_file
 from compress.zoo.libraries import call, from_timm, from_torchvision
 from compress.zoo.resnet import cifar_resnet
@@ -48,29 +47,25 @@ MODELS: Mapping[str, str] = {
 }
 
 
-def fresh(name: str, task: ImageClassification, allow_code: Collection[Path] = ()) -> Model:
+def fresh(name: str, task: Task, allow_code: Collection[Path] = ()) -> Model:
     """Build the named model for a task, in eval mode, with weights that are not trained.
 
     The weights come from torch's global generator: seed it first. Raises UserError if the name
-    is unknown, or the model does not map the task's images to one logit for each class.
+    is unknown, or the model does not map the task's inputs to outputs of its shape.
     """
-    preprocessing = task.preprocessing
-    arguments = {
-        "num_classes": len(task.classes),
-        "in_channels": preprocessing.channels,
-        "input_size": tuple(preprocessing.size),
-    }
-    blueprint = Blueprint(name, arguments)
+    blueprint = Blueprint(name, task.arguments())
     module = build_module(blueprint, allow_code).eval()
-    _check_output(name, module, task)
-    return Model(module, task.example(), blueprint=blueprint)
+    model = Model(module, task.probe(), blueprint=blueprint, inputs=task.inputs)
+    _check_output(name, model, task)
+    return model
 
 
 def build_module(blueprint: Blueprint, allow_code: Collection[Path] = ()) -> nn.Module:
     """Build a fresh module from its blueprint.
 
-    The arguments are `num_classes`, `in_channels` and `input_size` (height, width). Raises
-    UserError if the factory is unknown, not allowed, or refuses its options.
+    The arguments are those of `Task.arguments`; of images `num_classes`, `in_channels` and
+    `input_size` (height, width). Raises UserError if the factory is unknown, not allowed, or
+    refuses its options.
     """
     name = parse_model_name(blueprint.factory)
     given = dict(blueprint.arguments)
@@ -125,19 +120,18 @@ def _built_in(name: ModelName, given: Mapping[str, Any]) -> nn.Module:
     return call(builder, name.name, {**given, **name.options})
 
 
-def _check_output(name: str, module: nn.Module, task: ImageClassification) -> None:
-    classes, (example,) = len(task.classes), task.example()
-    shape = "x".join(map(str, example.shape[1:]))
+def _check_output(name: str, model: Model, task: Task) -> None:
+    shape = " and ".join("x".join(map(str, tensor.shape[1:])) for tensor in model.probe)
     try:
-        output = forward(module, (example,))
+        output = forward(model.module, model.example)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0] or repr(error)
         raise UserError(
-            f"{name} cannot take images of {shape}: {reason}. Use larger images (size=...), a "
-            f"model for small ones, or stem='small' where the model has it"
+            f"{name} cannot take inputs of {shape}: {reason}. {task.misfit}".strip()
         ) from error
-    if output.shape != torch.Size([1, classes]):
+    wanted = (1, *task.output_shape())
+    if output.shape != wanted:
         raise UserError(
-            f"{name} returns outputs of shape {tuple(output.shape)} for one image, but the data "
-            f"has {classes} classes, so the shape must be (1, {classes})"
+            f"{name} returns outputs of shape {tuple(output.shape)} for one item, but the task "
+            f"{task.name} needs {wanted}: one logit for each class"
         )

@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.tasks.base import Data, Split, Subset, Tensors
+from compress.tasks.base import Data, Split, Subset, Tensors, spaced
 from compress.tasks.image_classification import ImageClassification, Preprocessing, check_classes
 
 HELD_OUT = 0.1
 STRETCHED = "stretched to the size, bilinear with antialiasing"
 CALIBRATION_ITEMS = 512
 STATISTICS_BATCH = 4096
+PROBED = 4
+"""Images on which models are tried out."""
 
 PerChannel = float | Sequence[float] | None
 Size = int | tuple[int, int] | None
@@ -157,8 +159,13 @@ def _task(
             _values(std, usual_std),
             resize=source.resize if size == source.size else STRETCHED,
         )
+        (images,), _ = train.fetch(spaced(PROBED, len(train)))
         return ImageClassification(
-            source.name, check_classes(source.classes), preprocessing, augment=chosen
+            source.name,
+            check_classes(source.classes),
+            preprocessing,
+            augment=chosen,
+            samples=images if size == source.size else resize(images, size),
         )
     except ValueError as error:
         raise UserError(f"{source.name}: {error}") from None

@@ -74,6 +74,8 @@ def load_transfer(name: str, data: Data, root: Path | None = None) -> Transfer:
     validation are left out. Raises UserError if there are no images.
     """
     task = data.task
+    if not isinstance(task, ImageClassification):
+        raise UserError(f"transfer sets are images, and {task.name} is a task of {task.kind}")
     items, shape, classes, fingerprint = _read(name, task, root)
     if fingerprint == data.fingerprint:
         return Transfer(data.train, True, digest([fingerprint, "train"]))

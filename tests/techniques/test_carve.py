@@ -18,7 +18,7 @@ from torch import nn
 from compress.compressor import run, seed_everything
 from compress.deploy.export import export
 from compress.errors import IllegalChain
-from compress.model import Model, forward, load, probe, save
+from compress.model import Model, forward, load, save
 from compress.techniques import chain
 from compress.techniques.blocks import Stage, stages, without
 from compress.techniques.losses import kd
@@ -48,7 +48,7 @@ def test_evenly(case: tuple[int, int, set[int]]) -> None:
 
 def test_the_blocks_of_a_resnet() -> None:
     model = fresh_model(DATA, "resnet32(width=4)")
-    found = stages(model.module, model.example)
+    found = stages(model.module, model.items())
     assert [len(stage.blocks) for stage in found] == [5, 5, 5]
     fixed = [path for stage in found for path in stage.blocks if path not in stage.removable]
     assert fixed == ["layer2.0", "layer3.0"], "they halve the picture"
@@ -96,7 +96,7 @@ def test_what_stays_keeps_its_weights(trained: Model, tmp_path: Path) -> None:
     assert set(after) < set(before)
     assert all(torch.equal(before[name], after[name]) for name in after)
     by_hand = without(trained.copy().module, row["removed"])
-    inputs = probe(trained.example, batch=4)
+    inputs = trained.items(4)
     assert torch.equal(forward(made.module, inputs), forward(by_hand, inputs))
     save(made, tmp_path, build)
     assert torch.equal(forward(load(tmp_path, build).module, inputs), forward(by_hand, inputs))
@@ -107,7 +107,7 @@ def test_blocks_by_name(trained: Model) -> None:
     made = run(chain("carve(blocks=['layer1.2', 'layer3.4'])"), trained, context)
     [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     assert row["kept"] == ["layer1.2", "layer2.0", "layer3.0", "layer3.4"]
-    assert forward(made.module, probe(trained.example)).shape == (2, 10)
+    assert forward(made.module, trained.items()).shape == (2, 10)
     with pytest.raises(IllegalChain, match=r"no block 'layer1.9'. Did you mean 'layer1"):
         run(chain("carve(blocks=['layer1.9'])"), trained, context)
 
@@ -122,7 +122,7 @@ def test_by_effect_removes_first_what_changes_the_answers_least(trained: Model) 
     inputs = context.task.prepare(raw, context.device)
     expected = forward(trained.module, inputs)
     effects = {}
-    for stage in stages(trained.module, trained.example):
+    for stage in stages(trained.module, trained.items()):
         for path in stage.removable:
             cut = without(trained.copy().module, [path])
             effects[path] = float(kd(forward(cut, inputs), expected, 1.0))
@@ -141,7 +141,7 @@ def test_a_block_of_no_effect_goes_first(trained: Model) -> None:
     made = run(chain("carve(ratio=0.93, by='effect')"), model, context)
     [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     assert row["removed"] == ["layer2.3"]
-    inputs = probe(model.example)
+    inputs = model.items()
     torch.testing.assert_close(forward(made.module, inputs), forward(model.module, inputs))
 
 
@@ -164,7 +164,7 @@ def test_masks_go_with_their_blocks(trained: Model) -> None:
 def test_in_steps_it_comes_to_the_same_number(trained: Model) -> None:
     context = make_bench(DATA, trained)
     gradual = run(chain("repeat(2, carve(ratio=0.6) -> finetune(epochs=1))"), trained, context)
-    count = [len(stage.blocks) for stage in stages(gradual.module, gradual.example)]
+    count = [len(stage.blocks) for stage in stages(gradual.module, gradual.items())]
     assert count == [3, 3, 3]
 
 
@@ -189,7 +189,7 @@ def test_born_again_after_carving_has_the_factorys_fresh_weights(trained: Model)
     context = make_bench(DATA, trained)
     text = "carve(ratio=0.6) -> distill(student='same', epochs=1, learning_rate=1e-9)"
     made = run(chain(text), trained, context)
-    assert [len(stage.blocks) for stage in stages(made.module, made.example)] == [3, 3, 3]
+    assert [len(stage.blocks) for stage in stages(made.module, made.items())] == [3, 3, 3]
     assert not context.log.notes
     spread = float(made.module.get_parameter("layer3.0.conv2.weight").detach().std())
     assert spread == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.1), "He's, of CifarResNet"
@@ -242,7 +242,7 @@ def test_a_transformer_of_torchs_own_layers(norm_first: bool, tmp_path: Path) ->
     code.write_text(TUTORIAL)
     seed_everything(0)
     model = fresh(f"{code}:make(norm_first={norm_first})", DATA.task, [code])
-    [stage] = stages(model.module, model.example)
+    [stage] = stages(model.module, model.items())
     places = tuple(f"encoder.layers.{number}" for number in range(4))
     assert stage.blocks == places
     assert stage.removable >= set(places[1:])

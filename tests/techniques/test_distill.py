@@ -385,7 +385,7 @@ def test_pairs_that_do_not_fit(taught: tuple[Data, Model]) -> None:
     wide = replace(teacher.copy(), module=nn.Sequential(nn.Flatten(), nn.Linear(64, 12)))
     with pytest.raises(IllegalChain, match="the student has 10 outputs and the teacher 12"):
         run(chain("distill(epochs=1, student='mlp')"), teacher, make_bench(data, wide))
-    large = replace(wide, example=(torch.zeros(1, 1, 16, 16),))
+    large = replace(wide, probe=(torch.zeros(1, 1, 16, 16),))
     with pytest.raises(IllegalChain, match=r"inputs of shape \[\(1, 16, 16\)\] and the student"):
         run(chain("distill(epochs=1, student='mlp')"), teacher, make_bench(data, large))
 

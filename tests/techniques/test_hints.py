@@ -9,7 +9,7 @@ from torch import nn
 
 from compress.compressor import run
 from compress.errors import IllegalChain
-from compress.model import Model, probe
+from compress.model import Model
 from compress.techniques import chain
 from compress.techniques.hints import Hints, attention, channels_first, matched, recorded
 
@@ -61,8 +61,8 @@ def test_transformers_are_matched_by_depth() -> None:
     assert [theirs.rpartition("_")[2] for theirs, _ in pairs] == ["1", "3", "5"]
     assert [ours.rpartition("_")[2] for _, ours in pairs] == ["0", "1", "2"]
     hints = Hints("fitnets", pairs, *vits)
-    vits[0].module(*probe(vits[0].example))
-    vits[1].module(*probe(vits[1].example))
+    vits[0].module(*vits[0].items())
+    vits[1].module(*vits[1].items())
     assert hints.value() > 0
 
 
@@ -86,9 +86,9 @@ def test_channels_that_come_last_are_moved_to_the_front() -> None:
     pairs = matched(teacher, student)
     # Swin itself permutes what comes after its last norm.
     assert pairs == [("features.1", "0"), ("permute", "1")]
-    assert recorded(swin, probe(teacher.example))["features.1"].shape == (2, 16, 4, 4)
+    assert recorded(swin, teacher.items())["features.1"].shape == (2, 16, 4, 4)
     hints = Hints("attention", pairs, teacher, student)
-    inputs = probe(teacher.example)
+    inputs = teacher.items()
     with torch.no_grad():
         theirs = swin.features[:2](inputs[0])
         ours = student.module[0](inputs[0])
@@ -143,7 +143,7 @@ def test_attention_by_hand() -> None:
 
 def test_the_losses_by_hand() -> None:
     teacher, student = model("resnet20(width=8)"), model("resnet20(width=4)", seed=1)
-    inputs = probe(teacher.example, batch=4)
+    inputs = teacher.items(4)
     pairs = matched(teacher, student)
     theirs, ours = recorded(teacher.module, inputs), recorded(student.module, inputs)
     for kind in ("fitnets", "attention"):

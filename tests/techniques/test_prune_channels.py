@@ -10,7 +10,7 @@ from torch import nn
 from compress import counts
 from compress.compressor import run
 from compress.context import StepContext, StepLog
-from compress.model import Model, forward, probe
+from compress.model import Model, forward, items_like
 from compress.surgery import output_layers
 from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.techniques import chain
@@ -53,11 +53,11 @@ NETS = [
 @pytest.mark.parametrize("name", NETS)
 def test_cut_net_equals_the_original_with_zeroed_channels(name: str) -> None:
     model = prepared(name)
-    roots, _ = sound_roots(model.module, model.example)
+    roots, _ = sound_roots(model.module, model.items())
     assert roots
     cut = cut_channels(model, {path: width / 2 for path, width in roots.items()}, round_to=8)
     assert cut.removed
-    inputs = probe(model.example, batch=4)
+    inputs = model.items(4)
     expected = forward(zeroed(model.module, cut.removed), inputs)
     torch.testing.assert_close(forward(cut.module, inputs), expected, rtol=1e-4, atol=1e-4)
     assert counts.params(cut.module) < counts.params(model.module)
@@ -100,7 +100,7 @@ def test_the_least_channels_go() -> None:
     first = next(m for m in model.module.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
         first.weight[::2] *= 1e-3
-    roots, _ = sound_roots(model.module, model.example)
+    roots, _ = sound_roots(model.module, model.items())
     name = next(iter(roots))
     cut = cut_channels(model, {name: 32}, round_to=8)
     # The consumers' weights count in the group's norm too, but not a thousandfold.
@@ -110,7 +110,7 @@ def test_the_least_channels_go() -> None:
 def test_option_a_residual_stream_is_protected() -> None:
     """Zero-padded shortcuts fix which channel is which: cutting the stream would permute them."""
     model = prepared("resnet20")
-    roots, protected = sound_roots(model.module, model.example)
+    roots, protected = sound_roots(model.module, model.items())
     assert all(path.endswith("conv1") and path != "conv1" for path in roots)
     assert "linear" in protected
 
@@ -121,7 +121,7 @@ def test_whatever_produces_the_output_is_protected() -> None:
     example = (torch.zeros(1, 3, 64, 64),)
     assert output_layers(module, example) == ["classifier.1"]
     result = run(chain("prune_channels(channels=0.5)"), Model(module, example), step_context())
-    assert forward(result.module, probe(example)).shape == (2, 10)
+    assert forward(result.module, items_like(example)).shape == (2, 10)
 
 
 def test_two_heads_that_are_added_are_both_protected() -> None:

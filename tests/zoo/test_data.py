@@ -55,7 +55,7 @@ def test_arrays_come_back_channels_first():
 def test_a_gray_image_may_lack_the_channel_axis():
     (x, y), (x_test, y_test) = arrays(shape=(5, 5)), arrays(12, (5, 5), 1)
     data = from_arrays(x, y, x_test, y_test)
-    assert data.task.example()[0].shape == (1, 1, 5, 5)
+    assert data.task.probe(1)[0].shape == (1, 1, 5, 5)
 
 
 def test_later_changes_of_the_callers_array_do_not_matter():
@@ -137,7 +137,7 @@ def test_resizing_keeps_flat_colour_and_halves_by_averaging():
     data = from_arrays(**pixels, size=(3, 4))
     images, _ = everything(data.test)
     assert images.shape == (12, 3, 3, 4)
-    assert data.task.example()[0].shape == (1, 3, 3, 4)
+    assert data.task.probe(1)[0].shape == (1, 3, 3, 4)
     flat = from_arrays(**{**pixels, "x_test": np.full((12, 6, 8, 3), 77, np.uint8)}, size=13)
     assert set(np.unique(everything(flat.test)[0])) == {77}
 

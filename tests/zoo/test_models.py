@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
-from compress.model import Blueprint, forward, probe
+from compress.model import Blueprint, forward
 from compress.tasks.base import prepared_batches
 from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.zoo import MODELS, build_module, fresh, from_arrays, load_weights
@@ -89,7 +89,7 @@ def test_the_blueprint_builds_the_same_net_again():
     model = fresh("resnet20(width=4)", images(16, 1, 3))
     again = build_module(model.blueprint).eval()
     again.load_state_dict(model.module.state_dict())
-    inputs = probe(model.example)
+    inputs = model.items()
     assert torch.equal(forward(model.module, inputs), forward(again, inputs))
     assert not model.module.training
 
@@ -98,9 +98,9 @@ def test_a_resnet_exports_with_a_dynamic_batch():
     model = fresh("resnet20(width=4)", images(16))
     batch = torch.export.Dim("batch")
     program = torch.export.export(
-        model.module, probe(model.example), dynamic_shapes=({0: batch},), strict=False
+        model.module, model.items(), dynamic_shapes=({0: batch},), strict=False
     )
-    inputs = probe(model.example, batch=5)
+    inputs = model.items(5)
     assert torch.allclose(program.module()(*inputs), forward(model.module, inputs), atol=1e-5)
 
 
@@ -119,7 +119,7 @@ def test_a_resnet_exports_with_a_dynamic_batch():
 )
 def test_torchvision_takes_any_channels_and_classes(name, side):
     model = fresh(name, images(side, channels=2, classes=7))
-    assert forward(model.module, probe(model.example)).shape == (2, 7)
+    assert forward(model.module, model.items()).shape == (2, 7)
 
 
 def test_a_fresh_net_with_three_channels_is_torchvisions_own():
@@ -196,7 +196,7 @@ def test_timm_gets_the_size_only_where_it_knows_it():
     pytest.importorskip("timm", reason="timm is an extra")
     task = images(32, channels=1, classes=5)
     for name in ("timm:resnet10t", "timm:vit_tiny_patch16_224(depth=1, patch_size=8)"):
-        assert forward(fresh(name, task).module, task.example()).shape == (1, 5)
+        assert forward(fresh(name, task).module, task.probe(1)).shape == (1, 5)
     with pytest.raises(UserError, match="unknown timm model 'resnet10q'"):
         fresh("timm:resnet10q", task)
     with pytest.raises(UserError, match="cannot be built"):

@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.errors import UserError
 from compress.system.files import sha256
-from compress.tasks.image_classification import ImageClassification
+from compress.tasks.base import Task
 from compress.zoo.code import load_function
 
 Function = Callable[[np.ndarray, np.ndarray], Any]
@@ -47,13 +47,13 @@ class Metric:
             return None, f"the metric {self.name} returned {value!r}, not one finite number"
         return float(number), ""
 
-    def check(self, task: ImageClassification) -> None:
+    def check(self, task: Task) -> None:
         """Call the function once on random logits and made-up targets, two of every class.
 
         So a metric that needs all classes can be had, and nothing is read. Raises UserError if
         it does not return one finite number.
         """
-        targets = np.repeat(np.arange(len(task.classes)), 2)
+        targets = np.repeat(np.arange(task.output_shape()[-1]), 2)
         outputs = np.random.default_rng(0).normal(size=(len(targets), *task.output_shape()))
         value, reason = self.measure(outputs, targets)
         if value is None:

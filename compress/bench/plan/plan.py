@@ -130,12 +130,10 @@ def make_plan(
     the suite has) take the place of the suite's names, for Python users. A device by name is
     looked for; a `torch.device` was found before. Raises UserError.
     """
-    if data is not None and any(
-        value is not None for value in (suite.mean, suite.std, suite.size, suite.augment)
-    ):
+    if data is not None and suite.options:
         raise UserError(
-            "mean, std, size and augment belong to a data source by name: give them to "
-            "from_arrays() or load_data() instead"
+            f"{', '.join(suite.options)} belong to a data source by name: give them to "
+            f"from_arrays() or load_data() instead"
         )
     # Parsing is cheap and data may be large: a typing error is told at once.
     baseline, rows = rows_of(
@@ -147,14 +145,7 @@ def make_plan(
     given = bool(teachers) or any(thing is not None for thing in (data, model, metric))
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     if data is None:
-        data = load_data(
-            suite.data,
-            data_root,
-            mean=suite.mean,
-            std=suite.std,
-            size=suite.size,
-            augment=suite.augment,
-        )
+        data = load_data(suite.data, data_root, **suite.options)
     if judge is not None:
         judge.check(data.task)
     where = _device(device)
@@ -243,7 +234,8 @@ def _start(
 def _of_instance(instance: nn.Module, data: Data) -> Model:
     # A copy: the caller's module keeps its mode, device and type.
     module = copy.deepcopy(instance).cpu().float().eval()
-    return Model(module, data.task.example(), blueprint=Blueprint(INSTANCE))
+    task = data.task
+    return Model(module, task.probe(), blueprint=Blueprint(INSTANCE), inputs=task.inputs)
 
 
 def _check_fits(what: str, model: Model, data: Data) -> None:

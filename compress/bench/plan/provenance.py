@@ -54,7 +54,7 @@ def about(plan: Plan, command: str) -> dict[str, Any]:
 
 def preprocessing_hash(data: Data) -> str:
     """Return a hash of what is done to an item before a model sees it."""
-    return digest(data.task.describe()["preprocessing"])
+    return digest(data.task.describe().get("preprocessing"))
 
 
 def split_hash(data: Data, targets: np.ndarray) -> str:
@@ -76,10 +76,9 @@ def metadata(plan: Plan, row: Row, seed: int) -> dict[str, str]:
     """Return what is written into a row's ONNX file; values that are not text are JSON."""
     task = plan.data.task.describe()
     return {
-        "labels": json.dumps(task["classes"]),
-        "preprocessing": json.dumps(task["preprocessing"]),
+        **plan.data.task.metadata(),
         "task": task["kind"],
-        "data": task["data"],
+        "data": plan.data.task.name,
         "model": plan.suite.model,
         "chain": full_chain(plan, row),
         "seed": str(seed),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError, unknown
+from compress.tasks import OPTIONS
 from compress.timing.setting import DEFAULT, parse_setting
 
 KINDS = {
@@ -48,10 +49,8 @@ class Suite:
     baseline: str | None = None
     description: str = ""
     seeds: tuple[int, ...] = (0,)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    size: int | None = None
-    augment: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Those of the task (`compress.tasks.OPTIONS`), by key, such as `mean` and `std`."""
     precision: str = "auto"
     threads: int | None = None
     timing_seconds: float = 60.0
@@ -72,10 +71,6 @@ SCHEMA = {
     "baseline": "str",
     "chains": "strs",
     "seeds": "ints",
-    "mean": "floats",
-    "std": "floats",
-    "size": "int",
-    "augment": "str",
     "precision": "str",
     "threads": "int",
     "timing_seconds": "float",
@@ -83,6 +78,7 @@ SCHEMA = {
     "controls": "bool",
     "metric": "str",
     "teachers": "table",
+    **{key: option.kind for key, option in OPTIONS.items()},
 }
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -129,20 +125,20 @@ def parse_suite(name: str, text: str) -> Suite:
         key: _named(f"suite {name}: teachers.{key}", table)
         for key, table in values.pop("teachers", {}).items()
     }
-    tuples: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
-    }
-    return checked(Suite(name=name, teachers=teachers, **tuples))
+    options = {key: values.pop(key) for key in OPTIONS if key in values}
+    plain = {**_tuples(values), "options": _tuples(options), "teachers": teachers}
+    return checked(Suite(name=name, **plain))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def suite_from_json(values: Mapping[str, Any]) -> Suite:
     """Return the suite that `dataclasses.asdict` gave, after JSON has made lists of tuples."""
     teachers = {key: Named(**table) for key, table in values["teachers"].items()}
-    plain: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
-    }
-    plain["teachers"] = teachers
-    return Suite(**plain)
+    options = _tuples(values["options"])
+    return Suite(**{**_tuples(values), "teachers": teachers, "options": options})
 
 
 def checked(suite: Suite) -> Suite:
@@ -162,7 +158,7 @@ def checked(suite: Suite) -> Suite:
             raise UserError(f"a teacher cannot be called {name!r}: that names another model")
     if suite.precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}")
-    if (suite.mean is None) != (suite.std is None):
+    if (suite.options.get("mean") is None) != (suite.options.get("std") is None):
         raise UserError("give mean and std together: one without the other shifts every input")
     if suite.threads is not None and suite.threads < 1:
         raise UserError(f"threads must be at least 1, not {suite.threads}")
