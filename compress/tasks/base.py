@@ -94,6 +94,11 @@ class Task(ABC):
         """How files name the inputs, and which dimensions are open; by default the batch alone."""
         return ()
 
+    @property
+    def ragged(self) -> bool:
+        """Whether items have lengths of their own; then every batch is padded by itself."""
+        return any(one.dynamic.keys() > {0} for one in self.inputs)
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what defines the task, as JSON: for records, the store and ONNX metadata."""
@@ -193,6 +198,14 @@ def stacked_inputs(task: Task, split: Split, count: int) -> Tensors:
     """
     raw, _ = split.fetch(spaced(count, len(split)))
     return task.prepare(raw, torch.device("cpu"))
+
+
+def other_lengths(task: Task, split: Split, count: int = 4) -> list[Tensors]:
+    """Return single prepared items in their own lengths; nothing where inputs have one shape."""
+    if not task.ragged:
+        return []
+    fetched = [split.fetch(index[None])[0] for index in spaced(count, len(split))]
+    return [task.prepare(raw, torch.device("cpu")) for raw in fetched]
 
 
 def spaced(count: int, length: int) -> Tensor:

@@ -15,6 +15,8 @@ from compress.model import Model, forward
 from compress.surgery import output_layers
 from compress.tasks.base import Tensors
 
+OUTPUTS_SECOND = (nn.Embedding, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Layers whose outputs are the second dimension of their weights."""
 OUTPUT = "it produces the model's output"
 
 
@@ -132,9 +134,10 @@ def zeroed(module: nn.Module, removed: Mapping[str, Collection[int]]) -> nn.Modu
     with torch.no_grad():
         for path, index in removed.items():
             layer = result.get_submodule(path)
-            for tensor in (layer.weight, layer.bias):
+            axis = 1 if isinstance(layer, OUTPUTS_SECOND) else 0
+            for tensor, along in ((layer.weight, axis), (getattr(layer, "bias", None), 0)):
                 if isinstance(tensor, Tensor):
-                    tensor[list(index)] = 0
+                    tensor.index_fill_(along, torch.tensor(list(index)), 0)
     return result
 
 

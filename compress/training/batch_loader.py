@@ -57,7 +57,7 @@ class BatchLoader:
     def __init__(
         self, split: Split, task: Task, device: torch.device, seed: int, batch_size: int
     ) -> None:
-        self.split = resident(split, device)
+        self.split = split if task.ragged else resident(split, device)
         self.task, self.device, self.seed, self.batch_size = task, device, seed, batch_size
 
     def __len__(self) -> int:

@@ -293,7 +293,7 @@ class _Fit:
         if split is None or len(split) == 0:
             return None
         some = split if self.settings.judges else some_of(split, WATCHED)
-        return resident(some, torch.device("cpu"))
+        return some if self.context.task.ragged else resident(some, torch.device("cpu"))
 
     def _finish(self) -> Model:
         if self.parts.best:

@@ -37,7 +37,7 @@ from compress.model import Model, save
 from compress.results.record import Record
 from compress.system.environment import cpu_info
 from compress.system.files import sha256, write_atomic
-from compress.tasks.base import spaced, stacked_inputs
+from compress.tasks.base import other_lengths, spaced, stacked_inputs
 from compress.timing.executed import executed, explain
 
 VERIFY_ITEMS = 512
@@ -83,7 +83,8 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
     onnx = stamp(model.onnx or export(model), metadata(plan, row, seed))
     # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
     inputs = stacked_inputs(plan.data.task, plan.data.test, VERIFY_ITEMS)
-    verdict = verify(onnx, model, inputs, lowered=model.lowered)
+    others = other_lengths(plan.data.task, plan.data.test)
+    verdict = verify(onnx, model, inputs, lowered=model.lowered, others=others)
     path = folder / (DEPLOYABLE if verdict.ok else UNVERIFIED)
     write_atomic(path, onnx)
     found = Measured(notes=list(built.log.notes))
