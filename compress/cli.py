@@ -258,7 +258,7 @@ def check(files: tuple[Path, ...]) -> None:
 
     ONNX files, weights (.safetensors, .pt) and folders of saved models.
     """
-    from compress.zoo.check import check_file
+    from compress.bench.portable.check import check_file
 
     for path in files:
         click.echo("\n".join(check_file(path)))

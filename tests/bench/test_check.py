@@ -12,11 +12,11 @@ import torch
 from bench_fixtures import build, fresh_model, small_digits
 from safetensors.torch import save_file
 
+from compress.bench.portable.check import check_file
 from compress.deploy.export import export, stamp
 from compress.errors import UserError
 from compress.model import save
 from compress.zoo.arrays import read_arrays
-from compress.zoo.check import check_file
 from compress.zoo.weights import read_state
 
 
