@@ -2,7 +2,8 @@
 
 chain  := call ("->" call)*
 call   := NAME "(" (value | NAME "=" value), ... ")"
-value  := a Python literal | chain
+value  := a Python literal | chain | part | "[" part, ... "]"
+part   := call | the name of a part as a string, where an option takes parts
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import io
 import tokenize
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 from compress.compressor import Chain, Compressor
-from compress.errors import IllegalChain, UserError, unknown
+from compress.errors import IllegalChain, UserError
+from compress.parts import PartKind, build, lookup, part_fields
 
 MAX_LENGTH = 4000
 MAX_DEPTH = 20
@@ -29,7 +32,7 @@ LINE_BREAKS = str.maketrans("\n\r\f", "   ")
 def parse_chain(text: str, techniques: Mapping[str, type[Compressor]]) -> Compressor:
     """Parse the text of a chain. Raises IllegalChain with the reason and the place."""
     tree = _tree(_arrows_to_shifts(text), text)
-    return _chain(tree, techniques, text)
+    return _Builder(techniques, text).chain(tree)
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -100,45 +103,48 @@ def _tree(source: str, text: str) -> ast.expr:
         raise _unreadable(text, error) from None
 
 
-def _chain(node: ast.expr, techniques: Mapping[str, type[Compressor]], text: str) -> Compressor:
-    nodes: list[ast.expr] = []
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
-        nodes.insert(0, node.right)
-        node = node.left
-    steps = [_step(part, techniques, text) for part in [node, *nodes]]
-    return steps[0] if len(steps) == 1 else Chain(*steps)
+@dataclass(frozen=True)
+class _Builder:
+    """Makes a chain of the syntax tree of its text."""
 
+    techniques: Mapping[str, type[Compressor]]
+    text: str
 
-def _step(node: ast.expr, techniques: Mapping[str, type[Compressor]], text: str) -> Compressor:
-    if isinstance(node, ast.Name):
-        raise IllegalChain(f"write {node.id}() with parentheses in {shown(text)}")
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise IllegalChain(
-            f"a chain holds only steps and literals, and {_source(node, text)} is neither"
-        )
-    name = node.func.id
-    if name not in techniques:
-        raise unknown("technique", name, techniques)
-    cls = techniques[name]
+    def chain(self, node: ast.expr) -> Compressor:
+        nodes: list[ast.expr] = []
+        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
+            nodes.insert(0, node.right)
+            node = node.left
+        steps = [self.call(each, "technique", self.techniques) for each in [node, *nodes]]
+        return steps[0] if len(steps) == 1 else Chain(*steps)
 
-    def value(item: ast.expr) -> Any:
-        if isinstance(item, ast.Call) or (
-            isinstance(item, ast.BinOp) and isinstance(item.op, ast.RShift)
-        ):
-            return _chain(item, techniques, text)
-        return _literal(item, text)
+    def call(self, node: ast.expr, kind: str, known: Mapping[str, type[Any]]) -> Any:
+        """Return the step, or the part inside one, that a call makes; `known` are all of a kind."""
+        if isinstance(node, ast.Name):
+            raise IllegalChain(f"write {node.id}() with parentheses in {shown(self.text)}")
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise IllegalChain(
+                f"a chain holds only steps and literals, and {_source(node, self.text)} is neither"
+            )
+        cls = lookup(kind, node.func.id, known)
+        kinds = part_fields(cls)
+        places = zip_longest(inspect.signature(cls).parameters, node.args)
+        arguments = [self.value(item, kinds.get(key)) for key, item in places if item is not None]
+        options = {
+            key: self.value(item, kinds.get(key)) for key, item in _keywords(node, self.text)
+        }
+        return build(cls, *arguments, **cls.modernized(options))
 
-    arguments = [value(item) for item in node.args]
-    options = {key: value(item) for key, item in _keywords(node, text)}
-    known = inspect.signature(cls).parameters
-    for key in options:
-        if key not in known:
-            raise unknown(f"option of {name}", key, known)
-    try:
-        inspect.signature(cls).bind(*arguments, **options)
-    except TypeError as error:
-        raise IllegalChain(f"{name}: {error}; its options are {', '.join(known)}") from None
-    return cls(*arguments, **options)
+    def value(self, node: ast.expr, kind: PartKind | None) -> Any:
+        """Return an option's value: a literal or a chain, or parts where the option takes some."""
+        if kind is not None and kind.several and isinstance(node, (ast.List, ast.Tuple)):
+            return [self.value(item, replace(kind, several=False)) for item in node.elts]
+        if kind is not None and isinstance(node, (ast.Call, ast.Name)):
+            return self.call(node, kind.name, kind.table())
+        shifted = isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift)
+        if isinstance(node, ast.Call) or (shifted and kind is None):
+            return self.chain(node)
+        return _literal(node, self.text)
 
 
 def _keywords(call: ast.Call, text: str) -> list[tuple[str, ast.expr]]:

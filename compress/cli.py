@@ -265,7 +265,9 @@ def check(files: tuple[Path, ...]) -> None:
 
 
 @cli.command(name="list")
-@click.argument("what", type=click.Choice(["techniques", "models", "data", "suites"]))
+@click.argument(
+    "what", type=click.Choice(["techniques", "losses", "hints", "models", "data", "suites"])
+)
 def list_names(what: str) -> None:
     """List what can be named."""
     for name, description in sorted(_known(what).items()):
@@ -273,10 +275,11 @@ def list_names(what: str) -> None:
 
 
 def _known(what: str) -> dict[str, str]:
-    if what == "techniques":
-        from compress.techniques import techniques
+    if what in ("techniques", "losses", "hints"):
+        from compress.techniques import hints, losses, techniques
 
-        return {_signature(cls): _first_line(cls) for cls in techniques().values()}
+        table = {"techniques": techniques, "losses": losses, "hints": hints}[what]
+        return {_signature(cls): _first_line(cls) for cls in table().values()}
     if what == "models":
         from compress.zoo.models import MODELS
 
@@ -293,7 +296,7 @@ def _known(what: str) -> dict[str, str]:
 def _signature(cls: Any) -> str:
     from dataclasses import MISSING
 
-    from compress.compressor import settings_of
+    from compress.parts import settings_of
 
     shown = [
         item.name if item.default is MISSING else f"{item.name}={item.default!r}"

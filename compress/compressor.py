@@ -7,16 +7,14 @@ configuration, and `repr` gives the text that stands in suites, tables and model
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import random
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -25,12 +23,13 @@ from compress.context import StepContext
 from compress.ensemble import MOST_MEMBERS, together
 from compress.errors import IllegalChain, StepFailed
 from compress.model import Model, became_nonfinite, forward
+from compress.parts import Configured
 from compress.stateless_rng import seed_of
 
 NEEDS = frozenset({"train", "labels", "validation", "calibration", "teacher", "timer"})
 
 
-class Compressor(ABC):
+class Compressor(Configured, ABC):
     """One step that makes a trained model cheaper for the same task."""
 
     lowers: ClassVar[bool] = False
@@ -39,13 +38,6 @@ class Compressor(ABC):
     """Whether the step discards the weights that enter it."""
     imports: ClassVar[tuple[str, ...]] = ()
     """Modules that take seconds to import and that the step imports only when it runs."""
-    always_shown: ClassVar[tuple[str, ...]] = ()
-    """Settings that the text names even where they have their defaults."""
-
-    @classmethod
-    def name(cls) -> str:
-        """Return the name in chain text: the class name in snake case."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -85,7 +77,7 @@ class Compressor(ABC):
     def compress(self, model: Model, context: StepContext) -> Model:
         """Return the compressed model. `model` is this call's own copy and may be changed."""
 
-    def check(self, context: StepContext) -> None:  # noqa: B027
+    def check(self, context: StepContext) -> None:
         """Raise IllegalChain if the step cannot work on a context, beyond what `needs` says."""
 
     def at(self, progress: float) -> Self:
@@ -95,23 +87,8 @@ class Compressor(ABC):
     def __rshift__(self, other: Compressor) -> Chain:
         return Chain(self, other)
 
-    def __repr__(self) -> str:
-        shown = []
-        for item in settings_of(type(self)):
-            value = getattr(self, item.name)
-            default = item.default
-            if item.name in self.always_shown or default is dataclasses.MISSING or value != default:
-                shown.append(f"{item.name}={value!r}")
-        return f"{self.name()}({', '.join(shown)})"
 
-
-def settings_of(cls: type[Compressor]) -> list[dataclasses.Field[Any]]:
-    """Return a technique's own settings, then those that it shares with others."""
-    shared = {name for base in cls.__mro__[1:] for name in vars(base).get("__annotations__", {})}
-    return sorted(dataclasses.fields(cls), key=lambda item: item.name in shared)  # type: ignore[arg-type]
-
-
-def require(condition: bool, step: Compressor, sentence: str) -> None:
+def require(condition: bool, step: Configured, sentence: str) -> None:
     """Refuse a setting of a step with a sentence that says what is allowed."""
     if not condition:
         raise IllegalChain(f"{step.name()}: {sentence}")
@@ -121,7 +98,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def require_fraction(step: Compressor, name: str) -> None:
+def require_fraction(step: Configured, name: str) -> None:
     """Require a field to be None or a kept fraction in (0, 1]."""
     value = getattr(step, name)
     require(
@@ -131,19 +108,19 @@ def require_fraction(step: Compressor, name: str) -> None:
     )
 
 
-def require_one_of(step: Compressor, *names: str) -> None:
+def require_one_of(step: Configured, *names: str) -> None:
     """Require exactly one of some optional fields to be given."""
     given = [name for name in names if getattr(step, name) is not None]
     require(len(given) == 1, step, f"give exactly one of {', '.join(names)}; got {given or 'none'}")
 
 
-def require_name(step: Compressor, name: str) -> None:
+def require_name(step: Configured, name: str) -> None:
     """Require a field to be None or the name of a model."""
     value = getattr(step, name)
     require(value is None or isinstance(value, str), step, f"{name} is a name, not {value!r}")
 
 
-def require_count(step: Compressor, name: str, least: int = 1) -> None:
+def require_count(step: Configured, name: str, least: int = 1) -> None:
     value = getattr(step, name)
     require(
         isinstance(value, int) and not isinstance(value, bool) and value >= least,
@@ -152,7 +129,17 @@ def require_count(step: Compressor, name: str, least: int = 1) -> None:
     )
 
 
-def require_choice(step: Compressor, name: str, choices: tuple[str, ...]) -> None:
+def require_positive(step: Configured, *names: str, zero: bool = False) -> None:
+    """Require fields to be positive, or 0 with `zero`, or None where that is their default."""
+    for name in names:
+        value = getattr(step, name)
+        absent = value is None and getattr(type(step), name, value) is None
+        fine = absent or (is_number(value) and (value > 0 or (zero and value == 0)))
+        what = ">= 0" if zero else "positive"
+        require(fine, step, f"{name} must be {what}, not {value!r}")
+
+
+def require_choice(step: Configured, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(step, name)
     require(value in choices, step, f"{name} must be one of {', '.join(choices)}, not {value!r}")
 

@@ -10,6 +10,8 @@ from compress.chain_parser import parse_model_name
 from compress.compressor import Chain, Repeat
 from compress.errors import UserError
 from compress.techniques import Distill, PruneWeights, Quantize, chain
+from compress.techniques.hints import Fitnets
+from compress.techniques.losses import Dkd, Kd, Logits
 
 
 def test_arrows_options_and_nesting() -> None:
@@ -18,6 +20,33 @@ def test_arrows_options_and_nesting() -> None:
     assert parsed.times == 3
     assert parsed.schedule == "cubic"
     assert parsed.step == Chain(PruneWeights(0.5), chain("finetune()"))
+
+
+def test_parts_are_calls_names_or_lists_of_them() -> None:
+    text = "distill(loss=[dkd(beta=1.0), 'logits'], hints=fitnets(layers=['a:b']), epochs=3)"
+    step = Distill(
+        loss=(Dkd(beta=1.0), Logits()), hints=Fitnets(layers=("a:b",)), epochs=3, optimizer="adamw"
+    )
+    assert chain(text) == step
+    shown = "distill(loss=(dkd(beta=1.0), logits()), hints=fitnets(layers=('a:b',)), epochs=3)"
+    assert repr(step) == shown
+    assert chain(shown) == step
+    assert chain(f"repeat(2, {text})") == Repeat(2, step)
+    assert (
+        repr(Distill(loss=["dkd"]))
+        == repr(chain("distill(loss=dkd())"))
+        == ("distill(loss=dkd(), epochs=1)")
+    )
+    assert repr(chain("distill(loss=['kd'], hints='fitnets')")) == (
+        "distill(hints=fitnets(), epochs=1)"
+    )
+
+
+def test_parts_by_position() -> None:
+    values = "1, 'sgd', 0.1, 0.0, 64, 'last', None, 'mlp', 'input', [kd(), logits(weight=0.1)]"
+    step = chain(f"distill({values})")
+    assert isinstance(step, Distill)
+    assert step.loss == (Kd(), Logits(weight=0.1))
 
 
 def test_an_arrow_in_a_string_is_not_an_arrow() -> None:
@@ -62,9 +91,25 @@ def test_line_breaks_are_space() -> None:
         ("prune_weights(sparsity=1.0)", "below 1"),
         ("prune_weights(sparsity=1e999)", "below 1"),
         ("factorize(rank=2)", "rank is the fraction"),
-        ("distill(temperature=0)", "temperature must be positive"),
-        ("distill(loss='mse')", "loss must be one of kd, logits, dkd, dist, not 'mse'"),
-        ("distill(soft_weight=0)", "that is train() or finetune()"),
+        ("distill(loss=kd(temperature=0))", "kd: temperature must be positive"),
+        ("distill(loss='mse')", "unknown loss 'mse'. Known: dist, dkd, kd, logits"),
+        ("distill(loss=dkdd(beta=2.0))", "unknown loss 'dkdd'. Did you mean 'dkd'"),
+        ("distill(loss=finetune())", "unknown loss 'finetune'"),
+        ("distill(loss=dkd(beat=2.0))", "unknown option of dkd 'beat'. Did you mean 'beta'"),
+        ("distill(loss=kd)", "write kd() with parentheses"),
+        ("distill(loss=[kd(), dkd])", "write dkd() with parentheses"),
+        ("distill(loss=kd(2.0))", "kd: too many positional arguments; its options are"),
+        ("distill(loss=kd(temperature=2.0 + 1))", "only literals and steps"),
+        ("distill(loss=kd(**{'weight': 1}))", "'**' is not allowed"),
+        ("distill(loss=[*['kd']])", "only literals and steps"),
+        ("distill(loss=kd(temperature=open('x')))", "unknown technique 'open'"),
+        ("distill(loss=(lambda: 3)())", "a chain holds only steps and literals"),
+        ("distill(loss=finetune() -> kd())", "only literals and steps"),
+        ("distill(student=kd())", "unknown technique 'kd'"),
+        ("kd()", "unknown technique 'kd'"),
+        ("distill(hints='all')", "unknown hint 'all'. Known: attention, fitnets"),
+        ("distill(hints=fitnets(weight=1, layer=[]))", "unknown option of fitnets 'layer'"),
+        ("distill(loss=[])", "that is train() or finetune()"),
         ("train(epochs=0)", "epochs must be a whole number of at least 1"),
         ("train(epochs=2.5)", "epochs must be a whole number"),
         ("train(optimizer='lion')", "optimizer must be one of adamw, sgd"),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_fixtures import make_bench, small_digits
+import torch.nn.functional as F
+from bench_fixtures import fresh_model, make_bench, small_digits
 from caches import Folder
-from torch import nn
+from torch import Tensor, nn
 
 from compress.bench.plan.keys import foreign_sources
 from compress.bench.store.step_cache import StoredStepCache
@@ -19,9 +20,21 @@ from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, StepFailed, UserError
 from compress.model import Model
 from compress.tasks.image_classification import ImageClassification, Preprocessing
-from compress.techniques import chain, techniques
+from compress.techniques import chain, losses, techniques
+from compress.techniques.distill import Distill
+from compress.techniques.losses import Kd, Loss
 
 TASK = ImageClassification("test", ("a", "b"), Preprocessing(1, (2, 2), (0.5,), (0.5,)))
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Huber(Loss):
+    """A stand-in for a loss of others."""
+
+    delta: float
+
+    def compare(self, student: Tensor, teacher: Tensor, targets: Tensor, progress: float) -> Tensor:
+        return F.huber_loss(student, teacher, delta=self.delta)
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,6 +103,11 @@ def test_the_source_of_a_foreign_technique_is_part_of_its_key() -> None:
     found = foreign_sources(chain("finetune()") >> Repeat(2, Scale(2.0)))
     assert list(found) == [f"{__name__}.Scale"]
     assert foreign_sources(chain("finetune() -> quantize()")) == {}
+    parts = Distill(loss=Huber(delta=1.0)) >> Repeat(2, Distill(loss=(Kd(), Huber(delta=2.0))))
+    assert list(foreign_sources(parts)) == [f"{__name__}.Huber"]
+    assert list(foreign_sources(Repeat(2, Distill(loss=(Kd(), Huber(delta=1.0)))))) == list(
+        foreign_sources(parts)
+    )
 
 
 class Entry:
@@ -103,15 +121,37 @@ class Entry:
 
 def test_plug_ins_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     techniques.cache_clear()
-    monkeypatch.setattr("compress.techniques.entry_points", lambda group: [Entry(Scale)])
+    monkeypatch.setattr("compress.parts.entry_points", lambda group: [Entry(Scale)])
     try:
         assert chain("scale(factor=3.0) -> quantize()").steps[0] == Scale(3.0)
         techniques.cache_clear()
-        monkeypatch.setattr("compress.techniques.entry_points", lambda group: [Entry(int)])
+        monkeypatch.setattr("compress.parts.entry_points", lambda group: [Entry(int)])
         with pytest.raises(UserError, match="not a Compressor"):
             chain("scale()")
     finally:
         techniques.cache_clear()
+
+
+def test_losses_of_others_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"compress.losses": [Entry(Huber)]}
+    monkeypatch.setattr("compress.parts.entry_points", lambda group: groups.get(group, []))
+    losses.cache_clear()
+    try:
+        step = chain("distill(loss=[kd(), huber(delta=2.0, weight=0.5)], hard_weight=0, epochs=1)")
+        assert isinstance(step, Distill)
+        assert step.loss == (Kd(), Huber(delta=2.0, weight=0.5))
+        assert chain(repr(step)) == step
+        with pytest.raises(IllegalChain, match="huber: missing a required argument: 'delta'"):
+            chain("distill(loss='huber')")
+        data = small_digits()
+        teacher = fresh_model(data)
+        run(step, teacher, make_bench(data, teacher))
+        groups["compress.losses"] = [Entry(Scale)]
+        losses.cache_clear()
+        with pytest.raises(UserError, match="not a Loss"):
+            chain("distill(loss='huber')")
+    finally:
+        losses.cache_clear()
 
 
 def test_a_measured_answer_is_asked_once(tmp_path: Path) -> None:

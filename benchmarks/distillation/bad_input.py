@@ -61,13 +61,14 @@ def refusals(data: Data, teacher: Model, bench: StepContext, folder: Path) -> li
             teacher,
             replace(bench, transfers=loose),
         ),
-        "temperature=0": lambda: chain("distill(temperature=0)"),
-        "temperature=-4": lambda: chain("distill(temperature=-4)"),
-        "final_temperature=0": lambda: chain("distill(final_temperature=0)"),
+        "temperature=0": lambda: chain("distill(loss=kd(temperature=0))"),
+        "temperature=-4": lambda: chain("distill(loss=kd(temperature=-4))"),
+        "final_temperature=0": lambda: chain("distill(loss=kd(final_temperature=0))"),
         "an unknown teacher": lambda: run(
             chain("distill(epochs=1, teacher='baselime')"), teacher, bench
         ),
         "an unknown loss": lambda: chain("distill(loss='kl')"),
+        "an option of another loss": lambda: chain("distill(loss=kd(beta=1.0))"),
         "hints without a match": lambda: run(
             chain("distill(student='mlp', epochs=1, hints='fitnets')"), teacher, bench
         ),

@@ -23,11 +23,11 @@ TEACHER = "resnet20"
 STUDENT = "cnn-small(width=16)"
 LOSSES = (
     "",
-    ", standardize=True, temperature=2.0",
-    ", standardize=True, temperature=2.0, soft_weight=9.0",
-    ", loss='logits', hard_weight=1.0, soft_weight=0.1",
+    ", loss=kd(temperature=2.0, standardize=True)",
+    ", loss=kd(temperature=2.0, weight=9.0, standardize=True)",
+    ", loss=logits(weight=0.1), hard_weight=1.0",
     ", loss='dkd', hard_weight=1.0",
-    ", loss='dist', hard_weight=1.0, temperature=1.0",
+    ", loss=dist(temperature=1.0), hard_weight=1.0",
 )
 """Further options of `distill`, with the weights and temperatures of the other suites; the weight
 of 9 is the one that the code of Sun et al. 2024 has for a hundred classes."""

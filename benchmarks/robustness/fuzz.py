@@ -34,6 +34,7 @@ PIECES = [
     *("train", "distill", "quantize", "repeat", "prune_channels", "cast", "finetune", "none"),
     *("(", ")", "[", "]", "{", "}", ",", "=", "->", ">>", "-", ">", "*", "**", ":", ";", ".", "@"),
     *("epochs", "student", "macs", "teacher", "schedule", "temperature", "sparsity", "width"),
+    *("loss", "hints", "kd()", "logits(weight=0.1)", "fitnets", "weight", "beta"),
     *("1", "0", "-1", "0.5", "1e999", "9" * 50, "0x10", "1_0", "True", "None", "nan", "inf", "1j"),
     *("'mlp'", '"x', "'''", "b'x'", "f'{x}'", "\\", "\n", "\t", " ", "\0", "\ufeff", "é", "\ud800"),
     *("lambda: 0", "__import__('os')", "not ", "if", "await ", "torchvision:", "file.py:make"),
@@ -42,6 +43,7 @@ PIECES = [
 SEEDS = [
     "distill(student='cnn-small', epochs=3) -> quantize()",
     "repeat(3, prune_channels(macs=0.5) -> distill(epochs=1), schedule='cubic') -> quantize()",
+    "distill(loss=[dkd(beta=1.0), logits(weight=0.1)], hints=fitnets(layers=['a:b']), epochs=1)",
     "torchvision:resnet18(stem='small')",
     "mine.py:make(width=2)",
     *(

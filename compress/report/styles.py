@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from compress.report.columns import BASELINE, CONTROL
 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_PARTS = re.compile(r"(?<!step)=\w*\((?:[^()]|\w+\([^()]*\))*\)")
+"""An option's value that is a part, such as a loss, or in parentheses."""
 _CALL = re.compile(r"([A-Za-z_][\w.]*)\(")
 _CORE = ("carve", "prune_weights", "prune_channels", "factorize")
 _LOWERED = {"quantize": "int8", "cast": "float16"}
@@ -50,7 +52,7 @@ def family(chain: str) -> str:
     names = set(step_names(chain))
     found = [name for name in _CORE if name in names]
     found += ["other"] if names - set(_CORE) - _NEUTRAL else []
-    if "distill" in names and re.search(r"distill\([^)]*student=", _unquoted(chain)):
+    if "distill" in names and re.search(r"distill\([^)]*student=", _plain(chain)):
         found.append("distill")
     if len(found) > 1:
         return "combined"
@@ -77,9 +79,13 @@ def precisions(chains: Iterable[str]) -> list[str]:
 
 
 def step_names(chain: str) -> list[str]:
-    """Return the names of a chain's steps, in order; texts in quotes are not looked into."""
-    return _CALL.findall(_unquoted(chain))
+    """Return the names of a chain's steps, in order; neither quotes nor parts are looked into."""
+    return _CALL.findall(_plain(chain))
 
 
-def _unquoted(chain: str) -> str:
-    return _QUOTED.sub("''", chain)
+def _plain(chain: str) -> str:
+    """Return a chain with nothing inside quotes, and nothing in place of parts."""
+    text, longer = _QUOTED.sub("''", chain), ""
+    while text != longer:
+        text, longer = _PARTS.sub("=", text), text
+    return text

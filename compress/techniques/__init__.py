@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import keyword
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 
 from compress.chain_parser import parse_chain
 from compress.compressor import Compressor, Repeat
-from compress.errors import UserError
+from compress.parts import by_name
 from compress.techniques.carve import Carve
 from compress.techniques.cast import Cast
 from compress.techniques.distill import Distill
 from compress.techniques.factorize import Factorize
 from compress.techniques.finetune import Finetune
+from compress.techniques.hints import hints
+from compress.techniques.losses import losses
 from compress.techniques.prune_channels import PruneChannels
 from compress.techniques.prune_weights import PruneWeights
 from compress.techniques.quantize import Quantize
@@ -40,17 +40,7 @@ def techniques() -> Mapping[str, type[Compressor]]:
 
     Raises UserError if a plug-in takes a name that is in use or is not a Compressor.
     """
-    found = {cls.name(): cls for cls in BUILT_IN}
-    for entry in entry_points(group="compress.compressors"):
-        cls = entry.load()
-        if not (isinstance(cls, type) and issubclass(cls, Compressor)):
-            raise UserError(f"the plug-in {entry.value} is not a Compressor")
-        if keyword.iskeyword(cls.name()):
-            raise UserError(f"the plug-in {entry.value} takes the name {cls.name()!r} of Python")
-        if cls.name() in found:
-            raise UserError(f"the plug-in {entry.value} takes the name {cls.name()!r}, in use")
-        found[cls.name()] = cls
-    return found
+    return by_name(Compressor, "compress.compressors", BUILT_IN)
 
 
 def chain(text: str) -> Compressor:
@@ -70,5 +60,7 @@ __all__ = [
     "Repeat",
     "Train",
     "chain",
+    "hints",
+    "losses",
     "techniques",
 ]

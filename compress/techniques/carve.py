@@ -15,7 +15,7 @@ from compress.errors import IllegalChain, nearest
 from compress.model import Model, forward
 from compress.tasks.base import Tensors, stacked_inputs
 from compress.techniques.blocks import Stage, stages, without
-from compress.techniques.losses import kd
+from compress.techniques.losses.kd import divergence
 from compress.techniques.prune_channels import PruneChannels
 
 JUDGED = 256
@@ -163,7 +163,7 @@ class Carve(Compressor):
             trials = {}
             for path in candidates:
                 trial = without(copy.deepcopy(here.module), [*removed, path])
-                trials[path] = float(kd(_answers(trial, inputs), expected, 1.0))
+                trials[path] = float(divergence(_answers(trial, inputs), expected))
             best = min(trials, key=lambda path: trials[path])
             removed.append(best)
             effects.append(round(trials[best], 6))
@@ -173,5 +173,6 @@ class Carve(Compressor):
 
 
 def _answers(module: nn.Module, inputs: Tensors) -> torch.Tensor:
+    """Return log-probabilities, (N, classes)."""
     parts = zip(*(tensor.split(CHUNK) for tensor in inputs), strict=True)
-    return torch.cat([forward(module.eval(), part) for part in parts])
+    return torch.cat([forward(module.eval(), part) for part in parts]).log_softmax(dim=1)

@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.compressor import is_number, require, require_choice, require_name
+from compress.compressor import (
+    is_number,
+    require,
+    require_choice,
+    require_count,
+    require_name,
+    require_positive,
+)
 from compress.context import StepContext
 from compress.ensemble import AVERAGES
 from compress.errors import IllegalChain, unknown
 from compress.model import Model
+from compress.parts import settle, takes
 from compress.tasks.base import Split, arrangement
-from compress.techniques.hints import HINTS, Hints, check_layer, matched, named_pairs
-from compress.techniques.losses import LABEL_LOSSES, SOFT_LOSSES, standardized
+from compress.techniques.flat_options import with_parts
+from compress.techniques.hints import Hint, hints
+from compress.techniques.hints.base import HintLoss
+from compress.techniques.losses import Kd, Loss, losses
 from compress.techniques.schedules import SHAPES, between
 from compress.techniques.soft_labels import Showing, SoftLabels
 from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, find_teachers
 from compress.techniques.train import fresh_model, same_again
-from compress.training import Batch, Loss, Training, TrainingHooks, fit
+from compress.training import Batch, Training, TrainingHooks, fit
+from compress.training import Loss as BatchLoss
 
 SAME = "same"
-SOFT = ("loss", "temperature", "final_temperature", "beta")
-"""Options that shape the soft loss alone."""
-TAUGHT = ("standardize", "annealing")
-"""Options of all that is learnt from the teacher's outputs."""
 
 
 @dataclass(frozen=True, repr=False)
 class Distill(Training):
     """Train a student, or the model itself, on a teacher's outputs (Hinton et al. 2015).
 
-    Minimises hard_weight · cross-entropy + soft_weight · soft loss
-    + logits_weight · squared difference of the logits + hint_weight · hints.
+    Minimises hard_weight · cross-entropy + the sum of weight · loss + weight of the hints · hints.
 
     - `student`: a fresh model of that name; 'same': the architecture that enters, with fresh
       weights (born again, Furlanello et al. 2018); without one, the model that enters learns on.
     - `teacher`: 'baseline', 'input' (the model that enters), a model that the suite names, or a
       list of these: an ensemble, whose 'probabilities' or 'logits' are averaged (`average`),
       weighted by `teacher_weights`.
-    - `loss`: 'kd' (softened probabilities), 'logits' (squared difference), 'dkd' (`beta` weighs
-      what it says of the classes that are not the item's) or 'dist';
-      `standardize` scales each item's logits to mean 0 and deviation 1 before.
-      `logits_weight` adds the squared difference to another loss, or with `soft_weight=0` to none.
-    - `temperature` leads to `final_temperature` along `temperature_schedule`. With `annealing`
-      ('linear', 'cosine') what the teacher's outputs say fades out, and the hard loss gains what
-      the soft one loses (Clark et al. 2019, section 3.2).
-    - `hints`: 'fitnets' or 'attention', between the layers that `hint_layers` names
-      ('teacher.layer:student.layer'), or those that match by themselves.
+    - `loss`: a loss, by name or with its options, such as `dkd(beta=1.0)`, or a list of them;
+      `[]` for none, where hints are all that the teacher gives.
+    - With `annealing` ('linear', 'cosine') the losses fade out, and the hard one comes to
+      `final_hard_weight`, by default what it has and what they lose (Clark et al. 2019,
+      section 3.2).
+    - `hints`: 'fitnets', 'attention', or one with its options, such as `fitnets(weight=10.0)`.
     - `transfer`: a data source whose images take the place of the training data, labelled or not.
     - `views`: how many augmented views of each item there are, shown in turns, an epoch each; by
       default every epoch has its own. What the teacher says of a view is kept and reused; with 0
@@ -59,117 +63,83 @@ class Distill(Training):
 
     student: str | None = None
     teacher: str | tuple[str, ...] = BASELINE
-    loss: str = "kd"
-    temperature: float = 4.0
+    loss: Loss | tuple[Loss, ...] = field(default=Kd(), metadata=takes(Loss, losses, several=True))
     hard_weight: float = 0.1
-    soft_weight: float = 0.9
-    standardize: bool = False
-    final_temperature: float | None = None
-    temperature_schedule: str = "linear"
     annealing: str = "constant"
+    final_hard_weight: float | None = None
     average: str = "probabilities"
     teacher_weights: tuple[float, ...] = ()
-    hints: str = "none"
-    hint_weight: float = 1.0
-    hint_layers: tuple[str, ...] = ()
+    hints: Hint | None = field(default=None, metadata=takes(Hint, hints))
     transfer: str | None = None
     views: int | None = None
-    beta: float = 2.0
-    logits_weight: float = 0.0
+
+    @classmethod
+    def modernized(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_parts(options, cls.hard_weight)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("teacher", "teacher_weights", "hint_layers"):
-            value = getattr(self, name)
-            texts = (str, list, tuple) if name == "teacher" else (list, tuple)
-            what = "a name or a list of names" if name == "teacher" else "a list"
-            require(isinstance(value, texts), self, f"{name} is {what}, not {value!r}")
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
+        settle(self, "loss")
+        settle(self, "hints")
         require_name(self, "student")
         require_name(self, "transfer")
-        require_choice(self, "loss", tuple(SOFT_LOSSES))
-        require_choice(self, "hints", HINTS)
         require_choice(self, "average", AVERAGES)
         require_choice(self, "annealing", tuple(SHAPES))
-        require_choice(self, "temperature_schedule", tuple(s for s in SHAPES if s != "constant"))
-        require(isinstance(self.standardize, bool), self, "standardize is True or False")
+        if self.views is not None:
+            require_count(self, "views", least=0)
         self._check_teachers()
-        self._check_numbers()
-        self._check_hints()
+        self._check_weights()
 
     def _check_teachers(self) -> None:
-        names, weights = self.teacher_names, self.teacher_weights
-        sound = bool(names) and all(isinstance(name, str) for name in names)
-        require(sound, self, f"teacher is a name or a list of names, not {self.teacher!r}")
+        teacher, weights = self.teacher, self.teacher_weights
+        names = [teacher] if isinstance(teacher, str) else teacher
+        sound = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        sound = sound and bool(names)
+        require(sound, self, f"teacher is a name or a list of names, not {teacher!r}")
+        sound = isinstance(weights, (list, tuple))
+        require(sound, self, f"teacher_weights is a list, not {weights!r}")
+        object.__setattr__(self, "teacher", teacher if isinstance(teacher, str) else tuple(names))
+        object.__setattr__(self, "teacher_weights", tuple(weights))
         if weights:
             fine = len(weights) == len(names) and all(is_number(w) and w > 0 for w in weights)
             require(fine, self, f"teacher_weights are {len(names)} positive numbers, one a teacher")
-        several = len(names) > 1
-        require(several or not weights, self, "teacher_weights needs several teachers")
-        require(several or self.average == "probabilities", self, "average needs several teachers")
-        squared = self.loss == "logits" or self.logits_weight != 0
-        sound = not several or not squared or self.average == "logits"
-        what = "loss='logits'" if self.loss == "logits" else "logits_weight"
-        require(sound, self, f"{what} learns from several teachers with average='logits'")
+        if len(names) == 1:
+            require(not weights, self, "teacher_weights needs several teachers")
+            require(self.average == "probabilities", self, "average needs several teachers")
+            return
+        for loss in self.losses:
+            sound = not loss.wants_logits or self.average == "logits"
+            what = f"{loss.name()}() learns from several teachers with average='logits'"
+            require(sound, self, what)
+        require(self.hints is None, self, "hints come from one teacher, not from an ensemble")
 
-    def _check_numbers(self) -> None:
-        for name in ("temperature", "final_temperature"):
-            heat = getattr(self, name)
-            fine = (is_number(heat) and heat > 0) or (heat is None and name != "temperature")
-            require(fine, self, f"{name} must be positive, not {heat!r}")
-        usual = Distill.temperature
-        require(
-            self.loss != "logits" or (self.temperature, self.final_temperature) == (usual, None),
-            self,
-            "temperature has no part in loss='logits'",
-        )
-        require(
-            self.final_temperature is not None or self.temperature_schedule == "linear",
-            self,
-            "temperature_schedule needs a final_temperature",
-        )
-        require(
-            is_number(self.beta) and self.beta >= 0, self, f"beta must be >= 0, not {self.beta!r}"
-        )
-        require(self.beta == Distill.beta or self.loss == "dkd", self, "beta is of loss='dkd'")
-        for name in ("hard_weight", "soft_weight", "hint_weight", "logits_weight"):
-            value = getattr(self, name)
-            require(is_number(value) and value >= 0, self, f"{name} must be >= 0, not {value!r}")
-        outputs = self.soft_weight > 0 or self.logits_weight > 0
-        taught = outputs or self.hints != "none"
+    def _check_weights(self) -> None:
+        require_positive(self, "hard_weight", "final_hard_weight", zero=True)
+        taught = bool(self.losses) or self.hints is not None
         require(taught, self, "nothing is learnt from the teacher: that is train() or finetune()")
-        once = self.loss != "logits" or self.logits_weight == 0
-        require(once, self, "loss='logits' has its weight in soft_weight: leave out logits_weight")
-        for names, used in ((SOFT, self.soft_weight > 0), (TAUGHT, outputs)):
-            for name in names:
-                fine = used or getattr(self, name) == getattr(Distill, name)
-                require(fine, self, f"{name} is of the soft loss, and soft_weight is 0")
-        stays = self.hard_weight > 0 or self.soft_weight > 0 or self.hints != "none"
-        require(
-            self.annealing == "constant" or stays,
-            self,
-            "annealing fades out all there is to learn: set a hard_weight",
-        )
-        views = self.views
-        counted = isinstance(views, int) and not isinstance(views, bool) and views >= 0
-        require(views is None or counted, self, f"views must be a whole number >= 0, not {views!r}")
+        alike = {repr(replace(loss, weight=1.0)) for loss in self.losses}
+        once = len(alike) == len(self.losses)
+        require(once, self, "two of the losses differ in their weight alone: add it up in one")
+        if self.annealing == "constant":
+            sound = self.final_hard_weight is None
+            require(sound, self, "final_hard_weight needs annealing='linear' or 'cosine'")
+            return
+        require(bool(self.losses), self, "annealing fades out losses, and there are none")
+        stays = self.final_hard_weight != 0 or self.hints is not None
+        require(stays, self, "annealing fades out all there is to learn: set a final_hard_weight")
 
-    def _check_hints(self) -> None:
-        given = self.hint_layers
-        sound = all(
-            isinstance(text, str) and text.count(":") == 1 and all(text.split(":"))
-            for text in given
-        )
-        require(sound, self, "hint_layers are texts such as 'layer1:features.3'")
-        require(not given or self.hints != "none", self, "hint_layers without hints='fitnets'")
-        weighed = self.hint_weight != Distill.hint_weight
-        require(not weighed or self.hints != "none", self, "hint_weight without hints='fitnets'")
-        require(
-            self.hints == "none" or self.hint_weight > 0, self, "hint_weight is 0: leave out hints"
-        )
-        alone = self.hints == "none" or len(self.teacher_names) == 1
-        require(alone, self, "hints come from one teacher, not from an ensemble")
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        return (self.loss,) if isinstance(self.loss, Loss) else self.loss
+
+    @property
+    def hard_gain(self) -> float:
+        """How much weight the hard loss gains while the others fade out."""
+        if self.annealing == "constant":
+            return 0.0
+        if self.final_hard_weight is not None:
+            return self.final_hard_weight - self.hard_weight
+        return sum(loss.weight for loss in self.losses)
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -191,8 +161,8 @@ class Distill(Training):
     @property
     def wants_labels(self) -> bool:
         """Whether the loss looks at labels at any time."""
-        gains = self.annealing != "constant" and self.soft_weight > 0
-        return self.hard_weight > 0 or gains or self.loss in LABEL_LOSSES
+        hard = self.hard_weight > 0 or self.hard_gain > 0
+        return hard or any(loss.wants_labels for loss in self.losses)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -215,11 +185,12 @@ class Distill(Training):
 
     def check(self, context: StepContext) -> None:
         self._check_pairs(context)
-        if self.loss in LABEL_LOSSES and context.task.mixes:
-            raise IllegalChain(
-                f"distill: loss={self.loss!r} looks at each item's class, and mixup gives mixtures "
-                f"of two: use another loss, or data without mixup"
-            )
+        for loss in self.losses:
+            if loss.wants_single_classes and context.task.mixes:
+                raise IllegalChain(
+                    f"distill: {loss.name()}() looks at each item's class, and mixup gives "
+                    f"mixtures of two: use another loss, or data without mixup"
+                )
         if self.transfer is None:
             return
         if self.transfer not in context.transfers:
@@ -227,24 +198,21 @@ class Distill(Training):
         if self.wants_labels and not context.transfers[self.transfer].labelled:
             raise IllegalChain(
                 f"distill: the transfer set {self.transfer} has no labels of this task's classes, "
-                f"and hard_weight, annealing and loss='dkd' look at labels: set hard_weight=0 and "
-                f"leave out the others"
+                f"and hard_weight, annealing and losses such as dkd() look at labels: set "
+                f"hard_weight=0 and leave out the others"
             )
 
     def _check_pairs(self, context: StepContext) -> None:
         """Refuse hints that teacher and student do not give, where both are known beforehand."""
-        if self.hints == "none":
-            return
-        known = self._known_teacher(context)
-        if known is None:
+        known = None if self.hints is None else self._known_teacher(context)
+        if self.hints is None or known is None:
             return
         with torch.random.fork_rng(devices=[]):
             teacher, student = known.copy(), self._known_student(context)
-            if student is not None:
-                Hints(self.hints, self._pairs(teacher, student), teacher, student)
-                return
-        for text in self.hint_layers:
-            check_layer(text.partition(":")[0], teacher, "teacher")
+            if student is None:
+                self.hints.check_teacher(teacher)
+            else:
+                HintLoss(self.hints, teacher, student)
 
     def _known_teacher(self, context: StepContext) -> Model | None:
         [name] = self.teacher_names
@@ -297,18 +265,12 @@ class Distill(Training):
             return same_again(model, context)
         return fresh_model(self.student, model, context)
 
-    def _hints(self, teacher: Teacher, student: Model) -> Hints | None:
-        if self.hints == "none":
+    def _hints(self, teacher: Teacher, student: Model) -> HintLoss | None:
+        if self.hints is None:
             return None
-        first = teacher.models[0]
-        pairs = self._pairs(first, student)
-        teacher.context.log.row("hints", pairs=[list(pair) for pair in pairs])
-        return Hints(self.hints, pairs, first, student)
-
-    def _pairs(self, teacher: Model, student: Model) -> list[tuple[str, str]]:
-        if self.hint_layers:
-            return named_pairs(self.hint_layers, teacher, student)
-        return matched(teacher, student)
+        inside = HintLoss(self.hints, teacher.models[0], student)
+        teacher.context.log.row("hints", pairs=[list(pair) for pair in inside.pairs])
+        return inside
 
     def _views(self, context: StepContext) -> int:
         """Return how many augmented views there are: without augmentation all look the same."""
@@ -332,32 +294,22 @@ class Distill(Training):
         showing = Showing(len(split), self._views(context), self.epochs, keep, given)
         return SoftLabels(teacher.ask, context, key, showing)
 
-    def _loss(self, labels: SoftLabels, hints: Hints | None, context: StepContext) -> Loss:
-        soft = SOFT_LOSSES[self.loss]
-        if self.loss == "dkd":
-            soft = partial(soft, beta=self.beta)
-        last = self.temperature if self.final_temperature is None else self.final_temperature
-        heat = partial(between, self.temperature, last, self.temperature_schedule)
-        share = partial(between, 1.0, 0.0, self.annealing)
+    def _loss(self, labels: SoftLabels, inside: HintLoss | None, context: StepContext) -> BatchLoss:
+        share, gain = partial(between, 1.0, 0.0, self.annealing), self.hard_gain
 
         def loss(outputs: Tensor, batch: Batch) -> Tensor:
-            taught = labels(batch)
+            answers = labels(batch)
             left = share(batch.progress)
-            hard_weight = self.hard_weight + (1 - left) * self.soft_weight
+            hard_weight = self.hard_weight + (1 - left) * gain
             value = outputs.new_zeros(())
-            ours, theirs = outputs, taught
-            if self.standardize:
-                ours, theirs = standardized(ours), standardized(theirs)
-            if self.soft_weight * left > 0:
-                part = soft(ours, theirs, heat(batch.progress), batch.targets)
-                value = value + self.soft_weight * left * part
-            if self.logits_weight * left > 0:
-                part = SOFT_LOSSES["logits"](ours, theirs, 1.0)
-                value = value + self.logits_weight * left * part
+            for part in self.losses:
+                if left > 0:
+                    soft = part(outputs, answers, batch.targets, batch.progress)
+                    value = value + part.weight * left * soft
             if hard_weight > 0:
                 value = value + hard_weight * context.task.loss(outputs, batch.targets)
-            if hints is not None:
-                value = value + self.hint_weight * hints.value()
+            if inside is not None:
+                value = value + inside.hint.weight * inside.value()
             return value
 
         return loss

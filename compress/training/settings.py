@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from compress.compressor import Compressor, is_number, require, require_choice, require_count
+from compress.compressor import Compressor, require_choice, require_count, require_positive
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -36,9 +36,8 @@ class Training(Compressor):
         require_count(self, "batch_size", least=2)
         require_choice(self, "optimizer", OPTIMIZERS)
         require_choice(self, "keep", ("last", "best"))
-        rate, decay = self.learning_rate, self.weight_decay
-        require(is_number(rate) and rate > 0, self, f"learning_rate must be positive, not {rate!r}")
-        require(is_number(decay) and decay >= 0, self, f"weight_decay must be >= 0, not {decay!r}")
+        require_positive(self, "learning_rate")
+        require_positive(self, "weight_decay", zero=True)
         if self.patience is not None:
             require_count(self, "patience")
 

@@ -60,6 +60,13 @@ def test_an_axis_is_cut_only_where_a_few_points_lie_far_below():
         ("distill(student='quantize(x)', epochs=3)", "distill", "float32"),
         ("distill(epochs=3, student='s') -> factorize(rank=0.5)", "combined", "float32"),
         ("prune_weights(sparsity=0.5) -> factorize(rank=0.5)", "combined", "float32"),
+        ("distill(loss=(dkd(beta=1.0), quantize()), student='s')", "distill", "float32"),
+        (
+            "repeat(2, prune_channels(macs=0.5) -> distill(loss=dist(temperature=1.0), "
+            "hints=fitnets(layers=('a:b', 'c:d')), epochs=3), schedule='cubic') -> quantize()",
+            "prune_channels",
+            "int8",
+        ),
         ("carve(ratio=0.5)", "carve", "float32"),
         ("carve(ratio=0.5) -> distill(epochs=3) -> quantize()", "carve", "int8"),
         ("carve(ratio=0.5) -> prune_channels(macs=0.5)", "combined", "float32"),

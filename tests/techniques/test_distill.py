@@ -20,7 +20,7 @@ from compress.model import Model
 from compress.tasks.base import Data, TensorSplit
 from compress.techniques import chain
 from compress.techniques.distill import Distill
-from compress.techniques.losses import kd
+from compress.techniques.losses import Kd
 from compress.techniques.schedules import between
 from compress.techniques.teachers import Teacher
 from compress.training import Batch, accuracy
@@ -180,27 +180,25 @@ def test_a_whole_recipe(taught: tuple[Data, Model]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("loss='logits', temperature=2.0", "temperature has no part in loss='logits'"),
-        ("loss='logits', final_temperature=2.0", "temperature has no part in loss='logits'"),
-        ("temperature_schedule='cosine'", "temperature_schedule needs a final_temperature"),
-        ("beta=3.0", "beta is of loss='dkd'"),
-        ("loss='dkd', beta=-1.0", "beta must be >= 0"),
-        ("hint_weight=3.0", "hint_weight without hints"),
-        ("hints='fitnets', hint_weight=0", "hint_weight is 0: leave out hints"),
-        ("hints='fitnets', soft_weight=0, loss='dist'", "loss is of the soft loss"),
-        ("hints='fitnets', soft_weight=0, annealing='linear'", "annealing is of the soft loss"),
+        ("loss=logits(temperature=2.0)", "unknown option of logits 'temperature'"),
+        ("loss=kd(beta=3.0)", "unknown option of kd 'beta'"),
+        ("hints=fitnets(weight=0)", "weight must be positive, not 0"),
+        ("hints=fitnets(weight=-1)", "weight must be positive"),
+        ("hints='fitnets', loss=[], annealing='linear'", "fades out losses, and there are none"),
+        ("loss=[]", "nothing is learnt from the teacher"),
+        ("final_hard_weight=1.0", "final_hard_weight needs annealing"),
+        ("annealing='linear', final_hard_weight=-1", "final_hard_weight must be >= 0"),
+        ("annealing='linear', final_hard_weight=0", "fades out all there is to learn"),
+        ("loss=[kd(weight=0.2), kd(weight=0.3)]", "differ in their weight alone"),
+        ("loss=3", "loss: a loss such as kd(), or a list of them, not 3"),
+        ("loss=None", "loss: a loss such as kd(), or a list of them, not None"),
+        ("loss=[['kd']]", "loss: a loss such as kd(), or a list of them, not ['kd']"),
+        ("hints=['fitnets']", "hints: a hint such as fitnets(), not ['fitnets']"),
+        ("hints=3", "hints: a hint such as fitnets(), not 3"),
         ("teacher_weights=[2]", "teacher_weights needs several teachers"),
-        ("final_temperature=1.0, temperature_schedule='constant'", "linear, cosine"),
         ("average='logits'", "average needs several teachers"),
         ("loss='logits', teacher=['a', 'b']", "several teachers with average='logits'"),
-        ("logits_weight=0.1, teacher=['a', 'b']", "several teachers with average='logits'"),
-        ("loss='logits', logits_weight=0.1", "has its weight in soft_weight"),
-        ("logits_weight=-1", "logits_weight must be >= 0"),
-        ("logits_weight=0.1, soft_weight=0, temperature=2", "temperature is of the soft loss"),
-        (
-            "logits_weight=0.1, soft_weight=0, hard_weight=0, annealing='linear'",
-            "fades out all there is",
-        ),
+        ("loss=[kd(), logits()], teacher=['a', 'b']", "several teachers with average='logits'"),
     ],
 )
 def test_options_without_effect_are_refused(options: str, words: str) -> None:
@@ -217,7 +215,7 @@ def test_beta_weighs_what_is_said_of_the_other_classes(taught: tuple[Data, Model
     batch, outputs = Batch(torch.arange(16), inputs, targets), torch.randn(16, 10)
     values = []
     for beta in (0.0, 1.0, 4.0):
-        step = chain(f"distill(loss='dkd', hard_weight=0, soft_weight=1, beta={beta})")
+        step = chain(f"distill(loss=dkd(beta={beta}, weight=1), hard_weight=0)")
         assert isinstance(step, Distill)
         loss = step._loss(step._labels(calls, context, data.train, False), None, context)
         values.append(float(loss(outputs, batch)))
@@ -230,7 +228,7 @@ def test_hints_that_cannot_be_are_refused_before_any_work(taught: tuple[Data, Mo
     data, teacher = taught
     context = make_bench(data, teacher)
     first = next(name for name, _ in teacher.module.named_modules() if name)
-    step = chain(f"distill(student='mlp', hints='fitnets', hint_layers=['{first}:nothing'])")
+    step = chain(f"distill(student='mlp', hints=fitnets(layers=['{first}:nothing']))")
     with pytest.raises(IllegalChain, match="the student has no layer 'nothing'"):
         step.check(context)
     before = torch.get_rng_state()
@@ -242,18 +240,18 @@ def test_hints_that_cannot_be_are_refused_before_any_work(taught: tuple[Data, Mo
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("distill(hints='fitnets', hint_layers=['nope:0'])", "the teacher has no layer 'nope'"),
-        ("distill(hints='fitnets', hint_layers=['0:nope'])", "the student has no layer 'nope'"),
+        ("distill(hints=fitnets(layers=['nope:0']))", "the teacher has no layer 'nope'"),
+        ("distill(hints=fitnets(layers=['0:nope']))", "the student has no layer 'nope'"),
         (
-            "distill(student='mlp', teacher='input', hints='fitnets', hint_layers=['nope:0'])",
+            "distill(student='mlp', teacher='input', hints=fitnets(layers=['nope:0']))",
             "the teacher has no layer 'nope'",
         ),
         (
-            "distill(student='same', teacher='input', hints='fitnets', hint_layers=['0:nope'])",
+            "distill(student='same', teacher='input', hints=fitnets(layers=['0:nope']))",
             "the student has no layer 'nope'",
         ),
         (
-            "prune_weights(sparsity=0.5) -> distill(hints='fitnets', hint_layers=['nope:0'])",
+            "prune_weights(sparsity=0.5) -> distill(hints=fitnets(layers=['nope:0']))",
             "the teacher has no layer 'nope'",
         ),
         ("carve(blocks=['nope'])", "there is no block 'nope'"),
@@ -269,7 +267,7 @@ def test_layers_that_are_not_there_are_told_before_the_baseline_is_trained(
 
 def test_layers_that_an_earlier_step_makes_are_no_error() -> None:
     """What factorizing makes of layer 0 cannot be known beforehand."""
-    text = "factorize(rank=0.5) -> distill(hints='fitnets', hint_layers=['3:3.1'])"
+    text = "factorize(rank=0.5) -> distill(hints=fitnets(layers=['3:3.1']))"
     suite = Suite("test", "digits", "cnn-small(width=8)", ("train(epochs=1)", text), controls=False)
     [_, row] = make_plan(suite, data=small_digits()).rows
     assert repr(row.chain) == repr(chain(text))
@@ -288,7 +286,7 @@ def test_annealing_ends_at_the_labels_alone(taught: tuple[Data, Model]) -> None:
     """Where the soft loss has faded out, what is left is the cross-entropy at full weight."""
     data, teacher = taught
     context = make_bench(data, teacher)
-    step = chain("distill(epochs=1, annealing='linear', hard_weight=0.1, soft_weight=0.9)")
+    step = chain("distill(epochs=1, annealing='linear', hard_weight=0.1, loss=kd(weight=0.9))")
     assert isinstance(step, Distill)
     assert "labels" in chain("distill(annealing='linear', hard_weight=0)").needs
     calls = Teacher([teacher], context, "logits", ())
@@ -300,16 +298,17 @@ def test_annealing_ends_at_the_labels_alone(taught: tuple[Data, Model]) -> None:
     for done in (0.0, 0.25, 1.0):
         batch = Batch(torch.arange(16), inputs, targets, progress=done)
         hard = float(data.task.loss(outputs, targets))
-        soft = float(kd(outputs, calls.ask(inputs), 4.0))
+        soft = float(Kd()(outputs, calls.ask(inputs), targets))
         expected = (0.1 + 0.9 * done) * hard + 0.9 * (1 - done) * soft
         assert float(loss(outputs, batch)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_annealing_looks_at_labels_where_their_weight_grows() -> None:
     growing = "distill(hard_weight=0, annealing='linear')"
-    hints = "distill(hard_weight=0, soft_weight=0, logits_weight=1, hints='fitnets'"
+    fading = "distill(hard_weight=0, annealing='linear', final_hard_weight=0, hints='fitnets')"
     assert "labels" in chain(growing).needs
-    assert "labels" not in chain(f"{hints}, annealing='linear')").needs
+    assert "labels" not in chain(fading).needs
+    assert "labels" in chain("distill(hard_weight=0, loss=[kd(), dkd()])").needs
 
 
 @pytest.mark.parametrize("soft", [0.0, 0.7])
@@ -318,8 +317,9 @@ def test_all_three_targets_at_once_each_with_its_weight(
 ) -> None:
     data, teacher = taught
     context = make_bench(data, teacher)
-    options = f"hard_weight=0.3, soft_weight={soft}, logits_weight=0.05, annealing='linear'"
-    step = chain(f"distill({options})")
+    losses = f"[kd(weight={soft}), logits(weight=0.05)]" if soft else "logits(weight=0.05)"
+    options = f"hard_weight=0.3, annealing='linear', final_hard_weight={0.3 + soft}"
+    step = chain(f"distill(loss={losses}, {options})")
     assert isinstance(step, Distill)
     calls = Teacher([teacher], context, "logits", ())
     loss = step._loss(step._labels(calls, context, data.train, False), None, context)
@@ -331,7 +331,7 @@ def test_all_three_targets_at_once_each_with_its_weight(
     for done in (0.0, 0.25, 1.0):
         batch = Batch(torch.arange(16), inputs, targets, progress=done)
         hard = float(data.task.loss(outputs, targets))
-        taught_part = soft * float(kd(outputs, answers, 4.0)) + 0.05 * squared
+        taught_part = soft * float(Kd()(outputs, answers, targets)) + 0.05 * squared
         expected = (0.3 + soft * done) * hard + (1 - done) * taught_part
         assert float(loss(outputs, batch)) == pytest.approx(expected, rel=1e-3)
 
@@ -346,7 +346,7 @@ def test_schedules(shape: str, middle: float) -> None:
 def test_the_temperature_falls_along_its_schedule(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
     context = make_bench(data, teacher)
-    step = chain("distill(temperature=8, final_temperature=2, hard_weight=0, soft_weight=1)")
+    step = chain("distill(loss=kd(temperature=8, final_temperature=2, weight=1), hard_weight=0)")
     assert isinstance(step, Distill)
     calls = Teacher([teacher], context, "logits", ())
     loss = step._loss(step._labels(calls, context, data.train, False), None, context)
@@ -355,7 +355,7 @@ def test_the_temperature_falls_along_its_schedule(taught: tuple[Data, Model]) ->
     outputs = torch.randn(16, 10)
     for done, heat in ((0.0, 8.0), (0.5, 5.0), (1.0, 2.0)):
         batch = Batch(torch.arange(16), inputs, targets, progress=done)
-        expected = float(kd(outputs, calls.ask(inputs), heat))
+        expected = float(Kd(temperature=heat)(outputs, calls.ask(inputs), targets))
         assert float(loss(outputs, batch)) == pytest.approx(expected, rel=1e-3)
 
 
@@ -402,24 +402,18 @@ def test_dkd_is_refused_where_items_are_mixed(taught: tuple[Data, Model]) -> Non
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("temperature=0", "temperature must be positive, not 0"),
-        ("temperature=-1.5", "temperature must be positive"),
-        ("final_temperature=0", "final_temperature must be positive"),
         ("teacher=[]", "a name or a list of names"),
         ("teacher=['a', 3]", "a name or a list of names"),
         ("teacher=5", "a name or a list of names, not 5"),
         ("teacher={'a', 'b'}", "a name or a list of names"),
         ("teacher_weights=0.5", "teacher_weights is a list, not 0.5"),
-        ("hint_layers='a:b', hints='fitnets'", "hint_layers is a list"),
+        ("hints=fitnets(layers='a:b')", "layers is a list"),
         ("teacher=['baseline', 'input'], teacher_weights=[1]", "2 positive numbers"),
         ("teacher_weights=[0]", "1 positive numbers"),
         ("annealing='step'", "constant, linear, cosine"),
-        ("temperature_schedule='step'", "one of linear, cosine"),
-        ("hints='all'", "none, fitnets, attention"),
-        ("hint_weight=-1", "hint_weight must be >= 0"),
+        ("hard_weight=-1", "hard_weight must be >= 0, not -1"),
         ("average='median'", "probabilities, logits"),
-        ("standardize=1", "True or False"),
-        ("views=-1", "views must be a whole number >= 0"),
+        ("views=-1", "views must be a whole number of at least 0"),
         ("views=1.5", "views must be a whole number"),
         ("transfer=3", "transfer is a name"),
         ("patience=0", "patience must be a whole number of at least 1"),

@@ -11,7 +11,11 @@ from compress.compressor import run
 from compress.errors import IllegalChain
 from compress.model import Model
 from compress.techniques import chain
-from compress.techniques.hints import Hints, attention, channels_first, matched, recorded
+from compress.techniques.hints import hints as known_hints
+from compress.techniques.hints.attention import Attention, attention
+from compress.techniques.hints.base import HintLoss
+from compress.techniques.hints.features import channels_first, matched, recorded
+from compress.techniques.hints.fitnets import Fitnets
 
 DATA = small_digits()
 
@@ -45,7 +49,7 @@ def test_what_later_layers_do_in_place_is_not_seen() -> None:
         return Model(layers, (torch.zeros(1, 3, 8, 8),))
 
     teacher, student = net(), net()
-    hints = Hints("fitnets", [("0", "0")], teacher, student)
+    hints = HintLoss(Fitnets(layers=("0:0",)), teacher, student)
     inputs = torch.randn(2, 3, 8, 8)
     teacher.module(inputs)
     student.module(inputs)
@@ -60,7 +64,7 @@ def test_transformers_are_matched_by_depth() -> None:
     pairs = matched(*vits)
     assert [theirs.rpartition("_")[2] for theirs, _ in pairs] == ["1", "3", "5"]
     assert [ours.rpartition("_")[2] for _, ours in pairs] == ["0", "1", "2"]
-    hints = Hints("fitnets", pairs, *vits)
+    hints = HintLoss(Fitnets(), *vits)
     vits[0].module(*vits[0].items())
     vits[1].module(*vits[1].items())
     assert hints.value() > 0
@@ -87,7 +91,7 @@ def test_channels_that_come_last_are_moved_to_the_front() -> None:
     # Swin itself permutes what comes after its last norm.
     assert pairs == [("features.1", "0"), ("permute", "1")]
     assert recorded(swin, teacher.items())["features.1"].shape == (2, 16, 4, 4)
-    hints = Hints("attention", pairs, teacher, student)
+    hints = HintLoss(Attention(), teacher, student)
     inputs = teacher.items()
     with torch.no_grad():
         theirs = swin.features[:2](inputs[0])
@@ -99,7 +103,7 @@ def test_channels_that_come_last_are_moved_to_the_front() -> None:
         swin(*inputs)
         student.module(*inputs)
         assert float(hints.value()) == pytest.approx(float(by_hand), rel=1e-5)
-    learnt = Hints("fitnets", pairs, teacher, student)
+    learnt = HintLoss(Fitnets(), teacher, student)
     assert [list(p.weight.shape[:2]) for p in learnt.projections] == [[16, 6], [32, 5]]
 
 
@@ -147,7 +151,7 @@ def test_the_losses_by_hand() -> None:
     pairs = matched(teacher, student)
     theirs, ours = recorded(teacher.module, inputs), recorded(student.module, inputs)
     for kind in ("fitnets", "attention"):
-        hints = Hints(kind, pairs, teacher, student)
+        hints = HintLoss(known_hints()[kind](), teacher, student)
         teacher.module(*inputs)
         student.module(*inputs)
         value = float(hints.value().detach())
@@ -168,10 +172,8 @@ def test_the_losses_by_hand() -> None:
 def test_learning_brings_the_features_nearer(kind: str) -> None:
     teacher = run(chain("train(epochs=4)"), model("resnet20(width=8)"), make_bench(DATA))
     context = make_bench(DATA, teacher)
-    start = (
-        "distill(student='resnet20(width=8)', epochs=8, batch_size=32, soft_weight=0, hard_weight=0"
-    )
-    made = run(chain(f"{start}, hints='{kind}', hint_weight=10.0)"), teacher, context)
+    start = "distill(student='resnet20(width=8)', epochs=8, batch_size=32, loss=[], hard_weight=0"
+    made = run(chain(f"{start}, hints={kind}(weight=10.0))"), teacher, context)
     losses = [row["loss"] for row in context.log.rows if row["kind"] == "epoch"]
     assert losses[-1] < 0.6 * losses[0]
     assert not any("projection" in name for name in made.module.state_dict())
@@ -180,8 +182,8 @@ def test_learning_brings_the_features_nearer(kind: str) -> None:
 def test_named_layers() -> None:
     teacher = model("resnet20(width=8)")
     context = make_bench(DATA, teacher)
-    start = "distill(student='resnet20(width=4)', epochs=1, hints='attention', hint_layers="
-    run(chain(f"{start}['layer2.0:layer2'])"), teacher, context)
+    start = "distill(student='resnet20(width=4)', epochs=1, hints=attention(layers="
+    run(chain(f"{start}['layer2.0:layer2']))"), teacher, context)
     assert {"kind": "hints", "pairs": [["layer2.0", "layer2"]]} in context.log.rows
     for layers, words in (
         ("['layer9:layer1']", "the teacher has no layer 'layer9'. Did you mean 'layer"),
@@ -190,12 +192,10 @@ def test_named_layers() -> None:
         ("['linear:layer3']", "no single tensor of features"),
     ):
         with pytest.raises(IllegalChain, match=words):
-            run(chain(f"{start}{layers})"), teacher, context)
+            run(chain(f"{start}{layers}))"), teacher, context)
     for layers in ("['layer1']", "['layer1:']", "[3]", "['a:b:c']"):
-        with pytest.raises(IllegalChain, match="hint_layers are texts"):
-            chain(f"{start}{layers})")
-    with pytest.raises(IllegalChain, match="without hints"):
-        chain("distill(epochs=1, hint_layers=['a:b'])")
+        with pytest.raises(IllegalChain, match="layers are texts"):
+            chain(f"{start}{layers}))")
 
 
 def test_what_cannot_give_hints() -> None:

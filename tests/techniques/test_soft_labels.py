@@ -63,7 +63,9 @@ def test_every_epoch_has_its_own_view_and_another_student_reuses_them(
     again, told = distill(context, teacher, f"{MLP})")
     assert told == {"asked": 0, "reused": 4 * N}
     assert equal(first, again), "reusing changes nothing"
-    _, told = distill(context, teacher, "distill(student='cnn-small', epochs=6, loss='dist')")
+    _, told = distill(
+        context, teacher, "distill(student='cnn-small', epochs=6, loss=[dist(), dkd()])"
+    )
     assert told == {"asked": 2 * N, "reused": 4 * N}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.compressor import Compressor
+from compress.parts import Configured
 from compress.system.files import digest, sha256
 
 LIBRARIES = (
@@ -21,7 +22,9 @@ LIBRARIES = (
 )
 OPTIONAL = ("timm",)
 """Libraries of models that may be missing."""
-MAKING = (".", "training", "techniques", "deploy", "zoo")
+MAKING = (
+    *(".", "training", "techniques", "techniques/losses", "techniques/hints", "deploy", "zoo"),
+)
 """Folders of our code that make models."""
 MEASURING = (*MAKING, "harness", "timing", "stats")
 UNUSED = {"cli.py", "__main__.py", "__init__.py", "api.py"}
@@ -50,19 +53,20 @@ def _version(name: str) -> str:
         return str(importlib.import_module(name.replace("-", "_")).__version__)
 
 
-def foreign_sources(step: Compressor) -> dict[str, str]:
-    """Return a hash of the code of every technique in a step that is not ours, by its class.
+def foreign_sources(step: Configured) -> dict[str, str]:
+    """Return a hash of the code of every class in a step that is not ours, by its name.
 
-    Of a class in a package that is all Python files of the package.
+    Of a class in a package that is all Python files of the package. Parts, such as losses, count.
     """
-    inner = [value for value in vars(step).values() if isinstance(value, Compressor)]
-    found = {} if step.steps != (step,) else _foreign(type(step))
-    for part in [*inner, *(part for part in step.steps if part is not step)]:
-        found |= foreign_sources(part)
+    steps = step.steps if isinstance(step, Compressor) and step.steps != (step,) else ()
+    found = {} if steps else _foreign(type(step))
+    for value in [*vars(step).values(), *steps]:
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            found |= foreign_sources(part) if isinstance(part, Configured) else {}
     return found
 
 
-def _foreign(cls: type[Compressor]) -> dict[str, str]:
+def _foreign(cls: type[Configured]) -> dict[str, str]:
     if cls.__module__.partition(".")[0] == "compress":
         return {}
     source = inspect.getsourcefile(cls)

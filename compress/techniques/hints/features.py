@@ -1,4 +1,4 @@
-"""Distillation of features: what layers inside student and teacher give, beside the logits."""
+"""What layers inside a model give, and which of a teacher's and a student's go together."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import IllegalChain, nearest
 from compress.model import Model
 from compress.tasks.base import Tensors
 
-HINTS = ("none", "fitnets", "attention")
 MOST_PAIRS = 4
 """Layers that are matched automatically."""
 
@@ -100,14 +98,14 @@ def matched(teacher: Model, student: Model) -> list[tuple[str, str]]:
     if not pairs:
         raise IllegalChain(
             "no layer of the student has features of the same height and width as one of the "
-            "teacher's: name the layers with hint_layers=['teacher.layer:student.layer']"
+            "teacher's: name the layers with layers=['teacher.layer:student.layer']"
         )
     return pairs
 
 
 def _ends(module: nn.Module, features: Mapping[str, Tensor]) -> dict[tuple[int, ...], str]:
     """Return the layer in which every grid of more than one pixel ends, in order of appearance."""
-    grids = {path: _grid(value) for path, value in features.items() if value.ndim == 4}
+    grids = {path: grid_of(value) for path, value in features.items() if value.ndim == 4}
     ends: dict[tuple[int, ...], str] = {}
     inside: dict[tuple[int, ...], str] = {}
     for path, grid in grids.items():
@@ -157,93 +155,6 @@ def check_layer(path: str, model: Model, whose: str) -> None:
         raise IllegalChain(f"the {whose} has no layer {path!r}. {nearest(path, known)}")
 
 
-class Hints(nn.Module):
-    """The mean loss over pairs of layers; a projection for each pair is trained along.
-
-    'fitnets': the squared difference between the teacher's features and a learnt 1x1 convolution
-    of the student's (Romero et al. 2015, equation 3; of tokens, a linear map), averaged over all
-    values. 'attention': the squared distance of the attention maps, the sum of squares over
-    channels scaled to length one (Zagoruyko and Komodakis 2017, equation 2 with p = 2, the norm
-    squared as in their code).
-    """
-
-    def __init__(
-        self, kind: str, pairs: Sequence[tuple[str, str]], teacher: Model, student: Model
-    ) -> None:
-        super().__init__()
-        self.kind = kind
-        self.pairs = list(pairs)
-        self.projections = nn.ModuleList()
-        theirs = recorded(teacher.module, teacher.items())
-        ours = recorded(student.module, student.items())
-        for one, other in pairs:
-            for path, features, whose in ((one, theirs, "teacher"), (other, ours, "student")):
-                if path not in features:
-                    raise IllegalChain(
-                        f"layer {path!r} of the {whose} gives no single tensor of features "
-                        f"(N, C, H, W), (N, H, W, C) or (N, tokens, width) in a pass"
-                    )
-            self.projections.append(self._projection(one, theirs[one], other, ours[other]))
-        self.sizes = [image_size(model.example) for model in (teacher, student)]
-        self.caught: list[dict[str, Tensor]] = [{}, {}]
-        self.handles = []
-        for number, model in enumerate((teacher, student)):
-            # A pass that ran out of memory must not hold on to its graph while it is repeated.
-            self.handles.append(model.module.register_forward_pre_hook(self._forget(number)))
-            for pair in self.pairs:
-                layer = model.module.get_submodule(pair[number])
-                self.handles.append(layer.register_forward_hook(self._catch(number, pair)))
-
-    def _projection(self, one: str, theirs: Tensor, other: str, ours: Tensor) -> nn.Module:
-        grids = [_grid(value) for value in (theirs, ours)]
-        if theirs.ndim != ours.ndim or grids[0] != grids[1]:
-            raise IllegalChain(
-                f"the features of {one!r} and {other!r} lie on different grids: {grids[0]} and "
-                f"{grids[1]}"
-            )
-        if self.kind == "attention":
-            return nn.Identity()
-        if theirs.ndim == 3:
-            return nn.Linear(ours.shape[2], theirs.shape[2])
-        return nn.Conv2d(ours.shape[1], theirs.shape[1], 1)
-
-    def _forget(self, whose: int) -> Any:
-        def forget(_module: nn.Module, _inputs: Any) -> None:
-            self.caught[whose].clear()
-
-        return forget
-
-    def _catch(self, whose: int, pair: tuple[str, str]) -> Any:
-        def note(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-            # A copy: a layer behind it may work in place, as torchvision's ReLUs do.
-            self.caught[whose][pair[whose]] = channels_first(output.clone(), self.sizes[whose])
-
-        return note
-
-    def value(self) -> Tensor:
-        """Return the loss for what both have just given for the same inputs."""
-        total = torch.zeros((), device=next(iter(self.caught[1].values())).device)
-        for (one, other), projection in zip(self.pairs, self.projections, strict=True):
-            theirs, ours = self.caught[0][one].float(), self.caught[1][other].float()
-            if self.kind == "attention":
-                total = total + (attention(ours) - attention(theirs)).square().sum(1).mean()
-            else:
-                total = total + F.mse_loss(projection(ours), theirs)
-        for caught in self.caught:
-            caught.clear()
-        return total / len(self.pairs)
-
-    def remove(self) -> None:
-        """Take the hooks out of teacher and student."""
-        for handle in self.handles:
-            handle.remove()
-
-
-def _grid(features: Tensor) -> tuple[int, ...]:
+def grid_of(features: Tensor) -> tuple[int, ...]:
+    """Return height and width of features of images; of tokens, how many there are."""
     return tuple(features.shape[2:] if features.ndim == 4 else features.shape[1:2])
-
-
-def attention(features: Tensor) -> Tensor:
-    """Return each item's map of energy over places, (N, places), of length one."""
-    channels = 1 if features.ndim == 4 else 2
-    return F.normalize(features.square().mean(channels).flatten(1), dim=1)

@@ -1,0 +1,154 @@
+"""What chain text writes as a call: steps, and the parts inside them, such as losses."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import keyword
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+from compress.errors import IllegalChain, UserError, unknown
+
+_KIND = "kind of parts"
+
+
+class Configured:
+    """A frozen dataclass whose fields are its configuration and whose `repr` is its chain text."""
+
+    always_shown: ClassVar[tuple[str, ...]] = ()
+    """Settings that the text names even where they have their defaults."""
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name in chain text: the class name in snake case."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def modernized(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return options of chain text, those of earlier versions in today's form."""
+        return options
+
+    def __repr__(self) -> str:
+        shown = []
+        for item in settings_of(type(self)):
+            value = getattr(self, item.name)
+            default = item.default
+            if item.name in self.always_shown or default is dataclasses.MISSING or value != default:
+                shown.append(f"{item.name}={value!r}")
+        return f"{self.name()}({', '.join(shown)})"
+
+
+class Part(Configured):
+    """A small technique inside a technique: options that only make sense together, and a job.
+
+    A kind of parts is a subclass (`Loss`, `Hint`), a part a frozen dataclass below it. The first
+    paragraph of a part's docstring is what `compress-models list` tells of it.
+    """
+
+
+def settings_of(cls: type[Configured]) -> list[dataclasses.Field[Any]]:
+    """Return a class's own settings, then those that it shares with ever more others."""
+    shared = {
+        name: distance
+        for distance, base in enumerate(cls.__mro__)
+        for name in vars(base).get("__annotations__", {})
+    }
+    return sorted(dataclasses.fields(cls), key=lambda item: shared[item.name])  # type: ignore[arg-type]
+
+
+def by_name(
+    base: type[Configured], group: str, built_in: Iterable[type[Any]]
+) -> Mapping[str, type[Any]]:
+    """Return classes by their names in chain text, those that installed packages bring included.
+
+    `group` is that of the packages' entry points. Raises UserError if one of them takes a name that
+    is in use or does not derive from `base`.
+    """
+    found = {cls.name(): cls for cls in built_in}
+    for entry in entry_points(group=group):
+        cls = entry.load()
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise UserError(f"the plug-in {entry.value} is not a {base.__name__}")
+        name = cls.name()
+        if keyword.iskeyword(name):
+            raise UserError(f"the plug-in {entry.value} takes the name {name!r} of Python")
+        if name in found:
+            raise UserError(f"the plug-in {entry.value} takes the name {name!r}, in use")
+        found[name] = cls
+    return found
+
+
+def lookup(kind: str, name: str, known: Mapping[str, type[Any]]) -> type[Any]:
+    """Return the class of a name in chain text, or raise UserError with the nearest names."""
+    if name not in known:
+        raise unknown(kind, name, known)
+    return known[name]
+
+
+def build(cls: type[Any], *arguments: Any, **options: Any) -> Any:
+    """Return an instance of a class of chain text; raise IllegalChain if the options do not fit."""
+    name, signature = cls.name(), inspect.signature(cls)
+    known = signature.parameters
+    for key in options:
+        if key not in known:
+            raise unknown(f"option of {name}", key, known)
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        raise IllegalChain(f"{name}: {error}; its options are {', '.join(known)}") from None
+    return cls(*arguments, **options)
+
+
+@dataclass(frozen=True)
+class PartKind:
+    """Which parts a field takes: those of a table, by name or as calls, one or a list of them."""
+
+    base: type[Part]
+    table: Callable[[], Mapping[str, type[Any]]]
+    several: bool = False
+
+    @property
+    def name(self) -> str:
+        """The kind in words, such as 'loss'."""
+        return self.base.name()
+
+    def part(self, value: object) -> Part:
+        """Return a part itself, or the one of a name, with its defaults."""
+        if isinstance(value, self.base):
+            return value
+        table = self.table()
+        if not isinstance(value, str):
+            more = ", or a list of them" if self.several else ""
+            raise IllegalChain(f"a {self.name} such as {next(iter(table))}(){more}, not {value!r}")
+        part: Part = build(lookup(self.name, value, table))
+        return part
+
+
+def takes(
+    base: type[Part], table: Callable[[], Mapping[str, type[Any]]], several: bool = False
+) -> Mapping[str, Any]:
+    """Return the metadata of a dataclass field that takes parts; `settle` checks its value."""
+    return {_KIND: PartKind(base, table, several)}
+
+
+def part_fields(cls: type) -> Mapping[str, PartKind]:
+    """Return which fields of a class take parts, and which parts."""
+    fields = getattr(cls, "__dataclass_fields__", {})
+    return {key: item.metadata[_KIND] for key, item in fields.items() if _KIND in item.metadata}
+
+
+def settle(owner: Configured, name: str) -> None:
+    """Put parts where a field has their names, and a tuple for a list; of one part itself."""
+    kind, value = part_fields(type(owner))[name], getattr(owner, name)
+    if value is None and not kind.several:
+        return
+    listed = kind.several and isinstance(value, (list, tuple))
+    try:
+        parts = tuple(map(kind.part, value if listed else [value]))
+    except IllegalChain as error:
+        raise IllegalChain(f"{owner.name()}: {name}: {error}") from None
+    object.__setattr__(owner, name, parts[0] if len(parts) == 1 else parts)
