@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import StepFailed, UserError
-from compress.model import Model, main_output
+from compress.heads import main_output
+from compress.model import Model
 from compress.tasks.base import InputSpec, Tensors
 
 LIMIT = 2_000_000_000
@@ -27,9 +28,9 @@ PRODUCER = "compress-models"
 def export(model: Model) -> bytes:
     """Return the float ONNX file of a module, open in the dimensions that `Model.inputs` names.
 
-    Inputs are named as `Model.inputs` says, the output is `logits`; of auxiliary outputs only the
-    main head is exported. Parameters keep their names, and batch norms are folded. The module
-    itself is left as it is, whatever its device and memory format.
+    Inputs are named as `Model.inputs` says, the output is `logits`; no auxiliary head is exported.
+    Parameters keep their names, and batch norms are folded. The module itself is left as it is,
+    whatever its device and memory format.
 
     Raises UserError for a model of more than 2 GB, StepFailed if torch cannot export it.
     """
@@ -83,7 +84,7 @@ def _exportable(module: nn.Module) -> nn.Module:
     original = type(ours)
 
     def forward(self: nn.Module, *inputs: Tensor) -> Tensor:
-        return main_output(original.forward(self, *inputs))
+        return main_output(self, original.forward(self, *inputs))
 
     ours.__class__ = type(original.__name__, (original,), {"forward": forward})
     return ours

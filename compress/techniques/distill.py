@@ -246,6 +246,7 @@ class Distill(Training):
             after=labels.after,
             traced=hints is None,
             labelled=self.transfer is None or context.transfers[self.transfer].labelled,
+            label_weight=self._hard_weight,
             about={"teacher": teacher.identity()},
             blames=labels.blames,
         )
@@ -294,13 +295,18 @@ class Distill(Training):
         showing = Showing(len(split), self._views(context), self.epochs, keep, given)
         return SoftLabels(teacher.ask, context, key, showing)
 
+    def _hard_weight(self, progress: float) -> float:
+        """Return the weight of the hard loss: it gains what the soft ones lose by annealing."""
+        left = between(1.0, 0.0, self.annealing, progress)
+        return self.hard_weight + (1 - left) * self.hard_gain
+
     def _loss(self, labels: SoftLabels, inside: HintLoss | None, context: StepContext) -> BatchLoss:
-        share, gain = partial(between, 1.0, 0.0, self.annealing), self.hard_gain
+        share = partial(between, 1.0, 0.0, self.annealing)
 
         def loss(outputs: Tensor, batch: Batch) -> Tensor:
             answers = labels(batch)
             left = share(batch.progress)
-            hard_weight = self.hard_weight + (1 - left) * gain
+            hard_weight = self._hard_weight(batch.progress)
             value = outputs.new_zeros(())
             for part in self.losses:
                 if left > 0:

@@ -11,7 +11,8 @@ from torch import Tensor
 from compress.context import StepContext
 from compress.ensemble import averaged
 from compress.errors import IllegalChain, unknown
-from compress.model import Model, forward, identity, main_output
+from compress.heads import main_output
+from compress.model import Model, forward, identity
 from compress.tasks.base import Tensors
 from compress.training import autocast, has_convolutions, place_inputs, to_device
 from compress.training.graphs import ReplayedAnswers, refuse_hooks
@@ -61,7 +62,7 @@ class Teacher:
         with torch.no_grad(), autocast(self.context):
             for model in self.models:
                 placed = place_inputs(inputs, has_convolutions(model.module))
-                outputs.append(main_output(model.module(*placed)).float())
+                outputs.append(main_output(model.module, model.module(*placed)).float())
         return averaged(outputs, self.average, self.weights)
 
     def identity(self) -> dict[str, object]:

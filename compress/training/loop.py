@@ -14,15 +14,16 @@ from tqdm import tqdm
 
 from compress.context import StepContext
 from compress.errors import StepFailed
+from compress.heads import has_auxiliary, heads_of
 from compress.model import Model, became_nonfinite, weights_hash
 from compress.system.progress import bar
 from compress.tasks.base import Split
 from compress.training.batch_loader import Batch, BatchLoader, resident
 from compress.training.checkpoint import Checkpoints, Parts
 from compress.training.evaluate import evaluate, some_of
-from compress.training.execution_mode import ExecutionMode, autotune, runner, to_device
+from compress.training.execution_mode import ExecutionMode, Run, autotune, runner, to_device
 from compress.training.settings import Training, one_cycle
-from compress.training.stepper import Loss, Stepper
+from compress.training.stepper import AUXILIARY, LabelWeight, Loss, Stepper
 
 WATCHED = 1000
 """Items of the validation split behind the curve, where it decides nothing."""
@@ -55,6 +56,8 @@ class TrainingHooks:
     traced: bool = True
     labelled: bool = True
     """Whether the split's targets mean anything."""
+    label_weight: LabelWeight = lambda progress: 1.0
+    """What the loss weighs the labels' loss with: auxiliary heads learn from labels alone."""
     about: Mapping[str, Any] | None = None
     """What the loss depends on, for the checkpoints' keys."""
     blames: Callable[[], str] = str
@@ -97,6 +100,9 @@ class _Fit:
         split = hooks.split if hooks.split is not None else context.train
         if split is None:
             raise StepFailed("there is no training data")
+        heads = heads_of(model.module)
+        if heads is not None and heads.untrainable:
+            raise StepFailed(heads.untrainable)
         self.model, self.context, self.settings, self.hooks = model, context, settings, hooks
         self.loader = BatchLoader(
             split, context.task, context.device, context.seed, settings.batch_size
@@ -129,7 +135,9 @@ class _Fit:
         self.refused = ""
         """Why a training that was chosen to be replayed is not."""
         run = self._runner(first)
-        self.stepper = Stepper(run, parameters, self.optimizer, loss, context, self.mode)
+        self.stepper = Stepper(
+            run, parameters, self.optimizer, loss, context, self.mode, hooks.label_weight
+        )
         self.stepper.parts = self.state.parts
         self.parts = Parts(self.modules, self.optimizer)
         self.watched = self._watched()
@@ -143,7 +151,7 @@ class _Fit:
             "about": dict(self.hooks.about or {}),
         }
 
-    def _runner(self, first: Batch | None) -> Callable[..., Any]:
+    def _runner(self, first: Batch | None) -> Run:
         # A batch that is halved is of another shape than a recorded one.
         if self.mode.replayed and self.state.parts == 1:
             try:
@@ -313,9 +321,22 @@ class _Fit:
                 f"the state of the training could not be kept along the way "
                 f"({self.checkpoints.full})"
             )
+        if has_auxiliary(self.module):
+            self.context.log.note(self._said_of_auxiliary_heads())
         self.context.log.row("fit", **told, **self.stepper.about(self.settings.batch_size))
         module = self.module.to("cpu").to(memory_format=torch.contiguous_format).eval()
         return replace(self.model, module=module, hints={})
+
+    def _said_of_auxiliary_heads(self) -> str:
+        weights = [self.hooks.label_weight(progress) for progress in (0.0, 1.0)]
+        if not any(weights):
+            return (
+                "auxiliary heads were not trained: they learn from labels, and the loss uses none"
+            )
+        return (
+            f"auxiliary heads were trained along: each adds {AUXILIARY} of the labels' loss; they "
+            f"are not deployed"
+        )
 
     def _bar(self) -> tqdm[Any]:
         items = len(self.loader.split)

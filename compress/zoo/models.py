@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from compress.chain_parser import ModelName, parse_model_name
-from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble
+from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble, settle
 from compress.errors import UserError, unknown
-from compress.model import Blueprint, Model, forward
+from compress.heads import Judge, heads_by_path, set_all_heads
+from compress.model import Blueprint, Model
 from compress.tasks.base import Task
 from compress.zoo.code import from_file
 from compress.zoo.libraries import call, from_timm, from_torchvision
@@ -47,16 +48,31 @@ MODELS: Mapping[str, str] = {
 }
 
 
-def fresh(name: str, task: Task, allow_code: Collection[Path] = ()) -> Model:
+def fresh(
+    name: str,
+    task: Task,
+    allow_code: Collection[Path] = (),
+    *,
+    load: Callable[[nn.Module], object] | None = None,
+    judge: Judge | None = None,
+    like: Model | None = None,
+) -> Model:
     """Build the named model for a task, in eval mode, with weights that are not trained.
 
-    The weights come from torch's global generator: seed it first. Raises UserError if the name
-    is unknown, or the model does not map the task's inputs to outputs of its shape.
+    The weights come from torch's global generator: seed it first. `load` puts trained ones in
+    their place, and then `judge` may tell which of several outputs are the logits. With `like`, a
+    model of the same name has its outputs where that one has. Raises UserError if the name is
+    unknown, or the model does not map the task's inputs to outputs of its shape.
     """
     blueprint = Blueprint(name, task.arguments())
     module = build_module(blueprint, allow_code).eval()
+    if load is not None:
+        load(module)
     model = Model(module, task.probe(), blueprint=blueprint, inputs=task.inputs)
-    _check_output(name, model, task)
+    if like is not None and like.blueprint == blueprint:
+        set_all_heads(module, heads_by_path(like.module))
+    else:
+        _check_output(name, model, task, judge)
     return model
 
 
@@ -120,10 +136,12 @@ def _built_in(name: ModelName, given: Mapping[str, Any]) -> nn.Module:
     return call(builder, name.name, {**given, **name.options})
 
 
-def _check_output(name: str, model: Model, task: Task) -> None:
+def _check_output(name: str, model: Model, task: Task, judge: Judge | None) -> None:
     shape = " and ".join("x".join(map(str, tensor.shape[1:])) for tensor in model.probe)
     try:
-        output = forward(model.module, model.example)
+        output = settle(model, task.output_shape(), judge)
+    except UserError as error:
+        raise UserError(str(error).replace("the model", name, 1)) from error
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0] or repr(error)
         raise UserError(
