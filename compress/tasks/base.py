@@ -300,8 +300,9 @@ def _holes(images: Tensor, rng: StatelessRNG) -> Tensor:
 class Data:
     """The splits of a data source. Only the harness hands out `test`.
 
-    `fingerprint` is a SHA-256 over the content of the source; the validation split is a
-    function of it, not of a run's seed. `note` says what a reader of the record must know.
+    `fingerprint` is a SHA-256 over the content of the source, `training_fingerprint` over what is
+    not for testing ('': over all of it, which then never changes). The validation split is a
+    function of the latter, not of a run's seed. `note` says what a reader of the record must know.
     """
 
     task: ImageClassification
@@ -311,11 +312,17 @@ class Data:
     test: Split
     fingerprint: str
     note: str = ""
+    training_fingerprint: str = ""
 
     def identity(self) -> str:
-        """Return a hash of the source and of which of its items every split holds, in order."""
-        splits = (self.train, self.validation, self.calibration, self.test)
-        return digest([self.fingerprint, *map(arrangement, splits)])
+        """Return a hash of what a step may use, so not of the test split: content and order."""
+        splits = (self.train, self.validation, self.calibration)
+        content = self.training_fingerprint or self.fingerprint
+        return digest([content, *map(arrangement, splits)])
+
+    def test_identity(self) -> str:
+        """Return a hash of what is measured with: the source, and its test items in order."""
+        return digest([self.fingerprint, arrangement(self.test)])
 
 
 def arrangement(split: Split) -> list[Any]:

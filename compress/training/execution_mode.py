@@ -23,6 +23,7 @@ from compress.counts import macs, params
 from compress.model import Model, main_output
 from compress.system.environment import cpu_info
 from compress.system.files import digest
+from compress.system.progress import stage
 from compress.tasks.base import Tensors
 from compress.training.attention import attention_in_float32, has_attention
 from compress.training.batch_loader import Batch
@@ -185,6 +186,7 @@ def _ways(module: nn.Module, context: StepContext, usual: ExecutionMode) -> list
     return ways
 
 
+@stage("finding out how to train fastest")
 def _measured(
     model: Model, context: StepContext, batch: Batch, ways: Sequence[ExecutionMode]
 ) -> dict[str, Any]:
@@ -202,6 +204,7 @@ def _measured(
     }
 
 
+@stage("finding out how to train fastest")
 def _improved(
     model: Model, context: StepContext, batch: Batch, way: ExecutionMode, manner: str, steps: int
 ) -> dict[str, Any]:
@@ -266,16 +269,16 @@ class _Trial:
         module = to_device(copy.deepcopy(model.module), context, way).train()
         self.parameters = list(module.parameters())
         self.run = runner(module, way, batch)
-        self.bench, self.batch, self.way = context, batch, way
+        self.context, self.batch, self.way = context, batch, way
 
     def step(self) -> float:
         """Return the seconds of one pass forward and backward."""
         self._wait()
         started = time.perf_counter()
         inputs = place_inputs(self.batch.inputs, self.way.channels_last)
-        with execution_context(self.bench, self.way):
+        with execution_context(self.context, self.way):
             outputs: Tensor = main_output(self.run(*inputs))
-        self.bench.task.loss(outputs.float(), self.batch.targets).backward()
+        self.context.task.loss(outputs.float(), self.batch.targets).backward()
         self._wait()
         seconds = time.perf_counter() - started
         self._clear()
@@ -286,8 +289,8 @@ class _Trial:
             parameter.grad = None
 
     def _wait(self) -> None:
-        if self.bench.device.type == "cuda":
-            torch.cuda.synchronize(self.bench.device)
+        if self.context.device.type == "cuda":
+            torch.cuda.synchronize(self.context.device)
 
 
 def runner(module: nn.Module, mode: ExecutionMode, batch: Batch | None) -> Callable[..., Any]:

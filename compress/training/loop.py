@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from compress.context import StepContext
 from compress.errors import StepFailed
 from compress.model import Model, became_nonfinite, weights_hash
-from compress.system.progress import bar
+from compress.system.progress import Stage, showing, stage
 from compress.tasks.base import Split
 from compress.training.batch_loader import Batch, BatchLoader, resident
 from compress.training.checkpoint import Checkpoints, Parts
@@ -31,8 +32,6 @@ WORTH_KEEPING = 2.0
 
 LOOK = 50
 """Steps on a GPU after which it is seen whether the loss is still finite."""
-TELL = 1.0
-"""Seconds after which a bar tells loss and accuracy anew."""
 
 View = Callable[[int], int]
 """Epoch (from 0) -> the number of the augmented view that it shows."""
@@ -97,7 +96,7 @@ class _Fit:
         split = hooks.split if hooks.split is not None else context.train
         if split is None:
             raise StepFailed("there is no training data")
-        self.model, self.bench, self.settings, self.hooks = model, context, settings, hooks
+        self.model, self.context, self.settings, self.hooks = model, context, settings, hooks
         self.loader = BatchLoader(
             split, context.task, context.device, context.seed, settings.batch_size
         )
@@ -136,9 +135,9 @@ class _Fit:
 
     def _question(self) -> dict[str, Any]:
         return {
-            "scope": self.bench.scope,
+            "scope": self.context.scope,
             "settings": repr(self.settings),
-            "seed": self.bench.seed,
+            "seed": self.context.seed,
             "weights": weights_hash(self.model.module),
             "about": dict(self.hooks.about or {}),
         }
@@ -160,10 +159,10 @@ class _Fit:
 
     def _pace(self, first: Batch) -> ExecutionMode:
         steps = self.settings.epochs * len(self.loader)
-        return autotune(self.model, self.bench, steps, first, self.hooks.traced)
+        return autotune(self.model, self.context, steps, first, self.hooks.traced)
 
     def run(self) -> Model:
-        settings, context = self.settings, self.bench
+        settings, context = self.settings, self.context
         self.checkpoints.resume(self.parts)
         if self.state.epoch:
             del context.log.rows[self.begun :]
@@ -171,7 +170,7 @@ class _Fit:
         if self.refused:
             context.log.note(f"training could not be replayed as CUDA graphs: {self.refused}")
         unsaved = time.perf_counter()
-        with self._bar() as shown:
+        with showing(context.progress), self._stage() as shown:
             for epoch in range(self.state.epoch, settings.epochs):
                 if self._waited_enough():
                     break
@@ -191,17 +190,16 @@ class _Fit:
                     unsaved = time.perf_counter()
         return self._finish()
 
-    def _epoch(self, epoch: int, shown: tqdm[Any]) -> dict[str, Any]:
+    def _epoch(self, epoch: int, shown: Stage) -> dict[str, Any]:
         """Train for an epoch and return its row: mean loss, and accuracy while it was trained."""
         for module in self.modules.values():
             module.train()
         view = self.hooks.view(epoch)
-        total = torch.zeros((), device=self.bench.device)
-        right = torch.zeros((), dtype=torch.int64, device=self.bench.device)
+        total = torch.zeros((), device=self.context.device)
+        right = torch.zeros((), dtype=torch.int64, device=self.context.device)
         count, batches = 0, len(self.loader)
         # A look at a GPU's figures waits for it.
-        look = 1 if self.bench.device.type == "cpu" else LOOK
-        told = time.perf_counter()
+        look = 1 if self.context.device.type == "cpu" else LOOK
         total_batches = batches * self.settings.epochs
         started = time.perf_counter()
         self.hooks.before(view)
@@ -213,12 +211,9 @@ class _Fit:
             value, good = self.stepper.step(replace(batch, progress=step / total_batches))
             self._mask()
             total, right, count = total + value * len(batch), right + good, count + len(batch)
-            shown.update(len(batch))
+            shown.advance(len(batch), partial(self._words, epoch, total, right, count))
             if (number + 1) % look == 0 and not math.isfinite(float(total)):
                 break
-            if not shown.disable and time.perf_counter() - told >= TELL:
-                told = time.perf_counter()
-                shown.set_postfix(self._words(epoch, total, right, count), refresh=False)
         else:  # of an epoch that was broken off, not all of the view was seen
             self.hooks.after(view)
         self.state.samples += count
@@ -227,15 +222,12 @@ class _Fit:
         if self.hooks.labelled:
             row["train_accuracy"] = float(right) / count
         row["samples_per_second"] = round(count / seconds, 1)
-        shown.set_postfix(self._words(epoch, total, right, count))
         return row
 
-    def _words(self, epoch: int, total: Tensor, right: Tensor, count: int) -> dict[str, str]:
-        """Return what the bar says of an epoch so far."""
-        words = {"epoch": f"{epoch + 1}", "loss": f"{float(total) / count:.4f}"}
-        if self.hooks.labelled:
-            words["acc"] = f"{float(right) / count:.1%}"
-        return words
+    def _words(self, epoch: int, total: Tensor, right: Tensor, count: int) -> str:
+        """Return what is said of an epoch so far."""
+        words = f"epoch {epoch + 1} of {self.settings.epochs}, loss {float(total) / count:.4f}"
+        return words + (f", accuracy {float(right) / count:.1%}" if self.hooks.labelled else "")
 
     def _mask(self) -> None:
         with torch.no_grad():
@@ -247,7 +239,7 @@ class _Fit:
         if self.watched is None:
             return
         judged = self.settings.judges
-        score, loss = evaluate(self.module, self.bench.task, self.watched, self.bench.device)
+        score, loss = evaluate(self.module, self.context.task, self.watched, self.context.device)
         row["validation_accuracy"], row["validation_loss"] = score, loss
         state = self.state
         # Among equally accurate epochs the one of lower loss: small splits are full of ties.
@@ -260,7 +252,7 @@ class _Fit:
         patience, state = self.settings.patience, self.state
         if patience is None or state.epoch - state.best_epoch < patience:
             return False
-        self.bench.log.note(
+        self.context.log.note(
             f"training ended after {state.epoch} of {self.settings.epochs} epochs: none of the "
             f"last {patience} was better on the validation split than epoch {state.best_epoch}"
         )
@@ -276,7 +268,7 @@ class _Fit:
             raise StepFailed(f"{what} in epoch {epoch}: {advice}")
         self.module.load_state_dict(good)
         last = self.state.best_epoch if self.settings.keep == "best" else epoch - 1
-        self.bench.log.note(
+        self.context.log.note(
             f"{what} in epoch {epoch} of {self.settings.epochs}, where training was stopped; the "
             f"state after epoch {last} was kept: {advice}"
         )
@@ -284,12 +276,12 @@ class _Fit:
     def _keep(self) -> None:
         self.state.parts = self.stepper.parts
         self.state.mode = asdict(self.stepper.mode)
-        self.state.rows = self.bench.log.rows[self.begun :]
+        self.state.rows = self.context.log.rows[self.begun :]
         self.checkpoints.keep(self.parts, self.state)
 
     def _watched(self) -> Split | None:
         """Return the items that are judged after every epoch, in memory if they fit."""
-        split = self.bench.validation
+        split = self.context.validation
         if split is None or len(split) == 0:
             return None
         some = split if self.settings.judges else some_of(split, WATCHED)
@@ -309,24 +301,21 @@ class _Fit:
         if state.best_epoch:
             told["best_epoch"] = state.best_epoch
         if self.checkpoints.full:
-            self.bench.log.note(
+            self.context.log.note(
                 f"the state of the training could not be kept along the way "
                 f"({self.checkpoints.full})"
             )
-        self.bench.log.row("fit", **told, **self.stepper.about(self.settings.batch_size))
+        self.context.log.row("fit", **told, **self.stepper.about(self.settings.batch_size))
         module = self.module.to("cpu").to(memory_format=torch.contiguous_format).eval()
         return replace(self.model, module=module, hints={})
 
-    def _bar(self) -> tqdm[Any]:
+    def _stage(self) -> AbstractContextManager[Stage]:
         items = len(self.loader.split)
-        return bar(
-            self.bench.progress,
-            total=self.settings.epochs * items,
-            initial=self.state.epoch * items,
-            desc=self.settings.name(),
-            unit="img",
-            unit_scale=True,
-            leave=False,
+        return stage(
+            f"training on {items:,} items",
+            self.settings.epochs * items,
+            "items",
+            done=self.state.epoch * items,
         )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from compress.bench.plan.metric import Metric
 from compress.deploy.session import predict, session
+from compress.system.progress import stage
 from compress.tasks.base import Split, Task, Tensors, prepared_batches
 
 BINS = 15
@@ -102,8 +103,10 @@ def measure_accuracy(
         for inputs, some in prepared_batches(task, test, 64):
             labels.append(some)
             yield inputs
+            shown.advance(len(some))
 
-    logits = predict(runner, batches())
+    with stage(f"measuring the accuracy on {len(test):,} items", len(test), "items") as shown:
+        logits = predict(runner, batches())
     return judge(task, logits, torch.cat(labels).numpy(), metric)
 
 

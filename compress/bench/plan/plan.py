@@ -20,6 +20,7 @@ from compress.errors import IllegalChain, UserError, unknown
 from compress.model import INSTANCE, Blueprint, Model, forward
 from compress.system.environment import cpu_threads
 from compress.system.files import sha256
+from compress.system.progress import stage
 from compress.tasks.base import Data
 from compress.training.execution_mode import usual_precision
 from compress.zoo.data import data_root as find_root
@@ -147,14 +148,15 @@ def make_plan(
     given = bool(teachers) or any(thing is not None for thing in (data, model, metric))
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     if data is None:
-        data = load_data(
-            suite.data,
-            data_root,
-            mean=suite.mean,
-            std=suite.std,
-            size=suite.size,
-            augment=suite.augment,
-        )
+        with stage(f"reading {suite.data}"):
+            data = load_data(
+                suite.data,
+                data_root,
+                mean=suite.mean,
+                std=suite.std,
+                size=suite.size,
+                augment=suite.augment,
+            )
     if judge is not None:
         judge.check(data.task)
     where = _device(device)
@@ -184,7 +186,10 @@ def make_plan(
     )
     plan = replace(plan, teachers=_teachers(suite, plan))
     names = {name for row in rows if row.chain for name in row.chain.transfers}
-    found = {name: load_transfer(name, data, data_root) for name in sorted(names)}
+    found = {}
+    for name in sorted(names):
+        with stage(f"reading {name}"):
+            found[name] = load_transfer(name, data, data_root)
     plan = replace(plan, transfers=found)
     for row in rows:
         _check_names(row, plan)
