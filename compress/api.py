@@ -23,6 +23,7 @@ from compress.report.table import text
 from compress.report.write import write_reports
 from compress.results.record import Record, read_results
 from compress.results.recover import judge
+from compress.system.progress import showing, stage
 from compress.tasks import OPTIONS
 from compress.tasks.base import Data
 
@@ -151,7 +152,8 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
     - What steps make is kept in `store` (a folder, or a URL for fsspec; by default `.steps` in
       `out`) and not computed again, unless `fresh=True` asks for that.
     - `executor`: 'local', or 'ray' for a Ray cluster.
-    - `progress`: bars on a terminal. `on_record` is called with every finished row, and again
+    - `progress`: on standard error, what is being done and for how long: lines in a log, one that
+      changes on a terminal. `on_record` is called with every finished row, and again
       once it is compared and timed.
     - What is a key of suites overrides the suite's, such as `seeds=(0, 1)`.
 
@@ -160,15 +162,16 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
     """
     if options.get("executor", "local") == "local":
         early()  # while this process makes the plan
-    run = prepare(suite, **options)
-    try:
-        run.execute()
-    except BaseException:
-        # Also after Ctrl-C or on a full disk: the finished rows are worth their table.
-        with contextlib.suppress(OSError, UserError):
-            rewrite_reports(run.out)
-        raise
-    return rewrite_reports(run.out)
+    with showing(options.get("progress", True)):
+        run = prepare(suite, **options)
+        try:
+            run.execute()
+        except BaseException:
+            # Also after Ctrl-C or on a full disk: the finished rows are worth their table.
+            with contextlib.suppress(OSError, UserError):
+                rewrite_reports(run.out)
+            raise
+        return rewrite_reports(run.out)
 
 
 def preview(suite: str | Path | Suite | None = None, **options: Any) -> str:
@@ -180,7 +183,8 @@ def preview(suite: str | Path | Suite | None = None, **options: Any) -> str:
 
     if suite is None:
         suite, options = _suite_of(**options)
-    planned = prepare(suite, **options)
+    with showing(options.get("progress", True)):
+        planned = prepare(suite, **options)
     return show(planned.plan, planned.place, planned.run_options.fresh)
 
 
@@ -232,11 +236,12 @@ def rewrite_reports(out: str | Path) -> Results:
     Rows of a run that was killed before it had compared them are compared first.
     """
     folder = Path(out)
-    judge(folder)
-    records, about = read_results(folder / "results.jsonl")
-    rows = [record.row() for record in records]
-    epochs = curve_rows((record.chain, record.seed, record.step_log) for record in records)
-    write_reports(rows, about, folder, epochs)
+    with stage(f"writing the reports to {folder}"):
+        judge(folder)
+        records, about = read_results(folder / "results.jsonl")
+        rows = [record.row() for record in records]
+        epochs = curve_rows((record.chain, record.seed, record.step_log) for record in records)
+        write_reports(rows, about, folder, epochs)
     return Results(folder, tuple(rows), about)
 
 

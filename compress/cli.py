@@ -330,15 +330,14 @@ def _teller() -> Callable[[Any], None]:
 
 def _say(record: Any) -> None:
     """Write a row's line, so that a log of a long run shows how far it is."""
-    from tqdm import tqdm
+    from compress.system.progress import say
 
     accuracy = record.measured.get("accuracy")
     figures = "" if accuracy is None else f", {100 * accuracy:.2f} %"
     seconds = record.measured.get("seconds")
     took = "" if seconds is None else f", {seconds:.0f} s"
     why = f": {record.error}" if record.error else ""
-    line = f"{record.chain} [seed {record.seed}]: {record.status}{figures}{took}{why}"
-    tqdm.write(line, file=sys.stderr)
+    say(f"{record.chain} [seed {record.seed}]: {record.status}{figures}{took}{why}")
 
 
 def _finish(results: Any) -> None:

@@ -26,6 +26,7 @@ from compress.heads import heads_of
 from compress.model import Model, became_nonfinite, forward
 from compress.parts import Configured
 from compress.stateless_rng import seed_of
+from compress.system.progress import stage
 
 NEEDS = frozenset({"train", "labels", "validation", "calibration", "teacher", "timer"})
 
@@ -304,7 +305,8 @@ class Repeat(Compressor):
             step = self.step.at(SCHEDULES[self.schedule](i / self.times))
             # Derived, so that the second time of one seed is not the first of another.
             seed = context.seed if i == 1 else seed_of("repeat", context.seed, i)
-            model = run(step, model, replace(context, seed=seed))
+            with stage(f"round {i} of {self.times}, {step!r}"):
+                model = run(step, model, replace(context, seed=seed))
             made.append(model)
         return model if self.result == "last" else together(made)
 

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from compress.results.compare import Answers, compare_records
 from compress.results.record import Key, Record, RunLog
 from compress.system.cuda import Cuda
 from compress.system.files import write_json
-from compress.system.progress import bar
+from compress.system.progress import stage
 
 STORE = ".steps"
 LITTLE = 64 * 2**20
@@ -120,9 +119,7 @@ class Bench:
             for record in memory_records(self.records, self.plan, self.outputs):
                 self._keep(record)
             collector = getattr(executor, "gather", None)
-            timed = self._timed(
-                time_records(self.records, self.plan, self.outputs, self.progress, collector)
-            )
+            timed = self._timed(time_records(self.records, self.plan, self.outputs, collector))
             if any(record.status != "ok" for record in timed):
                 # A file that was caught while it was timed must not stand in a comparison.
                 self._compare()
@@ -140,7 +137,7 @@ class Bench:
     def _on_gpu(self, executor: Executor, scratch: Path) -> tuple[list[Record], dict[str, Any]]:
         """Run the GPU stage, in a process of its own where there is a GPU to break."""
         if Cuda().absent():
-            return gpu_records(self.records, self.plan, self.outputs, {}, self.progress)
+            return gpu_records(self.records, self.plan, self.outputs, {})
         folder = scratch / "gpu"
         folder.mkdir(exist_ok=True)
         asked = {
@@ -175,21 +172,17 @@ class Bench:
                 self._keep(record)
 
     def _build_all(self, graph: Graph, stores: Stores, executor: Executor) -> None:
-        shown = bar(self.progress, total=len(graph.chain_runs), unit="chain")
-
         def end(chain_run: ChainRun, entry: Entry | None, outcome: Outcome) -> None:
             self._end(chain_run, entry, outcome)
-            shown.set_description(chain_run.row.text[:40])
-            shown.update()
+            rows.advance()
             if "No space left" in outcome.error and _little_space(stores.shared.folder):
                 raise OSError(errno.ENOSPC, outcome.error)
 
         def name(chain_run: ChainRun) -> str:
             return self.outputs.model(*chain_run.key).name
 
-        with shown:
-            wait = partial(shown.set_description, "waiting for another run on this store")
-            Schedule(graph, stores, executor, end, name, wait).run()
+        with stage("", len(graph.chain_runs), "rows", heading=True) as rows:
+            Schedule(graph, stores, executor, end, name).run()
 
     def _end(self, chain_run: ChainRun, entry: Entry | None, outcome: Outcome) -> None:
         """Make a row of what was measured in a chain run, or of what went wrong."""

@@ -18,6 +18,7 @@ from onnx.external_data_helper import uses_external_data
 from compress.deploy.export import OUTPUT
 from compress.deploy.session import predict, session, split
 from compress.model import Model, forward
+from compress.system.progress import counted, stage
 from compress.tasks.base import InputSpec, Tensors
 
 BATCHES = (1, 2, 7, 32)
@@ -74,6 +75,16 @@ def verify(
     all of them at every batch size. Ties are excepted: the two largest logits lie closer than
     the step of the output's quantization (without one, than twice the error above).
     """
+    count = len(inputs[0])
+    passes = 1 + len(BATCHES) + lowered
+    total = passes * count + min(count, BACKWARDS)
+    with stage(f"verifying the file on {count:,} items", total, "answers"):
+        return _verify(onnx_bytes, model, inputs, lowered, others)
+
+
+def _verify(
+    onnx_bytes: bytes, model: Model, inputs: Tensors, lowered: bool, others: Sequence[Tensors]
+) -> Verification:
     reference = _reference(model, inputs)
     largest = float(np.abs(reference).max())
     if not np.isfinite(reference).all():
@@ -113,7 +124,7 @@ def _reference(model: Model, inputs: Tensors, batch: int = BATCHES[-1]) -> np.nd
     module = copy.deepcopy(model.module).cpu().float()
     module = module.to(memory_format=torch.contiguous_format).eval()
     cpu = tuple(tensor.cpu() for tensor in inputs)
-    return torch.cat([forward(module, part) for part in split(cpu, batch)]).numpy()
+    return torch.cat([forward(module, part) for part in counted(split(cpu, batch))]).numpy()
 
 
 def _remembers(model: Model, inputs: Tensors, reference: np.ndarray, allowed: float) -> bool:
@@ -201,7 +212,7 @@ def _run(onnx_bytes: bytes, inputs: Tensors, reference: np.ndarray) -> dict[int,
         raise _Bad(f"onnxruntime cannot load the file: {_sentence(error)}") from None
     for batch in BATCHES:
         try:
-            outputs[batch] = predict(runner, split(inputs, batch))
+            outputs[batch] = predict(runner, counted(split(inputs, batch)))
         except Exception as error:
             raise _Bad(f"the file fails at batch size {batch}: {_sentence(error)}") from None
         _gate_sound(outputs[batch], reference, batch)
@@ -233,7 +244,7 @@ def _gate_lowered(
 ) -> None:
     usual = outputs[BATCHES[-1]]
     try:
-        plain = predict(session(onnx_bytes, optimize=False), split(inputs, BATCHES[-1]))
+        plain = predict(session(onnx_bytes, optimize=False), counted(split(inputs, BATCHES[-1])))
     except Exception as error:
         raise _Bad(f"without graph optimizations the file fails: {_sentence(error)}") from None
     same = float(_same_answer(usual, plain, step).mean())

@@ -84,8 +84,8 @@ class Task(ABC):
 
     kind: str
     name: str
-    unit: ClassVar[str] = "item"
-    """What a progress bar counts."""
+    unit: ClassVar[str] = "items"
+    """What progress counts, in the plural."""
     misfit: ClassVar[str] = ""
     """What to do where a model does not take the task's inputs, as a sentence."""
 
@@ -157,8 +157,9 @@ class Task(ABC):
 class Data:
     """The splits of a data source. Only the harness hands out `test`.
 
-    `fingerprint` is a SHA-256 over the content of the source; the validation split is a
-    function of it, not of a run's seed. `note` says what a reader of the record must know.
+    `fingerprint` is a SHA-256 over the content of the source, `training_fingerprint` over what is
+    not for testing ('': over all of it, which then never changes). The validation split is a
+    function of the latter, not of a run's seed. `note` says what a reader of the record must know.
     """
 
     task: Task
@@ -168,11 +169,17 @@ class Data:
     test: Split
     fingerprint: str
     note: str = ""
+    training_fingerprint: str = ""
 
     def identity(self) -> str:
-        """Return a hash of the source and of which of its items every split holds, in order."""
-        splits = (self.train, self.validation, self.calibration, self.test)
-        return digest([self.fingerprint, *map(arrangement, splits)])
+        """Return a hash of what a step may use, so not of the test split: content and order."""
+        splits = (self.train, self.validation, self.calibration)
+        content = self.training_fingerprint or self.fingerprint
+        return digest([content, *map(arrangement, splits)])
+
+    def test_identity(self) -> str:
+        """Return a hash of what is measured with: the source, and its test items in order."""
+        return digest([self.fingerprint, arrangement(self.test)])
 
 
 def arrangement(split: Split) -> list[Any]:

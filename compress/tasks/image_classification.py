@@ -80,7 +80,7 @@ class ImageClassification(Task):
     kind: str = field(default="image-classification", init=False)
 
     AUGMENTS = ("flip", "crop", "cutout", "mixup")
-    unit = "img"
+    unit = "images"
     misfit = (
         "Use larger images (size=...), a model for small ones, or stem='small' where the model "
         "has it"

@@ -6,7 +6,6 @@ numpy and onnxruntime are all it needs, so that it runs where models are deploye
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -72,7 +71,7 @@ def collect(
     threads: int | None = None,
     seed: int = 0,
     tolerance: float = 0.02,
-    progress: bool = False,
+    tell: Callable[[str], None] = lambda words: None,
     checkpoint: Path | None = None,
     launch: Launch = launch,
     clock: Callable[[], float] = time.perf_counter,
@@ -81,7 +80,7 @@ def collect(
 
     What every process found is written to `kept` at once, and what lies there of an earlier call
     with the same files, inputs, effort and machine is taken as if it were found now. The caller
-    removes that file once the result lies elsewhere.
+    removes that file once the result lies elsewhere. `tell` is called with how far it is, in words.
     Raises UserError for a call that cannot work.
     """
     wanted = [parse_setting(name) for name in settings]
@@ -109,8 +108,7 @@ def collect(
         before = clock()
         while not run.enough(turns):
             for count in run.counts:
-                if progress:
-                    _say(run, sum(turns))
+                tell(f"process {len(run.launched) + 1}, {sum(turns):.0f} of {effort.seconds:.0f} s")
                 started = clock()
                 part = run.start(count)
                 if not part.failure:  # next time it may live
@@ -125,14 +123,6 @@ def collect(
         launched=tuple(run.launched),
         seconds=round(sum(turns), 3),
         environment=where,
-    )
-
-
-def _say(run: _Run, seconds: float) -> None:
-    print(
-        f"timing: process {len(run.launched) + 1}, {seconds:.0f} of {run.effort.seconds:.0f} s",
-        file=sys.stderr,
-        flush=True,
     )
 
 

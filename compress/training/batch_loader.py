@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compress.stateless_rng import StatelessRNG, seed_of
 from compress.system.memory import free_memory
+from compress.system.progress import stage
 from compress.tasks.base import Split, Subset, Task, Tensors, TensorSplit
 
 CHUNK = 1024
@@ -100,7 +101,11 @@ def resident(split: Split, device: torch.device) -> Split:
     each = sum(tensor.nbytes for tensor in (*raw, targets))
     if each * count > MEMORY_SHARE * free_on(device):
         return split
-    parts = [split.fetch(index) for index in torch.arange(count).split(CHUNK)]
+    parts = []
+    with stage(f"reading {count:,} items into memory", count, "items") as read:
+        for index in torch.arange(count).split(CHUNK):
+            parts.append(split.fetch(index))
+            read.advance(len(index))
     inputs = tuple(
         torch.cat([raw[number] for raw, _ in parts]).to(device) for number in range(len(raw))
     )

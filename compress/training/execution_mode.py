@@ -24,6 +24,7 @@ from compress.heads import all_heads
 from compress.model import Model
 from compress.system.environment import cpu_info
 from compress.system.files import digest
+from compress.system.progress import stage
 from compress.tasks.base import Tensors
 from compress.training.attention import attention_in_float32, has_attention
 from compress.training.batch_loader import Batch
@@ -191,6 +192,7 @@ def _ways(module: nn.Module, context: StepContext, usual: ExecutionMode) -> list
     return ways
 
 
+@stage("finding out how to train fastest")
 def _measured(
     model: Model, context: StepContext, batch: Batch, ways: Sequence[ExecutionMode]
 ) -> dict[str, Any]:
@@ -208,6 +210,7 @@ def _measured(
     }
 
 
+@stage("finding out how to train fastest")
 def _improved(
     model: Model, context: StepContext, batch: Batch, way: ExecutionMode, manner: str, steps: int
 ) -> dict[str, Any]:

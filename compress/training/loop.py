@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from compress.context import StepContext
 from compress.errors import StepFailed
 from compress.heads import has_auxiliary, heads_of
 from compress.model import Model, became_nonfinite, weights_hash
-from compress.system.progress import bar
+from compress.system.progress import Stage, showing, stage
 from compress.tasks.base import Split
 from compress.training.batch_loader import Batch, BatchLoader, resident
 from compress.training.checkpoint import Checkpoints, Parts
@@ -32,8 +33,6 @@ WORTH_KEEPING = 2.0
 
 LOOK = 50
 """Steps on a GPU after which it is seen whether the loss is still finite."""
-TELL = 1.0
-"""Seconds after which a bar tells loss and accuracy anew."""
 
 View = Callable[[int], int]
 """Epoch (from 0) -> the number of the augmented view that it shows."""
@@ -179,7 +178,7 @@ class _Fit:
         if self.refused:
             context.log.note(f"training could not be replayed as CUDA graphs: {self.refused}")
         unsaved = time.perf_counter()
-        with self._bar() as shown:
+        with showing(context.progress), self._stage() as shown:
             for epoch in range(self.state.epoch, settings.epochs):
                 if self._waited_enough():
                     break
@@ -199,7 +198,7 @@ class _Fit:
                     unsaved = time.perf_counter()
         return self._finish()
 
-    def _epoch(self, epoch: int, shown: tqdm[Any]) -> dict[str, Any]:
+    def _epoch(self, epoch: int, shown: Stage) -> dict[str, Any]:
         """Train for an epoch and return its row: mean loss, and accuracy while it was trained."""
         for module in self.modules.values():
             module.train()
@@ -209,7 +208,6 @@ class _Fit:
         count, batches = 0, len(self.loader)
         # A look at a GPU's figures waits for it.
         look = 1 if self.context.device.type == "cpu" else LOOK
-        told = time.perf_counter()
         total_batches = batches * self.settings.epochs
         started = time.perf_counter()
         self.hooks.before(view)
@@ -221,12 +219,9 @@ class _Fit:
             value, good = self.stepper.step(replace(batch, progress=step / total_batches))
             self._mask()
             total, right, count = total + value * len(batch), right + good, count + len(batch)
-            shown.update(len(batch))
+            shown.advance(len(batch), partial(self._words, epoch, total, right, count))
             if (number + 1) % look == 0 and not math.isfinite(float(total)):
                 break
-            if not shown.disable and time.perf_counter() - told >= TELL:
-                told = time.perf_counter()
-                shown.set_postfix(self._words(epoch, total, right, count), refresh=False)
         else:  # of an epoch that was broken off, not all of the view was seen
             self.hooks.after(view)
         self.state.samples += count
@@ -235,15 +230,12 @@ class _Fit:
         if self.hooks.labelled:
             row["train_accuracy"] = float(right) / count
         row["samples_per_second"] = round(count / seconds, 1)
-        shown.set_postfix(self._words(epoch, total, right, count))
         return row
 
-    def _words(self, epoch: int, total: Tensor, right: Tensor, count: int) -> dict[str, str]:
-        """Return what the bar says of an epoch so far."""
-        words = {"epoch": f"{epoch + 1}", "loss": f"{float(total) / count:.4f}"}
-        if self.hooks.labelled:
-            words["acc"] = f"{float(right) / count:.1%}"
-        return words
+    def _words(self, epoch: int, total: Tensor, right: Tensor, count: int) -> str:
+        """Return what is said of an epoch so far."""
+        words = f"epoch {epoch + 1} of {self.settings.epochs}, loss {float(total) / count:.4f}"
+        return words + (f", accuracy {float(right) / count:.1%}" if self.hooks.labelled else "")
 
     def _mask(self) -> None:
         with torch.no_grad():
@@ -338,16 +330,13 @@ class _Fit:
             f"are not deployed"
         )
 
-    def _bar(self) -> tqdm[Any]:
-        items = len(self.loader.split)
-        return bar(
-            self.context.progress,
-            total=self.settings.epochs * items,
-            initial=self.state.epoch * items,
-            desc=self.settings.name(),
-            unit=self.context.task.unit,
-            unit_scale=True,
-            leave=False,
+    def _stage(self) -> AbstractContextManager[Stage]:
+        items, unit = len(self.loader.split), self.context.task.unit
+        return stage(
+            f"training on {items:,} {unit}",
+            self.settings.epochs * items,
+            unit,
+            done=self.state.epoch * items,
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from compress.errors import UserError
 from compress.system.files import fsync_file, fsync_folder, sha256_file
+from compress.zoo.image_files import ignored
 
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -79,7 +80,7 @@ def _to_disk(folder: Path) -> None:
 
 def _inner(folder: Path) -> Path:
     """Return the folder itself, or the one that is all it holds."""
-    inside = [path for path in folder.iterdir() if path.name not in ("__MACOSX", ".DS_Store")]
+    inside = [path for path in folder.iterdir() if not ignored(path.name)]
     wraps = len(inside) == 1 and inside[0].is_dir() and inside[0].name not in ("train", "test")
     return inside[0] if wraps else folder
 

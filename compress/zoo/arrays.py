@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from compress.errors import UserError
+from compress.system.files import digest
 from compress.tasks.base import TensorSplit
 from compress.zoo.source import Source
 
@@ -26,12 +27,14 @@ def array_source(
     test: Pair,
     validation: Pair | None = None,
     classes: Sequence[str] | None = None,
+    published: bool = False,
     **usual: Any,
 ) -> Source:
     """Check the arrays and return them as a source; `usual` are its usual settings.
 
     Raises UserError for anything but uint8 images of one shape with one integer label each.
-    The fingerprint is a SHA-256 over every split's pixels and labels and the class names.
+    The fingerprint is a SHA-256 over every split's pixels and labels and the class names. What is
+    `published` never changes, so one for all splits serves.
     """
     given = {"train": train, "test": test}
     if validation is not None:
@@ -41,6 +44,12 @@ def array_source(
     names = _class_names(pairs, classes)
     splits = {part: _split(x, y) for part, (x, y) in pairs.items()}
     height, width, channels = pairs["train"][0].shape[1:]
+    if published:
+        whole, training = _fingerprint(pairs, names), ""
+    else:
+        tested = {"test": pairs.pop("test")}
+        training = _fingerprint(pairs, names)
+        whole = digest([training, _fingerprint(tested, names)])
     return Source(
         name=name,
         classes=names,
@@ -49,7 +58,8 @@ def array_source(
         train=splits["train"],
         test=splits["test"],
         validation=splits.get("val"),
-        fingerprint=_fingerprint(pairs, names),
+        fingerprint=whole,
+        training_fingerprint=training,
         named=classes is not None,
         **usual,
     )
@@ -127,12 +137,12 @@ def _split(x: np.ndarray, y: np.ndarray) -> TensorSplit:
 def _fingerprint(
     pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...]
 ) -> str:
-    digest = hashlib.sha256(json.dumps(classes).encode())
+    content = hashlib.sha256(json.dumps(classes).encode())
     for part in sorted(pairs):
         for array in pairs[part]:
-            digest.update(f"{part} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+            content.update(f"{part} {array.shape}".encode())
+            content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()
 
 
 # --- files --------------------------------------------------------------------------------
@@ -176,22 +186,36 @@ def _read_shards(folder: Path, **usual: Any) -> Source:
                 f"{folder} has no {path.name}: a folder of arrays holds train-*.npz (or "
                 f"train.npz) and test.npz, each with arrays x and y"
             )
-    own = folder / "val.npz"
+    test, own = folder / "test.npz", folder / "val.npz"
+    read = _all_read([*shards, test, *([own] if own.is_file() else [])])
     return array_source(
-        train=_joined(shards),
-        test=_joined([folder / "test.npz"]),
-        validation=_joined([own]) if own.is_file() else None,
+        train=_joined([read.pop(path) for path in shards]),
+        test=read[test],
+        validation=read.get(own),
         classes=_read_classes(folder / "classes.json"),
         **usual,
     )
 
 
-def _joined(paths: Sequence[Path]) -> Pair:
-    shards = [read_npz(path, ("x", "y")) for path in paths]
+def _all_read(paths: Sequence[Path]) -> dict[Path, Pair]:
+    """Read some shards. Raises UserError that tells of all that cannot be read."""
+    found, bad = {}, []
+    for path in paths:
+        try:
+            arrays = read_npz(path, ("x", "y"))
+            found[path] = arrays["x"], arrays["y"]
+        except UserError as error:
+            bad.append(str(error))
+    if bad:
+        raise UserError("\n".join(bad))
+    return found
+
+
+def _joined(shards: Sequence[Pair]) -> Pair:
     try:
-        x, y = (np.concatenate([shard[key] for shard in shards]) for key in ("x", "y"))
+        x, y = (np.concatenate(arrays) for arrays in zip(*shards, strict=True))
     except ValueError as error:
-        raise UserError(f"the shards in {paths[0].parent} do not fit together: {error}") from None
+        raise UserError(f"the shards do not fit together: {error}") from None
     return x, y
 
 

@@ -12,6 +12,7 @@ from compress.tasks.base import Data
 from compress.zoo.archive import is_archive, unpacked
 from compress.zoo.arrays import array_source, read_arrays
 from compress.zoo.folder import image_folder
+from compress.zoo.image_files import check_images
 from compress.zoo.named import digits, published
 from compress.zoo.source import PerChannel, Size, Source, assemble, height_width
 
@@ -22,7 +23,8 @@ DATA: Mapping[str, str] = {
     "cifar10": "60,000 photographs of 10 kinds, 32x32, colour",
     "cifar100": "60,000 photographs of 100 kinds, 32x32, colour",
     "imagefolder:DIR": "your image files: DIR/{train,test}/CLASS/* (also val), or DIR/CLASS/*; "
-    "a .zip or .tar of such a folder, too",
+    "a .zip or .tar of such a folder, too. Hidden files and folders do not count at any level, nor "
+    "do __MACOSX, @eaDir and the like",
     "arrays:PATH": "your arrays: an .npz with x_train, y_train, x_test, y_test (uint8 images "
     "N x H x W x C), or a folder with train-*.npz and test.npz (x, y)",
 }
@@ -43,9 +45,10 @@ def load_data(
     What is None keeps the source's usual setting: `mean` and `std` per channel, for values in
     [0, 1]; `size` in pixels, (height, width) or one number; `augment` 'none', or some of
     `ImageClassification.AUGMENTS` joined by hyphens. Raises UserError if the source is
-    unknown, missing or damaged, or a setting does not fit it.
+    unknown, missing or damaged (every image file is read once), or a setting does not fit it.
     """
     source = source_named(name, root, height_width(size), download)
+    check_images(source.train, source.validation, source.test)
     return assemble(source, mean=mean, std=std, size=size, augment=augment)
 
 

@@ -28,7 +28,7 @@ class Published:
     augment: str
 
     def usual(self) -> dict[str, Any]:
-        return {"mean": self.mean, "std": self.std, "augment": self.augment}
+        return {"mean": self.mean, "std": self.std, "augment": self.augment, "published": True}
 
 
 PUBLISHED: Mapping[str, Published] = {
@@ -53,7 +53,8 @@ def digits() -> Source:
     # NumPy freezes the stream of RandomState, so everyone has the same test split.
     order = np.random.RandomState(0).permutation(len(labels))
     test, train = order[:DIGITS_TEST], order[DIGITS_TEST:]
-    return array_source("digits", (images[train], labels[train]), (images[test], labels[test]))
+    known, tested = ((images[part], labels[part]) for part in (train, test))
+    return array_source("digits", known, tested, published=True)
 
 
 def published(name: str, root: Path, download: bool) -> Source:

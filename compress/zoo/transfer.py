@@ -18,7 +18,7 @@ from compress.tasks.image_classification import ImageClassification
 from compress.zoo.archive import is_archive, unpacked
 from compress.zoo.arrays import checked_images, read_npz
 from compress.zoo.data import data_root, source_named
-from compress.zoo.folder import SUFFIXES, ImageFiles, sampled
+from compress.zoo.image_files import ImageFiles, check_images, images_below, sampled
 from compress.zoo.source import Resized, Source
 
 FOR_TESTING = {"test", "val", "validation"}
@@ -71,14 +71,15 @@ def load_transfer(name: str, data: Data, root: Path | None = None) -> Transfer:
     source names the task's own classes; arrays without names have class numbers, which may mean
     anything. Images of another size are resized, and gray ones coloured or the reverse; they
     are normalised as the task's are. Of the task's own source, the items that are held out for
-    validation are left out. Raises UserError if there are no images.
+    validation are left out. Raises UserError if there are no images, or some cannot be read.
     """
     task = data.task
     if not isinstance(task, ImageClassification):
         raise UserError(f"transfer sets are images, and {task.name} is a task of {task.kind}")
     items, shape, classes, fingerprint = _read(name, task, root)
-    if fingerprint == data.fingerprint:
+    if fingerprint == (data.training_fingerprint or data.fingerprint):
         return Transfer(data.train, True, digest([fingerprint, "train"]))
+    check_images(items)
     labelled = classes == task.classes
     wanted = task.preprocessing
     if shape[1:] != wanted.size:
@@ -100,7 +101,10 @@ def load_transfer(name: str, data: Data, root: Path | None = None) -> Transfer:
 def _read(
     name: str, task: ImageClassification, root: Path | None
 ) -> tuple[Split, tuple[int, int, int], Sequence[str], str]:
-    """Return a source's training images, their (channels, height, width), classes, fingerprint."""
+    """Return a source's training images, their (channels, height, width), classes, fingerprint.
+
+    The fingerprint is that of what is not for testing.
+    """
     kind, _, place = name.partition(":")
     path = Path(place).expanduser()
     if kind == "imagefolder" and place:
@@ -116,7 +120,8 @@ def _read(
         return items, (channels, height, width), (), content
     source: Source = source_named(name, root, task.preprocessing.size)
     classes = source.classes if source.named else ()
-    return source.train, (source.channels, *source.size), classes, source.fingerprint
+    fingerprint = source.training_fingerprint or source.fingerprint
+    return source.train, (source.channels, *source.size), classes, fingerprint
 
 
 def _has_classes(folder: Path, classes: Sequence[str]) -> bool:
@@ -129,13 +134,8 @@ def _plain_folder(
 ) -> tuple[Split, tuple[int, int, int], Sequence[str], str]:
     # What is for testing is left alone: who learns from it cannot be judged by it.
     place = folder / "train" if (folder / "train").is_dir() else folder
-    files = sorted(
-        path
-        for path in place.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not path.name.startswith(".")
-        and path.relative_to(place).parts[0] not in FOR_TESTING
-    )
+    found = images_below(place)
+    files = [path for path in found if path.relative_to(place).parts[0] not in FOR_TESTING]
     content = [[path.relative_to(place).as_posix(), sampled(path)] for path in files]
     return ImageFiles(files, [0] * len(files), size), (3, *size), (), digest(content)
 

@@ -109,7 +109,7 @@ def write_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
         suite=SimpleNamespace(timing_seconds=1.0, timings=SETTINGS),
     )
     collector = partial(collect, launch=machine())
-    timed, news = latency.time_records(records, plan, outputs, False, collector)
+    timed, news = latency.time_records(records, plan, outputs, collector)
     for record in [*records.values(), *timed]:
         log.record(record)
     log.about(news)

@@ -98,7 +98,7 @@ def timed(
     modules: dict[Key, nn.Module],
     device: Cuda | None = None,
 ) -> tuple[dict[Key, Record], dict[str, Any]]:
-    found, about = gpu_records(records, plan(), outputs, modules, False, device or Fake())
+    found, about = gpu_records(records, plan(), outputs, modules, device or Fake())
     for record in found:
         for column in WORDS:
             told = (column in record.measured, column in record.missing)
@@ -409,7 +409,7 @@ def test_without_a_sound_baseline_there_is_a_reason(
 
 
 def test_without_sound_rows_there_is_nothing(outputs: Outputs) -> None:
-    assert gpu_records({}, plan(), outputs, {}, False, Fake()) == ([], {})
+    assert gpu_records({}, plan(), outputs, {}, Fake()) == ([], {})
 
 
 def test_the_stage_finds_its_modules_in_the_store(tmp_path: Path, outputs: Outputs) -> None:

@@ -73,7 +73,7 @@ def time(
         threads=1,
         suite=SimpleNamespace(timing_seconds=1.0, timings=DEFAULT),
     )
-    timed, _ = latency.time_records(given, plan, outputs, False, fake)  # type: ignore[arg-type]
+    timed, _ = latency.time_records(given, plan, outputs, fake)  # type: ignore[arg-type]
     return {record.chain: record for record in timed}
 
 

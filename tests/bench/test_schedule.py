@@ -21,6 +21,7 @@ from compress.bench.plan.suite import Suite
 from compress.bench.store.store import Store
 from compress.system.environment import cpu_info
 from compress.system.files import write_atomic
+from compress.tasks.base import Data, Subset
 
 TRAIN = "train(epochs=1)"
 CHAINS = (
@@ -218,6 +219,24 @@ def test_keys_tell_what_matters_apart() -> None:
     assert not keys("quantize()", precision="bfloat16") & base
     trained = make_graph(plan_of(TRAIN, "quantize()")).baseline(0).nodes[0].key
     assert trained in keys("quantize(calibration=64)") & base
+
+
+def test_a_test_item_less_is_measured_anew_and_no_step_repeated(tmp_path: Path) -> None:
+    suite = Suite("test", "digits", "mlp(width=8)", (CHAINS[0], "quantize()"), controls=False)
+
+    def asked(data: Data) -> list[str]:
+        fake, ends = schedule(make_plan(suite, data=data), tmp_path)
+        assert set(ends.values()) == {"ok"}
+        return sorted(fake.asked)
+
+    measured = ["= baseline", "= prune_weights(sparsity=0.5)", "= quantize()"]
+    steps = ["prune_weights(sparsity=0.5)", "quantize()", "train(epochs=1)"]
+    assert asked(DATA) == measured + steps
+    fewer = replace(DATA, test=Subset(DATA.test, torch.arange(127)))
+    assert asked(fewer) == measured
+    assert asked(DATA) == []
+    other = replace(DATA, train=Subset(DATA.train, torch.arange(319)))
+    assert asked(other) == measured + steps
 
 
 CODE = """

@@ -29,7 +29,7 @@ class TokenClassification(Task):
     classes: tuple[str, ...]
     vocabulary: int
     kind: str = "token-classification"
-    unit = "seq"
+    unit = "sequences"
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:

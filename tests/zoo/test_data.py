@@ -229,6 +229,33 @@ def test_broken_files_are_refused_in_words(tmp_path):
             load_data(f"arrays:{path}")
 
 
+def test_all_broken_shards_are_named_together(tmp_path):
+    shards(tmp_path)
+    for name in ("train-1.npz", "test.npz"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-50])
+    (tmp_path / "train-2.npz").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        load_data(f"arrays:{tmp_path}")
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"cannot read {tmp_path / name}" for name in ("train-1.npz", "train-2.npz", "test.npz")
+    ]
+
+
+def test_what_steps_use_of_arrays_does_not_depend_on_the_test_arrays():
+    before = from_arrays(**given())
+    fewer = given()
+    fewer |= {name: fewer[name][1:] for name in ("x_test", "y_test")}
+    after = from_arrays(**fewer)
+    for part in ("train", "validation", "calibration"):
+        assert (everything(getattr(after, part))[0] == everything(getattr(before, part))[0]).all()
+    assert after.identity() == before.identity()
+    assert after.test_identity() != before.test_identity()
+    changed = given()
+    changed["x_train"][3, 2, 1, 0] ^= 1
+    assert from_arrays(**changed).identity() != before.identity()
+
+
 # --- image folders ------------------------------------------------------------------------
 
 
@@ -358,6 +385,7 @@ def test_digits_are_all_there_and_stretched():
 
 DIGITS = "6298650cb5b8"
 DIGITS_HELD_OUT = [7, 22, 27]
+DIGITS_CALIBRATION = [1109, 399, 872]
 
 
 def test_digits_never_change():
@@ -365,6 +393,7 @@ def test_digits_never_change():
     data = load_data("digits")
     assert data.fingerprint.startswith(DIGITS)
     assert data.validation.index[:3].tolist() == DIGITS_HELD_OUT
+    assert data.calibration.index[:3].tolist() == DIGITS_CALIBRATION
 
 
 def test_unknown_names_get_a_hint():
@@ -403,6 +432,7 @@ def test_mnist_is_read_without_a_download(shared_data):
     assert (len(data.train), len(data.validation), len(data.test)) == (54000, 6000, 10000)
     images, labels = everything(data.test)
     assert images.shape == (10000, 1, 28, 28)
+    assert data.validation.index[:3].tolist() == [7, 9, 26], "pinned as for digits"
     # The published counts of the test digits.
     counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert np.bincount(labels).tolist() == counts

@@ -104,11 +104,13 @@ def work_on(plan: Any, stores: Any, progress: bool) -> Work:
     import torch
 
     from compress.bench.execute.job import Job, perform, write_outcome
+    from compress.system.progress import STAGES, Recorder, listening
 
     def work(message: Mapping[str, Any], scratch: Path) -> None:
         torch.set_num_threads(plan.step_threads)
         job = Job(**message["what"])
-        write_outcome(scratch, perform(job, plan, stores, progress))
+        with listening(Recorder(scratch / STAGES) if progress else None):
+            write_outcome(scratch, perform(job, plan, stores, progress))
 
     return work
 

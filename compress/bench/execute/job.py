@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.bench.measure.gpu import gpu_stage
+from compress.bench.measure.latency import candidate_name
 from compress.bench.measure.row import Built, measure_row
 from compress.bench.plan.graph import ChainRun, Graph, Node, make_graph
 from compress.bench.plan.plan import Plan
@@ -25,6 +26,7 @@ from compress.context import StepContext, StepLog
 from compress.errors import CannotSave
 from compress.results.record import Record
 from compress.system.files import write_json
+from compress.system.progress import stage
 
 OUTCOME = "outcome.json"
 RECORD = "record"
@@ -101,7 +103,7 @@ def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Out
     """Do a job; whatever goes wrong is in the outcome, but for Ctrl-C."""
     if job.kind == "gpu":
         try:
-            gpu_stage(plan, make_graph(plan), stores.get, Path(job.folder), progress)
+            gpu_stage(plan, make_graph(plan), stores.get, Path(job.folder))
         except Exception as error:
             return failure(error)
         return Outcome()
@@ -172,7 +174,10 @@ class _ChainWork:
         context = self._bench(chain_run, node)
         self.step_log = context.log
         say("begin", node)
-        model = run(node.step, before.model, context)
+        number, count = chain_run.nodes.index(node) + 1, len(chain_run.nodes) - 1
+        row = stage(candidate_name(chain_run.key), heading=True)
+        with row, stage(f"step {number} of {count}, {node.text}"):
+            model = run(node.step, before.model, context)
         try:
             about = {
                 "step": node.text,
@@ -210,7 +215,8 @@ class _ChainWork:
             return {RECORD: asdict(record)}
 
         say("begin", node)
-        self.stores.of(node).put(node.key, fill)
+        with stage(candidate_name(chain_run.key), heading=True):
+            self.stores.of(node).put(node.key, fill)
         say("kept", node)
 
 

@@ -30,6 +30,7 @@ from compress.bench.plan.keys import versions
 from compress.bench.plan.plan import Plan
 from compress.errors import UserError
 from compress.system.environment import cpu_info
+from compress.system.progress import STAGES, Follower, stage
 
 LOOK = 0.05
 """Seconds between two looks at what a job takes."""
@@ -175,7 +176,8 @@ class Isolated:
             "memory": self.memory if counted else None,
         }
         began = log.stat().st_size if log.exists() else 0
-        self.running[self.number] = _Running(job, log, began, scratch, time.monotonic())
+        follower = Follower(scratch / STAGES, str(self.number))
+        self.running[self.number] = _Running(job, log, began, scratch, time.monotonic(), follower)
         try:
             if self.server is None:
                 self.server = _served(self.site)
@@ -198,6 +200,7 @@ class Isolated:
                 break
             ended += self._heard()
             for running in self.running.values():
+                running.follower.look()
                 if running.pid and not running.overrun:
                     running.overrun = self._overrun(running)
                     if running.overrun:
@@ -228,6 +231,7 @@ class Isolated:
         running = self.running.pop(number)
         if running.pid:
             end_group(running.pid)
+        running.follower.close()
         shutil.rmtree(running.scratch, ignore_errors=True)
 
     def _overrun(self, running: _Running) -> str:
@@ -278,6 +282,7 @@ class _Running:
     """Where in the log this job's part begins."""
     scratch: Path
     started: float
+    follower: Follower
     pid: int = 0
     overrun: str = ""
     lost: str = ""
@@ -290,8 +295,9 @@ def _served(site: Site) -> Server:
     objects = site.objects
     # Where this process finds plug-ins and the classes of objects, that one must find them too.
     paths = [path for path in sys.path if path]
-    server.send({**site.recipe, "objects": bool(objects), "paths": paths}, objects)
-    answer = server.receive(STARTING)
+    with stage("starting the process that runs the steps"):
+        server.send({**site.recipe, "objects": bool(objects), "paths": paths}, objects)
+        answer = server.receive(STARTING)
     if answer is None or "ready" not in answer:
         server.close()
         said = "it did not answer" if answer is None else answer["failed"]

@@ -27,6 +27,7 @@ from compress.bench.execute.schedule import Executor
 from compress.errors import UserError, unknown
 from compress.system.environment import cpu_threads
 from compress.system.files import digest
+from compress.system.progress import Event, hand_on, listening, stage
 from compress.timing.collect import Effort, collect
 from compress.timing.launch import WorkerFailed
 from compress.timing.raw_timings import RawTimings
@@ -34,6 +35,8 @@ from compress.timing.raw_timings import RawTimings
 RETRIES = 3
 """How often a job is given to another worker after one was lost."""
 MANY = 10_000
+LOOK, PATIENCE = 1.0, 10.0
+"""Seconds between two looks at what the workers say, and for which an answer is waited."""
 LOG = 1 << 16
 """Bytes of a job's log that come back from another machine."""
 
@@ -84,6 +87,8 @@ class Cluster:
                 ) from error
         self.pending: dict[Any, tuple[Job, str]] = {}
         self._check_size()
+        # Where nobody looks, workers say nothing.
+        self.board = self.ray.remote(_Board).options(num_cpus=0).remote() if site.progress else None
         self.about = (
             f"steps ran on a Ray cluster of {len(self._nodes())} nodes, each in a process of its "
             f"own; all files were timed together on one node, with nothing beside them, and "
@@ -116,15 +121,21 @@ class Cluster:
             gpu = 1 if self.site.device == "cuda" else 0
             asked |= {"num_cpus": self.site.step_threads, "num_gpus": gpu}
         task = self.ray.remote(_do).options(**asked)
-        reference = task.remote(self.site.recipe, job.to_json(), asdict(self.limits))
+        given = (self.site.recipe, job.to_json(), asdict(self.limits), self.board, name)
+        reference = task.remote(*given)
         self.pending[reference] = (job, name)
 
     def wait(self) -> list[tuple[Job, Outcome]]:
         """Wait for at least one job; what could not be done on any node is an outcome too."""
-        ready, _ = self.ray.wait(list(self.pending), num_returns=1)
+        ready: list[Any] = []
+        while not ready:
+            look = None if self.board is None else LOOK
+            ready, _ = self.ray.wait(list(self.pending), num_returns=1, timeout=look)
+            self._hear()
         found = []
         for reference in ready:
             job, name = self.pending.pop(reference)
+            hand_on(["gone"], name)
             try:
                 answer = self.ray.get(reference)
             except self.ray.exceptions.RayTaskError as error:  # our own code raised on the node
@@ -141,6 +152,19 @@ class Cluster:
             found.append((job, outcome))
         return found
 
+    def _hear(self) -> None:
+        """Hand on what the workers have said since the last time."""
+        if self.board is None:
+            return
+        try:
+            told = self.ray.get(self.board.read.remote(), timeout=PATIENCE)
+        except self.ray.exceptions.RayError:  # its node is lost, or slow: only words are
+            return
+        running = {name for _, name in self.pending.values()}
+        for name, event in told:
+            if name in running:
+                hand_on(event, name)
+
     def collect(
         self,
         files: Mapping[str, Path],
@@ -149,8 +173,8 @@ class Cluster:
         **options: Any,
     ) -> RawTimings:
         """Time files as `compress.timing.collect` does, on a node where nothing else runs."""
-        options.pop("kept", None)  # a place on this machine
-        options.pop("progress", None)
+        for name in ("kept", "tell"):  # a place on this machine, and what shows here how far it is
+            options.pop(name, None)
         if options.get("threads") == cpu_threads():
             options.pop("threads")  # nobody has named them: the node's own
         options["effort"] = asdict(options["effort"])
@@ -215,8 +239,51 @@ def _leave() -> None:
     _executors.clear()
 
 
-def _do(recipe: dict[str, Any], job: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
-    """Do a job on this node (JSON in, JSON out)."""
+class _Board:
+    """Where workers write what they are doing, for the run to read."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def write(self, name: str, event: Any) -> None:
+        self.told.append((name, event))
+
+    def read(self) -> list[tuple[str, Any]]:
+        told, self.told = self.told, []
+        return told
+
+
+class _Writer:
+    """A listener that writes to the board, under the name of a job."""
+
+    def __init__(self, board: Any, name: str) -> None:
+        self.board, self.name = board, name
+        self.take(["gone"])  # another worker may have had this job before, and be lost
+
+    def take(self, event: Event, source: str = "") -> None:
+        if event != ["gone"] or not source:  # the process of a step, not this worker
+            self.board.write.remote(self.name, list(event))
+
+
+def _do(
+    recipe: dict[str, Any],
+    job: dict[str, Any],
+    limits: dict[str, Any],
+    board: Any = None,
+    name: str = "",
+) -> dict[str, Any]:
+    """Do a job on this node (JSON in, JSON out), and say on the board what is being done."""
+    if board is None:
+        return _done(recipe, job, limits)
+    with listening(_Writer(board, name)), stage(f"on {_node()}", heading=True):
+        return _done(recipe, job, limits)
+
+
+def _node() -> str:
+    return str(_ray().util.get_node_ip_address())
+
+
+def _done(recipe: dict[str, Any], job: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
     key = digest(recipe)
     if key not in _executors:
         _leave()

@@ -12,6 +12,7 @@ from compress.bench.execute.job import Job, Outcome, Stores
 from compress.bench.plan.graph import ChainRun, Graph, Node
 from compress.bench.plan.rows import BASELINE
 from compress.bench.store.store import Entry
+from compress.system.progress import stage
 
 AGAIN = 3
 """How often a chain run is computed again whose results vanish, because others clean the store."""
@@ -57,8 +58,6 @@ class Schedule:
 
     `on_end` gets what was measured, or what went wrong.
 
-    `on_wait` is called while there is nothing to do but wait for another run on the same store.
-
     A chain run starts once its seed's baseline is there, and ends after it is measured. Each step
     runs once: what other chain runs share is there when they come to it, or failed for them too.
     """
@@ -70,10 +69,9 @@ class Schedule:
         executor: Executor,
         on_end: Callable[[ChainRun, Entry | None, Outcome], None],
         name: Callable[[ChainRun], str],
-        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         self.graph, self.stores, self.executor = graph, stores, executor
-        self.on_end, self.name, self.on_wait = on_end, name, on_wait
+        self.on_end, self.name = on_end, name
         numbers: dict[str, int] = {}
         for chain_run in graph.chain_runs:
             numbers.setdefault(chain_run.row.text, len(numbers))
@@ -93,15 +91,26 @@ class Schedule:
         try:
             while not all(state.over for state in self.states):
                 self._fill()
+                if self._stuck():
+                    self._wait()
                 if any(state.running for state in self.states):
                     for job, outcome in self.executor.wait():
                         self._ended(job, outcome)
-                elif not all(state.over for state in self.states):
-                    self.on_wait()  # what is left is being computed by another run
-                    time.sleep(PATIENCE)
         finally:
             for claim in self.claims.values():
                 claim.close()
+
+    def _stuck(self) -> bool:
+        """Whether all that is left is being computed by another run."""
+        return not all(state.over for state in self.states) and not any(
+            state.running for state in self.states
+        )
+
+    def _wait(self) -> None:
+        with stage("waiting for another run on this store"):
+            while self._stuck():
+                time.sleep(PATIENCE)
+                self._fill()
 
     def _look(self, state: _State) -> None:
         """Find the first node of a chain run that is still to be computed."""

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compress.system.lifetime import die_with_parent
-from compress.system.progress import keep_terminal
 
 PR_SET_CHILD_SUBREAPER = 36
 OOM_SCORE = "800"
@@ -86,7 +85,6 @@ def run_in_child(
 
 def _log_to(path: Path) -> None:
     """Send what this process and its libraries print to a file, and the stack if it crashes."""
-    keep_terminal()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

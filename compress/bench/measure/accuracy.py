@@ -13,6 +13,7 @@ from compress.bench.plan.metric import Metric
 from compress.deploy.session import predict, session
 from compress.stats.calibration import calibration_error, confidences
 from compress.stats.proportions import TOP, target_ranks, top_accuracy, wilson
+from compress.system.progress import stage
 from compress.tasks.base import Split, Task, Tensors, prepared_batches
 
 NOT_FINITE = "the file gives outputs that are not finite numbers"
@@ -55,8 +56,12 @@ def measure_accuracy(
         for inputs, some in prepared_batches(task, test, 64):
             labels.append(some)
             yield inputs
+            shown.advance(len(some))
 
-    logits = predict(runner, batches())
+    with stage(
+        f"measuring the accuracy on {len(test):,} {task.unit}", len(test), task.unit
+    ) as shown:
+        logits = predict(runner, batches())
     return judge(task, logits, torch.cat(labels).numpy(), metric)
 
 

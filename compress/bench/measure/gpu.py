@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from compress.bench.store.store import Entry
 from compress.results.record import Key, Record
 from compress.system.cuda import Cuda, first_line
 from compress.system.files import write_json
+from compress.system.progress import stage
 from compress.tasks.base import stacked_inputs
 from compress.timing.cuda.files import (
     TENSORRT,
@@ -59,7 +59,6 @@ def gpu_stage(
     graph: Graph,
     stored: Callable[[Node], Entry | None],
     folder: Path,
-    progress: bool,
 ) -> None:
     """Run the stage on the records in `folder`, and leave there what it found.
 
@@ -74,7 +73,7 @@ def gpu_stage(
         and (module := module_of(graph.chain_run(key), graph, plan, stored)) is not None
     }
     outputs = Outputs(Path(asked["out"]), plan.suite.seeds, lock=False)
-    found, about = gpu_records(records, plan, outputs, modules, progress)
+    found, about = gpu_records(records, plan, outputs, modules)
     write_json(folder / FOUND, {"records": [asdict(r) for r in found], "about": about})
 
 
@@ -99,7 +98,6 @@ def gpu_records(
     plan: Plan,
     outputs: Outputs,
     modules: Mapping[Key, nn.Module],
-    progress: bool,
     device: Cuda | None = None,
 ) -> tuple[list[Record], dict[str, Any]]:
     """Time the modules and files of all `ok` records on the GPU, in turns.
@@ -108,13 +106,13 @@ def gpu_records(
     what the run's description gains. Whatever goes wrong is a reason, never an exception; after
     an error that breaks the device, what is left has it for a reason.
     """
-    stage = _Stage(records, plan, modules, device or Cuda())
-    if stage.sound and not stage.everywhere.keys() >= WORDS.keys():
-        stage.time(outputs, progress and sys.stderr.isatty())
-    return stage.records(), stage.about()
+    columns = _Columns(records, plan, modules, device or Cuda())
+    if columns.sound and not columns.everywhere.keys() >= WORDS.keys():
+        columns.time(outputs)
+    return columns.records(), columns.about()
 
 
-class _Stage:
+class _Columns:
     """What is timed, and what was found so far."""
 
     def __init__(
@@ -153,12 +151,12 @@ class _Stage:
         gone |= {f"{head}_speedup": gone[column] for column, head in SPEEDUPS.items()}
         return {column: reason for column, reason in gone.items() if reason}
 
-    def time(self, outputs: Outputs, progress: bool) -> None:
+    def time(self, outputs: Outputs) -> None:
         """Fill all columns and keep the raw seconds; an error is a reason where figures miss."""
         try:
             self._prepare(outputs)
             with self.device.settled():
-                self._run(progress)
+                self._run()
         except Exception as error:  # the run's other figures are worth keeping
             self._give_up(error)
         try:
@@ -178,7 +176,7 @@ class _Stage:
         for found in self.found.values():
             found.notes[sentence] = None
 
-    def _run(self, progress: bool) -> None:
+    def _run(self) -> None:
         """Fill one column after the other; what breaks the device ends the stage."""
         works: dict[str, Callable[[str], None]] = {PEAK: self._peaks}
         works |= dict.fromkeys(FORMS, self._time_modules)
@@ -187,12 +185,11 @@ class _Stage:
         for column, work in works.items():
             if column in self.everywhere:
                 continue
-            if progress:
-                print(f"GPU: {WORDS[column]}", file=sys.stderr, flush=True)
             try:
                 if broken:
                     raise RuntimeError(f"the GPU broke before this was timed: {broken}")
-                work(column)
+                with stage(f"timing on the GPU: {WORDS[column]}"):
+                    work(column)
             except Exception as error:  # the other columns are still to be filled
                 for found in self.found.values():
                     if column not in found.figures:

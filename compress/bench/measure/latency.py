@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from compress.bench.plan.rows import BASELINE
 from compress.bench.store.outputs import SAMPLES, TIMED, UNVERIFIED, Outputs
 from compress.results.record import Key, Record
 from compress.stats.spread import NOISY
+from compress.system.progress import stage
 from compress.tasks.base import stacked_inputs
 from compress.timing.collect import Effort, collect
 from compress.timing.launch import WorkerFailed
@@ -30,7 +30,6 @@ def time_records(
     records: Mapping[Key, Record],
     plan: Plan,
     outputs: Outputs,
-    progress: bool,
     collector: Callable[..., RawTimings] | None = None,
 ) -> tuple[list[Record], dict[str, Any]]:
     """Time the files of all `ok` records in turns.
@@ -55,17 +54,18 @@ def time_records(
     outputs.sidecar(INPUTS, arrays | {f"expected/{name}": e for name, e in expected.items()})
     checkpoint = outputs.folder / "raw" / KEPT
     try:
-        raw_timings = (collector or collect)(
-            {names[key]: path for key, path in files.items()},
-            samples,
-            expected,
-            baseline=names[baseline],
-            threads=plan.threads,
-            settings=settings,
-            effort=Effort(seconds=plan.suite.timing_seconds),
-            progress=progress and sys.stderr.isatty(),
-            checkpoint=checkpoint,
-        )
+        with stage(f"timing {len(files)} file(s) on the CPU") as shown:
+            raw_timings = (collector or collect)(
+                {names[key]: path for key, path in files.items()},
+                samples,
+                expected,
+                baseline=names[baseline],
+                threads=plan.threads,
+                settings=settings,
+                effort=Effort(seconds=plan.suite.timing_seconds),
+                tell=lambda words: shown.advance(words=lambda: words),
+                checkpoint=checkpoint,
+            )
     except WorkerFailed as error:  # a cluster has lost its nodes: what was computed stands
         return _all_untimed(sound, settings, str(error)), {}
     timings = summarise(raw_timings)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from compress.bench.plan.plan import Plan
 from compress.bench.store.outputs import Outputs
 from compress.results.record import Record
+from compress.system.progress import stage
 from compress.tasks.base import stacked_inputs
 from compress.timing.memory import Peak, peak_bytes
 
@@ -31,7 +32,8 @@ def memory_records(
         return []
     inputs = stacked_inputs(plan.data.task, plan.data.test, 1)
     paths = [outputs.folder / record.measured["onnx_path"] for record in sound]
-    peaks = peak_bytes(paths, [tensor.numpy() for tensor in inputs], plan.threads)
+    with stage(f"measuring the memory of {len(paths)} file(s)"):
+        peaks = peak_bytes(paths, [tensor.numpy() for tensor in inputs], plan.threads)
     return [_with_peak(record, peak) for record, peak in zip(sound, peaks, strict=True)]
 
 

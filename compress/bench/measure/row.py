@@ -38,6 +38,7 @@ from compress.model import Model, save
 from compress.results.record import Record
 from compress.system.environment import cpu_info
 from compress.system.files import sha256, write_atomic
+from compress.system.progress import stage
 from compress.tasks.base import other_lengths, spaced, stacked_inputs
 from compress.timing.executed import executed, explain
 
@@ -81,17 +82,19 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
     started = time.perf_counter()
     model = built.model
     # What the file says of itself is written before it is verified, hashed and timed.
-    onnx = stamp(model.onnx or export(model), metadata(plan, row, seed))
-    # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
-    inputs = stacked_inputs(plan.data.task, plan.data.test, VERIFY_ITEMS)
-    others = other_lengths(plan.data.task, plan.data.test)
+    with stage("writing the ONNX file"):
+        onnx = stamp(model.onnx or export(model), metadata(plan, row, seed))
+        # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
+        inputs = stacked_inputs(plan.data.task, plan.data.test, VERIFY_ITEMS)
+        others = other_lengths(plan.data.task, plan.data.test)
     verdict = verify(onnx, model, inputs, lowered=model.lowered, others=others)
     path = folder / (DEPLOYABLE if verdict.ok else UNVERIFIED)
     write_atomic(path, onnx)
     found = Measured(notes=list(built.log.notes))
     found.hashes |= {"onnx": sha256(onnx), "key": built.key}
-    found.notes += _save(plan, row, model, folder)
-    _count(model, onnx, found)
+    with stage("saving the model, counting its operations and bytes"):
+        found.notes += _save(plan, row, model, folder)
+        _count(model, onnx, found)
     _answer(plan, folder, row, path, verdict, found)
     _execute(path, [tensor[:1].numpy() for tensor in inputs], plan.threads, found)
     if np.isfinite(verdict.max_abs_error):

@@ -80,7 +80,8 @@ class Graph:
     """Key of the plan's own model, which no step has made."""
     chain_runs: tuple[ChainRun, ...]
     setting: str
-    """A hash of what every step depends on: data, task, device, threads, versions, code."""
+    """A hash of what every step depends on: data but for the test split, task, device, threads,
+    versions, code."""
 
     @property
     def nodes(self) -> dict[str, Node]:
@@ -126,7 +127,7 @@ class _Maker:
         self.teachers = {name: identity(model) for name, model in plan.teachers.items()}
         self.context = {**_common(plan), "seed": seed}
         self.judged = {
-            "test": plan.data.identity(),
+            "test": plan.data.test_identity(),
             "metric": None if plan.metric is None else plan.metric.identity(),
             "threads": plan.threads,
             "cpu": plan.cpu or cpu_info(),

@@ -24,6 +24,7 @@ from compress.heads import Judge, heads_of
 from compress.model import INSTANCE, Blueprint, Model
 from compress.system.environment import cpu_threads
 from compress.system.files import sha256
+from compress.system.progress import stage
 from compress.tasks.base import Data
 from compress.training import Training
 from compress.training.evaluate import accuracies
@@ -151,7 +152,8 @@ def make_plan(
     given = bool(teachers) or any(thing is not None for thing in (data, model, metric))
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     if data is None:
-        data = load_data(suite.data, data_root, **suite.options)
+        with stage(f"reading {suite.data}"):
+            data = load_data(suite.data, data_root, **suite.options)
     if judge is not None:
         judge.check(data.task)
     where = _device(device)
@@ -181,7 +183,10 @@ def make_plan(
     )
     plan = replace(plan, teachers=_teachers(suite, plan))
     names = {name for row in rows if row.chain for name in row.chain.transfers}
-    found = {name: load_transfer(name, data, data_root) for name in sorted(names)}
+    found = {}
+    for name in sorted(names):
+        with stage(f"reading {name}"):
+            found[name] = load_transfer(name, data, data_root)
     plan = replace(plan, transfers=found)
     for row in rows:
         _check_names(row, plan)

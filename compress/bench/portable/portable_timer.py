@@ -109,13 +109,18 @@ def time_pack(
         settings=pack["settings"],
         effort=Effort(seconds=seconds or pack["seconds"]),
         threads=threads,
-        progress=sys.stderr.isatty(),
+        tell=_tell,
         checkpoint=checkpoint,
         launch=launch,
     )
     if all(part.failure for part in raw_timings.launched):
         raise WorkerFailed(raw_timings.launched[0].failure)
     return raw_timings
+
+
+def _tell(words: str) -> None:
+    if sys.stderr.isatty():
+        print(f"timing: {words}", file=sys.stderr, flush=True)
 
 
 def to_json(pack: Mapping[str, Any], raw_timings: RawTimings, folder: Path) -> str:

@@ -1,0 +1,352 @@
+"""Image files: which count, and that every one that cannot be read is found before any work."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bench_fixtures import small_digits
+from PIL import Image
+
+from compress.api import prepare
+from compress.bench.plan.suite import Suite
+from compress.errors import UserError
+from compress.system.files import write_atomic
+from compress.tasks.base import Data
+from compress.zoo import image_files
+from compress.zoo.data import load_data
+from compress.zoo.image_files import check_images, decode, fault, images_below
+from compress.zoo.transfer import load_transfer
+
+KINDS = {
+    "plain.jpg": {},
+    "progressive.jpg": {"progressive": True},
+    "gray.png": {},
+    "interlaced.gif": {},
+    "lossy.webp": {},
+    "packed.tif": {"compression": "tiff_deflate"},
+    "raw.bmp": {},
+    "raw.ppm": {},
+}
+
+
+def noise(size: tuple[int, int] = (20, 30), seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(seed).randint(0, 256, (*size, 3), np.uint8))
+
+
+BOTH = ("train", "test")
+
+
+def folder_of_photos(root: Path, parts: tuple[str, ...] = BOTH, count: int = 6) -> Path:
+    for part in parts:
+        for name in ("cat", "dog"):
+            for number in range(count):
+                path = root / part / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                noise(seed=hash_of(part, name, number)).save(path)
+    return root
+
+
+def hash_of(*values: object) -> int:
+    return sum(ord(character) * (at + 1) for at, character in enumerate(repr(values)))
+
+
+def read(path: Path) -> str:
+    """Return what `decode` says of a file; '' where it reads it."""
+    try:
+        decode(path, (8, 8))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_cannot_be_read_later_is_found_however_much_of_it_is_missing(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    image = noise().convert("L") if name.startswith("gray") else noise()
+    image.save(path, **KINDS[name])
+    assert fault(path) == read(path) == ""
+    whole = path.read_bytes()
+    refused = 0
+    for left in range(0, len(whole), 1 + len(whole) // 150):
+        path.write_bytes(whole[:left])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of a file that ends too soon
+            assert bool(fault(path)) == bool(read(path)), left
+            refused += bool(fault(path))
+    assert refused > 100
+
+
+def test_the_reason_is_told(tmp_path: Path) -> None:
+    def said(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        return fault(tmp_path / name)
+
+    whole = io.BytesIO()
+    noise().save(whole, "JPEG")
+    assert said("empty.jpg", b"") == "the file is empty"
+    assert said("text.jpg", b"some text") == "it is no image, or of a kind that is not known"
+    assert "truncated" in said("half.jpg", whole.getvalue()[:-100])
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert fault(tmp_path / "pipe.jpg") == "it is no regular file", "and it does not wait for it"
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "absent.jpg")
+    assert fault(tmp_path / "gone.jpg") == "No such file or directory"
+
+
+def test_modes_that_are_converted_are_sound(tmp_path: Path) -> None:
+    for number, mode in enumerate(("1", "L", "LA", "P", "RGBA", "I;16")):
+        Image.new(mode, (9, 9)).save(tmp_path / f"{number}.png")
+    Image.new("CMYK", (64, 64)).save(tmp_path / "cmyk.jpg")
+    Image.new("F", (9, 9)).save(tmp_path / "f.tif")
+    for path in tmp_path.iterdir():
+        assert fault(path) == read(path) == "", path
+
+
+def test_what_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise().save(tmp_path / "a.png")
+
+    def refuse(path: Path) -> None:  # root, as which tests may run, is never refused
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    assert fault(tmp_path / "a.png") == "Permission denied"
+
+
+def test_all_bad_files_of_all_splits_are_named_before_any_work(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path / "photos", ("train", "val", "test"))
+    bad = [root / place for place in ("test/dog/3.png", "train/cat/0.png", "val/cat/5.png")]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:-200])
+    (root / "test/cat/1.png").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        prepare(Suite("mine", f"imagefolder:{root}", "mlp", ("train()",)), out=tmp_path / "out")
+    said = str(caught.value).splitlines()
+    assert said[0] == "4 of 36 image files cannot be read:"
+    assert said[-1] == "Repair, replace or remove them, then run again; nothing was computed yet"
+    assert said[1] == f"  {bad[1]}: image file is truncated"
+    assert f"  {root}/test/cat/1.png: the file is empty" in said
+    assert {line.split(":")[0].strip() for line in said[1:-1]} == {
+        *map(str, bad),
+        str(root / "test/cat/1.png"),
+    }
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_many_bad_files_some_are_named(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path, count=20)
+    for path in images_below(root / "test"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        load_data(f"imagefolder:{root}")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "40 of 80 image files cannot be read:"
+    assert (len(lines), lines[21]) == (23, "  and 20 more")
+
+
+def test_a_transfer_set_is_checked_but_not_what_is_for_its_testing(tmp_path: Path) -> None:
+    root, data = folder_of_photos(tmp_path), small_digits()
+    for named in (False, True):
+        if named:  # with the task's classes, so that it is read as a source
+            for name in data.task.classes:
+                for part in ("train", "test"):
+                    (root / part / name).mkdir()
+                    noise().save(root / part / name / "a.png")
+        bad = root / "test" / "cat" / "0.png"
+        bad.write_bytes(b"")
+        found = load_transfer(f"imagefolder:{root}", data)
+        bad.unlink()
+        again = load_transfer(f"imagefolder:{root}", data)
+        assert found.fingerprint == again.fingerprint, "its test part is nothing that a step sees"
+        (root / "train" / "dog" / "1.png").write_bytes(b"")
+        with pytest.raises(UserError, match=r"1 of \d+ image files cannot be read:\n.*train/dog/1"):
+            load_transfer(f"imagefolder:{root}", data)
+        noise().save(root / "train" / "dog" / "1.png")
+
+
+# --- what is ignored ----------------------------------------------------------------------
+
+
+def test_what_is_hidden_or_left_by_a_system_counts_at_no_level(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path)
+    before = load_data(f"imagefolder:{root}", size=8)
+    for place in (
+        *("train/.git/0.png", "train/cat/.cache/a/0.png", "train/cat/._0.png", "test/.x/0.png"),
+        *("train/__MACOSX/cat/0.png", "test/dog/@eaDir/0.png/THUMB_M.jpg", "test/__MACOSX/0.png"),
+        *("train/cat/Thumbs.db", "train/lost+found/0.png", "test/cat/.ipynb_checkpoints/1.jpg"),
+    ):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(b"no image")
+    after = load_data(f"imagefolder:{root}", size=8)
+    assert after.task.classes == ("cat", "dog")
+    assert after.fingerprint == before.fingerprint
+    assert (len(after.train), len(after.test)) == (len(before.train), len(before.test))
+    loose = load_transfer(f"imagefolder:{root}", small_digits())
+    assert len(loose.items) == 12
+    deep = root / "train" / "cat" / "more" / "deeper.JPG"
+    deep.parent.mkdir()
+    noise().save(deep, "JPEG")
+    assert images_below(root / "train" / "cat")[-1] == deep
+
+
+def test_a_folder_that_may_not_be_looked_into_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, look = folder_of_photos(tmp_path), os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "cat":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"cannot look into the folder .*cat: Permission denied"):
+        load_data(f"imagefolder:{root}")
+
+
+# --- what is remembered -------------------------------------------------------------------
+
+
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Remember from the first file on, in a cache of our own; return what is read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(image_files, "LEAST", 1)
+    names: list[str] = []
+
+    def noted(path: Path) -> str:
+        names.append(path.name)
+        return fault(path)
+
+    monkeypatch.setattr(image_files, "fault", noted)
+    return names
+
+
+def test_the_next_run_reads_only_what_is_new_or_has_changed(
+    tmp_path: Path, seen: list[str]
+) -> None:
+    root = folder_of_photos(tmp_path / "photos")
+    name = f"imagefolder:{root}"
+
+    def again() -> list[str]:
+        seen.clear()
+        load_data(name, size=8)
+        return sorted(seen)
+
+    assert len(again()) == 24
+    assert again() == []
+    noise(seed=99).save(root / "test" / "cat" / "new.png")
+    assert again() == ["new.png"]
+    changed = root / "train" / "dog" / "2.png"
+    times = changed.stat().st_atime_ns, changed.stat().st_mtime_ns
+    changed.write_bytes(bytes(changed.stat().st_size))
+    os.utime(changed, ns=times)  # of the same size, and it claims to be as old
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"dog/2\.png"):
+            again()
+        assert seen == ["2.png"], "a bad file is read each time"
+    changed.unlink()
+    assert again() == []
+
+
+def test_a_damaged_memory_is_harmless(tmp_path: Path, seen: list[str]) -> None:
+    root = folder_of_photos(tmp_path / "photos")
+    bad = root / "test" / "cat" / "0.png"
+    bad.write_bytes(b"")
+    files = [*images_below(root / "train"), *images_below(root / "test")]
+    split = image_files.ImageFiles(files, [0] * len(files), (8, 8))
+    with pytest.raises(UserError):
+        check_images(split)
+    [memory] = (tmp_path / "cache" / "compress-models" / "checked-images").iterdir()
+    whole = memory.read_bytes()
+    assert len(whole) == 23 * 16
+    for content, count in ((b"", 24), (whole[:-1], 2), (b"x" + whole, 24), (whole[::-1], 24)):
+        write_atomic(memory, content)
+        seen.clear()
+        with pytest.raises(UserError, match="1 of 24 image files"):
+            check_images(split)
+        assert len(seen) == count
+    memory.unlink()
+    memory.parent.rmdir()
+    memory.parent.write_text("a file in place of the folder")
+    with pytest.raises(UserError, match="1 of 24 image files"):
+        check_images(split)
+
+
+def test_what_was_checked_until_it_was_stopped_is_remembered(
+    tmp_path: Path, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder_of_photos(tmp_path / "photos")
+    monkeypatch.setattr(image_files, "CHUNK", 10)
+
+    def stopped(path: Path) -> str:
+        if len(seen) >= 10:
+            raise KeyboardInterrupt
+        seen.append(path.name)
+        return ""
+
+    sound = image_files.fault
+    monkeypatch.setattr(image_files, "fault", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        load_data(f"imagefolder:{root}")
+    monkeypatch.setattr(image_files, "fault", sound)
+    seen.clear()
+    load_data(f"imagefolder:{root}")
+    assert len(seen) == 14
+
+
+# --- what depends on the test split -------------------------------------------------------
+
+
+def contents(data: Data) -> list[list[bytes]]:
+    """Return the items of all splits that steps may use, in order."""
+    found = []
+    for split in (data.train, data.validation, data.calibration):
+        (images,), labels = split.fetch(torch.arange(len(split)))
+        pairs = zip(images.numpy(), labels.tolist(), strict=True)
+        found.append([image.tobytes() + bytes([label]) for image, label in pairs])
+    return found
+
+
+def test_a_step_does_not_depend_on_the_test_files(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path, count=20)
+
+    def load() -> Data:
+        return load_data(f"imagefolder:{root}", size=8)
+
+    before = load()
+    (root / "test" / "cat" / "0.png").unlink()
+    noise(seed=77).save(root / "test" / "dog" / "1.png")
+    after = load()
+    assert contents(after) == contents(before)
+    assert after.identity() == before.identity()
+    assert after.test_identity() != before.test_identity()
+    assert after.fingerprint != before.fingerprint
+    (root / "train" / "cat" / "0.png").unlink()
+    fewer = load()
+    assert fewer.identity() != after.identity()
+    assert fewer.test_identity() != after.test_identity()
+
+
+def test_a_validation_split_of_its_own_is_something_that_steps_use(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path, ("train", "val", "test"))
+    before = load_data(f"imagefolder:{root}", size=8).identity()
+    (root / "val" / "cat" / "0.png").unlink()
+    assert load_data(f"imagefolder:{root}", size=8).identity() != before
+
+
+def test_of_a_flat_folder_too(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path, ("",), count=40)
+    before = load_data(f"imagefolder:{root}", size=8)
+    before.test.files[0].unlink()  # type: ignore[attr-defined]
+    after = load_data(f"imagefolder:{root}", size=8)
+    assert len(after.test) == len(before.test) - 1
+    assert contents(after) == contents(before)
+    assert after.identity() == before.identity()
