@@ -154,13 +154,23 @@ def forward(module: nn.Module, inputs: Tensors) -> Tensor:
         return main_output(module, module(*inputs))
 
 
+def frozen_names(module: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that must not be trained (`requires_grad` is off)."""
+    return frozenset(
+        name
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if parameter.is_floating_point() and not parameter.requires_grad
+    )
+
+
 def weights_hash(module: nn.Module) -> str:
-    """Return a hash of every parameter and buffer, by name."""
+    """Return a hash of every parameter and buffer, by name, and of which of them are frozen."""
     parts = {
         name: [str(tensor.dtype), list(tensor.shape), sha256(tensor.cpu().numpy().tobytes())]
         for name, tensor in module.state_dict().items()
     }
-    return digest(parts)
+    frozen = sorted(frozen_names(module))
+    return digest([parts, frozen] if frozen else parts)
 
 
 def identity(model: Model) -> list[str]:
@@ -239,6 +249,7 @@ def pack(model: Model, build: Builder) -> tuple[dict[str, Any], bytes]:
         **_difference(ours, fresh),
         "shapes": {name: list(tensor.shape) for name, tensor in named.items()},
         "tied": tied,
+        "frozen": sorted(frozen_names(ours)),
         "sparse": sorted(model.sparse),
         "hints": dict(model.hints),
         "heads": {path: heads.to_json() for path, heads in heads_by_path(ours).items()},
@@ -415,9 +426,12 @@ def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Mo
                 f"model.safetensors has {name} of shape {list(tensor.shape)}, but blueprint.json "
                 f"says {description['shapes'][name]}"
             )
+    # A file of an earlier version does not tell: then what the factory froze is frozen.
+    frozen = description.get("frozen", frozen_names(module) & set(description["shapes"]))
     _place_tensors(module, stored, tied)
     heads = {path: Heads.from_json(told) for path, told in description.get("heads", {}).items()}
     set_all_heads(module, heads)
+    _freeze(module, frozenset(frozen))
     return Model(
         module.eval(),
         tuple(map(_decode_input, description["probe"])),
@@ -443,6 +457,15 @@ def _decode_input(told: Mapping[str, Any]) -> Tensor:
         return torch.tensor(told["values"], dtype=dtype).view(told["shape"])
     [made] = items_like((torch.empty(told["shape"], dtype=dtype),), told["shape"][0])
     return made
+
+
+def _freeze(module: nn.Module, names: frozenset[str]) -> None:
+    """Let all parameters be trained but those of some names."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    if unknown := names - parameters.keys():
+        raise UserError(f"blueprint.json freezes {min(unknown)}, and there is no such parameter")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(parameter.is_floating_point() and name not in names)
 
 
 def _construct(path: str, spec: Mapping[str, Any]) -> nn.Module:
@@ -472,7 +495,7 @@ def _place_tensors(
         elif name in buffers:
             tensor = stored[name]
         else:
-            tensor = nn.Parameter(stored[name], requires_grad=stored[name].is_floating_point())
+            tensor = nn.Parameter(stored[name], requires_grad=False)
         placed[name] = tensor
         if leaf in owner._buffers:
             owner._buffers[leaf] = tensor

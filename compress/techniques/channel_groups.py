@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.heads import as_in_training, has_auxiliary, heads_in_training, tensors_of
-from compress.model import Model, forward
-from compress.surgery import output_layers
+from compress.model import Model, forward, frozen_names
+from compress.surgery import freeze, output_layers, thawed
 from compress.tasks.base import Tensors
 
 OUTPUTS_SECOND = (nn.Embedding, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -43,7 +43,7 @@ def cut_channels(model: Model, widths: Mapping[str, float], round_to: int) -> Cu
 def _cut(module: nn.Module, inputs: Tensors, widths: Mapping[str, float], round_to: int) -> Cut:
     from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
-    cut = Cut(module)
+    cut, frozen = Cut(module), frozen_names(module)
     graph = _graph(module, inputs)
     alive: dict[str, Tensor] = {}
     for path, width in widths.items():
@@ -67,6 +67,7 @@ def _cut(module: nn.Module, inputs: Tensors, widths: Mapping[str, float], round_
             continue
         _record(graph, group, alive, cut)
         group.prune()
+    freeze(module, frozen)  # what was cut are new tensors
     module.eval()
     return cut
 
@@ -74,12 +75,10 @@ def _cut(module: nn.Module, inputs: Tensors, widths: Mapping[str, float], round_
 def _graph(module: nn.Module, inputs: Tensors) -> Any:
     from torch_pruning import DependencyGraph  # not above: it imports timm, which takes seconds
 
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
     with warnings.catch_warnings():
         # It warns of bare parameters; whether cutting them is right is checked by arithmetic.
         warnings.simplefilter("ignore")
-        with torch.enable_grad():
+        with thawed(module), torch.enable_grad():
             graph = DependencyGraph()
             one = tuple(tensor[:1] for tensor in inputs)
             through = _through_all_heads if has_auxiliary(module) else None

@@ -184,6 +184,7 @@ class Distill(Training):
         return frozenset() if self.transfer is None else frozenset({self.transfer})
 
     def check(self, context: StepContext) -> None:
+        super().check(context)
         self._check_pairs(context)
         for loss in self.losses:
             if loss.wants_single_classes and context.task.mixes:
@@ -208,11 +209,11 @@ class Distill(Training):
         if self.hints is None or known is None:
             return
         with torch.random.fork_rng(devices=[]):
-            teacher, student = known.copy(), self._known_student(context)
+            teacher, student = known.copy(), self.learner(context)
             if student is None:
                 self.hints.check_teacher(teacher)
             else:
-                HintLoss(self.hints, teacher, student)
+                HintLoss(self.hints, teacher, student.copy())
 
     def _known_teacher(self, context: StepContext) -> Model | None:
         [name] = self.teacher_names
@@ -220,10 +221,8 @@ class Distill(Training):
             return context.teacher
         return context.enters if name == INPUT else context.models.get(name)
 
-    def _known_student(self, context: StepContext) -> Model | None:
-        if self.student not in (None, SAME):
-            return context.student(str(self.student))
-        return None if context.enters is None else context.enters.copy()
+    def learner(self, context: StepContext) -> Model | None:
+        return context.student(str(self.student)) if self.students else context.enters
 
     def compress(self, model: Model, context: StepContext) -> Model:
         models = find_teachers(self.teacher_names, model, context)

@@ -14,7 +14,7 @@ from compress.errors import IllegalChain, unknown
 from compress.heads import main_output
 from compress.model import Model, forward, identity
 from compress.tasks.base import Tensors
-from compress.training import autocast, has_convolutions, place_inputs, to_device
+from compress.training import autocast, place_inputs, suits_channels_last, to_device
 from compress.training.graphs import ReplayedAnswers, refuse_hooks
 
 REPLAYED_AFTER = 20
@@ -32,8 +32,14 @@ class Teacher:
         self.context, self.average, self.weights = context, average, tuple(weights)
         self.replayed: ReplayedAnswers | None = None
         self.asked: Counter[tuple[torch.Size, ...]] = Counter()
-        for model in self.models:
-            to_device(model.module, context).eval().requires_grad_(False)
+        self.channels_last = [self._placed(model) for model in self.models]
+
+    def _placed(self, model: Model) -> bool:
+        """Place a teacher where it answers; return whether it does so in channels_last."""
+        some = tuple(tensor.to(self.context.device) for tensor in model.items())
+        last = suits_channels_last(model.module, some, self.context.log, trains=False)
+        to_device(model.module, self.context, last).eval().requires_grad_(False)
+        return last
 
     def ask(self, inputs: Tensors) -> Tensor:
         """Return the logits, (N, classes) in float32."""
@@ -60,8 +66,8 @@ class Teacher:
     def _ask(self, inputs: Tensors) -> Tensor:
         outputs = []
         with torch.no_grad(), autocast(self.context):
-            for model in self.models:
-                placed = place_inputs(inputs, has_convolutions(model.module))
+            for model, last in zip(self.models, self.channels_last, strict=True):
+                placed = place_inputs(inputs, last)
                 outputs.append(main_output(model.module, model.module(*placed)).float())
         return averaged(outputs, self.average, self.weights)
 

@@ -23,7 +23,7 @@ from compress.training.batch_loader import Batch, BatchLoader, resident
 from compress.training.checkpoint import Checkpoints, Parts
 from compress.training.evaluate import evaluate, some_of
 from compress.training.execution_mode import ExecutionMode, Run, autotune, runner, to_device
-from compress.training.settings import Training, one_cycle
+from compress.training.settings import Training, one_cycle, refuse_frozen
 from compress.training.stepper import AUXILIARY, LabelWeight, Loss, Stepper
 
 WATCHED = 1000
@@ -80,8 +80,9 @@ def fit(
     Weights in `model.sparse` that are zero stay zero. On a cache the state is kept after every
     epoch, and a training that was stopped goes on from there exactly. If the loss is no longer
     finite, the state after the last good epoch is kept and the log says so; raises
-    StepFailed if there is none.
+    StepFailed if there is none, and IllegalChain if all weights are frozen.
     """
+    refuse_frozen(model.module, settings)
     return _Fit(model, context, settings, loss, hooks or TrainingHooks()).run()
 
 
@@ -120,11 +121,11 @@ class _Fit:
         else:
             first = self._first()
             self.mode = self._pace(first)
-        self.module = to_device(model.module, context, self.mode)
+        self.module = to_device(model.module, context, self.mode.channels_last)
         self.masks = {
             name: value.detach() != 0
             for name, value in self.module.named_parameters()
-            if name in model.sparse
+            if name in model.sparse and value.requires_grad
         }
         self.modules = {"module": self.module}
         if hooks.extra is not None:

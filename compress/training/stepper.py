@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.context import StepContext
+from compress.errors import StepFailed
 from compress.training.batch_loader import Batch
-from compress.training.execution_mode import ExecutionMode, Run, execution_context, place_inputs
+from compress.training.execution_mode import ExecutionMode, Run, execution_context
 from compress.training.graphs import Replayed
+from compress.training.layout import place_inputs
 from compress.training.out_of_memory import ran_out_of_memory
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -113,6 +115,11 @@ class Stepper:
             for head in others if weight else ():
                 value = value + weight * self.context.task.loss(head, some.targets)
             value = value * ((end - begin) / count)
+            if not value.requires_grad:
+                raise StepFailed(
+                    "the model's outputs depend on no weight that may be trained: all that do are "
+                    "frozen (requires_grad is False), or the model switches gradients off"
+                )
             value.backward()
             total = total + value.detach()
             right = right + self.context.task.correct(outputs.detach(), some.targets).sum()

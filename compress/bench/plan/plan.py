@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -188,8 +188,12 @@ def make_plan(
         with stage(f"reading {name}"):
             found[name] = load_transfer(name, data, data_root)
     plan = replace(plan, transfers=found)
+    # Several rows may have one student: it is built once, and copied where it is changed.
+    context = replace(plan.step_context(0, False), enters=start, build=lru_cache(2)(plan.fresh))
+    if baseline is not None:
+        baseline.check(context)
     for row in rows:
-        _check_names(row, plan)
+        _check_names(row, plan, replace(context, teacher=start))
     return plan
 
 
@@ -295,28 +299,28 @@ def _teachers(suite: Suite, plan: Plan) -> dict[str, Model]:
     return teachers
 
 
-def _check_names(row: Row, plan: Plan) -> None:
+def _check_names(row: Row, plan: Plan, context: StepContext) -> None:
     chain = plan.baseline if row.chain is None else row.chain
     if chain is not None:
-        _check_trainable(chain, plan)
+        _check_trainable(chain, context)
     if row.chain is None:
         return
     for name in sorted(row.chain.teachers - {"baseline"}):
         if name not in plan.teachers:
             raise unknown("teacher", name, ["baseline", "input", *plan.teachers])
-    context = replace(plan.step_context(0, False), teacher=plan.start, enters=plan.start)
     for need in sorted(row.chain.needs):
         if not context.has(need):
             raise IllegalChain(f"{row.text} needs {need}, which is not at hand")
     row.chain.check(context)
 
 
-def _check_trainable(chain: Compressor, plan: Plan) -> None:
+def _check_trainable(chain: Compressor, context: StepContext) -> None:
     """Build every student, and refuse to train a model that does not say which its logits are."""
-    model = plan.start
+    assert context.enters is not None, "the plan's own model"
+    model = context.enters
     for step, _ in flat_steps(chain):
         for name in sorted(step.students):
-            model = plan.fresh(name)
+            model = context.student(name)
         heads = heads_of(model.module)
         if isinstance(step, Training) and heads is not None and heads.untrainable:
             raise IllegalChain(f"{step!r} cannot train: {heads.untrainable}")
