@@ -13,9 +13,9 @@ from compress.bench.execute.fork_client import early
 from compress.bench.execute.limits import Limits
 from compress.bench.execute.ray_executor import executor_named
 from compress.bench.plan.metric import Function
-from compress.bench.plan.plan import make_plan
+from compress.bench.plan.plan import Plan, make_plan
 from compress.bench.plan.suite import Named, Suite, checked, load_suite
-from compress.bench.run import STORE, Bench, RunOptions
+from compress.bench.run import STORE, RunOptions, run_plan
 from compress.errors import UserError, unknown
 from compress.report.columns import frame
 from compress.report.curves import curve_rows
@@ -77,15 +77,18 @@ def prepare(
     command: str = "",
     on_record: Callable[[Record], None] = lambda record: None,
     **changes: Any,
-) -> Bench:
-    """Return a run of a suite, everything looked up and nothing computed. Options as in `bench`."""
+) -> tuple[Plan, Path, RunOptions]:
+    """Return a suite's plan, the folder of its outputs, and how to run it; compute nothing.
+
+    Options as in `bench`.
+    """
     given: dict[str, Any] = {} if step_timeout is None else {"seconds": step_timeout}
     if step_memory is not None:
         if not 0 < step_memory < float("inf"):
             raise UserError(f"step_memory must be positive and finite, not {step_memory}")
         given["memory"] = int(step_memory * 1e9)
     root = None if data_root is None else Path(data_root)
-    run_options = RunOptions(Limits(**given), store, fresh, root, executor_named(executor))
+    limits, factory = Limits(**given), executor_named(executor)
     chosen = suite if isinstance(suite, Suite) else load_suite(str(suite))
     known = [*(item.name for item in fields(Suite)), *OPTIONS]
     if foreign := changes.keys() - set(known):
@@ -108,8 +111,11 @@ def prepare(
         step_threads=step_threads,
     )
     folder = Path(out or Path(DEFAULT_OUT) / chosen.name)
-    # Called from Python there is no command that gives the table again, so none is named.
-    return Bench(plan, folder, command, progress, on_record, run_options)
+    return (
+        plan,
+        folder,
+        RunOptions(limits, store, fresh, root, factory, command, progress, on_record),
+    )
 
 
 def _teachers(
@@ -163,15 +169,15 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
     if options.get("executor", "local") == "local":
         early()  # while this process makes the plan
     with showing(options.get("progress", True)):
-        run = prepare(suite, **options)
+        plan, out, run_options = prepare(suite, **options)
         try:
-            run.execute()
+            run_plan(plan, out, run_options)
         except BaseException:
             # Also after Ctrl-C or on a full disk: the finished rows are worth their table.
             with contextlib.suppress(OSError, UserError):
-                rewrite_reports(run.out)
+                rewrite_reports(out)
             raise
-        return rewrite_reports(run.out)
+        return rewrite_reports(out)
 
 
 def preview(suite: str | Path | Suite | None = None, **options: Any) -> str:
@@ -184,8 +190,8 @@ def preview(suite: str | Path | Suite | None = None, **options: Any) -> str:
     if suite is None:
         suite, options = _suite_of(**options)
     with showing(options.get("progress", True)):
-        planned = prepare(suite, **options)
-    return show(planned.plan, planned.place, planned.run_options.fresh)
+        plan, out, run_options = prepare(suite, **options)
+    return show(plan, run_options.store_of(out), run_options.fresh)
 
 
 def run(**options: Any) -> Results:

@@ -37,7 +37,7 @@ from trials import publish, table
 
 from compress.bench.plan.plan import make_plan
 from compress.bench.plan.suite import load_suite
-from compress.bench.run import Bench
+from compress.bench.run import RunOptions, run_plan
 from compress.errors import UserError
 from compress.results.record import Record, read_results
 from compress.system.cuda import Cuda
@@ -66,7 +66,7 @@ def run_suite(name: str, folder: Path, seconds: float) -> tuple[list[Record], Ma
     """Run a built-in suite; return its records, and what it says of the GPU."""
     suite = replace(load_suite(name), timing_seconds=seconds)
     with_gpu = make_plan(suite, device="cuda")
-    Bench(with_gpu, folder, command=f"compress-models bench {name}").execute()
+    run_plan(with_gpu, folder, RunOptions(command=f"compress-models bench {name}"))
     records, about = read_results(folder / "results.jsonl")
     return records, about.get("cuda", {})
 

@@ -55,6 +55,16 @@ class KillItself(Compressor):
 
 
 @dataclass(frozen=True, repr=False)
+class KillServer(Compressor):
+    """Kills the process that it was forked from."""
+
+    def compress(self, model: Model, context: StepContext) -> Model:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(86400)
+        return model
+
+
+@dataclass(frozen=True, repr=False)
 class Hang(Compressor):
     """Sleeps for ever, and has a child that does."""
 
@@ -210,7 +220,7 @@ class Escape(Compressor):
 
 
 HOSTILE = (
-    *(RaiseError, LeaveByExit, AskToExit, Segfault, KillItself, Hang, HangInC, EatMemory),
-    *(EatMemoryPlainly, FillDisk, ReturnNan, ChangeInput, OtherShape, ReturnNothing, ForkBomb),
-    *(Chatter, Escape),
+    *(RaiseError, LeaveByExit, AskToExit, Segfault, KillItself, KillServer, Hang, HangInC),
+    *(EatMemory, EatMemoryPlainly, FillDisk, ReturnNan, ChangeInput, OtherShape, ReturnNothing),
+    *(ForkBomb, Chatter, Escape),
 )

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from common import publish, table
 
-from compress.bench.execute.job import Job, Stores
+from compress.bench.execute.executor import ChainJob
 from compress.bench.execute.limits import Limits
-from compress.bench.execute.local_executor import Inside, Isolated, Site, recipe_of
+from compress.bench.execute.local_executor import InProcessExecutor, LocalExecutor
+from compress.bench.execute.run_spec import RunSpec, spec_of
 from compress.bench.plan.graph import Graph, make_graph
 from compress.bench.plan.plan import Plan, make_plan
 from compress.bench.plan.suite import Suite
@@ -45,38 +46,34 @@ def plan_of(chains: tuple[str, ...]) -> Plan:
     return make_plan(Suite("twelve", "digits", "cnn-small", chains, controls=False))
 
 
-def steps(plan: Plan, graph: Graph, store: Path, folder: Path, isolated: bool) -> float:
-    """Run all steps of a graph that the store has not; return the seconds."""
-    site = Site(
-        recipe_of(plan, graph.setting, store, folder / "private", False, None), folder, folder, plan
-    )
-    executor = Isolated(site, Limits()) if isolated else Inside(site, "asked for")
-    names = {row.text: number for number, row in enumerate(plan.rows)}
-    stores = Stores(site.stores.shared, site.stores.private)
+def spec(plan: Plan, graph: Graph, store: Path, folder: Path) -> RunSpec:
+    return spec_of(plan, graph.setting, store, folder / "private", limits=Limits())
+
+
+def steps(plan: Plan, graph: Graph, store: Path, folder: Path) -> float:
+    """Run all steps of a graph that the store has not, in this process; return the seconds."""
+    run = spec(plan, graph, store, folder)
+    executor, stores = InProcessExecutor(plan, run, "asked for"), run.stores
     began = time.perf_counter()
-    for lane in graph.lanes:
-        for number, node in enumerate(lane.nodes[:-1]):
-            if stores.get(node) is not None:
-                continue
-            executor.submit(Job(names[lane.row.text], lane.seed, number), "log")
-            [(_, outcome)] = executor.wait()
-            assert outcome.ok, outcome.error
-    seconds = time.perf_counter() - began
-    executor.close()
-    return seconds
+    for chain_run in graph.chain_runs:
+        for number, node in enumerate(chain_run.nodes[:-1]):
+            if stores.get(node) is None:
+                outcome = executor.run(ChainJob(*chain_run.key, number), "log")
+                assert outcome.ok, outcome.error
+    return time.perf_counter() - began
 
 
 def sharing(folder: Path) -> list[tuple[object, ...]]:
     plan = plan_of(CHAINS)
     graph = make_graph(plan)
-    together = steps(plan, graph, folder / "shared", folder, isolated=False)
+    together = steps(plan, graph, folder / "shared", folder)
     counts = [sum(not node.measures for node in graph.nodes.values())]
     apart, alone = 0.0, 0
     for number, chain in enumerate(CHAINS):
         own = plan_of(("train(epochs=10)", chain) if number else (chain,))
         wanted = make_graph(own)
         alone += sum(not node.measures for node in wanted.nodes.values())
-        apart += steps(own, wanted, folder / f"own-{number}", folder, isolated=False)
+        apart += steps(own, wanted, folder / f"own-{number}", folder)
     return [
         ("twelve chains as one suite", counts[0], f"{together:.1f}"),
         ("each chain for itself", alone, f"{apart:.1f}"),
@@ -89,31 +86,26 @@ def isolation(folder: Path, repetitions: int = 20) -> list[tuple[object, ...]]:
     chains = tuple(f"prune_weights(sparsity=0.{number:03d})" for number in range(1, 400))
     plan = plan_of(("train(epochs=1)", *chains))
     graph = make_graph(plan)
-    names = {row.text: number for number, row in enumerate(plan.rows)}
-    store = folder / "trivial"
-    site = Site(
-        recipe_of(plan, graph.setting, store, folder / "private", False, None), folder, folder, plan
-    )
-    here, apart = Inside(site, "asked for"), Isolated(site, Limits())
-    baseline = Job(0, 0, 0)
-    here.submit(baseline, "log")
-    assert here.wait()[0][1].ok
-    lanes = [lane for lane in graph.lanes if lane.row.chain is not None]
+    run = spec(plan, graph, folder / "trivial", folder)
+    executors = {
+        "here": InProcessExecutor(plan, run, "asked for"),
+        "apart": LocalExecutor(run, folder, folder),
+    }
+    assert executors["here"].run(ChainJob("baseline", 0, 0), "log").ok
+    chain_runs = [chain_run for chain_run in graph.chain_runs if chain_run.row.chain is not None]
     took: dict[str, list[float]] = {"here": [], "apart": []}
     first = 0.0
     for number in range(2 * repetitions + 1):
         kind = "apart" if number % 2 == 0 else "here"
         began = time.perf_counter()
-        executor = apart if kind == "apart" else here
-        executor.submit(Job(names[lanes[number].row.text], 0, 0), "log")
-        [(_, outcome)] = executor.wait()
+        outcome = executors[kind].run(ChainJob(*chain_runs[number].key, 0), "log")
         assert outcome.ok, outcome.error
         seconds = time.perf_counter() - began
         if number == 0:
             first = seconds
         else:
             took[kind].append(seconds)
-    apart.close()
+    executors["apart"].close()
     medians = {kind: statistics.median(values) for kind, values in took.items()}
     return [
         ("a step that does next to nothing, in this process", f"{medians['here']:.3f}"),

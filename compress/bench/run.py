@@ -1,4 +1,9 @@
-"""The harness: runs a plan, measures every file beside the baseline's, writes every row."""
+"""A run: its stages one after another, from a plan to records of what was measured.
+
+Build every row's model and measure it alone; then measure the memory of all files, time them
+beside one another, and time them on the GPU. Each stage takes the records so far and returns those
+that have gained something; reports are made of what `results.jsonl` holds (`compress.api`).
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,17 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compress.bench.execute.job import Job, Outcome, Stores, record_of
+from compress.bench.execute.executor import Executor, ExecutorFactory, GpuJob, Outcome
+from compress.bench.execute.job import record_of
 from compress.bench.execute.limits import Limits
-from compress.bench.execute.local_executor import Site, executor_for, recipe_of
-from compress.bench.execute.schedule import Executor, Schedule
+from compress.bench.execute.local_executor import local_executor
+from compress.bench.execute.run_spec import Stores, spec_of
+from compress.bench.execute.schedule import Schedule
 from compress.bench.measure.gpu import FOUND, RECORDS, gpu_records
 from compress.bench.measure.gpu_row import FILE
 from compress.bench.measure.latency import KEPT, time_records
@@ -49,166 +56,175 @@ class RunOptions:
     fresh: bool = False
     """Whether to forget what the store has of this run, and compute all of it again."""
     data_root: Path | None = None
-    executor: Callable[[Site, Limits], Executor] = executor_for
-
-
-@dataclass
-class Bench:
-    """One run of a plan, with its folder of outputs."""
-
-    plan: Plan
-    out: Path
+    executor: ExecutorFactory = local_executor
     command: str = ""
+    """What gives the table again; a run from Python has none."""
     progress: bool = True
     on_record: Callable[[Record], None] = lambda record: None
-    run_options: RunOptions = field(default_factory=RunOptions)
-    records: dict[Key, Record] = field(default_factory=dict)
+    """Called with every record, and again with what it has gained."""
 
-    @property
-    def place(self) -> str | Path:
-        """Where results of steps are kept."""
-        return self.run_options.store or (self.out / STORE).resolve()
+    def store_of(self, out: Path) -> str | Path:
+        """Return where a run in a folder keeps results of steps."""
+        return self.store or (out / STORE).resolve()
 
-    def execute(self) -> list[Record]:
-        """Run every chain and seed, compare their answers, then time all files together.
 
-        Raises RunStopped where the disk is full; what was finished is kept.
-        """
-        self.outputs = Outputs(self.out, self.plan.suite.seeds)
-        with self.outputs.lock, _disk_may_be_full(self.out):
-            _check_writable(self.place)
-            scratch = self.outputs.scratch()
-            try:
-                self._execute(scratch)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-        return list(self.records.values())
+@dataclass(frozen=True)
+class RunRecords:
+    """The records of a run so far, written down as they come."""
 
-    def _execute(self, scratch: Path) -> None:
-        graph = make_graph(self.plan)
-        order = [list(chain_run.key) for chain_run in _in_order(graph, self.plan)]
-        private = (scratch / "private").resolve()
-        since = time.time() if self.run_options.fresh else 0.0
-        recipe = recipe_of(
-            self.plan,
-            graph.setting,
-            self.place,
-            private,
-            self.progress,
-            self.run_options.data_root,
-            since,
-        )
-        self.site = site = Site(recipe, self.out / "logs", scratch, self.plan)
-        stores = site.stores
-        if self.run_options.fresh:
-            for node in graph.nodes.values():
-                store = stores.of(node)
-                with store.claim(node.key) as mine:
-                    if mine:  # else another run computes or reads it at this moment
-                        store.drop(node.key)
-            (self.out / "raw" / KEPT).unlink(missing_ok=True)
-        executor = self.run_options.executor(site, self.run_options.limits)
-        told = {**about(self.plan, self.command), "order": order, "isolation": executor.about}
-        self.log = RunLog(self.out / "results.jsonl", told)
-        with contextlib.closing(executor):
-            try:
-                self._build_all(graph, stores, executor)
-            finally:
-                # Also after Ctrl-C: what is finished is worth its verdict.
-                self._compare()
-            for record in memory_records(self.records, self.plan, self.outputs):
-                self._keep(record)
-            collector = getattr(executor, "gather", None)
-            timed = self._timed(time_records(self.records, self.plan, self.outputs, collector))
-            if any(record.status != "ok" for record in timed):
-                # A file that was caught while it was timed must not stand in a comparison.
-                self._compare()
-            self._timed(self._on_gpu(executor, scratch))
+    log: RunLog
+    on_record: Callable[[Record], None]
+    found: dict[Key, Record] = field(default_factory=dict)
 
-    def _timed(self, found: tuple[list[Record], dict[str, Any]]) -> list[Record]:
-        """Keep timed records and what is known of their timing as a whole."""
-        records, news = found
+    def keep(self, records: Sequence[Record], news: Mapping[str, Any] | None = None) -> None:
+        """Take what a stage found, and what it has learnt of the run as a whole."""
         for record in records:
-            self._keep(record)
+            self.found[record.chain, record.seed] = record
+            self.log.record(record)
+            self.on_record(record)
         if news:
             self.log.about(news)
-        return records
 
-    def _on_gpu(self, executor: Executor, scratch: Path) -> tuple[list[Record], dict[str, Any]]:
-        """Run the GPU stage, in a process of its own where there is a GPU to break."""
-        if Cuda().absent():
-            return gpu_records(self.records, self.plan, self.outputs, {})
-        folder = scratch / "gpu"
-        folder.mkdir(exist_ok=True)
-        asked = {
-            "out": str(self.out.resolve()),
-            "records": list(map(asdict, self.records.values())),
-        }
-        write_json(folder / RECORDS, asked)
-        job = Job(0, 0, 0, "gpu", str(folder.resolve()))
-        with contextlib.ExitStack() as held:
-            if hasattr(executor, "gather"):  # of another machine; this GPU is here
-                executor = executor_for(self.site, self.run_options.limits)
-                held.enter_context(contextlib.closing(executor))
-            executor.submit(job, "gpu")
-            [(_, outcome)] = executor.wait()
-        if not outcome.ok:
-            reason = f"the timing on the GPU ended early: {outcome.error}"
-            sound = [record for record in self.records.values() if record.status == "ok"]
-            told = [replace(r, missing={**r.missing, FILE: reason}) for r in sound]
-            return told, {}
-        found = json.loads((folder / FOUND).read_text())
-        return list(map(Record.from_json, found["records"])), found["about"]
 
-    def _compare(self) -> None:
-        answers = {
-            key: Answers(stored["predictions"], stored["correct"])
-            for key, record in self.records.items()
-            if record.status == "ok"
-            for stored in [self.outputs.stored(self.outputs.model(*key).name)]
-        }
-        for key, record in compare_records(self.records, answers).items():
-            if record != self.records[key]:
-                self._keep(record)
+def run_plan(plan: Plan, out: Path, options: RunOptions | None = None) -> list[Record]:
+    """Run every chain and seed of a plan, and measure what they make beside the baseline.
 
-    def _build_all(self, graph: Graph, stores: Stores, executor: Executor) -> None:
-        def end(chain_run: ChainRun, entry: Entry | None, outcome: Outcome) -> None:
-            self._end(chain_run, entry, outcome)
-            rows.advance()
-            if "No space left" in outcome.error and _little_space(stores.shared.folder):
-                raise OSError(errno.ENOSPC, outcome.error)
+    Raises RunStopped where the disk is full; what was finished is kept.
+    """
+    options = options or RunOptions()
+    outputs = Outputs(out, plan.suite.seeds)
+    with outputs.lock, _disk_may_be_full(out):
+        _check_writable(options.store_of(out))
+        with outputs.scratch() as scratch:
+            return _run_stages(plan, outputs, options, scratch)
 
-        def name(chain_run: ChainRun) -> str:
-            return self.outputs.model(*chain_run.key).name
 
-        with stage("", len(graph.chain_runs), "rows", heading=True) as rows:
-            Schedule(graph, stores, executor, end, name).run()
+def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path) -> list[Record]:
+    graph = make_graph(plan)
+    spec = spec_of(
+        plan,
+        graph.setting,
+        options.store_of(outputs.folder),
+        (scratch / "private").resolve(),
+        limits=options.limits,
+        data_root=options.data_root,
+        since=time.time() if options.fresh else 0.0,
+        progress=options.progress,
+    )
+    if options.fresh:
+        forget(graph, spec.stores, outputs)
+    with contextlib.closing(options.executor(plan, spec, outputs.logs, scratch)) as executor:
+        order = [
+            list(graph.chain_run((row.text, seed)).key)
+            for seed in plan.suite.seeds
+            for row in plan.rows
+        ]
+        told = {**about(plan, options.command), "order": order, "isolation": executor.about}
+        log = RunLog(outputs.folder / "results.jsonl", told)
+        records = RunRecords(log, options.on_record)
+        found = records.found
+        try:
+            build_rows(graph, spec.stores, outputs, executor, records)
+        finally:
+            # Also after Ctrl-C: what is finished is worth its verdict.
+            records.keep(compared(found, outputs))
+        records.keep(memory_records(found, plan, outputs))
+        timed = time_records(found, plan, outputs, executor.collect_timings)
+        records.keep(*timed)
+        if any(record.status != "ok" for record in timed[0]):
+            # A file that was caught while it was timed must not stand in a comparison.
+            records.keep(compared(found, outputs))
+        records.keep(*time_on_gpu(found, plan, outputs, executor, scratch))
+    return list(found.values())
 
-    def _end(self, chain_run: ChainRun, entry: Entry | None, outcome: Outcome) -> None:
-        """Make a row of what was measured in a chain run, or of what went wrong."""
-        row = chain_run.row
-        if entry is None:
-            record = Record(
-                row.text, chain_run.seed, "failed", error=outcome.error, step_log=outcome.step_log
-            )
-        else:
-            record = self.outputs.publish(entry.folder, record_of(entry))
-            record = _beside(record, self.records.get((BASELINE, chain_run.seed)))
-        record = replace(record, role=row.role, control=row.control)
-        if row.uncontrolled and entry is not None:
-            record = replace(
-                record,
-                notes=(*record.notes, f"no control of equal cost: {row.uncontrolled}"),
-                missing={**record.missing, "control_verdict": row.uncontrolled},
-            )
-        if row.chain is None and "split" in record.hashes:
-            self.log.about({"split_hash": record.hashes["split"]})
-        self._keep(record)
 
-    def _keep(self, record: Record) -> None:
-        self.records[record.chain, record.seed] = record
-        self.log.record(record)
-        self.on_record(record)
+def forget(graph: Graph, stores: Stores, outputs: Outputs) -> None:
+    """Remove what the stores have of a run, but for what another run computes or reads now."""
+    for node in graph.nodes.values():
+        store = stores.of(node)
+        with store.claim(node.key) as mine:
+            if mine:
+                store.drop(node.key)
+    (outputs.folder / "raw" / KEPT).unlink(missing_ok=True)
+
+
+def build_rows(
+    graph: Graph, stores: Stores, outputs: Outputs, executor: Executor, records: RunRecords
+) -> None:
+    """Make and measure the model of every row and seed; each record is kept when it is finished."""
+
+    def end(chain_run: ChainRun, entry: Entry | None, outcome: Outcome) -> None:
+        record = row_record(chain_run, entry, outcome, outputs)
+        record = _beside(record, records.found.get((BASELINE, chain_run.seed)))
+        split = record.hashes.get("split") if chain_run.row.chain is None else None
+        records.keep([record], {"split_hash": split} if split else None)
+        rows.advance()
+        if "No space left" in outcome.error and _little_space(stores.shared.folder):
+            raise OSError(errno.ENOSPC, outcome.error)
+
+    def name(chain_run: ChainRun) -> str:
+        return outputs.model(*chain_run.key).name
+
+    with stage("", len(graph.chain_runs), "rows", heading=True) as rows:
+        Schedule(graph, stores, executor, end, name).run()
+
+
+def row_record(
+    chain_run: ChainRun, entry: Entry | None, outcome: Outcome, outputs: Outputs
+) -> Record:
+    """Make the record of a row of what was measured, or of what went wrong; publish its files."""
+    row = chain_run.row
+    if entry is None:
+        record = Record(*chain_run.key, "failed", error=outcome.error, step_log=outcome.step_log)
+    else:
+        record = outputs.publish(entry.folder, record_of(entry))
+    record = replace(record, role=row.role, control=row.control)
+    if entry is None or not row.uncontrolled:
+        return record
+    return replace(
+        record,
+        notes=(*record.notes, f"no control of equal cost: {row.uncontrolled}"),
+        missing={**record.missing, "control_verdict": row.uncontrolled},
+    )
+
+
+def compared(records: Mapping[Key, Record], outputs: Outputs) -> list[Record]:
+    """Return the records that a comparison of all answers changes."""
+    answers = {
+        key: Answers(stored["predictions"], stored["correct"])
+        for key, record in records.items()
+        if record.status == "ok"
+        for stored in [outputs.stored(outputs.model(*key).name)]
+    }
+    found = compare_records(records, answers)
+    return [record for key, record in found.items() if record != records[key]]
+
+
+def time_on_gpu(
+    records: Mapping[Key, Record],
+    plan: Plan,
+    outputs: Outputs,
+    executor: Executor,
+    scratch: Path,
+) -> tuple[list[Record], dict[str, Any]]:
+    """Time modules and files on the GPU, in a process of its own where there is a GPU to break.
+
+    Returns the `ok` records with what was found, or with why nothing was, and what the run's
+    description gains.
+    """
+    if Cuda().absent():
+        return gpu_records(records, plan, outputs, {})
+    folder = scratch / "gpu"
+    folder.mkdir(exist_ok=True)
+    asked = {"out": str(outputs.folder.resolve()), "records": list(map(asdict, records.values()))}
+    write_json(folder / RECORDS, asked)
+    outcome = executor.run_gpu_stage(GpuJob(str(folder.resolve())))
+    if not outcome.ok:
+        reason = f"the timing on the GPU ended early: {outcome.error}"
+        sound = [record for record in records.values() if record.status == "ok"]
+        return [replace(r, missing={**r.missing, FILE: reason}) for r in sound], {}
+    found = json.loads((folder / FOUND).read_text())
+    return list(map(Record.from_json, found["records"])), found["about"]
 
 
 def _check_writable(place: str | Path) -> None:
@@ -223,14 +239,11 @@ def _check_writable(place: str | Path) -> None:
         raise UserError(f"cannot write to the store {place}: {error.strerror}") from error
 
 
-def _in_order(graph: Graph, plan: Plan) -> list[ChainRun]:
-    """Return the chain runs as a table shows them: by seed, in the order of the plan's rows."""
-    return [graph.chain_run((row.text, seed)) for seed in plan.suite.seeds for row in plan.rows]
-
-
 def _beside(record: Record, baseline: Record | None) -> Record:
     """Say how far a row's accuracy is from the baseline's."""
     measured: Mapping[str, Any] = record.measured
+    if record.status == "failed":
+        return record
     if record.chain == BASELINE:
         return replace(record, measured={**measured, "accuracy_delta": 0.0})
     if baseline is None or not {"accuracy"} <= measured.keys() & baseline.measured.keys():

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def die_with_parent(parent: int) -> None:
@@ -15,16 +15,21 @@ def die_with_parent(parent: int) -> None:
 
     On Linux; elsewhere only a parent that is gone already is noticed.
     """
-    _on_parents_death(int(signal.SIGKILL))
+    _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         os._exit(1)
 
 
 def outlive_parent() -> None:
     """Take back `die_with_parent`: from now on this process looks after its end by itself."""
-    _on_parents_death(0)
+    _prctl(PR_SET_PDEATHSIG, 0)
 
 
-def _on_parents_death(number: int) -> None:
+def adopt_orphans() -> None:
+    """Become the parent of what this process's descendants leave behind when they end. On Linux."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)

@@ -27,12 +27,17 @@ class WorkerFailed(RuntimeError):
 Launch = Callable[[Path, Path, float], None]
 
 
-def launch(job: Path, result: Path, timeout: float, module: str = "compress.timing.worker") -> None:
-    """Run the timing process on a job; raise WorkerFailed if it crashes or takes too long."""
+def our_python(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs a module of ours in a fresh Python, and its environment."""
     paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     # -P: a file of the user's current folder must not be taken for one of our modules.
-    command = [sys.executable, "-P", "-m", module, str(job), str(result), str(os.getpid())]
+    return [sys.executable, "-P", "-m", module, *arguments], variables
+
+
+def launch(job: Path, result: Path, timeout: float, module: str = "compress.timing.worker") -> None:
+    """Run the timing process on a job; raise WorkerFailed if it crashes or takes too long."""
+    command, variables = our_python(module, str(job), str(result), str(os.getpid()))
     try:
         done = subprocess.run(
             command, env=variables, capture_output=True, text=True, timeout=timeout

@@ -19,7 +19,9 @@ from torch import nn
 from written import write_onnx
 
 from compress.bench import run as bench_module
-from compress.bench.execute.job import Job, Outcome, Stores, perform, record_of
+from compress.bench.execute.executor import ChainJob, GpuJob, Outcome
+from compress.bench.execute.job import perform, record_of
+from compress.bench.execute.run_spec import Stores
 from compress.bench.measure import gpu, gpu_row
 from compress.bench.measure.gpu import FOUND, RECORDS, gpu_records, gpu_stage, module_of
 from compress.bench.measure.gpu_row import FORMS, PROVIDERS, WORDS, Found
@@ -27,7 +29,7 @@ from compress.bench.plan.graph import make_graph
 from compress.bench.plan.plan import make_plan
 from compress.bench.plan.rows import Row
 from compress.bench.plan.suite import Suite
-from compress.bench.run import Bench
+from compress.bench.run import time_on_gpu
 from compress.bench.store.outputs import Outputs
 from compress.bench.store.store import Store
 from compress.compressor import run
@@ -71,8 +73,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def outputs(tmp_path: Path) -> Iterator[Outputs]:
     made = Outputs(tmp_path, (0,))
-    yield made
-    made.lock.close()
+    with made.lock:
+        yield made
 
 
 @pytest.fixture
@@ -418,9 +420,8 @@ def test_the_stage_finds_its_modules_in_the_store(tmp_path: Path, outputs: Outpu
     whole = make_plan(suite, data=small_digits())
     graph = make_graph(whole)
     stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
-    names = list(dict.fromkeys(chain_run.row.text for chain_run in graph.chain_runs))
     for chain_run in graph.chain_runs:
-        job = Job(names.index(chain_run.row.text), 0, len(chain_run.nodes) - 1)
+        job = ChainJob(*chain_run.key, len(chain_run.nodes) - 1)
         assert perform(job, whole, stores).error == ""
     found = {
         chain_run.row.text: module_of(chain_run, graph, whole, stores.get) is not None
@@ -445,19 +446,15 @@ def test_noise_is_noted() -> None:
 
 
 def test_a_stage_that_dies_is_every_rows_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, outputs: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Dies:
-        def submit(self, job: Job, name: str) -> None:
-            self.job = job
-
-        def wait(self) -> list[tuple[Job, Outcome]]:
-            return [(self.job, Outcome("StepEnded: it took more than 120 s and was ended"))]
+        def run_gpu_stage(self, job: GpuJob) -> Outcome:
+            return Outcome("StepEnded: it took more than 120 s and was ended")
 
     monkeypatch.setattr(bench_module, "Cuda", lambda: SimpleNamespace(absent=lambda: ""))
     records = {key: Record(*key, "failed" if key == LOWERED else "ok") for key in (BASE, LOWERED)}
-    bench = Bench(None, tmp_path, records=records)  # type: ignore[arg-type]
-    found, about = bench._on_gpu(Dies(), tmp_path)  # type: ignore[arg-type]
+    found, about = time_on_gpu(records, plan(), outputs, Dies(), tmp_path, False)  # type: ignore[arg-type]
     reason = "the timing on the GPU ended early: StepEnded: it took more than 120 s and was ended"
     assert [(r.chain, r.row()["cuda_note"]) for r in found] == [("baseline", reason)]
     assert about == {}

@@ -36,8 +36,8 @@ QUICK = Timing(
 @pytest.fixture
 def outputs(tmp_path: Path) -> Iterator[Outputs]:
     made = Outputs(tmp_path, (0,))
-    yield made
-    made.lock.close()
+    with made.lock:
+        yield made
 
 
 def records(outputs: Outputs, *chains: str) -> dict[tuple[str, int], Record]:
@@ -161,11 +161,13 @@ def test_inputs_and_answers_are_kept_for_other_machines(
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
-    first = Outputs(tmp_path, (0,))
-    with pytest.raises(UserError, match="another run is writing"):
+    with (
+        Outputs(tmp_path, (0,)).lock,
+        pytest.raises(UserError, match="another run is writing"),
+    ):
         Outputs(tmp_path, (0,))
-    first.lock.close()
-    Outputs(tmp_path, (0,)).lock.close()
+    with Outputs(tmp_path, (0,)).lock:
+        pass  # it is free again
 
 
 def test_slugs_are_readable_different_and_harmless() -> None:

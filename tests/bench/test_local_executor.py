@@ -58,6 +58,7 @@ def test_whatever_a_technique_does_is_one_row(tmp_path: Path) -> None:
         "ask_to_exit()": "exit status 1 and left no result",
         "segfault()": "signal 11 (SIGSEGV); its log says: Fatal Python error: Segmentation",
         "kill_itself()": "killed by signal 9 (SIGKILL, which is how the kernel ends a process",
+        "kill_server()": "ServerFailed: the process that starts the steps has died",
         f"hang(mark={marks['hang']!r})": "it took more than 6 s and was ended",
         "eat_memory_plainly()": "allocate memory",
         "return_nan()": "not finite",

@@ -17,8 +17,8 @@ from compress.results.record import Record
 @pytest.fixture
 def outputs(tmp_path: Path) -> Iterator[Outputs]:
     made = Outputs(tmp_path, (0,))
-    yield made
-    made.lock.close()
+    with made.lock:
+        yield made
 
 
 def test_peaks_go_to_the_sound_rows(monkeypatch: pytest.MonkeyPatch, outputs: Outputs) -> None:

@@ -11,7 +11,8 @@ import torch
 from bench_fixtures import small_digits
 from safetensors.torch import save_file
 
-from compress.bench.execute.job import Job, Outcome, Stores
+from compress.bench.execute.executor import ChainJob, Outcome
+from compress.bench.execute.run_spec import Stores
 from compress.bench.execute.schedule import Schedule
 from compress.bench.plan import graph as graph_module
 from compress.bench.plan.graph import ChainRun, Graph, make_graph
@@ -51,17 +52,16 @@ class Fake:
         self.answers = answers
         self.asked: list[str] = []
         self.most = 0
-        self.pending: list[Job] = []
+        self.pending: list[ChainJob] = []
         self.before: Callable[[str], None] = lambda text: None
 
-    def submit(self, job: Job, name: str, alone: bool = False) -> None:
+    def submit(self, job: ChainJob, name: str, alone: bool = False) -> None:
         self.pending.append(job)
         self.most = max(self.most, len(self.pending))
 
-    def wait(self) -> list[tuple[Job, Outcome]]:
+    def wait(self) -> list[tuple[ChainJob, Outcome]]:
         job = self.pending.pop(0)
-        rows = list(dict.fromkeys(chain_run.row.text for chain_run in self.graph.chain_runs))
-        chain_run = self.graph.chain_run((rows[job.row], job.seed))
+        chain_run = self.graph.chain_run(job.key)
         node = chain_run.nodes[job.until]
         self.asked.append(f"= {chain_run.row.text}" if node.measures else node.text)
         self.before(self.asked[-1])
@@ -70,9 +70,6 @@ class Fake:
             made = chain_run.nodes[-1] if outcome.unsaved else node
             self.stores.of(made).put(made.key, lambda folder: {"step_log": []})
         return [(job, outcome)]
-
-    def close(self) -> None:
-        pass
 
 
 def schedule(
@@ -83,10 +80,9 @@ def schedule(
     stores = Stores(Store(folder), Store(folder / "private"))
     fake, ends = Fake(graph, stores, workers, **answers), {}
 
-    def end(chain_run: object, entry: object, outcome: Outcome) -> None:
-        ends[f"{chain_run.row.text}/{chain_run.seed}"] = outcome.error or (
-            "ok" if entry else "nothing"
-        )  # type: ignore[attr-defined]
+    def end(chain_run: ChainRun, entry: object, outcome: Outcome) -> None:
+        key = f"{chain_run.row.text}/{chain_run.seed}"
+        ends[key] = outcome.error or ("ok" if entry else "nothing")
 
     Schedule(graph, stores, fake, end, lambda chain_run: "log").run()
     return fake, ends

@@ -16,7 +16,9 @@ from PIL import Image
 from torch import nn
 
 from compress.bench.execute import job as job_module
-from compress.bench.execute.job import Job, Stores, perform
+from compress.bench.execute.executor import ChainJob
+from compress.bench.execute.job import perform
+from compress.bench.execute.run_spec import Stores
 from compress.bench.plan.graph import make_graph
 from compress.bench.plan.plan import Plan, make_plan
 from compress.bench.plan.suite import Named, Suite
@@ -83,11 +85,10 @@ def plan_of(*chains: str, root: Path | None = None) -> Plan:
 def steps_done(plan: Plan, stores: Stores, *texts: str) -> list[Entry]:
     """Do the last step of some rows, in this process."""
     graph, entries = make_graph(plan), []
-    rows = [row.text for row in plan.rows]
     for text in texts:
         chain_run = graph.chain_run((text, 0))
         until = len(chain_run.nodes) - 2
-        outcome = perform(Job(rows.index(text), 0, until), plan, stores)
+        outcome = perform(ChainJob(text, 0, until), plan, stores)
         assert outcome.ok, outcome.error
         entry = stores.get(chain_run.nodes[until])
         assert entry is not None
@@ -201,8 +202,7 @@ def test_a_step_that_no_file_can_hold_is_not_trained_from_the_start_again(
     monkeypatch.setattr(loop._Fit, "_epoch", counted)
     monkeypatch.setattr(Store, "put_model", refuse)
     chain_run = make_graph(plan).chain_run((text, 0))
-    number = [row.text for row in plan.rows].index(text)
-    job = Job(number, 0, until=len(chain_run.nodes) - 1)
+    job = ChainJob(text, 0, until=len(chain_run.nodes) - 1)
     found = []
     for _ in range(2):
         assert perform(job, plan, stores).unsaved == "odd"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -207,3 +209,32 @@ def test_an_object_store_through_fsspec(tmp_path: Path, monkeypatch: pytest.Monk
     assert Store(url).get("d" * 64) is None
     Store(url).drop(KEY)
     assert Store(url).get(KEY) is None
+
+
+def test_what_is_claimed_is_claimed_once(store: Store) -> None:
+    with store.claim(KEY) as ours:
+        with store.claim(KEY) as theirs:
+            assert (ours, theirs) == (True, False)
+        with store.claim("1" * 64) as other:
+            assert other
+    with store.claim(KEY) as again:
+        assert again
+
+
+def test_without_locks_both_compute_and_other_errors_are_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    for number in (errno.ENOLCK, errno.ENOSYS):
+        refuse(number)
+        with store.claim(KEY) as ours, store.claim(KEY) as theirs:
+            assert ours
+            assert theirs
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), store.claim(KEY):
+        pass

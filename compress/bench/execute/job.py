@@ -10,17 +10,19 @@ import datetime
 import json
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from compress.bench.execute.executor import ChainJob, GpuJob, Job, Outcome
+from compress.bench.execute.run_spec import Stores
 from compress.bench.measure.gpu import gpu_stage
 from compress.bench.measure.latency import candidate_name
 from compress.bench.measure.row import Built, measure_row
 from compress.bench.plan.graph import ChainRun, Graph, Node, make_graph
 from compress.bench.plan.plan import Plan
 from compress.bench.store.step_cache import StoredStepCache
-from compress.bench.store.store import Entry, Store
+from compress.bench.store.store import Entry
 from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.errors import CannotSave
@@ -32,87 +34,25 @@ OUTCOME = "outcome.json"
 RECORD = "record"
 
 
-@dataclass(frozen=True)
-class Job:
-    """Bring the chain run of a row (its number) and seed as far as a node (its number).
-
-    `kind` 'gpu' instead runs the GPU stage on the records in `folder`.
-    """
-
-    row: int
-    seed: int
-    until: int
-    kind: str = "chain_run"
-    folder: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Stores:
-    """Where results lie: those that mean something to other runs, and those that do not."""
-
-    shared: Store
-    private: Store
-    since: float = 0.0
-    """Steps use nothing that they kept before (seconds of the epoch)."""
-
-    def of(self, node: Node) -> Store:
-        return self.private if node.private else self.shared
-
-    def get(self, node: Node) -> Entry | None:
-        return self.of(node).get(node.key)
-
-
-def stores_of(recipe: Mapping[str, Any]) -> Stores:
-    """Return the stores that a run's recipe names."""
-    return Stores(Store(recipe["shared"]), Store(recipe["private"]), recipe["since"])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended: well, or with an error that a row can show."""
-
-    error: str = ""
-    step_log: tuple[Mapping[str, Any], ...] = ()
-    unsaved: str = ""
-    """Why what a step made could not be kept; then the job went on to the end of its chain run."""
-
-    @property
-    def ok(self) -> bool:
-        return not self.error
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Outcome:
-        return Outcome(values["error"], tuple(values["step_log"]), values["unsaved"])
-
-
-def failure(error: BaseException, step_log: list[dict[str, Any]] | None = None) -> Outcome:
+def failure(error: BaseException, step_log: list[dict[str, Any]]) -> Outcome:
     """Return the outcome of a job that raised."""
     text = "".join(traceback.format_exception(error))[-4000:]
     said = str(error) or "no reason was given"
-    rows = [*(step_log or []), {"kind": "traceback", "text": text}]
+    rows = [*step_log, {"kind": "traceback", "text": text}]
     return Outcome(f"{type(error).__name__}: {said}", tuple(rows))
 
 
 def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Outcome:
     """Do a job; whatever goes wrong is in the outcome, but for Ctrl-C."""
-    if job.kind == "gpu":
-        try:
-            gpu_stage(plan, make_graph(plan), stores.get, Path(job.folder))
-        except Exception as error:
-            return failure(error)
-        return Outcome()
-    made = _ChainWork(plan, make_graph(plan), stores, progress)
+    work = _ChainWork(plan, make_graph(plan), stores, progress)
     try:
-        made.bring(job)
+        if isinstance(job, GpuJob):
+            gpu_stage(plan, work.graph, stores.get, Path(job.folder))
+        else:
+            work.bring(job)
     except Exception as error:  # a step is somebody's code: it may raise anything
-        return failure(error, made.step_log.rows)
-    return Outcome(unsaved=made.unsaved)
+        return failure(error, work.step_log.rows)
+    return Outcome(unsaved=work.unsaved)
 
 
 class _ChainWork:
@@ -124,27 +64,23 @@ class _ChainWork:
         """Of the step that is running, or ran last."""
         self.unsaved = ""
 
-    def bring(self, job: Job) -> None:
-        chain_run = self.graph.chain_run((self.plan.rows[job.row].text, job.seed))
-        until = job.until
-        if until < len(chain_run.nodes) - 1:
-            built = self._built(chain_run, until)
+    def bring(self, job: ChainJob) -> None:
+        chain_run = self.graph.chain_run(job.key)
+        last = len(chain_run.nodes) - 2
+        built = self._built(chain_run, min(job.until, last))
+        if job.until <= last:
             if not self.unsaved:
                 return
             # No file can hold what this step made, so this process goes on with it to the end.
-            self._measure(
-                chain_run, self._built(chain_run, len(chain_run.nodes) - 2, (until, built))
-            )
-        else:
-            self._measure(chain_run, self._built(chain_run, until - 1))
+            built = self._steps(chain_run, job.until, last, built)
+        self._measure(chain_run, built)
 
-    def _built(
-        self, chain_run: ChainRun, until: int, have: tuple[int, Built] | None = None
-    ) -> Built:
+    def _built(self, chain_run: ChainRun, until: int) -> Built:
         """Return what the steps up to a number make, from the last one that the store has."""
-        if have is None:
-            have = self._stored(chain_run, until)
-        done, built = have if have is not None else (-1, self._start(chain_run))
+        done, built = self._stored(chain_run, until) or (-1, self._start(chain_run))
+        return self._steps(chain_run, done, until, built)
+
+    def _steps(self, chain_run: ChainRun, done: int, until: int, built: Built) -> Built:
         for number in range(done + 1, until + 1):
             built = self._step(chain_run, chain_run.nodes[number], built)
         return built
@@ -232,7 +168,7 @@ def record_of(entry: Entry) -> Record:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    write_json(folder / OUTCOME, outcome.to_json())
+    write_json(folder / OUTCOME, asdict(outcome))
 
 
 def read_outcome(folder: Path) -> Outcome | None:

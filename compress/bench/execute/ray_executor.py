@@ -9,6 +9,7 @@ process of its own, as it does without a cluster.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import shutil
@@ -20,10 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.execute.job import Job, Outcome
-from compress.bench.execute.limits import Limits
-from compress.bench.execute.local_executor import Isolated, Site, executor_for
-from compress.bench.execute.schedule import Executor
+from compress.bench.execute.executor import (
+    ChainJob,
+    ExecutorFactory,
+    GpuJob,
+    Outcome,
+    job_from_json,
+)
+from compress.bench.execute.local_executor import LocalExecutor, local_executor
+from compress.bench.execute.run_spec import RunSpec
+from compress.bench.plan.plan import Plan
 from compress.errors import UserError, unknown
 from compress.system.environment import cpu_threads
 from compress.system.files import digest
@@ -41,15 +48,15 @@ LOG = 1 << 16
 """Bytes of a job's log that come back from another machine."""
 
 
-def executor_named(name: str) -> Callable[[Site, Limits], Executor]:
+def executor_named(name: str) -> ExecutorFactory:
     """Return what makes the executor of a name: `local`, `ray` or `ray:ADDRESS`."""
     kind, _, address = name.partition(":")
     if kind == "local" and not address:
-        return executor_for
+        return local_executor
     if kind != "ray":
         raise unknown("executor", name, ["local", "ray", "ray:ADDRESS"])
     _ray()
-    return functools.partial(Cluster, address=address or "auto")
+    return functools.partial(RayExecutor, address=address or "auto")
 
 
 def _ray() -> Any:
@@ -64,18 +71,21 @@ def _ray() -> Any:
     return ray
 
 
-class Cluster:
-    """An executor whose jobs are tasks on a Ray cluster."""
+class RayExecutor:
+    """An executor whose chain jobs are tasks on a Ray cluster."""
 
     workers = MANY
 
-    def __init__(self, site: Site, limits: Limits, address: str = "auto") -> None:
-        if site.given:
+    def __init__(
+        self, plan: Plan, spec: RunSpec, logs: Path, scratch: Path, address: str = "auto"
+    ) -> None:
+        if plan.given:
             raise UserError(
                 "data, a module or a metric was given as an object, which other machines do not "
                 "have: name them (arrays:PATH, FILE.py:FACTORY), or use the local executor"
             )
-        self.site, self.limits, self.ray = site, limits, _ray()
+        self.spec, self.logs, self.ray = spec, logs, _ray()
+        self.here = functools.partial(local_executor, plan, spec, logs, scratch)
         self.ours = not self.ray.is_initialized()
         if self.ours:
             try:
@@ -85,10 +95,10 @@ class Cluster:
                     f"there is no Ray cluster at {address!r}: {error}. Start one with "
                     f"`ray start --head`"
                 ) from error
-        self.pending: dict[Any, tuple[Job, str]] = {}
+        self.pending: dict[Any, tuple[ChainJob, str]] = {}
         self._check_size()
         # Where nobody looks, workers say nothing.
-        self.board = self.ray.remote(_Board).options(num_cpus=0).remote() if site.progress else None
+        self.board = self.ray.remote(_Board).options(num_cpus=0).remote() if spec.progress else None
         self.about = (
             f"steps ran on a Ray cluster of {len(self._nodes())} nodes, each in a process of its "
             f"own; all files were timed together on one node, with nothing beside them, and "
@@ -97,35 +107,35 @@ class Cluster:
 
     def _check_size(self) -> None:
         """Refuse what no node can ever run: Ray would wait for such a node for ever."""
-        gpu = 1 if self.site.device == "cuda" else 0
+        gpu = 1 if self.spec.device == "cuda" else 0
         found = [node["Resources"] for node in self._nodes()]
         most = max((resources["CPU"] for resources in found), default=0)
         if not any(
-            resources["CPU"] >= self.site.step_threads and resources.get("GPU", 0) >= gpu
+            resources["CPU"] >= self.spec.step_threads and resources.get("GPU", 0) >= gpu
             for resources in found
         ):
             self.close()
             raise UserError(
-                f"no node of the Ray cluster has {self.site.step_threads} CPUs"
+                f"no node of the Ray cluster has {self.spec.step_threads} CPUs"
                 f"{' and a GPU' if gpu else ''} for a step; the largest has {most:.0f} CPUs: "
                 f"say --step-threads {max(1, int(most))} or less"
                 f"{', or --device cpu' if gpu else ''}"
             )
 
-    def submit(self, job: Job, name: str, alone: bool = False) -> None:
+    def submit(self, job: ChainJob, name: str, alone: bool = False) -> None:
         """Give a job to the cluster; `alone` asks for a whole node."""
         asked: dict[str, Any] = {"max_retries": RETRIES}
         if alone:
             asked |= self._whole_node()
         else:
-            gpu = 1 if self.site.device == "cuda" else 0
-            asked |= {"num_cpus": self.site.step_threads, "num_gpus": gpu}
+            gpu = 1 if self.spec.device == "cuda" else 0
+            asked |= {"num_cpus": self.spec.step_threads, "num_gpus": gpu}
         task = self.ray.remote(_do).options(**asked)
-        given = (self.site.recipe, job.to_json(), asdict(self.limits), self.board, name)
+        given = (self.spec.to_json(), asdict(job), self.board, name)
         reference = task.remote(*given)
         self.pending[reference] = (job, name)
 
-    def wait(self) -> list[tuple[Job, Outcome]]:
+    def wait(self) -> list[tuple[ChainJob, Outcome]]:
         """Wait for at least one job; what could not be done on any node is an outcome too."""
         ready: list[Any] = []
         while not ready:
@@ -146,8 +156,8 @@ class Cluster:
             else:
                 outcome = Outcome.from_json(answer["outcome"])
                 if answer["log"]:
-                    self.site.logs.mkdir(parents=True, exist_ok=True)
-                    with open(self.site.logs / f"{name}.log", "a") as log:
+                    self.logs.mkdir(parents=True, exist_ok=True)
+                    with open(self.logs / f"{name}.log", "a") as log:
                         log.write(answer["log"])
             found.append((job, outcome))
         return found
@@ -165,30 +175,39 @@ class Cluster:
             if name in running:
                 hand_on(event, name)
 
-    def collect(
+    def collect_timings(
         self,
         files: Mapping[str, Path],
         samples: Sequence[np.ndarray],
         expected: Mapping[str, np.ndarray],
+        *,
+        threads: int,
+        effort: Effort,
+        tell: Callable[[str], None],
+        checkpoint: Path,
         **options: Any,
     ) -> RawTimings:
-        """Time files as `compress.timing.collect` does, on a node where nothing else runs."""
-        for name in ("kept", "tell"):  # a place on this machine, and what shows here how far it is
-            options.pop(name, None)
-        if options.get("threads") == cpu_threads():
-            options.pop("threads")  # nobody has named them: the node's own
-        options["effort"] = asdict(options["effort"])
+        """Time files as `compress.timing.collect` does, on a node where nothing else runs.
+
+        Nothing here shows how far it is, and there is no place on that machine to keep what was
+        found so far.
+        """
+        if threads != cpu_threads():  # else nobody has named them: the node's own
+            options["threads"] = threads
         contents = {name: Path(path).read_bytes() for name, path in files.items()}
+        options |= {"samples": list(samples), "expected": dict(expected), "effort": asdict(effort)}
         last: Exception | None = None
         for _ in range(RETRIES):
             task = self.ray.remote(_time).options(max_retries=0, **self._whole_node())
             try:
-                answer = self.ray.get(task.remote(contents, list(samples), dict(expected), options))
+                return RawTimings.from_json(self.ray.get(task.remote(contents, options)))
             except self.ray.exceptions.RayError as error:  # the node is gone: take another
                 last = error
-                continue
-            return RawTimings.from_json(answer)
         raise WorkerFailed(f"no node of the cluster lived through the timing: {last}")
+
+    def run_gpu_stage(self, job: GpuJob) -> Outcome:
+        with contextlib.closing(self.here()) as executor:
+            return executor.run_gpu_stage(job)
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
@@ -197,7 +216,7 @@ class Cluster:
         """Return what asks for all of the best node: with a GPU if the run uses one."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        wanted = self.site.device == "cuda"
+        wanted = self.spec.device == "cuda"
         nodes = sorted(
             self._nodes(),
             key=lambda node: (
@@ -226,8 +245,8 @@ class Cluster:
 
 # --- on the nodes -------------------------------------------------------------------------
 
-_executors: dict[str, Isolated] = {}
-"""By recipe: the next job of a run that comes to this worker finds the data loaded."""
+_executors: dict[str, LocalExecutor] = {}
+"""By spec: the next job of a run that comes to this worker finds the data loaded."""
 
 
 @atexit.register
@@ -235,7 +254,7 @@ def _leave() -> None:
     """End this worker's processes, and remove what they have left on its disk."""
     for old in _executors.values():
         old.close()
-        shutil.rmtree(old.site.scratch, ignore_errors=True)
+        shutil.rmtree(old.scratch, ignore_errors=True)
     _executors.clear()
 
 
@@ -266,45 +285,34 @@ class _Writer:
 
 
 def _do(
-    recipe: dict[str, Any],
-    job: dict[str, Any],
-    limits: dict[str, Any],
-    board: Any = None,
-    name: str = "",
+    spec: dict[str, Any], job: dict[str, Any], board: Any = None, name: str = ""
 ) -> dict[str, Any]:
     """Do a job on this node (JSON in, JSON out), and say on the board what is being done."""
     if board is None:
-        return _done(recipe, job, limits)
+        return _done(spec, job)
     with listening(_Writer(board, name)), stage(f"on {_node()}", heading=True):
-        return _done(recipe, job, limits)
+        return _done(spec, job)
 
 
 def _node() -> str:
     return str(_ray().util.get_node_ip_address())
 
 
-def _done(recipe: dict[str, Any], job: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
-    key = digest(recipe)
+def _done(spec: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    key = digest(spec)
     if key not in _executors:
         _leave()
         place = Path(tempfile.mkdtemp(prefix="compress-job-"))
-        site = Site(recipe=recipe, logs=place / "logs", scratch=place)
-        _executors[key] = Isolated(site, Limits(**limits))
+        _executors[key] = LocalExecutor(RunSpec.from_json(spec), place / "logs", place)
     executor = _executors[key]
-    executor.submit(Job(**job), "job")
-    [(_, outcome)] = executor.wait()
-    log = executor.site.logs / "job.log"
+    outcome = executor.run(job_from_json(job), "job")
+    log = executor.logs / "job.log"
     text = log.read_bytes()[-LOG:].decode(errors="replace") if log.exists() else ""
     log.unlink(missing_ok=True)
-    return {"outcome": outcome.to_json(), "log": text}
+    return {"outcome": asdict(outcome), "log": text}
 
 
-def _time(
-    contents: dict[str, bytes],
-    samples: list[np.ndarray],
-    expected: dict[str, np.ndarray],
-    options: dict[str, Any],
-) -> dict[str, Any]:
+def _time(contents: dict[str, bytes], options: dict[str, Any]) -> dict[str, Any]:
     """Time files on this node (JSON out)."""
     with tempfile.TemporaryDirectory(prefix="compress-timing-") as folder:
         files = {}
@@ -312,4 +320,4 @@ def _time(
             files[name] = Path(folder) / f"{number}.onnx"
             files[name].write_bytes(content)
         effort = Effort(**options.pop("effort"))
-        return collect(files, samples, expected, effort=effort, **options).to_json()
+        return collect(files, effort=effort, **options).to_json()

@@ -6,36 +6,19 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
-from compress.bench.execute.job import Job, Outcome, Stores
+from compress.bench.execute.executor import ChainJob, Executor, Outcome
+from compress.bench.execute.run_spec import Stores
 from compress.bench.plan.graph import ChainRun, Graph, Node
 from compress.bench.plan.rows import BASELINE
 from compress.bench.store.store import Entry
 from compress.system.progress import stage
 
 AGAIN = 3
-"""How often a chain run is computed again whose results vanish, because others clean the store."""
+"""How often a chain run whose results vanish is computed again: others clean the store."""
 PATIENCE = 0.5
 """Seconds between two looks at what another run is computing."""
 NO_BASELINE = "StepFailed: the baseline failed, so there is nothing to start from"
-
-
-class Executor(Protocol):
-    """Does jobs: here, each in a process of its own, or on other machines."""
-
-    workers: int
-    """How many jobs it takes at once."""
-    about: str
-
-    def submit(self, job: Job, name: str, alone: bool = False) -> None:
-        """Start a job; `name` names its log; `alone`: nothing may run beside it."""
-
-    def wait(self) -> list[tuple[Job, Outcome]]:
-        """Wait until at least one job has ended."""
-
-    def close(self) -> None:
-        """End whatever runs."""
 
 
 @dataclass
@@ -43,8 +26,6 @@ class _State:
     """How far a chain run is."""
 
     chain_run: ChainRun
-    number: int
-    """Of its row in the plan."""
     at: int = 0
     """The node that is next."""
     over: bool = False
@@ -52,14 +33,17 @@ class _State:
     again: int = 0
     """How often what had been measured was gone."""
 
+    @property
+    def last(self) -> int:
+        """The number of the node that measures."""
+        return len(self.chain_run.nodes) - 1
+
 
 class Schedule:
-    """Takes every chain run of a graph to its end.
+    """Takes every chain run of a graph to its end; `on_end` gets what was measured, or went wrong.
 
-    `on_end` gets what was measured, or what went wrong.
-
-    A chain run starts once its seed's baseline is there, and ends after it is measured. Each step
-    runs once: what other chain runs share is there when they come to it, or failed for them too.
+    They start once their seed's baseline is there, and end after it is measured. Each step runs
+    once: what others share is there when they come to it, or failed for them too.
     """
 
     def __init__(
@@ -72,12 +56,7 @@ class Schedule:
     ) -> None:
         self.graph, self.stores, self.executor = graph, stores, executor
         self.on_end, self.name = on_end, name
-        numbers: dict[str, int] = {}
-        for chain_run in graph.chain_runs:
-            numbers.setdefault(chain_run.row.text, len(numbers))
-        self.states = [
-            _State(chain_run, numbers[chain_run.row.text]) for chain_run in graph.chain_runs
-        ]
+        self.states = [_State(chain_run) for chain_run in graph.chain_runs]
         self.failed: dict[str, Outcome] = {}
         self.unsaved: set[str] = set()
         self.baselines: dict[int, bool] = {}
@@ -144,9 +123,9 @@ class Schedule:
         else:
             self._finish(state)
             return
-        until = len(nodes) - 1 if node.key in self.unsaved else state.at
+        until = state.last if node.key in self.unsaved else state.at
         timed = node.step is not None and "timer" in node.step.needs
-        job = Job(state.number, state.chain_run.seed, until)
+        job = ChainJob(*state.chain_run.key, until)
         self.executor.submit(job, self.name(state.chain_run), alone=timed)
         state.running = True
 
@@ -161,9 +140,7 @@ class Schedule:
                 self._end(state, None, Outcome(NO_BASELINE))
             elif state is first or first.over:
                 yield state
-            elif first.at == len(first.chain_run.nodes) - 1 and state.at < len(
-                state.chain_run.nodes
-            ):
+            elif first.at == first.last and state.at <= state.last:
                 yield state  # its model is there, and is being measured
 
     def _claim(self, node: Node) -> bool:
@@ -179,12 +156,8 @@ class Schedule:
         if held is not None:
             held.close()
 
-    def _ended(self, job: Job, outcome: Outcome) -> None:
-        state = next(
-            s
-            for s in self.states
-            if s.running and (s.number, s.chain_run.seed) == (job.row, job.seed)
-        )
+    def _ended(self, job: ChainJob, outcome: Outcome) -> None:
+        state = next(s for s in self.states if s.running and s.chain_run.key == job.key)
         state.running = False
         node = state.chain_run.nodes[state.at]
         self._release(node)

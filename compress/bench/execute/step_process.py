@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import os
 import signal
@@ -12,12 +11,12 @@ import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 from compress.system.lifetime import die_with_parent
 
-PR_SET_CHILD_SUBREAPER = 36
 OOM_SCORE = "800"
 """If the kernel runs out of memory it ends the step, not the run."""
 
@@ -36,36 +35,30 @@ def call_oneself(name: str) -> None:
             Path("/proc/self/comm").write_text(name[:15])
 
 
-def adopt_orphans() -> None:
-    """Become the parent of what this process's descendants leave behind when they end. On Linux."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 def run_in_child(
-    work: Callable[[], None], parent: int, log: Path, scratch: Path, memory: int | None
-) -> None:
-    """Do the work in this fresh fork, and end the process; never returns.
+    work: Callable[[Mapping[str, Any]], None], message: Mapping[str, Any], parent: int
+) -> NoReturn:
+    """Do the work of a message in this fresh fork, and end the process.
 
-    In a thread of its own: GNU's OpenMP keeps its pool by thread, and the pool of the thread
-    that forked is not alive in the fork (it would wait for it for ever).
+    The message names its log, its scratch folder, and the limit of its memory. The work is done
+    in a thread of its own: GNU's OpenMP keeps its pool by thread, and the pool of the thread that
+    forked is not alive in the fork (it would wait for it for ever).
     """
     status = 1
     try:
         os.setpgid(0, 0)
         call_oneself("compress-step")
         die_with_parent(parent)
-        _log_to(log)
-        _limit(memory)
-        os.environ["TMPDIR"] = str(scratch)
-        tempfile.tempdir = str(scratch)
+        _log_to(Path(message["log"]))
+        _limit(message["memory"])
+        os.environ["TMPDIR"] = tempfile.tempdir = message["scratch"]
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
         failed: list[BaseException] = []
 
         def guarded() -> None:
             try:
-                work()
+                work(message)
             except BaseException as error:
                 failed.append(error)
                 traceback.print_exc()

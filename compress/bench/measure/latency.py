@@ -30,13 +30,13 @@ def time_records(
     records: Mapping[Key, Record],
     plan: Plan,
     outputs: Outputs,
-    collector: Callable[..., RawTimings] | None = None,
+    collector: Callable[..., RawTimings] = collect,
 ) -> tuple[list[Record], dict[str, Any]]:
     """Time the files of all `ok` records in turns.
 
     Returns these records with latencies, and what the run's description gains. Speed-ups refer
     to the first seed's baseline. A file that gives other outputs while it is timed becomes
-    `unverified` and loses its name. `gatherer` collects the seconds; by default processes of this
+    `unverified` and loses its name. `collector` collects the seconds; by default processes of this
     machine do.
     """
     sound = {key: record for key, record in records.items() if record.status == "ok"}
@@ -55,7 +55,7 @@ def time_records(
     checkpoint = outputs.folder / "raw" / KEPT
     try:
         with stage(f"timing {len(files)} file(s) on the CPU") as shown:
-            raw_timings = (collector or collect)(
+            raw_timings = collector(
                 {names[key]: path for key, path in files.items()},
                 samples,
                 expected,

@@ -7,7 +7,6 @@ they made. Nodes with equal keys are one node, so `distill(...)` runs once for `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compress.bench.plan.keys import (
@@ -31,14 +30,13 @@ MEASURE = "measure"
 
 @dataclass(frozen=True)
 class Node:
-    """One thing to compute. `inputs` are keys of what must be there before."""
+    """One thing to compute."""
 
     key: str
     text: str
     """The step's text, or `measure`."""
     step: Compressor | None
     """None for the measuring."""
-    inputs: tuple[str, ...]
     private: bool = False
     """Whether its result means nothing outside this run: its key names an object of a process."""
 
@@ -144,7 +142,7 @@ class _Maker:
         about = {**self.judged, "of": parent, "metadata": metadata(self.plan, row, self.seed)}
         key = digest({MEASURE: about})
         private = private or (self.plan.metric is not None and self.plan.metric.file is None)
-        nodes.append(Node(key, MEASURE, None, (parent,), private))
+        nodes.append(Node(key, MEASURE, None, private))
         return ChainRun(row, self.seed, tuple(nodes), start)
 
     def _step(self, step: Compressor, parent: str, baseline: str, private: bool) -> Node:
@@ -158,14 +156,4 @@ class _Maker:
         sets = {name: self.plan.transfers[name].fingerprint for name in sorted(step.transfers)}
         about |= {"transfers": sets} if sets else {}
         key = step_key("" if alone else parent, repr(step), about)
-        inputs = tuple(dict.fromkeys([parent, *([baseline] if taught else [])]))
-        return Node(key, repr(step), step, inputs, private)
-
-
-def shared(graph: Graph) -> Mapping[str, int]:
-    """Return by key how many chain runs go through a node."""
-    found: dict[str, int] = {}
-    for chain_run in graph.chain_runs:
-        for node in chain_run.nodes:
-            found[node.key] = found.get(node.key, 0) + 1
-    return found
+        return Node(key, repr(step), step, private)

@@ -7,14 +7,13 @@ import io
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from compress.bench.store.store import ENTRY
+from compress.bench.store.store import ENTRY, locked
 from compress.errors import UserError
 from compress.results.record import Record
 from compress.system.files import copy_atomic, sha256, write_atomic
@@ -36,15 +35,29 @@ class Outputs:
         self.seeds = seeds
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.lock = _locked(folder / ".lock") if lock else contextlib.nullcontext()
+            held = locked(folder / ".lock") if lock else contextlib.nullcontext()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+        if held is None:
+            raise UserError(
+                f"another run is writing to {folder}: wait for it, or give --out elsewhere"
+            )
+        self.lock = held
 
-    def scratch(self) -> Path:
-        """Return a fresh folder for what lasts as long as the run; those of dead runs go."""
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Make a folder for what lasts as long as the run; those of dead runs go."""
         for left in self.folder.glob(f"{SCRATCH}-*"):
             shutil.rmtree(left, ignore_errors=True)  # nobody else has the lock
-        return Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{SCRATCH}-"))
+        made = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{SCRATCH}-"))
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
     def publish(self, made: Path, record: Record) -> Record:
         """Copy what was measured, a folder, to where a row's files lie; name the file if sound."""
@@ -85,22 +98,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
     write_atomic(path, content.getvalue())
     return sha256(content.getvalue())
-
-
-def _locked(path: Path) -> Any:
-    file = open(path, "w")  # noqa: SIM115 - held until the run ends
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass  # Windows has no flock; there, two runs in one folder are the user's to avoid.
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(
-            f"another run is writing to {path.parent}: wait for it, or give --out elsewhere"
-        ) from error
-    return file
 
 
 def slug(text: str, seed: int, seeds: tuple[int, ...]) -> str:

@@ -9,6 +9,7 @@ store at the same time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from compress.bench.store.object_store import Remote, open_remote
 from compress.errors import UserError
 from compress.model import Builder, Model, load, save
@@ -26,6 +29,8 @@ from compress.system.files import digest, fsync_file, fsync_folder, sha256_file,
 
 ENTRY, CLAIMS, DAMAGED, WRITING = "entry.json", "claims", "damaged", ".writing"
 KEY_LENGTH = 64
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+"""What a file system answers that has no locks."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +134,17 @@ class Store:
         """
         place = self.folder / CLAIMS
         place.mkdir(parents=True, exist_ok=True)
-        with open(place / key, "w") as file:
-            mine = _locked(file.fileno())
-            if mine:
+        try:
+            lock = locked(place / key)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            lock = contextlib.nullcontext()  # both compute, and both results are good
+        with lock or contextlib.nullcontext():
+            if lock is not None:
                 for left in self.folder.glob(f"{WRITING}-{key}-*"):
                     shutil.rmtree(left, ignore_errors=True)  # its writer is dead: we have the claim
-            yield mine
+            yield lock is not None
 
     def entries(self) -> Iterator[Path]:
         """Yield the folders of all entries, sound or not."""
@@ -238,6 +248,18 @@ def _drop(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def locked(path: Path) -> contextlib.AbstractContextManager[Any] | None:
+    """Lock a file until what is returned is left; None if somebody else has locked it.
+
+    Raises OSError, with one of `NO_LOCKS`, on a file system that has no locks.
+    """
+    try:
+        # Not a marker in place of the system's lock: that would outlive a run that is killed.
+        return FileLock(path, blocking=False, fallback_to_soft=False).acquire()
+    except Timeout:
+        return None
+
+
 def folder_bytes(folder: Path) -> int:
     """Return the bytes of all files below a folder."""
     total = 0
@@ -246,17 +268,3 @@ def folder_bytes(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(place, name)).st_size
     return total
-
-
-def _locked(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:
-        return True  # Windows has no flock; there, two runs may compute the same once each.
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks: both compute, and both results are good
-    return True
