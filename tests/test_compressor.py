@@ -95,7 +95,7 @@ def test_needs_are_checked_before_work() -> None:
 def test_the_journal_names_steps_and_seconds() -> None:
     context = step_context()
     run(Scale(0.5) >> Scale(2.0), model(), context)
-    steps = [row["step"] for row in context.step_log.rows if row["kind"] == "step"]
+    steps = [row["step"] for row in context.log.rows if row["kind"] == "step"]
     assert steps == ["scale(factor=0.5)", "scale(factor=2.0)"]
 
 

@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "api",
         "errors",
         "tasks",
-        "compressor",
+        "parts",
         "techniques",
         "zoo",
         "bench.plan",

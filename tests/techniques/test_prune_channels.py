@@ -71,15 +71,15 @@ def test_macs_target_is_met_from_below(name: str, target: float) -> None:
     result = run(chain(f"prune_channels(macs={target}, round_to=1)"), model, context)
     reached = counts.macs(result.module, model.example) / counts.macs(model.module, model.example)
     assert target - 0.1 < reached <= target
-    assert not any("least that can be reached" in note for note in context.step_log.notes)
+    assert not any("least that can be reached" in note for note in context.log.notes)
 
 
 def test_unreachable_target_keeps_the_best_and_says_so() -> None:
     model, context = prepared("resnet20"), step_context()
     result = run(chain("prune_channels(macs=0.01)"), model, context)
     assert counts.macs(result.module, model.example) < counts.macs(model.module, model.example)
-    assert "is the least that can be reached" in context.step_log.notes[-1]
-    assert "1 of 10 groups of channels left whole" in context.step_log.notes[0]
+    assert "is the least that can be reached" in context.log.notes[-1]
+    assert "1 of 10 groups of channels left whole" in context.log.notes[0]
 
 
 def test_widths_are_multiples_of_round_to() -> None:
@@ -145,7 +145,7 @@ def test_a_net_that_the_graph_cannot_cut_is_left_whole_with_a_note() -> None:
     result = run(chain("prune_channels(macs=0.5)"), model, context)
     sizes = [counts.count(m, model.example).params for m in (result.module, module)]
     assert sizes[0] == sizes[1]
-    assert "left the model whole" in context.step_log.notes[0]
+    assert "left the model whole" in context.log.notes[0]
 
 
 def test_fractions_in_repeat_refer_to_the_model_that_enters_it() -> None:

@@ -42,7 +42,7 @@ def distill(context: StepContext, teacher: Model, text: str) -> tuple[Model, dic
     """Return the student, and how many answers were asked for and reused."""
     fresh = replace(context, log=StepLog())
     made = run(chain(text), teacher, fresh)
-    [told] = [row for row in fresh.step_log.rows if row["kind"] == "soft_labels"]
+    [told] = [row for row in fresh.log.rows if row["kind"] == "soft_labels"]
     return made, {key: told[key] for key in ("asked", "reused")}
 
 
@@ -96,7 +96,7 @@ def test_without_augmentation_one_view_serves_all_epochs(
     _, told = distill(plain, teacher, f"{MLP})")
     assert told == {"asked": N, "reused": 3 * N}
     run(chain(f"{MLP}, views=3)"), teacher, plain)
-    assert "views=3: without augmentation all views look the same" in plain.step_log.notes
+    assert "views=3: without augmentation all views look the same" in plain.log.notes
 
 
 def test_kept_answers_are_the_teachers_own(context: StepContext, teacher: Model) -> None:
@@ -191,7 +191,7 @@ def test_memory_that_does_not_suffice_for_a_view_changes_nothing(
     assert told == {"asked": 4 * N, "reused": 0}
     assert small.cache.puts == 0  # type: ignore[union-attr]
     run(chain(f"{MLP})"), teacher, small)
-    [note] = [text for text in small.step_log.notes if "was not kept" in text]
+    [note] = [text for text in small.log.notes if "was not kept" in text]
     assert "more than a quarter of the memory" in note
 
 

@@ -21,6 +21,7 @@ from compress.heads import Heads, heads_of, set_heads
 from compress.model import Model, forward, load, save
 from compress.techniques import chain
 from compress.techniques.distill import Distill
+from compress.techniques.losses import Kd
 from compress.training import Batch, ExecutionMode, evaluate
 from compress.training.execution_mode import runner
 from compress.training.graphs import Replayed
@@ -86,9 +87,9 @@ def test_the_deployed_head_is_the_one_that_learns(factory: str) -> None:
     after = run(chain("train(epochs=20, batch_size=32, learning_rate=0.01)"), before, context)
     score, _ = evaluate(after.module, DATA.task, DATA.test)
     assert score > 0.7  # with a head that is never trained it is 0.1
-    epochs = [row for row in context.step_log.rows if row["kind"] == "epoch"]
+    epochs = [row for row in context.log.rows if row["kind"] == "epoch"]
     assert epochs[-1]["train_accuracy"] > 0.7
-    assert context.step_log.notes == [f"{TRAINED}; they are not deployed"]
+    assert context.log.notes == [f"{TRAINED}; they are not deployed"]
 
 
 @pytest.mark.parametrize(
@@ -106,11 +107,11 @@ def test_in_distillation_auxiliary_heads_learn_from_labels_alone(text: str, lear
     assert moved(before.module, after.module, "out")
     assert moved(before.module, after.module, "aux") == learns
     said = TRAINED if learns else "auxiliary heads were not trained"
-    assert context.step_log.notes[0].startswith(said)
+    assert context.log.notes[0].startswith(said)
 
 
 def test_the_labels_weight_is_that_of_the_hard_loss() -> None:
-    weight = Distill(hard_weight=0.1, soft_weight=0.8, annealing="linear")._hard_weight
+    weight = Distill(hard_weight=0.1, loss=Kd(weight=0.8), annealing="linear")._hard_weight
     assert [weight(done) for done in (0.0, 0.5, 1.0)] == pytest.approx([0.1, 0.5, 0.9])
     assert Distill(hard_weight=0.1)._hard_weight(0.7) == pytest.approx(0.1)
 

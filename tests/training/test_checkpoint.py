@@ -103,7 +103,7 @@ def test_resumed_equals_undisturbed(
     resumed = run(chain(text), teacher, again)
     assert equal(resumed, expected)
     left_out = ("soft_labels",)  # how often this process had to ask
-    rows = [[r for r in timeless(b.step_log) if r["kind"] not in left_out] for b in (plain, again)]
+    rows = [[r for r in timeless(b.log) if r["kind"] not in left_out] for b in (plain, again)]
     assert rows[0] == rows[1]
 
 

@@ -92,7 +92,7 @@ def test_bfloat16_is_tried_only_where_the_hardware_has_it(
     slow = {"bfloat16, channels_last": 0.4, "bfloat16": 0.5, **USUAL}
     fast = replace(context, precision="bfloat16")
     assert choose(fast, batch, monkeypatch, slow) == ExecutionMode("float32", True)
-    [row] = [row for row in fast.step_log.rows if row["kind"] == "pace"]
+    [row] = [row for row in fast.log.rows if row["kind"] == "pace"]
     assert row["seconds_per_step"] == slow
 
 
@@ -109,7 +109,7 @@ def test_compiling_must_pay_for_its_own_time(
     assert choose(bare, batch, monkeypatch, {**ways, "broken": 0}, **long) == ExecutionMode(
         "float32", True
     )
-    assert "no C++ compiler" in bare.step_log.rows[-1]["refused"]
+    assert "no C++ compiler" in bare.log.rows[-1]["refused"]
 
 
 def test_the_answer_is_kept_and_reused(
@@ -214,14 +214,14 @@ def test_on_a_gpu_graphs_come_first_and_compiling_must_beat_them(
     assert choose(bare, batch, monkeypatch, ways, steps=100) == ExecutionMode("float32", True)
     replayed = ExecutionMode("float32", True, replayed=True)
     assert choose(bare, batch, monkeypatch, ways, steps=1000) == replayed
-    assert "compiled" not in [row["kind"] for row in bare.step_log.rows], "20 s need no compiling"
+    assert "compiled" not in [row["kind"] for row in bare.log.rows], "20 s need no compiling"
     assert choose(bare, batch, monkeypatch, ways, steps=100_000) == replayed, "hardly faster"
-    assert "compiled" in [row["kind"] for row in bare.step_log.rows]
+    assert "compiled" in [row["kind"] for row in bare.log.rows]
     crowded = replace(context, log=StepLog())
     assert choose(crowded, batch, monkeypatch, {**ways, "full": 1}, steps=1000) == ExecutionMode(
         "float32", True
     )
-    assert "out of memory" in crowded.step_log.rows[-1]["refused"]
+    assert "out of memory" in crowded.log.rows[-1]["refused"]
     assert choose(crowded, batch, monkeypatch, ways, steps=1000) == replayed, "that was no answer"
     ways[f"{usual}, compiled, replayed"] = 0.01
     both = ExecutionMode("float32", True, compiled=True, replayed=True)
