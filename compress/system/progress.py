@@ -179,6 +179,7 @@ class Follower:
             hand_on(line, self.source)
 
     def close(self) -> None:
+        self.look()
         hand_on(["gone"], self.source)
 
 

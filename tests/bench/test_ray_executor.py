@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from bench_fixtures import small_digits
 
 import compress
 from compress.bench import run as bench
 from compress.bench.execute import ray_executor
+from compress.bench.execute.executor import ChainJob, Outcome
+from compress.bench.execute.limits import Limits
+from compress.bench.execute.run_spec import spec_of
+from compress.bench.plan.plan import make_plan
+from compress.bench.plan.suite import Suite
+from compress.system.progress import Display, hand_on, listening
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
 
@@ -80,3 +92,110 @@ def test_objects_cannot_go_to_other_machines(tmp_path: Path, monkeypatch) -> Non
 
     with pytest.raises(compress.UserError, match="other machines do not have"):
         compress.run(data=small_digits(), chain="train()", out=tmp_path, executor="ray")
+
+
+class Ray:
+    """Runs a task in this process, when it is waited for the second time."""
+
+    exceptions = SimpleNamespace(RayError=OSError, RayTaskError=KeyError)
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def nodes(self) -> list[dict[str, object]]:
+        return [{"Alive": True, "Resources": {"CPU": 8.0}}]
+
+    def remote(self, made: Callable[..., object]) -> Remote:
+        return Remote(made)
+
+    def wait(self, tasks: list[Task], num_returns: int, timeout: float | None) -> object:
+        self.looks += 1
+        if timeout is not None and self.looks % 2:
+            return [], tasks
+        tasks[0].run()
+        return tasks[:1], tasks[1:]
+
+    def get(self, task: Task, timeout: float | None = None) -> object:
+        task.run()
+        if task.error is not None:
+            raise task.error
+        return task.answer
+
+
+class Task:
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work, self.done = work, False
+        self.answer: object = None
+        self.error: OSError | None = None
+
+    def run(self) -> None:
+        if self.done:
+            return
+        self.done = True
+        try:
+            self.answer = self.work()
+        except OSError as error:
+            self.error = error
+
+
+class Remote:
+    """A function or a class, as Ray gives it."""
+
+    def __init__(self, made: Callable[..., object]) -> None:
+        self.made = made
+
+    def options(self, **_: object) -> Remote:
+        return self
+
+    def remote(self, *given: object) -> object:
+        if not isinstance(self.made, type):
+            return Task(partial(self.made, *given))
+        whole = self.made(*given)
+        names = [name for name in dir(whole) if not name.startswith("_")]
+        methods = {name: getattr(whole, name) for name in names if callable(getattr(whole, name))}
+        return SimpleNamespace(**{name: Method(method) for name, method in methods.items()})
+
+
+class Method:
+    def __init__(self, method: Callable[..., object]) -> None:
+        self.method = method
+
+    def remote(self, *given: object) -> Task:
+        task = Task(partial(self.method, *given))
+        task.run()
+        return task
+
+
+def test_what_every_node_is_doing_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def done(spec: object, job: dict[str, str]) -> dict[str, object]:
+        hand_on(["begin", f"step 1 of 1, of {job['chain']}", None, "", 0, False], "7")
+        if job["chain"] == "a()":
+            raise OSError("the node is gone")  # and its step has not ended
+        hand_on(["end"], "7")
+        hand_on(["gone"], "7")
+        return {"outcome": asdict(Outcome()), "log": ""}
+
+    monkeypatch.setattr(ray_executor, "_ray", Ray)
+    monkeypatch.setattr(ray_executor, "_done", done)
+    monkeypatch.setattr(ray_executor, "_node", lambda: "10.0.0.3")
+    suite = Suite("test", "digits", "mlp(width=8)", ("train()",), controls=False)
+    plan = make_plan(suite, data=small_digits())
+    spec = spec_of(plan, "", tmp_path, tmp_path, limits=Limits(), progress=True)
+    named, stream = replace(plan, given=False), io.StringIO()
+    display = Display(stream, lambda: 0.0)
+    with listening(display):
+        executor = ray_executor.RayExecutor(named, spec, tmp_path, tmp_path)
+        for chain in ("a()", "b()"):
+            executor.submit(ChainJob(chain, 0, 0), chain)
+            [(_, outcome)] = executor.wait()
+            assert outcome.ok == (chain == "b()")
+            assert display.stages == {"": []}
+    assert stream.getvalue().splitlines() == [
+        "00:00  on 10.0.0.3: step 1 of 1, of a()",
+        "00:00    step 1 of 1, of b()",
+    ]
+    quiet = replace(spec, progress=False)
+    assert ray_executor.RayExecutor(named, quiet, tmp_path, tmp_path).board is None

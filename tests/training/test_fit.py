@@ -17,6 +17,7 @@ from torch import nn
 from compress.compressor import run
 from compress.context import StepContext
 from compress.errors import IllegalChain, StepFailed
+from compress.system import progress
 from compress.tasks.base import Subset
 from compress.techniques import chain
 from compress.training import (
@@ -27,12 +28,10 @@ from compress.training import (
     evaluate,
     fit,
     labels_loss,
-    loop,
     one_cycle,
 )
 from compress.training.batch_loader import BatchLoader
 from compress.training.execution_mode import runner
-from compress.training.loop import _Fit
 from compress.training.stepper import Stepper
 
 
@@ -129,42 +128,38 @@ def test_training_stops_with_the_step_in_which_the_loss_explodes() -> None:
     assert [math.isfinite(value) for value in asked] == [True] * (len(asked) - 1) + [False]
 
 
-def test_the_bar_tells_loss_and_accuracy_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, dict[str, str]]] = []
+def test_a_training_tells_loss_and_accuracy_within_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[progress.Event] = []
 
-    class Bar:
-        disable, n = False, 0
+    class Listener:
+        def take(self, event: progress.Event, source: str = "") -> None:
+            told.append(event)
 
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def update(self, count: int) -> None:
-            self.n += count
-
-        def set_postfix(self, words: dict[str, str], refresh: bool = True) -> None:
-            told.append((self.n, words))
-
-    monkeypatch.setattr(loop, "TELL", 0.0)
-    monkeypatch.setattr(_Fit, "_bar", lambda self: Bar())
+    monkeypatch.setattr(progress, "TELL", 0.0)
     data = small_digits()
     context = make_bench(data)
     losses: list[float] = []
+    right: list[int] = []
 
     def loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         value = context.task.loss(outputs, batch.targets)
         losses.append(float(value.detach()))
+        right.append(int(context.task.correct(outputs, batch.targets).sum()))
         return value
 
-    fit(fresh_model(data), context, chain("finetune(epochs=1, batch_size=32)"), loss)
-    assert [seen for seen, _ in told[:3]] == [32, 64, 96]
-    assert [words["loss"] for _, words in told[:2]] == [
-        f"{losses[0]:.4f}",
-        f"{(losses[0] + losses[1]) / 2:.4f}",
+    with progress.listening(Listener()):
+        fit(fresh_model(data), context, chain("finetune(epochs=1, batch_size=32)"), loss)
+    begun, *steps, ended = told
+    assert begun == ["begin", "training on 320 images", 320, "images", 0, False]
+    assert [step[:2] for step in steps] == [["at", 32 * number] for number in range(1, 11)]
+    assert ended == ["end"]
+    mean = (losses[0] + losses[1]) / 2
+    assert [step[2] for step in steps[:2]] == [
+        f"epoch 1 of 1, loss {losses[0]:.4f}, accuracy {right[0] / 32:.1%}",
+        f"epoch 1 of 1, loss {mean:.4f}, accuracy {(right[0] + right[1]) / 64:.1%}",
     ]
-    assert all(words.keys() == {"epoch", "loss", "acc"} for _, words in told)
 
 
 def test_a_loss_that_explodes_at_once_fails_the_step() -> None:
