@@ -17,6 +17,7 @@ NOUNS = {
     *("step_context", "compressor", "counts", "language"),
 }
 ORDER = [
+    {"stats"},
     NOUNS,
     {"training", "surgery", "timing", "deploy", "zoo"},
     {"techniques"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compress.report.columns import BASELINE, Row, number, text_of
+from compress.stats.spread import is_noisy
 
 MISSING = "-"
 SIGNS = {
@@ -15,7 +16,6 @@ SIGNS = {
 }
 UNTRUSTED = "!"
 NOISY = "~"
-NOISE = 0.2  # of the median: how far half of the calls may lie apart before a cell says so
 
 
 def accuracy(row: Row) -> str:
@@ -111,8 +111,7 @@ def milliseconds(row: Row, setting: str) -> str:
     if p50 is None:
         return MISSING
     text = plain(p50) + ("" if p90 is None else f" / {plain(p90)}")
-    spread = number(row, f"{setting}_ms_iqr")
-    return f"{text} {NOISY}" if spread is not None and spread > NOISE * p50 else text
+    return f"{text} {NOISY}" if is_noisy(p50, number(row, f"{setting}_ms_iqr")) else text
 
 
 def percent(row: Row, key: str, decimals: int = 2) -> str:

@@ -14,6 +14,7 @@ from compress.report.words import (
     machine_words,
     setting_words,
 )
+from compress.stats.spread import NOISY as NOISY_SHARE
 
 SPEEDUP = (
     "Times as fast as the baseline, timed in turns with it: the median of ratios within rounds, "
@@ -31,7 +32,7 @@ CALL = (
 )
 NOISE = (
     f"{formatting.NOISY} marks noise: half of the calls lie further apart than "
-    f"{100 * formatting.NOISE:.0f} % of the median."
+    f"{100 * NOISY_SHARE:.0f} % of the median."
 )
 GPU = "Milliseconds of one item, where nothing else is said."
 MODULE = "float32, float16, bfloat16: the PyTorch module, by CUDA events."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +17,10 @@ from compress.report.columns import (
     text_of,
     to_csv,
 )
-from compress.report.replication import deviation, mean_difference, mean_ratio
 from compress.report.words import latency_words
-from compress.timing.multiplicity import holm
+from compress.stats.replication import deviation, mean, mean_difference, mean_ratio
+from compress.stats.verdicts import common_verdict, difference_verdicts
 
-ALPHA = 0.05
 ALIKE = 1.05  # the largest of the seeds' figures over the smallest, above which a note says so
 BAD = {"failed": "failed", "unverified": "were not verified"}
 TESTED = ("accuracy", "control")
@@ -106,9 +104,8 @@ def _means(used: Sequence[Row], keys: Sequence[str]) -> dict[str, Any]:
             continue
         values = [value for row in used if (value := number(row, key)) is not None]
         if values:
-            mean = math.fsum(values) / len(values)
             # A count that all seeds share stays a whole number.
-            found[key] = values[0] if len(set(values)) == 1 else mean
+            found[key] = values[0] if len(set(values)) == 1 else mean(values)
     return found
 
 
@@ -131,10 +128,10 @@ def _difference(good: Sequence[Row], question: str) -> dict[str, Any]:
         return {name: number(row, name) for name in wanted}
     values = [float(row[key]) for row in tested or compared]
     if not tested:
-        return {key: math.fsum(values) / len(values)}
+        return {key: mean(values)}
     intervals = [(number(row, f"{key}_low"), number(row, f"{key}_high")) for row in tested]
-    mean = mean_difference(values, intervals, [float(row[f"{question}_p"]) for row in tested])
-    figures = (mean.value, mean.low, mean.high, mean.p)
+    found = mean_difference(values, intervals, [float(row[f"{question}_p"]) for row in tested])
+    figures = (found.value, found.low, found.high, found.p)
     return dict(zip((key, f"{key}_low", f"{key}_high", f"{question}_p"), figures, strict=True))
 
 
@@ -144,20 +141,19 @@ def _speed(used: Sequence[Row], speed: str) -> dict[str, Any]:
     if not timed:
         return {}
     intervals = [(number(row, f"{key}_low"), number(row, f"{key}_high")) for row in timed]
-    mean = mean_ratio([float(row[key]) for row in timed], intervals)
-    found: dict[str, Any] = {key: mean.value, f"{key}_low": mean.low, f"{key}_high": mean.high}
-    verdicts = {text_of(row, f"{speed}_verdict") for row in timed}
-    if "" not in verdicts and text_of(timed[0], "chain") != BASELINE:
-        found[f"{speed}_verdict"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
+    over = mean_ratio([float(row[key]) for row in timed], intervals)
+    found: dict[str, Any] = {key: over.value, f"{key}_low": over.low, f"{key}_high": over.high}
+    verdict = common_verdict(text_of(row, f"{speed}_verdict") for row in timed)
+    if verdict and text_of(timed[0], "chain") != BASELINE:
+        found[f"{speed}_verdict"] = verdict
     return found
 
 
 def _judge(merged: Sequence[dict[str, Any]], question: str) -> None:
     tested = [row for row in merged if row.get(f"{question}_p") is not None]
-    adjusted = holm([row[f"{question}_p"] for row in tested])
-    for row, p in zip(tested, adjusted, strict=True):
-        better = "better" if row[f"{question}_delta"] > 0 else "worse"
-        row[f"{question}_verdict"] = better if p <= ALPHA else "indistinguishable"
+    deltas, ps = ([row[f"{question}_{what}"] for row in tested] for what in ("delta", "p"))
+    for row, verdict in zip(tested, difference_verdicts(deltas, ps), strict=True):
+        row[f"{question}_verdict"] = verdict
 
 
 def _status(group: Sequence[Row], good: Sequence[Row]) -> str:

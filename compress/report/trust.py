@@ -87,9 +87,10 @@ def _known(names: Sequence[str], about: About) -> Iterator[tuple[str, Mapping[st
 
 
 def _warning(where: str, known: Mapping[str, Any]) -> str:
-    # Results of old do not tell why.
-    doubts = known.get("doubts") or ["two copies of one file differ too much"]
-    return f"DO NOT TRUST the latencies {where}: {'; '.join(doubts)}."
+    # Older results call the reasons doubts, and the oldest have none.
+    reasons = known.get("untrusted_because") or known.get("doubts")
+    told = "; ".join(reasons or ["two copies of one file differ too much"])
+    return f"DO NOT TRUST the latencies {where}: {told}."
 
 
 def _control(words: str, known: Mapping[str, Any]) -> str:

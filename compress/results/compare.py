@@ -1,62 +1,16 @@
-"""Whether rows differ in accuracy: the same test items, answered by two files.
-
-The functions up to `verdict` are pure functions of arrays: for every test item, whether one file
-was right (`before`) and whether the other one was (`after`), bool of shape (N,).
-"""
+"""Whether rows differ in accuracy: the same test items, answered by two files."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binomtest, norm
 
 from compress.bench.plan.rows import BASELINE
 from compress.results.record import Key, Record
-from compress.timing.multiplicity import holm
-
-ALPHA = 0.05
-Z95 = float(norm.ppf(1 - ALPHA / 2))
-
-
-def flips(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
-    """Return how many items were lost (right, then wrong) and gained (wrong, then right)."""
-    return int((before & ~after).sum()), int((~before & after).sum())
-
-
-def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
-    """Return the two-sided p-value of McNemar's exact test (McNemar 1947), 1 without flips.
-
-    Given the number of flips, those that are losses are binomial with probability 1/2 if both
-    files are equally good.
-    """
-    lost, gained = flips(before, after)
-    if lost == gained:
-        return 1.0
-    return float(binomtest(min(lost, gained), lost + gained, 0.5).pvalue)
-
-
-def paired_interval(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of accuracy after minus accuracy before, within [-1, 1].
-
-    Wald's with the Laplace adjustment of Bonett and Price (2012), as Fagerland, Lydersen and
-    Laake (2014) recommend: with gain = (gained + 1) / (N + 2) and loss = (lost + 1) / (N + 2),
-    gain - loss ± 1.96 · sqrt((gain + loss - (gain - loss)²) / (N + 2)).
-    """
-    lost, gained = flips(before, after)
-    total = len(before) + 2
-    gain, loss = (gained + 1) / total, (lost + 1) / total
-    half = Z95 * math.sqrt((gain + loss - (gain - loss) ** 2) / total)
-    return max(-1.0, gain - loss - half), min(1.0, gain - loss + half)
-
-
-def verdict(delta: float, adjusted_p: float) -> str:
-    """Return better, worse or indistinguishable, from a difference and its adjusted p-value."""
-    if adjusted_p > ALPHA:
-        return "indistinguishable"
-    return "better" if delta > 0 else "worse"
+from compress.stats.pairs import Difference, agreement, difference
+from compress.stats.verdicts import difference_verdicts
 
 
 @dataclass(frozen=True)
@@ -119,9 +73,14 @@ def _compared(
             found[key] = replace(record, missing=missing)
         else:
             pairs[key] = answers[beside], answers[key]
-    p_values = [mcnemar(before.correct, after.correct) for before, after in pairs.values()]
-    for (key, pair), p, adjusted in zip(pairs.items(), p_values, holm(p_values), strict=True):
-        figures = _figures(prefix, *pair, p, adjusted)
+    differences = [difference(before.correct, after.correct) for before, after in pairs.values()]
+    ps = [one.p for one in differences]
+    verdicts = difference_verdicts([one.value for one in differences], ps)
+    for (key, pair), one, p, verdict in zip(pairs.items(), differences, ps, verdicts, strict=True):
+        figures = _figures(prefix, one, p, verdict)
+        if prefix == "accuracy":
+            same = agreement(*(answers.predictions for answers in pair))
+            figures |= {"agreement": same, "lost": one.lost, "gained": one.gained}
         found[key] = replace(found[key], measured={**found[key].measured, **figures})
     return found
 
@@ -134,23 +93,15 @@ def _obstacle(record: Record, beside: Record | None, what: str) -> str:
     return "" if beside.status == "ok" else f"{what} is {beside.status}"
 
 
-def _figures(
-    prefix: str, before: Answers, after: Answers, p: float, adjusted: float
-) -> dict[str, float | int | str]:
-    lost, gained = flips(before.correct, after.correct)
-    delta = (gained - lost) / len(before.correct)
-    low, high = paired_interval(before.correct, after.correct)
-    figures: dict[str, float | int | str] = {
-        f"{prefix}_delta": delta,
+def _figures(prefix: str, one: Difference, p: float, verdict: str) -> dict[str, float | int | str]:
+    low, high = one.interval
+    return {
+        f"{prefix}_delta": one.value,
         f"{prefix}_delta_low": low,
         f"{prefix}_delta_high": high,
         f"{prefix}_p": p,
-        f"{prefix}_verdict": verdict(delta, adjusted),
+        f"{prefix}_verdict": verdict,
     }
-    if prefix == "accuracy":
-        same = float((before.predictions == after.predictions).mean())
-        figures |= {"agreement": same, "lost": lost, "gained": gained}
-    return figures
 
 
 def _with_samples(record: Record, records: Mapping[Key, Record]) -> Record:

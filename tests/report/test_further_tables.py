@@ -196,7 +196,12 @@ def test_the_file_on_the_gpu_has_its_own_speedup_and_trust():
 
 def test_every_column_of_the_gpu_warns():
     columns = {
-        "cuda_ms_p50": {"control": 1.1, "margin": 0.123, "trusted": False, "doubts": ["a", "b"]},
+        "cuda_ms_p50": {
+            "control": 1.1,
+            "margin": 0.123,
+            "trusted": False,
+            "untrusted_because": ["a", "b"],
+        },
         "cuda_torch_float16_ms_p50": {"control": None, "trusted": False},
         "cuda_torch_ms_p50": {"control": 1.0, "margin": 0.01, "trusted": True},
     }
@@ -238,7 +243,9 @@ def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
     rows = [BASE, row("a()", speedup=2.0, cpu_verdict=None)]
     assert warnings(rows, ABOUT) == []
     why = "on average two copies of one file differ by 8.3 %"
-    doubted = _latency(trusted=False, margin=0.083, doubts=[why])
+    doubted = _latency(trusted=False, margin=0.083, untrusted_because=[why])
+    older = _latency(trusted=False, margin=0.083, doubts=[why])
+    assert warnings(rows, doubted) == warnings(rows, older)
     warning = (
         "DO NOT TRUST the latencies at batch 1, 2 threads: on average two copies of one file "
         "differ by 8.3 %."

@@ -10,8 +10,7 @@ from made_up import SECONDS, Machine, raw_timings, timed
 
 from compress.timing.collect import Effort
 from compress.timing.raw_timings import CONTROL, process_ratio
-from compress.timing.statistics import Ratio
-from compress.timing.summary import Control, summarise
+from compress.timing.summary import summarise
 from compress.timing.worker import DIFFERENT
 
 
@@ -114,28 +113,6 @@ def test_what_sets_two_copies_apart_in_every_process_does_not_average_out():
     assert control.trusted
     assert apart["same", "cpu"].verdict == "indistinguishable"
     assert not wide.controls["cpu"].trusted
-
-
-@pytest.mark.parametrize(
-    ("ratio", "margin", "doubts"),
-    [
-        (Ratio(1.0, 0.99, 1.01, 0.005, 5), 0.04, []),
-        (Ratio(1.0, 0.99, 1.01, 0.005, 5), 0.083,
-         ["on average two copies of one file differ by 8.3 %"]),
-        (Ratio(1.0, 0.9, 1.1, 0.05, 5), 0.015,
-         ["how two copies of one file compare is known to ± 10.0 % only"]),
-        (Ratio(1.07, 1.05, 1.09, 0.01, 5), 0.02,
-         ["two copies of one file differ by 7.0 % throughout"]),
-        (Ratio(1.0, 0.0, float("inf"), float("inf"), 1), 0.02,
-         ["the baseline and its copy were timed once, so no difference can be judged"]),
-        (None, 0.0,
-         ["the second copy of the baseline, by which they would be judged, was not timed"]),
-    ],
-)  # fmt: skip
-def test_why_a_control_is_not_to_be_trusted(ratio, margin, doubts):
-    control = Control(ratio, margin, "", None, {}, 5)
-    assert control.doubts == control.to_json()["doubts"] == doubts
-    assert control.trusted == (not doubts)
 
 
 def test_nothing_is_held_against_a_baseline_that_was_caught():

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import torch
 
 from compress.bench.plan.metric import Metric
 from compress.deploy.session import predict, session
+from compress.stats.calibration import calibration_error, confidences
+from compress.stats.proportions import TOP, target_ranks, top_accuracy, wilson
 from compress.tasks.base import Split, Task, Tensors, prepared_batches
 
-BINS = 15
-TOP = 5
-Z_975 = NormalDist().inv_cdf(0.975)
 NOT_FINITE = "the file gives outputs that are not finite numbers"
 
 
@@ -45,50 +42,6 @@ class Accuracy:
     """Column -> value: ece, top5 and metric, as far as they could be had."""
     missing: Mapping[str, str]
     """Column -> why it could not."""
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
-    if count == 0:
-        return 0.0, 1.0
-    # Not by scipy.stats, whose import takes a second in every run before its first step.
-    share, square = right / count, Z_975**2 / count
-    centre = (share + square / 2) / (1 + square)
-    half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
-    low = 0.0 if right == 0 else centre - half
-    return low, 1.0 if right == count else centre + half
-
-
-def confidences(logits: np.ndarray) -> np.ndarray:
-    """Return the largest softmax probability of every item, float64 (N,), of logits (N, K).
-
-    It is not a number where the logits are not finite.
-    """
-    with np.errstate(invalid="ignore"):
-        # The largest exponential is exp(0) = 1.
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-    return 1 / shifted.sum(1, dtype=np.float64)
-
-
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Return the expected calibration error (Guo et al. 2017, eq. 3), in [0, 1].
-
-    The mean over items of |accuracy - mean confidence| of their bin; bin m of M holds the
-    confidences in ((m - 1) / M, m / M]. Both arguments have shape (N,).
-    """
-    edges = np.arange(1, bins) / bins
-    chosen = np.digitize(confidence, edges, right=True)
-    gaps = np.bincount(chosen, weights=correct.astype(float) - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
-
-
-def top_accuracy(logits: np.ndarray, targets: np.ndarray, top: int = TOP) -> float:
-    """Return the share of items whose target is among the `top` largest of their logits (N, K).
-
-    Of equal logits the first counts as larger, as for `argmax`.
-    """
-    largest = np.argsort(-logits, axis=1, kind="stable")[:, :top]
-    return float((largest == targets[:, None]).any(1).mean())
 
 
 def measure_accuracy(
@@ -123,7 +76,7 @@ def judge(
     if np.isfinite(logits).all():
         figures["ece"] = calibration_error(confidence, correct)
         if many:
-            figures["top5"] = top_accuracy(logits, targets)
+            figures["top5"] = top_accuracy(target_ranks(logits, targets))
     else:
         missing |= dict.fromkeys(("ece", "top5") if many else ("ece",), NOT_FINITE)
     if metric is not None:

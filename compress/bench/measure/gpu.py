@@ -290,8 +290,8 @@ class _Stage:
     def _keep_run(self, column: str, timings: Timings) -> None:
         [setting] = timings.raw_timings.settings
         told = timings.about()[setting]
-        kept = ("control", "control_low", "control_high", "margin", "bar", "trusted", "doubts")
-        self.controls[column] = {key: told[key] for key in (*kept, "seconds")}
+        kept = ("control", "control_low", "control_high", "margin", "bar", "trusted", "seconds")
+        self.controls[column] = {key: told[key] for key in (*kept, "untrusted_because")}
         self.controls[column]["repetitions"] = told["processes"]
         for place, seconds in timings.raw().items():
             self.raw[f"{column}/{place.replace(f'/{setting}/', '/', 1)}"] = seconds

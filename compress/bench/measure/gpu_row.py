@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compress.results.record import Record
+from compress.stats.spread import NOISY
 from compress.timing.cuda.files import CUDA, TENSORRT
 from compress.timing.cuda.modules import Form
-from compress.timing.summary import NOISY, Timing
+from compress.timing.summary import Timing
 
 TORCH, FILE, PEAK = "cuda_torch_ms_p50", "cuda_ms_p50", "cuda_peak_bytes"
 GRAPH = "cuda_graph_ms_p50"

@@ -11,12 +11,13 @@ from compress.bench.plan.plan import Plan
 from compress.bench.plan.rows import BASELINE
 from compress.bench.store.outputs import SAMPLES, TIMED, UNVERIFIED, Outputs
 from compress.results.record import Key, Record
+from compress.stats.spread import NOISY
 from compress.tasks.base import stacked_inputs
 from compress.timing.collect import Effort, collect
 from compress.timing.launch import WorkerFailed
 from compress.timing.raw_timings import RawTimings
 from compress.timing.setting import parse_setting
-from compress.timing.summary import NOISY, Timing, Timings, summarise
+from compress.timing.summary import Timing, Timings, summarise
 
 INPUTS = "timing-inputs"
 """The sidecar that holds what was fed in (`input_0`, ...) and what came out (`expected/NAME`)."""

@@ -39,7 +39,7 @@ MODULES = (
     ),
     *("compress/timing/raw_timings.py", "compress/timing/launch.py", "compress/system/lifetime.py"),
     *("compress/timing/interleave.py", "compress/timing/setting.py"),
-    *("compress/timing/bootstrap.py", "compress/timing/worker.py"),
+    *("compress/timing/worker.py", "compress/stats/__init__.py", "compress/stats/bootstrap.py"),
 )
 """All that `time_here.py` imports, and they import, of this package."""
 
