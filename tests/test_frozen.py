@@ -325,3 +325,12 @@ def test_weights_made_in_inference_mode_can_be_loaded_and_trained(
     assert moved(values(model), trained) == dict(module.named_parameters()).keys()
     again = replace(bench, build=lambda _: replace(model, blueprint=None))
     assert moved(values(model), run(chain("train(student='mine')"), model, again))
+
+
+def test_so_can_an_instance(data: Data, bench: StepContext) -> None:
+    with torch.inference_mode():
+        module = net()
+    suite = Suite("made", "digits", "cnn-small", ("finetune()",), controls=False)
+    model = make_plan(suite, data=data, model=module).start
+    trained = run(chain("finetune(epochs=1)"), model, bench)
+    assert moved(values(model), trained) == {"0.4.bias", "3.weight", "3.bias"}
