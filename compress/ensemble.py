@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import IllegalChain
-from compress.heads import Judge, main_output, settle_heads
+from compress.find_heads import Judge, settle_heads
+from compress.heads import main_output
 from compress.model import INSTANCE, Blueprint, Model
 
 AVERAGES = ("probabilities", "logits")

@@ -3,7 +3,8 @@
 One rule holds wherever an output is taken. The value called `logits` is taken; else one of the
 task's shape that is called `out`, `output` or `predictions`; else the only one of that shape; and
 if weights are given, the one that is clearly more accurate than all others. What is left is
-refused: never the first by luck. It is decided once, before any work, and stays with the module.
+refused: never the first by luck. It is decided once, before any work (`compress.find_heads`), and
+stays with the module.
 
 In training mode a module may return more. The logits are then the tensor that has such a name, or
 the one that is computed from the same parameters as the logits of eval mode. Other tensors of the
@@ -13,22 +14,16 @@ task's shape that have parameters of their own are auxiliary heads, which are tr
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import math
-import random
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from compress.dataflow import DataFlow
 from compress.errors import UserError
 from compress.tasks.base import Tensors
 
@@ -37,8 +32,6 @@ NAMES = ("logits", "out", "output", "predictions")
 ATTRIBUTE = "compress_heads"
 """Under which a module carries what was decided."""
 DEEPEST = 4
-CLEARLY = 4.0
-"""Standard errors of their difference by which an output must be more accurate than any other."""
 DROPOUTS = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
     *(torch.dropout, torch.alpha_dropout, torch.feature_alpha_dropout),
@@ -47,8 +40,6 @@ REMEDY = "Return the logits alone, or a dictionary that has them as 'logits'"
 
 Path = tuple[str | int, ...]
 """The keys, fields and numbers that lead to a tensor in what a module returned."""
-Judge = Callable[[nn.Module, Sequence[Path]], tuple[Sequence[float], int]]
-"""Returns the accuracy of every one of some outputs of a trained module, and of how many items."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +80,7 @@ def has_auxiliary(module: nn.Module) -> bool:
 
 def set_heads(module: nn.Module, heads: Heads | None) -> None:
     """Have a module, and every copy of it, carry what was decided."""
+    vars(module).pop(ATTRIBUTE, None)
     if heads is not None:
         setattr(module, ATTRIBUTE, heads)
 
@@ -112,7 +104,7 @@ def main_output(module: nn.Module, outputs: Any) -> Tensor:
     heads = heads_of(module)
     if heads is None:
         found = tensors_of(outputs)
-        return found[_only(found, _candidates(found), outputs)]
+        return found[only_one(found, candidates(found), outputs)]
     if module.training and heads.untrainable:
         raise UserError(heads.untrainable)
     path = heads.training if module.training else heads.main
@@ -121,14 +113,16 @@ def main_output(module: nn.Module, outputs: Any) -> Tensor:
     except (LookupError, TypeError, AttributeError):
         picked = None
     if not isinstance(picked, Tensor):
-        raise UserError(f"the model's outputs have changed: {_name(path)} was a tensor of logits")
+        raise UserError(
+            f"the model's outputs have changed: {path_name(path)} was a tensor of logits"
+        )
     return picked
 
 
 def all_heads(module: nn.Module, outputs: Any) -> tuple[Tensor, ...]:
     """Return the logits, then in training mode those of auxiliary heads."""
     main, heads = main_output(module, outputs), heads_of(module)
-    if heads is None or not module.training:
+    if heads is None or not module.training or isinstance(outputs, Tensor):
         return (main,)
     return (main, *(pick(outputs, path) for path in heads.auxiliary))
 
@@ -207,9 +201,9 @@ def pick(outputs: Any, path: Path) -> Any:
 # --- the rule -----------------------------------------------------------------------------
 
 
-def _candidates(found: Mapping[Path, Tensor], shape: Sequence[int] | None = None) -> list[Path]:
+def candidates(found: Mapping[Path, Tensor], shape: Sequence[int] | None = None) -> list[Path]:
     """Return the path of the logits, or all paths between which neither name nor shape decides."""
-    fitting = [path for path in found if _fits(found[path], shape)]
+    fitting = [path for path in found if fits(found[path], shape)]
     ranks = {path: rank for path in found if (rank := _rank(path)) is not None}
     # `logits` are never anything else; what is called `output` may be features.
     ranks = {path: rank for path, rank in ranks.items() if rank[0] == 0 or path in fitting}
@@ -219,7 +213,7 @@ def _candidates(found: Mapping[Path, Tensor], shape: Sequence[int] | None = None
     return [path for path in best if path in fitting] or best or fitting
 
 
-def _fits(tensor: Tensor, shape: Sequence[int] | None) -> bool:
+def fits(tensor: Tensor, shape: Sequence[int] | None) -> bool:
     """Whether a tensor may be logits: they have the shape given, if that is known."""
     return tensor.is_floating_point() and (shape is None or [*tensor.shape] == [*shape])
 
@@ -230,7 +224,9 @@ def _rank(path: Path) -> tuple[int, int] | None:
     return min(((NAMES.index(str(key)), place) for key, place in places.items()), default=None)
 
 
-def _only(found: Mapping[Path, Tensor], paths: Sequence[Path], outputs: Any, why: str = "") -> Path:
+def only_one(
+    found: Mapping[Path, Tensor], paths: Sequence[Path], outputs: Any, why: str = ""
+) -> Path:
     """Return the one path there is; raise UserError where there are several, or none."""
     if len(paths) == 1:
         return paths[0]
@@ -244,134 +240,10 @@ def _only(found: Mapping[Path, Tensor], paths: Sequence[Path], outputs: Any, why
 
 def _words(found: Mapping[Path, Tensor]) -> str:
     return ", ".join(
-        f"{_name(path)} of shape ({', '.join(['N', *map(str, tensor.shape[1:])])})"
+        f"{path_name(path)} of shape ({', '.join(['N', *map(str, tensor.shape[1:])])})"
         for path, tensor in found.items()
     )
 
 
-def _name(path: Path) -> str:
+def path_name(path: Path) -> str:
     return repr(".".join(map(str, path)))
-
-
-# --- deciding -----------------------------------------------------------------------------
-
-
-def settle_heads(
-    module: nn.Module, inputs: Tensors, shape: Sequence[int], judge: Judge | None = None
-) -> Tensor:
-    """Decide once and for all where a module's heads are; return its logits for the first item.
-
-    `shape` is that of one item's logits; `inputs` hold two items at least. With a `judge`, for
-    weights that were given, accuracy may decide. The module, which is in eval mode, and the
-    generators of random numbers are left as they are. Raises UserError where nothing decides.
-    """
-    with torch.no_grad():
-        outputs = module(*(tensor[:1] for tensor in inputs))
-    found = tensors_of(outputs)
-    paths = _candidates(found, (1, *shape))
-    said = ""
-    if len(paths) > 1 and judge is not None:
-        paths, said = _judged(module, paths, judge)
-    main = _only(found, paths, outputs, said)
-    set_heads(module, _in_training(module, inputs, shape, Heads(main, note=said)))
-    return found[main]
-
-
-def _judged(module: nn.Module, paths: list[Path], judge: Judge) -> tuple[list[Path], str]:
-    """Return the output that is clearly the most accurate, else all; and what was found."""
-    accuracies, count = judge(module, paths)
-    order = sorted(range(len(paths)), key=lambda number: -accuracies[number])
-    # With one more right and one more wrong each, it suits few items too: Agresti and Caffo 2000.
-    best, other = ((accuracies[number] * count + 1) / (count + 2) for number in order[:2])
-    error = math.sqrt((best * (1 - best) + other * (1 - other)) / (count + 2))
-    figures = ", ".join(f"{_name(paths[number])} {accuracies[number]:.1%}" for number in order)
-    where = f"accurate on {count} validation items ({figures})"
-    if best - other <= CLEARLY * error:
-        return paths, f"no name tells which are the logits, and none is clearly the most {where}"
-    chosen = paths[order[0]]
-    return [chosen], (
-        f"no name tells which of the model's outputs are the logits: {_name(chosen)} was taken, "
-        f"the most {where}"
-    )
-
-
-def _in_training(
-    module: nn.Module, inputs: Tensors, shape: Sequence[int], heads: Heads
-) -> Heads | None:
-    """Complete what is known of eval mode; None where both modes return one tensor."""
-    with warnings.catch_warnings(), _same_chance():
-        warnings.simplefilter("ignore")
-        try:
-            trained = copy.deepcopy(module).train()
-            inputs, outputs = _run_in_training(trained, inputs)
-        except Exception as error:  # somebody's code: it may raise anything
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            return replace(heads, untrainable=f"the model does not run in training mode: {reason}")
-        if isinstance(outputs, Tensor):
-            return heads if heads.main else None
-        return _matched(module, trained, inputs, (len(inputs[0]), *shape), heads)
-
-
-def _run_in_training(trained: nn.Module, inputs: Tensors) -> tuple[Tensors, Any]:
-    """Return what a module gives in training mode, and for which inputs."""
-    with torch.no_grad():
-        try:
-            return inputs, trained(*inputs)
-        except Exception:  # the batch may be too small, for a norm over parts of it, say
-            many = tuple(x.repeat(16, *[1] * (x.ndim - 1)) for x in inputs)
-            return many, trained(*many)
-
-
-@contextlib.contextmanager
-def _same_chance() -> Iterator[None]:
-    """Put the generators of random numbers back."""
-    ours, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(arrays)
-
-
-def _matched(
-    module: nn.Module, trained: nn.Module, inputs: Tensors, shape: Sequence[int], heads: Heads
-) -> Heads:
-    """Find the heads among what training mode returns."""
-    outputs, flow = _followed(trained, inputs)
-    found = tensors_of(outputs)
-    paths = _candidates(found, shape)
-    if len(paths) > 1:
-        whole, plain = _followed(module, inputs)
-        logits = pick(whole, heads.main)
-        used = plain.sources(logits)
-        paths = [path for path in paths if flow.sources(found[path]) == used]
-        paths = _equal(module, inputs, paths, logits) if len(paths) > 1 else paths
-    try:
-        main = _only(found, paths, outputs, "none, or not one alone, is what eval mode returns")
-    except UserError as error:
-        return replace(heads, untrainable=f"in training mode {error}")
-    own = flow.sources(found[main])
-    auxiliary = tuple(
-        path
-        for path, tensor in found.items()
-        if path != main and _fits(tensor, shape) and flow.sources(tensor) & ~own
-    )
-    return replace(heads, training=main, auxiliary=auxiliary)
-
-
-def _followed(module: nn.Module, inputs: Tensors) -> tuple[Any, DataFlow]:
-    with torch.no_grad(), DataFlow(module.parameters()) as flow:
-        return module(*inputs), flow
-
-
-def _equal(module: nn.Module, inputs: Tensors, paths: Sequence[Path], logits: Tensor) -> list[Path]:
-    """Return an output of training mode that has the values of the logits of eval mode.
-
-    For outputs of the same parameters, such as logits and probabilities. Of two equals, as the two
-    passes of R-Drop are, one will do.
-    """
-    trained = copy.deepcopy(module)
-    with torch.no_grad(), as_in_training(trained):
-        outputs = trained(*inputs)
-    return [path for path in paths if torch.allclose(pick(outputs, path), logits, atol=1e-5)][:1]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from compress.ensemble import Ensemble
 from compress.errors import UserError
+from compress.find_heads import settle_heads
 from compress.heads import (
     Heads,
     all_heads,
@@ -26,7 +27,6 @@ from compress.heads import (
     heads_of,
     main_output,
     set_heads,
-    settle_heads,
 )
 
 MAIN, OTHER, WIDE = torch.zeros(1, 10), torch.ones(1, 10), torch.ones(1, 32)

@@ -13,7 +13,8 @@ from torch import nn
 from compress.chain_parser import ModelName, parse_model_name
 from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble, settle
 from compress.errors import UserError, unknown
-from compress.heads import Judge, heads_by_path, set_all_heads
+from compress.find_heads import Judge
+from compress.heads import heads_by_path, set_all_heads
 from compress.model import Blueprint, Model
 from compress.tasks.base import Task
 from compress.zoo.code import from_file

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from bench_fixtures import make_bench, small_digits
 from torch import Tensor, nn
 
-from compress.compressor import run, seed_everything
+from compress.compressor import Compressor, run, seed_everything
 from compress.context import StepContext
 from compress.counts import count
 from compress.errors import StepFailed
@@ -199,3 +199,14 @@ def test_a_saved_model_knows_its_heads(factory: str, tmp_path: Path) -> None:
     assert heads_of(again.module) == heads_of(made.module)
     inputs = made.items()
     torch.testing.assert_close(forward(again.module, inputs), forward(made.module, inputs))
+
+
+def test_a_step_that_builds_the_module_anew_is_looked_at_again() -> None:
+    class Anew(Compressor):
+        def compress(self, model: Model, context: StepContext) -> Model:
+            set_heads(model.module, None)
+            model.module.give = lambda main, aux, hidden, training: (main, hidden)
+            return model
+
+    after = run(Anew(), model(), step_context())
+    assert heads_of(after.module) == Heads((0,), (0,))

@@ -20,7 +20,8 @@ from compress.compressor import Compressor, seed_everything
 from compress.context import StepContext, Transfer
 from compress.ensemble import settle
 from compress.errors import IllegalChain, UserError, unknown
-from compress.heads import Judge, heads_of
+from compress.find_heads import Judge
+from compress.heads import heads_of
 from compress.model import INSTANCE, Blueprint, Model
 from compress.system.environment import cpu_threads
 from compress.system.files import sha256
