@@ -29,8 +29,6 @@ from compress.parts import Configured
 from compress.stateless_rng import seed_of
 from compress.system.progress import stage
 
-NEEDS = frozenset({"train", "labels", "validation", "calibration", "teacher", "timer"})
-
 
 class Compressor(Configured, ABC):
     """One step that makes a trained model cheaper for the same task."""
