@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,20 @@ from compress.bench.execute.limits import Limits
 from compress.bench.execute.local_executor import local_executor
 from compress.bench.execute.run_spec import Stores, spec_of
 from compress.bench.execute.schedule import Schedule
-from compress.bench.measure.gpu import FOUND, RECORDS, gpu_records
-from compress.bench.measure.gpu_row import FILE
+from compress.bench.measure.gpu import FOUND, RECORDS
+from compress.bench.measure.gpu import time_on_gpu as time_on_gpu_here
 from compress.bench.measure.latency import KEPT, time_records
 from compress.bench.measure.memory import memory_records
 from compress.bench.plan.graph import ChainRun, Graph, make_graph
 from compress.bench.plan.plan import Plan
 from compress.bench.plan.provenance import about
-from compress.bench.plan.rows import BASELINE
 from compress.bench.store.outputs import Outputs
 from compress.bench.store.store import Entry
 from compress.errors import RunStopped, UserError
-from compress.results.compare import Answers, compare_records
-from compress.results.record import Key, Record, RunLog
+from compress.results.derive import row_alone
+from compress.results.log import RunLog, Stage
+from compress.results.record import Key, Record
+from compress.results.timed import GPU
 from compress.system.cuda import Cuda
 from compress.system.files import write_json
 from compress.system.progress import stage
@@ -60,8 +61,8 @@ class RunOptions:
     command: str = ""
     """What gives the table again; a run from Python has none."""
     progress: bool = True
-    on_record: Callable[[Record], None] = lambda record: None
-    """Called with every record, and again with what it has gained."""
+    on_record: Callable[[Mapping[str, Any]], None] = lambda row: None
+    """Called with what every row says by itself, by column, when it is finished."""
 
     def store_of(self, out: Path) -> str | Path:
         """Return where a run in a folder keeps results of steps."""
@@ -73,17 +74,19 @@ class RunRecords:
     """The records of a run so far, written down as they come."""
 
     log: RunLog
-    on_record: Callable[[Record], None]
+    folder: Path
+    on_record: Callable[[Mapping[str, Any]], None]
     found: dict[Key, Record] = field(default_factory=dict)
 
-    def keep(self, records: Sequence[Record], news: Mapping[str, Any] | None = None) -> None:
-        """Take what a stage found, and what it has learnt of the run as a whole."""
-        for record in records:
-            self.found[record.chain, record.seed] = record
-            self.log.record(record)
-            self.on_record(record)
-        if news:
-            self.log.about(news)
+    def keep(self, record: Record) -> None:
+        """Take a finished row, and say so."""
+        self.add(record)
+        self.on_record(row_alone(record, self.folder))
+
+    def add(self, record: Record) -> None:
+        """Take what a row has gained."""
+        self.found[record.key] = record
+        self.log.record(record)
 
 
 def run_plan(plan: Plan, out: Path, options: RunOptions | None = None) -> list[Record]:
@@ -121,20 +124,18 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
         ]
         told = {**about(plan, options.command), "order": order, "isolation": executor.about}
         log = RunLog(outputs.folder / "results.jsonl", told)
-        records = RunRecords(log, options.on_record)
+        records = RunRecords(log, outputs.folder, options.on_record)
         found = records.found
-        try:
-            build_rows(graph, spec.stores, outputs, executor, records)
-        finally:
-            # Also after Ctrl-C: what is finished is worth its verdict.
-            records.keep(compared(found, outputs))
-        records.keep(memory_records(found, plan, outputs))
-        timed = time_records(found, plan, outputs, executor.collect_timings)
-        records.keep(*timed)
-        if any(record.status != "ok" for record in timed[0]):
-            # A file that was caught while it was timed must not stand in a comparison.
-            records.keep(compared(found, outputs))
-        records.keep(*time_on_gpu(found, plan, outputs, executor, scratch))
+        build_rows(graph, spec.stores, outputs, executor, records)
+        for record in memory_records(found, plan, outputs):
+            records.add(record)
+        caught, timed = time_records(found, plan, outputs, executor.collect_timings)
+        for record in caught:
+            records.keep(record)
+            outputs.withdraw(record)
+        # Last: without this line the seconds count for nothing, with it all of them do.
+        log.timings(timed)
+        log.timings(time_on_gpu(found, plan, outputs, executor, scratch))
     return list(found.values())
 
 
@@ -154,10 +155,7 @@ def build_rows(
     """Make and measure the model of every row and seed; each record is kept when it is finished."""
 
     def end(chain_run: ChainRun, entry: Entry | None, outcome: Outcome) -> None:
-        record = row_record(chain_run, entry, outcome, outputs)
-        record = _beside(record, records.found.get((BASELINE, chain_run.seed)))
-        split = record.hashes.get("split") if chain_run.row.chain is None else None
-        records.keep([record], {"split_hash": split} if split else None)
+        records.keep(row_record(chain_run, entry, outcome, outputs))
         rows.advance()
         if "No space left" in outcome.error and _little_space(stores.shared.folder):
             raise OSError(errno.ENOSPC, outcome.error)
@@ -175,56 +173,32 @@ def row_record(
     """Make the record of a row of what was measured, or of what went wrong; publish its files."""
     row = chain_run.row
     if entry is None:
-        record = Record(*chain_run.key, "failed", error=outcome.error, step_log=outcome.step_log)
+        record = Record(*chain_run.key, "failed", error=outcome.error, log=outcome.step_log)
     else:
         record = outputs.publish(entry.folder, record_of(entry))
-    record = replace(record, role=row.role, control=row.control)
-    if entry is None or not row.uncontrolled:
-        return record
-    return replace(
-        record,
-        notes=(*record.notes, f"no control of equal cost: {row.uncontrolled}"),
-        missing={**record.missing, "control_verdict": row.uncontrolled},
-    )
-
-
-def compared(records: Mapping[Key, Record], outputs: Outputs) -> list[Record]:
-    """Return the records that a comparison of all answers changes."""
-    answers = {
-        key: Answers(stored["predictions"], stored["correct"])
-        for key, record in records.items()
-        if record.status == "ok"
-        for stored in [outputs.stored(outputs.model(*key).name)]
-    }
-    found = compare_records(records, answers)
-    return [record for key, record in found.items() if record != records[key]]
+        if row.uncontrolled:
+            why = {"control_verdict": row.uncontrolled}
+            record = replace(record, missing={**record.missing, **why})
+    return replace(record, role=row.role, control=row.control, steps=row.steps)
 
 
 def time_on_gpu(
-    records: Mapping[Key, Record],
-    plan: Plan,
-    outputs: Outputs,
-    executor: Executor,
-    scratch: Path,
-) -> tuple[list[Record], dict[str, Any]]:
+    records: Mapping[Key, Record], plan: Plan, outputs: Outputs, executor: Executor, scratch: Path
+) -> Stage:
     """Time modules and files on the GPU, in a process of its own where there is a GPU to break.
 
-    Returns the `ok` records with what was found, or with why nothing was, and what the run's
-    description gains.
+    Returns where the facts lie, or why there are none.
     """
     if Cuda().absent():
-        return gpu_records(records, plan, outputs, {})
+        return time_on_gpu_here(records, plan, outputs, {})
     folder = scratch / "gpu"
     folder.mkdir(exist_ok=True)
     asked = {"out": str(outputs.folder.resolve()), "records": list(map(asdict, records.values()))}
     write_json(folder / RECORDS, asked)
     outcome = executor.run_gpu_stage(GpuJob(str(folder.resolve())))
     if not outcome.ok:
-        reason = f"the timing on the GPU ended early: {outcome.error}"
-        sound = [record for record in records.values() if record.status == "ok"]
-        return [replace(r, missing={**r.missing, FILE: reason}) for r in sound], {}
-    found = json.loads((folder / FOUND).read_text())
-    return list(map(Record.from_json, found["records"])), found["about"]
+        return Stage(runtime=GPU, reason=f"the timing on the GPU ended early: {outcome.error}")
+    return Stage.from_json(json.loads((folder / FOUND).read_text()))
 
 
 def _check_writable(place: str | Path) -> None:
@@ -237,19 +211,6 @@ def _check_writable(place: str | Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write to the store {place}: {error.strerror}") from error
-
-
-def _beside(record: Record, baseline: Record | None) -> Record:
-    """Say how far a row's accuracy is from the baseline's."""
-    measured: Mapping[str, Any] = record.measured
-    if record.status == "failed":
-        return record
-    if record.chain == BASELINE:
-        return replace(record, measured={**measured, "accuracy_delta": 0.0})
-    if baseline is None or not {"accuracy"} <= measured.keys() & baseline.measured.keys():
-        return record
-    delta = measured["accuracy"] - baseline.measured["accuracy"]
-    return replace(record, measured={**measured, "accuracy_delta": delta})
 
 
 def _little_space(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,6 @@ class Timing:
     error: str = ""
     wrong: bool = False
     """Whether the error is the file's own (it did not run, or its outputs were others)."""
-    calls: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
-    """Per-call seconds, flat, one array per process (at most 8 of every block)."""
-    medians: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
-    """The median seconds of every round's block, one array per process."""
 
     @property
     def noisy(self) -> bool:
@@ -101,22 +97,19 @@ class Timings:
         seconds = self.raw_timings.seconds
         return {name: c.to_json() | {"seconds": seconds} for name, c in self.controls.items()}
 
-    def raw(self) -> dict[str, np.ndarray]:
-        """Return the raw seconds for an .npz: `<what>/<setting>/<process>/<candidate>`.
 
-        `calls` are per-call seconds, `rounds` the medians of the rounds' blocks. The control and
-        the optimization levels are among the candidates, in parentheses.
-        """
-        arrays = {}
-        for setting in self.raw_timings.settings:
-            for name in self.raw_timings.names:
-                for number, part in enumerate(self.raw_timings.series(setting, name)):
-                    if part is None or part["error"]:
-                        continue
-                    place = f"{setting}/{number}/{name}"
-                    arrays[f"calls/{place}"] = np.concatenate(part["calls"])
-                    arrays[f"rounds/{place}"] = np.array(part["medians"])
-        return arrays
+def error_of(raw_timings: RawTimings, setting: str, name: str) -> tuple[str, bool]:
+    """Return why a file has no figures at a setting ('' if it has), and whether that is its fault.
+
+    One other answer is one too many; what failed in every process is the file's fault.
+    """
+    started = [part for part in raw_timings.series(setting, name) if part is not None]
+    errors = [part["error"] for part in started if part["error"]]
+    other = [error for error in errors if error.startswith(DIFFERENT)]
+    if not other and len(errors) < len(started):
+        return "", False
+    reason = next(iter([*other, *errors]), "; ".join(raw_timings.failures(setting)))
+    return reason or "no process has timed it", bool(errors)
 
 
 def summarise(raw_timings: RawTimings, seed: int = 0) -> Timings:
@@ -205,19 +198,11 @@ class _Setting:
         return rows
 
     def _row(self, name: str) -> Timing:
-        started = [part for part in self.series[name] if part is not None]
-        errors = [part["error"] for part in started if part["error"]]
-        series = [part for part in started if not part["error"]]
-        other = [error for error in errors if error.startswith(DIFFERENT)]
-        if other or not series:
-            # One other answer is one too many; what failed in every process is the file's fault.
-            reason = next(
-                iter([*other, *errors]), "; ".join(self.raw_timings.failures(self.setting))
-            )
-            return Timing(self.batch, error=reason, wrong=bool(errors))
-        medians = tuple(np.array(part["medians"]) for part in series)
-        calls = tuple(np.concatenate(part["calls"]) for part in series)
-        times = spread(np.concatenate(calls))
+        error, wrong = error_of(self.raw_timings, self.setting, name)
+        if error:
+            return Timing(self.batch, error=error, wrong=wrong)
+        series = [part for part in self.series[name] if part is not None and not part["error"]]
+        times = spread(np.concatenate([np.concatenate(part["calls"]) for part in series]))
         return Timing(
             batch=self.batch,
             p50_ms=times.p50_ms,
@@ -225,8 +210,6 @@ class _Setting:
             iqr_ms=times.iqr_ms,
             per_second=1e3 * self.batch / times.p50_ms,
             speedup=1.0 if name == self.level else None,
-            rounds=sum(map(len, medians)),
+            rounds=sum(len(part["medians"]) for part in series),
             processes=len(series),
-            calls=calls,
-            medians=medians,
         )

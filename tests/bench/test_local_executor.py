@@ -18,6 +18,7 @@ from torch import nn
 import compress
 from compress import techniques
 from compress.bench import run as bench
+from compress.results.log import Stage
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
 
@@ -25,7 +26,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the timing processes, which have tests of their own."""
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], {}))
+    monkeypatch.setattr(bench, "time_records", lambda *_: ([], Stage(reason="left out")))
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from compress.bench.execute.limits import Limits
 from compress.bench.execute.run_spec import spec_of
 from compress.bench.plan.plan import make_plan
 from compress.bench.plan.suite import Suite
+from compress.results.log import Stage
 from compress.system.progress import Display, hand_on, listening
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
@@ -87,7 +88,7 @@ def test_objects_cannot_go_to_other_machines(tmp_path: Path, monkeypatch) -> Non
             return True
 
     monkeypatch.setattr(ray_executor, "_ray", Ray)
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], {}))
+    monkeypatch.setattr(bench, "time_records", lambda *_: ([], Stage(reason="left out")))
     from bench_fixtures import small_digits
 
     with pytest.raises(compress.UserError, match="other machines do not have"):

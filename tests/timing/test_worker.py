@@ -51,7 +51,7 @@ def job(**candidates: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("module", ["worker", "gather", "measure", "result", "cuda"])
+@pytest.mark.parametrize("module", ["worker", "gather", "measure", "statistics", "cuda"])
 def test_torch_stays_out_of_the_process(module):
     code = f"import compress.timing.{module}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,7 +17,6 @@ from typing import Any
 from compress.bench.execute.executor import ChainJob, GpuJob, Job, Outcome
 from compress.bench.execute.run_spec import Stores
 from compress.bench.measure.gpu import gpu_stage
-from compress.bench.measure.latency import candidate_name
 from compress.bench.measure.row import Built, measure_row
 from compress.bench.plan.graph import ChainRun, Graph, Node, make_graph
 from compress.bench.plan.plan import Plan
@@ -26,7 +25,7 @@ from compress.bench.store.store import Entry
 from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.errors import CannotSave
-from compress.results.record import Record
+from compress.results.record import Record, candidate_name
 from compress.system.files import write_json
 from compress.system.progress import stage
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from compress.bench.execute.executor import ChainJob, Executor, Outcome
 from compress.bench.execute.run_spec import Stores
 from compress.bench.plan.graph import ChainRun, Graph, Node
-from compress.bench.plan.rows import BASELINE
 from compress.bench.store.store import Entry
+from compress.results.record import BASELINE
 from compress.system.progress import stage
 
 AGAIN = 3

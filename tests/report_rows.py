@@ -5,27 +5,45 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from compress.bench.plan.rows import Row
+from compress.results.record import Step
+from compress.results.timed import FORMS, Timed, timed_files, timed_on_gpu
+from compress.techniques import chain as parse
+
+KNOWN: dict[str, Any] = {
+    "control": 1.003,
+    "control_low": 0.998,
+    "control_high": 1.008,
+    "margin": 0.012,
+    "trusted": True,
+    "processes": 5,
+    "seconds": 33.2,
+    "denominator": "",
+    "denominator_gain": None,
+}
 ABOUT: dict[str, Any] = {
     "suite": "small",
     "data": "digits",
     "test_items": 360,
     "model": "cnn",
     "environment": {"cpu": "EPYC", "threads": 2, "governor": "performance", "gpu": "H100"},
-    "latency": {
-        "cpu": {
-            "control": 1.003,
-            "control_low": 0.998,
-            "control_high": 1.008,
-            "margin": 0.012,
-            "trusted": True,
-            "processes": 5,
-            "seconds": 33.2,
-            "denominator": "",
-            "denominator_gain": None,
-        }
-    },
+    "timings": (timed_files("cpu", known=KNOWN),),
     "multiplicity": "Holm's procedure.",
 }
+
+
+def timed(*more: Timed, **known: Any) -> dict[str, Any]:
+    """Return `ABOUT` with further timings, and `cpu` with other things known of it."""
+    return ABOUT | {"timings": (timed_files("cpu", known=KNOWN | known), *more)}
+
+
+def gpu(column: str, **known: Any) -> Timed:
+    return timed_on_gpu(next(form for form in FORMS if form.column == column), known)
+
+
+def steps(chain: str) -> tuple[Step, ...]:
+    """Return what a record says of a chain's steps."""
+    return Row(chain, parse(chain)).steps
 
 
 def row(chain: str, delta: float = 0.0, speedup: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -51,16 +69,16 @@ def row(chain: str, delta: float = 0.0, speedup: float = 1.0, **more: Any) -> di
             "accuracy_delta_low": delta - 0.01,
             "accuracy_delta_high": delta + 0.01,
             "accuracy_p": 0.01 if delta else 1.0,
-            "accuracy_verdict": _verdict(delta, "better", "worse"),
+            "accuracy_verdict": _verdict(delta, "better", "worse", "not shown"),
             "agreement": 0.95,
             "lost": 7,
             "gained": 3,
             "cpu_speedup_low": 0.98 * speedup,
             "cpu_speedup_high": 1.02 * speedup,
-            "cpu_verdict": _verdict(math.log(speedup), "faster", "slower"),
+            "cpu_verdict": _verdict(math.log(speedup), "faster", "slower", "indistinguishable"),
         }
     return {**found, **more}
 
 
-def _verdict(value: float, up: str, down: str) -> str:
-    return "indistinguishable" if value == 0 else up if value > 0 else down
+def _verdict(value: float, up: str, down: str, neither: str) -> str:
+    return neither if value == 0 else up if value > 0 else down
