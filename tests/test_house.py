@@ -45,16 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench.run": SYSTEM | {"errors", "timing", "results", *BENCH},
     "suites": set(),
     "api": SYSTEM | NOUNS | BENCH | {"bench.run", "results", "report", "techniques", "zoo"},
-    "cli": {
-        "api",
-        "errors",
-        "tasks",
-        "parts",
-        "techniques",
-        "zoo",
-        "bench.plan",
-        "bench.execute",
-    },
+    "cli": {"api", "errors", "tasks", "parts", "results", "system", "techniques", "zoo", *BENCH},
     "__main__": {"cli"},
 }
 

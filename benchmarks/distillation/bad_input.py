@@ -98,7 +98,7 @@ def explosion(data: Data, teacher: Model, bench: StepContext) -> list[tuple[str,
 
     step_log = StepLog()
     broken = replace(teacher.copy(), module=Explodes(teacher.module))
-    spoilt = replace(bench, teacher=broken, step_log=step_log)
+    spoilt = replace(bench, teacher=broken, log=step_log)
     made = run(chain("distill(student='mlp', epochs=6, views=0)"), teacher, spoilt)
     accuracy, _ = evaluate(made.module, data.task, data.test)
     return [
@@ -116,9 +116,9 @@ def full_disk(teacher: Model, bench: StepContext, folder: Path) -> list[tuple[st
         assert isinstance(bench.task, ImageClassification)
         task = replace(bench.task, augment="crop")
         plain, small = StepLog(), StepLog()
-        expected = run(step, teacher, replace(bench, task=task, step_log=plain))
+        expected = run(step, teacher, replace(bench, task=task, log=plain))
         shelf = StoredStepCache(Store(folder / "disk" / "store"), "proof")
-        made = run(step, teacher, replace(bench, task=task, shelf=shelf, step_log=small))
+        made = run(step, teacher, replace(bench, task=task, cache=shelf, log=small))
         ours, theirs = made.module.state_dict(), expected.module.state_dict()
         same = all(torch.equal(ours[key], theirs[key]) for key in ours)
     return [

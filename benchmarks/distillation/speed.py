@@ -37,6 +37,7 @@ from compress.context import StepContext, StepLog
 from compress.counts import macs
 from compress.model import Model
 from compress.tasks.base import Data, Subset
+from compress.tasks.image_classification import ImageClassification
 from compress.techniques import chain
 from compress.training import execution_mode
 from compress.training.execution_mode import usual_precision
@@ -67,6 +68,7 @@ class Images(Dataset[tuple[torch.Tensor, int]]):
         (images,), targets = data.train.fetch(torch.arange(len(data.train)))
         self.images = [Image.fromarray(x) for x in images.permute(0, 2, 3, 1).numpy()]
         self.targets = targets.tolist()
+        assert isinstance(data.task, ImageClassification)
         spec = data.task.preprocessing
         self.transform = v2.Compose(
             [
@@ -138,7 +140,7 @@ def ways_of(
         device=device,
         precision=usual_precision(device),
         tune=True,
-        shelf=StoredStepCache(Store(folder), "speed"),
+        cache=StoredStepCache(Store(folder), "speed"),
         setting=data.identity(),
     )
     model = fresh(name, data.task)

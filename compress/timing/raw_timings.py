@@ -5,6 +5,7 @@ numpy and onnxruntime are all it needs, so that it runs where models are deploye
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 
 from compress.timing.setting import parse_setting
 
+KIND, SCHEMA = "compress-models timings", 1
+"""What a file of timings says it is."""
 CONTROL = "(control)"
 """A second copy of the baseline. No chain's text begins with a parenthesis."""
 LEVELS = {f"(level {name})": name for name in ("disabled", "basic", "extended")}
@@ -82,3 +85,14 @@ def process_ratio(
     if baseline is None or candidate is None or baseline["error"] or candidate["error"]:
         return None
     return float(np.median(np.array(baseline["medians"]) / np.array(candidate["medians"])))
+
+
+def timings_file(models: Mapping[str, str], timings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file of timings holds: whose seconds (name -> SHA-256), and the seconds."""
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "date": datetime.date.today().isoformat(),
+        "models": dict(models),
+        "timings": timings,
+    }

@@ -13,7 +13,7 @@ from bench_fixtures import small_digits
 from written import write_onnx
 
 from compress.bench.measure import latency
-from compress.bench.store.outputs import Outputs, slug
+from compress.bench.store.outputs import TIMING_INPUTS, Outputs, slug
 from compress.errors import UserError
 from compress.results.latency import read_timings
 from compress.results.log import Stage
@@ -129,7 +129,7 @@ def test_what_was_timed_so_far_is_removed_once_the_whole_is_kept(outputs: Output
 
 def test_inputs_and_answers_are_kept_for_other_machines(outputs: Outputs) -> None:
     time(outputs, records(outputs, "baseline", "a()"))
-    kept = outputs.stored(latency.INPUTS)
+    kept = outputs.stored(TIMING_INPUTS)
     assert set(kept) == {"input_0", "expected/baseline [seed 0]", "expected/a() [seed 0]"}
     assert len(kept["input_0"]) == len(kept["expected/a() [seed 0]"]) == 64
 

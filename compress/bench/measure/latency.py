@@ -7,8 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from compress.bench.plan.plan import Plan
-from compress.bench.portable.portable_timer import timings_file
-from compress.bench.store.outputs import SAMPLES, TIMED, Outputs
+from compress.bench.store.outputs import SAMPLES, TIMED, TIMING_INPUTS, Outputs
 from compress.results.log import Stage
 from compress.results.raw import write_values
 from compress.results.record import BASELINE, Key, Record
@@ -17,11 +16,8 @@ from compress.system.progress import stage
 from compress.tasks.base import stacked_inputs
 from compress.timing.collect import Effort, collect
 from compress.timing.launch import WorkerFailed
-from compress.timing.raw_timings import RawTimings
+from compress.timing.raw_timings import RawTimings, timings_file
 from compress.timing.summary import error_of
-
-INPUTS = "timing-inputs"
-"""The sidecar that holds what was fed in (`input_0`, ...) and what came out (`expected/NAME`)."""
 
 KEPT = "timing-so-far.jsonl"
 """What the timing processes of a run that was stopped had found; the next run goes on from it."""
@@ -51,7 +47,7 @@ def time_records(
     expected = {r.name: outputs.stored(outputs.model(*key).name)[TIMED] for key, r in sound.items()}
     # Kept, so that the same files can be timed on another machine, with the same inputs.
     arrays = {f"input_{i}": array for i, array in enumerate(samples)}
-    outputs.sidecar(INPUTS, arrays | {f"expected/{name}": e for name, e in expected.items()})
+    outputs.sidecar(TIMING_INPUTS, arrays | {f"expected/{name}": e for name, e in expected.items()})
     checkpoint = outputs.folder / "raw" / KEPT
     try:
         with stage(f"timing {len(files)} file(s) on the CPU") as shown:

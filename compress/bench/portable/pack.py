@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from compress import __version__
-from compress.bench.measure.latency import INPUTS as SIDECAR
 from compress.bench.portable.portable_timer import INPUTS, PACK
+from compress.bench.store.outputs import TIMING_INPUTS as SIDECAR
 from compress.errors import UserError
 from compress.results.log import read_run
 from compress.results.record import BASELINE, Record

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import os
@@ -24,11 +23,10 @@ from compress.errors import UserError
 from compress.system.files import write_atomic
 from compress.timing.collect import Effort, collect
 from compress.timing.launch import PACKAGE_ROOT, Launch, WorkerFailed, launch
-from compress.timing.raw_timings import CONTROL, LEVELS, RawTimings
+from compress.timing.raw_timings import CONTROL, LEVELS, RawTimings, timings_file
 from compress.timing.setting import parse_setting
 
 PACK, INPUTS = "pack.json", "inputs.npz"
-KIND, SCHEMA = "compress-models timings", 1
 """What a file of timings says it is."""
 DONE, FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 GO_ON = "What was timed so far is kept: the same command goes on from there."
@@ -128,17 +126,6 @@ def to_json(pack: Mapping[str, Any], raw_timings: RawTimings, folder: Path) -> s
     models = {c["name"]: pack["files"][c["file"]] for c in pack["candidates"]}
     timings = _discreet(raw_timings.to_json(), _places(folder))
     return json.dumps({**timings_file(models, timings), "run": pack["run"]})
-
-
-def timings_file(models: Mapping[str, str], timings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a file of timings holds: whose seconds (name -> SHA-256), and the seconds."""
-    return {
-        "kind": KIND,
-        "schema": SCHEMA,
-        "date": datetime.date.today().isoformat(),
-        "models": dict(models),
-        "timings": timings,
-    }
 
 
 def _places(folder: Path) -> list[str]:

@@ -11,12 +11,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compress.bench.portable.portable_timer import KIND, SCHEMA
 from compress.errors import UserError
 from compress.timing.collect import DEADLY
 from compress.timing.interleave import KEPT_CALLS, Series
 from compress.timing.launch import LOADING, RUNNING
-from compress.timing.raw_timings import CONTROL, LEVELS, RawTimings
+from compress.timing.raw_timings import CONTROL, KIND, LEVELS, SCHEMA, RawTimings
 from compress.timing.setting import Setting, parse_setting
 
 LIMIT = 256_000_000

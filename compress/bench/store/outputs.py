@@ -25,6 +25,8 @@ SAMPLES = 64
 TIMED = "timed_logits"
 """What a row's answers hold of them, shape (SAMPLES, classes)."""
 SCRATCH = ".scratch"
+TIMING_INPUTS = "timing-inputs"
+"""The sidecar that holds what was fed in (`input_0`, ...) and what came out (`expected/NAME`)."""
 
 
 class Outputs:
