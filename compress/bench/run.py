@@ -129,12 +129,13 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
         build_rows(graph, spec.stores, outputs, executor, records)
         for record in memory_records(found, plan, outputs):
             records.add(record)
-        caught, timed = time_records(found, plan, outputs, executor.collect_timings)
+        caught, stages = time_records(found, plan, outputs, executor.collect_timings)
         for record in caught:
             records.keep(record)
             outputs.withdraw(record)
-        # Last: without this line the seconds count for nothing, with it all of them do.
-        log.timings(timed)
+        # Last: without these lines the seconds count for nothing, with them all of them do.
+        for timed in stages:
+            log.timings(timed)
         log.timings(time_on_gpu(found, plan, outputs, executor, scratch))
     return list(found.values())
 
@@ -146,7 +147,8 @@ def forget(graph: Graph, stores: Stores, outputs: Outputs) -> None:
         with store.claim(node.key) as mine:
             if mine:
                 store.drop(node.key)
-    (outputs.folder / "raw" / KEPT).unlink(missing_ok=True)
+    for left in (outputs.folder / "raw").glob(KEPT.format("*")):
+        left.unlink(missing_ok=True)
 
 
 def build_rows(

@@ -6,7 +6,6 @@ in float32 between its casts, so that an overflow shows on a GPU alone: here, bo
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from compress.deploy.export import read_metadata, set_metadata
 from compress.deploy.int8 import Reader
 from compress.errors import StepFailed
 from compress.tasks.base import Tensors
+from compress.timing.launch import worker_environment
 
 LARGEST = float(np.finfo(np.float16).max)
 """65504. What is larger would be infinite."""
@@ -34,8 +34,8 @@ RARE = 1e-3
 
 # Opens a file as it will be opened when it is measured. Alone, because it may crash.
 OPEN = (
-    "import onnxruntime as o, sys; s = o.SessionOptions(); s.log_severity_level = 3; "
-    "o.InferenceSession(sys.argv[1], s, providers=['CPUExecutionProvider'])"
+    "import sys; from compress.runtimes.onnxruntime_cpu import open_session, session_options; "
+    "open_session(sys.argv[1], session_options())"
 )
 
 
@@ -192,7 +192,7 @@ def _opens(content: bytes) -> None:
         path.write_bytes(content)
         done = subprocess.run(
             [sys.executable, "-P", "-c", OPEN, str(path)],
-            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+            env=worker_environment(),
             capture_output=True,
             text=True,
         )

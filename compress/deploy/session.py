@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from os import PathLike, fspath
 
 import numpy as np
-import onnxruntime
 from torch import Tensor
 
-from compress.system.environment import cpu_threads
+from compress.runtimes.base import DEFAULT_LEVEL, OnnxFile, Session
+from compress.runtimes.onnxruntime_cpu import OnnxruntimeCpu, OrtSession
 from compress.tasks.base import Tensors
 
 
-def session(
-    onnx: bytes | str | PathLike[str], threads: int = 0, optimize: bool = True
-) -> onnxruntime.InferenceSession:
+def session(onnx: OnnxFile, threads: int = 0, optimize: bool = True) -> OrtSession:
     """Open a file, or the bytes of one, with `threads` threads (0: all cores at hand).
 
     `optimize=False` switches every graph optimization off. Raises onnxruntime's own errors for
     a file that it cannot run.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or cpu_threads()
-    options.log_severity_level = 3
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    given = onnx if isinstance(onnx, bytes) else fspath(onnx)
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    return OnnxruntimeCpu().open(onnx, threads, DEFAULT_LEVEL if optimize else "disabled")
 
 
 def arrays(inputs: Tensors) -> list[np.ndarray]:
@@ -39,11 +30,10 @@ def as_array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
-def predict(runner: onnxruntime.InferenceSession, batches: Iterable[Tensors]) -> np.ndarray:
+def predict(runner: Session, batches: Iterable[Tensors]) -> np.ndarray:
     """Return the logits of all batches in order, shape (N, classes)."""
-    names = [given.name for given in runner.get_inputs()]
     outputs = [
-        runner.run(None, dict(zip(names, arrays(inputs), strict=True)))[0] for inputs in batches
+        runner.run(dict(zip(runner.names, arrays(inputs), strict=True))) for inputs in batches
     ]
     if not outputs:
         raise ValueError("there is no batch to predict")

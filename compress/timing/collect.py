@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import UserError
+from compress.runtimes import runtime_named
 from compress.stats.bootstrap import log_ratio, rough_half
 from compress.system.environment import cpu_threads, environment
 from compress.timing.checkpoint import Checkpoint, question
@@ -69,6 +70,7 @@ def collect(
     settings: Sequence[str],
     effort: Effort,
     threads: int | None = None,
+    runtime: str = "",
     seed: int = 0,
     tolerance: float = 0.02,
     tell: Callable[[str], None] = lambda words: None,
@@ -78,9 +80,10 @@ def collect(
 ) -> RawTimings:
     """Time files in turns in fresh processes; arguments as in `compress.timing.measure`.
 
-    What every process found is written to `kept` at once, and what lies there of an earlier call
-    with the same files, inputs, effort and machine is taken as if it were found now. The caller
-    removes that file once the result lies elsewhere. `tell` is called with how far it is, in words.
+    `runtime` names what runs the files (see `compress.runtimes`). What every process found is
+    written to `checkpoint` at once, and what lies there of an earlier call with the same files,
+    inputs, effort and machine is taken as if it were found now. The caller removes that file once
+    the result lies elsewhere. `tell` is called with how far it is, in words.
     Raises UserError for a call that cannot work.
     """
     wanted = [parse_setting(name) for name in settings]
@@ -97,9 +100,10 @@ def collect(
             seed,
             tolerance,
             launch,
+            runtime,
         )
         run.save(samples, expected)
-        where = environment(all_threads)
+        where = {**environment(all_threads), **run.about_runtime()}
         asked = {**run.question(), "where": where, "settings": list(settings)}
         book = Checkpoint(
             checkpoint, question(files, [*samples, *expected.values()], asked) if checkpoint else ""
@@ -160,14 +164,21 @@ class _Run:
         seed: int,
         tolerance: float,
         launch: Launch,
+        runtime: str,
     ) -> None:
+        self.runtime = runtime_named(runtime)
+        self.named = runtime
         self.folder, self.baseline, self.settings = folder, baseline, settings
         self.effort, self.all_threads, self.launch = effort, all_threads, launch
         paths = {name: str(Path(path).resolve()) for name, path in files.items()}
         self.files = list(paths)
         self.candidates = {name: [path, "default"] for name, path in paths.items()}
         self.candidates[CONTROL] = [paths[baseline], "default"]
-        self.candidates |= {name: [paths[baseline], level] for name, level in LEVELS.items()}
+        self.candidates |= {
+            name: [paths[baseline], level]
+            for name, level in LEVELS.items()
+            if level in self.runtime.levels
+        }
         self.dropped: dict[int, set[str]] = {}
         self.deaths: Counter[str] = Counter()
         """How many processes died while they opened a file or ran it for the first time."""
@@ -175,6 +186,7 @@ class _Run:
         self.names_of = {path: name for name, path in paths.items()}
         self.job: dict[str, Any] = {
             "paths": self.paths,
+            "runtime": runtime,
             "tolerance": tolerance,
             "min_rounds": effort.min_rounds,
             "block_seconds": effort.block_seconds,
@@ -209,7 +221,11 @@ class _Run:
     def question(self) -> dict[str, Any]:
         """Return what the seconds depend on, besides the files, the inputs and the machine."""
         job = {key: value for key, value in self.job.items() if isinstance(value, int | float)}
-        return {"job": job, "effort": asdict(self.effort), "seed": self.seed}
+        return {"job": job, "effort": asdict(self.effort), "seed": self.seed, "of": self.named}
+
+    def about_runtime(self) -> dict[str, Any]:
+        """Return what the description of the machine gains by a runtime of a plug-in."""
+        return {"runtime": dict(self.runtime.versions())} if self.named else {}
 
     def resume(self, found: Sequence[Mapping[str, Any]]) -> list[float]:
         """Take what earlier processes found, whole turns of them; return the turns' seconds."""
@@ -242,7 +258,8 @@ class _Run:
             return
         lived = [p for p in self.launched if p.threads == part.threads and not p.failure]
         left_out = self.dropped.setdefault(part.threads, set())
-        left_out |= {name for name in LEVELS if name not in left_out and self._slow(lived, name)}
+        levels = [name for name in LEVELS if name in self.candidates and name not in left_out]
+        left_out |= {name for name in levels if self._slow(lived, name)}
 
     def _repeat(self, job: dict[str, Any], number: int) -> Launched:
         job_path, result_path = self.folder / f"job-{number}.json", self.folder / f"{number}.json"

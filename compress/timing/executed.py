@@ -12,12 +12,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compress.runtimes.onnxruntime_cpu import ERRORS_TOO, open_session, session_options
 from compress.timing.products import Kernel, products
 
 QDQ = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -110,21 +111,13 @@ def _profile(
     threads: int,
     without: Sequence[str] = (),
 ) -> list[Kernel]:
-    import onnxruntime
-
-    given = onnx if isinstance(onnx, bytes) else fspath(onnx)
     with tempfile.TemporaryDirectory(prefix="compress-profile-") as folder:
-        options = onnxruntime.SessionOptions()
+        # A prepacked weight is no input any more, and its shape would be missing.
+        options = session_options(silence=ERRORS_TOO, session__disable_prepacking="1")
         options.intra_op_num_threads = threads
-        # An error is raised as well; a session that cannot be made only repeats it here.
-        options.log_severity_level = 4
         options.enable_profiling = True
         options.profile_file_prefix = os.path.join(folder, "run")
-        # A prepacked weight is no input any more, and its shape would be missing.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        session = onnxruntime.InferenceSession(
-            given, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
-        )
+        session = open_session(onnx, options, disabled_optimizers=list(without))
         feed = {
             wanted.name: array for wanted, array in zip(session.get_inputs(), inputs, strict=True)
         }

@@ -13,6 +13,12 @@ LOADING, RUNNING = "loading ", "running "
 """What a timing process says of a file before it opens it, and before it first runs it."""
 
 
+def worker_environment() -> dict[str, str]:
+    """Return the environment of a process that finds this package, wherever it was imported."""
+    paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 class WorkerFailed(RuntimeError):
     """A timing process ended without a result; the sentence says how.
 
@@ -29,10 +35,8 @@ Launch = Callable[[Path, Path, float], None]
 
 def our_python(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Return the command that runs a module of ours in a fresh Python, and its environment."""
-    paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     # -P: a file of the user's current folder must not be taken for one of our modules.
-    return [sys.executable, "-P", "-m", module, *arguments], variables
+    return [sys.executable, "-P", "-m", module, *arguments], worker_environment()
 
 
 def launch(job: Path, result: Path, timeout: float, module: str = "compress.timing.worker") -> None:

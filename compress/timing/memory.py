@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from compress.runtimes.onnxruntime_cpu import ERRORS_TOO, open_session, session_options
 from compress.system.lifetime import die_with_parent
 from compress.timing.launch import WorkerFailed, launch
 
@@ -116,12 +117,9 @@ def growth(path: str, inputs: Sequence[np.ndarray], threads: int) -> int:
 
 
 def _session(onnx: str | bytes, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    options = session_options(silence=ERRORS_TOO)
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # an error is raised as well
-    return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    return open_session(onnx, options)
 
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -143,7 +143,7 @@ class _Setting:
         levels = {
             name: found
             for level, name in LEVELS.items()
-            if (found := self.ratio(self.baseline, level)) is not None
+            if level in self.series and (found := self.ratio(self.baseline, level)) is not None
         }
         # One that was left out of the later processes is too slow, and known from too few.
         stayed = {

@@ -1,7 +1,6 @@
 """The timing process: `python -m compress.timing.worker JOB.json RESULT.json`.
 
-It must not import torch, whose threads would contend with onnxruntime's. All sessions share one
-pool of threads: with a pool each, the spinning threads of one session slow down the next.
+It must not import torch, whose threads would contend with the runtime's. All files share threads.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
+from compress.runtimes import runtime_named
+from compress.runtimes.base import Runtime, Session
 from compress.system.lifetime import die_with_parent
 from compress.timing.interleave import Candidate, Plan, Series, interleave
 from compress.timing.launch import LOADING, RUNNING
@@ -27,13 +27,6 @@ from compress.timing.launch import LOADING, RUNNING
 MAX_FEEDS = 64
 STRIDE = 7
 """Inputs by which one process begins later than the last, so that slow models see all, too."""
-LEVELS = {
-    "disabled": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "default": "ORT_ENABLE_ALL",
-}
-"""onnxruntime's optimization levels by our names."""
 DIFFERENT = "the outputs of the timed runs differ from the verified ones"
 
 FLAT = 1e-5
@@ -87,25 +80,18 @@ def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
 
 
-def open_session(path: str, level: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False
-    options.log_severity_level = 3
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def as_candidate(session: Any, feeds: Feeds, expected: np.ndarray, tolerance: float) -> Candidate:
+def as_candidate(
+    session: Session, feeds: Feeds, expected: np.ndarray, tolerance: float
+) -> Candidate:
     """Return a session over rotating real samples as something to time and check.
 
     Raises ValueError if the samples do not suit the session.
     """
     rows, arrays = feeds
-    names = [given.name for given in session.get_inputs()]
-    fed = [dict(zip(names, given, strict=True)) for given in arrays]
+    fed = [dict(zip(session.names, given, strict=True)) for given in arrays]
 
     def call(index: int) -> Any:
-        return session.run(None, fed[index % len(fed)])[0]
+        return session.run(fed[index % len(fed)])
 
     def check(index: int, outputs: Any) -> str:
         off = deviation(outputs, expected, rows[index % len(rows)])
@@ -120,7 +106,7 @@ def run_job(
     job: dict[str, Any],
     samples: list[np.ndarray],
     expected: Mapping[str, np.ndarray],
-    load: Callable[[str, str], Any] = open_session,
+    runtime: Runtime,
     alive: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Time every candidate at every batch size; errors stand with the candidate (JSON).
@@ -128,7 +114,7 @@ def run_job(
     `job["candidates"]` maps a name to a path and an optimization level. `expected` are the
     verified outputs by path.
     """
-    sessions, errors = _load(job, load)
+    sessions, errors = _load(job, runtime)
     plan = Plan(job["seconds"], job["min_rounds"], job["block_seconds"])
     settings: dict[str, dict[str, Any]] = {}
     for batch in job["batches"]:
@@ -150,20 +136,19 @@ def run_job(
     return {"settings": settings}
 
 
-def _load(
-    job: dict[str, Any], load: Callable[[str, str], Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _load(job: dict[str, Any], runtime: Runtime) -> tuple[dict[str, Session], dict[str, str]]:
     """Open all files in a random order: where in memory a file lies depends on who came first."""
-    sessions: dict[str, Any] = {}
+    sessions: dict[str, Session] = {}
     errors: dict[str, str] = {}
     order = list(job["candidates"])
     random.Random(job["seed"]).shuffle(order)
     for name in order:
         _announce(f"{LOADING}{name}")
         try:
-            sessions[name] = load(*job["candidates"][name])
+            path, level = job["candidates"][name]
+            sessions[name] = runtime.open(path, level=level)
         except Exception as error:  # onnxruntime's errors share no base class of their own
-            errors[name] = f"onnxruntime cannot load the file: {error}"
+            errors[name] = f"{runtime.title} cannot load the file: {error}"
     return sessions, errors
 
 
@@ -184,13 +169,14 @@ def main(job_path: str, result_path: str, parent: str) -> None:
         if os.getppid() != int(parent):
             raise Abandoned("the process that asked for this timing is gone")
 
-    onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
+    runtime = runtime_named(job["runtime"])
+    runtime.share_threads(job["threads"])
     with np.load(job["samples"]) as file:
         samples = [file[f"input_{i}"] for i in range(len(file.files))]
     with np.load(job["expected"]) as file:
         expected = {path: file[str(i)] for i, path in enumerate(job["paths"])}
     gc.disable()
-    result = run_job(job, samples, expected, alive=alive)
+    result = run_job(job, samples, expected, runtime, alive)
     Path(result_path).write_text(json.dumps(result))
 
 

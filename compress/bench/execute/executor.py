@@ -89,6 +89,7 @@ class Executor(Protocol):
         threads: int,
         tell: Callable[[str], None],
         checkpoint: Path,
+        runtime: str = "",
     ) -> RawTimings:
         """Time files in turns, as `compress.timing.collect` does, with nothing beside it."""
 

@@ -37,6 +37,8 @@ MODULES = (
         "compress/timing/checkpoint.py",
     ),
     *("compress/timing/raw_timings.py", "compress/timing/launch.py", "compress/system/lifetime.py"),
+    *("compress/runtimes/__init__.py", "compress/runtimes/base.py"),
+    "compress/runtimes/onnxruntime_cpu.py",
     *("compress/timing/interleave.py", "compress/timing/setting.py"),
     *("compress/timing/worker.py", "compress/stats/__init__.py", "compress/stats/bootstrap.py"),
 )

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.runtimes.onnxruntime_cpu import open_session, session_options
 from compress.timing.cuda.modules import differs
 from compress.timing.interleave import Candidate
 from compress.timing.worker import feed_indices
@@ -75,19 +76,17 @@ def tf32(provider: Provider) -> bool:
 
 def open_file(path: Path, provider: Provider) -> Any:
     """Open a file with a provider. Raises RuntimeError where the provider does not start."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # All files are open at a time: threads that wait by spinning would slow down the others.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(
+        session__record_ep_graph_assignment_info="1",
+        # All files are open at a time: threads that wait by spinning would slow down the others.
+        session__intra_op__allow_spinning="0",
+    )
     if provider.device == "cuda":
         _preload()
-    session = onnxruntime.InferenceSession(
-        str(path),
+    session = open_session(
+        path,
         options,
-        providers=[(one.name, dict(one.options)) for one in (provider, *provider.behind)],
+        [(one.name, dict(one.options)) for one in (provider, *provider.behind)],
         enable_fallback=0,  # else it prints, and goes on without the provider
     )
     # A provider whose libraries are missing is left out with no more than a log line.

@@ -1,0 +1,46 @@
+"""What runs ONNX files: onnxruntime on the CPU, and what plug-ins bring.
+
+Needs numpy and onnxruntime alone, so that it works where models are deployed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+from compress.errors import UserError, unknown
+from compress.runtimes.base import Runtime
+from compress.runtimes.onnxruntime_cpu import OnnxruntimeCpu
+
+GROUP = "compress.runtimes"
+BUILT_IN: tuple[type[Runtime], ...] = (OnnxruntimeCpu,)
+
+
+@functools.cache
+def runtimes() -> Mapping[str, Runtime]:
+    """Return every runtime by its name, those of installed packages included.
+
+    The first is the one by which files are judged. Raises UserError for a plug-in that is no
+    Runtime, or whose name is in use or not of letters alone.
+    """
+    found = {made.name: made() for made in BUILT_IN}
+    for entry in entry_points(group=GROUP):
+        made = entry.load()
+        if not (isinstance(made, type) and issubclass(made, Runtime)):
+            raise UserError(f"the plug-in {entry.value} is not a Runtime")
+        if made.name in found or not (made.name.isascii() and made.name.isalpha()):
+            raise UserError(
+                f"the runtime {entry.value} is called {made.name!r}: columns begin with the name, "
+                f"so it must be of letters alone, and none of {', '.join(found)}"
+            )
+        found[made.name] = made()
+    return found
+
+
+def runtime_named(name: str) -> Runtime:
+    """Return a runtime; '' is the one by which files are judged. Raises UserError."""
+    known = runtimes()
+    if name and name not in known:
+        raise unknown("runtime", name, known)
+    return known[name] if name else next(iter(known.values()))
