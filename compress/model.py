@@ -151,13 +151,23 @@ def main_output(outputs: Any) -> Tensor:
     return outputs
 
 
+def frozen_names(module: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that must not be trained (`requires_grad` is off)."""
+    return frozenset(
+        name
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if parameter.is_floating_point() and not parameter.requires_grad
+    )
+
+
 def weights_hash(module: nn.Module) -> str:
-    """Return a hash of every parameter and buffer, by name."""
+    """Return a hash of every parameter and buffer, by name, and of which of them are frozen."""
     parts = {
         name: [str(tensor.dtype), list(tensor.shape), sha256(tensor.cpu().numpy().tobytes())]
         for name, tensor in module.state_dict().items()
     }
-    return digest(parts)
+    frozen = sorted(frozen_names(module))
+    return digest([parts, frozen] if frozen else parts)
 
 
 def identity(model: Model) -> list[str]:
@@ -235,6 +245,7 @@ def pack(model: Model, build: Builder) -> tuple[dict[str, Any], bytes]:
         **_difference(ours, fresh),
         "shapes": {name: list(tensor.shape) for name, tensor in named.items()},
         "tied": tied,
+        "frozen": sorted(frozen_names(ours)),
         "sparse": sorted(model.sparse),
         "hints": dict(model.hints),
         "example": [[list(t.shape), str(t.dtype).removeprefix("torch.")] for t in model.example],
@@ -409,7 +420,10 @@ def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Mo
                 f"model.safetensors has {name} of shape {list(tensor.shape)}, but blueprint.json "
                 f"says {description['shapes'][name]}"
             )
+    # A file of an earlier version does not tell: then what the factory froze is frozen.
+    frozen = description.get("frozen", frozen_names(module) & set(description["shapes"]))
     _place_tensors(module, stored, tied)
+    _freeze(module, frozenset(frozen))
     example = tuple(
         torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in description["example"]
     )
@@ -420,6 +434,15 @@ def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Mo
         description["hints"],
         blueprint=blueprint,
     )
+
+
+def _freeze(module: nn.Module, names: frozenset[str]) -> None:
+    """Let all parameters be trained but those of some names."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    if unknown := names - parameters.keys():
+        raise UserError(f"blueprint.json freezes {min(unknown)}, and there is no such parameter")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(parameter.is_floating_point() and name not in names)
 
 
 def _construct(path: str, spec: Mapping[str, Any]) -> nn.Module:
@@ -449,7 +472,7 @@ def _place_tensors(
         elif name in buffers:
             tensor = stored[name]
         else:
-            tensor = nn.Parameter(stored[name], requires_grad=stored[name].is_floating_point())
+            tensor = nn.Parameter(stored[name], requires_grad=False)
         placed[name] = tensor
         if leaf in owner._buffers:
             owner._buffers[leaf] = tensor

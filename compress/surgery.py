@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from compress.model import main_output
+from compress.model import frozen_names, main_output
 from compress.tasks.base import Tensors
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -44,6 +45,23 @@ def replace_layer(module: nn.Module, path: str, layer: nn.Module) -> None:
     setattr(owner, leaf, layer)
 
 
+def freeze(module: nn.Module, names: Collection[str]) -> None:
+    for name in names:
+        module.get_parameter(name).requires_grad_(False)
+
+
+@contextmanager
+def thawed(module: nn.Module) -> Iterator[None]:
+    """Let gradients flow to every parameter within this context, also to those that are frozen."""
+    frozen = frozen_names(module)
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        yield
+    finally:
+        freeze(module, frozen)
+
+
 def output_layers(module: nn.Module, example: Tensors) -> list[str]:
     """Return the paths of the weighted layers that produce the model's output.
 
@@ -55,15 +73,8 @@ def output_layers(module: nn.Module, example: Tensors) -> list[str]:
         for path, layer in module.named_modules()
         if isinstance(layer, WEIGHTED)
     }
-    wanted = [parameter for parameter in module.parameters() if not parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(parameter.is_floating_point())
-    try:
-        with torch.enable_grad():
-            outputs = main_output(module(*example))
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
+    with thawed(module), torch.enable_grad():
+        outputs = main_output(module(*example))
     found: list[str] = []
     seen, waiting = set(), [outputs.grad_fn]
     while waiting:

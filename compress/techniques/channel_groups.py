@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.model import Model, forward, probe
-from compress.surgery import output_layers
+from compress.model import Model, forward, frozen_names, probe
+from compress.surgery import freeze, output_layers, thawed
 from compress.tasks.base import Tensors
 
 OUTPUT = "it produces the model's output"
@@ -40,7 +40,7 @@ def cut_channels(model: Model, widths: Mapping[str, float], round_to: int) -> Cu
 def _cut(module: nn.Module, example: Tensors, widths: Mapping[str, float], round_to: int) -> Cut:
     from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
-    cut = Cut(module)
+    cut, frozen = Cut(module), frozen_names(module)
     graph = _graph(module, example)
     alive: dict[str, Tensor] = {}
     for path, width in widths.items():
@@ -64,6 +64,7 @@ def _cut(module: nn.Module, example: Tensors, widths: Mapping[str, float], round
             continue
         _record(graph, group, alive, cut)
         group.prune()
+    freeze(module, frozen)  # what was cut are new tensors
     module.eval()
     return cut
 
@@ -71,12 +72,10 @@ def _cut(module: nn.Module, example: Tensors, widths: Mapping[str, float], round
 def _graph(module: nn.Module, example: Tensors) -> Any:
     from torch_pruning import DependencyGraph  # not above: it imports timm, which takes seconds
 
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
     with warnings.catch_warnings():
         # It warns of bare parameters; whether cutting them is right is checked by arithmetic.
         warnings.simplefilter("ignore")
-        with torch.enable_grad():
+        with thawed(module), torch.enable_grad():
             graph = DependencyGraph()
             return graph.build_dependency(module, example_inputs=example, verbose=False)
 

@@ -214,6 +214,7 @@ class Distill(Training):
         return frozenset() if self.transfer is None else frozenset({self.transfer})
 
     def check(self, context: StepContext) -> None:
+        super().check(context)
         self._check_pairs(context)
         if self.loss in LABEL_LOSSES and context.task.mixes:
             raise IllegalChain(
@@ -239,8 +240,9 @@ class Distill(Training):
         if known is None:
             return
         with torch.random.fork_rng(devices=[]):
-            teacher, student = known.copy(), self._known_student(context)
+            teacher, student = known.copy(), self.learner(context)
             if student is not None:
+                student = student.copy()
                 Hints(self.hints, self._pairs(teacher, student), teacher, student)
                 return
         for text in self.hint_layers:
@@ -252,10 +254,8 @@ class Distill(Training):
             return context.teacher
         return context.enters if name == INPUT else context.models.get(name)
 
-    def _known_student(self, context: StepContext) -> Model | None:
-        if self.student not in (None, SAME):
-            return context.student(str(self.student))
-        return None if context.enters is None else context.enters.copy()
+    def learner(self, context: StepContext) -> Model | None:
+        return context.student(str(self.student)) if self.students else context.enters
 
     def compress(self, model: Model, context: StepContext) -> Model:
         models = find_teachers(self.teacher_names, model, context)
@@ -302,7 +302,7 @@ class Distill(Training):
             return None
         first = teacher.models[0]
         pairs = self._pairs(first, student)
-        teacher.bench.log.row("hints", pairs=[list(pair) for pair in pairs])
+        teacher.context.log.row("hints", pairs=[list(pair) for pair in pairs])
         return Hints(self.hints, pairs, first, student)
 
     def _pairs(self, teacher: Model, student: Model) -> list[tuple[str, str]]:

@@ -143,8 +143,12 @@ class Spectrum:
             second = nn.Linear(rank, layer.out_features, bias=bias)
         first.weight.data = first_weight.view(first.weight.shape).contiguous()  # type: ignore[operator, union-attr]
         second.weight.data = second_weight.view(second.weight.shape).contiguous()  # type: ignore[operator, union-attr]
+        # What is frozen stays frozen: both factors of a frozen weight.
+        for factor in (first, second):
+            factor.weight.requires_grad_(layer.weight.requires_grad)  # type: ignore[operator, union-attr]
         if layer.bias is not None:
             second.bias.data = layer.bias.detach().clone()  # type: ignore[union-attr]
+            second.bias.requires_grad_(layer.bias.requires_grad)  # type: ignore[operator, union-attr]
         return nn.Sequential(first, second)
 
 

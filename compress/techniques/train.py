@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +42,9 @@ class Train(Training):
     @property
     def students(self) -> frozenset[str]:
         return frozenset() if self.student is None else frozenset({self.student})
+
+    def learner(self, context: StepContext) -> Model | None:
+        return context.enters if self.student is None else context.student(self.student)
 
     def compress(self, model: Model, context: StepContext) -> Model:
         return fit(fresh_model(self.student, model, context), context, self, labels_loss(context))
@@ -91,14 +94,18 @@ def reset(module: nn.Module, fresh: Mapping[str, Tensor] | None = None) -> None:
     """Give every layer of a module instance fresh weights by its own `reset_parameters`.
 
     Parameters of layers without such a method are taken from `fresh`, by name. Raises IllegalChain
-    if they are not there in their shape.
+    if they are not there in their shape. Frozen weights keep their values, for no training would
+    make good what is lost, and so do the buffers of a layer that is frozen as a whole.
     """
+    kept = [(tensor, tensor.detach().clone()) for tensor in _frozen_tensors(module)]
     for path, layer in module.named_modules():
         again = getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None))
         if callable(again):
             again()
             continue
         for name, parameter in layer.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             given = (fresh or {}).get(f"{path}.{name}" if path else name)
             if given is None or given.shape != parameter.shape:
                 raise IllegalChain(
@@ -108,3 +115,14 @@ def reset(module: nn.Module, fresh: Mapping[str, Tensor] | None = None) -> None:
                 )
             with torch.no_grad():
                 parameter.copy_(given)
+    with torch.no_grad():
+        for tensor, value in kept:
+            tensor.copy_(value)
+
+
+def _frozen_tensors(module: nn.Module) -> Iterator[Tensor]:
+    for layer in module.modules():
+        own = list(layer.parameters(recurse=False))
+        yield from (parameter for parameter in own if not parameter.requires_grad)
+        if own and not any(parameter.requires_grad for parameter in own):
+            yield from layer.buffers(recurse=False)

@@ -2,13 +2,8 @@
 
 from compress.training.batch_loader import Batch
 from compress.training.evaluate import accuracy, evaluate
-from compress.training.execution_mode import (
-    ExecutionMode,
-    autocast,
-    has_convolutions,
-    place_inputs,
-    to_device,
-)
+from compress.training.execution_mode import ExecutionMode, autocast, to_device
+from compress.training.layout import place_inputs, suits_channels_last
 from compress.training.loop import Loss, TrainingHooks, fit, labels_loss
 from compress.training.settings import Training, one_cycle
 
@@ -22,9 +17,9 @@ __all__ = [
     "autocast",
     "evaluate",
     "fit",
-    "has_convolutions",
     "labels_loss",
     "one_cycle",
     "place_inputs",
+    "suits_channels_last",
     "to_device",
 ]

@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.compressor import preserve_rng_state
 from compress.context import StepContext
 from compress.counts import macs, params
 from compress.model import Model, main_output
 from compress.system.environment import cpu_info
 from compress.system.files import digest
-from compress.tasks.base import Tensors
 from compress.training.attention import attention_in_float32, has_attention
 from compress.training.batch_loader import Batch
 from compress.training.graphs import NotTried, Replayed
+from compress.training.layout import ITEMS, memory_format, place_inputs, suits_channels_last
 from compress.training.out_of_memory import ran_out_of_memory
 
 MEASURED_FROM = 1e13
@@ -65,21 +66,10 @@ def usual_precision(device: torch.device) -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
-def has_convolutions(module: nn.Module) -> bool:
-    return any(isinstance(layer, nn.Conv2d) for layer in module.modules())
-
-
-def default_mode(module: nn.Module, context: StepContext) -> ExecutionMode:
+def default_mode(module: nn.Module, context: StepContext, batch: Batch) -> ExecutionMode:
     """Return what usually pays: channels_last for convolutions, the precision of the hardware."""
-    return ExecutionMode(context.precision, has_convolutions(module))
-
-
-def place_inputs(inputs: Tensors, channels_last: bool) -> Tensors:
-    """Give image batches the memory format that the module runs in."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return tuple(
-        tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor for tensor in inputs
-    )
+    some = batch.part(0, ITEMS).inputs
+    return ExecutionMode(context.precision, suits_channels_last(module, some, context.log))
 
 
 def autocast(context: StepContext, precision: str | None = None) -> torch.autocast:
@@ -95,13 +85,9 @@ def execution_context(context: StepContext, mode: ExecutionMode) -> Iterator[Non
         yield
 
 
-def to_device(
-    module: nn.Module, context: StepContext, mode: ExecutionMode | None = None
-) -> nn.Module:
+def to_device(module: nn.Module, context: StepContext, channels_last: bool) -> nn.Module:
     """Move a module to the context's device, in the memory layout that it runs in."""
-    chosen = mode or default_mode(module, context)
-    layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
-    return module.to(context.device).to(memory_format=layout)
+    return module.to(context.device).to(memory_format=memory_format(channels_last))
 
 
 def autotune(
@@ -111,7 +97,7 @@ def autotune(
 
     `traced` is False where the module must be neither compiled nor recorded.
     """
-    usual = default_mode(model.module, context)
+    usual = default_mode(model.module, context, batch)
     if not context.tune or _is_short(model, steps, len(batch)):
         return usual
     ways = _ways(model.module, context, usual)
@@ -126,8 +112,7 @@ def autotune(
         "torch": importlib.metadata.version("torch"),
     }
     # Trials draw random numbers (dropout), and an answer from the cache draws none.
-    devices = [context.device] if context.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with preserve_rng_state(context.device):
         way = context.cached({"pace": question}, lambda: _measured(model, context, batch, ways))
         context.log.row("pace", **way)
         chosen = ExecutionMode(**way["chosen"])
@@ -241,15 +226,16 @@ def _in_turns(
 ) -> dict[ExecutionMode, float]:
     """Return the least seconds of a step in each way, taken in turns after one that warms up.
 
-    A way for which memory does not suffice is left out. Trials that are `ready` are used.
+    A way for which memory does not suffice is left out, and so is one that fails though the first
+    does not. Trials that are `ready` are used.
     """
     known, trials = ready or {}, dict[ExecutionMode, _Trial]()
     for way in ways:
         try:
             trial = known[way] if way in known else _Trial(model, context, batch, way)
             trial.step()
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
+        except Exception as error:
+            if way == ways[0] and not ran_out_of_memory(error):
                 raise
         else:
             trials[way] = trial
@@ -263,19 +249,19 @@ class _Trial:
     def __init__(
         self, model: Model, context: StepContext, batch: Batch, way: ExecutionMode
     ) -> None:
-        module = to_device(copy.deepcopy(model.module), context, way).train()
+        module = to_device(copy.deepcopy(model.module), context, way.channels_last).train()
         self.parameters = list(module.parameters())
         self.run = runner(module, way, batch)
-        self.bench, self.batch, self.way = context, batch, way
+        self.context, self.batch, self.way = context, batch, way
 
     def step(self) -> float:
         """Return the seconds of one pass forward and backward."""
         self._wait()
         started = time.perf_counter()
         inputs = place_inputs(self.batch.inputs, self.way.channels_last)
-        with execution_context(self.bench, self.way):
+        with execution_context(self.context, self.way):
             outputs: Tensor = main_output(self.run(*inputs))
-        self.bench.task.loss(outputs.float(), self.batch.targets).backward()
+        self.context.task.loss(outputs.float(), self.batch.targets).backward()
         self._wait()
         seconds = time.perf_counter() - started
         self._clear()
@@ -286,8 +272,8 @@ class _Trial:
             parameter.grad = None
 
     def _wait(self) -> None:
-        if self.bench.device.type == "cuda":
-            torch.cuda.synchronize(self.bench.device)
+        if self.context.device.type == "cuda":
+            torch.cuda.synchronize(self.context.device)
 
 
 def runner(module: nn.Module, mode: ExecutionMode, batch: Batch | None) -> Callable[..., Any]:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from compress.compressor import Compressor, is_number, require, require_choice, require_count
+from compress.context import StepContext
+from compress.errors import IllegalChain
+from compress.model import Model
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -16,9 +22,11 @@ class Training(Compressor):
 
     The learning rate rises linearly over the first fifth of the steps and falls along a cosine
     to zero (after the one-cycle policy, Smith and Topin 2018); `learning_rate` is its peak.
-    Weight decay spares norms and biases. `keep='best'` keeps the epoch that is best on the
-    validation split; with `patience` the training ends after so many epochs in a row that were
-    no better than the best one.
+    Weight decay spares norms and biases. Weights that the model's author froze
+    (`requires_grad=False`) stay as they are; the running statistics of batch norms do not, as
+    anywhere in torch. `keep='best'` keeps the epoch that is best on the validation split; with
+    `patience` the training ends after so many epochs in a row that were no better than the best
+    one.
     """
 
     always_shown = ("epochs",)
@@ -50,6 +58,26 @@ class Training(Compressor):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"train", "validation"} if self.judges else {"train"})
+
+    def check(self, context: StepContext) -> None:
+        with torch.random.fork_rng(devices=[]):
+            learner = self.learner(context)
+        if learner is not None:
+            refuse_frozen(learner.module, self)
+
+    def learner(self, context: StepContext) -> Model | None:
+        """Return a model with the layers of the one that is trained, where they are known."""
+        return context.enters
+
+
+def refuse_frozen(module: nn.Module, step: Compressor) -> None:
+    """Raise IllegalChain for a module of which nothing may be trained."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise IllegalChain(
+            f"{step.name()}: all weights of the model are frozen (requires_grad is False), so "
+            f"nothing can be trained: thaw some of them where the model is made, or leave the "
+            f"step out"
+        )
 
 
 def one_cycle(progress: float, rise: float = 0.2) -> float:

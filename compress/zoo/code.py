@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import inspect
@@ -35,7 +36,9 @@ def from_file(
     made = call(function, full, {**arguments, **options})
     if not isinstance(made, nn.Module):
         raise UserError(f"{full} returned {type(made).__name__}, not an nn.Module")
-    return made
+    # What was made in inference mode can be neither loaded into nor trained; a copy of it can.
+    tensors = [*made.parameters(), *made.buffers()]
+    return copy.deepcopy(made) if any(tensor.is_inference() for tensor in tensors) else made
 
 
 def load_function(

@@ -201,6 +201,19 @@ def test_a_format_that_fails_or_gives_other_outputs_is_not_chosen():
     assert faster_layout(Fragile(), Form(), feeds, expected, device) == CONTIGUOUS
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_what_flattens_with_view_is_timed_in_the_plain_format(graph):
+    class View(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return features.view(len(features), -1)
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), View(), nn.Linear(288, 10)).eval()
+    costly, form, device = Costly(module, last=0.1), Form(graph=graph), Fake()
+    feeds = Feeds((IMAGES,), device)
+    assert faster_layout(costly, form, feeds, logits(module), device) == CONTIGUOUS
+
+
 def test_without_images_there_is_nothing_to_choose():
     flat = Feeds((IMAGES.flatten(1),), Fake())
     assert faster_layout(nn.Identity(), Form(), flat, np.zeros((48, 3)), Fake()) == CONTIGUOUS

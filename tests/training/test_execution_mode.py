@@ -19,7 +19,8 @@ from compress.techniques import chain
 from compress.training import execution_mode as pace_module
 from compress.training import loop
 from compress.training.batch_loader import Batch, BatchLoader
-from compress.training.execution_mode import ExecutionMode, autotune, default_mode, place_inputs
+from compress.training.execution_mode import ExecutionMode, autotune, default_mode
+from compress.training.layout import place_inputs
 from compress.zoo.models import build_module
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 class Clocked:
     """Stands for `_Trial`: each way takes the seconds that it is given."""
 
-    seconds: dict[str, float]
+    seconds: dict[str, Any]
 
     def __init__(self, model: Any, context: Any, batch: Any, way: ExecutionMode) -> None:
         self.way = way
@@ -38,6 +39,8 @@ class Clocked:
             raise RuntimeError("no C++ compiler")
 
     def step(self) -> float:
+        if str(self.way) == self.seconds.get("fails"):
+            raise NotImplementedError("no kernel for this type")
         if str(self.way) not in self.seconds:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self.seconds[str(self.way)]
@@ -58,7 +61,7 @@ def choose(
     context: StepContext,
     batch: Batch,
     monkeypatch: pytest.MonkeyPatch,
-    seconds: dict[str, float],
+    seconds: dict[str, Any],
     steps: int = 1000,
     **more: Any,
 ) -> ExecutionMode:
@@ -134,6 +137,16 @@ def test_a_way_for_which_memory_does_not_suffice_is_left_out(
     )
 
 
+def test_a_way_that_fails_is_left_out_unless_it_is_the_usual_one(
+    context: StepContext, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = replace(context, cache=None)
+    ways = {**USUAL, "float32": 0.05, "fails": "float32"}
+    assert choose(context, batch, monkeypatch, ways) == ExecutionMode("float32", True)
+    with pytest.raises(NotImplementedError, match="no kernel"):
+        choose(context, batch, monkeypatch, {**ways, "fails": "float32, channels_last"})
+
+
 def test_measuring_draws_no_random_numbers(
     context: StepContext, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,11 +160,11 @@ def test_measuring_draws_no_random_numbers(
 
 def test_short_or_settled_trainings_are_not_tried_out(context: StepContext, batch: Batch) -> None:
     model = fresh_model(small_digits())
-    expected = default_mode(model.module, context)
+    expected = default_mode(model.module, context, batch)
     assert expected == ExecutionMode("float32", True)
     assert autotune(model, context, 10, batch) == expected
     assert autotune(model, replace(context, tune=False), 10**9, batch) == expected
-    assert default_mode(nn.Linear(2, 2), context) == ExecutionMode("float32")
+    assert default_mode(nn.Linear(2, 2), context, batch) == ExecutionMode("float32")
     assert not context.log.rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -186,8 +187,12 @@ def make_plan(
     names = {name for row in rows if row.chain for name in row.chain.transfers}
     found = {name: load_transfer(name, data, data_root) for name in sorted(names)}
     plan = replace(plan, transfers=found)
+    # Several rows may have one student: it is built once, and copied where it is changed.
+    context = replace(plan.step_context(0, False), enters=start, build=lru_cache(2)(plan.fresh))
+    if baseline is not None:
+        baseline.check(context)
     for row in rows:
-        _check_names(row, plan)
+        _check_names(row, plan, replace(context, teacher=start))
     return plan
 
 
@@ -283,15 +288,14 @@ def _teachers(suite: Suite, plan: Plan) -> dict[str, Model]:
     return teachers
 
 
-def _check_names(row: Row, plan: Plan) -> None:
+def _check_names(row: Row, plan: Plan, context: StepContext) -> None:
     if row.chain is None:
         return
     for name in sorted(row.chain.students):
-        plan.fresh(name)
+        context.student(name)
     for name in sorted(row.chain.teachers - {"baseline"}):
         if name not in plan.teachers:
             raise unknown("teacher", name, ["baseline", "input", *plan.teachers])
-    context = replace(plan.step_context(0, False), teacher=plan.start, enters=plan.start)
     for need in sorted(row.chain.needs):
         if not context.has(need):
             raise IllegalChain(f"{row.text} needs {need}, which is not at hand")
