@@ -71,7 +71,11 @@ def prove(name: str) -> list[dict[str, Any]]:
     rows = []
     for label, text in STEPS.items():
         started = time.perf_counter()
-        row: dict[str, Any] = {"model": name, "params": counts.params(model.module), "step": label}
+        row: dict[str, Any] = {
+            "model": name,
+            "params": counts.count(model.module, model.example).params,
+            "step": label,
+        }
         try:
             row |= attempt(text, model, task, inputs)
         except Exception as error:

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from compress.context import StepContext
-from compress.ensemble import MOST_MEMBERS, together
+from compress.ensemble import MOST_MEMBERS, settle, together
 from compress.errors import IllegalChain, StepFailed
+from compress.heads import heads_of
 from compress.model import Model, became_nonfinite, forward, probe
 from compress.stateless_rng import seed_of
 
@@ -374,6 +375,8 @@ def _check(compressor: Compressor, model: Model, result: object) -> None:
     result.module.eval()
     inputs = probe(model.example)
     expected = forward(model.module, inputs).shape
+    if heads_of(model.module) is not None and heads_of(result.module) is None:
+        settle(result, expected[1:])  # it was built anew
     device = next(result.module.parameters(), torch.empty(0)).device
     outputs = forward(result.module, tuple(tensor.to(device) for tensor in inputs))
     if outputs.shape != expected:

@@ -4,23 +4,26 @@ The convention: one multiply-accumulate (MAC) is a multiplication and an additio
 Counted are convolutions and matrix products, those inside attention included, at the dispatcher
 (`torch.utils.flop_counter`), whatever module or function called them: a convolution has
 outputs x filter weights / output channels, a product of (M, K) and (K, N) has M x K x N. A bias,
-an activation, a norm, a softmax, pooling and element-wise arithmetic are not counted
-(`macs_report` names them), and a masked weight counts like any other.
+an activation, a norm, a softmax, pooling and element-wise arithmetic are not counted (they are
+named in `Counts.uncounted`), and a masked weight counts like any other.
+
+What is deployed is counted: the parameters and products that the logits of eval mode depend on. A
+head that only training uses, or that is computed beside the logits, is in no deployed file.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from compress.dataflow import DataFlow, tensors_in
 from compress.model import forward
 from compress.tasks.base import Tensors
 
@@ -58,26 +61,50 @@ PRODUCTS = frozenset(
 """Operators of torch that multiply matrices, and for which there is no formula."""
 
 
-def macs(module: nn.Module, example: Tensors) -> int:
-    """Return the multiply-accumulates of one forward pass at the batch size of `example`.
+@dataclass(frozen=True)
+class Counts:
+    """What one forward pass in eval mode costs, as far as its logits depend on it."""
 
-    What counts is said at the head of this file.
-    """
-    with _counting(module) as counter:
-        forward(module, _beside(module, example))
-    return int(counter.get_total_flops()) // 2
-
-
-def macs_report(module: nn.Module, example: Tensors) -> tuple[int, dict[str, int]]:
-    """Return `macs`, and what arithmetic it leaves out: operator -> number of calls.
+    macs: int
+    params: int
+    """A tied tensor counts once."""
+    nonzero_params: int
+    """Those that are not exactly zero."""
+    unused_params: int
+    """Those that the logits do not depend on, such as auxiliary heads'; they are not counted."""
+    uncounted: Mapping[str, int]
+    """Arithmetic that is left out of the MACs: operator -> number of calls.
 
     Operators of torch have their bare name (in place or not), others that of their library in
     front (`torchvision.deform_conv2d`). What only makes or moves values is not among them.
     """
-    # The outer mode sees what the counter has taken apart.
-    with _Executed() as seen, _counting(module) as counter:
-        forward(module, _beside(module, example))
-    return int(counter.get_total_flops()) // 2, dict(sorted(seen.uncounted.items()))
+
+
+def count(module: nn.Module, example: Tensors) -> Counts:
+    """Count a module at the batch size of `example`, as the head of this file says."""
+    parameters = list(module.parameters())
+    seen, used = _counted(module, example)
+    kept = [parameter for number, parameter in enumerate(parameters) if used >> number & 1]
+    size = sum(parameter.numel() for parameter in kept)
+    return Counts(
+        macs=seen.macs(used),
+        params=size,
+        nonzero_params=sum(int(parameter.count_nonzero()) for parameter in kept),
+        unused_params=sum(parameter.numel() for parameter in parameters) - size,
+        uncounted=dict(sorted(seen.uncounted.items())),
+    )
+
+
+def macs(module: nn.Module, example: Tensors) -> int:
+    """Return the multiply-accumulates alone, for searches."""
+    seen, used = _counted(module, example)
+    return seen.macs(used)
+
+
+def deployed(module: nn.Module, example: Tensors) -> list[nn.Parameter]:
+    """Return the parameters that the logits of eval mode depend on."""
+    _, used = _counted(module, example)
+    return [value for number, value in enumerate(module.parameters()) if used >> number & 1]
 
 
 def left_out(uncounted: Mapping[str, int]) -> str:
@@ -93,25 +120,20 @@ def left_out(uncounted: Mapping[str, int]) -> str:
     return f"MACs leave out {', '.join(calls)}" if calls else ""
 
 
-@contextlib.contextmanager
-def _counting(module: nn.Module) -> Iterator[FlopCounterMode]:
-    """Count in eval mode, and put the module back into the mode that it was in."""
+def _counted(module: nn.Module, example: Tensors) -> tuple[_Counter, int]:
+    """Run a module in eval mode, and put it back; return what was seen, and the logits' sources."""
     training, fast = module.training, torch.backends.mha.get_fastpath_enabled()
-    # The fused attention of eval mode has no formula in the counter.
+    device = next(module.parameters(), torch.empty(0)).device
+    inputs = tuple(tensor.to(device) for tensor in example)
+    # The fused attention of eval mode has no formula.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         module.eval()
-        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-            yield counter
+        with _Counter(module.parameters()) as seen:
+            return seen, seen.sources(forward(module, inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         module.train(training)
-
-
-def _beside(module: nn.Module, example: Tensors) -> Tensors:
-    """Return the example on the module's device."""
-    device = next(module.parameters(), torch.empty(0)).device
-    return tuple(tensor.to(device) for tensor in example)
 
 
 Sizes = tuple[int, ...]
@@ -134,26 +156,70 @@ FORMULAS = {
 """Products that torch's counter has no formula for."""
 
 
-class _Executed(TorchDispatchMode):
-    """Counts the calls of every operator that does arithmetic and has no formula."""
+REGISTRY = FlopCounterMode(display=False, custom_mapping=FORMULAS).flop_registry
+"""Operator -> FLOPs of a call, by torch's formulas and ours."""
+_whole: set[Any] = set()
+"""Operators that are not made of others."""
 
-    supports_higher_order_operators = True
 
-    def __init__(self) -> None:
-        super().__init__()
+class _Counter(DataFlow):
+    """Counts the FLOPs of calls, and the calls that do arithmetic and have no formula."""
+
+    def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
+        super().__init__(parameters)
+        self.flops: dict[int, int] = {}
+        """Of the calls that have a formula, by their bits."""
         self.uncounted: Counter[str] = Counter()
+
+    def macs(self, sources: int) -> int:
+        return sum(flops for bit, flops in self.flops.items() if bit & sources) // 2
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func not in _whole and _packet(func) not in REGISTRY and hasattr(func, "decompose"):
+            with self:
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
+            _whole.add(func)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def call(self, func: Any, args: Any, options: dict[str, Any]) -> tuple[Any, int]:
+        if func is torch.ops.higher_order.cond:
+            return self._branches(*args)
+        result = func(*args, **options)
+        if formula := REGISTRY.get(_packet(func)):
+            return result, self._product(formula(*args, **options, out_val=result))
         if _does_arithmetic(func):
             self.uncounted[_name(func)] += 1
-        return func(*args, **(kwargs or {}))
+        return result, 0
+
+    def _branches(self, wanted: Any, yes: Any, no: Any, operands: Any) -> tuple[Any, int]:
+        """Return the result of the first branch; the costlier of both counts."""
+        results, costs, found, whole = [], [], 0, self.flops
+        for branch in (yes, no):
+            self.flops = {}
+            with self:
+                results.append(branch(*operands))
+            costs.append(sum(self.flops.values()))
+            for result in tensors_in(results[-1]):
+                found |= self.sources(result)
+        self.flops = whole
+        return results[0], found | self._product(max(costs))
+
+    def _product(self, flops: int) -> int:
+        bit = self.mark()
+        self.flops[bit] = int(flops)
+        return bit
+
+
+def _packet(func: Any) -> Any:
+    return getattr(func, "_overloadpacket", func)
 
 
 def _does_arithmetic(func: Any) -> bool:
-    packet = getattr(func, "_overloadpacket", func)
-    if packet in flop_registry or packet in FORMULAS or getattr(func, "is_view", False):
+    if getattr(func, "is_view", False):
         return False
     return func.namespace != "prim" and _name(func) not in MOVES
 
@@ -164,13 +230,3 @@ def _name(func: Any) -> str:
     if not bare.endswith("__"):
         bare = bare.removesuffix("_")
     return bare if func.namespace == "aten" else f"{func.namespace}.{bare}"
-
-
-def params(module: nn.Module) -> int:
-    """Return the number of parameters; a tied tensor counts once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def nonzero_params(module: nn.Module) -> int:
-    """Return the number of parameters that are not exactly zero."""
-    return sum(int(parameter.count_nonzero()) for parameter in module.parameters())

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.errors import IllegalChain
-from compress.model import INSTANCE, Blueprint, Model, main_output
+from compress.find_heads import Judge, settle_heads
+from compress.heads import main_output
+from compress.model import INSTANCE, Blueprint, Model, probe
 
 AVERAGES = ("probabilities", "logits")
 MOST_MEMBERS = 64
@@ -45,7 +47,20 @@ class Ensemble(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map inputs to logits (N, classes)."""
-        return averaged([main_output(member(*inputs)) for member in self.members], self.average)
+        return averaged([main_output(m, m(*inputs)) for m in self.members], self.average)
+
+
+def settle(model: Model, shape: Sequence[int], judge: Judge | None = None) -> Tensor:
+    """Decide where a model's heads are, and those of every member of an ensemble.
+
+    Returns the logits of one item. Raises UserError where nothing decides (`compress.heads`).
+    """
+    device = next(model.module.parameters(), torch.empty(0)).device
+    inputs = tuple(tensor.to(device) for tensor in probe(model.example))
+    for part in model.module.modules():
+        for member in part.members if isinstance(part, Ensemble) else ():
+            settle_heads(member, inputs, shape, judge)
+    return settle_heads(model.module, inputs, shape, judge)
 
 
 def together(models: Sequence[Model], average: str = "probabilities") -> Model:

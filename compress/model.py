@@ -22,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from compress.errors import CannotSave, UserError
+from compress.heads import ATTRIBUTE, Heads, heads_by_path, main_output, set_all_heads
 from compress.system.files import digest, sha256, write_atomic, write_json
 from compress.tasks.base import Tensors
 
@@ -134,21 +135,9 @@ def probe(example: Tensors, batch: int = 2, seed: int = 0) -> Tensors:
 
 
 def forward(module: nn.Module, inputs: Tensors) -> Tensor:
-    """Run the module without gradients; of a tuple of outputs (auxiliary heads) take the first."""
+    """Return a module's logits, without gradients."""
     with torch.no_grad():
-        return main_output(module(*inputs))
-
-
-def main_output(outputs: Any) -> Tensor:
-    """Return the tensor of the main head from what a forward pass returned."""
-    while not isinstance(outputs, Tensor):
-        if isinstance(outputs, Mapping):
-            outputs = next(iter(outputs.values()))
-        elif isinstance(outputs, (tuple, list)):
-            outputs = outputs[0]
-        else:
-            raise UserError(f"the model returned {type(outputs).__name__}, not a tensor of logits")
-    return outputs
+        return main_output(module, module(*inputs))
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -161,9 +150,10 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def identity(model: Model) -> list[str]:
-    """Return what a model's outputs depend on: its factory, its layers, its weights."""
+    """Return what a model's outputs depend on: its factory, its layers, its weights, its heads."""
     factory = "" if model.blueprint is None else model.blueprint.factory
-    return [factory, digest(repr(model.module)), weights_hash(model.module)]
+    which = [digest(heads.to_json()) for heads in heads_by_path(model.module).values()]
+    return [factory, digest(repr(model.module)), weights_hash(model.module), *which]
 
 
 def became_nonfinite(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:
@@ -237,6 +227,7 @@ def pack(model: Model, build: Builder) -> tuple[dict[str, Any], bytes]:
         "tied": tied,
         "sparse": sorted(model.sparse),
         "hints": dict(model.hints),
+        "heads": {path: heads.to_json() for path, heads in heads_by_path(ours).items()},
         "example": [[list(t.shape), str(t.dtype).removeprefix("torch.")] for t in model.example],
     }
     # Clones: safetensors refuses views that share memory, and channels_last strides.
@@ -288,7 +279,7 @@ def _constructor(path: str, module: nn.Module) -> dict[str, Any]:
 
 @functools.cache
 def _internal() -> frozenset[str]:
-    return frozenset(vars(nn.Module()))
+    return frozenset({*vars(nn.Module()), ATTRIBUTE})
 
 
 def _own_attributes(module: nn.Module) -> dict[str, Any]:
@@ -410,6 +401,8 @@ def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Mo
                 f"says {description['shapes'][name]}"
             )
     _place_tensors(module, stored, tied)
+    heads = {path: Heads.from_json(told) for path, told in description.get("heads", {}).items()}
+    set_all_heads(module, heads)
     example = tuple(
         torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in description["example"]
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from compress.model import main_output
+from compress.heads import heads_in_training
 from compress.tasks.base import Tensors
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -45,7 +45,7 @@ def replace_layer(module: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def output_layers(module: nn.Module, example: Tensors) -> list[str]:
-    """Return the paths of the weighted layers that produce the model's output.
+    """Return the paths of the weighted layers that produce the logits, auxiliary heads' included.
 
     Found by walking the autograd graph from the outputs to the first weights of convolutions
     or linear layers on every way, whatever lies between (norms, activations, pooling).
@@ -60,12 +60,12 @@ def output_layers(module: nn.Module, example: Tensors) -> list[str]:
         parameter.requires_grad_(parameter.is_floating_point())
     try:
         with torch.enable_grad():
-            outputs = main_output(module(*example))
+            outputs = heads_in_training(module, example)
     finally:
         for parameter in wanted:
             parameter.requires_grad_(False)
     found: list[str] = []
-    seen, waiting = set(), [outputs.grad_fn]
+    seen, waiting = set(), [output.grad_fn for output in outputs]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

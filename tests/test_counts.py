@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.ops import DeformConv2d
@@ -39,12 +41,13 @@ def test_attention_counts_its_products_in_eval_mode() -> None:
 def test_a_tied_parameter_counts_once() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight
-    assert counts.params(net) == 16 + 4 + 4
+    example = (torch.zeros(1, 4),)
+    assert counts.count(net, example).params == 16 + 4 + 4
     with torch.no_grad():
         net[0].weight.zero_()
         net[0].bias.fill_(1)
         net[1].bias.fill_(1)
-    assert counts.nonzero_params(net) == 8
+    assert counts.count(net, example).nonzero_params == 8
 
 
 def test_replacing_a_layer_keeps_the_mode() -> None:
@@ -85,7 +88,7 @@ def test_macs_of_functions(
     function: Callable[..., Tensor], shapes: list[tuple[int, ...]], expected: int
 ) -> None:
     given = tuple(torch.ones(shape) for shape in shapes)
-    assert counts.macs_report(Calls(function), given)[0] == expected
+    assert counts.count(Calls(function), given).macs == expected
     assert counts.macs(Calls(function), given) == expected
 
 
@@ -119,8 +122,9 @@ def test_a_block_of_a_vision_transformer() -> None:
     width, hidden, tokens = 32, 64, 10
     block = EncoderBlock(4, width, hidden, 0.0, 0.0, nn.LayerNorm)
     attention = 4 * tokens * width * width + 2 * tokens * tokens * width
-    found, uncounted = counts.macs_report(block, (torch.zeros(1, tokens, width),))
-    assert found == attention + 2 * tokens * width * hidden
+    found = counts.count(block, (torch.zeros(1, tokens, width),))
+    uncounted = found.uncounted
+    assert found.macs == attention + 2 * tokens * width * hidden
     assert (uncounted["native_layer_norm"], uncounted["gelu"], uncounted["add"]) == (2, 1, 2)
 
 
@@ -131,8 +135,9 @@ def test_what_is_not_counted_is_named_with_its_calls() -> None:
         *(nn.Flatten(), nn.Linear(8, 4)),
     )
     example = (torch.zeros(1, 3, 10, 10),)
-    found, uncounted = counts.macs_report(net.train(), example)
-    assert found == counts.macs(net, example)
+    found = counts.count(net.train(), example)
+    uncounted = dict(found.uncounted)
+    assert found.macs == counts.macs(net, example)
     assert net.training
     assert uncounted.pop("_native_batch_norm_legit_no_training") == 1
     assert uncounted == {"relu": 2, "max_pool2d_with_indices": 1, "mean": 1}
@@ -145,7 +150,8 @@ def test_moving_values_about_is_no_arithmetic() -> None:
         padded = nn.functional.pad(torch.cat(parts, 1), (1, 1))
         return padded[:, torch.tensor([1, 0])].clone().roll(1)
 
-    assert counts.macs_report(Calls(shuffle), (torch.ones(4, 3),)) == (0, {})
+    found = counts.count(Calls(shuffle), (torch.ones(4, 3),))
+    assert (found.macs, found.uncounted) == (0, {})
 
 
 def test_operators_that_may_hold_macs_are_said_to_be_left_out() -> None:
@@ -160,7 +166,7 @@ def test_operators_that_may_hold_macs_are_said_to_be_left_out() -> None:
             return self.rest(hidden.mean(2).transpose(1, 2))[0]
 
     example = (torch.zeros(1, 3, 8, 8), torch.zeros(1, 18, 6, 6))
-    _, uncounted = counts.macs_report(Deformed(), example)
+    uncounted = counts.count(Deformed(), example).uncounted
     assert uncounted["torchvision.deform_conv2d"] == 2
     assert counts.left_out(uncounted).startswith("MACs leave out ")
     assert "2 calls of torchvision.deform_conv2d" in counts.left_out(uncounted)
@@ -169,3 +175,60 @@ def test_operators_that_may_hold_macs_are_said_to_be_left_out() -> None:
     assert counts.left_out({"mkldnn_rnn_layer": 1, "relu": 4}) == (
         "MACs leave out 1 call of mkldnn_rnn_layer"
     )
+
+
+# --- what is deployed -----------------------------------------------------------------------
+
+
+class TwoHeads(nn.Module):
+    """An auxiliary head beside the logits, from a body that is used by both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out, self.aux = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.unused = nn.Parameter(torch.ones(7))
+
+    def forward(self, inputs: Tensor) -> Any:
+        with torch.no_grad():  # a frozen body counts all the same
+            hidden = self.body(inputs).relu_().detach()
+        return {"aux": self.aux(hidden), "logits": self.out(hidden)}
+
+
+def test_only_what_the_logits_depend_on_is_counted() -> None:
+    net = TwoHeads().eval()
+    nn.init.zeros_(net.out.bias)
+    found = counts.count(net, (torch.zeros(2, 6),))
+    assert found.params == (6 * 8 + 8) + (8 * 3 + 3)
+    assert found.nonzero_params == found.params - 3
+    assert found.unused_params == 8 * 3 + 3 + 7
+    assert found.macs == 2 * (6 * 8 + 8 * 3) == counts.macs(net, (torch.zeros(2, 6),))
+    used = [*net.body.parameters(), *net.out.parameters()]
+    assert [*map(id, counts.deployed(net, (torch.zeros(1, 6),)))] == [*map(id, used)]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_googlenet_has_the_published_cost_without_its_auxiliary_heads(training: bool) -> None:
+    published = torchvision.models.GoogLeNet_Weights.DEFAULT.meta
+    net = torchvision.models.googlenet(init_weights=False).train(training)
+    found = counts.count(net, (torch.zeros(1, 3, 224, 224),))
+    assert found.params == published["num_params"] == 6_624_904
+    assert found.macs / 1e9 == pytest.approx(published["_ops"], abs=5e-4)
+    heads = [*net.aux1.parameters(), *net.aux2.parameters()]
+    assert found.unused_params == sum(parameter.numel() for parameter in heads)
+    assert net.training == training
+
+
+def test_of_two_branches_the_costlier_counts() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            yes, no = lambda x: self.b(self.a(x)), lambda x: self.a(x)
+            return self.c(torch.cond(inputs.sum() > 0, yes, no, (inputs,)))
+
+    for sign in (1, -1):
+        found = counts.count(Branches().eval(), (sign * torch.ones(2, 8),))
+        assert found.macs == 2 * 3 * 64
+        assert (found.params, found.unused_params) == (3 * 72, 0)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "compress"
 # Each room may import itself and the rooms before it.
 NOUNS = {
     *("errors", "files", "memory", "progress", "draws", "task", "model", "ensemble"),
-    *("step_context", "compressor", "counts", "language"),
+    *("step_context", "compressor", "counts", "language", "heads", "find_heads", "dataflow"),
 }
 ORDER = [
     NOUNS,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
-from compress.model import Blueprint, Model, forward, load, main_output, pack, probe, save
+from compress.model import Blueprint, Model, forward, load, pack, probe, save
 from compress.system.files import write_json
 from compress.tasks.base import ImageClassification, Preprocessing
 from compress.zoo import build_module, fresh
@@ -252,14 +252,6 @@ def test_a_copy_shares_no_tensor():
     copy = made.copy()
     ours = {tensor.data_ptr() for tensor in made.module.state_dict().values()}
     assert not ours & {tensor.data_ptr() for tensor in copy.module.state_dict().values()}
-
-
-def test_the_main_output_is_the_first():
-    main, other = torch.zeros(2), torch.ones(2)
-    for wrapped in (main, (main, other), [main], {"out": main, "aux": other}, ((main,), other)):
-        assert main_output(wrapped) is main
-    with pytest.raises(UserError, match="returned str"):
-        main_output("logits")
 
 
 def test_a_probe_has_the_kind_of_each_input():

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import StepFailed, UserError
-from compress.model import Model, main_output, probe
+from compress.heads import main_output
+from compress.model import Model, probe
 from compress.tasks.base import Tensors
 
 LIMIT = 2_000_000_000
@@ -33,8 +34,8 @@ def input_names(count: int) -> list[str]:
 def export(model: Model) -> bytes:
     """Return the float ONNX file of a module, with a dynamic batch dimension named `batch`.
 
-    Inputs are named by `input_names`, the output is `logits`; of auxiliary outputs only the main
-    head is exported. Parameters keep their names, and batch norms are folded. The module itself
+    Inputs are named by `input_names`, the output is `logits`; no auxiliary head
+    is exported. Parameters keep their names, and batch norms are folded. The module itself
     is left as it is, whatever its device and memory format.
 
     Raises UserError for a model of more than 2 GB, StepFailed if torch cannot export it.
@@ -90,7 +91,7 @@ def _exportable(module: nn.Module) -> nn.Module:
     original = type(ours)
 
     def forward(self: nn.Module, *inputs: Tensor) -> Tensor:
-        return main_output(original.forward(self, *inputs))
+        return main_output(self, original.forward(self, *inputs))
 
     ours.__class__ = type(original.__name__, (original,), {"forward": forward})
     return ours

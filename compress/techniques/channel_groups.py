@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.heads import as_in_training, has_auxiliary, heads_in_training, tensors_of
 from compress.model import Model, forward, probe
 from compress.surgery import output_layers
 from compress.tasks.base import Tensors
@@ -78,7 +79,15 @@ def _graph(module: nn.Module, example: Tensors) -> Any:
         warnings.simplefilter("ignore")
         with torch.enable_grad():
             graph = DependencyGraph()
-            return graph.build_dependency(module, example_inputs=example, verbose=False)
+            through = _through_all_heads if has_auxiliary(module) else None
+            return graph.build_dependency(module, example, forward_fn=through, verbose=False)
+
+
+def _through_all_heads(module: nn.Module, example: Tensors) -> list[Tensor]:
+    """Return all outputs of training mode: what auxiliary heads take is cut along."""
+    with as_in_training(module):
+        outputs = tensors_of(module(*example)).values()
+    return [output for output in outputs if output.grad_fn is not None]
 
 
 def _partitions(graph: Any, group: Any, count: int) -> int:
@@ -145,10 +154,15 @@ def differs_from_zeroed(
     try:
         expected = forward(zeroed(module, cut.removed).eval(), inputs)
         outputs = forward(cut.module.eval(), inputs)
+        with torch.no_grad():
+            pair = [heads_in_training(m, inputs) for m in (module, cut.module) if has_auxiliary(m)]
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         return f"it does not run: {error}"
     if outputs.shape != expected.shape:
         return f"outputs of shape {tuple(outputs.shape)}, not {tuple(expected.shape)}"
+    shapes = [[tuple(head.shape) for head in heads] for heads in pair]
+    if shapes and shapes[0] != shapes[1]:
+        return f"auxiliary heads of shapes {shapes[1][1:]}, not {shapes[0][1:]}"
     largest = float((outputs - expected).abs().max())
     limit = tolerance * max(float(expected.abs().max()), 1e-6)
     return "" if largest <= limit else f"outputs differ by {largest:.3g}"

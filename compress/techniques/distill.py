@@ -278,6 +278,7 @@ class Distill(Training):
             after=labels.after,
             traced=hints is None,
             labelled=self.transfer is None or context.transfers[self.transfer].labelled,
+            label_weight=self._hard_weight,
             about={"teacher": teacher.identity()},
             blames=labels.blames,
         )
@@ -302,7 +303,7 @@ class Distill(Training):
             return None
         first = teacher.models[0]
         pairs = self._pairs(first, student)
-        teacher.bench.log.row("hints", pairs=[list(pair) for pair in pairs])
+        teacher.context.log.row("hints", pairs=[list(pair) for pair in pairs])
         return Hints(self.hints, pairs, first, student)
 
     def _pairs(self, teacher: Model, student: Model) -> list[tuple[str, str]]:
@@ -332,6 +333,11 @@ class Distill(Training):
         showing = Showing(len(split), self._views(context), self.epochs, keep, given)
         return SoftLabels(teacher.ask, context, key, showing)
 
+    def _hard_weight(self, progress: float) -> float:
+        """Return the weight of the hard loss: it gains what the soft one loses by annealing."""
+        left = between(1.0, 0.0, self.annealing, progress)
+        return self.hard_weight + (1 - left) * self.soft_weight
+
     def _loss(self, labels: SoftLabels, hints: Hints | None, context: StepContext) -> Loss:
         soft = SOFT_LOSSES[self.loss]
         if self.loss == "dkd":
@@ -343,7 +349,7 @@ class Distill(Training):
         def loss(outputs: Tensor, batch: Batch) -> Tensor:
             taught = labels(batch)
             left = share(batch.progress)
-            hard_weight = self.hard_weight + (1 - left) * self.soft_weight
+            hard_weight = self._hard_weight(batch.progress)
             value = outputs.new_zeros(())
             ours, theirs = outputs, taught
             if self.standardize:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compress.compressor import Compressor, is_number, require, require_choice
 from compress.context import StepContext
+from compress.counts import deployed
 from compress.model import Model
 from compress.surgery import matrix_weights
 
@@ -40,7 +41,9 @@ class PruneWeights(Compressor):
         return replace(self, sparsity=self.sparsity * progress)
 
     def compress(self, model: Model, context: StepContext) -> Model:
-        weights = matrix_weights(model.module)
+        # What is not deployed (auxiliary heads) is neither pruned nor counted.
+        used = set(map(id, deployed(model.module, model.example)))
+        weights = {n: w for n, w in matrix_weights(model.module).items() if id(w) in used}
         groups = [[w] for w in weights.values()] if self.scope == "layer" else [[*weights.values()]]
         for group in groups:
             zero_smallest([weight.data for weight in group], self.sparsity)

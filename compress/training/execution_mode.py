@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.context import StepContext
-from compress.counts import macs, params
-from compress.model import Model, main_output
+from compress.counts import macs
+from compress.heads import all_heads
+from compress.model import Model
 from compress.system.environment import cpu_info
 from compress.system.files import digest
 from compress.tasks.base import Tensors
@@ -117,7 +118,7 @@ def autotune(
     ways = _ways(model.module, context, usual)
     question = {
         "layers": digest(repr(model.module)),
-        "params": params(model.module),
+        "params": _size(model.module),
         "inputs": [list(tensor.shape) for tensor in batch.inputs],
         "usual": str(usual),
         "ways": [str(way) for way in ways],
@@ -161,9 +162,14 @@ def _is_short(model: Model, steps: int, items: int) -> bool:
     # Backwards, a layer multiplies about twice as much as forwards.
     least = MEASURED_FROM / (3 * steps * items)
     # Counting takes a moment; hardly any weight is used more than once for every input value.
-    if params(model.module) * sum(tensor.numel() for tensor in model.example) < least:
+    if _size(model.module) * sum(tensor.numel() for tensor in model.example) < least:
         return True
     return macs(model.module, model.example) < least
+
+
+def _size(module: nn.Module) -> int:
+    """Return the number of parameters, those of auxiliary heads included: they are trained."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _device_name(device: torch.device) -> str:
@@ -266,16 +272,17 @@ class _Trial:
         module = to_device(copy.deepcopy(model.module), context, way).train()
         self.parameters = list(module.parameters())
         self.run = runner(module, way, batch)
-        self.bench, self.batch, self.way = context, batch, way
+        self.context, self.batch, self.way = context, batch, way
 
     def step(self) -> float:
         """Return the seconds of one pass forward and backward."""
         self._wait()
         started = time.perf_counter()
         inputs = place_inputs(self.batch.inputs, self.way.channels_last)
-        with execution_context(self.bench, self.way):
-            outputs: Tensor = main_output(self.run(*inputs))
-        self.bench.task.loss(outputs.float(), self.batch.targets).backward()
+        with execution_context(self.context, self.way):
+            heads = self.run(*inputs)
+        losses = [self.context.task.loss(head.float(), self.batch.targets) for head in heads]
+        torch.stack(losses).sum().backward()
         self._wait()
         seconds = time.perf_counter() - started
         self._clear()
@@ -286,27 +293,35 @@ class _Trial:
             parameter.grad = None
 
     def _wait(self) -> None:
-        if self.bench.device.type == "cuda":
-            torch.cuda.synchronize(self.bench.device)
+        if self.context.device.type == "cuda":
+            torch.cuda.synchronize(self.context.device)
 
 
-def runner(module: nn.Module, mode: ExecutionMode, batch: Batch | None) -> Callable[..., Any]:
+Run = Callable[..., tuple[Tensor, ...]]
+"""Inputs -> the logits, then those of auxiliary heads."""
+
+
+def runner(module: nn.Module, mode: ExecutionMode, batch: Batch | None) -> Run:
     """Return what runs a module on batches like the one given; it shares the module's weights.
 
     A batch is needed only to replay. Raises NotReplayable, or RuntimeError, where the module
     cannot be replayed.
     """
-    run: Callable[..., Any] = module
+    compiled: Callable[..., Any] = module
     if mode.compiled:
         import torch._inductor.config as config
 
         config.compile_threads = 1  # worker processes would outlive a step that is killed
         before = set(vars(module))
-        run = torch.compile(module, dynamic=False)
+        compiled = torch.compile(module, dynamic=False)
         for mark in set(vars(module)) - before:
             delattr(module, mark)  # else it is a change of the model's that no file can hold
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return all_heads(module, compiled(*inputs))
+
     if mode.replayed:
         assert batch is not None, "a recording needs one"
         inputs = place_inputs(batch.inputs, mode.channels_last)
-        run = Replayed(module, run, inputs, mode.precision)
+        return Replayed(module, run, inputs, mode.precision)
     return run

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.model import main_output
 from compress.tasks.base import Tensors
 from compress.training.out_of_memory import ran_out_of_memory
 
@@ -42,8 +41,9 @@ class Replayed:
     """A module in training whose passes, forwards and backwards, are replayed.
 
     Inputs of another shape than the recorded ones (the last batch of an epoch), and calls without
-    gradients, take the plain way. Outputs are valid until the next call. Raises NotReplayable, or
-    RuntimeError from CUDA where something cannot be recorded, such as a wait for the device.
+    gradients, take the plain way. Outputs, one or several, are valid until the next call. Raises
+    NotReplayable, or RuntimeError from CUDA where something cannot be recorded, such as a wait for
+    the device.
     """
 
     def __init__(self, module: nn.Module, run: Run, inputs: Tensors, precision: str) -> None:
@@ -80,13 +80,16 @@ class Replayed:
         before = [buffer.detach().clone() for buffer in self._buffers()]
         with unchanged(self.module):
             with _autocast(precision):
-                outputs = main_output(run(*inputs))
-            direction = torch.linspace(-1, 1, outputs.numel(), device=outputs.device)
-            value = (outputs.float().flatten() * direction).sum()
+                given = run(*inputs)
+            outputs = [given] if isinstance(given, Tensor) else list(given)
+            value = torch.zeros((), device=outputs[0].device)
+            for output in outputs:
+                direction = torch.linspace(-1, 1, output.numel(), device=output.device)
+                value = value + (output.float().flatten() * direction).sum()
             found = torch.autograd.grad(value, parameters, allow_unused=True)
             gradients = [gradient for gradient in found if gradient is not None]
             changes = [now - then for now, then in zip(self._buffers(), before, strict=True)]
-            return [[outputs.detach().clone()], gradients, changes]
+            return [[output.detach().clone() for output in outputs], gradients, changes]
 
     def _buffers(self) -> list[Tensor]:
         return [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
@@ -122,15 +125,15 @@ class ReplayedAnswers:
 
 
 class _Plain(nn.Module):
-    """A module with one output, whose forward may be replaced without touching the module's."""
+    """A module whose forward may be replaced without touching the module's own."""
 
     def __init__(self, module: nn.Module, run: Run) -> None:
         super().__init__()
         self.module = module
         self._run = [run]  # in a list: a compiled module is no part of its own
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return main_output(self._run[0](*inputs))
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._run[0](*inputs)
 
 
 def refuse_hooks(module: nn.Module) -> None:

@@ -14,15 +14,16 @@ from tqdm import tqdm
 
 from compress.context import StepContext
 from compress.errors import StepFailed
+from compress.heads import has_auxiliary, heads_of
 from compress.model import Model, became_nonfinite, weights_hash
 from compress.system.progress import bar
 from compress.tasks.base import Split
 from compress.training.batch_loader import Batch, BatchLoader, resident
 from compress.training.checkpoint import Checkpoints, Parts
 from compress.training.evaluate import evaluate, some_of
-from compress.training.execution_mode import ExecutionMode, autotune, runner, to_device
+from compress.training.execution_mode import ExecutionMode, Run, autotune, runner, to_device
 from compress.training.settings import Training, one_cycle
-from compress.training.stepper import Loss, Stepper
+from compress.training.stepper import AUXILIARY, LabelWeight, Loss, Stepper
 
 WATCHED = 1000
 """Items of the validation split behind the curve, where it decides nothing."""
@@ -55,6 +56,8 @@ class TrainingHooks:
     traced: bool = True
     labelled: bool = True
     """Whether the split's targets mean anything."""
+    label_weight: LabelWeight = lambda progress: 1.0
+    """What the loss weighs the labels' loss with: auxiliary heads learn from labels alone."""
     about: Mapping[str, Any] | None = None
     """What the loss depends on, for the checkpoints' keys."""
     blames: Callable[[], str] = str
@@ -97,7 +100,10 @@ class _Fit:
         split = hooks.split if hooks.split is not None else context.train
         if split is None:
             raise StepFailed("there is no training data")
-        self.model, self.bench, self.settings, self.hooks = model, context, settings, hooks
+        heads = heads_of(model.module)
+        if heads is not None and heads.untrainable:
+            raise StepFailed(heads.untrainable)
+        self.model, self.context, self.settings, self.hooks = model, context, settings, hooks
         self.loader = BatchLoader(
             split, context.task, context.device, context.seed, settings.batch_size
         )
@@ -129,21 +135,23 @@ class _Fit:
         self.refused = ""
         """Why a training that was chosen to be replayed is not."""
         run = self._runner(first)
-        self.stepper = Stepper(run, parameters, self.optimizer, loss, context, self.mode)
+        self.stepper = Stepper(
+            run, parameters, self.optimizer, loss, context, self.mode, hooks.label_weight
+        )
         self.stepper.parts = self.state.parts
         self.parts = Parts(self.modules, self.optimizer)
         self.watched = self._watched()
 
     def _question(self) -> dict[str, Any]:
         return {
-            "scope": self.bench.scope,
+            "scope": self.context.scope,
             "settings": repr(self.settings),
-            "seed": self.bench.seed,
+            "seed": self.context.seed,
             "weights": weights_hash(self.model.module),
             "about": dict(self.hooks.about or {}),
         }
 
-    def _runner(self, first: Batch | None) -> Callable[..., Any]:
+    def _runner(self, first: Batch | None) -> Run:
         # A batch that is halved is of another shape than a recorded one.
         if self.mode.replayed and self.state.parts == 1:
             try:
@@ -160,10 +168,10 @@ class _Fit:
 
     def _pace(self, first: Batch) -> ExecutionMode:
         steps = self.settings.epochs * len(self.loader)
-        return autotune(self.model, self.bench, steps, first, self.hooks.traced)
+        return autotune(self.model, self.context, steps, first, self.hooks.traced)
 
     def run(self) -> Model:
-        settings, context = self.settings, self.bench
+        settings, context = self.settings, self.context
         self.checkpoints.resume(self.parts)
         if self.state.epoch:
             del context.log.rows[self.begun :]
@@ -196,11 +204,11 @@ class _Fit:
         for module in self.modules.values():
             module.train()
         view = self.hooks.view(epoch)
-        total = torch.zeros((), device=self.bench.device)
-        right = torch.zeros((), dtype=torch.int64, device=self.bench.device)
+        total = torch.zeros((), device=self.context.device)
+        right = torch.zeros((), dtype=torch.int64, device=self.context.device)
         count, batches = 0, len(self.loader)
         # A look at a GPU's figures waits for it.
-        look = 1 if self.bench.device.type == "cpu" else LOOK
+        look = 1 if self.context.device.type == "cpu" else LOOK
         told = time.perf_counter()
         total_batches = batches * self.settings.epochs
         started = time.perf_counter()
@@ -247,7 +255,7 @@ class _Fit:
         if self.watched is None:
             return
         judged = self.settings.judges
-        score, loss = evaluate(self.module, self.bench.task, self.watched, self.bench.device)
+        score, loss = evaluate(self.module, self.context.task, self.watched, self.context.device)
         row["validation_accuracy"], row["validation_loss"] = score, loss
         state = self.state
         # Among equally accurate epochs the one of lower loss: small splits are full of ties.
@@ -260,7 +268,7 @@ class _Fit:
         patience, state = self.settings.patience, self.state
         if patience is None or state.epoch - state.best_epoch < patience:
             return False
-        self.bench.log.note(
+        self.context.log.note(
             f"training ended after {state.epoch} of {self.settings.epochs} epochs: none of the "
             f"last {patience} was better on the validation split than epoch {state.best_epoch}"
         )
@@ -276,7 +284,7 @@ class _Fit:
             raise StepFailed(f"{what} in epoch {epoch}: {advice}")
         self.module.load_state_dict(good)
         last = self.state.best_epoch if self.settings.keep == "best" else epoch - 1
-        self.bench.log.note(
+        self.context.log.note(
             f"{what} in epoch {epoch} of {self.settings.epochs}, where training was stopped; the "
             f"state after epoch {last} was kept: {advice}"
         )
@@ -284,12 +292,12 @@ class _Fit:
     def _keep(self) -> None:
         self.state.parts = self.stepper.parts
         self.state.mode = asdict(self.stepper.mode)
-        self.state.rows = self.bench.log.rows[self.begun :]
+        self.state.rows = self.context.log.rows[self.begun :]
         self.checkpoints.keep(self.parts, self.state)
 
     def _watched(self) -> Split | None:
         """Return the items that are judged after every epoch, in memory if they fit."""
-        split = self.bench.validation
+        split = self.context.validation
         if split is None or len(split) == 0:
             return None
         some = split if self.settings.judges else some_of(split, WATCHED)
@@ -309,18 +317,31 @@ class _Fit:
         if state.best_epoch:
             told["best_epoch"] = state.best_epoch
         if self.checkpoints.full:
-            self.bench.log.note(
+            self.context.log.note(
                 f"the state of the training could not be kept along the way "
                 f"({self.checkpoints.full})"
             )
-        self.bench.log.row("fit", **told, **self.stepper.about(self.settings.batch_size))
+        if has_auxiliary(self.module):
+            self.context.log.note(self._said_of_auxiliary_heads())
+        self.context.log.row("fit", **told, **self.stepper.about(self.settings.batch_size))
         module = self.module.to("cpu").to(memory_format=torch.contiguous_format).eval()
         return replace(self.model, module=module, hints={})
+
+    def _said_of_auxiliary_heads(self) -> str:
+        weights = [self.hooks.label_weight(progress) for progress in (0.0, 1.0)]
+        if not any(weights):
+            return (
+                "auxiliary heads were not trained: they learn from labels, and the loss uses none"
+            )
+        return (
+            f"auxiliary heads were trained along: each adds {AUXILIARY} of the labels' loss; they "
+            f"are not deployed"
+        )
 
     def _bar(self) -> tqdm[Any]:
         items = len(self.loader.split)
         return bar(
-            self.bench.progress,
+            self.context.progress,
             total=self.settings.epochs * items,
             initial=self.state.epoch * items,
             desc=self.settings.name(),

@@ -5,21 +5,25 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.context import StepContext
-from compress.model import main_output
 from compress.training.batch_loader import Batch
-from compress.training.execution_mode import ExecutionMode, execution_context, place_inputs
+from compress.training.execution_mode import ExecutionMode, Run, execution_context, place_inputs
 from compress.training.graphs import Replayed
 from compress.training.out_of_memory import ran_out_of_memory
 
 Loss = Callable[[Tensor, Batch], Tensor]
 """(outputs in float32, batch) -> scalar, the mean over the batch's items."""
 
+LabelWeight = Callable[[float], float]
+"""Fraction of the training that is done -> what the loss weighs the labels' loss with."""
+
+AUXILIARY = 0.3
+"""The share of the labels' loss that every auxiliary head adds: Szegedy et al. 2014 (GoogLeNet),
+section 5. (torchvision has no other figure: its reference training takes models of one output.)"""
 LARGEST_NORM = 5.0
 """Of all gradients together; beyond it they are scaled down."""
 
@@ -35,15 +39,17 @@ class Stepper:
 
     def __init__(
         self,
-        run: Callable[..., Any],
+        run: Run,
         parameters: Sequence[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         loss: Loss,
         context: StepContext,
         mode: ExecutionMode,
+        label_weight: LabelWeight = lambda progress: 1.0,
     ) -> None:
         self.run, self.parameters, self.optimizer = run, parameters, optimizer
-        self.loss, self.bench, self.mode = loss, context, mode
+        self.loss, self.context, self.mode = loss, context, mode
+        self.label_weight = label_weight
         self.parts = 1
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -74,16 +80,16 @@ class Stepper:
                 self.mode = replace(self.mode, replayed=False)
             else:
                 self.parts *= 2
-            if self.bench.device.type == "cuda":
+            if self.context.device.type == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
-            self.bench.log.row("memory", parts=self.parts, error=said)
+            self.context.log.row("memory", parts=self.parts, error=said)
 
     def about(self, batch_size: int) -> dict[str, int]:
         """Return what the record says of the batches, and note it if they were not whole."""
         if self.parts == 1:
             return {}
-        self.bench.log.note(
+        self.context.log.note(
             f"memory ran out in training: batches of {batch_size} went through in {self.parts} "
             f"parts, whose gradients were added up"
         )
@@ -98,12 +104,16 @@ class Stepper:
         for index in range(parts):
             begin, end = index * count // parts, (index + 1) * count // parts
             some = batch.part(begin, end)
-            with execution_context(self.bench, self.mode):
-                outputs = main_output(self.run(*place_inputs(some.inputs, self.mode.channels_last)))
-            outputs = outputs.float()
+            with execution_context(self.context, self.mode):
+                heads = self.run(*place_inputs(some.inputs, self.mode.channels_last))
             # The loss is computed in float32: bfloat16 keeps three digits only.
-            value = self.loss(outputs, some) * ((end - begin) / count)
+            outputs, *others = (head.float() for head in heads)
+            value = self.loss(outputs, some)
+            weight = AUXILIARY * self.label_weight(batch.progress)
+            for head in others if weight else ():
+                value = value + weight * self.context.task.loss(head, some.targets)
+            value = value * ((end - begin) / count)
             value.backward()
             total = total + value.detach()
-            right = right + self.bench.task.correct(outputs.detach(), some.targets).sum()
+            right = right + self.context.task.correct(outputs.detach(), some.targets).sum()
         return total, right

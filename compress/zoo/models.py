@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from compress.chain_parser import ModelName, parse_model_name
-from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble
+from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble, settle
 from compress.errors import UserError, unknown
-from compress.model import Blueprint, Model, forward
+from compress.find_heads import Judge
+from compress.heads import heads_by_path, set_all_heads
+from compress.model import Blueprint, Model
 from compress.tasks.base import ImageClassification
 from compress.zoo.code import from_file
 from compress.zoo.libraries import call, from_timm, from_torchvision
@@ -48,11 +50,21 @@ MODELS: Mapping[str, str] = {
 }
 
 
-def fresh(name: str, task: ImageClassification, allow_code: Collection[Path] = ()) -> Model:
+def fresh(
+    name: str,
+    task: ImageClassification,
+    allow_code: Collection[Path] = (),
+    *,
+    load: Callable[[nn.Module], object] | None = None,
+    judge: Judge | None = None,
+    like: Model | None = None,
+) -> Model:
     """Build the named model for a task, in eval mode, with weights that are not trained.
 
-    The weights come from torch's global generator: seed it first. Raises UserError if the name
-    is unknown, or the model does not map the task's images to one logit for each class.
+    The weights come from torch's global generator: seed it first. `load` puts trained ones in
+    their place, and then `judge` may tell which of several outputs are the logits. With `like`, a
+    model of the same name has its outputs where that one has. Raises UserError if the name is
+    unknown, or the model does not map the task's images to one logit for each class.
     """
     preprocessing = task.preprocessing
     arguments = {
@@ -62,8 +74,14 @@ def fresh(name: str, task: ImageClassification, allow_code: Collection[Path] = (
     }
     blueprint = Blueprint(name, arguments)
     module = build_module(blueprint, allow_code).eval()
-    _check_output(name, module, task)
-    return Model(module, task.example(), blueprint=blueprint)
+    if load is not None:
+        load(module)
+    model = Model(module, task.example(), blueprint=blueprint)
+    if like is not None and like.blueprint == blueprint:
+        set_all_heads(module, heads_by_path(like.module))
+    else:
+        _check_output(name, model, task, judge)
+    return model
 
 
 def build_module(blueprint: Blueprint, allow_code: Collection[Path] = ()) -> nn.Module:
@@ -125,11 +143,12 @@ def _built_in(name: ModelName, given: Mapping[str, Any]) -> nn.Module:
     return call(builder, name.name, {**given, **name.options})
 
 
-def _check_output(name: str, module: nn.Module, task: ImageClassification) -> None:
-    classes, (example,) = len(task.classes), task.example()
-    shape = "x".join(map(str, example.shape[1:]))
+def _check_output(name: str, model: Model, task: ImageClassification, judge: Judge | None) -> None:
+    classes, shape = len(task.classes), "x".join(map(str, model.example[0].shape[1:]))
     try:
-        output = forward(module, (example,))
+        output = settle(model, task.output_shape(), judge)
+    except UserError as error:
+        raise UserError(str(error).replace("the model", name, 1)) from error
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0] or repr(error)
         raise UserError(

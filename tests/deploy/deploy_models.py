@@ -28,7 +28,7 @@ class Residual(nn.Module):
 
 
 class TwoHeads(nn.Module):
-    """Returns its auxiliary head beside the main one, as GoogLeNet does in training."""
+    """Returns its auxiliary head before the main one, as GoogLeNet does in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class TwoHeads(nn.Module):
         self.main = nn.Linear(8, 10)
         self.aux = nn.Linear(8, 10)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         hidden = self.body(images).relu().mean((2, 3))
-        return self.main(hidden), self.aux(hidden)
+        return {"aux": self.aux(hidden), "logits": self.main(hidden)}
 
 
 class TwoInputs(nn.Module):

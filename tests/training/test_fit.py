@@ -31,6 +31,7 @@ from compress.training import (
     one_cycle,
 )
 from compress.training.batch_loader import BatchLoader
+from compress.training.execution_mode import runner
 from compress.training.loop import _Fit
 from compress.training.stepper import Stepper
 
@@ -319,14 +320,8 @@ def test_memory_that_runs_out_in_the_optimizer_is_told_and_not_tried_again() -> 
     context = make_bench(data)
     model = fresh_model(data, "mlp(width=8)")
     parameters = list(model.module.parameters())
-    stepper = Stepper(
-        model.module,
-        parameters,
-        Greedy(parameters, 0.1),
-        labels_loss(context),
-        context,
-        ExecutionMode(),
-    )
+    run, optimizer = runner(model.module, ExecutionMode(), None), Greedy(parameters, 0.1)
+    stepper = Stepper(run, parameters, optimizer, labels_loss(context), context, ExecutionMode())
     batch = next(BatchLoader(data.train, data.task, context.device, 0, 32).epoch(0, 0))
     with pytest.raises(torch.OutOfMemoryError):
         stepper.step(batch)

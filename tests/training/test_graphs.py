@@ -220,8 +220,8 @@ def test_a_training_that_cannot_be_recorded_says_so_and_goes_on(
 
 def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() -> None:
     class Full(Replayed):
-        def __init__(self, module: nn.Module) -> None:
-            self.run = module
+        def __init__(self, run: execution_mode.Run) -> None:
+            self.run = run
 
         def __call__(self, *inputs: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -230,7 +230,8 @@ def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() ->
     context, model = make_bench(data), fresh_model(data)
     parameters = list(model.module.parameters())
     optimizer = torch.optim.SGD(parameters, 0.1)
-    run = Full(model.module)
+    plain = execution_mode.runner(model.module, ExecutionMode(), None)
+    run = Full(plain)
     stepper = Stepper(
         run, parameters, optimizer, labels_loss(context), context, ExecutionMode(replayed=True)
     )
@@ -238,7 +239,7 @@ def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() ->
     stepper.step(
         BatchLoader(context.train, context.task, context.device, 0, 32).batch(torch.arange(32), 0)
     )
-    assert stepper.run is model.module
+    assert stepper.run is plain
     assert stepper.parts == 1
     assert not stepper.mode.replayed
     assert [row["parts"] for row in context.log.rows if row["kind"] == "memory"] == [1]
@@ -247,7 +248,7 @@ def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() ->
 def test_a_teacher_is_recorded_at_its_most_frequent_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     data = small_digits()
     teacher = Teacher([fresh_model(data)], make_bench(data), "probabilities", ())
-    teacher.bench = replace(teacher.bench, device=GPU)
+    teacher.context = replace(teacher.context, device=GPU)
     recorded: list[torch.Size] = []
     monkeypatch.setattr(Teacher, "_ask", lambda self, inputs: inputs[0])
     monkeypatch.setattr(Teacher, "_record", lambda self, inputs: recorded.append(inputs[0].shape))

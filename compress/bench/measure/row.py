@@ -33,6 +33,7 @@ from compress.context import StepLog
 from compress.deploy.export import export, stamp
 from compress.deploy.verify import Verification, verify
 from compress.errors import CannotSave
+from compress.heads import heads_of
 from compress.model import Model, save
 from compress.results.record import Record
 from compress.system.environment import cpu_info
@@ -134,17 +135,24 @@ def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
 
 
 def _count(model: Model, onnx: bytes, found: Measured) -> None:
-    macs, uncounted = counts.macs_report(model.module, model.example)
+    counted = counts.count(model.module, model.example)
     found.figures |= {
-        "params": counts.params(model.module),
-        "nonzero_params": counts.nonzero_params(model.module),
-        "macs": macs,
+        "params": counted.params,
+        "nonzero_params": counted.nonzero_params,
+        "macs": counted.macs,
         "onnx_bytes": len(onnx),
         "gzip_bytes": len(gzip.compress(onnx, compresslevel=6, mtime=0)),
     }
-    found.step_log.append({"kind": "counts", "uncounted": uncounted})
-    if left_out := counts.left_out(uncounted):
+    found.step_log.append({"kind": "counts", "uncounted": dict(counted.uncounted)})
+    if left_out := counts.left_out(counted.uncounted):
         found.notes.append(left_out)
+    if counted.unused_params:
+        found.notes.append(
+            f"{counted.unused_params:,} parameters that the deployed file does without, such as "
+            f"those of heads that are only used in training, are not counted"
+        )
+    if (heads := heads_of(model.module)) is not None and heads.note:
+        found.notes.append(heads.note)
     if model.sparse:
         zeros = 1 - found.figures["nonzero_params"] / found.figures["params"]
         kilobytes = found.figures["gzip_bytes"] / 1000

@@ -38,7 +38,7 @@ def control_of(chain: Compressor, model: str = "") -> Control | None:
     """
     if type(chain) in (Finetune, Train):
         return None
-    steps = _flat(chain)
+    steps = flat_steps(chain)
     if own := [step for step, _ in steps if _trains_in_its_own_way(step)]:
         return Control(None, f"{own[0].name()} trains in its own way, which no control repeats")
     trainings = [(step, times) for step, times in steps if isinstance(step, Training)]
@@ -72,12 +72,12 @@ def _name_of_student(steps: Sequence[tuple[Compressor, int]], model: str) -> str
     return name
 
 
-def _flat(chain: Compressor, times: int = 1) -> list[tuple[Compressor, int]]:
+def flat_steps(chain: Compressor, times: int = 1) -> list[tuple[Compressor, int]]:
     """Return every single step of a chain, and how often it runs."""
     found: list[tuple[Compressor, int]] = []
     for step in chain.steps:
         if isinstance(step, Repeat):
-            found += _flat(step.step, times * step.times)
+            found += flat_steps(step.step, times * step.times)
         else:
             found.append((step, times))
     return found

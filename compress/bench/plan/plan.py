@@ -5,22 +5,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from compress.bench.plan.controls import flat_steps
 from compress.bench.plan.metric import Function, Metric, find_metric
 from compress.bench.plan.rows import Row, rows_of
 from compress.bench.plan.suite import Suite
 from compress.chain_parser import model_sources
 from compress.compressor import Compressor, seed_everything
 from compress.context import StepContext, Transfer
+from compress.ensemble import settle
 from compress.errors import IllegalChain, UserError, unknown
-from compress.model import INSTANCE, Blueprint, Model, forward
+from compress.find_heads import Judge
+from compress.heads import heads_of
+from compress.model import INSTANCE, Blueprint, Model
 from compress.system.environment import cpu_threads
 from compress.system.files import sha256
 from compress.tasks.base import Data
+from compress.training import Training
+from compress.training.evaluate import accuracies
 from compress.training.execution_mode import usual_precision
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
@@ -63,7 +70,7 @@ class Plan:
     """Of the machine that asked for the plan, as `cpu_info` tells it; None: this one."""
 
     def fresh(self, name: str) -> Model:
-        return fresh(name, self.data.task, self.allow_code)
+        return fresh(name, self.data.task, self.allow_code, like=self.start)
 
     def build(self, blueprint: Blueprint) -> nn.Module:
         """Build a fresh module (of an instance: a copy) that saved weights are loaded into."""
@@ -229,15 +236,24 @@ def _start(
 ) -> Model:
     seed_everything(suite.seeds[0])
     if instance is None:
-        model = fresh(suite.model, data.task, allow_code)
-        if suite.weights is not None:
-            load_weights(model.module, suite.weights, suite.model)
-        return model
+        if suite.weights is None:
+            return fresh(suite.model, data.task, allow_code)
+        return _trained(suite.model, suite.weights, data, allow_code)
     model = _of_instance(instance, data)
     if suite.weights is not None:
         load_weights(model.module, suite.weights, suite.model)
     _check_fits("the model", model, data)
     return model
+
+
+def _trained(name: str, weights: str, data: Data, allow_code: Collection[Path]) -> Model:
+    load = partial(load_weights, source=weights, model_name=name)
+    return fresh(name, data.task, allow_code, load=load, judge=_judge(data))
+
+
+def _judge(data: Data) -> Judge:
+    """Return what measures several outputs of a trained model on validation data."""
+    return lambda module, paths: accuracies(module, data.task, data.validation, paths)
 
 
 def _of_instance(instance: nn.Module, data: Data) -> Model:
@@ -249,7 +265,9 @@ def _of_instance(instance: nn.Module, data: Data) -> Model:
 def _check_fits(what: str, model: Model, data: Data) -> None:
     """Refuse a module that does not take the data's inputs, or gives other outputs."""
     try:
-        shape = tuple(forward(model.module, model.example).shape)
+        shape = tuple(settle(model, data.task.output_shape(), _judge(data)).shape)
+    except UserError as error:
+        raise UserError(str(error).replace("the model", what, 1)) from error
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise UserError(f"{what} does not take the data's inputs: {error}") from error
     if shape != (1, *data.task.output_shape()):
@@ -277,17 +295,16 @@ def _teachers(suite: Suite, plan: Plan) -> dict[str, Model]:
             continue
         if named.weights is None:
             raise UserError(f"teacher {name!r} needs weights: an untrained model teaches nothing")
-        model = plan.fresh(named.model)
-        load_weights(model.module, named.weights, named.model)
-        teachers[name] = model
+        teachers[name] = _trained(named.model, named.weights, plan.data, plan.allow_code)
     return teachers
 
 
 def _check_names(row: Row, plan: Plan) -> None:
+    chain = plan.baseline if row.chain is None else row.chain
+    if chain is not None:
+        _check_trainable(chain, plan)
     if row.chain is None:
         return
-    for name in sorted(row.chain.students):
-        plan.fresh(name)
     for name in sorted(row.chain.teachers - {"baseline"}):
         if name not in plan.teachers:
             raise unknown("teacher", name, ["baseline", "input", *plan.teachers])
@@ -296,3 +313,14 @@ def _check_names(row: Row, plan: Plan) -> None:
         if not context.has(need):
             raise IllegalChain(f"{row.text} needs {need}, which is not at hand")
     row.chain.check(context)
+
+
+def _check_trainable(chain: Compressor, plan: Plan) -> None:
+    """Build every student, and refuse to train a model that does not say which its logits are."""
+    model = plan.start
+    for step, _ in flat_steps(chain):
+        for name in sorted(step.students):
+            model = plan.fresh(name)
+        heads = heads_of(model.module)
+        if isinstance(step, Training) and heads is not None and heads.untrainable:
+            raise IllegalChain(f"{step!r} cannot train: {heads.untrainable}")
