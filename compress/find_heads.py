@@ -88,7 +88,9 @@ def _in_training(
             inputs, outputs = _run_in_training(trained, inputs)
         except Exception as error:  # somebody's code: it may raise anything
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            return replace(heads, untrainable=f"the model does not run in training mode: {reason}")
+            why = f"the model does not run in training mode on such inputs ({reason})"
+            remedy = "switch off what only training uses, or leave out the steps that train"
+            return replace(heads, untrainable=f"{why}: {remedy}")
         if isinstance(outputs, Tensor):
             return heads if heads.main else None
         return _matched(module, trained, inputs, (len(inputs[0]), *shape), heads)

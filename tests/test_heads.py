@@ -239,7 +239,7 @@ def test_a_module_that_does_not_run_in_training_mode_is_refused_when_it_is_train
     settle_heads(module, (torch.zeros(2, 4),), (10,))
     heads = heads_of(module)
     assert heads is not None
-    assert heads.untrainable.endswith("ValueError: targets should not be None")
+    assert "inputs (ValueError: targets should not be None): switch off" in heads.untrainable
 
 
 def test_a_norm_over_parts_of_a_batch_gets_a_larger_one() -> None:
@@ -254,23 +254,30 @@ def test_a_norm_over_parts_of_a_batch_gets_a_larger_one() -> None:
     assert heads_of(module) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "side", "auxiliary"),
-    [("googlenet", 32, ("aux_logits2", "aux_logits1")), ("inception_v3", 299, ("aux_logits",))],
-)
-def test_torchvisions_nets_with_auxiliary_heads(
-    name: str, side: int, auxiliary: tuple[str, ...]
-) -> None:
+def test_torchvisions_googlenet() -> None:
     torch.manual_seed(0)
-    module = getattr(torchvision.models, name)(num_classes=5, init_weights=False).eval()
-    inputs = (torch.randn(2, 3, side, side),)
+    module = torchvision.models.googlenet(num_classes=5, init_weights=False).eval()
+    inputs = (torch.randn(2, 3, 32, 32),)
     settle_heads(module, inputs, (5,))
-    assert heads_of(module) == Heads((), ("logits",), tuple((head,) for head in auxiliary))
-    module.train()
-    outputs = module(*inputs)
+    assert heads_of(module) == Heads((), ("logits",), (("aux_logits2",), ("aux_logits1",)))
+    outputs = module.train()(*inputs)
     heads = all_heads(module, outputs)
-    expected = [outputs.logits, *(getattr(outputs, head) for head in auxiliary)]
+    expected = [outputs.logits, outputs.aux_logits2, outputs.aux_logits1]
     assert all(head is wanted for head, wanted in zip(heads, expected, strict=True))
+
+
+@pytest.mark.parametrize("side", [299, 128])
+def test_torchvisions_inception(side: int) -> None:
+    """Its auxiliary head, and so its training, needs images of 299 pixels; the rest does not."""
+    module = torchvision.models.inception_v3(num_classes=5, init_weights=False).eval()
+    logits = settle_heads(module, (torch.randn(2, 3, side, side),), (5,))
+    assert logits.shape == (1, 5)
+    heads = heads_of(module)
+    assert heads is not None
+    if side == 299:
+        assert heads == Heads((), ("logits",), (("aux_logits",),))
+    else:
+        assert "in training mode on such inputs (RuntimeError: Calculated" in heads.untrainable
 
 
 # --- by accuracy ----------------------------------------------------------------------------

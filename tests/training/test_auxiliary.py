@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import heads_nets
@@ -17,7 +17,7 @@ from compress.compressor import Compressor, run, seed_everything
 from compress.context import StepContext
 from compress.counts import count
 from compress.errors import StepFailed
-from compress.heads import Heads, heads_of, set_heads
+from compress.heads import Heads, heads_by_path, heads_of, set_heads
 from compress.model import Model, forward, load, save
 from compress.techniques import chain
 from compress.techniques.distill import Distill
@@ -189,19 +189,25 @@ def test_only_what_is_deployed_is_pruned_and_counted() -> None:
 
 
 @pytest.mark.parametrize("factory", ["trained_apart", "net"])
-def test_a_saved_model_knows_its_heads(factory: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text", ["finetune(epochs=1)", "repeat(2, finetune(epochs=1), result='ensemble')"]
+)
+def test_a_saved_model_knows_its_heads(factory: str, text: str, tmp_path: Path) -> None:
     def build(blueprint: object) -> nn.Module:
         return build_module(blueprint, [NETS])  # type: ignore[arg-type]
 
-    made = run(chain("finetune(epochs=1)"), model(factory), step_context())
+    made = run(chain(text), model(factory), step_context())
     save(made, tmp_path, build)
     again = load(tmp_path, build)
-    assert heads_of(again.module) == heads_of(made.module)
+    heads = heads_by_path(made.module)
+    assert len(heads) == (2 if "repeat" in text else 1)
+    assert heads_by_path(again.module) == heads
     inputs = made.items()
     torch.testing.assert_close(forward(again.module, inputs), forward(made.module, inputs))
 
 
 def test_a_step_that_builds_the_module_anew_is_looked_at_again() -> None:
+    @dataclass(frozen=True, repr=False)
     class Anew(Compressor):
         def compress(self, model: Model, context: StepContext) -> Model:
             set_heads(model.module, None)
