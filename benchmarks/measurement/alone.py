@@ -31,7 +31,7 @@ from trials import Trial, publish, run_trials, table
 from compress.stats.levels import student
 from compress.system.environment import cpu_threads
 from compress.timing.interleave import Candidate, Plan, interleave
-from compress.timing.worker import as_candidate, feeds_of, open_session
+from compress.timing.worker import as_candidate, feeds_of
 
 if TYPE_CHECKING:
     from networks import Network
@@ -69,7 +69,7 @@ def worker(job: dict[str, Any]) -> None:
         with np.load(job["arrays"]) as arrays:
             samples, expected = arrays[f"samples/{name}"], arrays[f"expected/{name}"]
         session = (
-            open_session(path, "default")
+            runtime_named("").open(path)
             if job["shared"]
             else ordinary_session(path, job["threads"])
         )

@@ -49,7 +49,7 @@ def time(
 ) -> tuple[list[Record], Stage]:
     """Time files in 2 ms each; `error` is what all but the baseline have."""
 
-    def fake(candidates: dict[str, Path], *rest: Any, baseline: str, **options: Any) -> RawTimings:
+    def fake(candidates: dict[str, Path], *, baseline: str, **options: Any) -> RawTimings:
         names = (*candidates, CONTROL)
 
         def series(name: str) -> dict[str, Any]:
@@ -71,7 +71,8 @@ def time(
         threads=1,
         suite=SimpleNamespace(timing_seconds=1.0, timings=("cpu_batch32", "cpu", "cpu1")),
     )
-    return latency.time_records(given, plan, outputs, collector or fake)  # type: ignore[arg-type]
+    caught, [stage] = latency.time_records(given, plan, outputs, collector or fake)
+    return caught, stage
 
 
 def test_raw_seconds_are_kept_as_other_machines_send_them(outputs: Outputs) -> None:
@@ -119,7 +120,7 @@ def test_nodes_that_are_lost_are_the_reason(outputs: Outputs) -> None:
 
 
 def test_what_was_timed_so_far_is_removed_once_the_whole_is_kept(outputs: Outputs) -> None:
-    kept = outputs.folder / "raw" / latency.KEPT
+    kept = outputs.folder / "raw" / latency.KEPT.format("")
     kept.parent.mkdir()
     kept.write_text("of a run that was stopped")
     time(outputs, records(outputs, "baseline"))

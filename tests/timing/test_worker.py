@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from compress.runtimes.base import Runtime
 from compress.timing.worker import (
     DIFFERENT,
     as_candidate,
@@ -20,20 +20,38 @@ SAMPLES = [np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)]
 
 
 class Session:
-    """A file that multiplies its input; what an onnxruntime session looks like to us."""
+    """A file that multiplies its input."""
+
+    names = ("input",)
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
 
-    def get_inputs(self):
-        return [type("Given", (), {"name": "input"})()]
-
-    def run(self, outputs, feed):
-        return [self.factor * feed["input"]]
+    def run(self, feed):
+        return self.factor * feed["input"]
 
 
-def load(path: str, level: str) -> Session:
-    assert level == "default"
+class Loader(Runtime):
+    """A runtime whose files are what a function makes of their paths."""
+
+    name, title = "loader", "onnxruntime"
+
+    def __init__(self, load) -> None:
+        self.load = load
+
+    def absent(self) -> str:
+        return ""
+
+    def versions(self):
+        return {}
+
+    def open(self, onnx, threads=0, level="default"):
+        assert level == "default"
+        return self.load(onnx)
+
+
+@Loader
+def load(path: str) -> Session:
     if path == "broken":
         raise RuntimeError("not a model")
     return Session(float(path))
@@ -51,7 +69,7 @@ def job(**candidates: str) -> dict:
     }
 
 
-@pytest.mark.parametrize("module", ["worker", "gather", "measure", "statistics", "cuda"])
+@pytest.mark.parametrize("module", ["worker", "collect", "measure", "summary", "cuda"])
 def test_torch_stays_out_of_the_process(module):
     code = f"import compress.timing.{module}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -86,11 +104,10 @@ def test_what_gives_one_answer_for_all_samples_is_caught_however_large_the_answe
     feeds = feeds_of(SAMPLES, 1)
 
     class Constant:
-        def get_inputs(self):
-            return [SimpleNamespace(name="x")]
+        names = ("x",)
 
-        def run(self, _names, _feed):
-            return [constant[:1]]
+        def run(self, _feed):
+            return constant[:1]
 
     found = as_candidate(Constant(), feeds, constant, 0.02)
     assert found.check(0, found.call(0)) == ""
@@ -133,12 +150,13 @@ def test_files_load_in_an_order_of_the_seed_so_that_memory_is_laid_out_anew():
     for seed in (1, 1, 2):
         order: list[str] = []
 
-        def spy(path: str, level: str, order: list[str] = order) -> Session:
+        def spy(path: str, order: list[str] = order) -> Session:
             order.append(path)
             return Session(1)
 
         names = {str(i): str(i) for i in range(8)}
-        run_job({**job(**names), "seed": seed}, SAMPLES, dict.fromkeys(names, SAMPLES[0]), spy)
+        expected = dict.fromkeys(names, SAMPLES[0])
+        run_job({**job(**names), "seed": seed}, SAMPLES, expected, Loader(spy))
         orders.append(order)
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) == [str(i) for i in range(8)]
@@ -156,16 +174,16 @@ def test_every_file_is_fed_the_same_arrays():
 class Caching(Session):
     """A runtime that computes once and then gives the same answer again."""
 
-    def run(self, outputs, feed):
+    def run(self, feed):
         if not hasattr(self, "answer"):
-            self.answer = super().run(outputs, feed)
+            self.answer = super().run(feed)
         return self.answer
 
 
 def test_who_answers_from_memory_is_caught():
     expected = {"1": SAMPLES[0], "2": 2 * SAMPLES[0]}
     loads = {"1": Session(1), "2": Caching(2)}
-    found = run_job(job(honest="1", caching="2"), SAMPLES, expected, lambda path, _: loads[path])
+    found = run_job(job(honest="1", caching="2"), SAMPLES, expected, Loader(loads.get))
     for batch in ("1", "32"):
         assert "differ from the verified ones" in found["settings"][batch]["caching"]["error"]
         assert found["settings"][batch]["honest"]["error"] == ""
