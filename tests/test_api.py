@@ -301,7 +301,9 @@ def test_ones_own_metric_is_a_column(data: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("untimed")
-def test_one_chain_gets_no_control_unless_it_is_asked_for(data: object, tmp_path: Path) -> None:
+def test_one_chain_gets_no_control_unless_it_is_asked_for(
+    data: object, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def chains(**more: bool) -> list[tuple[str, str]]:
         results = compress.run(
             data=data,
@@ -318,6 +320,7 @@ def test_one_chain_gets_no_control_unless_it_is_asked_for(data: object, tmp_path
     assert chains() == [("baseline", ""), (chain, "")]
     control = "finetune(epochs=1)"
     assert chains(controls=True) == [("baseline", ""), (chain, control), (control, "")]
+    assert capfd.readouterr() == ("", ""), "it is quiet where progress is not wanted"
 
 
 def test_what_is_finished_when_a_run_is_stopped_is_compared(data: object, tmp_path: Path) -> None:

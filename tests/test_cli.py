@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -220,7 +221,32 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The last chain cannot learn at that rate: its row failed, the others are there.
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Written to out" in done.stdout
+    (folder / "said").write_text(done.stderr)
     return folder / "out"
+
+
+def test_a_log_tells_what_every_row_is_doing(finished: Path) -> None:
+    lines = (finished.parent / "said").read_text().splitlines()
+    told = [line[5:].strip() for line in lines if re.match(r"\d\d:\d\d  ", line)]
+    begun = [line for line in told if not line.partition(" s so far")[1]]
+    measuring = [
+        "writing the ONNX file",
+        "verifying the file on 360 items",
+        "saving the model, counting its operations and bytes",
+        "measuring the accuracy on 360 images",
+    ]
+    assert begun[0] == "reading digits"
+    first = next(number for number, line in enumerate(begun) if "step 1 of 1" in line)
+    assert begun[first].endswith("baseline [seed 0]: step 1 of 1, train(epochs=8)")
+    assert begun[first + 1 : first + 6] == ["training on 1,294 images", *measuring]
+    row = "3 of 6 rows: prune_channels(macs=0.5) [seed 0]: step 1 of 1, prune_channels(macs=0.5)"
+    pruned = begun.index(row)
+    assert begun[pruned + 1 : pruned + 5] == measuring
+    assert begun[-3:] == [
+        "measuring the memory of 5 file(s)",
+        "timing 5 file(s) on the CPU",
+        "writing the reports to out",
+    ]
 
 
 def rows(out: Path) -> list[dict[str, str]]:

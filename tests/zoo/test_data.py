@@ -345,10 +345,12 @@ def test_other_kinds_of_images_become_rgb(tmp_path):
 
 def test_a_damaged_image_is_named(tmp_path):
     root = image_folder(tmp_path)
-    (root / "test" / "dog" / "3.png").write_bytes(b"no image")
     data = load_data(f"imagefolder:{root}", size=4)
+    (root / "test" / "dog" / "3.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"dog/3\.png"):
-        everything(data.test)
+        everything(data.test)  # it was sound when it was checked
+    with pytest.raises(UserError, match=r"dog/3\.png"):
+        load_data(f"imagefolder:{root}", size=4)
 
 
 def test_wrong_folders_are_refused_in_words(tmp_path):
