@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 from trials import Trial, publish, run_trials, table
 
+from compress.runtimes.onnxruntime_cpu import OnnxruntimeCpu
 from compress.stats.levels import student
 from compress.system.environment import cpu_threads
 from compress.timing.interleave import Candidate, Plan, interleave
@@ -53,26 +53,16 @@ REST = 0.005
 """Seconds between two slices, in which the threads of the last go to sleep."""
 
 
-def ordinary_session(path: str, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def worker(job: dict[str, Any]) -> None:
     """The process itself: for every seed on stdin, time the files in turns and print medians."""
+    runtime = OnnxruntimeCpu()
     if job["shared"]:
-        onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
+        runtime.share_threads(job["threads"])
     candidates: dict[str, Candidate] = {}
     for name, path in job["files"].items():
         with np.load(job["arrays"]) as arrays:
             samples, expected = arrays[f"samples/{name}"], arrays[f"expected/{name}"]
-        session = (
-            runtime_named("").open(path)
-            if job["shared"]
-            else ordinary_session(path, job["threads"])
-        )
+        session = runtime.open(path, job["threads"])
         candidates[name] = as_candidate(session, feeds_of([samples], 1), expected, 0.02)
     gc.disable()
     for seed in map(int, sys.stdin):

@@ -20,8 +20,8 @@ from onnx import numpy_helper
 from compress.deploy.export import read_metadata, set_metadata
 from compress.deploy.int8 import Reader
 from compress.errors import StepFailed
+from compress.system.processes import worker_environment
 from compress.tasks.base import Tensors
-from compress.timing.launch import worker_environment
 
 LARGEST = float(np.finfo(np.float16).max)
 """65504. What is larger would be infinite."""

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+from compress.system.processes import our_python
+
 LOADING, RUNNING = "loading ", "running "
 """What a timing process says of a file before it opens it, and before it first runs it."""
-
-
-def worker_environment() -> dict[str, str]:
-    """Return the environment of a process that finds this package, wherever it was imported."""
-    paths = [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 class WorkerFailed(RuntimeError):
@@ -31,12 +25,6 @@ class WorkerFailed(RuntimeError):
 
 
 Launch = Callable[[Path, Path, float], None]
-
-
-def our_python(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
-    """Return the command that runs a module of ours in a fresh Python, and its environment."""
-    # -P: a file of the user's current folder must not be taken for one of our modules.
-    return [sys.executable, "-P", "-m", module, *arguments], worker_environment()
 
 
 def launch(job: Path, result: Path, timeout: float, module: str = "compress.timing.worker") -> None:

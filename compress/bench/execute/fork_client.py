@@ -23,7 +23,7 @@ from multiprocessing.reduction import send_handle
 from typing import Any
 
 from compress.errors import UserError
-from compress.timing.launch import our_python
+from compress.system.processes import our_python
 
 STARTING = 600.0
 """Seconds that a server may take to make its plan, data included."""

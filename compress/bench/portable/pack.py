@@ -23,8 +23,8 @@ from compress.errors import UserError
 from compress.results.log import read_run
 from compress.results.record import BASELINE, Record
 from compress.system.files import replacing, sha256
+from compress.system.processes import PACKAGE_ROOT
 from compress.timing.collect import Effort
-from compress.timing.launch import PACKAGE_ROOT
 
 SCHEMA = 1
 
@@ -37,6 +37,7 @@ MODULES = (
         "compress/timing/checkpoint.py",
     ),
     *("compress/timing/raw_timings.py", "compress/timing/launch.py", "compress/system/lifetime.py"),
+    "compress/system/processes.py",
     *("compress/runtimes/__init__.py", "compress/runtimes/base.py"),
     "compress/runtimes/onnxruntime_cpu.py",
     *("compress/timing/interleave.py", "compress/timing/setting.py"),

@@ -21,8 +21,9 @@ import numpy as np
 
 from compress.errors import UserError
 from compress.system.files import write_atomic
+from compress.system.processes import PACKAGE_ROOT
 from compress.timing.collect import Effort, collect
-from compress.timing.launch import PACKAGE_ROOT, Launch, WorkerFailed, launch
+from compress.timing.launch import Launch, WorkerFailed, launch
 from compress.timing.raw_timings import CONTROL, LEVELS, RawTimings, timings_file
 from compress.timing.setting import parse_setting
 
