@@ -25,6 +25,7 @@ from compress.results.derive import read_results
 from compress.results.equivalence import why_not_equivalent
 from compress.results.record import BASELINE
 from compress.results.table import Row, frame
+from compress.system import amounts
 from compress.system.progress import showing, stage
 from compress.tasks import OPTIONS
 from compress.tasks.base import Data
@@ -309,9 +310,9 @@ def clean_store(
     if clean or older_than is not None or keep is not None:
         days = None if older_than is None else older_than * 86_400
         count, freed = store.clean(days, None if keep is None else int(keep * 1e9))
-        told = f"Removed {count} results; {freed / 1e6:.1f} MB are free again.\n"
+        told = f"Removed {count} results; {amounts.size(freed)} are free again.\n"
     count, size = store.size()
-    return f"{told}{folder}: {count} results, {size / 1e6:.1f} MB"
+    return f"{told}{folder}: {count} results, {amounts.size(size)}"
 
 
 def pack(run: str | Path, out: str | Path | None = None) -> Path:

@@ -14,6 +14,7 @@ import click
 
 from compress import __version__
 from compress.errors import RunStopped, UserError
+from compress.system.amounts import duration
 from compress.tasks import OPTIONS, Option
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
@@ -357,7 +358,7 @@ def _say(row: Any) -> None:
     accuracy = row.get("accuracy")
     figures = "" if accuracy is None else f", {100 * accuracy:.2f} %"
     seconds = row.get("seconds")
-    took = "" if seconds is None else f", {seconds:.0f} s"
+    took = "" if seconds is None else f", {duration(seconds)}"
     why = f": {row['error']}" if row["error"] else ""
     say(f"{row['chain']} [seed {row['seed']}]: {row['status']}{figures}{took}{why}")
 

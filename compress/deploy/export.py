@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compress.errors import StepFailed, UserError
 from compress.heads import main_output
 from compress.model import Model
+from compress.system import amounts
 from compress.tasks.base import InputSpec, Tensors
 
 LIMIT = 2_000_000_000
@@ -37,7 +38,7 @@ def export(model: Model) -> bytes:
     size = sum(tensor.nbytes for tensor in model.module.state_dict().values())
     if size > LIMIT:
         raise UserError(
-            f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds at most 2 GB: "
+            f"the model has {amounts.size(size)} of weights, and one ONNX file holds at most 2 GB: "
             f"compress it further, or choose a smaller model"
         )
     # Traced with a batch of 2: of 1 would be taken for a constant (pytorch issue 157621).

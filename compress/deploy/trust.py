@@ -17,6 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from compress.errors import UserError
+from compress.system import amounts
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Operators of other domains come from libraries that somebody else's code registers."""
@@ -38,7 +39,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise _refused(path, f"it has {size} bytes, and one ONNX message has at most 2 GB")
+            raise _refused(
+                path, f"it has {amounts.size(size)}, and one ONNX message has at most 2 GB"
+            )
         model = onnx.ModelProto.FromString(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -18,6 +18,7 @@ from onnx.external_data_helper import uses_external_data
 from compress.deploy.export import OUTPUT
 from compress.deploy.session import predict, session, split
 from compress.model import Model, forward
+from compress.system.amounts import decimal
 from compress.system.progress import counted, stage
 from compress.tasks.base import InputSpec, Tensors
 
@@ -234,8 +235,8 @@ def _gate_float(outputs: dict[int, np.ndarray], reference: np.ndarray, allowed: 
         error = float(np.abs(given - reference).max())
         if error > allowed:
             raise _Bad(
-                f"at batch size {batch} an output is off by {error:.3g}, and {allowed:.3g} "
-                f"(a thousandth of the largest logit) is allowed"
+                f"at batch size {batch} an output is off by {decimal(error)}, and "
+                f"{decimal(allowed)} (a thousandth of the largest logit) is allowed"
             )
 
 
@@ -270,7 +271,7 @@ def _gate_other(onnx_bytes: bytes, model: Model, batch: Tensors, allowed: float 
     _gate_sound(outputs, reference, len(reference))
     worst = float(np.abs(outputs - reference).max())
     if allowed is not None and worst > allowed:
-        raise _Bad(f"for inputs of length {length} an output is off by {worst:.3g}")
+        raise _Bad(f"for inputs of length {length} an output is off by {decimal(worst)}")
 
 
 def _gate_constant(outputs: np.ndarray, reference: np.ndarray) -> None:

@@ -23,6 +23,7 @@ from compress.report.row_numbers import number_chains
 from compress.report.shorten import brief, cut
 from compress.results.record import BASELINE
 from compress.results.table import Row, text_of
+from compress.system.amounts import decimal
 
 KEYS = (
     *("chain", "seed", "training", "epoch", "loss", "train_accuracy", "validation_accuracy"),
@@ -165,7 +166,7 @@ def _dress(axes: Axes, words: str, logarithmic: bool) -> None:
     values = [float(y) for line in axes.lines for y in np.asarray(line.get_ydata())]
     if logarithmic and values and min(values) > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: decimal(y)))
         axes.yaxis.set_minor_locator(NullLocator())
         if max(values) < 10 * min(values):  # there may be no power of ten in between
             low, high = axes.get_ylim()

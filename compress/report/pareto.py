@@ -29,6 +29,7 @@ from compress.report.styles import LOOKS, look_name, precisions
 from compress.results.record import BASELINE
 from compress.results.seeds import over_seeds, seeds_of
 from compress.results.table import Row, ordered
+from compress.system.amounts import decimal
 
 DPI = 100
 PANEL_PIXELS = 560
@@ -128,7 +129,7 @@ def _limits(axes: Axes, points: list[Point], seeds: list[Point], cut: float | No
         axes.set_xlim(min(xs) / room, max(xs) * room)
     else:
         axes.set_xlim(max(0.0, min(xs) - _room(xs)), max(xs) + _room(xs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: decimal(x, 10, commas=True)))
     above = [p for p in points if cut is None or p.y >= cut] or points
     kept = {p.chain for p in above}
     ys = [y for p in above for y in (p.y_low, p.y_high)]

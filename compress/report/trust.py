@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.report.words import About, timed_words, where_words
 from compress.results.timed import Known, Timed, timings
+from compress.system.amounts import duration
 
 
 def warnings(about: About) -> list[str]:
@@ -49,7 +50,7 @@ def effort(timed: Iterable[Timed]) -> str:
     fewest, most = min(processes), max(processes)
     number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     seconds = max((latency.get("seconds") or 0 for latency in known), default=0)
-    took = f" {seconds:.0f} seconds in all." if seconds else ""
+    took = f" It took {duration(seconds)} in all." if seconds else ""
     return (
         f"Timed in {number} fresh process{'' if most == 1 else 'es'} for each number of threads, "
         f"in each of which all files take turns in random order, round by round.{took}"

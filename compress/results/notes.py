@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compress.results.draft import Draft
+from compress.system.amounts import size
 
 ALIKE = 0.9
 """Below this agreement with its float module (top-1), a lowered file's row says so."""
@@ -19,7 +20,7 @@ def add_notes(draft: Draft) -> None:
         zeros = 1 - found["nonzero_params"] / found["params"]
         draft.notes.append(
             f"{zeros:.0%} of the parameters are zero; gzipped, the file has "
-            f"{size_words(found['gzip_bytes'])}"
+            f"{size(found['gzip_bytes'])}"
         )
     if draft.ok and (same := found.get("top1_agreement", 1.0)) < ALIKE:
         draft.notes.append(
@@ -27,12 +28,3 @@ def add_notes(draft: Draft) -> None:
         )
     if (why := draft.missing.get("control_verdict")) and not draft.record.control:
         draft.notes.append(f"no control of equal cost: {why}")
-
-
-def size_words(count: float) -> str:
-    """Return a number of bytes with three significant digits and its unit."""
-    unit, scale = next(
-        ((unit, scale) for unit, scale in (("kB", 1e3), ("MB", 1e6)) if count < 999.5 * scale),
-        ("GB", 1e9),
-    )
-    return f"{float(f'{count / scale:.3g}'):g} {unit}"

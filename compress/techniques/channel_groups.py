@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compress.heads import as_in_training, has_auxiliary, heads_in_training, tensors_of
 from compress.model import Model, forward, frozen_names
 from compress.surgery import freeze, output_layers, thawed
+from compress.system.amounts import decimal
 from compress.tasks.base import Tensors
 
 OUTPUTS_SECOND = (nn.Embedding, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -167,7 +168,7 @@ def differs_from_zeroed(
         return f"auxiliary heads of shapes {shapes[1][1:]}, not {shapes[0][1:]}"
     largest = float((outputs - expected).abs().max())
     limit = tolerance * max(float(expected.abs().max()), 1e-6)
-    return "" if largest <= limit else f"outputs differ by {largest:.3g}"
+    return "" if largest <= limit else f"outputs differ by {decimal(largest)}"
 
 
 def sound_roots(module: nn.Module, inputs: Tensors) -> tuple[dict[str, int], dict[str, str]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from compress.context import StepContext
 from compress.errors import StepFailed
+from compress.system.amounts import size
 from compress.system.files import digest
 from compress.system.memory import free_memory
 from compress.tasks.base import Tensors
@@ -108,7 +109,7 @@ class SoftLabels:
             )
         else:
             self.unsaved = (
-                f"one view takes {self.bytes / 1e9:.3g} GB, more than a quarter of the memory that "
+                f"one view takes {size(self.bytes)}, more than a quarter of the memory that "
                 f"is free; the teacher was asked again in every epoch"
             )
 
@@ -191,15 +192,14 @@ class SoftLabels:
         return device if roomy else torch.device("cpu")
 
     def _fits(self) -> bool:
-        free = free_memory()
-        return free is None or (len(self.held) + 1) * self.bytes <= MEMORY_SHARE * free
+        return (len(self.held) + 1) * self.bytes <= MEMORY_SHARE * free_memory()
 
     def _too_much(self) -> str:
         total = self.bytes * self.showing.views
         if not self.showing.keep or self.showing.given or total <= KEPT_BYTES:
             return ""
         return (
-            f"the answers of {self.showing.views} epochs take {total / 1e9:.1f} GB. With views=K "
+            f"the answers of {self.showing.views} epochs take {size(total)}. With views=K "
             f"there are K views, shown in turns, and they are kept"
         )
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from compress.system.amounts import duration
 from compress.system.processes import our_python
 
 LOADING, RUNNING = "loading ", "running "
@@ -37,7 +38,7 @@ def launch(job: Path, result: Path, timeout: float, module: str = "compress.timi
     except subprocess.TimeoutExpired as error:
         said = _last_line(error.stderr)
         raise WorkerFailed(
-            f"the timing process took more than {timeout:.0f} s and was ended ({said})", said
+            f"the timing process took more than {duration(timeout)} and was ended ({said})", said
         ) from None
     if done.returncode < 0:
         said = _last_line(done.stderr)

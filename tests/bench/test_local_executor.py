@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ from torch import nn
 import compress
 from compress import techniques
 from compress.bench import run as bench
+from compress.bench.execute.executor import ChainJob, GpuJob, Job
+from compress.bench.execute.limits import Limits
+from compress.bench.execute.local_executor import LocalExecutor
+from compress.bench.execute.run_spec import spec_of
+from compress.bench.plan.plan import make_plan
+from compress.bench.plan.suite import Suite
 from compress.results.log import Stage
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
@@ -124,7 +131,7 @@ def test_a_step_that_eats_memory_behind_the_limits_back_is_ended(tmp_path: Path)
         step_memory=1.5,
     )
     assert list(results.frame["status"]) == ["ok", "failed", "ok"]
-    assert "more than the 1.5 that it may" in results.frame["error"].iloc[1]
+    assert "more than the 1.5 GB that it may" in results.frame["error"].iloc[1]
 
 
 def test_a_module_that_was_trained_in_this_process_is_trained_on_in_forks(tmp_path: Path) -> None:
@@ -240,3 +247,38 @@ def test_wrong_limits_are_refused_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(compress.UserError, match=words):
             compress.run(chain="train()", out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "device", "limited"),
+    [
+        (ChainJob("baseline", 0, 0), "cpu", True),
+        (ChainJob("baseline", 0, 0), "cuda", False),
+        (GpuJob("folder"), "cpu", False),
+        (GpuJob("folder"), "cuda", False),
+    ],
+)
+def test_what_uses_cuda_has_no_limit_on_its_addresses(
+    job: Job, device: str, limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU stage runs on CUDA also where the steps were told to compute on the CPU."""
+    sent: list[dict[str, object]] = []
+
+    class Server:
+        def send(self, message: dict[str, object]) -> None:
+            sent.append(message)
+
+        def receive(self, timeout: float) -> dict[str, object]:
+            return {"status": 1}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(LocalExecutor, "_started", lambda self: Server())
+    suite = Suite("test", "digits", "mlp(width=8)", ("train()",), controls=False)
+    plan = make_plan(suite, data=small_digits())
+    spec = spec_of(plan, "", tmp_path, tmp_path, limits=Limits(memory=10**9))
+    executor = LocalExecutor(replace(spec, device=device), tmp_path, tmp_path)
+    executor.run(job, "job")
+    assert sent[0]["memory"] == (10**9 if limited else None)
+    assert executor.memory == 10**9, "it is watched from outside in any case"

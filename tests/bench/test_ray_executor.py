@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from bench_fixtures import small_digits
@@ -23,7 +24,10 @@ from compress.bench.execute.run_spec import spec_of
 from compress.bench.plan.plan import make_plan
 from compress.bench.plan.suite import Suite
 from compress.results.log import Stage
+from compress.system.environment import cpu_threads
 from compress.system.progress import Display, hand_on, listening
+from compress.timing.collect import Effort
+from compress.timing.raw_timings import RawTimings
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
 
@@ -200,3 +204,47 @@ def test_what_every_node_is_doing_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_
     ]
     quiet = replace(spec, progress=False)
     assert ray_executor.RayExecutor(named, quiet, tmp_path, tmp_path).board is None
+
+
+class Node(Ray):
+    """A Ray of one node that remembers what it was asked to do; its timings are empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Any, ...]] = []
+
+    def remote(self, made: Callable[..., object]) -> Any:
+        assert made is ray_executor._time
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._start))
+
+    def _start(self, *arguments: Any) -> None:
+        self.asked.append(arguments)
+
+    def get(self, task: object, timeout: float | None = None) -> dict[str, Any]:
+        return RawTimings((), "", (), 1, (), 0.0, {}).to_json()
+
+
+@pytest.mark.parametrize("named", [None, 1, cpu_threads()])
+def test_the_node_times_with_the_threads_that_were_named_or_with_all_of_its_own(
+    named: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node()
+    monkeypatch.setattr(ray_executor, "_ray", lambda: node)
+    monkeypatch.setattr(ray_executor.RayExecutor, "_whole_node", lambda _: {})
+    suite = Suite("test", "digits", "mlp(width=8)", ("train()",), controls=False, threads=named)
+    plan = make_plan(suite, data=small_digits())
+    spec = spec_of(plan, "", tmp_path, tmp_path, limits=Limits())
+    executor = ray_executor.RayExecutor(replace(plan, given=False), spec, tmp_path, tmp_path)
+    executor.collect_timings(
+        {},
+        [],
+        {},
+        baseline="b",
+        settings=("cpu",),
+        effort=Effort(),
+        threads=plan.threads,  # the plan has a number of threads in any case
+        tell=lambda words: None,
+        checkpoint=tmp_path / "none",
+    )
+    [(_, asked)] = node.asked
+    assert asked.get("threads") == named

@@ -19,7 +19,9 @@ from compress.bench.execute.run_spec import Stores
 from compress.bench.measure.gpu import gpu_stage
 from compress.bench.measure.row import Built, measure_row
 from compress.bench.plan.graph import ChainRun, Graph, Node, make_graph
+from compress.bench.plan.keys import technique_modules
 from compress.bench.plan.plan import Plan
+from compress.bench.plan.sources import code_digest
 from compress.bench.store.step_cache import StoredStepCache
 from compress.bench.store.store import Entry
 from compress.compressor import run
@@ -133,7 +135,13 @@ class _ChainWork:
         context = self.plan.step_context(chain_run.seed, self.progress)
         cache = StoredStepCache(self.stores.of(node), node.key, self.stores.since)
         context = replace(
-            context, log=StepLog(), cache=cache, scope=node.key, setting=self.graph.setting
+            context,
+            position=node.position,
+            log=StepLog(),
+            cache=cache,
+            scope=node.key,
+            setting=self.graph.setting,
+            code=code_digest(technique_modules()),
         )
         assert node.step is not None, "the measuring is no step"
         if "teacher" not in node.step.needs:

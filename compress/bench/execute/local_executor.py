@@ -29,6 +29,7 @@ from compress.bench.execute.job import perform, read_outcome
 from compress.bench.execute.limits import resident
 from compress.bench.execute.run_spec import RunSpec, given_objects
 from compress.bench.plan.plan import Plan
+from compress.system.amounts import duration, size
 from compress.system.progress import STAGES, Follower, stage
 
 LOOK = 0.05
@@ -64,8 +65,8 @@ class LocalExecutor(SequentialExecutor):
         self.spec, self.logs, self.scratch, self.objects = spec, logs, scratch, objects
         self.seconds, self.memory = spec.limits.seconds, spec.limits.bytes()
         super().__init__(
-            f"every step ran in a process of its own; limits: {self.seconds:.0f} s"
-            + ("" if self.memory is None else f" and {self.memory / 1e9:.1f} GB of memory")
+            f"every step ran in a process of its own; limits: {duration(self.seconds)} and "
+            f"{size(self.memory)} of memory"
         )
         self.server: ForkServer | None = None
 
@@ -132,13 +133,13 @@ class LocalExecutor(SequentialExecutor):
     def _overrun(self, pid: int, started: float) -> str:
         if time.monotonic() - started > self.seconds:
             return (
-                f"it took more than {self.seconds:.0f} s and was ended: "
+                f"it took more than {duration(self.seconds)} and was ended: "
                 f"raise the limit with --step-timeout"
             )
-        if self.memory is not None and (held := resident(pid)) > self.memory:
+        if (held := resident(pid)) > self.memory:
             return (
-                f"it held {held / 1e9:.1f} GB of memory, more than the {self.memory / 1e9:.1f} "
-                f"that it may, and was ended: raise the limit with --step-memory"
+                f"it held {size(held)} of memory, more than the {size(self.memory)} that it may, "
+                f"and was ended: raise the limit with --step-memory"
             )
         return ""
 

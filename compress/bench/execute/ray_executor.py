@@ -32,7 +32,6 @@ from compress.bench.execute.local_executor import LocalExecutor, local_executor
 from compress.bench.execute.run_spec import RunSpec
 from compress.bench.plan.plan import Plan
 from compress.errors import UserError, unknown
-from compress.system.environment import cpu_threads
 from compress.system.files import digest
 from compress.system.progress import Event, hand_on, listening, stage
 from compress.timing.collect import Effort, collect
@@ -192,7 +191,7 @@ class RayExecutor:
         Nothing here shows how far it is, and there is no place on that machine to keep what was
         found so far.
         """
-        if threads != cpu_threads():  # else nobody has named them: the node's own
+        if self.spec.suite.threads is not None:  # else all that the node has
             options["threads"] = threads
         contents = {name: Path(path).read_bytes() for name, path in files.items()}
         options |= {"samples": list(samples), "expected": dict(expected), "effort": asdict(effort)}

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.bench.plan.controls import flat_steps
 from compress.bench.plan.metric import Function, Metric, find_metric
 from compress.bench.plan.rows import Row, rows_of
 from compress.bench.plan.suite import Suite
 from compress.chain_parser import model_sources
-from compress.compressor import Compressor, seed_everything
+from compress.compressor import Compressor, leaves, seed_everything
 from compress.context import StepContext, Transfer
 from compress.ensemble import settle
 from compress.errors import IllegalChain, UserError, unknown
@@ -319,7 +318,7 @@ def _check_trainable(chain: Compressor, context: StepContext) -> None:
     """Build every student, and refuse to train a model that does not say which its logits are."""
     assert context.enters is not None, "the plan's own model"
     model = context.enters
-    for step, _ in flat_steps(chain):
+    for step, _ in leaves(chain):
         for name in sorted(step.students):
             model = context.student(name)
         heads = heads_of(model.module)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from compress.errors import UserError
+from compress.system.amounts import size
 from compress.timing.collect import DEADLY
 from compress.timing.interleave import KEPT_CALLS, Series
 from compress.timing.launch import LOADING, RUNNING
@@ -73,7 +74,7 @@ def _content(path: Path) -> bytes:
     except OSError as error:
         _odd(f"it cannot be read ({error.strerror})")
     if len(content) > LIMIT:
-        _odd(f"it has more than {LIMIT / 1e6:.0f} MB, no file of timings has")
+        _odd(f"it has more than {size(LIMIT)}, no file of timings has")
     return content
 
 
@@ -115,7 +116,7 @@ def _check_timings(given: dict[str, Any], files: frozenset[str], baselines: froz
     settings = _settings(given["settings"])
     _whole(given["all_threads"], 1, MOST_THREADS, "all_threads")
     if not _number(given["seconds"]) or not 0 <= given["seconds"] <= LONGEST_RUN:
-        _odd(f"seconds must be a number from 0 to {LONGEST_RUN:.0e}")
+        _odd(f"seconds must be a number from 0 to {LONGEST_RUN:.0f}")
     _check_environment(_dict(given, "environment"), given["all_threads"])
     launched = given["launched"]
     if not isinstance(launched, list) or not 0 < len(launched) <= MOST_PROCESSES:
