@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from compress.bench.plan.rows import Row
 from compress.results.record import Step
-from compress.results.timed import FORMS, Timed, timed_files, timed_on_gpu
+from compress.results.timed import FORMS, Timed, described, timed_files, timed_on_gpu
 from compress.techniques import chain as parse
 
 KNOWN: dict[str, Any] = {
@@ -27,14 +28,14 @@ ABOUT: dict[str, Any] = {
     "test_items": 360,
     "model": "cnn",
     "environment": {"cpu": "EPYC", "threads": 2, "governor": "performance", "gpu": "H100"},
-    "timings": (timed_files("cpu", known=KNOWN),),
+    "timings": described([timed_files("cpu", known=KNOWN)]),
     "multiplicity": "Holm's procedure.",
 }
 
 
 def timed(*more: Timed, **known: Any) -> dict[str, Any]:
     """Return `ABOUT` with further timings, and `cpu` with other things known of it."""
-    return ABOUT | {"timings": (timed_files("cpu", known=KNOWN | known), *more)}
+    return ABOUT | {"timings": described([timed_files("cpu", known=KNOWN | known), *more])}
 
 
 def gpu(column: str, **known: Any) -> Timed:
@@ -44,6 +45,11 @@ def gpu(column: str, **known: Any) -> Timed:
 def steps(chain: str) -> tuple[Step, ...]:
     """Return what a record says of a chain's steps."""
     return Row(chain, parse(chain)).steps
+
+
+def row_steps(chain: str) -> list[dict[str, Any]]:
+    """Return what a row says of a chain's steps."""
+    return list(map(asdict, steps(chain)))
 
 
 def row(chain: str, delta: float = 0.0, speedup: float = 1.0, **more: Any) -> dict[str, Any]:

@@ -368,3 +368,34 @@ def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
     assert int8["accuracy_verdict"] in ("equivalent", "not shown")
     assert "onnx_path" not in pruned
     assert (tmp_path / int8["onnx_path"]).exists()
+
+
+@pytest.mark.usefixtures("untimed")
+def test_equivalence_is_asked_of_results_and_rows_are_told_twice(
+    data: object, tmp_path: Path
+) -> None:
+    told: list[Mapping[str, Any]] = []
+    chain = "train(epochs=2) -> prune_weights(sparsity=0.01)"
+    options: dict[str, Any] = {"data": data, "model": "mlp(width=16)", "progress": False}
+    with pytest.raises(compress.UserError, match="unknown chain"):
+        compress.run(**options, chain=chain, out=tmp_path / "x", require_equivalent=["cast()"])
+    with pytest.raises(compress.UserError, match="margin must be above 0"):
+        compress.run(**options, chain=chain, out=tmp_path / "x", margin=-1.0)
+    assert not (tmp_path / "x").exists(), "refused before any work"
+    results = compress.run(**options, chain=chain, out=tmp_path, margin=60.0, on_record=told.append)
+    assert results.about["margin"] == 60.0
+    assert results.rows[1]["accuracy_verdict"] == "equivalent"
+    assert results.equivalent(chain)
+    assert results.equivalent("prune_weights(sparsity=.01)")
+    assert "= equivalent within 60 points" in str(results)
+    with pytest.raises(compress.UserError, match="unknown chain 'quantize\\(\\)'"):
+        results.equivalent("quantize()")
+    with pytest.raises(compress.UserError, match="is the baseline itself"):
+        results.equivalent("train(epochs=2)")
+    narrow = rewrite_reports(tmp_path, margin=1e-6)
+    assert not narrow.equivalent(chain)
+    assert rewrite_reports(tmp_path).equivalent(chain), "the run's own margin stays"
+    assert [row["chain"] for row in told] == [row["chain"] for row in results.rows] * 2
+    assert told[1]["accuracy"] == told[3]["accuracy"]
+    assert "accuracy_verdict" not in told[1]
+    assert told[2:] == list(results.rows)

@@ -108,7 +108,7 @@ def notes(rows: Iterable[Row]) -> str:
 
 def controls(found: Iterable[Timed]) -> str:
     """Return what the A/A control of every column found."""
-    keys = ("control", "control_low", "control_high", "margin", "bar", "trusted", "repetitions")
+    keys = ("control", "control_low", "control_high", "margin", "bar", "trusted", "processes")
     head = ("column", *(key.removeprefix("control_") for key in keys))
     return table(head, ([one.setting, *(_told(one.known[key]) for key in keys)] for one in found))
 

@@ -8,11 +8,13 @@ from compress.report import formatting
 from compress.report.layout import clean, width, wrap, wrap_chain
 from compress.report.markup import WIDTH, Markup, can_be_code, code, figure_width, grid
 from compress.report.words import About
+from compress.results.columns import group
 from compress.results.record import BASELINE, CONTROL
 from compress.results.table import Row, number, text_of
 from compress.results.timed import Timed, main_timed
 
-HEADER = ("Δ pt", "params", "MACs", "kB", "ms", "speed-up")
+MAIN = group("main")
+HEADER = ("Δ pt", *(column.header for column in MAIN), "ms", "speed-up")
 SHORTEST = 16  # columns of the chain
 LONGEST_NOTE = 600  # characters; results.csv has all of it
 UNVERIFIED = "unverified: its ONNX file was not shown to compute what the model does; not for use"
@@ -44,9 +46,7 @@ def _figures(row: Row, timed: Timed) -> list[str]:
     return [
         formatting.accuracy(row),
         formatting.delta(row),
-        formatting.count(number(row, "params")),
-        formatting.count(number(row, "macs")),
-        formatting.size(row, "onnx_bytes", 1e3),
+        *(formatting.WRITTEN[column.shown](row, column) for column in MAIN),
         formatting.brief(number(row, timed.names["ms_p50"])),
         formatting.speedup(row, timed),
     ]

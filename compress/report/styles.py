@@ -44,7 +44,7 @@ def family(row: Row) -> str:
     """
     if text_of(row, "chain") == BASELINE:
         return BASELINE
-    steps = list(flat(row.get("steps") or ()))
+    steps = list(flat(_steps(row)))
     names = {step.name for step in steps if not step.lowers}
     found = [name for name in _CORE if name in names]
     found += ["other"] if names - {*_CORE, *_RECOVERY} else []
@@ -79,4 +79,8 @@ def step_names(row: Row) -> list[str]:
     def names(steps: Iterable[Step]) -> list[str]:
         return [name for step in steps for name in (step.name, *names(step.steps))]
 
-    return names(row.get("steps") or ())
+    return names(_steps(row))
+
+
+def _steps(row: Row) -> list[Step]:
+    return list(map(Step.from_json, row.get("steps") or ()))

@@ -15,12 +15,7 @@ from compress.results.record import BASELINE, Key, Record
 from compress.stats.calibration import calibration_error
 from compress.stats.pairs import Difference, agreement, difference
 from compress.stats.proportions import balanced_accuracy, class_counts, top_accuracy, wilson
-from compress.stats.verdicts import (
-    INDISTINGUISHABLE,
-    NOT_SHOWN,
-    difference_verdicts,
-    equivalence_verdicts,
-)
+from compress.stats.verdicts import difference_verdicts, equivalence_verdicts
 
 MOST_CLASSES = 1_000_000
 
@@ -102,7 +97,7 @@ def add_accuracy(drafts: Drafts, folder: Path, margin: float, about: dict[str, A
         base = drafts.get((BASELINE, seed))
         if base is not None and {"accuracy"} <= draft.figures.keys() & base.figures.keys():
             draft.figures["accuracy_delta"] = draft.figures["accuracy"] - base.figures["accuracy"]
-    _compare(drafts, answers, "accuracy", _baseline_of, "the baseline", margin)
+    _compare(drafts, answers, "accuracy", _baseline_of, "the baseline", fraction(margin))
     _compare(drafts, answers, "control", lambda record: record.control, "its control", None)
     for draft in drafts.values():
         _add_cost(draft, drafts)
@@ -122,7 +117,7 @@ def _compare(
 ) -> None:
     """Compare every row with the row of its seed that `other` names; Holm's family is all of them.
 
-    With a margin (points), equivalence is a verdict too.
+    With a margin (a fraction), equivalence is a verdict too.
     """
     found: dict[Key, Difference] = {}
     for key, draft in drafts.items():
@@ -137,30 +132,22 @@ def _compare(
         if question == "accuracy":
             draft.figures["agreement"] = agreement(before.predictions, after.predictions)
             draft.figures |= {"lost": found[key].lost, "gained": found[key].gained}
-    verdicts = judged(list(found.values()), margin)
-    for (key, one), verdict in zip(found.items(), verdicts, strict=True):
+    values, ps = [one.value for one in found.values()], [one.p for one in found.values()]
+    within = [] if margin is None else [one.noninferiority_p(margin) for one in found.values()]
+    verdicts = (
+        equivalence_verdicts(values, ps, within) if within else difference_verdicts(values, ps)
+    )
+    for (key, one), p, verdict in zip(found.items(), ps, verdicts, strict=True):
         low, high = one.interval
         drafts[key].figures |= {
             f"{question}_delta": one.value,
             f"{question}_delta_low": low,
             f"{question}_delta_high": high,
-            f"{question}_p": one.p,
+            f"{question}_p": p,
             f"{question}_verdict": verdict,
         }
-        if margin is not None:
-            drafts[key].figures |= {
-                "accuracy_bound": one.bound,
-                "equivalence_p": one.noninferiority_p(fraction(margin)),
-            }
-
-
-def judged(differences: list[Difference], margin: float | None) -> list[str]:
-    values, ps = [one.value for one in differences], [one.p for one in differences]
-    if margin is not None:
-        within = [one.noninferiority_p(fraction(margin)) for one in differences]
-        return equivalence_verdicts(values, ps, within)
-    found = difference_verdicts(values, ps)
-    return [NOT_SHOWN if verdict == INDISTINGUISHABLE else verdict for verdict in found]
+    for (key, one), p in zip(found.items(), within, strict=bool(within)):
+        drafts[key].figures |= {"accuracy_bound": one.bound, "equivalence_p": p}
 
 
 def fraction(margin: float) -> float:

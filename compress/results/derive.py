@@ -15,7 +15,7 @@ from compress.results.log import Run, Stage, read_run
 from compress.results.notes import add_notes
 from compress.results.raw import Missing
 from compress.results.record import BASELINE, MARGIN, Key, Record
-from compress.results.timed import GPU, Timed
+from compress.results.timed import GPU, Timed, described
 
 Add = Callable[[Stage, Drafts, Path, dict[str, Any]], tuple[Timed, ...]]
 READERS: dict[str, Add] = {GPU: add_gpu}
@@ -57,7 +57,7 @@ def derive(run: Run, folder: Path, margin: float | None = None) -> Derived:
     timed: list[Timed] = []
     for _, stage in sorted(run.stages.items()):
         timed += READERS.get(stage.runtime, add_latency)(stage, drafts, folder, about)
-    about["timings"] = tuple(timed)
+    about["timings"] = described(timed)
     if split := next(filter(None, (_split(record) for record in run.records.values())), ""):
         about["split_hash"] = split
     rows = tuple(draft.row() for draft in drafts.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compress.results.record import Key, Record
@@ -49,7 +49,7 @@ class Draft:
             "cuda_note": "",
             **({"onnx_path": record.files["onnx"]} if "onnx" in record.files else {}),
             **self.figures,
-            "steps": record.steps,
+            "steps": list(map(asdict, record.steps)),
             "missing": self.missing,
         }
 

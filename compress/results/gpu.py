@@ -30,10 +30,6 @@ LOWERED = "the file is int8 or float16, and torch has only the float32 module"
 NO_MODULE = "the row's module is not at hand"
 NO_RATIO = "the baseline could not be timed on the GPU"
 UNJUDGED = "the baseline and its copy differed too much for any verdict"
-KNOWN = (
-    *("control", "control_low", "control_high", "margin", "bar", "trusted"),
-    *("untrusted_because", "seconds"),
-)
 
 
 @dataclass
@@ -111,9 +107,8 @@ def _timed(column: str, timings: Mapping[str, Timings]) -> Timed:
     form = next(form for form in FORMS if form.column == column)
     if column not in timings:
         return timed_on_gpu(form)
-    [told] = timings[column].about().values()
-    known = {key: told[key] for key in KNOWN}
-    return timed_on_gpu(form, known | {"repetitions": told["processes"]})
+    [known] = timings[column].about().values()
+    return timed_on_gpu(form, known)
 
 
 def _add_row(draft: Draft, facts: GpuFacts, timings: Mapping[str, Timings]) -> None:

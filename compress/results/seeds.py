@@ -19,13 +19,7 @@ from compress.stats.replication import (
     mean_noninferiority_p,
     mean_ratio,
 )
-from compress.stats.verdicts import (
-    INDISTINGUISHABLE,
-    NOT_SHOWN,
-    common_verdict,
-    difference_verdicts,
-    equivalence_verdicts,
-)
+from compress.stats.verdicts import common_verdict, difference_verdicts, equivalence_verdicts
 
 ALIKE = 1.05  # the largest of the seeds' figures over the smallest, above which a note says so
 BAD = {"failed": "failed", "unverified": "were not verified"}
@@ -81,7 +75,7 @@ class _Group:
             for column in self.columns
             if column.seeds == "first"
         }
-        found["steps"] = next((row["steps"] for row in self.group if row.get("steps")), ())
+        found["steps"] = next((row["steps"] for row in self.group if row.get("steps")), [])
         found |= {"n": len(self.good), "seeds": " ".join(str(row.get("seed")) for row in self.good)}
         for column in self.columns:
             if column.seeds == "mean" and (values := _values(self.used, column.name)):
@@ -186,7 +180,7 @@ def _judge(merged: Sequence[dict[str, Any]], question: str) -> None:
     else:
         found = difference_verdicts(values, ps)
     for row, verdict in zip(tested, found, strict=True):
-        row[f"{question}_verdict"] = NOT_SHOWN if verdict == INDISTINGUISHABLE else verdict
+        row[f"{question}_verdict"] = verdict
 
 
 def _values(rows: Sequence[Row], key: str) -> list[float]:

@@ -12,7 +12,7 @@ from compress.results.columns import TEXT, WHOLE, Column, columns
 from compress.results.record import BASELINE
 
 Row = Mapping[str, Any]
-"""A figure or text by column; and `steps` (see `compress.results.record`), `missing` (reasons)."""
+"""A figure or text by column; and `steps` (see `compress.results.record`), `missing`: reasons."""
 
 
 def number(row: Row, key: str | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compress.timing.setting import DEFAULT, parse_setting
@@ -151,7 +151,12 @@ def timed_on_gpu(form: Form, known: Known | None = None) -> Timed:
 
 def timings(about: Mapping[str, Any]) -> tuple[Timed, ...]:
     """Return all that was timed, of a run's description as it is derived."""
-    return tuple(about.get("timings") or ())
+    return tuple(Timed(**one) for one in about.get("timings") or ())
+
+
+def described(timed: Iterable[Timed]) -> list[dict[str, Any]]:
+    """Return what a run's description holds of what was timed (JSON)."""
+    return list(map(asdict, timed))
 
 
 def of_files(about: Mapping[str, Any], machine: str = "", runtime: str = "") -> tuple[Timed, ...]:

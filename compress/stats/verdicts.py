@@ -14,9 +14,9 @@ MIXED = "mixed"
 
 
 def difference_verdicts(values: Sequence[float], ps: Sequence[float]) -> list[str]:
-    """Return better, worse or indistinguishable, from differences and their p-values."""
+    """Return better, worse or not shown, from differences and their p-values."""
     return [
-        INDISTINGUISHABLE if p > ALPHA else BETTER if value > 0 else WORSE
+        NOT_SHOWN if p > ALPHA else BETTER if value > 0 else WORSE
         for value, p in zip(values, holm(ps), strict=True)
     ]
 
@@ -37,9 +37,8 @@ def equivalence_verdicts(
     """
     found = difference_verdicts(values, ps)
     within = [p <= ALPHA for p in holm(noninferiority_ps)]
-    words = {INDISTINGUISHABLE: NOT_SHOWN}
     return [
-        EQUIVALENT if inside and verdict != BETTER else words.get(verdict, verdict)
+        EQUIVALENT if inside and verdict != BETTER else verdict
         for verdict, inside in zip(found, within, strict=True)
     ]
 

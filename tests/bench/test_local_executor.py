@@ -117,7 +117,7 @@ def test_whatever_a_technique_does_is_one_row(tmp_path: Path) -> None:
 def step_log(out: Path, chain: str) -> str:
     lines = map(json.loads, (out / "results.jsonl").read_text().splitlines())
     [row, *_] = [line for line in lines if line["kind"] == "row" and line["chain"] == chain]
-    return str(next(r["text"] for r in row["step_log"] if r["kind"] == "log"))
+    return str(next(r["text"] for r in row["log"] if r["kind"] == "log"))
 
 
 @pytest.mark.usefixtures("hostile")

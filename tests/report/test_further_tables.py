@@ -13,7 +13,7 @@ from compress.report.section import Column, Section, section_blocks
 from compress.report.shorten import cut, short
 from compress.report.table import markdown, text
 from compress.report.trust import warnings
-from compress.results.timed import FORMS, timed_files, timed_on_gpu
+from compress.results.timed import FORMS, described, timed_files, timed_on_gpu
 
 
 def _section(shown: str, title: str) -> str:
@@ -256,7 +256,7 @@ def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
         assert words.index(warning) < words.index("chain")
         assert "2.00 ±.04 !" in shown
         assert "! timing not to be trusted, and no difference" in " ".join(shown.split())
-    assert warnings({"timings": (timed_files("cpu", "x", known=DOUBTED),)}) == [
+    assert warnings({"timings": described([timed_files("cpu", "x", known=DOUBTED)])}) == [
         "DO NOT TRUST the latencies on x at batch 1, all threads: it is made up."
     ]
 

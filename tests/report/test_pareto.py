@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from report_rows import steps
+from report_rows import row_steps
 
 from compress.report.labels import place_labels
 from compress.report.legend import entries, marker
@@ -21,7 +22,7 @@ from compress.report.write import write_reports
 from compress.results.record import Step
 from compress.results.seeds import seeds_csv
 from compress.results.table import to_csv
-from compress.results.timed import timed_files
+from compress.results.timed import described, timed_files
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
 
@@ -72,14 +73,14 @@ def test_an_axis_is_cut_only_where_a_few_points_lie_far_below():
     ],
 )
 def test_families(chain, expected):
-    row = {"chain": chain, "steps": steps(chain)}
+    row = {"chain": chain, "steps": row_steps(chain)}
     assert family(row) == look_name(row) == expected
     assert look_name(row | {"role": "control"}) == "control"
 
 
 def test_families_of_what_is_not_ours():
-    theirs = Step("their_step", "their_step()")
-    lowered = Step("their_int8", "their_int8()", lowers=True)
+    theirs = asdict(Step("their_step", "their_step()"))
+    lowered = asdict(Step("their_int8", "their_int8()", lowers=True))
     assert family({"chain": "baseline"}) == "baseline"
     assert family({"chain": "their_step()", "steps": (theirs,)}) == "other"
     assert family({"chain": "x", "steps": (theirs, lowered)}) == "other"
@@ -155,7 +156,7 @@ def test_a_latency_bar_is_the_speedups_interval_on_the_rows_own_latency():
 def test_the_axis_says_if_its_latencies_are_not_to_be_trusted():
     rows = [_row("baseline")]
     assert latency_axis({}) == "CPU latency, ms (batch 1, all threads)"
-    doubted = {"timings": (timed_files("cpu", known=UNTRUSTED),)}
+    doubted = {"timings": described([timed_files("cpu", known=UNTRUSTED)])}
     assert latency_axis(doubted) == ("CPU latency, ms (batch 1, all threads) (not to be trusted)")
     assert pareto_png(rows, doubted) != pareto_png(rows, {})
 
@@ -164,7 +165,7 @@ def test_the_main_setting_is_drawn_and_controls_are_marked():
     rows = [_row("baseline", cpu1_ms_p50=9.0), _row("a()", role="control", cpu1_ms_p50=3.0)]
     for row in rows:
         del row["cpu_ms_p50"]
-    about = {"timings": (timed_files("cpu1"),)}
+    about = {"timings": described([timed_files("cpu1")])}
     base, control = latency_points(rows, number_chains(rows), about)
     assert (base.x, control.x, base.look, control.look) == (9.0, 3.0, "baseline", "control")
     assert [p.look for p in size_points(rows, number_chains(rows))] == ["baseline", "control"]
@@ -203,7 +204,7 @@ CASES = {
     "every family": [
         _row("baseline"),
         *(
-            _row(chain, 0.9 - i / 99, 1 + i, steps=steps(chain), precision=PRECISIONS[i % 3])
+            _row(chain, 0.9 - i / 99, 1 + i, steps=row_steps(chain), precision=PRECISIONS[i % 3])
             for i, chain in enumerate(FAMILIES)
         ),
         _row("train()", role="control"),
@@ -245,7 +246,7 @@ def test_the_files_are_written(tmp_path):
 def test_files_that_do_not_hold_any_more_are_removed(tmp_path):
     timed = {"cpu_speedup": 2.0, "cpu_speedup_low": 1.9, "cpu_speedup_high": 2.1}
     rows = [_row("baseline"), _row("a()", **timed), _row("a()", **timed, seed=1)]
-    about = {"timings": (timed_files("cpu"),)}
+    about = {"timings": described([timed_files("cpu")])}
     write_reports(rows, about, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"results.csv", "table.md", "pareto.png", "speedups.png", "seeds.csv"}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from compress.results.columns import COLUMNS, SEEDS, SEEDS_KINDS, columns, described, group
+from compress.results import columns as table
+from compress.results.columns import COLUMNS, SEEDS, SEEDS_KINDS, columns, group
 from compress.results.table import frame, to_csv
-from compress.results.timed import of_files, timed_files
+from compress.results.timed import described, of_files, timed_files
 
 NAMES = tuple(column.name for column in COLUMNS)
 
@@ -74,11 +75,13 @@ def test_the_columns_of_a_setting_stand_together():
 
 def test_further_settings_follow_the_trio_and_other_runtimes_and_machines_come_last():
     about = {
-        "timings": (
-            *map(timed_files, ("cpu", "cpu2", "cpu16_batch8")),
-            timed_files("cpu", runtime="fake"),
-            timed_files("cpu", "x_cpu_1"),
-            timed_files("cpu_batch32", "x_cpu_1"),
+        "timings": described(
+            [
+                *map(timed_files, ("cpu", "cpu2", "cpu16_batch8")),
+                timed_files("cpu", runtime="fake"),
+                timed_files("cpu", "x_cpu_1"),
+                timed_files("cpu_batch32", "x_cpu_1"),
+            ]
         )
     }
     rows = [
@@ -159,5 +162,5 @@ def test_the_table_of_columns_is_whole():
 
 def test_the_page_of_columns_is_what_the_command_says():
     page = Path(__file__).resolve().parents[2] / "docs" / "columns.md"
-    lines = (line for name, words in described().items() for line in (name, f"    {words}"))
+    lines = (line for name, words in table.described().items() for line in (name, f"    {words}"))
     assert page.read_text().partition("```\n")[2].removesuffix("```\n").splitlines() == [*lines]

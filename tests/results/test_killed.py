@@ -138,3 +138,13 @@ def test_damaged_seconds_are_the_reason(tmp_path: Path) -> None:
     assert row["missing"]["cpu_ms_p50"] == why
     assert row["note"] == f"not timed: {why}"
     assert not run.read().about["timings"]
+
+
+def test_results_are_json(tmp_path: Path) -> None:
+    """A user's notebook may write them down: figures, texts, lists and dicts, nothing of ours."""
+    run = Written(tmp_path)
+    run.row(Record("baseline", 0, "ok"), right(20))
+    run.timings({})
+    found = run.read()
+    for told in (list(found.rows), found.about):
+        assert json.loads(json.dumps(told)) == told

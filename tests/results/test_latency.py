@@ -10,7 +10,7 @@ from made_runs import Written, right
 
 from compress.api import rewrite_reports
 from compress.results.record import Record
-from compress.results.timed import timed_files
+from compress.results.timed import timed_files, timings
 from compress.timing.worker import DIFFERENT
 
 SECONDS = {"baseline": 0.004, "a()": 0.001, "b()": 0.004}
@@ -37,7 +37,7 @@ def test_latencies_by_hand(run: Written) -> None:
     assert (base["cpu_speedup"], base.get("cpu_verdict")) == (1.0, None)
     assert all(row["note"] == "" for row in rows.values())
     about = run.read().about
-    (timed,) = about["timings"]
+    (timed,) = timings(about)
     assert (timed.setting, timed.machine, timed.trusted) == ("cpu", "", True)
     assert timed.known["control"] == 1.0
     assert about["timed_on"]["cpu"] == "Made Up 9"
@@ -124,7 +124,7 @@ def test_if_the_baseline_fails_there_are_times_without_speedups(run: Written) ->
     assert "cpu_speedup" not in row
     assert row["missing"]["cpu_speedup"] == "the baseline has no time there"
     assert row["missing"]["cpu_verdict"].startswith(f"the baseline was not timed: {DIFFERENT}")
-    assert not run.read().about["timings"][0].trusted
+    assert not timings(run.read().about)[0].trusted
 
 
 def test_another_seeds_baseline_as_denominator_is_told(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from compress.stats.verdicts import (
 def test_a_difference() -> None:
     assert difference_verdicts([0.1], [0.05]) == ["better"]
     assert difference_verdicts([-0.1], [0.05]) == ["worse"]
-    assert difference_verdicts([-0.1], [0.0501]) == ["indistinguishable"]
+    assert difference_verdicts([-0.1], [0.0501]) == ["not shown"]
     assert difference_verdicts([], []) == []
 
 
 def test_what_is_shown_alone_is_not_shown_beside_another() -> None:
-    assert difference_verdicts([0.1, 0.1], [0.03, 0.03]) == ["indistinguishable"] * 2
+    assert difference_verdicts([0.1, 0.1], [0.03, 0.03]) == ["not shown"] * 2
     assert difference_verdicts([0.1, -0.1], [0.02, 0.05]) == ["better", "worse"]
 
 
