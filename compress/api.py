@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,17 @@ from compress.bench.execute.limits import Limits
 from compress.bench.execute.ray_executor import executor_named
 from compress.bench.plan.metric import Function
 from compress.bench.plan.plan import make_plan
-from compress.bench.plan.suite import Named, Suite, checked, load_suite
+from compress.bench.plan.rows import row_text
+from compress.bench.plan.suite import Named, Suite, check_margin, checked, load_suite
 from compress.bench.run import STORE, Bench, RunOptions
 from compress.errors import UserError, unknown
-from compress.report.columns import frame
 from compress.report.curves import curve_rows
 from compress.report.table import text
 from compress.report.write import write_reports
-from compress.results.record import Record, read_results
-from compress.results.recover import judge
+from compress.results.derive import read_results
+from compress.results.equivalence import why_not_equivalent
+from compress.results.record import BASELINE
+from compress.results.table import Row, frame
 from compress.tasks.base import Data
 
 if TYPE_CHECKING:
@@ -48,10 +50,31 @@ class Results:
     @property
     def frame(self) -> pd.DataFrame:
         """The table as a data frame, with the columns of `results.csv`."""
-        return frame(self.rows)
+        return frame(self.rows, self.about)
+
+    def equivalent(self, chain: str) -> bool:
+        """Whether a chain's accuracy is better than the baseline's, or equivalent to it.
+
+        Equivalent is what was shown to lose less than the margin of the run, over all its seeds.
+        """
+        return not self.why_not_equivalent(chain)
+
+    def why_not_equivalent(self, chain: str) -> str:
+        """Return why a chain is not `equivalent`, a sentence; '' if it is."""
+        known = dict.fromkeys(row["chain"] for row in self.rows)
+        found = known_chain(chain, str(self.about.get("baseline", "")), known)
+        return why_not_equivalent(self.rows, self.about, found)
 
     def __str__(self) -> str:
         return text(self.rows, self.about)
+
+
+def known_chain(chain: str, baseline: str, known: Iterable[str]) -> str:
+    """Return the text of a chain's row; raise UserError if it is none of those that are known."""
+    found, texts = row_text(chain, baseline), [text for text in known if text != BASELINE]
+    if found not in texts:
+        raise unknown("chain", found, texts)
+    return found
 
 
 def prepare(
@@ -73,7 +96,8 @@ def prepare(
     executor: str = "local",
     progress: bool = True,
     command: str = "",
-    on_record: Callable[[Record], None] = lambda record: None,
+    on_record: Callable[[Row], None] = lambda row: None,
+    require_equivalent: Sequence[str] = (),
     **changes: Any,
 ) -> Bench:
     """Return a run of a suite, everything looked up and nothing computed. Options as in `bench`."""
@@ -102,6 +126,8 @@ def prepare(
         allow_code=tuple(Path(path) for path in allow_code),
         step_threads=step_threads,
     )
+    for chain in require_equivalent:
+        known_chain(chain, plan.origin, (row.text for row in plan.rows))
     folder = Path(out or Path(DEFAULT_OUT) / chosen.name)
     # Called from Python there is no command that gives the table again, so none is named.
     return Bench(plan, folder, command, progress, on_record, run_options)
@@ -147,8 +173,10 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
     - What steps make is kept in `store` (a folder, or a URL for fsspec; by default `.steps` in
       `out`) and not computed again, unless `fresh=True` asks for that.
     - `executor`: 'local', or 'ray' for a Ray cluster.
-    - `progress`: bars on a terminal. `on_record` is called with every finished row, and again
-      once it is compared and timed.
+    - `progress`: bars on a terminal. `on_record` is called with every finished row (a dict by
+      column, see `compress-models list columns`), and again once it is compared and timed.
+    - `require_equivalent`: chains that are refused now if the suite does not have them; whether
+      they are equivalent to the baseline, `Results.equivalent` says.
     - What is a key of suites overrides the suite's, such as `seeds=(0, 1)`.
 
     Raises UserError before any work if something cannot work; a chain that fails later is a row
@@ -164,7 +192,10 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
         with contextlib.suppress(OSError, UserError):
             rewrite_reports(run.out)
         raise
-    return rewrite_reports(run.out)
+    results = rewrite_reports(run.out)
+    for row in results.rows:
+        run.on_record(row)
+    return results
 
 
 def preview(suite: str | Path | Suite | None = None, **options: Any) -> str:
@@ -222,18 +253,18 @@ def _suite_of(
     return suite, {**options, **given}
 
 
-def rewrite_reports(out: str | Path) -> Results:
-    """Write the reports of a folder anew from its `results.jsonl`, and return the rows.
+def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:
+    """Write the reports of a folder anew from what its run wrote down, and return the results.
 
-    Rows of a run that was killed before it had compared them are compared first.
+    `margin` (points of accuracy) takes the place of the run's own.
     """
     folder = Path(out)
-    judge(folder)
-    records, about = read_results(folder / "results.jsonl")
-    rows = [record.row() for record in records]
-    epochs = curve_rows((record.chain, record.seed, record.step_log) for record in records)
-    write_reports(rows, about, folder, epochs)
-    return Results(folder, tuple(rows), about)
+    if margin is not None:
+        check_margin(margin)
+    found = read_results(folder, margin)
+    epochs = curve_rows((record.chain, record.seed, record.log) for record in found.records)
+    write_reports(found.rows, found.about, folder, epochs)
+    return Results(folder, found.rows, found.about)
 
 
 def clean_store(

@@ -6,7 +6,7 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -89,6 +89,20 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             "same training without the technique. By default bench adds them, run does not.",
         ),
         click.option(
+            "--margin",
+            type=float,
+            metavar="POINTS",
+            help="A row is equivalent if a loss of accuracy of this or more is ruled out. "
+            "Default: 1.",
+        ),
+        click.option(
+            "--require-equivalent",
+            multiple=True,
+            metavar="CHAIN",
+            help="Exit with 1 unless this chain of the table is equivalent to the baseline, or "
+            "better. May be given several times.",
+        ),
+        click.option(
             "--metric",
             metavar="FILE.py:NAME",
             help="A function of yours that makes a number of outputs and targets (numpy arrays): "
@@ -155,7 +169,7 @@ def bench(suite: str, **options: Any) -> None:
     if options.pop("dry_run"):
         click.echo(preview(suite, **options))
         return
-    _finish(run_suite(suite, **_options(options)))
+    _finish(run_suite(suite, **_options(options)), options["require_equivalent"])
 
 
 @cli.command()
@@ -172,7 +186,8 @@ def run(data: str, model: str, chains: tuple[str, ...], **options: Any) -> None:
     if options.pop("dry_run"):
         click.echo(preview(data=data, model=model, chain=chains, **options))
         return
-    _finish(run_chains(data=data, model=model, chain=chains, **_options(options)))
+    results = run_chains(data=data, model=model, chain=chains, **_options(options))
+    _finish(results, options["require_equivalent"])
 
 
 def _import_in_parallel(options: dict[str, Any]) -> None:
@@ -185,11 +200,12 @@ def _import_in_parallel(options: dict[str, Any]) -> None:
 
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def report(out: Path) -> None:
-    """Write the tables and plots of a run anew from its results.jsonl."""
+@click.option("--margin", type=float, metavar="POINTS", help="Instead of the run's own.")
+def report(out: Path, margin: float | None) -> None:
+    """Write the tables and plots of a run anew from what it has measured."""
     from compress.api import rewrite_reports
 
-    _finish(rewrite_reports(out))
+    _finish(rewrite_reports(out, margin))
 
 
 @cli.command()
@@ -264,11 +280,12 @@ def check(files: tuple[Path, ...]) -> None:
 
 
 @cli.command(name="list")
-@click.argument("what", type=click.Choice(["techniques", "models", "data", "suites"]))
+@click.argument("what", type=click.Choice(["techniques", "models", "data", "suites", "columns"]))
 def list_names(what: str) -> None:
     """List what can be named."""
-    for name, description in sorted(_known(what).items()):
-        click.echo(f"{name}\n    {description}")
+    found = _known(what)
+    for name in found if what == "columns" else sorted(found):
+        click.echo(f"{name}\n    {found[name]}")
 
 
 def _known(what: str) -> dict[str, str]:
@@ -284,6 +301,10 @@ def _known(what: str) -> dict[str, str]:
         from compress.zoo.data import DATA
 
         return dict(DATA)
+    if what == "columns":
+        from compress.results.columns import described
+
+        return described()
     from compress.bench.plan.suite import suite_names
 
     return suite_names()
@@ -315,33 +336,36 @@ def _teller() -> Callable[[Any], None]:
     """Return what writes a line for a finished row, and one more only if its status changes."""
     told: set[tuple[str, int, str]] = set()
 
-    def tell(record: Any) -> None:
-        key = (record.chain, record.seed, record.status)
+    def tell(row: Any) -> None:
+        key = (row["chain"], row["seed"], row["status"])
         if key not in told:
             told.add(key)
-            _say(record)
+            _say(row)
 
     return tell
 
 
-def _say(record: Any) -> None:
+def _say(row: Any) -> None:
     """Write a row's line, so that a log of a long run shows how far it is."""
     from tqdm import tqdm
 
-    accuracy = record.measured.get("accuracy")
+    accuracy = row.get("accuracy")
     figures = "" if accuracy is None else f", {100 * accuracy:.2f} %"
-    seconds = record.measured.get("seconds")
+    seconds = row.get("seconds")
     took = "" if seconds is None else f", {seconds:.0f} s"
-    why = f": {record.error}" if record.error else ""
-    line = f"{record.chain} [seed {record.seed}]: {record.status}{figures}{took}{why}"
+    why = f": {row['error']}" if row["error"] else ""
+    line = f"{row['chain']} [seed {row['seed']}]: {row['status']}{figures}{took}{why}"
     tqdm.write(line, file=sys.stderr)
 
 
-def _finish(results: Any) -> None:
+def _finish(results: Any, equivalent: Sequence[str] = ()) -> None:
     click.echo(str(results))
     files = "table.md, results.csv, pareto.png, speedups.png, models/"
     click.echo(f"Written to {results.out}: {files}")
-    sys.exit(OK if results.ok else SOME_ROWS_FAILED)
+    reasons = [why for chain in equivalent if (why := results.why_not_equivalent(chain))]
+    for why in reasons:
+        click.echo(f"Not equivalent: {why}.", err=True)
+    sys.exit(SOME_ROWS_FAILED if reasons or not results.ok else OK)
 
 
 def main() -> None:

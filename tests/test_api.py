@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from torch import nn
 import compress
 from compress.api import rewrite_reports
 from compress.bench import run as bench
+from compress.results.log import Stage
 from compress.results.record import Record
 
 
@@ -259,7 +262,7 @@ def test_an_instance_that_cannot_be_reset_is_not_trained_from_its_old_weights(
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the timing processes, which have tests of their own."""
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], {}))
+    monkeypatch.setattr(bench, "time_records", lambda *_: ([], Stage(reason="left out")))
 
 
 @pytest.mark.usefixtures("untimed")
@@ -320,9 +323,9 @@ def test_one_chain_gets_no_control_unless_it_is_asked_for(data: object, tmp_path
 def test_what_is_finished_when_a_run_is_stopped_is_compared(data: object, tmp_path: Path) -> None:
     stopped = []
 
-    def stop(record: Record) -> None:
-        if record.chain == "finetune(epochs=1)" and not stopped:
-            stopped.append(record)
+    def stop(row: Mapping[str, Any]) -> None:
+        if row["chain"] == "finetune(epochs=1)" and not stopped:
+            stopped.append(row)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -336,8 +339,9 @@ def test_what_is_finished_when_a_run_is_stopped_is_compared(data: object, tmp_pa
         )
     baseline, finished = rewrite_reports(tmp_path).rows
     assert "accuracy_verdict" not in baseline
-    assert finished["accuracy_verdict"] in ("better", "worse", "indistinguishable")
-    assert "accuracy_verdict" not in stopped[0].measured
+    assert finished["accuracy_verdict"] in ("better", "equivalent", "worse", "not shown")
+    assert stopped[0]["accuracy"] == finished["accuracy"]
+    assert "accuracy_verdict" not in stopped[0]
 
 
 def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
@@ -345,8 +349,7 @@ def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
 ) -> None:
     def caught(records: dict[tuple[str, int], Record], *_: object) -> object:
         record = records["prune_weights(sparsity=0.9)", 0]
-        assert record.measured["accuracy_verdict"]
-        return [replace(record, status="unverified")], {"latency": {"cpu": {"margin": 0.02}}}
+        return [replace(record, status="unverified", files={})], Stage(reason="left out")
 
     monkeypatch.setattr(bench, "time_records", caught)
     results = compress.run(
@@ -359,5 +362,37 @@ def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
     _, pruned, int8 = results.rows
     assert (pruned["status"], int8["status"]) == ("unverified", "ok")
     assert "accuracy_verdict" not in pruned
-    assert int8["accuracy_verdict"] == "indistinguishable"
-    assert results.about["latency"] == {"cpu": {"margin": 0.02}}
+    assert int8["accuracy_verdict"] in ("equivalent", "not shown")
+    assert "onnx_path" not in pruned
+    assert (tmp_path / int8["onnx_path"]).exists()
+
+
+@pytest.mark.usefixtures("untimed")
+def test_equivalence_is_asked_of_results_and_rows_are_told_twice(
+    data: object, tmp_path: Path
+) -> None:
+    told: list[Mapping[str, Any]] = []
+    chain = "train(epochs=2) -> prune_weights(sparsity=0.01)"
+    options: dict[str, Any] = {"data": data, "model": "mlp(width=16)", "progress": False}
+    with pytest.raises(compress.UserError, match="unknown chain"):
+        compress.run(**options, chain=chain, out=tmp_path / "x", require_equivalent=["quantize()"])
+    with pytest.raises(compress.UserError, match="margin must be above 0"):
+        compress.run(**options, chain=chain, out=tmp_path / "x", margin=-1.0)
+    assert not (tmp_path / "x").exists(), "refused before any work"
+    results = compress.run(**options, chain=chain, out=tmp_path, margin=60.0, on_record=told.append)
+    assert results.about["margin"] == 60.0
+    assert results.rows[1]["accuracy_verdict"] == "equivalent"
+    assert results.equivalent(chain)
+    assert results.equivalent("prune_weights(sparsity=.01)")
+    assert "= equivalent within 60 points" in str(results)
+    with pytest.raises(compress.UserError, match="unknown chain 'quantize\\(\\)'"):
+        results.equivalent("quantize()")
+    with pytest.raises(compress.UserError, match="is the baseline itself"):
+        results.equivalent("train(epochs=2)")
+    narrow = rewrite_reports(tmp_path, margin=1e-6)
+    assert not narrow.equivalent(chain)
+    assert rewrite_reports(tmp_path).equivalent(chain), "the run's own margin stays"
+    assert [row["chain"] for row in told] == [row["chain"] for row in results.rows] * 2
+    assert told[1]["accuracy"] == told[3]["accuracy"]
+    assert "accuracy_verdict" not in told[1]
+    assert told[2:] == list(results.rows)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,12 +16,13 @@ import pytest
 import scipy.stats
 import torch
 from safetensors.torch import save_file
+from sklearn.metrics import balanced_accuracy_score
 
 import compress
 from compress.cli import main
 from compress.deploy.export import read_metadata
-from compress.report.columns import COLUMNS
-from compress.results.record import read_results
+from compress.results.columns import COLUMNS
+from compress.results.derive import read_results
 
 ROOT = Path(compress.__file__).resolve().parents[1]
 
@@ -89,6 +91,21 @@ WRONG = [
     (["run", "--chain", "train() -> distill(teacher=['a'])"], "unknown teacher 'a'"),
     (["run", "--chain", "train()", "--seeds", "18446744073709551616"], "whole numbers from 0"),
     (["run", "--chain", "train()", "--model", "timm:resnet18(checkpoint_path='a')"], "timm"),
+    (["run", "--chain", "train()", "--margin", "0"], "margin must be above 0 and at most 100"),
+    (["run", "--chain", "train()", "--margin", "nan"], "margin must be above 0 and at most 100"),
+    (["report", ".", "--margin", "101"], "margin must be above 0 and at most 100"),
+    (
+        ["run", "--chain", "train() -> quantize()", "--require-equivalent", "quantise()"],
+        "unknown technique 'quantise'",
+    ),
+    (
+        ["run", "--chain", "train() -> quantize()", "--require-equivalent", "cast('float16')"],
+        "unknown chain \"cast('float16')\". Known: quantize()",
+    ),
+    (
+        ["run", "--chain", "train() -> quantize()", "--require-equivalent", "train()"],
+        "is the baseline itself",
+    ),
     (["report", "."], "there is no results.jsonl"),
     (["list", "colours"], "'colours' is not one of"),
 ]
@@ -129,13 +146,14 @@ def test_weights_of_another_shape(
     assert "0.weight" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["techniques", "models", "data", "suites"])
+@pytest.mark.parametrize("what", ["techniques", "models", "data", "suites", "columns"])
 def test_list(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "list", what) == 0
     said = capsys.readouterr().out
     expected = {"techniques": "distill(student=None", "models": "resnet56", "data": "cifar100"}
+    expected["columns"] = "on_MACHINE_SETTING_speedup"
     assert expected.get(what, "digits") in said
 
 
@@ -159,6 +177,7 @@ chains = [
 ]
 """
 
+NAMES = tuple(column.name for column in COLUMNS)
 STATES = ["ok"] * 4 + ["failed", "ok"]
 
 
@@ -196,7 +215,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> None:
     table = rows(finished)
-    assert tuple(table[0]) == COLUMNS
+    assert tuple(table[0]) == NAMES
     assert [row["chain"] for row in table] == [
         "baseline",
         "quantize(reduce_range=True)",
@@ -221,44 +240,47 @@ def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> 
 
 
 def test_controls_see_as_many_samples_and_are_compared(finished: Path) -> None:
-    records = {record.chain: record for record in read_results(finished / "results.jsonl")[0]}
-    student = records["distill(student='mlp', epochs=4)"]
-    control = records["train(student='mlp', epochs=4)"]
-    assert (student.role, student.control, control.role) == ("", control.chain, "control")
-    assert control.measured["train_samples"] == student.measured["train_samples"] > 0
-    difference = student.measured["accuracy"] - control.measured["accuracy"]
-    assert student.measured["control_delta"] == pytest.approx(difference)
-    assert [name for name, record in records.items() if "control_p" in record.measured] == [
-        student.chain
-    ]
+    found = {row["chain"]: row for row in read_results(finished).rows}
+    student = found["distill(student='mlp', epochs=4)"]
+    control = found["train(student='mlp', epochs=4)"]
+    assert (student["role"], control["role"]) == ("", "control")
+    assert student["control"] == control["chain"]
+    assert control["train_samples"] == student["train_samples"] > 0
+    difference = student["accuracy"] - control["accuracy"]
+    assert student["control_delta"] == pytest.approx(difference)
+    assert [name for name, row in found.items() if "control_p" in row] == [student["chain"]]
 
 
 def test_comparisons_follow_from_the_answers_that_are_kept(finished: Path) -> None:
-    records = read_results(finished / "results.jsonl")[0]
+    found = read_results(finished).rows
     with np.load(finished / "raw" / "targets.npz") as kept:
         targets = kept["targets"]
-    right = {}
-    for record in records:
-        if record.status != "ok":
-            assert "agreement" not in record.measured
+    right, said = {}, {}
+    for row in found:
+        if row["status"] != "ok":
+            assert "agreement" not in row
             continue
-        folder = (finished / record.measured["onnx_path"]).parent
+        folder = (finished / row["onnx_path"]).parent
         with np.load(finished / "raw" / f"{folder.name}.npz") as kept:
-            right[record.chain] = kept["predictions"] == targets
-            assert (right[record.chain] == kept["correct"]).all()
+            said[row["chain"]] = kept["predictions"]
+            right[row["chain"]] = kept["predictions"] == targets
+            assert (right[row["chain"]] == kept["correct"]).all()
             assert ((kept["confidence"] >= 0.1) & (kept["confidence"] <= 1)).all()
-        before, after = right["baseline"], right[record.chain]
+        before, after = right["baseline"], right[row["chain"]]
         lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
-        assert record.measured["accuracy"] == pytest.approx(after.mean())
-        if record.chain != "baseline":
+        assert row["accuracy"] == pytest.approx(after.mean())
+        assert row["balanced_accuracy"] == pytest.approx(
+            balanced_accuracy_score(targets, said[row["chain"]])
+        )
+        if row["chain"] != "baseline":
             p = scipy.stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
-            assert record.measured["accuracy_p"] == pytest.approx(p)
-            assert (record.measured["lost"], record.measured["gained"]) == (lost, gained)
+            assert row["accuracy_p"] == pytest.approx(p)
+            assert (row["lost"], row["gained"]) == (lost, gained)
     assert len(right) == 5
 
 
 def test_the_run_says_what_it_was_measured_on(finished: Path) -> None:
-    _, about = read_results(finished / "results.jsonl")
+    about = read_results(finished).about
     assert len(about["split_hash"]) == len(about["preprocessing_hash"]) == 64
     assert "Holm" in about["multiplicity"]
     assert about["metric"] == ""
@@ -281,6 +303,32 @@ def test_the_deployed_file_gives_the_accuracy_of_its_row(finished: Path) -> None
         assert json.loads(about["labels"]) == list("0123456789")
         assert about["chain"].startswith("train(epochs=8)")
         assert path.stat().st_size == int(row["onnx_bytes"])
+
+
+def test_a_row_that_must_be_equivalent_and_is_not_exits_with_1(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the run that is finished: the question is asked of its results."""
+    results = compress.api.Results(finished, *_read(finished, margin=99.0))
+    # Written otherwise, and with the baseline's own step before it: the same chain.
+    assert results.equivalent("train(epochs=8) -> prune_channels( macs = .5 )")
+    monkeypatch.setattr("compress.api.run", lambda **_: results)
+    words = ["run", "--chain", "train() -> quantize()", "--require-equivalent"]
+    failed = "finetune(epochs=1, learning_rate=1e6, optimizer='sgd')"
+    assert call(monkeypatch, *words, "prune_channels(macs=0.5)", *words[3:], failed) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Not equivalent: finetune(epochs=1, optimizer='sgd', learning_rate=1")
+    assert "is not shown to be equivalent within 99 points: its row is failed" in said
+    close = compress.api.Results(finished, *_read(finished, margin=0.001))
+    why = close.why_not_equivalent("prune_channels(macs=0.5)")
+    row = next(row for row in close.rows if row["chain"] == "prune_channels(macs=0.5)")
+    assert f"differs from the baseline's by {100 * row['accuracy_delta']:+.2f} points" in why
+    assert f"it may differ by {100 * row['accuracy_bound']:+.2f}" in why
+
+
+def _read(out: Path, margin: float) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    found = read_results(out, margin)
+    return found.rows, found.about
 
 
 def test_outputs_lie_where_they_should(finished: Path) -> None:
@@ -311,7 +359,7 @@ def test_running_again_does_no_step_twice(finished: Path) -> None:
     )
     assert {path: path.stat().st_ino for path in (finished / ".steps").iterdir()} == entries
     for old, new in zip(before, rows(finished), strict=True):
-        for column in set(COLUMNS) - {c for c in COLUMNS if c.startswith("cpu")} - MEASURED:
+        for column in set(NAMES) - {c for c in NAMES if c.startswith("cpu")} - MEASURED:
             if column != "note":  # a noisy timing is noted
                 assert old[column] == new[column], column
 

@@ -17,11 +17,13 @@ NOUNS = {
     *("step_context", "compressor", "counts", "language"),
 }
 ORDER = [
+    {"stats"},
     NOUNS,
     {"training", "surgery", "timing", "deploy", "zoo"},
+    {"results"},
+    {"report", "suites"},
     {"techniques"},
     {"harness"},
-    {"report", "suites"},
     {"api"},
     {"cli", "__main__"},
 ]

@@ -28,9 +28,9 @@ import numpy as np
 import onnxruntime
 from trials import Trial, publish, run_trials, table
 
+from compress.stats.levels import student
 from compress.system.environment import cpu_threads
 from compress.timing.interleave import Candidate, Plan, interleave
-from compress.timing.statistics import student
 from compress.timing.worker import as_candidate, feeds_of, open_session
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ from compress.bench.plan.plan import make_plan
 from compress.bench.plan.suite import load_suite
 from compress.bench.run import Bench
 from compress.errors import UserError
-from compress.results.record import Record, read_results
+from compress.results.derive import read_results
+from compress.results.table import Row
+from compress.results.timed import GPU, Timed, of_files
 from compress.system.cuda import Cuda
 
 MS = {
@@ -62,21 +64,20 @@ LEGEND = (
 )
 
 
-def run_suite(name: str, folder: Path, seconds: float) -> tuple[list[Record], Mapping[str, Any]]:
-    """Run a built-in suite; return its records, and what it says of the GPU."""
+def run_suite(name: str, folder: Path, seconds: float) -> tuple[Sequence[Row], Sequence[Timed]]:
+    """Run a built-in suite; return its rows, and what was timed on the GPU."""
     suite = replace(load_suite(name), timing_seconds=seconds)
     with_gpu = make_plan(suite, device="cuda")
     Bench(with_gpu, folder, command=f"compress-models bench {name}").execute()
-    records, about = read_results(folder / "results.jsonl")
-    return records, about.get("cuda", {})
+    found = read_results(folder)
+    return found.rows, of_files(found.about, runtime=GPU)
 
 
-def lines(records: Iterable[Record]) -> Iterator[list[object]]:
-    for record in records:
-        row = record.row()
+def lines(rows: Iterable[Row]) -> Iterator[list[object]]:
+    for row in rows:
         per_second, peak = row.get("cuda_batch32_per_s"), row.get("cuda_peak_bytes")
         yield [
-            f"`{record.chain}`",
+            f"`{row['chain']}`",
             *(_number(row.get(column)) for column in MS.values()),
             "-" if per_second is None else f"{per_second:.0f}",
             _speedup(row),
@@ -96,21 +97,20 @@ def _speedup(row: Mapping[str, Any]) -> str:
     return f"{value:.2f}" if low is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
-def notes(records: Iterable[Record]) -> str:
+def notes(rows: Iterable[Row]) -> str:
     """Return what the rows say of their GPU figures, each sentence once with its rows."""
     said: dict[str, list[str]] = {}
-    for record in records:
-        if text := record.row().get("cuda_note"):
-            said.setdefault(text, []).append(f"`{record.chain}`")
+    for row in rows:
+        if text := row.get("cuda_note"):
+            said.setdefault(text, []).append(f"`{row['chain']}`")
     return "".join(f"- {', '.join(chains)}: {text}\n" for text, chains in said.items())
 
 
-def controls(cuda: Mapping[str, Any]) -> str:
+def controls(found: Iterable[Timed]) -> str:
     """Return what the A/A control of every column found."""
-    found = cuda.get("controls", {}).items()
-    keys = ("control", "control_low", "control_high", "margin", "bar", "trusted", "repetitions")
+    keys = ("control", "control_low", "control_high", "margin", "bar", "trusted", "processes")
     head = ("column", *(key.removeprefix("control_") for key in keys))
-    return table(head, ([column, *(_told(c[key]) for key in keys)] for column, c in found))
+    return table(head, ([one.setting, *(_told(one.known[key]) for key in keys)] for one in found))
 
 
 def _told(value: object) -> str:
@@ -120,15 +120,15 @@ def _told(value: object) -> str:
 def sections(suites: Iterable[str], work: Path, seconds: float) -> Iterator[str]:
     for name in suites:
         try:
-            records, cuda = run_suite(name, work / name, seconds)
+            rows, timed = run_suite(name, work / name, seconds)
         except UserError as error:
             yield f"## {name}\n\nNot run: {error}\n"
             continue
         yield f"## {name}\n"
-        yield table(HEAD, lines(records))
-        yield notes(records)
+        yield table(HEAD, lines(rows))
+        yield notes(rows)
         yield "A/A: the baseline against a second copy of itself, column by column.\n"
-        yield controls(cuda)
+        yield controls(timed)
 
 
 def main() -> int:

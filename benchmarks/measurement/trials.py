@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from compress import timing
+from compress import stats, timing
+from compress.stats.control import Control
+from compress.stats.proportions import wilson
+from compress.stats.ratios import Ratio, speedup
+from compress.stats.verdicts import speed_verdicts
 from compress.system.environment import cpu_info, cpu_threads
 from compress.system.files import append_line, digest, sha256, write_atomic
-from compress.timing.statistics import Ratio, compare, p_value
-from compress.timing.summary import LEVEL, Control, Timings
+from compress.timing.summary import Timings
 
 Trial = Mapping[str, Any]
 
@@ -41,8 +44,12 @@ def run_trials(
 
 def source() -> dict[str, str]:
     """Return what trials of one table must have in common: the machine and the timing code."""
-    folder = Path(timing.__file__).parent
-    code = {path.name: sha256(path.read_bytes()) for path in sorted(folder.glob("*.py"))}
+    folders = [Path(str(room.__file__)).parent for room in (stats, timing)]
+    code = {
+        f"{folder.name}/{path.name}": sha256(path.read_bytes())
+        for folder in folders
+        for path in sorted(folder.glob("*.py"))
+    }
     return {"machine": machine(), "onnxruntime": version("onnxruntime"), "code": digest(code)}
 
 
@@ -56,12 +63,10 @@ def _key(trial: Trial) -> str:
 
 def share(hits: int, count: int) -> str:
     """Return a share with its 95 % interval (Wilson's)."""
-    from scipy.stats import binomtest
-
     if not count:
         return "-"
-    found = binomtest(hits, count).proportion_ci(method="wilson")
-    return f"{hits} of {count} ({hits / count:.1%}; {found.low:.1%} to {found.high:.1%})"
+    low, high = wilson(hits, count)
+    return f"{hits} of {count} ({hits / count:.1%}; {low:.1%} to {high:.1%})"
 
 
 def outcome(timings: Timings, name: str, over: str, setting: str) -> dict[str, Any]:
@@ -92,14 +97,13 @@ def against(timings: Timings, name: str, over: str, setting: str) -> Ratio:
         strict=True,
     )
     both = [(b["medians"], c["medians"]) for b, c in pairs if b is not None and c is not None]
-    return compare([np.array(b) for b, _ in both], [np.array(c) for _, c in both])
+    return speedup([np.array(b) for b, _ in both], [np.array(c) for _, c in both])
 
 
 def claimed(ratio: Ratio, control: Control) -> str:
     """Return the verdict of a table whose only row this is."""
-    if p_value(ratio, control.bar) > LEVEL:
-        return "indistinguishable" if control.trusted else "untrusted"
-    return "faster" if ratio.value > 1 else "slower"
+    (verdict,) = speed_verdicts([ratio], control.bar, control.trusted)
+    return verdict or "untrusted"
 
 
 def machine() -> str:

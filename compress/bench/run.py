@@ -18,19 +18,19 @@ from compress.bench.execute.job import Job, Outcome, Stores, record_of
 from compress.bench.execute.limits import Limits
 from compress.bench.execute.local_executor import Site, executor_for, recipe_of
 from compress.bench.execute.schedule import Executor, Schedule
-from compress.bench.measure.gpu import FOUND, RECORDS, gpu_records
-from compress.bench.measure.gpu_row import FILE
+from compress.bench.measure.gpu import FOUND, RECORDS, time_on_gpu
 from compress.bench.measure.latency import KEPT, time_records
 from compress.bench.measure.memory import memory_records
 from compress.bench.plan.graph import ChainRun, Graph, make_graph
 from compress.bench.plan.plan import Plan
 from compress.bench.plan.provenance import about
-from compress.bench.plan.rows import BASELINE
 from compress.bench.store.outputs import Outputs
 from compress.bench.store.store import Entry
 from compress.errors import RunStopped, UserError
-from compress.results.compare import Answers, compare_records
-from compress.results.record import Key, Record, RunLog
+from compress.results.derive import row_alone
+from compress.results.log import RunLog, Stage
+from compress.results.record import Key, Record
+from compress.results.timed import GPU
 from compress.system.cuda import Cuda
 from compress.system.files import write_json
 from compress.system.progress import bar
@@ -61,7 +61,7 @@ class Bench:
     out: Path
     command: str = ""
     progress: bool = True
-    on_record: Callable[[Record], None] = lambda record: None
+    on_record: Callable[[Mapping[str, Any]], None] = lambda row: None
     run_options: RunOptions = field(default_factory=RunOptions)
     records: dict[Key, Record] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class Bench:
         return self.run_options.store or (self.out / STORE).resolve()
 
     def execute(self) -> list[Record]:
-        """Run every chain and seed, compare their answers, then time all files together.
+        """Run every chain and seed, then time all files together.
 
         Raises RunStopped where the disk is full; what was finished is kept.
         """
@@ -112,35 +112,25 @@ class Bench:
         told = {**about(self.plan, self.command), "order": order, "isolation": executor.about}
         self.log = RunLog(self.out / "results.jsonl", told)
         with contextlib.closing(executor):
-            try:
-                self._build_all(graph, stores, executor)
-            finally:
-                # Also after Ctrl-C: what is finished is worth its verdict.
-                self._compare()
+            self._build_all(graph, stores, executor)
             for record in memory_records(self.records, self.plan, self.outputs):
-                self._keep(record)
+                self.records[record.key] = record
+                self.log.record(record)
             collector = getattr(executor, "gather", None)
-            timed = self._timed(
-                time_records(self.records, self.plan, self.outputs, self.progress, collector)
+            caught, stage = time_records(
+                self.records, self.plan, self.outputs, self.progress, collector
             )
-            if any(record.status != "ok" for record in timed):
-                # A file that was caught while it was timed must not stand in a comparison.
-                self._compare()
-            self._timed(self._on_gpu(executor, scratch))
+            for record in caught:
+                self._keep(record)
+                self.outputs.withdraw(record)
+            # Last: without this line the seconds count for nothing, with it all of them do.
+            self.log.timings(stage)
+            self.log.timings(self._on_gpu(executor, scratch))
 
-    def _timed(self, found: tuple[list[Record], dict[str, Any]]) -> list[Record]:
-        """Keep timed records and what is known of their timing as a whole."""
-        records, news = found
-        for record in records:
-            self._keep(record)
-        if news:
-            self.log.about(news)
-        return records
-
-    def _on_gpu(self, executor: Executor, scratch: Path) -> tuple[list[Record], dict[str, Any]]:
+    def _on_gpu(self, executor: Executor, scratch: Path) -> Stage:
         """Run the GPU stage, in a process of its own where there is a GPU to break."""
         if Cuda().absent():
-            return gpu_records(self.records, self.plan, self.outputs, {}, self.progress)
+            return time_on_gpu(self.records, self.plan, self.outputs, {}, self.progress)
         folder = scratch / "gpu"
         folder.mkdir(exist_ok=True)
         asked = {
@@ -156,23 +146,8 @@ class Bench:
             executor.submit(job, "gpu")
             [(_, outcome)] = executor.wait()
         if not outcome.ok:
-            reason = f"the timing on the GPU ended early: {outcome.error}"
-            sound = [record for record in self.records.values() if record.status == "ok"]
-            told = [replace(r, missing={**r.missing, FILE: reason}) for r in sound]
-            return told, {}
-        found = json.loads((folder / FOUND).read_text())
-        return list(map(Record.from_json, found["records"])), found["about"]
-
-    def _compare(self) -> None:
-        answers = {
-            key: Answers(stored["predictions"], stored["correct"])
-            for key, record in self.records.items()
-            if record.status == "ok"
-            for stored in [self.outputs.stored(self.outputs.model(*key).name)]
-        }
-        for key, record in compare_records(self.records, answers).items():
-            if record != self.records[key]:
-                self._keep(record)
+            return Stage(runtime=GPU, reason=f"the timing on the GPU ended early: {outcome.error}")
+        return Stage.from_json(json.loads((folder / FOUND).read_text()))
 
     def _build_all(self, graph: Graph, stores: Stores, executor: Executor) -> None:
         shown = bar(self.progress, total=len(graph.chain_runs), unit="chain")
@@ -196,26 +171,19 @@ class Bench:
         row = chain_run.row
         if entry is None:
             record = Record(
-                row.text, chain_run.seed, "failed", error=outcome.error, step_log=outcome.step_log
+                row.text, chain_run.seed, "failed", error=outcome.error, log=outcome.step_log
             )
         else:
             record = self.outputs.publish(entry.folder, record_of(entry))
-            record = _beside(record, self.records.get((BASELINE, chain_run.seed)))
-        record = replace(record, role=row.role, control=row.control)
-        if row.uncontrolled and entry is not None:
-            record = replace(
-                record,
-                notes=(*record.notes, f"no control of equal cost: {row.uncontrolled}"),
-                missing={**record.missing, "control_verdict": row.uncontrolled},
-            )
-        if row.chain is None and "split" in record.hashes:
-            self.log.about({"split_hash": record.hashes["split"]})
-        self._keep(record)
+            if row.uncontrolled:
+                why = {"control_verdict": row.uncontrolled}
+                record = replace(record, missing={**record.missing, **why})
+        self._keep(replace(record, role=row.role, control=row.control, steps=row.steps))
 
     def _keep(self, record: Record) -> None:
-        self.records[record.chain, record.seed] = record
+        self.records[record.key] = record
         self.log.record(record)
-        self.on_record(record)
+        self.on_record(row_alone(record, self.out))
 
 
 def _check_writable(place: str | Path) -> None:
@@ -233,17 +201,6 @@ def _check_writable(place: str | Path) -> None:
 def _in_order(graph: Graph, plan: Plan) -> list[ChainRun]:
     """Return the chain runs as a table shows them: by seed, in the order of the plan's rows."""
     return [graph.chain_run((row.text, seed)) for seed in plan.suite.seeds for row in plan.rows]
-
-
-def _beside(record: Record, baseline: Record | None) -> Record:
-    """Say how far a row's accuracy is from the baseline's."""
-    measured: Mapping[str, Any] = record.measured
-    if record.chain == BASELINE:
-        return replace(record, measured={**measured, "accuracy_delta": 0.0})
-    if baseline is None or not {"accuracy"} <= measured.keys() & baseline.measured.keys():
-        return record
-    delta = measured["accuracy"] - baseline.measured["accuracy"]
-    return replace(record, measured={**measured, "accuracy_delta": delta})
 
 
 def _little_space(folder: Path) -> bool:

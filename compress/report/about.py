@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.report import trust
-from compress.report.columns import BASELINE, CONTROL, Row, number, settings, text_of
 from compress.report.row_numbers import number_chains
-from compress.report.words import GPU_WORDS, machine_words, main_setting, setting_words
+from compress.report.words import machine_words, timed_words
+from compress.results.derive import points
+from compress.results.record import BASELINE, CONTROL, MARGIN
+from compress.results.table import Row, is_sound, number, text_of
+from compress.results.timed import FORMS, main_timed, of_files, timings
 
 COSTS = (
     "kB: the ONNX file in 1000 bytes; ms: median of a call's milliseconds ({}). Accuracy, kB "
@@ -28,8 +31,12 @@ SEEDS = (
     "± half of its interval (t with three seeds or more, else that of the timing); other "
     "figures: means over seeds;"
 )
+UNEVEN = 1.2
+"""The most frequent class has a note if it has more than half of the items and so many times what
+it would have if all had as many."""
 VERDICTS = (
     ("▲", "better or faster"),
+    ("=", "equivalent within {margin}"),
     ("▼", "worse or slower"),
     ("≈", "no difference shown"),
     ("?", "the seeds' verdicts differ"),
@@ -37,10 +44,10 @@ VERDICTS = (
 )
 
 
-def legend(rows: Sequence[Row], shown: str) -> str:
+def legend(rows: Sequence[Row], shown: str, about: Mapping[str, Any]) -> str:
     """Return what the signs mean that end a figure in the tables, whose lines are `shown`."""
     parts = [
-        f"{mark} {words}"
+        f"{mark} {words.format(margin=points(about.get('margin', MARGIN)))}"
         for mark, words in VERDICTS
         if re.search(rf" {re.escape(mark)}(?=\||  |$)", shown, re.MULTILINE)
     ]
@@ -55,18 +62,19 @@ def facts(rows: Sequence[Row], about: Mapping[str, Any], seeds: Sequence[int]) -
 
     `seeds` are those that a row is the mean of; a single one says nothing of means.
     """
-    names = settings(rows)
-    words = setting_words(main_setting(rows), about)
+    here = [timed for timed in timings(about) if not timed.machine]
+    words = timed_words(main_timed(about), about)
     machine = machine_words(about.get("environment") or {})
     found = [
         _task(about),
+        _classes(about),
         _number(rows, seeds),
         f"Machine: {machine}." if machine else "",
         _timed_on(about),
         f"{SEEDS if len(seeds) > 1 else ITEMS} {COSTS.format(words)}",
-        trust.controls(names, about),
-        *trust.denominators(names, about),
-        trust.effort(names, about),
+        trust.controls(here, about),
+        *trust.denominators(here, about),
+        trust.effort(of_files(about)),
         str(about.get("multiplicity") or ""),
         gpu(rows),
     ]
@@ -82,7 +90,7 @@ def unfinished(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     left = order - {(text_of(row, "chain"), row.get("seed")) for row in rows}
     if not left:
         return ""
-    timed = "" if settings(rows) else ", and no file was timed"
+    timed = "" if timings(about) else ", and no file was timed"
     said = f"{len(left)} of {len(order)} rows {'is' if len(left) == 1 else 'are'} missing{timed}."
     command = str(about.get("command") or "")
     # A run by `--fresh` would compute all of it again.
@@ -109,9 +117,13 @@ def gpu(rows: Sequence[Row]) -> str:
     noted.pop("", None)
     if not noted:
         return ""
-    measured = any(number(row, key) is not None for row in rows for key in GPU_WORDS)
-    sound = [row for row in rows if text_of(row, "status") not in ("failed", "unverified")]
-    meant = sound if measured else [row for row in rows if text_of(row, "cuda_note")]
+    keys = [form.column for form in FORMS]
+    measured = any(number(row, key) is not None for row in rows for key in keys)
+    meant = (
+        list(filter(is_sound, rows))
+        if measured
+        else [row for row in rows if text_of(row, "cuda_note")]
+    )
     labels = number_chains(rows)
     reasons = "; ".join(
         remark if len(those) >= len(meant) else f"{remark} ({_those(those, labels)})"
@@ -150,6 +162,43 @@ def _task(about: Mapping[str, Any]) -> str:
     ]
     parts += [f"Hashes: {', '.join(hashes)}."] if hashes else []
     return " ".join(parts)
+
+
+def imbalance(about: Mapping[str, Any]) -> str:
+    """Say where most test items are of one class, so that accuracy alone says little; else ''."""
+    counts = about.get("class_counts") or []
+    share = majority(about)
+    if share <= 0.5 or share < UNEVEN / len(counts):
+        return ""
+    return (
+        f"UNEVEN CLASSES: {share:.1%} of the test items are {_class(about, counts)}, so a file "
+        f"that always answers that is right as often. Balanced accuracy (bal. %) gives every "
+        f"class the same weight."
+    )
+
+
+def majority(about: Mapping[str, Any]) -> float:
+    """Return the share of test items that are of the most frequent class; 0 if none is known."""
+    counts = about.get("class_counts") or []
+    return max(counts) / sum(counts) if any(counts) else 0.0
+
+
+def _classes(about: Mapping[str, Any]) -> str:
+    counts = about.get("class_counts") or []
+    if not any(counts):
+        return ""
+    fewest, most = min(counts), max(counts)
+    each = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return (
+        f"Classes: {len(counts)}, with {each} test items each; the most frequent, "
+        f"{_class(about, counts)}, has {majority(about):.1%} of them."
+    )
+
+
+def _class(about: Mapping[str, Any], counts: Sequence[int]) -> str:
+    """Return the most frequent class by its name."""
+    names, largest = (about.get("task") or {}).get("classes") or [], counts.index(max(counts))
+    return repr(names[largest]) if largest < len(names) else f"class {largest}"
 
 
 def _number(rows: Sequence[Row], seeds: Sequence[int]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from compress.report import formatting
-from compress.report.columns import Row, number, text_of
-from compress.report.section import Column, Section
+from compress.report.about import imbalance, majority
+from compress.report.section import Column, Section, plain
 from compress.report.words import About
+from compress.results.columns import group
+from compress.results.table import Row, is_sound, number, text_of
 
 MOST = 5  # seeds in one cell
-SAME = "same: items that the row answers as the baseline does, right or wrong."
-FLIPS = "flips: lost/gained, items that the baseline has right and the row wrong, and the reverse."
+UNEVEN = 1.5  # times as many items in a class as if all had as many
 OVER = (
     "A control had the training alone: as many samples, and no technique. Only what a row has "
     "over its control is the technique's."
@@ -22,7 +23,7 @@ def accuracy_sections(
     rows: Sequence[Row], labels: Mapping[str, str], about: About
 ) -> list[Section]:
     """Return the tables about accuracy."""
-    sound = tuple(r for r in rows if text_of(r, "status") not in ("failed", "unverified"))
+    sound = tuple(filter(is_sound, rows))
     seeds = any("accuracy_seeds" in row for row in rows)
     return [_real(sound, seeds, about), _controls(sound, labels, seeds)]
 
@@ -33,8 +34,7 @@ def _real(rows: tuple[Row, ...], seeds: bool, about: About) -> Section:
         Column("acc %", "acc %: Wilson's 95 % interval.", formatting.share_interval),
         _delta("accuracy", "Δ: the difference to the baseline", seeds),
         _p("accuracy", seeds),
-        Column("same %", SAME, lambda row: formatting.percent(row, "agreement")),
-        Column("flips", FLIPS, lambda row: formatting.pair(row, "lost", "gained")),
+        *map(plain, group("accuracy")),
     )
     of_seeds = Column("acc % of the seeds", "", _of_seeds)
     if not any(c.cell(row) != formatting.MISSING for c in (*difference, of_seeds) for row in rows):
@@ -45,22 +45,14 @@ def _real(rows: tuple[Row, ...], seeds: bool, about: About) -> Section:
 
 
 def _measures(about: About) -> tuple[Column, ...]:
-    return (
-        Column(
-            "ECE %",
-            "ECE: expected calibration error, how far a file's confidence lies from its accuracy.",
-            lambda row: formatting.percent(row, "ece"),
-        ),
-        Column(
-            "top-5 %",
-            "top-5: the label is among the five likeliest.",
-            lambda row: formatting.percent(row, "top5"),
-        ),
-        Column(
-            str(about.get("metric") or "metric"),
-            "",
-            lambda row: formatting.figure(number(row, "metric")),
-        ),
+    names = {"metric": str(about.get("metric") or "metric")}
+    classes = len(about.get("class_counts") or [])
+    # Where classes are about as frequent as each other, it is the accuracy once more.
+    even = not imbalance(about) and majority(about) * classes < UNEVEN
+    return tuple(
+        plain(column, names.get(column.name, ""))
+        for column in group("measures")
+        if not (even and column.name == "balanced_accuracy")
     )
 
 

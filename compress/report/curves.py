@@ -16,12 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from compress.report.columns import BASELINE, Row, text_of
 from compress.report.layout import clean
 from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
 from compress.report.pareto import DPI, STYLE
 from compress.report.row_numbers import number_chains
 from compress.report.shorten import brief, cut
+from compress.results.record import BASELINE
+from compress.results.table import Row, text_of
 
 KEYS = (
     *("chain", "seed", "training", "epoch", "loss", "train_accuracy", "validation_accuracy"),

@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from compress.report.columns import CONTROL, Row, ordered, text_of
 from compress.report.forest_data import (
     DELTA_LANES,
     Lane,
@@ -32,10 +31,12 @@ from compress.report.layout import clean, wrap_chain
 from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
 from compress.report.pareto import DPI, STYLE
 from compress.report.row_numbers import number_chains
-from compress.report.seeds import over_seeds, seeds_of
 from compress.report.shorten import brief
 from compress.report.styles import step_names
 from compress.report.words import About
+from compress.results.record import CONTROL
+from compress.results.seeds import over_seeds, seeds_of
+from compress.results.table import Row, ordered, text_of
 
 LEFT, MIDDLE, GAP, RIGHT = 24, 450, 50, 30  # pixels: the chains, then both panels
 TOP, KEY, BOTTOM = 84, 22, 62  # the heading, a line of the keys, below the panels
@@ -55,9 +56,9 @@ def speedups_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes | None:
     """
     single = ordered(rows)
     several = len(seeds_of(single)) > 1
-    shown: list[Row] = [*over_seeds(single)] if several else single
+    shown: list[Row] = [*over_seeds(single, about)] if several else single
     lanes = speed_lanes(shown, about)
-    drawn = forest_rows(shown, tuple(lanes), about)
+    drawn = forest_rows(shown, lanes)
     if not drawn:
         return None
     labels = number_chains(shown)
@@ -71,10 +72,10 @@ def speedups_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes | None:
         speeds, deltas = _panels(figure, sum(tall), height)
         _stripes(figure, tall, top, height)
         _chains(figure, chains, tall, top, height)
-        _speeds(speeds, [speed_marks(row, tuple(lanes), about) for row in drawn], lanes, tall)
+        _speeds(speeds, [speed_marks(row, lanes) for row in drawn], lanes, tall)
         _deltas(deltas, [delta_marks(row) for row in drawn], len(_delta_lanes(drawn)), tall)
-        _heading(figure, about, reading(drawn, list(lanes.values()), several), height)
-        _key(figure, list(lanes.values()), MIDDLE, top, height)
+        _heading(figure, about, reading(drawn, lanes, several), height)
+        _key(figure, lanes, MIDDLE, top, height)
         _key(figure, _delta_lanes(drawn), MIDDLE + PANEL + GAP, top, height)
         content = io.BytesIO()
         canvas.print_figure(content, format="png", metadata={"Software": None})
@@ -85,7 +86,7 @@ def _lines(row: Row) -> list[str]:
     chain = text_of(row, "chain")
     mark = " [control]" if text_of(row, "role") == CONTROL else ""
     # Where it is too long, the names of the steps say more than the first options do.
-    for text in (chain, brief(chain), " -> ".join(step_names(chain)) or chain):
+    for text in (chain, brief(chain), " -> ".join(step_names(row)) or chain):
         lines = wrap_chain(printable(clean(text)) + mark, LETTERS)
         if len(lines) <= LINES:
             return lines
@@ -144,7 +145,7 @@ def _chains(
 
 
 def _speeds(
-    axes: Axes, marks: Sequence[list[Mark]], lanes: Mapping[str, Lane], tall: Sequence[int]
+    axes: Axes, marks: Sequence[list[Mark]], looks: Sequence[Lane], tall: Sequence[int]
 ) -> None:
     axes.set_xlabel("speed-up over the baseline, times (log scale)")
     values = [1.0, *(mark.value for row in marks for mark in row)]
@@ -160,12 +161,11 @@ def _speeds(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.10g}"))
     axes.axvline(1, color="#777777", linewidth=1.2, zorder=1.5)
-    looks = list(lanes.values())
     for row, middles, box in zip(marks, _middles(tall, len(looks)), _boxes(tall), strict=True):
         for mark in row:
             _margin(axes, looks, mark.lane, middles, box)
             _draw(axes, mark, looks[mark.lane], middles[mark.lane])
-    if not lanes:
+    if not looks:
         _say(axes, "no row has a speed-up with an interval")
 
 

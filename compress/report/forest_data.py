@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from compress.report.columns import BASELINE, Row, number, settings, text_of
 from compress.report.pareto_data import is_drawn
-from compress.report.words import About, is_trusted, latency_of, setting_words
+from compress.report.words import About, timed_words
+from compress.results.record import BASELINE
+from compress.results.table import Row, number, text_of
+from compress.results.timed import Known, of_files
 
 # Okabe and Ito's colours, told apart by the colour-blind; the markers differ too.
 LOOKS = (
@@ -19,7 +20,7 @@ LOOKS = (
     ("#E69F00", "v"),
     ("#56B4E9", "p"),
 )
-CLAIMS = ("better", "worse", "faster", "slower")
+CLAIMS = ("better", "equivalent", "worse", "faster", "slower")
 STEPS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # points
 NEAR = 10.0  # points: what lies within is always on the axis
 
@@ -28,7 +29,7 @@ NEAR = 10.0  # points: what lies within is always on the axis
 class Mark:
     """A figure with its 95 % interval (its own value where there is none), and the lane it is in.
 
-    `claimed` says that there is a verdict other than indistinguishable.
+    `claimed` says that there is a verdict other than that no difference is shown.
     """
 
     lane: int
@@ -42,7 +43,7 @@ class Mark:
 class Lane:
     """What the marks of a lane have in common; `margin` (a fraction) is what a verdict must exceed.
 
-    `trusted` says that the timing may be trusted.
+    `trusted` says that the timing may be trusted, `names` are the columns of its figures.
     """
 
     words: str
@@ -50,6 +51,7 @@ class Lane:
     marker: str
     margin: float = 0.0
     trusted: bool = True
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 DELTA_LANES = (
@@ -58,30 +60,32 @@ DELTA_LANES = (
 )
 
 
-def speed_lanes(rows: Sequence[Row], about: About) -> dict[str, Lane]:
-    """Return the latency settings in which a speed-up has an interval: setting -> lane."""
+def speed_lanes(rows: Sequence[Row], about: About) -> list[Lane]:
+    """Return the latency settings in which a speed-up has an interval."""
     found = [
-        name
-        for name in settings(rows)
-        if any(number(row, f"{name}_speedup_high") is not None for row in rows)
+        timed
+        for timed in of_files(about)
+        if any(number(row, timed.names["speedup_high"]) is not None for row in rows)
     ]
-    return {
-        name: Lane(
-            setting_words(name, about) + ("" if is_trusted(name, about) else " (not trusted)"),
+    return [
+        Lane(
+            timed_words(timed, about) + ("" if timed.trusted else " (not trusted)"),
             *LOOKS[i % len(LOOKS)],
-            _bar(latency_of(name, about)),
-            is_trusted(name, about),
+            _bar(timed.known),
+            timed.trusted,
+            timed.names,
         )
-        for i, name in enumerate(found)
-    }
+        for i, timed in enumerate(found)
+    ]
 
 
-def speed_marks(row: Row, names: Sequence[str], about: About) -> list[Mark]:
+def speed_marks(row: Row, lanes: Sequence[Lane]) -> list[Mark]:
     """Return the row's speed-ups, as ratios."""
     return [
         mark
-        for lane, name in enumerate(names)
-        if (mark := _mark(row, lane, f"{name}_speedup", f"{name}_verdict")) and mark.low > 0
+        for number, lane in enumerate(lanes)
+        if (mark := _mark(row, number, lane.names["speedup"], lane.names["verdict"]))
+        and mark.low > 0
     ]
 
 
@@ -96,16 +100,16 @@ def delta_marks(row: Row) -> list[Mark]:
     return [mark for mark in found if mark]
 
 
-def forest_rows(rows: Sequence[Row], names: Sequence[str], about: About) -> list[Row]:
+def forest_rows(rows: Sequence[Row], lanes: Sequence[Lane]) -> list[Row]:
     """Return the rows that have a mark, without the baseline; none if no mark has an interval."""
-    drawn = [
-        row
-        for row in rows
+    drawn = {
+        number: [*speed_marks(row, lanes), *delta_marks(row)]
+        for number, row in enumerate(rows)
         if text_of(row, "chain") != BASELINE
-        and (speed_marks(row, names, about) or delta_marks(row))
-    ]
-    marks = (m for row in drawn for m in (*speed_marks(row, names, about), *delta_marks(row)))
-    return drawn if any(mark.low < mark.high for mark in marks) else []
+    }
+    if not any(mark.low < mark.high for marks in drawn.values() for mark in marks):
+        return []
+    return [rows[number] for number, marks in drawn.items() if marks]
 
 
 def delta_range(marks: Sequence[Mark]) -> tuple[float, float]:
@@ -138,7 +142,8 @@ def reading(rows: Sequence[Row], lanes: Sequence[Lane], several: bool) -> str:
     """Return how the marks of the rows are to be read; `several` seeds are behind each."""
     said = ["Means over the seeds."] if several else []
     said.append("Bars: 95 % intervals.")
-    if any(key.endswith("_verdict") for row in rows for key in row):
+    verdicts = ["accuracy_verdict", *(lane.names["verdict"] for lane in lanes)]
+    if any(text_of(row, verdict) for row in rows for verdict in verdicts):
         doubt = "" if all(lane.trusted for lane in lanes) else ", or timing not to be trusted"
         said.append(f"Filled markers: a verdict; hollow ones: no difference shown{doubt}.")
     else:
@@ -148,7 +153,7 @@ def reading(rows: Sequence[Row], lanes: Sequence[Lane], several: bool) -> str:
     return " ".join(said)
 
 
-def _bar(known: Mapping[str, Any]) -> float:
+def _bar(known: Known) -> float:
     """Return what a verdict of a setting must exceed, a fraction (0 if that is not known)."""
     return float(known.get("bar") or known.get("margin") or 0.0)
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from compress.report.columns import BASELINE, Row, number, text_of
+from collections.abc import Callable
+
+from compress.results.columns import Column
+from compress.results.record import BASELINE
+from compress.results.table import Row, is_sound, number, text_of
+from compress.results.timed import Timed
+from compress.stats.spread import is_noisy
 
 MISSING = "-"
 SIGNS = {
     "better": "▲",
     "faster": "▲",
+    "equivalent": "=",
     "worse": "▼",
     "slower": "▼",
+    "not shown": "≈",
     "indistinguishable": "≈",
     "mixed": "?",
 }
 UNTRUSTED = "!"
 NOISY = "~"
-NOISE = 0.2  # of the median: how far half of the calls may lie apart before a cell says so
 
 
 def accuracy(row: Row) -> str:
@@ -23,8 +30,8 @@ def accuracy(row: Row) -> str:
 
     Over several seeds it is the mean, with the standard deviation after ±.
     """
-    if (status := text_of(row, "status")) in ("failed", "unverified"):
-        return status
+    if not is_sound(row):
+        return text_of(row, "status")
     value = number(row, "accuracy")
     if value is None:
         return MISSING
@@ -40,40 +47,44 @@ def delta(row: Row) -> str:
     decimals = 2 if abs(100 * value) < 9.995 else 1
     half = _half(row, "accuracy_delta")
     margin = "" if half is None else " " + _within(100 * half, decimals)
-    return _signed(100 * value, decimals) + margin + sign(row, "accuracy")
+    return _signed(100 * value, decimals) + margin + sign(row, "accuracy_verdict")
 
 
-def speedup(row: Row, setting: str, trusted: bool = True) -> str:
+def speedup(row: Row, timed: Timed) -> str:
     """Return how many times faster than the baseline, with its margin and verdict."""
-    value = number(row, f"{setting}_speedup")
+    value = number(row, key := timed.names.get("speedup", ""))
     if value is None:
         return MISSING
     text, decimals = _ratio(value), _decimals(value)
-    half = _half(row, f"{setting}_speedup")
+    half = _half(row, key)
     if half is not None and value < 9999.5:
         text += f" {_within(half, decimals)}"
-    return text + sign(row, setting, trusted)
+    return text + _sign_of(row, timed)
 
 
-def sign(row: Row, question: str, trusted: bool = True) -> str:
-    """Return a blank and the sign of a verdict, such as that of `cpu_verdict`; '' if there is none.
+def sign(row: Row, verdict: str, trusted: bool = True) -> str:
+    """Return a blank and the sign of a verdict, such as `cpu_verdict`; '' if there is none.
 
     Of a latency that is not to be trusted only `faster` and `slower` count: these lie beyond
     what the control doubts.
     """
     if row.get("chain") == BASELINE:
         return ""
-    verdict = text_of(row, f"{question}_verdict")
-    if not trusted and verdict not in ("faster", "slower"):
+    found = text_of(row, verdict)
+    if not trusted and found not in ("faster", "slower"):
         return f" {UNTRUSTED}"
-    mark = SIGNS.get(verdict)
+    mark = SIGNS.get(found)
     return f" {mark}" if mark else ""
+
+
+def _sign_of(row: Row, timed: Timed) -> str:
+    return sign(row, timed.names.get("verdict", ""), timed.trusted)
 
 
 def share_interval(row: Row) -> str:
     """Return the 95 % interval of the accuracy, in percent."""
     low, high = number(row, "accuracy_low"), number(row, "accuracy_high")
-    if low is None or high is None or text_of(row, "status") in ("failed", "unverified"):
+    if low is None or high is None or not is_sound(row):
         return MISSING
     return f"[{100 * low:.2f}, {100 * high:.2f}]"
 
@@ -90,29 +101,29 @@ def difference(row: Row, question: str) -> str:
     text = _signed(100 * value, 2)
     if low is not None and high is not None:
         text += f" [{_signed(100 * low, 2)}, {_signed(100 * high, 2)}]"
-    return text + sign(row, question)
+    return text + sign(row, f"{question}_verdict")
 
 
-def ratio(row: Row, setting: str, trusted: bool = True) -> str:
+def ratio(row: Row, timed: Timed) -> str:
     """Return a speed-up with its 95 % interval and verdict."""
-    value = number(row, f"{setting}_speedup")
+    names = timed.names
+    value = number(row, names.get("speedup", ""))
     if value is None:
         return MISSING
-    low, high = number(row, f"{setting}_speedup_low"), number(row, f"{setting}_speedup_high")
+    low, high = (number(row, names.get(f"speedup_{end}", "")) for end in ("low", "high"))
     text = _ratio(value)
     if low is not None and high is not None:
         text += f" [{_ratio(low)}, {_ratio(high)}]"
-    return text + sign(row, setting, trusted)
+    return text + _sign_of(row, timed)
 
 
-def milliseconds(row: Row, setting: str) -> str:
+def milliseconds(row: Row, timed: Timed) -> str:
     """Return the median and the 90th percentile of a call, marked where the calls are noisy."""
-    p50, p90 = number(row, f"{setting}_ms_p50"), number(row, f"{setting}_ms_p90")
+    p50, p90, spread = (number(row, timed.names[key]) for key in ("ms_p50", "ms_p90", "ms_iqr"))
     if p50 is None:
         return MISSING
     text = plain(p50) + ("" if p90 is None else f" / {plain(p90)}")
-    spread = number(row, f"{setting}_ms_iqr")
-    return f"{text} {NOISY}" if spread is not None and spread > NOISE * p50 else text
+    return f"{text} {NOISY}" if is_noisy(p50, spread) else text
 
 
 def percent(row: Row, key: str, decimals: int = 2) -> str:
@@ -172,6 +183,18 @@ def size(row: Row, key: str, unit: float) -> str:
     """Return a number of bytes in a unit of so many bytes."""
     value = number(row, key)
     return plain(None if value is None else value / unit)
+
+
+WRITTEN: dict[str, Callable[[Row, Column], str]] = {
+    "%": lambda row, column: percent(row, column.name),
+    "whole %": lambda row, column: percent(row, column.name, 0),
+    "count": lambda row, column: count(number(row, column.name)),
+    "kB": lambda row, column: size(row, column.name, 1e3),
+    "MB": lambda row, column: size(row, column.name, 1e6),
+    "figure": lambda row, column: figure(number(row, column.name)),
+    "pair": lambda row, column: pair(row, column.name, column.beside),
+}
+"""How a column that a table shows by itself is written: what its row of the columns says."""
 
 
 def _half(row: Row, key: str) -> float | None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compress.report import formatting, trust
-from compress.report.columns import Row, machines, number, settings
-from compress.report.section import Column, Section
-from compress.report.words import (
-    About,
-    is_gpu_trusted,
-    is_trusted,
-    machine_words,
-    setting_words,
-)
+from compress.report.section import Column, Section, plain
+from compress.report.words import About, environment_of, machine_words, timed_words
+from compress.results.columns import group
+from compress.results.table import Row, number
+from compress.results.timed import FORMS, GPU, Timed, of_files, timings
+from compress.stats.spread import NOISY
 
 SPEEDUP = (
     "Times as fast as the baseline, timed in turns with it: the median of ratios within rounds, "
@@ -31,10 +28,16 @@ CALL = (
 )
 NOISE = (
     f"{formatting.NOISY} marks noise: half of the calls lie further apart than "
-    f"{100 * formatting.NOISE:.0f} % of the median."
+    f"{100 * NOISY:.0f} % of the median."
 )
-GPU = "Milliseconds of one item, where nothing else is said."
-MODULE = "float32, float16, bfloat16: the PyTorch module, by CUDA events."
+ON_GPU = "Milliseconds of one item, where nothing else is said."
+SPEED_WORDS = {
+    "cuda": ("speed-up", "the float32 module over the baseline's, with its 95 % interval."),
+    "cuda_file": (
+        "file speed-up",
+        "the file in onnxruntime (CUDA) over the baseline's file, likewise.",
+    ),
+}
 ELSEWHERE = (
     "Milliseconds of a call, then how many times as fast as the baseline there, ± half of the "
     "95 % interval, and the verdict."
@@ -44,100 +47,87 @@ ELSEWHERE = (
 def latency_sections(rows: Sequence[Row], about: About) -> list[Section]:
     """Return the tables about latency: speed-ups and milliseconds, the GPU's, other machines'."""
     shown = tuple(rows)
+    others = dict.fromkeys((t.machine, t.runtime) for t in timings(about) if t.runtime != GPU)
+    others.pop(("", ""), None)
     return [
         _speedups(shown, about),
         _calls(shown, about),
         _gpu(shown, about),
-        *(
-            _machine(shown, slug, names, (about.get("elsewhere") or {}).get(slug) or {})
-            for slug, names in machines(rows).items()
-        ),
+        *(_elsewhere(shown, machine, runtime, about) for machine, runtime in others),
     ]
 
 
 def _speedups(rows: tuple[Row, ...], about: About) -> Section:
-    def column(name: str) -> Column:
-        trusted = is_trusted(name, about)
-        return Column(
-            setting_words(name, about), "", lambda row: formatting.ratio(row, name, trusted)
-        )
+    def column(timed: Timed) -> Column:
+        return Column(timed_words(timed, about), "", lambda row: formatting.ratio(row, timed))
 
     words = SPEEDUP_SEEDS if any("accuracy_seeds" in row for row in rows) else SPEEDUP
-    columns = tuple(column(name) for name in settings(rows))
+    columns = tuple(map(column, of_files(about)))
     return Section("How much faster, and is it real?", words, columns, rows)
 
 
 def _calls(rows: tuple[Row, ...], about: About) -> Section:
-    def column(name: str) -> Column:
+    def column(timed: Timed) -> Column:
         return Column(
-            setting_words(name, about), "", lambda row: formatting.milliseconds(row, name)
+            timed_words(timed, about), "", lambda row: formatting.milliseconds(row, timed)
         )
 
-    columns = tuple(column(name) for name in settings(rows))
+    columns = tuple(map(column, of_files(about)))
     noisy = any(formatting.NOISY in column.cell(row) for column in columns for row in rows)
     words = f"{CALL} {NOISE}" if noisy else CALL
     return Section("How long does a call take?", words, columns, rows)
 
 
 def _gpu(rows: tuple[Row, ...], about: About) -> Section:
-    def column(name: str, words: str, key: str) -> Column:
-        return Column(name, words, lambda row: formatting.plain(number(row, key)))
+    def median(timed: Timed) -> Column:
+        name = timed.names["ms_p50"]
+        return Column(
+            timed.header, timed.explained, lambda row: formatting.plain(number(row, name))
+        )
 
-    module, file = (is_gpu_trusted(key, about) for key in ("cuda_torch_ms_p50", "cuda_ms_p50"))
+    def speedup(timed: Timed, prefix: str) -> Column:
+        header, words = SPEED_WORDS[prefix]
+        return Column(header, f"{header}: {words}", lambda row: formatting.ratio(row, timed))
+
+    def rate(timed: Timed) -> Column:
+        name = timed.names["per_s"]
+        return Column(
+            timed.header, timed.explained, lambda row: formatting.count(number(row, name))
+        )
+
+    found = {timed.setting: timed for timed in of_files(about, runtime=GPU)}
     columns = (
-        column("float32", MODULE, "cuda_torch_ms_p50"),
-        column("float16", "", "cuda_torch_float16_ms_p50"),
-        column("bfloat16", "", "cuda_torch_bfloat16_ms_p50"),
-        column("graph", "graph: float32, replayed as a CUDA graph.", "cuda_graph_ms_p50"),
-        column("CUDA", "CUDA: the file, in onnxruntime.", "cuda_ms_p50"),
-        column("TensorRT", "TensorRT: the file, in onnxruntime.", "cuda_trt_ms_p50"),
-        Column(
-            "speed-up",
-            "speed-up: the float32 module over the baseline's, with its 95 % interval.",
-            lambda row: formatting.ratio(row, "cuda", module),
-        ),
-        Column(
-            "file speed-up",
-            "file speed-up: the file in onnxruntime (CUDA) over the baseline's file, likewise.",
-            lambda row: formatting.ratio(row, "cuda_file", file),
-        ),
-        Column(
-            "items/s",
-            "items/s: float32, in batches of 32.",
-            lambda row: formatting.count(number(row, "cuda_batch32_per_s")),
-        ),
-        Column(
-            "peak MB",
-            "peak MB: the GPU's memory.",
-            lambda row: formatting.size(row, "cuda_peak_bytes", 1e6),
-        ),
+        *(median(timed) for timed in found.values() if "ms_p50" in timed.names),
+        *(speedup(found[f.column], f.speed) for f in FORMS if f.speed and f.column in found),
+        *(rate(timed) for timed in found.values() if "per_s" in timed.names),
+        *map(plain, group("gpu")),
     )
-    return Section("On the GPU", GPU, columns, rows)
+    return Section("On the GPU", ON_GPU, columns, rows)
 
 
-def _machine(rows: tuple[Row, ...], slug: str, names: Sequence[str], there: About) -> Section:
-    def column(name: str) -> Column:
-        key, trusted = f"on_{slug}_{name}", is_trusted(name, there)
-        return Column(setting_words(name, there), "", lambda row: _both(row, key, trusted))
+def _elsewhere(rows: tuple[Row, ...], machine: str, runtime: str, about: About) -> Section:
+    """Return the table of another machine, of another runtime, or of both."""
 
-    environment = there.get("environment") or {}
+    def column(timed: Timed) -> Column:
+        return Column(timed_words(timed, about), "", lambda row: _both(row, timed))
+
+    found = of_files(about, machine, runtime)
+    environment = environment_of(machine, about) if machine else {}
     known = machine_words(environment)
+    prefix = found[0].names["ms_p50"].removesuffix(f"{found[0].setting}_ms_p50")
     words = (
         ELSEWHERE,
         f"Machine: {known}." if known else "",
-        trust.controls(names, there),
-        *trust.denominators(names, there),
-        f"In results.csv: on_{slug}_...",
+        trust.controls(found, about),
+        *trust.denominators(found, about),
+        f"In results.csv: {prefix}...",
     )
-    return Section(
-        f"On another machine: {environment.get('cpu') or slug}",
-        " ".join(part for part in words if part),
-        tuple(column(name) for name in names),
-        rows,
-    )
+    title = f"On another machine: {environment.get('cpu') or machine}" if machine else ""
+    title += f"{', in' if title else 'In'} {found[0].title or runtime}" if runtime else ""
+    return Section(title, " ".join(part for part in words if part), tuple(map(column, found)), rows)
 
 
-def _both(row: Row, key: str, trusted: bool) -> str:
-    milliseconds = formatting.brief(number(row, f"{key}_ms_p50"))
-    speedup = formatting.speedup(row, key, trusted)
+def _both(row: Row, timed: Timed) -> str:
+    milliseconds = formatting.brief(number(row, timed.names["ms_p50"]))
+    speedup = formatting.speedup(row, timed)
     return milliseconds if speedup == formatting.MISSING else f"{milliseconds}  {speedup}"

@@ -12,11 +12,12 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 
-from compress.report.columns import BASELINE, CONTROL, Row, text_of
 from compress.report.layout import clean, wrap_chain
 from compress.report.pareto_data import is_drawn
 from compress.report.shorten import cut
 from compress.report.styles import LOOKS, look_name, precision
+from compress.results.record import BASELINE, CONTROL
+from compress.results.table import Row, text_of
 
 WIDTH = 1600  # pixels
 MARGIN = 40
@@ -108,8 +109,7 @@ def _entry(label: str, chain: str, group: list[Row]) -> Entry:
     lines = wrap_chain(printable(clean(chain)) + remark, COLUMN - 5)
     if len(lines) > LONGEST:
         lines = [*lines[: LONGEST - 1], f"... {remark.strip()}".rstrip()]
-    look = look_name(chain, any(text_of(row, "role") == CONTROL for row in group))
-    return Entry(label, tuple(lines), look, precision(chain), drawn)
+    return Entry(label, tuple(lines), look_name(group[0]), precision(group[0]), drawn)
 
 
 def _columns(found: list[Entry]) -> list[list[Entry]]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from compress.report import formatting
-from compress.report.columns import BASELINE, CONTROL, Row, number, text_of
 from compress.report.layout import clean, width, wrap, wrap_chain
 from compress.report.markup import WIDTH, Markup, can_be_code, code, figure_width, grid
-from compress.report.words import About, is_trusted, main_setting
+from compress.report.words import About
+from compress.results.columns import group
+from compress.results.record import BASELINE, CONTROL
+from compress.results.table import Row, number, text_of
+from compress.results.timed import Timed, main_timed
 
-HEADER = ("Δ pt", "params", "MACs", "kB", "ms", "speed-up")
+MAIN = group("main")
+HEADER = ("Δ pt", *(column.header for column in MAIN), "ms", "speed-up")
 SHORTEST = 16  # columns of the chain
 LONGEST_NOTE = 600  # characters; results.csv has all of it
 UNVERIFIED = "unverified: its ONNX file was not shown to compute what the model does; not for use"
@@ -24,9 +28,8 @@ def main_table(
     markup: Markup,
 ) -> list[str]:
     """Return the lines of the table; footnotes are numbered in `notes`, text -> number."""
-    setting = main_setting(rows)
-    trusted = is_trusted(setting, about)
-    figures = [[labels[text_of(row, "chain")], *_figures(row, setting, trusted)] for row in rows]
+    timed = main_timed(about)
+    figures = [[labels[text_of(row, "chain")], *_figures(row, timed)] for row in rows]
     accuracy = "acc % ±sd" if any("accuracy_sd" in row for row in rows) else "acc %"
     header = ["#", accuracy, *HEADER]
     used = sum(figure_width(column) for column in zip(header, *figures, strict=True))
@@ -39,15 +42,13 @@ def main_table(
     return grid([header[0], "chain", *header[1:]], lines, 1, markup)
 
 
-def _figures(row: Row, setting: str, trusted: bool) -> list[str]:
+def _figures(row: Row, timed: Timed) -> list[str]:
     return [
         formatting.accuracy(row),
         formatting.delta(row),
-        formatting.count(number(row, "params")),
-        formatting.count(number(row, "macs")),
-        formatting.size(row, "onnx_bytes", 1e3),
-        formatting.brief(number(row, f"{setting}_ms_p50")),
-        formatting.speedup(row, setting, trusted),
+        *(formatting.WRITTEN[column.shown](row, column) for column in MAIN),
+        formatting.brief(number(row, timed.names["ms_p50"])),
+        formatting.speedup(row, timed),
     ]
 
 

@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from compress.report import legend
-from compress.report.columns import BASELINE, CONTROL, Row, ordered, text_of
 from compress.report.labels import Box, place_labels
 from compress.report.pareto_data import (
     Point,
@@ -26,8 +25,10 @@ from compress.report.pareto_data import (
 )
 from compress.report.pareto_front import cut_below, pareto_front
 from compress.report.row_numbers import number_chains
-from compress.report.seeds import over_seeds, seeds_of
-from compress.report.styles import LOOKS, look_name, precision, precisions
+from compress.report.styles import LOOKS, look_name, precisions
+from compress.results.record import BASELINE
+from compress.results.seeds import over_seeds, seeds_of
+from compress.results.table import Row, ordered
 
 DPI = 100
 PANEL_PIXELS = 560
@@ -54,7 +55,7 @@ def pareto_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes:
     """
     single = ordered(rows)
     several = len(seeds_of(single)) > 1
-    shown: list[Row] = [*over_seeds(single)] if several else single
+    shown: list[Row] = [*over_seeds(single, about)] if several else single
     labels = number_chains(shown)
     with matplotlib.rc_context(STYLE):
         entries = legend.entries(shown, labels)
@@ -62,11 +63,11 @@ def pareto_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes:
         figure = Figure(figsize=(legend.WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         panels = _panels(figure, height)
-        latency, size = latency_points(shown, labels), size_points(shown, labels)
+        latency, size = latency_points(shown, labels, about), size_points(shown, labels)
         faint = single if several else []
         cut = cut_below([p.y for p in [*latency, *size]])
         for axes, points, seeds, what in (
-            (panels[0], latency, latency_points(faint, labels), latency_axis(shown, about)),
+            (panels[0], latency, latency_points(faint, labels, about), latency_axis(about)),
             (panels[1], size, size_points(faint, labels), "ONNX file, kB"),
         ):
             _draw(axes, points, seeds, what, cut)
@@ -150,7 +151,7 @@ def _steps(axes: Axes, front: list[Point], floor: float) -> None:
 
 
 def _mark(axes: Axes, point: Point, floor: float) -> None:
-    look = LOOKS[look_name(point.chain, point.control)]
+    look = LOOKS[point.look]
     if point.y < floor:  # off the scale: at the floor; its label has the value
         y = floor
     else:
@@ -162,8 +163,7 @@ def _mark(axes: Axes, point: Point, floor: float) -> None:
 
 
 def _style(point: Point, scale: float = 1.0) -> dict[str, Any]:
-    name = look_name(point.chain, point.control)
-    return legend.marker(name, precision(point.chain), scale * MARKER)
+    return legend.marker(point.look, point.precision, scale * MARKER)
 
 
 def _heading(figure: Figure, rows: list[Row], about: Mapping[str, Any], height: int) -> None:
@@ -193,13 +193,13 @@ def _heading(figure: Figure, rows: list[Row], about: Mapping[str, Any], height: 
 
 
 def _keys(rows: list[Row]) -> list[Line2D]:
-    families = {look_name(text_of(row, "chain"), text_of(row, "role") == CONTROL) for row in rows}
+    families = set(map(look_name, rows))
     keys = [
         Line2D([], [], label=look.label, **legend.marker(name, "float32", MARKER))
         for name, look in LOOKS.items()
         if name in families
     ]
-    for found in precisions(text_of(row, "chain") for row in rows):
+    for found in precisions(rows):
         style = legend.marker("other", found, MARKER) | {"marker": "o", "color": "#333333"}
         keys.append(Line2D([], [], label=found, **style))
     return [*keys, Line2D([], [], color="#9a9a9a", linewidth=1.6, label="Pareto front")]

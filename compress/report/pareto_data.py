@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.report.columns import CONTROL, Row, number, text_of
-from compress.report.words import About, is_trusted, main_setting, setting_words
+from compress.report.styles import look_name, precision
+from compress.report.words import About, timed_words
+from compress.results.table import Row, is_sound, number, text_of
+from compress.results.timed import main_timed
 
 
 @dataclass(frozen=True)
@@ -21,32 +23,34 @@ class Point:
     x_high: float
     y_low: float
     y_high: float
-    control: bool = False
+    look: str = "other"
+    """A key of `compress.report.styles.LOOKS`."""
+    precision: str = "float32"
 
 
-def latency_points(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Point]:
+def latency_points(rows: Sequence[Row], labels: Mapping[str, str], about: About) -> list[Point]:
     """Return the points of accuracy against latency, in ms.
 
     The speed-up was timed in pairs, so its interval says more than a latency's own: the bar is
     that interval relative to the speed-up, on the row's latency. (The baseline's latency would
     not do for it: a speed-up may refer to another optimization level, or another seed.)
     """
-    setting = main_setting(rows)
+    names = main_timed(about).names
     points = []
     for row in rows:
-        if (x := number(row, f"{setting}_ms_p50")) is None:
+        if (x := number(row, names["ms_p50"])) is None:
             continue
-        speedup = number(row, f"{setting}_speedup")
-        ends = (number(row, f"{setting}_speedup_{end}") for end in ("low", "high"))
+        speedup = number(row, names["speedup"])
+        ends = (number(row, names[f"speedup_{end}"]) for end in ("low", "high"))
         points += _point(row, labels, x, [x * speedup / end for end in ends if end and speedup])
     return points
 
 
-def latency_axis(rows: Sequence[Row], about: About) -> str:
+def latency_axis(about: About) -> str:
     """Return what the axis of `latency_points` shows."""
-    setting = main_setting(rows)
-    doubt = "" if is_trusted(setting, about) else " (not to be trusted)"
-    return f"CPU latency, ms ({setting_words(setting, about)}){doubt}"
+    timed = main_timed(about)
+    doubt = "" if timed.trusted else " (not to be trusted)"
+    return f"CPU latency, ms ({timed_words(timed, about)}){doubt}"
 
 
 def size_points(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Point]:
@@ -57,8 +61,7 @@ def size_points(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Point]:
 
 def is_drawn(row: Row) -> bool:
     """Return whether a row has an accuracy that may be taken for one."""
-    sound = text_of(row, "status") not in ("failed", "unverified")
-    return sound and number(row, "accuracy") is not None
+    return is_sound(row) and number(row, "accuracy") is not None
 
 
 def _point(
@@ -80,6 +83,7 @@ def _point(
                 100 * (y if low is None else min(y, low)),
                 100 * (y if high is None else max(y, high)),
             ),
-            control=text_of(row, "role") == CONTROL,
+            look=look_name(row),
+            precision=precision(row),
         )
     ]

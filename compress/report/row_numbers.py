@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from compress.report.columns import BASELINE, Row, text_of
+from compress.results.record import BASELINE
+from compress.results.table import Row, text_of
 
 
 def number_chains(rows: Iterable[Row]) -> dict[str, str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.report.columns import BASELINE, Row, text_of
-from compress.report.formatting import MISSING
+from compress.report.formatting import MISSING, WRITTEN
 from compress.report.layout import clean, width
 from compress.report.markup import (
     WIDTH,
@@ -19,6 +18,10 @@ from compress.report.markup import (
     paragraph,
 )
 from compress.report.shorten import cut, short
+from compress.report.styles import step_names
+from compress.results import columns
+from compress.results.record import BASELINE
+from compress.results.table import Row, text_of
 
 SHORTEST = 18  # columns of a chain
 LONGEST = 46
@@ -32,6 +35,12 @@ class Column:
     name: str
     words: str
     cell: Callable[[Row], str]
+
+
+def plain(column: columns.Column, name: str = "") -> Column:
+    """Return what a table shows of a column as the table of columns says."""
+    write = WRITTEN[column.shown]
+    return Column(name or column.header, column.explained, lambda row: write(row, column))
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def _table(
 ) -> list[str]:
     numbers = [labels[text_of(row, "chain")] for row in rows]
     room = min(LONGEST, _room(columns, labels, markup))
-    chains = [_chain(text_of(row, "chain"), room, markup) for row in rows]
+    chains = [_chain(row, room, markup) for row in rows]
     header, *lines = zip(["#", *numbers], ["chain", *chains], *columns, strict=True)
     return grid(header, lines, 1, markup)
 
@@ -97,11 +106,11 @@ def _room(columns: list[list[str]], labels: Mapping[str, str], markup: Markup) -
     return WIDTH - markup.frame(len(columns) + 2) - used
 
 
-def _chain(chain: str, room: int, markup: Markup) -> str:
-    text = clean(chain) or MISSING
+def _chain(row: Row, room: int, markup: Markup) -> str:
+    text, names = clean(text_of(row, "chain")) or MISSING, step_names(row)
     if text != BASELINE and can_be_code(text, markup):
-        return code(short(text, room - 2))
-    return _fitted(text, room, short, markup)
+        return code(short(text, room - 2, names))
+    return _fitted(text, room, lambda whole, limit: short(whole, limit, names), markup)
 
 
 def _fitted(text: str, room: int, shorten: Callable[[str, int], str], markup: Markup) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from compress.report.layout import width
-from compress.report.styles import step_names
 
 ARROW = "→"
 LONGEST = 20
@@ -13,15 +13,14 @@ LONGEST = 20
 _LONG = re.compile(rf"(['\"])((?:(?!\1).){{{LONGEST + 1},}})\1")
 
 
-def short(chain: str, limit: int) -> str:
-    """Return a chain in at most `limit` columns.
+def short(chain: str, limit: int, names: Sequence[str] = ()) -> str:
+    """Return a chain, whose steps have these names, in at most `limit` columns.
 
     What fits is left alone, a single step is cut. Otherwise the steps' names must do, shortened
     where they have to be: `prune_c.→distill→quantize`.
     """
     if width(chain) <= limit:
         return chain
-    names = step_names(chain)
     if len(names) < 2:
         return cut(chain, limit)
     for longest in range(max(4, *map(len, names)), 3, -1):

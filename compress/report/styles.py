@@ -1,18 +1,15 @@
-"""Which kind of compression a chain is, read from its text alone."""
+"""Which kind of compression a row is, by its steps."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compress.report.columns import BASELINE, CONTROL
+from compress.results.record import BASELINE, CONTROL, Step, flat
+from compress.results.table import Row, text_of
 
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-_CALL = re.compile(r"([A-Za-z_][\w.]*)\(")
 _CORE = ("carve", "prune_weights", "prune_channels", "factorize")
-_LOWERED = {"quantize": "int8", "cast": "float16"}
-_NEUTRAL = frozenset({"train", "finetune", "distill", "repeat", *_LOWERED})
+_RECOVERY = ("train", "finetune", "distill")
 
 
 @dataclass(frozen=True)
@@ -38,48 +35,52 @@ LOOKS = {
 }
 
 
-def family(chain: str) -> str:
-    """Return the key of `LOOKS` for a chain.
+def family(row: Row) -> str:
+    """Return the key of `LOOKS` for what a row's chain does.
 
-    Steps that only recover accuracy, and int8 or float16, do not count beside pruning or
-    factorizing, but a distillation into a student does: `combined` is two or more of these.
-    `precision` is a chain that does nothing but lower that, by `quantize` or `cast`.
+    Steps that only recover accuracy, and those that write int8 or float16, do not count beside
+    pruning or factorizing, but a distillation into a student does: `combined` is two or more of
+    these. `precision` is a chain that does nothing but write the file in another precision.
     """
-    if chain == BASELINE:
+    if text_of(row, "chain") == BASELINE:
         return BASELINE
-    names = set(step_names(chain))
+    steps = list(flat(_steps(row)))
+    names = {step.name for step in steps if not step.lowers}
     found = [name for name in _CORE if name in names]
-    found += ["other"] if names - set(_CORE) - _NEUTRAL else []
-    if "distill" in names and re.search(r"distill\([^)]*student=", _unquoted(chain)):
+    found += ["other"] if names - {*_CORE, *_RECOVERY} else []
+    if any(step.name == "distill" and step.builds for step in steps):
         found.append("distill")
     if len(found) > 1:
         return "combined"
     if found or "distill" in names:
         return found[0] if found else "distill"
-    return "precision" if names & set(_LOWERED) else "other"
+    return "precision" if any(step.lowers for step in steps) else "other"
 
 
-def look_name(chain: str, control: bool) -> str:
+def look_name(row: Row) -> str:
     """Return the key of `LOOKS` for a row: its chain's family, or `control` whatever that is."""
-    return CONTROL if control else family(chain)
+    return CONTROL if text_of(row, "role") == CONTROL else family(row)
 
 
-def precision(chain: str) -> str:
-    """Return what the chain's file computes in: float32, float16 or int8."""
-    names = step_names(chain)
-    return next((number for name, number in _LOWERED.items() if name in names), "float32")
+def precision(row: Row) -> str:
+    """Return what the row's file is stored in: float32, float16 or int8."""
+    return text_of(row, "precision") or "float32"
 
 
-def precisions(chains: Iterable[str]) -> list[str]:
+def precisions(rows: Iterable[Row]) -> list[str]:
     """Return the precisions that a key explains: float16 only if one of the files has it."""
-    found = {precision(chain) for chain in chains}
+    found = {precision(row) for row in rows}
     return ["float32", *(["float16"] if "float16" in found else []), "int8"]
 
 
-def step_names(chain: str) -> list[str]:
-    """Return the names of a chain's steps, in order; texts in quotes are not looked into."""
-    return _CALL.findall(_unquoted(chain))
+def step_names(row: Row) -> list[str]:
+    """Return the names of a row's steps, in order; behind a `repeat` what it repeats."""
+
+    def names(steps: Iterable[Step]) -> list[str]:
+        return [name for step in steps for name in (step.name, *names(step.steps))]
+
+    return names(_steps(row))
 
 
-def _unquoted(chain: str) -> str:
-    return _QUOTED.sub("''", chain)
+def _steps(row: Row) -> list[Step]:
+    return list(map(Step.from_json, row.get("steps") or ()))

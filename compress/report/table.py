@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compress.report.about import facts, legend, unfinished
+from compress.report.about import facts, imbalance, legend, unfinished
 from compress.report.accuracy_tables import accuracy_sections
-from compress.report.columns import Row, ordered
 from compress.report.graph_tables import graph_sections
 from compress.report.latency_tables import latency_sections
 from compress.report.layout import clean, shell_lines
@@ -19,8 +18,9 @@ from compress.report.main_table import main_table
 from compress.report.markup import MARKDOWN, PLAIN, WIDTH, Markup, heading, item, paragraph
 from compress.report.row_numbers import number_chains
 from compress.report.section import section_blocks
-from compress.report.seeds import over_seeds, seeds_of
 from compress.report.trust import warnings
+from compress.results.seeds import over_seeds, seeds_of
+from compress.results.table import Row, ordered
 
 FURTHER = "Further tables (is a difference real, latencies, what runs): table.md."
 
@@ -40,7 +40,7 @@ def text(rows: Iterable[Row], about: Mapping[str, Any]) -> str:
 
 def _document(rows: Sequence[Row], about: Mapping[str, Any], markup: Markup) -> str:
     seeds = seeds_of(rows)
-    shown = over_seeds(rows) if len(seeds) > 1 else list(rows)
+    shown = over_seeds(rows, about) if len(seeds) > 1 else list(rows)
     labels = number_chains(shown)
     notes: dict[str, int] = {}
     table = main_table(shown, labels, about, notes, markup)
@@ -50,9 +50,9 @@ def _document(rows: Sequence[Row], about: Mapping[str, Any], markup: Markup) -> 
     blocks = [
         heading(title, 1, markup) if title else [],
         paragraph(unfinished(rows, about), markup),
-        *(paragraph(warning, markup) for warning in warnings(shown, about)),
+        *(paragraph(warning, markup) for warning in (*warnings(about), imbalance(about))),
         table,
-        paragraph(legend(shown, _lines(tables, markup)), markup),
+        paragraph(legend(shown, _lines(tables, markup), about), markup),
         [line for note, i in notes.items() for line in item(f"[{i}] ", note, markup)],
     ]
     if markup is MARKDOWN:

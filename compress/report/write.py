@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.report.columns import Row, to_csv
 from compress.report.curves import curves_csv, curves_png
 from compress.report.forest import speedups_png
 from compress.report.pareto import pareto_png
-from compress.report.seeds import seeds_csv, seeds_of
 from compress.report.table import markdown
+from compress.results.seeds import seeds_csv, seeds_of
+from compress.results.table import Row, to_csv
 from compress.system.files import write_atomic
 
 
@@ -25,13 +25,15 @@ def write_reports(
     `compress.report.curves`). An older one that no longer holds is removed.
     """
     shown = list(rows)
-    write_atomic(out / "results.csv", to_csv(shown))
+    write_atomic(out / "results.csv", to_csv(shown, about))
     write_atomic(out / "table.md", markdown(shown, about))
     write_atomic(out / "pareto.png", pareto_png(shown, about))
     _write_or_remove(out / "speedups.png", speedups_png(shown, about))
     _write_or_remove(out / "curves.csv", curves_csv(epochs))
     _write_or_remove(out / "curves.png", curves_png(epochs, shown, about))
-    _write_or_remove(out / "seeds.csv", seeds_csv(shown) if len(seeds_of(shown)) > 1 else None)
+    _write_or_remove(
+        out / "seeds.csv", seeds_csv(shown, about) if len(seeds_of(shown)) > 1 else None
+    )
 
 
 def _write_or_remove(path: Path, content: str | bytes | None) -> None:

@@ -132,3 +132,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
     }
+
+
+def saturates(flags: tuple[str, ...]) -> bool:
+    """Whether these CPU flags mean x86 (AVX2) without exact int8 dot products."""
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags)

@@ -11,14 +11,8 @@ from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.int8 import quantize_onnx
 from compress.model import Model
-from compress.system.environment import cpu_info
+from compress.system.environment import cpu_info, saturates
 from compress.tasks.base import Subset, prepared_batches
-
-
-def saturates(flags: tuple[str, ...]) -> bool:
-    """Whether these CPU flags mean x86 (AVX2) without exact int8 dot products."""
-    return "avx2" in flags and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags)
-
 
 METHODS = ("minmax", "percentile", "entropy")
 

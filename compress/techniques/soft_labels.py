@@ -64,7 +64,7 @@ class SoftLabels:
     def __init__(
         self, ask: Ask, context: StepContext, key: Mapping[str, Any], showing: Showing
     ) -> None:
-        self.ask, self.bench, self.showing = ask, context, showing
+        self.ask, self.context, self.showing = ask, context, showing
         self.key = {**key, "setting": context.setting}
         self.shape = (showing.items, *context.task.output_shape())
         self.unsaved = "" if context.cache is None or not context.setting else self._too_much()
@@ -93,9 +93,9 @@ class SoftLabels:
             return
         self.view, self.known = view, self.held.get(view)
         if self.known is None and self.uses_cache:
-            assert self.bench.cache is not None, "there is one"
+            assert self.context.cache is not None, "there is one"
             try:
-                kept = self.bench.cache.get(self._name(view))
+                kept = self.context.cache.get(self._name(view))
                 if kept is not None:
                     self.known = np.load(kept.folder / FILE, mmap_mode="r")
             except OSError as error:
@@ -134,14 +134,14 @@ class SoftLabels:
             return
         filled, self.filling = self.filling.cpu().numpy(), None
         if self.uses_cache:
-            assert self.bench.cache is not None, "there is one"
+            assert self.context.cache is not None, "there is one"
 
             def fill(folder: Path) -> Mapping[str, Any]:
                 np.save(folder / FILE, filled)
                 return {"soft_labels": self.key, "view": view}
 
             try:
-                self.bench.cache.put(self._name(view), fill)
+                self.context.cache.put(self._name(view), fill)
                 return
             except OSError as error:
                 self._stop_keeping(f"the disk did not take it ({error})")
@@ -159,9 +159,9 @@ class SoftLabels:
 
     def tell(self) -> None:
         """Write to the log how often the teacher was asked."""
-        step_log = self.bench.log
+        step_log = self.context.log
         told: dict[str, Any] = {"asked": self.asked, "reused": self.reused}
-        if self.bench.device.type == "cpu":  # a GPU answers while this process goes on
+        if self.context.device.type == "cpu":  # a GPU answers while this process goes on
             told["seconds"] = round(self.seconds, 3)
         step_log.row("soft_labels", **told)
         if self.unsaved:
@@ -186,7 +186,7 @@ class SoftLabels:
 
     def _place(self) -> torch.device:
         """Return where answers are gathered: to fetch each batch's from a GPU would stop it."""
-        device = self.bench.device
+        device = self.context.device
         roomy = device.type == "cuda" and self.bytes <= PLACE_SHARE * free_on(device)
         return device if roomy else torch.device("cpu")
 

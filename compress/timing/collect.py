@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from compress.errors import UserError
+from compress.stats.bootstrap import log_ratio, rough_half
 from compress.system.environment import cpu_threads, environment
-from compress.timing.bootstrap import T_975, log_ratio
 from compress.timing.checkpoint import Checkpoint, question
 from compress.timing.launch import LOADING, RUNNING, Launch, WorkerFailed, launch
 from compress.timing.raw_timings import CONTROL, FLOOR, LEVELS, Launched, RawTimings, process_ratio
@@ -305,7 +305,7 @@ class _Run:
             return True  # it has no speed-up, and more processes would give it none
         before, after = [b for b, _ in pairs], [c for _, c in pairs]
         _, error, count = log_ratio(before, after, resamples=QUICK)
-        return T_975[min(count - 1, len(T_975)) - 1] * error <= self.effort.precision
+        return rough_half(error, count) <= self.effort.precision
 
 
 def _is_slow(logs: np.ndarray) -> bool:
@@ -315,5 +315,5 @@ def _is_slow(logs: np.ndarray) -> bool:
         return bool(np.exp(logs.mean()) < SLOW_LEVELS[count - 1])
     if count > len(SLOW_LEVELS) + 1:
         return bool(np.median(logs) < np.log1p(FLOOR))
-    half = T_975[min(count - 1, len(T_975)) - 1] * logs.std(ddof=1) / np.sqrt(count)
+    half = rough_half(float(logs.std(ddof=1) / np.sqrt(count)), count)
     return bool(logs.mean() + half < np.log1p(FLOOR))

@@ -20,7 +20,9 @@ from compress.bench.measure import latency
 from compress.bench.measure.accuracy import logits_of
 from compress.bench.portable.portable_timer import main
 from compress.bench.store.outputs import SAMPLES, TIMED, Outputs
-from compress.results.record import Record, RunLog, read_results
+from compress.results.derive import read_results
+from compress.results.log import RunLog
+from compress.results.record import Record
 from compress.system.files import sha256
 from compress.tasks.base import stacked_inputs
 from compress.timing.collect import collect
@@ -96,8 +98,10 @@ def write_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     for number, name in enumerate(NAMES):
         chain, content = name.removesuffix(" [seed 0]"), linear(number)
         path = write_onnx(outputs, chain, 0, content, ok=True)
-        figures = {"accuracy": 0.9, "onnx_path": str(path.relative_to(folder))}
-        records[chain, 0] = Record(chain, 0, "ok", figures, hashes={"onnx": sha256(content)})
+        figures = {"int8_largest": {"quantize()": 127}.get(chain, 64)} if number else {}
+        files = {"onnx": str(path.relative_to(folder))}
+        hashes = {"onnx": sha256(content)}
+        records[chain, 0] = Record(chain, 0, "ok", figures, hashes=hashes, files=files)
         inputs = stacked_inputs(data.task, data.test, SAMPLES)
         outputs.sidecar(outputs.model(chain, 0).name, {TIMED: logits_of(path, inputs, 1)})
     write_onnx(outputs, "odd()", 0, linear(9), ok=False)
@@ -109,10 +113,11 @@ def write_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
         suite=SimpleNamespace(timing_seconds=1.0, timings=SETTINGS),
     )
     collector = partial(collect, launch=machine())
-    timed, news = latency.time_records(records, plan, outputs, False, collector)
-    for record in [*records.values(), *timed]:
+    caught, stage = latency.time_records(records, plan, outputs, False, collector)
+    assert not caught
+    for record in records.values():
         log.record(record)
-    log.about(news)
+    log.timings(stage)
     outputs.lock.close()
     return folder
 
@@ -143,8 +148,8 @@ def saved(folder: Path, values: Any, name: str = "timings.json") -> Path:
     return path
 
 
-def rows(run: Path) -> dict[str, Record]:
-    return {record.chain: record for record in read_results(run / "results.jsonl")[0]}
+def rows(run: Path) -> dict[str, dict[str, Any]]:
+    return {row["chain"]: row for row in read_results(run).rows}
 
 
 # --- what is right ----------------------------------------------------------------------------

@@ -20,9 +20,16 @@ from written import write_onnx
 
 from compress.bench import run as bench_module
 from compress.bench.execute.job import Job, Outcome, Stores, perform, record_of
-from compress.bench.measure import gpu, gpu_row
-from compress.bench.measure.gpu import FOUND, RECORDS, gpu_records, gpu_stage, module_of
-from compress.bench.measure.gpu_row import FORMS, PROVIDERS, WORDS, Found
+from compress.bench.measure import gpu
+from compress.bench.measure.gpu import (
+    FORMS,
+    FOUND,
+    PROVIDERS,
+    RECORDS,
+    gpu_stage,
+    module_of,
+    time_on_gpu,
+)
 from compress.bench.plan.graph import make_graph
 from compress.bench.plan.plan import make_plan
 from compress.bench.plan.rows import Row
@@ -33,13 +40,21 @@ from compress.bench.store.store import Store
 from compress.compressor import run
 from compress.deploy.export import export
 from compress.model import Model
-from compress.results.record import Key, Record
+from compress.results import gpu as results_gpu
+from compress.results.draft import Draft
+from compress.results.gpu import LOWERED as IS_LOWERED
+from compress.results.gpu import UNJUDGED, WORDS, GpuFacts, RowFacts, add_gpu
+from compress.results.log import Stage
+from compress.results.raw import write_values
+from compress.results.record import Key, Record, candidate_name
+from compress.results.timed import GPU, Timed
 from compress.system.cuda import Cuda
 from compress.techniques import chain
 from compress.timing.cuda import modules as cuda_modules
 from compress.timing.cuda.files import Provider
 from compress.timing.cuda.turns import Effort
 from compress.timing.interleave import Plan
+from compress.timing.raw_timings import RawTimings
 from compress.timing.summary import Timing
 
 HERE = Provider("CPUExecutionProvider", "CPU provider", device="cpu")
@@ -80,8 +95,9 @@ def records(contents: dict[Key, bytes], outputs: Outputs) -> dict[Key, Record]:
     made = {}
     for key, content in contents.items():
         path = write_onnx(outputs, *key, content, ok=True)
-        figures = {"onnx_path": str(path.relative_to(outputs.folder)), "accuracy": 0.9}
-        made[key] = Record(*key, "ok", figures)
+        files = {"onnx": str(path.relative_to(outputs.folder))}
+        steps = () if key == BASE else Row(key[0], chain(key[0])).steps
+        made[key] = Record(*key, "ok", {"params": 9}, steps=steps, files=files)
     made["factorize(rank=0.1)", 0] = Record("factorize(rank=0.1)", 0, "failed", error="it did")
     return made
 
@@ -92,18 +108,29 @@ def plan() -> Any:
     return SimpleNamespace(data=small_digits(), threads=1, rows=rows, suite=suite)
 
 
+def derived(
+    records: dict[Key, Record], stage: Stage, folder: Path
+) -> tuple[dict[Key, Draft], dict[str, Timed], dict[str, Any]]:
+    """Return what follows from the stage's facts: sound rows, what was timed by column, about."""
+    drafts = {key: Draft.of(record) for key, record in records.items()}
+    about: dict[str, Any] = {}
+    found = add_gpu(stage, drafts, folder, about)
+    sound = {key: draft for key, draft in drafts.items() if draft.ok}
+    for draft in sound.values():
+        for column in WORDS:
+            told = (column in draft.figures, column in draft.missing)
+            assert sorted(told) == [False, True], f"{column}: {told}"
+    return sound, {one.setting: one for one in found}, about
+
+
 def timed(
     records: dict[Key, Record],
     outputs: Outputs,
     modules: dict[Key, nn.Module],
     device: Cuda | None = None,
-) -> tuple[dict[Key, Record], dict[str, Any]]:
-    found, about = gpu_records(records, plan(), outputs, modules, False, device or Fake())
-    for record in found:
-        for column in WORDS:
-            told = (column in record.measured, column in record.missing)
-            assert sorted(told) == [False, True], f"{column}: {told}"
-    return {(record.chain, record.seed): record for record in found}, about
+) -> tuple[dict[Key, Draft], dict[str, Timed], dict[str, Any]]:
+    stage = time_on_gpu(records, plan(), outputs, modules, False, device or Fake())
+    return derived(records, stage, outputs.folder)
 
 
 def costly(models: dict[Key, Model]) -> dict[Key, nn.Module]:
@@ -119,8 +146,8 @@ def test_every_column_has_a_figure(
 ) -> None:
     for column in PROVIDERS:
         monkeypatch.setitem(PROVIDERS, column, HERE)
-    found, about = timed(records, outputs, costly(models))
-    base, pruned = found[BASE].measured, found[PRUNED].measured
+    found, columns, about = timed(records, outputs, costly(models))
+    base, pruned = found[BASE].figures, found[PRUNED].figures
     assert found.keys() == {BASE, PRUNED, LOWERED}, "what failed is left out"
     # Half as long in channels_last, half as long in another number type: exactly.
     assert base["cuda_torch_ms_p50"] == pytest.approx(0.5)
@@ -137,28 +164,28 @@ def test_every_column_has_a_figure(
     assert pruned["cuda_verdict"] == "faster"
     assert pruned["cuda_ms_p50"] > 0
     assert "float32 in channels_last; float16 in channels_last" in pruned["cuda_note"]
-    assert pruned["accuracy"] == 0.9
-    assert about["cuda"]["device"] == {"name": "made up"}
-    control = about["cuda"]["controls"]["cuda_torch_ms_p50"]
+    assert pruned["params"] == 9
+    assert about["gpu"]["device"] == {"name": "made up"}
+    control = columns["cuda_torch_ms_p50"].known
     assert control["control"] == pytest.approx(1)
-    assert control["repetitions"] == 3
+    assert control["processes"] == 3
 
 
 def test_raw_seconds_are_kept(
     models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
 ) -> None:
     timed(records, outputs, costly(models))
-    raw = outputs.stored("cuda")
-    seconds = raw["cuda_torch_ms_p50/rounds/2/baseline [seed 0]"]
-    np.testing.assert_allclose(seconds, [5e-4] * 4)
+    facts = GpuFacts.from_json(json.loads((outputs.folder / "raw" / "cuda.json").read_text()))
+    series = facts.raw_timings["cuda_torch_ms_p50"].series("cpu", "baseline [seed 0]")
+    np.testing.assert_allclose([one["medians"] for one in series if one], [[5e-4] * 4] * 3)
 
 
 def test_a_lowered_row_has_no_module_and_says_so(
     models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
 ) -> None:
-    found, _ = timed(records, outputs, costly(models))
-    assert found[LOWERED].missing["cuda_torch_ms_p50"] == gpu_row.LOWERED
-    assert found[LOWERED].missing["cuda_speedup"] == gpu_row.LOWERED
+    found, _, _ = timed(records, outputs, costly(models))
+    assert found[LOWERED].missing["cuda_torch_ms_p50"] == IS_LOWERED
+    assert found[LOWERED].missing["cuda_speedup"] == IS_LOWERED
     assert found[BASE].missing["cuda_ms_p50"] == "onnxruntime here has no CUDA provider"
     assert found[LOWERED].row()["cuda_note"] == (
         "no float32, float16, bfloat16, CUDA graph, batch 32, peak memory, speed-up: the file is "
@@ -173,13 +200,12 @@ def test_without_a_gpu_there_are_reasons_and_no_work(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "absent", lambda provider: f"onnxruntime has no {provider.words}")
     monkeypatch.setattr(gpu, "stacked_inputs", None)
-    found, about = timed(records, outputs, {}, Cuda())
-    assert about == {}
+    found, columns, about = timed(records, outputs, {}, Cuda())
+    assert (columns, about) == ({}, {})
     assert found[BASE].missing["cuda_graph_ms_p50"] == TORCH_ABSENT
     assert found[BASE].row()["cuda_note"] == (
         f"{TORCH_ABSENT}; onnxruntime has no CUDA provider; onnxruntime has no TensorRT provider"
     )
-    assert not (outputs.folder / "raw").exists()
 
 
 def test_files_are_timed_where_only_onnxruntime_has_a_gpu(
@@ -187,26 +213,27 @@ def test_files_are_timed_where_only_onnxruntime_has_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
-    found, about = timed(records, outputs, {}, Cuda())
-    assert {key for key, record in found.items() if record.measured["cuda_ms_p50"] > 0} == {
+    found, columns, about = timed(records, outputs, {}, Cuda())
+    assert {key for key, record in found.items() if record.figures["cuda_ms_p50"] > 0} == {
         BASE,
         PRUNED,
         LOWERED,
     }
     assert found[BASE].missing["cuda_torch_ms_p50"] == TORCH_ABSENT
-    assert about["cuda"]["device"] == {}
+    assert list(columns) == ["cuda_ms_p50"]
+    assert about == {}
 
 
 def test_a_module_that_caches_its_outputs_gets_no_figure(
     models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
 ) -> None:
     lazy = Caching(copy.deepcopy(models[PRUNED].module))
-    found, _ = timed(records, outputs, costly(models) | {PRUNED: lazy})
+    found, _, _ = timed(records, outputs, costly(models) | {PRUNED: lazy})
     for column in FORMS:
         assert "differ from those on the CPU" in found[PRUNED].missing[column]
-        assert column in found[BASE].measured
+        assert column in found[BASE].figures
     assert "differ from those on the CPU" in found[PRUNED].missing["cuda_speedup"]
-    assert found[PRUNED].status == "ok", "its file was verified"
+    assert found[PRUNED].record.status == "ok", "its file was verified"
 
 
 def test_what_a_device_lacks_is_a_reason(
@@ -216,11 +243,11 @@ def test_what_a_device_lacks_is_a_reason(
         def lacks(self, dtype: str) -> str:
             return "this GPU does not compute in bfloat16" if dtype == "bfloat16" else ""
 
-    found, _ = timed(records, outputs, costly(models), Old())
+    found, _, _ = timed(records, outputs, costly(models), Old())
     assert found[BASE].missing["cuda_torch_bfloat16_ms_p50"] == (
         "this GPU does not compute in bfloat16"
     )
-    assert "cuda_torch_float16_ms_p50" in found[BASE].measured
+    assert "cuda_torch_float16_ms_p50" in found[BASE].figures
 
 
 def test_a_failed_capture_is_a_reason_in_its_column_alone(
@@ -230,7 +257,7 @@ def test_a_failed_capture_is_a_reason_in_its_column_alone(
         def _record(self, run: Any) -> Any:
             raise RuntimeError("operation not permitted when stream is capturing\nadvice")
 
-    found, _ = timed(records, outputs, costly(models), NoGraphs())
+    found, _, _ = timed(records, outputs, costly(models), NoGraphs())
     error = "operation not permitted when stream is capturing"
     reasons = {
         BASE: f"RuntimeError: {error}",
@@ -238,15 +265,15 @@ def test_a_failed_capture_is_a_reason_in_its_column_alone(
     }
     for key, reason in reasons.items():
         assert found[key].missing["cuda_graph_ms_p50"] == reason
-        assert f"no CUDA graph: {reason}" in found[key].measured["cuda_note"]
-        assert FORMS.keys() - found[key].measured.keys() == {"cuda_graph_ms_p50"}
+        assert f"no CUDA graph: {reason}" in found[key].figures["cuda_note"]
+        assert FORMS.keys() - found[key].figures.keys() == {"cuda_graph_ms_p50"}
 
 
 def test_a_graph_has_the_memory_format_in_which_it_is_faster(
     models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
 ) -> None:
-    found, _ = timed(records, outputs, costly(models), Otherwise())
-    base = found[BASE].measured
+    found, _, _ = timed(records, outputs, costly(models), Otherwise())
+    base = found[BASE].figures
     # Eager, channels_last takes 0.5 ms instead of 1 ms; as a graph, 1 ms instead of 0.5 ms.
     assert base["cuda_torch_ms_p50"] == pytest.approx(0.5)
     assert base["cuda_graph_ms_p50"] == pytest.approx(0.5)
@@ -254,43 +281,70 @@ def test_a_graph_has_the_memory_format_in_which_it_is_faster(
     assert "CUDA graph in channels_last" not in base["cuda_note"]
 
 
+def fixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: GpuFacts, timing: Timing) -> Any:
+    """Return the row of a float and of a lowered file, all of whose timings are alike."""
+    made = SimpleNamespace(
+        raw_timings=SimpleNamespace(settings=("cpu",)),
+        rows={(candidate_name(key), "cpu"): timing for key in (PRUNED, LOWERED)},
+        about=lambda: {"cpu": {}},
+    )
+    monkeypatch.setattr(results_gpu, "summarise", lambda raw_timings: made)
+    stage = Stage(runtime=GPU, file="raw/cuda.json", sha256="")
+    sha256 = write_values(tmp_path / stage.file, facts.to_json())
+    steps = Row(LOWERED[0], chain(LOWERED[0])).steps
+    records = {PRUNED: Record(*PRUNED, "ok"), LOWERED: Record(*LOWERED, "ok", steps=steps)}
+    found, _, _ = derived(records, replace(stage, sha256=sha256), tmp_path)
+    return found[PRUNED], found[LOWERED]
+
+
+def of(*columns: str) -> dict[str, RawTimings]:
+    return dict.fromkeys(columns, RawTimings((), "", ("cpu",), 0, (), 1.0, {}))
+
+
+TIMING = Timing(1, p50_ms=2.0, iqr_ms=0.1, speedup=1.5, low=1.4, high=1.6, verdict="faster")
+
+
 def test_the_file_has_a_speedup_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, records: dict[Key, Record], outputs: Outputs
+    monkeypatch: pytest.MonkeyPatch,
+    records: dict[Key, Record],
+    outputs: Outputs,
+    tmp_path: Path,
 ) -> None:
-    timing = Timing(1, p50_ms=2.0, speedup=1.5, low=1.4, high=1.6, verdict="faster")
-    found = Found()
-    found.keep("cuda_ms_p50", timing)
-    assert found.figures == {
-        "cuda_ms_p50": 2.0,
-        "cuda_file_speedup": 1.5,
-        "cuda_file_speedup_low": 1.4,
-        "cuda_file_speedup_high": 1.6,
-        "cuda_file_verdict": "faster",
-    }
-    found.keep("cuda_trt_ms_p50", timing)
-    assert found.figures.keys() - {"cuda_trt_ms_p50"} == {
-        *("cuda_ms_p50", "cuda_file_speedup", "cuda_file_speedup_low", "cuda_file_speedup_high"),
-        "cuda_file_verdict",
-    }
-    found.keep("cuda_ms_p50", replace(timing, verdict=""))
-    assert found.reasons == {"cuda_file_verdict": gpu_row.UNJUDGED}
+    facts = GpuFacts(raw_timings=of("cuda_ms_p50", "cuda_trt_ms_p50"))
+    with monkeypatch.context() as patch:
+        row, _ = fixed(patch, tmp_path, facts, TIMING)
+        assert {key: value for key, value in row.figures.items() if key != "cuda_note"} == {
+            "cuda_ms_p50": 2.0,
+            "cuda_trt_ms_p50": 2.0,
+            "cuda_file_speedup": 1.5,
+            "cuda_file_speedup_low": 1.4,
+            "cuda_file_speedup_high": 1.6,
+            "cuda_file_verdict": "faster",
+        }
+        row, _ = fixed(patch, tmp_path, facts, replace(TIMING, verdict=""))
+        assert row.missing["cuda_file_verdict"] == UNJUDGED
     monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
-    rows, _ = timed(records, outputs, {})
-    assert rows[BASE].measured["cuda_file_speedup"] == 1
+    rows, _, _ = timed(records, outputs, {})
+    assert rows[BASE].figures["cuda_file_speedup"] == 1
     for key in (PRUNED, LOWERED):
-        figures = rows[key].measured
+        figures = rows[key].figures
         low, high = figures["cuda_file_speedup_low"], figures["cuda_file_speedup_high"]
         assert low <= figures["cuda_file_speedup"] <= high
         assert rows[key].missing["cuda_speedup"] == "the baseline's module is not at hand"
 
 
-def test_a_file_that_was_not_timed_has_that_as_the_reason_for_its_speedup() -> None:
-    found = Found()
-    found.keep("cuda_ms_p50", Timing(1, error="Conv: no kernel"))
-    assert found.reasons == dict.fromkeys(("cuda_ms_p50", "cuda_file_speedup"), "Conv: no kernel")
-    missing = Found(reasons={"cuda_ms_p50": "no memory"}).onto(Record("a()", 0, "ok"), {}, True)
-    assert missing.missing["cuda_file_speedup"] == "no memory"
-    assert missing.missing["cuda_speedup"] == gpu_row.LOWERED
+def test_a_file_that_was_not_timed_has_that_as_the_reason_for_its_speedup(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = GpuFacts(raw_timings=of("cuda_ms_p50"))
+    row, _ = fixed(monkeypatch, tmp_path, facts, Timing(1, error="Conv: no kernel"))
+    for column in ("cuda_ms_p50", "cuda_file_speedup"):
+        assert row.missing[column] == "Conv: no kernel"
+    missing = RowFacts(reasons={"cuda_ms_p50": "no memory"})
+    facts = GpuFacts(rows={candidate_name(LOWERED): missing})
+    _, row = fixed(monkeypatch, tmp_path, facts, TIMING)
+    assert row.missing["cuda_file_speedup"] == "no memory"
+    assert row.missing["cuda_speedup"] == IS_LOWERED
 
 
 def test_tf32_is_told_for_every_column_in_float32(
@@ -301,15 +355,15 @@ def test_tf32_is_told_for_every_column_in_float32(
 ) -> None:
     monkeypatch.setitem(PROVIDERS, "cuda_trt_ms_p50", HERE)
     monkeypatch.setattr(gpu, "tf32", lambda provider: provider is HERE)
-    found, about = timed(records, outputs, costly(models))
-    assert about["cuda"]["tf32"] == {
+    found, _columns, about = timed(records, outputs, costly(models))
+    assert about["gpu"]["tf32"] == {
         "cuda_torch_ms_p50": False,
         "cuda_graph_ms_p50": False,
         "cuda_batch32_per_s": False,
         "cuda_trt_ms_p50": True,
     }
     for key in (BASE, PRUNED, LOWERED):
-        note = found[key].measured["cuda_note"]
+        note = found[key].figures["cuda_note"]
         assert "CPU provider with TF32 (NVIDIA_TF32_OVERRIDE=0 forbids it)" in note
 
 
@@ -331,16 +385,16 @@ def test_an_error_of_the_stage_as_a_whole_is_a_reason(
     else:
         monkeypatch.setattr(device, where, fails)
     monkeypatch.setattr(gpu, "absent", lambda provider: "")
-    found, about = timed(records, outputs, costly(models), device)
-    assert about == {}
+    found, columns, _about = timed(records, outputs, costly(models), device)
+    assert columns == {}
     told = "what the GPU can do cannot be told" if where == "lacks" else "the timing on the GPU was"
     for key in (BASE, PRUNED, LOWERED):
-        assert found[key].status == "ok"
-        assert found[key].measured["accuracy"] == 0.9
+        assert found[key].record.status == "ok"
+        assert found[key].figures["params"] == 9
         [reason] = {found[key].missing[column] for column in WORDS}
         assert reason.startswith(told)
         assert reason.endswith("CUDA driver error: too old")
-        assert found[key].measured["cuda_note"] == reason
+        assert found[key].figures["cuda_note"] == reason
 
 
 def test_what_was_timed_before_the_stage_was_given_up_stays(
@@ -354,14 +408,13 @@ def test_what_was_timed_before_the_stage_was_given_up_stays(
             return fails() if self.captures else ""
 
     monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
-    found, about = timed(records, outputs, costly(models), Late())
-    assert found[PRUNED].measured["cuda_speedup"] == pytest.approx(2)
+    found, columns, _about = timed(records, outputs, costly(models), Late())
+    assert found[PRUNED].figures["cuda_speedup"] == pytest.approx(2)
     assert found[PRUNED].missing["cuda_graph_ms_p50"] == "CUDA driver error: too old"
     reason = "the timing on the GPU was given up: CUDA driver error: too old"
     for column in ("cuda_ms_p50", "cuda_file_speedup"):
         assert found[LOWERED].missing[column] == reason
-    assert "cuda_torch_ms_p50" in about["cuda"]["controls"]
-    assert "cuda_torch_ms_p50/rounds/0/baseline [seed 0]" in outputs.stored("cuda")
+    assert "cuda_torch_ms_p50" in columns
 
 
 def test_raw_seconds_that_cannot_be_written_are_noted(
@@ -373,12 +426,10 @@ def test_raw_seconds_that_cannot_be_written_are_noted(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", str(outputs.folder))
 
-    monkeypatch.setattr(outputs, "sidecar", full)
-    found, _ = timed(records, outputs, costly(models))
-    assert found[PRUNED].measured["cuda_speedup"] == pytest.approx(2)
+    monkeypatch.setattr(gpu, "write_values", full)
+    found, _, _ = timed(records, outputs, costly(models))
     told = "the raw seconds of the GPU could not be kept: No space left on device"
-    assert told in found[PRUNED].measured["cuda_note"]
-    assert str(outputs.folder) not in found[PRUNED].measured["cuda_note"]
+    assert found[PRUNED].figures["cuda_note"] == told
 
 
 def test_what_breaks_the_device_ends_the_stage_and_what_was_found_stays(
@@ -393,9 +444,9 @@ def test_what_breaks_the_device_ends_the_stage_and_what_was_found_stays(
             raise RuntimeError("CUDA error: an illegal memory access")
 
     monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
-    found, _ = timed(records, outputs, costly(models), Fragile())
-    assert "cuda_torch_bfloat16_ms_p50" in found[BASE].measured
-    assert "cuda_batch32_per_s" in found[BASE].measured
+    found, _, _ = timed(records, outputs, costly(models), Fragile())
+    assert "cuda_torch_bfloat16_ms_p50" in found[BASE].figures
+    assert "cuda_batch32_per_s" in found[BASE].figures
     assert found[PRUNED].missing["cuda_ms_p50"] == (
         "the GPU broke before this was timed: CUDA error: an illegal memory access"
     )
@@ -404,12 +455,12 @@ def test_what_breaks_the_device_ends_the_stage_and_what_was_found_stays(
 def test_without_a_sound_baseline_there_is_a_reason(
     records: dict[Key, Record], outputs: Outputs
 ) -> None:
-    found, _ = timed({PRUNED: records[PRUNED]}, outputs, {})
+    found, _, _ = timed({PRUNED: records[PRUNED]}, outputs, {})
     assert found[PRUNED].missing["cuda_torch_ms_p50"] == "there is no sound baseline file"
 
 
 def test_without_sound_rows_there_is_nothing(outputs: Outputs) -> None:
-    assert gpu_records({}, plan(), outputs, {}, False, Fake()) == ([], {})
+    assert timed({}, outputs, {}) == ({}, {}, {})
 
 
 def test_the_stage_finds_its_modules_in_the_store(tmp_path: Path, outputs: Outputs) -> None:
@@ -432,16 +483,17 @@ def test_the_stage_finds_its_modules_in_the_store(tmp_path: Path, outputs: Outpu
     asked = {"out": str(outputs.folder), "records": [asdict(record) for record in records]}
     (tmp_path / RECORDS).write_text(json.dumps(asked))
     gpu_stage(whole, graph, stores.get, tmp_path, False)
-    answer = json.loads((tmp_path / FOUND).read_text())
-    assert [row["chain"] for row in answer["records"]] == list(CHAINS)
-    for row in answer["records"]:
-        assert all(column in row["measured"] or column in row["missing"] for column in WORDS)
+    stage = Stage.from_json(json.loads((tmp_path / FOUND).read_text()))
+    found, _, _ = derived({r.key: r for r in records}, stage, outputs.folder)
+    assert [key[0] for key in found] == list(CHAINS)
 
 
-def test_noise_is_noted() -> None:
-    record = Found(dict.fromkeys(WORDS, 1.0), noisy=True).onto(Record("a()", 0, "ok"), {}, False)
-    assert "noisy latency on the GPU" in record.row()["note"]
-    assert record.row()["cuda_note"] == ""
+def test_noise_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    facts = GpuFacts(raw_timings=of("cuda_ms_p50"))
+    row, _ = fixed(monkeypatch, tmp_path, facts, replace(TIMING, iqr_ms=0.5))
+    assert "noisy latency on the GPU: half of the calls" in row.row()["note"]
+    row, _ = fixed(monkeypatch, tmp_path, facts, TIMING)
+    assert row.row()["note"] == ""
 
 
 def test_a_stage_that_dies_is_every_rows_reason(
@@ -457,7 +509,8 @@ def test_a_stage_that_dies_is_every_rows_reason(
     monkeypatch.setattr(bench_module, "Cuda", lambda: SimpleNamespace(absent=lambda: ""))
     records = {key: Record(*key, "failed" if key == LOWERED else "ok") for key in (BASE, LOWERED)}
     bench = Bench(None, tmp_path, records=records)  # type: ignore[arg-type]
-    found, about = bench._on_gpu(Dies(), tmp_path)  # type: ignore[arg-type]
+    stage = bench._on_gpu(Dies(), tmp_path)  # type: ignore[arg-type]
+    found, columns, _ = derived(records, stage, tmp_path)
     reason = "the timing on the GPU ended early: StepEnded: it took more than 120 s and was ended"
-    assert [(r.chain, r.row()["cuda_note"]) for r in found] == [("baseline", reason)]
-    assert about == {}
+    assert {key: draft.row()["cuda_note"] for key, draft in found.items()} == {BASE: reason}
+    assert columns == {}

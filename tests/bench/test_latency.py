@@ -1,4 +1,4 @@
-"""What timing makes of the records: a wrong answer costs the name, a dead process does not."""
+"""What timing keeps: raw seconds, and a wrong answer costs the name, a dead process does not."""
 
 from __future__ import annotations
 
@@ -15,22 +15,13 @@ from written import write_onnx
 from compress.bench.measure import latency
 from compress.bench.store.outputs import Outputs, slug
 from compress.errors import UserError
-from compress.results.record import Record
-from compress.timing.raw_timings import RawTimings
+from compress.results.latency import read_timings
+from compress.results.log import Stage
+from compress.results.record import Key, Record
+from compress.timing.launch import WorkerFailed
+from compress.timing.raw_timings import CONTROL, LEVELS, Launched, RawTimings
 from compress.timing.setting import DEFAULT
-from compress.timing.summary import Timing, Timings
-
-QUICK = Timing(
-    1,
-    p50_ms=2.0,
-    p90_ms=3.0,
-    iqr_ms=0.1,
-    per_second=500.0,
-    speedup=1.5,
-    low=1.4,
-    high=1.6,
-    verdict="faster",
-)
+from compress.timing.worker import DIFFERENT
 
 
 @pytest.fixture
@@ -40,121 +31,104 @@ def outputs(tmp_path: Path) -> Iterator[Outputs]:
     made.lock.close()
 
 
-def records(outputs: Outputs, *chains: str) -> dict[tuple[str, int], Record]:
+def records(outputs: Outputs, *chains: str) -> dict[Key, Record]:
     made = {}
     for chain in chains:
         path = write_onnx(outputs, chain, 0, b"onnx", ok=True)
-        figures = {"onnx_path": str(path.relative_to(outputs.folder)), "accuracy": 0.9}
-        made[chain, 0] = Record(chain, 0, "ok", figures)
+        files = {"onnx": str(path.relative_to(outputs.folder))}
+        made[chain, 0] = Record(chain, 0, "ok", hashes={"onnx": "f00"}, files=files)
     return made
 
 
 def time(
-    monkeypatch: pytest.MonkeyPatch,
     outputs: Outputs,
-    given: dict[tuple[str, int], Record],
-    timing: Timing,
-    failures: tuple[str, ...] = (),
-) -> dict[str, Record]:
+    given: dict[Key, Record],
+    error: str = "",
+    failure: str = "",
+    collector: Any = None,
+) -> tuple[list[Record], Stage]:
+    """Time files in 2 ms each; `error` is what all but the baseline have."""
+
     def fake(candidates: dict[str, Path], *rest: Any, baseline: str, **options: Any) -> RawTimings:
-        return RawTimings((*candidates,), baseline, DEFAULT, 1, (), 1.0, {})
+        names = (*candidates, CONTROL)
 
-    def made(raw_timings: RawTimings) -> Timings:
-        rows = {(name, setting): timing for name in raw_timings.names for setting in DEFAULT}
-        return Timings(rows, {}, raw_timings, failures)
+        def series(name: str) -> dict[str, Any]:
+            wrong = error if name not in (baseline, CONTROL) else ""
+            return {"error": wrong, "medians": [0.002] * 3, "calls": [[0.002]] * 3}
 
-    monkeypatch.setattr(latency, "summarise", made)
+        batches = {str(n): {name: series(name) for name in names} for n in (1, 32)}
+        launched = [Launched(threads, batches, failure) for threads in (0, 1)]
+        return RawTimings(
+            (*names, *LEVELS), baseline, DEFAULT, 1, tuple(launched), 1.0, {"cpu": "x"}
+        )
+
     for record in given.values():
         if record.status == "ok":
             answers = {"timed_logits": np.zeros((64, 10))}
-            outputs.sidecar(outputs.model(record.chain, record.seed).name, answers)
-    plan = SimpleNamespace(
+            outputs.sidecar(outputs.model(*record.key).name, answers)
+    plan: Any = SimpleNamespace(
         data=small_digits(),
         threads=1,
-        suite=SimpleNamespace(timing_seconds=1.0, timings=DEFAULT),
+        suite=SimpleNamespace(timing_seconds=1.0, timings=("cpu_batch32", "cpu", "cpu1")),
     )
-    timed, _ = latency.time_records(given, plan, outputs, False, fake)  # type: ignore[arg-type]
-    return {record.chain: record for record in timed}
+    return latency.time_records(given, plan, outputs, False, collector or fake)
 
 
-def test_figures_go_to_their_columns(monkeypatch: pytest.MonkeyPatch, outputs: Outputs) -> None:
-    timed = time(monkeypatch, outputs, records(outputs, "baseline", "a()"), QUICK)
-    row = timed["a()"].row()
-    assert (row["cpu_ms_p50"], row["cpu_ms_p90"], row["cpu_batch32_per_s"]) == (2.0, 3.0, 500.0)
-    assert (row["cpu_speedup"], row["cpu_speedup_low"], row["cpu_speedup_high"]) == (1.5, 1.4, 1.6)
-    assert (row["cpu1_ms_p50"], row["cpu1_verdict"], row["cpu_batch32_ms_iqr"]) == (
-        2,
-        "faster",
-        0.1,
-    )
-    assert row["status"] == "ok"
-    assert row["note"] == ""
+def test_raw_seconds_are_kept_as_other_machines_send_them(outputs: Outputs) -> None:
+    caught, stage = time(outputs, records(outputs, "baseline", "a()"))
+    assert caught == []
+    assert (stage.machine, stage.runtime, stage.reason) == ("", "", "")
+    assert stage.settings == DEFAULT, "in the order of the table"
+    assert stage.environment == {"cpu": "x"}
+    models, timings = read_timings(outputs.folder, stage)
+    assert models == {"a() [seed 0]": "f00", "baseline [seed 0]": "f00"}
+    assert timings["a() [seed 0]", "cpu1"].p50_ms == 2.0
 
 
-def test_other_outputs_while_timed_cost_the_name(
-    monkeypatch: pytest.MonkeyPatch, outputs: Outputs
-) -> None:
-    wrong = Timing(1, error="outputs differ from the verified ones", wrong=True)
-    timed = time(monkeypatch, outputs, records(outputs, "baseline", "a()"), wrong)
-    assert timed["a()"].status == "unverified"
-    assert "while timed: outputs differ" in timed["a()"].error
-    assert "onnx_path" not in timed["a()"].measured
+def test_other_outputs_while_timed_cost_the_name(outputs: Outputs) -> None:
+    wrong = f"{DIFFERENT} (by 31%)"
+    (caught,), stage = time(outputs, records(outputs, "baseline", "a()"), wrong)
+    assert stage.file
+    assert (caught.chain, caught.status) == ("a()", "unverified")
+    assert caught.error == f"while timed: {wrong}"
+    assert "onnx" not in caught.files
+    outputs.withdraw(caught)
     assert [path.name for path in outputs.model("a()", 0).iterdir()] == ["unverified.onnx"]
 
 
-def test_a_dead_timing_process_leaves_sound_files_sound(
-    monkeypatch: pytest.MonkeyPatch, outputs: Outputs
-) -> None:
-    dead = Timing(1, error="the timing process was killed by signal 9")
-    timed = time(monkeypatch, outputs, records(outputs, "baseline", "a()"), dead)
-    assert timed["a()"].status == "ok"
-    assert timed["a()"].missing["cpu_ms_p50"] == "the timing process was killed by signal 9"
-    assert "not timed: the timing process was killed" in timed["a()"].row()["note"]
-    assert [path.name for path in outputs.model("a()", 0).iterdir()] == ["model.onnx"]
+def test_a_dead_timing_process_leaves_sound_files_sound(outputs: Outputs) -> None:
+    dead = "the timing process was killed by signal 9"
+    caught, stage = time(outputs, records(outputs, "baseline", "a()"), failure=dead)
+    assert caught == []
+    _, timings = read_timings(outputs.folder, stage)
+    assert timings["a() [seed 0]", "cpu"].error == dead
 
 
-def test_without_a_baseline_there_is_a_reason(
-    monkeypatch: pytest.MonkeyPatch, outputs: Outputs
-) -> None:
-    timed = time(monkeypatch, outputs, records(outputs, "a()"), QUICK)
-    assert timed["a()"].missing["cpu_ms_p50"] == "there is no sound baseline file"
+def test_without_a_baseline_there_is_a_reason(outputs: Outputs) -> None:
+    caught, stage = time(outputs, records(outputs, "a()"))
+    assert (caught, stage.file) == ([], "")
+    assert stage.reason == "there is no sound baseline file"
 
 
-def test_another_seeds_baseline_as_denominator_is_told(
-    monkeypatch: pytest.MonkeyPatch, outputs: Outputs
-) -> None:
-    given = {("baseline", 0): Record("baseline", 0, "unverified"), **records(outputs, "a()")}
-    path = write_onnx(outputs, "baseline", 1, b"onnx", ok=True)
-    figures = {"onnx_path": str(path.relative_to(outputs.folder))}
-    given["baseline", 1] = Record("baseline", 1, "ok", figures)
-    note = time(monkeypatch, outputs, given, QUICK)["a()"].row()["note"]
-    assert note == (
-        "speed-ups refer to the baseline of seed 1, because that of seed 0 is unverified"
-    )
+def test_nodes_that_are_lost_are_the_reason(outputs: Outputs) -> None:
+    def lost(*_: Any, **__: Any) -> RawTimings:
+        raise WorkerFailed("all nodes are lost")
+
+    caught, stage = time(outputs, records(outputs, "baseline"), collector=lost)
+    assert (caught, stage.reason, stage.settings) == ([], "all nodes are lost", DEFAULT)
 
 
-def test_what_was_timed_so_far_is_removed_once_the_whole_is_kept(
-    monkeypatch: pytest.MonkeyPatch, outputs: Outputs
-) -> None:
+def test_what_was_timed_so_far_is_removed_once_the_whole_is_kept(outputs: Outputs) -> None:
     kept = outputs.folder / "raw" / latency.KEPT
     kept.parent.mkdir()
     kept.write_text("of a run that was stopped")
-    time(monkeypatch, outputs, records(outputs, "baseline"), QUICK)
+    time(outputs, records(outputs, "baseline"))
     assert not kept.exists()
-    assert (kept.parent / "timing.npz").exists()
+    assert (kept.parent / "timing.json").exists()
 
 
-def test_noise_is_noted(monkeypatch: pytest.MonkeyPatch, outputs: Outputs) -> None:
-    noisy = Timing(1, p50_ms=2.0, p90_ms=3.0, iqr_ms=0.5, per_second=1.0, speedup=1.0)
-    timed = time(monkeypatch, outputs, records(outputs, "baseline"), noisy)
-    note = timed["baseline"].row()["note"]
-    assert "noisy latency (batch 1, all threads; batch 1, 1 thread; batch 32, all" in note
-
-
-def test_inputs_and_answers_are_kept_for_other_machines(
-    monkeypatch: pytest.MonkeyPatch, outputs: Outputs
-) -> None:
-    time(monkeypatch, outputs, records(outputs, "baseline", "a()"), QUICK)
+def test_inputs_and_answers_are_kept_for_other_machines(outputs: Outputs) -> None:
+    time(outputs, records(outputs, "baseline", "a()"))
     kept = outputs.stored(latency.INPUTS)
     assert set(kept) == {"input_0", "expected/baseline [seed 0]", "expected/a() [seed 0]"}
     assert len(kept["input_0"]) == len(kept["expected/a() [seed 0]"]) == 64

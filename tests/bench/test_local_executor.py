@@ -18,6 +18,7 @@ from torch import nn
 import compress
 from compress import techniques
 from compress.bench import run as bench
+from compress.results.log import Stage
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
 
@@ -25,7 +26,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the timing processes, which have tests of their own."""
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], {}))
+    monkeypatch.setattr(bench, "time_records", lambda *_: ([], Stage(reason="left out")))
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_whatever_a_technique_does_is_one_row(tmp_path: Path) -> None:
 def step_log(out: Path, chain: str) -> str:
     lines = map(json.loads, (out / "results.jsonl").read_text().splitlines())
     [row, *_] = [line for line in lines if line["kind"] == "row" and line["chain"] == chain]
-    return str(next(r["text"] for r in row["step_log"] if r["kind"] == "log"))
+    return str(next(r["text"] for r in row["log"] if r["kind"] == "log"))
 
 
 @pytest.mark.usefixtures("hostile")

@@ -40,9 +40,9 @@ def test_the_executed_graph_goes_to_its_columns(
     assert found.figures["float_convs"] == sum(
         isinstance(layer, nn.Conv2d) for layer in model.module.modules()
     )
-    assert found.figures["int8_macs_share"] == 0
+    assert (found.figures["int8_macs"], found.figures["executed_macs"]) == (0, whole)
     assert (found.missing, found.notes) == ({}, [])
-    (row,) = found.step_log
+    (row,) = found.log
     assert (row["kind"], row["macs"]) == ("executed", whole)
     assert row["operators"]["Gemm"] == found.figures["float_matmuls"]
 
@@ -50,7 +50,7 @@ def test_the_executed_graph_goes_to_its_columns(
     (tmp_path / "int8.onnx").write_bytes(int8)
     lowered = executed(tmp_path / "int8.onnx")
     assert lowered.figures["int8_convs"] == found.figures["float_convs"]
-    assert lowered.figures["int8_macs_share"] == 1
+    assert lowered.figures["int8_macs"] == lowered.figures["executed_macs"]
     assert "this CPU has no int8 dot products" in lowered.notes[0]
 
 
@@ -76,7 +76,7 @@ def test_what_is_not_counted_is_kept_and_noted() -> None:
     found = Measured()
     measuring._count(Model(Deformed(), (torch.zeros(1, 1, 8, 8),)), b"onnx", found)
     assert found.figures["macs"] == 0
-    assert found.step_log == [
+    assert found.log == [
         {
             "kind": "counts",
             "uncounted": {"mean": 1, "relu": 1, "torchvision.deform_conv2d": 1},

@@ -30,9 +30,9 @@ def test_peaks_go_to_the_sound_rows(monkeypatch: pytest.MonkeyPatch, outputs: Ou
 
     monkeypatch.setattr(memory, "peak_bytes", fake)
     given = [
-        Record("baseline", 0, "ok", {"onnx_path": "a.onnx", "macs": 7}),
+        Record("baseline", 0, "ok", {"macs": 7}, files={"onnx": "a.onnx"}),
         Record("wrong()", 0, "unverified", {"macs": 7}),
-        Record("large()", 0, "ok", {"onnx_path": "b.onnx"}, missing={"macs": "why"}),
+        Record("large()", 0, "ok", missing={"macs": "why"}, files={"onnx": "b.onnx"}),
     ]
     plan = SimpleNamespace(data=small_digits(), threads=3)
     keyed = {(record.chain, record.seed): record for record in given}
@@ -40,7 +40,7 @@ def test_peaks_go_to_the_sound_rows(monkeypatch: pytest.MonkeyPatch, outputs: Ou
     folder = outputs.folder
     assert asked == [([folder / "a.onnx", folder / "b.onnx"], [(1, 1, 8, 8)], 3)]
     assert [record.chain for record in found] == ["baseline", "large()"]
-    assert found[0].measured == {"onnx_path": "a.onnx", "macs": 7, "peak_bytes": 5000}
+    assert found[0].measured == {"macs": 7, "peak_bytes": 5000}
     assert found[1].missing == {"macs": "why", "peak_bytes": "killed by signal 9"}
     assert "peak_bytes" not in found[1].measured
 

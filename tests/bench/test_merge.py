@@ -18,8 +18,11 @@ from compress import cli
 from compress.bench.portable.merge import merge, slug_of
 from compress.bench.portable.portable_timer import main
 from compress.errors import UserError
-from compress.report.columns import machines
-from compress.results.record import Record, RunLog, read_results
+from compress.results.derive import read_results
+from compress.results.log import RunLog
+from compress.results.raw import write_values
+from compress.results.record import Record
+from compress.results.timed import of_files
 from compress.system.environment import environment
 from compress.system.files import append_line, sha256
 from compress.timing.raw_timings import CONTROL, LEVELS
@@ -38,8 +41,8 @@ def test_the_figures_are_columns_of_the_rows(
     after = rows(run)
     gained = {
         key.removeprefix(f"on_{SLUG}_"): value
-        for key, value in after["quantize()"].measured.items()
-        if key not in before["quantize()"].measured
+        for key, value in after["quantize()"].items()
+        if key not in before["quantize()"]
     }
     # A machine without noise: 4 ms against 1 ms an item, and intervals without width.
     for setting, items in (("cpu", 1), ("cpu1", 1), ("cpu_batch32", 32)):
@@ -49,23 +52,22 @@ def test_the_figures_are_columns_of_the_rows(
         for figure in ("speedup", "speedup_low", "speedup_high"):
             assert gained[f"{setting}_{figure}"] == pytest.approx(4)
         assert gained[f"{setting}_verdict"] == "faster"
-    assert after["quantize(reduce_range=True)"].measured[f"on_{SLUG}_cpu_verdict"] == (
-        "indistinguishable"
-    )
-    base = after["baseline"].measured
+    assert after["quantize(reduce_range=True)"][f"on_{SLUG}_cpu_verdict"] == ("indistinguishable")
+    base = after["baseline"]
     assert base[f"on_{SLUG}_cpu_speedup"] == 1
     assert f"on_{SLUG}_cpu_verdict" not in base
     for chain in ("odd()", "broken()"):
         assert after[chain] == before[chain]
-    assert after["quantize()"].notes == before["quantize()"].notes
-    assert (run / "raw" / f"elsewhere-{SLUG}.json").read_bytes() == path.read_bytes()
+    assert after["quantize()"]["note"] == before["quantize()"]["note"]
+    kept = json.loads((run / "raw" / f"elsewhere-{SLUG}.json").read_bytes())
+    assert kept == {key: value for key, value in found.items() if key != "run"}
 
 
 def test_what_this_machine_writes_can_be_merged(run: Path, unpacked: Path, tmp_path: Path) -> None:
     path = tmp_path / "timings.json"
     assert main(["--threads", "1", "--out", str(path)], unpacked, machine()) == 0
     (slug,) = merge(run, [path])
-    there = read_results(run / "results.jsonl")[1]["elsewhere"][slug]["environment"]
+    there = read_results(run).about["elsewhere"][slug]["environment"]
     assert there.pop("date") == json.loads(path.read_bytes())["date"]
     assert there == environment(1)
 
@@ -74,12 +76,13 @@ def test_the_description_names_the_machine(
     run: Path, tmp_path: Path, found: dict[str, Any]
 ) -> None:
     merge(run, [saved(tmp_path, found)])
-    there = read_results(run / "results.jsonl")[1]["elsewhere"]
+    there = read_results(run).about["elsewhere"]
     assert there.keys() == {SLUG}
     assert there[SLUG]["environment"] == {**EPYC, "date": found["date"]}
-    assert tuple(there[SLUG]["latency"]) == SETTINGS
-    assert there[SLUG]["latency"]["cpu"]["control"] == 1
-    assert there[SLUG]["latency"]["cpu"]["processes"] == 5
+    timed = of_files(read_results(run).about, SLUG)
+    assert tuple(one.setting for one in timed) == SETTINGS
+    assert timed[0].known["control"] == 1
+    assert timed[0].known["processes"] == 5
 
 
 def test_from_python_the_reports_are_written_anew(
@@ -134,10 +137,10 @@ def test_the_same_machine_replaces_and_another_gets_a_number(
     assert merge(run, [first, third]) == [SLUG, f"{SLUG}_2"]
     assert merge(run, [second]) == [SLUG]
     assert merge(run, [third]) == [f"{SLUG}_2"]
-    measured = rows(run)["quantize()"].measured
+    measured = rows(run)["quantize()"]
     assert measured[f"on_{SLUG}_cpu_speedup"] == pytest.approx(2)
     assert measured[f"on_{SLUG}_2_cpu_speedup"] == pytest.approx(4)
-    there = read_results(run / "results.jsonl")[1]["elsewhere"]
+    there = read_results(run).about["elsewhere"]
     assert there[SLUG]["environment"]["date"] == "2031-02-03"
     assert {path.name for path in (run / "raw").glob("elsewhere-*")} == {
         f"elsewhere-{SLUG}.json",
@@ -173,12 +176,14 @@ def test_machines_that_are_alike_are_told_apart_by_names(
         "Columns on_right_cpu_...",
     ]
     assert merge(run, [second]) == [SLUG]  # without a name, names are not looked for
-    measured = rows(run)["quantize()"].measured
+    measured = rows(run)["quantize()"]
     assert measured["on_left_cpu_speedup"] == pytest.approx(4)
     assert measured["on_right_cpu_cpu_speedup"] == pytest.approx(2)
-    assert machines([measured])["right_cpu"] == machines([measured])["left"]
+    about = read_results(run).about
+    left, right = ([t.setting for t in of_files(about, name)] for name in ("left", "right_cpu"))
+    assert left == right == [*SETTINGS]
     assert merge(run, [second], "left") == ["left"]
-    assert rows(run)["quantize()"].measured["on_left_cpu_speedup"] == pytest.approx(2)
+    assert rows(run)["quantize()"]["on_left_cpu_speedup"] == pytest.approx(2)
 
 
 @pytest.mark.parametrize(
@@ -208,29 +213,29 @@ def test_other_outputs_there_cost_the_figures_and_say_so(
     error = f"{DIFFERENT} (by 31.0%)"
     merge(run, [saved(tmp_path, timings(unpacked, errors={INT8: error, NARROW: error}))])
     row = rows(run)["quantize()"]
-    assert row.status == "ok"
-    assert not [key for key in row.measured if key.startswith("on_")]
-    assert {key for key in row.missing if key.startswith("on_")} == {
+    assert row["status"] == "ok"
+    assert not [key for key in row if key.startswith("on_")]
+    assert {key for key in row["missing"] if key.startswith("on_")} == {
         f"on_{SLUG}_{setting}_ms_p50" for setting in SETTINGS
     }
-    assert row.missing[f"on_{SLUG}_cpu1_ms_p50"] == error
+    assert row["missing"][f"on_{SLUG}_cpu1_ms_p50"] == error
     told = (
         f"on AMD EPYC 7B13 64-Core Processor (2 threads): {error}, so it computes something else "
         f"there, and its accuracy does not hold there"
     )
-    assert row.notes[-1] == (
+    assert row["note"] == (
         f"{told}: that processor has no VNNI, and sums of int8 products can saturate, which "
         f"quantize(reduce_range=True) avoids"
     )
-    assert rows(run)["quantize(reduce_range=True)"].notes[-1] == told
-    assert f"on_{SLUG}_cpu_ms_p50" in rows(run)["baseline"].measured
+    assert rows(run)["quantize(reduce_range=True)"]["note"] == told
+    assert f"on_{SLUG}_cpu_ms_p50" in rows(run)["baseline"]
 
 
 def test_with_vnni_saturation_is_not_the_reason(run: Path, tmp_path: Path, unpacked: Path) -> None:
     values = timings(unpacked, errors={INT8: f"{DIFFERENT} (by 31.0%)"})
     values["timings"]["environment"]["cpu_flags"] = ["avx2", "avx512_vnni"]
     merge(run, [saved(tmp_path, values)])
-    assert rows(run)["quantize()"].notes[-1].endswith("its accuracy does not hold there")
+    assert rows(run)["quantize()"]["note"].endswith("its accuracy does not hold there")
 
 
 def test_a_file_that_cannot_be_loaded_there_has_that_as_its_reason(
@@ -238,7 +243,7 @@ def test_a_file_that_cannot_be_loaded_there_has_that_as_its_reason(
 ) -> None:
     error = "onnxruntime cannot load the file: opset\n 99\u202e"
     merge(run, [saved(tmp_path, timings(unpacked, errors={INT8: error}))])
-    note = rows(run)["quantize()"].notes[-1]
+    note = rows(run)["quantize()"]["note"]
     assert note.endswith("(2 threads): onnxruntime cannot load the file: opset 99")
 
 
@@ -249,13 +254,12 @@ def test_if_the_baseline_fails_there_are_times_without_speedups(
     errors = dict.fromkeys((BASE, CONTROL, *LEVELS), error)
     merge(run, [saved(tmp_path, timings(unpacked, errors=errors))])
     row = rows(run)["quantize()"]
-    assert row.measured[f"on_{SLUG}_cpu_ms_p50"] == pytest.approx(1)
-    assert f"on_{SLUG}_cpu_speedup" not in row.measured
-    assert row.missing[f"on_{SLUG}_cpu_speedup"] == "the baseline has no time there"
-    why = row.missing[f"on_{SLUG}_cpu_verdict"]
+    assert row[f"on_{SLUG}_cpu_ms_p50"] == pytest.approx(1)
+    assert f"on_{SLUG}_cpu_speedup" not in row
+    assert row["missing"][f"on_{SLUG}_cpu_speedup"] == "the baseline has no time there"
+    why = row["missing"][f"on_{SLUG}_cpu_verdict"]
     assert why.startswith(f"the baseline was not timed: {DIFFERENT}")
-    latency = read_results(run / "results.jsonl")[1]["elsewhere"][SLUG]["latency"]
-    assert latency["cpu"]["trusted"] is False
+    assert not of_files(read_results(run).about, SLUG)[0].trusted
 
 
 def test_processes_that_died_are_noted(run: Path, tmp_path: Path, found: dict[str, Any]) -> None:
@@ -265,9 +269,9 @@ def test_processes_that_died_are_noted(run: Path, tmp_path: Path, found: dict[st
             part |= {"settings": {}, "failure": "process 2: killed by signal 9"}
     merge(run, [saved(tmp_path, values)])
     row = rows(run)["quantize()"]
-    assert row.missing[f"on_{SLUG}_cpu1_ms_p50"].startswith("process 2: killed")
-    assert f"on_{SLUG}_cpu_ms_p50" in row.measured
-    assert any("(2 threads): not timed: process 2: killed by signal 9" in n for n in row.notes)
+    assert row["missing"][f"on_{SLUG}_cpu1_ms_p50"].startswith("process 2: killed")
+    assert f"on_{SLUG}_cpu_ms_p50" in row
+    assert "(2 threads): not timed: process 2: killed by signal 9" in row["note"]
 
 
 def test_a_later_run_has_nothing_of_it_until_it_is_merged_again(
@@ -278,10 +282,10 @@ def test_a_later_run_has_nothing_of_it_until_it_is_merged_again(
     log = RunLog(run / "results.jsonl", {"suite": "later"})
     for name, chain in zip(NAMES, ("baseline", "quantize()", NARROW[:-9]), strict=True):
         log.record(Record(chain, 0, "ok", hashes={"onnx": found["models"][name]}))
-    assert not rows(run)["quantize()"].measured
-    assert "elsewhere" not in read_results(run / "results.jsonl")[1]
+    assert not [key for key in rows(run)["quantize()"] if key.startswith("on_")]
+    assert "elsewhere" not in read_results(run).about
     merge(run, [path])
-    assert rows(run)["quantize()"].measured[f"on_{SLUG}_cpu_speedup"] == pytest.approx(4)
+    assert rows(run)["quantize()"][f"on_{SLUG}_cpu_speedup"] == pytest.approx(4)
 
 
 def test_figures_are_those_of_the_file_that_was_timed(
@@ -289,6 +293,8 @@ def test_figures_are_those_of_the_file_that_was_timed(
 ) -> None:
     merge(run, [saved(tmp_path, found)])
     line = json.loads((run / "results.jsonl").read_bytes().splitlines()[-1])
-    line["rows"] = [{**row, "onnx": sha256(linear(8))} for row in line["rows"]]
+    values = json.loads((run / line["file"]).read_bytes())
+    values["models"][INT8] = sha256(linear(8))
+    line["sha256"] = write_values(run / line["file"], values)
     append_line(run / "results.jsonl", line)
-    assert f"on_{SLUG}_cpu_ms_p50" not in rows(run)["quantize()"].measured
+    assert f"on_{SLUG}_cpu_ms_p50" not in rows(run)["quantize()"]

@@ -22,7 +22,8 @@ import compress
 from compress.bench.portable.pack import MODULES, pack
 from compress.bench.portable.portable_timer import main
 from compress.errors import UserError
-from compress.results.record import Record, RunLog
+from compress.results.log import RunLog, Stage
+from compress.results.record import Record
 from compress.system.files import sha256
 from compress.timing.launch import WorkerFailed
 from compress.timing.raw_timings import CONTROL, LEVELS, RawTimings
@@ -152,9 +153,11 @@ def refused(run: Path, sentence: str, out: Path | None = None) -> None:
 def test_a_run_that_was_not_timed_is_refused(run: Path) -> None:
     refused(run / "nowhere", r"there is no .*results.jsonl")
     log = RunLog(run / "results.jsonl", {"suite": "later"})
-    log.record(Record("baseline", 0, "ok", {"onnx_path": "x"}, hashes={"onnx": "y"}))
+    log.record(Record("baseline", 0, "ok", hashes={"onnx": "y"}, files={"onnx": "x"}))
     refused(run, "was stopped before it; let compress-models bench finish")
-    log.about({"latency": {"cpu": {}}})
+    log.timings(Stage(reason="all nodes are lost"))
+    refused(run, "was stopped before it; let compress-models bench finish")
+    log.timings(Stage(file="raw/timing.json"))
     log.record(Record("baseline", 0, "unverified"))
     refused(run, "has no sound baseline")
 

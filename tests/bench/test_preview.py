@@ -9,6 +9,7 @@ import pytest
 import compress
 from compress.api import preview
 from compress.bench import run as bench
+from compress.results.log import Stage
 
 CHAINS = (
     "train(epochs=2) -> prune_weights(sparsity=0.5)",
@@ -20,7 +21,7 @@ OPTIONS = {"chain": CHAINS, "model": "mlp(width=8)", "progress": False}
 
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], {}))
+    monkeypatch.setattr(bench, "time_records", lambda *_: ([], Stage(reason="left out")))
 
 
 def lines(text: str) -> dict[str, str]:

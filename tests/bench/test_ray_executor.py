@@ -11,6 +11,7 @@ import pytest
 import compress
 from compress.bench import run as bench
 from compress.bench.execute import ray_executor
+from compress.results.log import Stage
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
 
@@ -75,7 +76,7 @@ def test_objects_cannot_go_to_other_machines(tmp_path: Path, monkeypatch) -> Non
             return True
 
     monkeypatch.setattr(ray_executor, "_ray", Ray)
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], {}))
+    monkeypatch.setattr(bench, "time_records", lambda *_: ([], Stage(reason="left out")))
     from bench_fixtures import small_digits
 
     with pytest.raises(compress.UserError, match="other machines do not have"):

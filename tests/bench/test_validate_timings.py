@@ -18,7 +18,7 @@ from compress.bench.portable.merge import merge
 from compress.bench.portable.validate_timings import _deadly
 from compress.bench.store.outputs import Outputs
 from compress.errors import UserError
-from compress.results.record import read_results
+from compress.results.derive import read_results
 from compress.timing.interleave import KEPT_CALLS
 from compress.timing.raw_timings import CONTROL
 
@@ -264,7 +264,7 @@ def test_whatever_is_changed_is_refused_in_words_or_can_be_merged(
         assert str(error).endswith("; nothing was merged")  # noqa: PT017
         assert results.read_bytes() == before
     else:
-        assert slug in read_results(results)[1]["elsewhere"]
+        assert slug in read_results(run).about["elsewhere"]
         results.write_bytes(before)
 
 

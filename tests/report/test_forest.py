@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from report_rows import ABOUT, row
+from report_rows import ABOUT, row, timed
 
 from compress.report.forest import _lines, speedups_png
 from compress.report.forest_data import (
@@ -19,21 +19,30 @@ from compress.report.forest_data import (
     speed_lanes,
     speed_marks,
 )
+from compress.results.timed import timed_files
 
 BASE = row("baseline")
+DOUBTED = timed(trusted=False, margin=0.1)
+
+
+def lanes_of(*settings, about=ABOUT):
+    """Return lanes for settings, whether or not a row has an interval there."""
+    rows = [{timed_files(name).names["speedup_high"]: 2.0 for name in settings}]
+    return speed_lanes(rows, about)
 
 
 def test_speedups_are_marks_with_their_intervals():
     found = row("a()", speedup=2.0, cpu1_speedup=0.5)
-    assert speed_marks(found, ("cpu", "cpu1"), ABOUT) == [
+    both = lanes_of("cpu", "cpu1", about=timed(timed_files("cpu1")))
+    assert speed_marks(found, both) == [
         Mark(0, 2.0, 0.98 * 2, 1.02 * 2, True),
         Mark(1, 0.5, 0.5, 0.5, False),
     ]
-    doubted = {"latency": {"cpu": {"trusted": False}}}
-    assert speed_marks(found, ("cpu",), doubted)[0].claimed, "beyond what the control doubts"
+    doubted = lanes_of("cpu", about=DOUBTED)
+    assert speed_marks(found, doubted)[0].claimed, "beyond what the control doubts"
     unsure = {**found, "cpu_verdict": None}
-    assert not speed_marks(unsure, ("cpu",), doubted)[0].claimed
-    assert speed_marks(row("a()", cpu_speedup_low=0.0), ("cpu",), ABOUT) == []
+    assert not speed_marks(unsure, doubted)[0].claimed
+    assert speed_marks(row("a()", cpu_speedup_low=0.0), lanes_of("cpu")) == []
 
 
 def test_differences_are_marks_in_points():
@@ -46,18 +55,17 @@ def test_differences_are_marks_in_points():
 
 def test_only_settings_with_intervals_have_a_lane():
     rows = [BASE, row("a()", cpu1_speedup=2.0)]
-    lanes = speed_lanes(rows, ABOUT)
-    assert list(lanes) == ["cpu"]
-    assert (lanes["cpu"].words, lanes["cpu"].margin) == ("batch 1, 2 threads", 0.012)
-    doubted = speed_lanes(rows, {"latency": {"cpu": {"trusted": False, "margin": 0.1}}})
-    assert doubted["cpu"].words == "batch 1, all threads (not trusted)"
+    (lane,) = speed_lanes(rows, timed(timed_files("cpu1")))
+    assert (lane.words, lane.margin) == ("batch 1, 2 threads", 0.012)
+    (doubted,) = speed_lanes(rows, DOUBTED | {"environment": {}})
+    assert doubted.words == "batch 1, all threads (not trusted)"
 
 
 def test_the_baseline_and_what_failed_have_no_row():
     rows = [BASE, row("a()"), {"chain": "b()", "status": "failed"}]
-    assert [found["chain"] for found in forest_rows(rows, ("cpu",), ABOUT)] == ["a()"]
+    assert [found["chain"] for found in forest_rows(rows, lanes_of("cpu"))] == ["a()"]
     bare = [{"chain": "a()", "accuracy": 0.9, "accuracy_delta": 0.1, "cpu_speedup": 2.0}]
-    assert forest_rows(bare, ("cpu",), ABOUT) == []
+    assert forest_rows(bare, lanes_of("cpu")) == []
 
 
 def _marks(*values, half=0.1):
@@ -106,21 +114,20 @@ def test_a_verdict_beyond_the_axis_is_still_seen():
     near = [BASE, *(row(f"{name}()", -0.001) for name in "abcdef")]
     pictures = {
         verdict: speedups_png([*near, row("far()", -0.8, accuracy_verdict=verdict)], ABOUT)
-        for verdict in ("worse", "indistinguishable")
+        for verdict in ("worse", "not shown")
     }
-    assert pictures["worse"] != pictures["indistinguishable"]
+    assert pictures["worse"] != pictures["not shown"]
 
 
 def test_the_reading_says_what_a_hollow_marker_may_be():
     rows = [BASE, row("a()", speedup=2.0)]
-    doubted = {"latency": {"cpu": {"trusted": False, "margin": 0.1}}}
-    said = reading(rows, list(speed_lanes(rows, doubted).values()), several=True)
+    said = reading(rows, speed_lanes(rows, DOUBTED), several=True)
     assert said == (
         "Means over the seeds. Bars: 95 % intervals. Filled markers: a verdict; hollow ones: no "
         "difference shown, or timing not to be trusted. Grey: what a verdict must exceed by the "
         "A/A control."
     )
-    assert "not to be trusted" not in reading(rows, [*speed_lanes(rows, ABOUT).values()], False)
+    assert "not to be trusted" not in reading(rows, speed_lanes(rows, ABOUT), False)
     assert reading([{"chain": "a()"}], [], False) == (
         "Bars: 95 % intervals. These results have no verdicts."
     )
@@ -163,15 +170,19 @@ CASES = {
 }
 
 
+SEVEN = timed(*(timed_files(f"cpu{i}") for i in range(1, 8)))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_picture_can_be_drawn(name):
-    content = speedups_png(CASES[name], ABOUT | {"suite": "$x", "model": "漢"})
+    about = (SEVEN if name == "seven settings" else ABOUT) | {"suite": "$x", "model": "漢"}
+    content = speedups_png(CASES[name], about)
     with Image.open(io.BytesIO(content)) as image:
         image.load()
         assert image.width == 1600
         assert 200 < image.height < 3000
         assert len(set(image.convert("L").tobytes())) > 2
-    assert speedups_png(CASES[name], ABOUT | {"suite": "$x", "model": "漢"}) == content
+    assert speedups_png(CASES[name], about) == content
 
 
 def test_a_long_name_does_not_hide_the_options():

@@ -3,6 +3,12 @@ from __future__ import annotations
 import pytest
 
 from compress.report import formatting
+from compress.results.columns import Column
+from compress.results.timed import LATENCY, Timed
+
+NAMES = {figure.name: f"a_{figure.name}" for figure in LATENCY}
+A = Timed("a", "a", "at a", NAMES)
+DOUBTED = Timed("a", "a", "at a", NAMES, known={"trusted": False})
 
 
 @pytest.mark.parametrize(
@@ -39,25 +45,23 @@ def test_counts(value, shown):
 )
 def test_speedups(value, low, high, shown):
     row = {"a_speedup": value, "a_speedup_low": low, "a_speedup_high": high, "a_verdict": "faster"}
-    assert formatting.speedup(row, "a") == shown
+    assert formatting.speedup(row, A) == shown
 
 
 def test_a_speedup_with_its_interval():
     row = {"a_speedup": 2.874, "a_speedup_low": 2.67, "a_speedup_high": 13.04}
-    assert formatting.ratio(row, "a") == "2.87 [2.67, 13.0]"
-    assert formatting.ratio({**row, "a_verdict": "slower"}, "a") == "2.87 [2.67, 13.0] ▼"
-    assert (
-        formatting.ratio({**row, "a_verdict": "slower"}, "a", trusted=False)
-        == "2.87 [2.67, 13.0] ▼"
-    )
-    assert formatting.ratio(row, "a", trusted=False) == "2.87 [2.67, 13.0] !"
-    assert formatting.ratio({"a_speedup": 1.0, "chain": "baseline"}, "a", trusted=False) == "1.00"
+    assert formatting.ratio(row, A) == "2.87 [2.67, 13.0]"
+    assert formatting.ratio({**row, "a_verdict": "slower"}, A) == "2.87 [2.67, 13.0] ▼"
+    assert formatting.ratio({**row, "a_verdict": "slower"}, DOUBTED) == "2.87 [2.67, 13.0] ▼"
+    assert formatting.ratio(row, DOUBTED) == "2.87 [2.67, 13.0] !"
+    assert formatting.ratio({"a_speedup": 1.0, "chain": "baseline"}, DOUBTED) == "1.00"
 
 
 @pytest.mark.parametrize(
     ("value", "low", "high", "verdict", "main", "interval"),
     [
-        (-0.0084, -0.0204, 0.0036, "indistinguishable", "-0.84 ±1.2 ≈", "[-2.04, +0.36] ≈"),
+        (-0.0084, -0.0204, 0.0036, "not shown", "-0.84 ±1.2 ≈", "[-2.04, +0.36] ≈"),
+        (-0.001, -0.002, 0.0, "equivalent", "-0.10 ±.10 =", "[-0.20, 0.00] ="),
         (0.0008, -0.0012, 0.0028, "mixed", "+0.08 ±.20 ?", "[-0.12, +0.28] ?"),
         (-0.66, -0.67, -0.65, "worse", "-66.0 ±1.0 ▼", "[-67.00, -65.00] ▼"),
         (0.5, -1.0, 1.0, "better", "+50.0 ±100 ▲", "[-100.00, +100.00] ▲"),
@@ -106,8 +110,8 @@ def test_p_values(value, shown):
 
 def test_milliseconds_mark_noise():
     row = {"a_ms_p50": 0.0734, "a_ms_p90": 1.5, "a_ms_iqr": 0.2 * 0.0734}
-    assert formatting.milliseconds(row, "a") == "0.0734 / 1.50"
-    assert formatting.milliseconds({**row, "a_ms_iqr": 0.0148}, "a") == "0.0734 / 1.50 ~"
+    assert formatting.milliseconds(row, A) == "0.0734 / 1.50"
+    assert formatting.milliseconds({**row, "a_ms_iqr": 0.0148}, A) == "0.0734 / 1.50 ~"
     assert formatting.brief(0.0734) == "0.073"
     assert formatting.brief(0.734) == "0.734"
 
@@ -116,3 +120,18 @@ def test_pairs_of_counts():
     assert formatting.pair({"a": 20, "b": 81.667}, "a", "b") == "20/81.7"
     assert formatting.pair({"a": 0}, "a", "b") == "0/-"
     assert formatting.pair({}, "a", "b") == "-"
+
+
+def test_every_way_to_write_a_column_is_a_cell():
+    row = {"x": 0.98765, "y": 3}
+    columns = {key: Column("x", "", shown=key, beside="y") for key in formatting.WRITTEN}
+    found = {key: formatting.WRITTEN[key](row, column) for key, column in columns.items()}
+    assert found == {
+        "%": "98.77",
+        "whole %": "99",
+        "count": "1",
+        "kB": "1e-03",
+        "MB": "1e-06",
+        "figure": "0.9877",
+        "pair": "1.0/3",
+    }

@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from report_rows import ABOUT, row
+from report_rows import ABOUT, gpu, row, timed
 
 from compress.report.about import facts
 from compress.report.layout import width
@@ -13,6 +13,7 @@ from compress.report.section import Column, Section, section_blocks
 from compress.report.shorten import cut, short
 from compress.report.table import markdown, text
 from compress.report.trust import warnings
+from compress.results.timed import FORMS, described, timed_files, timed_on_gpu
 
 
 def _section(shown: str, title: str) -> str:
@@ -26,6 +27,7 @@ def _table(shown: str, title: str) -> str:
 
 
 BASE = row("baseline")
+DOUBTED = {"trusted": False, "untrusted_because": ["it is made up"]}
 
 
 def test_is_the_difference_real():
@@ -57,7 +59,7 @@ def test_what_a_technique_added_over_its_control():
     added |= {"control_delta_low": -0.015, "control_delta_high": 0.005}
     rows = [
         BASE,
-        row("a()", -0.02, control_verdict="indistinguishable", **added),
+        row("a()", -0.02, control_verdict="not shown", **added),
         row("b()", -0.015, role="control"),
         row("c()", control="not there"),
     ]
@@ -115,9 +117,10 @@ def test_further_measures_alone_are_no_answer_to_another_question():
 def test_the_legend_explains_the_signs_of_the_further_tables_too():
     more = {"cpu1_speedup": 2.0, "cpu1_verdict": "faster", "on_x_cpu_ms_p50": 1.0}
     more |= {"on_x_cpu_speedup": 0.5, "on_x_cpu_verdict": "slower"}
-    more |= {"cuda_torch_ms_p50": 1.0, "cuda_speedup": 1.2, "cuda_verdict": "faster"}
-    doubted = ABOUT | {"cuda": {"controls": {"cuda_torch_ms_p50": {"trusted": False}}}}
-    more |= {"cuda_verdict": None}
+    more |= {"cuda_torch_ms_p50": 1.0, "cuda_speedup": 1.2, "cuda_verdict": None}
+    more |= {"control_delta": -0.01, "control_verdict": "not shown"}
+    others = timed_files("cpu1"), timed_files("cpu", "x"), gpu("cuda_torch_ms_p50", **DOUBTED)
+    doubted = timed(*others)
     rows = [BASE, row("b ? (is it real?)"), row("a()", **more)]
     assert (
         "Against the baseline: ▲ better or faster, ▼ worse or slower, ≈ no difference shown, "
@@ -130,7 +133,7 @@ def test_the_legend_explains_the_signs_of_the_further_tables_too():
 def test_every_setting_has_a_column():
     more = {"cpu4_batch8_speedup": 0.5, "cpu4_batch8_verdict": "slower", "cpu4_batch8_ms_p50": 9.0}
     rows = [BASE, row("a()", speedup=2.0, cpu_ms_iqr=0.5, **more)]
-    shown = markdown(rows, ABOUT)
+    shown = markdown(rows, timed(timed_files("cpu4_batch8")))
     assert (
         _table(shown, "How much faster, and is it real?")
         == """\
@@ -151,16 +154,17 @@ def test_what_runs():
     assert (
         _table(markdown(rows, ABOUT), "What runs, and what does it take?")
         == """\
-|  #| chain | conv| matmul| Q/DQ| int8 %| peak MB| gzip kB| non-zero|
-| -:| ----- | ---:| -----:| ---:| -----:| ------:| ------:| -------:|
-|  1| `a()` | 20/1|    0/2|    3|     99|    12.3|    4.32|      800|"""
+|  #| chain | conv| matmul| Q/DQ| int8 %| non-zero| gzip kB| peak MB|
+| -:| ----- | ---:| -----:| ---:| -----:| -------:| ------:| ------:|
+|  1| `a()` | 20/1|    0/2|    3|     99|      800|    4.32|    12.3|"""
     )
 
 
 def test_the_gpu_has_a_table_only_where_it_was_timed():
-    gpu = {"cuda_torch_ms_p50": 0.51, "cuda_torch_float16_ms_p50": 0.3, "cuda_speedup": 1.5}
-    gpu |= {"cuda_verdict": "faster", "cuda_peak_bytes": 3e6, "cuda_note": "no TensorRT"}
-    shown = markdown([BASE, row("a()", **gpu)], ABOUT)
+    found = {"cuda_torch_ms_p50": 0.51, "cuda_torch_float16_ms_p50": 0.3, "cuda_speedup": 1.5}
+    found |= {"cuda_verdict": "faster", "cuda_peak_bytes": 3e6, "cuda_note": "no TensorRT"}
+    on_gpu = timed(*map(timed_on_gpu, FORMS))
+    shown = markdown([BASE, row("a()", **found)], on_gpu)
     assert (
         _table(shown, "On the GPU")
         == """\
@@ -169,40 +173,39 @@ def test_the_gpu_has_a_table_only_where_it_was_timed():
 |  1| `a()` |   0.510|   0.300|   1.50 ▲|    3.00|"""
     )
     assert "- GPU: no TensorRT (row 1).\n" in shown
-    without = markdown([BASE, row("a()", cuda_note="no CUDA device")], ABOUT)
+    without = markdown([BASE, row("a()", cuda_note="no CUDA device")], on_gpu)
     assert "On the GPU" not in without
     assert "- GPU latency was not measured: no CUDA device.\n" in without
-    doubted = ABOUT | {"cuda": {"controls": {"cuda_torch_ms_p50": {"trusted": False}}}}
-    gpu |= {"cuda_verdict": None}
-    assert "1.50 !" in _table(markdown([BASE, row("a()", **gpu)], doubted), "On the GPU")
+    doubted = timed(gpu("cuda_torch_ms_p50", **DOUBTED))
+    found |= {"cuda_verdict": None}
+    assert "1.50 !" in _table(markdown([BASE, row("a()", **found)], doubted), "On the GPU")
 
 
 def test_the_file_on_the_gpu_has_its_own_speedup_and_trust():
-    gpu = {"cuda_torch_ms_p50": 0.5, "cuda_ms_p50": 0.4, "cuda_speedup": 1.5}
-    gpu |= {"cuda_file_speedup": 2.5, "cuda_file_speedup_low": 2.4, "cuda_file_speedup_high": 2.6}
-    gpu |= {"cuda_verdict": "faster", "cuda_file_verdict": "faster"}
-    rows = [BASE, row("a()", **gpu)]
+    found = {"cuda_torch_ms_p50": 0.5, "cuda_ms_p50": 0.4, "cuda_speedup": 1.5}
+    found |= {"cuda_file_speedup": 2.5, "cuda_file_speedup_low": 2.4, "cuda_file_speedup_high": 2.6}
+    found |= {"cuda_verdict": "faster", "cuda_file_verdict": "faster"}
+    rows = [BASE, row("a()", **found)]
     assert (
-        _table(markdown(rows, ABOUT), "On the GPU")
+        _table(markdown(rows, timed(*map(timed_on_gpu, FORMS))), "On the GPU")
         == """\
 |  #| chain | float32|  CUDA| speed-up|       file speed-up|
 | -:| ----- | ------:| ----:| -------:| ------------------:|
 |  1| `a()` |   0.500| 0.400|   1.50 ▲| 2.50 [2.40, 2.60] ▲|"""
     )
-    doubted = ABOUT | {"cuda": {"controls": {"cuda_ms_p50": {"trusted": False}}}}
-    rows = [BASE, row("a()", **{**gpu, "cuda_file_verdict": None})]
+    doubted = timed(gpu("cuda_torch_ms_p50"), gpu("cuda_ms_p50", **DOUBTED))
+    rows = [BASE, row("a()", **{**found, "cuda_file_verdict": None})]
     assert "|   1.50 ▲| 2.50 [2.40, 2.60] !|" in _table(markdown(rows, doubted), "On the GPU")
 
 
 def test_every_column_of_the_gpu_warns():
-    columns = {
-        "cuda_ms_p50": {"control": 1.1, "margin": 0.123, "trusted": False, "doubts": ["a", "b"]},
-        "cuda_torch_float16_ms_p50": {"control": None, "trusted": False},
-        "cuda_torch_ms_p50": {"control": 1.0, "margin": 0.01, "trusted": True},
-    }
-    about = ABOUT | {"cuda": {"controls": columns}}
-    assert warnings([BASE, row("a()")], about) == [
-        "DO NOT TRUST the latencies on the GPU (float16): two copies of one file differ too much.",
+    about = timed(
+        gpu("cuda_torch_ms_p50", control=1.0, margin=0.01, trusted=True),
+        gpu("cuda_torch_float16_ms_p50", control=None, **DOUBTED),
+        gpu("cuda_ms_p50", control=1.1, margin=0.123, trusted=False, untrusted_because=["a", "b"]),
+    )
+    assert warnings(about) == [
+        "DO NOT TRUST the latencies on the GPU (float16): it is made up.",
         "DO NOT TRUST the latencies on the GPU (CUDA provider): a; b.",
     ]
     (told,) = [fact for fact in facts([BASE], about, [0]) if fact.startswith("A/A control")]
@@ -216,29 +219,34 @@ def test_other_machines_have_a_table_each():
     there = {"on_arm_4t_cpu_ms_p50": 4.2, "on_arm_4t_cpu_speedup": 1.9}
     there |= {"on_arm_4t_cpu_speedup_low": 1.8, "on_arm_4t_cpu_speedup_high": 2.0}
     there |= {"on_arm_4t_cpu_verdict": "faster", "on_old_cpu_cpu1_ms_p50": 7.0}
-    elsewhere = {
-        "arm_4t": {
-            "environment": {"cpu": "Neoverse", "threads": 4},
-            "latency": {"cpu": {"control": 1.0, "margin": 0.02, "trusted": True}},
-        }
-    }
-    shown = markdown([BASE, row("a()", **there)], ABOUT | {"elsewhere": elsewhere})
+    known = {"control": 1.0, "margin": 0.02, "trusted": True}
+    about = timed(timed_files("cpu", "arm_4t", known=known), timed_files("cpu1", "old_cpu"))
+    about |= {"elsewhere": {"arm_4t": {"environment": {"cpu": "Neoverse", "threads": 4}}}}
+    shown = markdown([BASE, row("a()", **there)], about)
     part = _section(shown, "On another machine: Neoverse")
     assert "Machine: Neoverse; 4 threads." in " ".join(part.split())
     assert "batch 1, 4 threads: 1.000, a verdict must exceed 2.0 %" in " ".join(part.split())
+    assert "In results.csv: on_arm_4t_..." in " ".join(part.split()).replace("\\", "")
     assert "|  1| `a()` |  4.20  1.90 ±.10 ▲|" in part
     assert "|  1| `a()` |              7.00|" in _section(shown, "On another machine: old_cpu")
 
 
-def _latency(**changes):
-    return ABOUT | {"latency": {"cpu": {**ABOUT["latency"]["cpu"], **changes}}}
+def test_another_runtime_has_its_columns_verdicts_and_table():
+    """A second runtime needs a line in a run's log, and nothing of the report knows its name."""
+    name = "openvino"
+    one = timed_files("cpu", runtime=name, title="OpenVINO", known=DOUBTED)
+    found = {one.names["ms_p50"]: 4.2, one.names["speedup"]: 1.9, one.names["verdict"]: "faster"}
+    assert list(found) == [f"{name}_cpu_{end}" for end in ("ms_p50", "speedup", "verdict")]
+    shown = markdown([BASE, row("a()", **found)], timed(one))
+    assert "|  1| `a()` |       4.20  1.90 ▲|" in _section(shown, "In OpenVINO")
+    assert "latencies in OpenVINO at batch 1, 2 threads: it is made up." in shown
 
 
 def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
     rows = [BASE, row("a()", speedup=2.0, cpu_verdict=None)]
-    assert warnings(rows, ABOUT) == []
+    assert warnings(ABOUT) == []
     why = "on average two copies of one file differ by 8.3 %"
-    doubted = _latency(trusted=False, margin=0.083, doubts=[why])
+    doubted = timed(trusted=False, margin=0.083, untrusted_because=[why])
     warning = (
         "DO NOT TRUST the latencies at batch 1, 2 threads: on average two copies of one file "
         "differ by 8.3 %."
@@ -248,11 +256,9 @@ def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
         assert words.index(warning) < words.index("chain")
         assert "2.00 ±.04 !" in shown
         assert "! timing not to be trusted, and no difference" in " ".join(shown.split())
-    remote = {"on_x_cpu_ms_p50": 1.0}
-    there = {"elsewhere": {"x": {"latency": {"cpu": {"trusted": False, "control": 1.1}}}}}
-    assert warnings([row("a()", **remote)], there)[0].startswith(
-        "DO NOT TRUST the latencies on x at batch 1, all threads: "
-    )
+    assert warnings({"timings": described([timed_files("cpu", "x", known=DOUBTED)])}) == [
+        "DO NOT TRUST the latencies on x at batch 1, all threads: it is made up."
+    ]
 
 
 def test_where_the_files_were_timed_is_told_if_it_was_elsewhere():
@@ -267,7 +273,7 @@ def test_where_the_files_were_timed_is_told_if_it_was_elsewhere():
 
 
 def test_the_foot_says_what_the_latencies_rest_on():
-    found = facts([BASE, row("a()")], _latency(), [0])
+    found = facts([BASE, row("a()")], ABOUT, [0])
     assert (
         "A/A control, the baseline against a second copy of itself: batch 1, 2 threads: 1.003 "
         "[0.998, 1.008], a verdict must exceed 1.2 %."
@@ -279,16 +285,49 @@ def test_the_foot_says_what_the_latencies_rest_on():
     assert "Holm's procedure." in found
     assert "1 row beside the baseline." in found
     assert any("governor performance; GPU H100" in fact for fact in found)
-    level = _latency(denominator="optimization level 'basic'", denominator_gain=1.084)
+    level = timed(denominator="optimization level 'basic'", denominator_gain=1.084)
     assert (
         "NOT THE DEFAULT DENOMINATOR at batch 1, 2 threads: speed-ups divide the baseline's time "
         "at optimization level 'basic', where it is 1.08 times as fast as at the default."
     ) in facts([BASE, row("a()")], level, [0])
 
 
-def test_results_of_old_have_no_verdicts_and_still_a_table():
+def test_where_a_class_has_most_items_it_is_said_before_the_table():
+    """97 of 100 items are of one class: a file that knows nothing is right in 97 %."""
+    more = {"balanced_accuracy": 0.5}
+    about = ABOUT | {"class_counts": [97, 3], "task": {"classes": ["sound", "broken"]}}
+    rows = [BASE | more, row("a()", **more)]
+    shown = markdown(rows, about)
+    words = " ".join(shown.split())
+    assert words.index("UNEVEN CLASSES: 97.0% of the test items are 'sound'") < words.index("| -:|")
+    assert "Classes: 2, with 3 to 97 test items each; the most frequent, 'sound'" in words
+    assert "bal. %" in _table(shown, REAL).partition("\n")[0]
+    assert "50.00" in _table(shown, REAL)
+
+
+@pytest.mark.parametrize(
+    ("counts", "warned", "shown"),
+    [
+        ([50, 50], False, False),
+        ([59, 41], False, False),  # of two classes, a little more than half is no wonder
+        ([60, 40], True, True),
+        ([51, 30, 19], True, True),
+        ([45, 30, 25], False, False),
+        ([44, 27, *[36] * 8], False, False),
+        ([20, *[10] * 8], False, True),
+        ([], False, False),
+    ],
+)
+def test_balanced_accuracy_is_shown_where_it_is_another_figure(counts, warned, shown):
+    about = ABOUT | {"class_counts": counts}
+    words = markdown([BASE | {"balanced_accuracy": 0.5}], about)
+    assert ("UNEVEN CLASSES" in words) == warned
+    assert ("| bal. %|" in words) == shown
+
+
+def test_results_without_verdicts_have_a_table():
     old = {"chain": "a()", "seed": 0, "status": "ok", "accuracy": 0.9, "accuracy_delta": -0.01}
-    old |= {"cpu_ms_p50": 1.0, "cpu_ms_p90": 2.0, "cpu_speedup": 2.0, "cpu_batch32_per_s": 5e3}
+    old |= {"cpu_ms_p50": 1.0, "cpu_ms_p90": 2.0, "cpu_speedup": 2.0}
     shown = markdown([{"chain": "baseline", "status": "ok", "accuracy": 0.91}, old], {})
     assert "|  1| `a()`    | 90.00| -1.00|" in shown
     assert not set("▲▼≈") & set(shown)
@@ -323,7 +362,8 @@ CHAIN = "prune_channels(macs=0.5) -> distill(student='a(b)', epochs=3) -> quanti
     ],
 )
 def test_short_chains(chain, limit, shown):
-    assert short(chain, limit) == shown
+    names = ["prune_channels", "distill", "quantize"] if chain == CHAIN else []
+    assert short(chain, limit, names) == shown
     assert width(shown) <= limit
 
 
@@ -333,4 +373,4 @@ def test_cut_keeps_what_fits():
 
 def test_every_limit_is_kept():
     for chain, limit in itertools.product((CHAIN, "a() -> b()", "x y z" * 9), range(1, 60)):
-        assert width(short(chain, limit)) <= limit
+        assert width(short(chain, limit, ["a_long_name"] * 3)) <= limit

@@ -2,23 +2,27 @@ from __future__ import annotations
 
 import io
 import itertools
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from report_rows import row_steps
 
-from compress.report.columns import to_csv
 from compress.report.labels import place_labels
 from compress.report.legend import entries, marker
 from compress.report.pareto import pareto_png
 from compress.report.pareto_data import latency_axis, latency_points, size_points
 from compress.report.pareto_front import cut_below, pareto_front
 from compress.report.row_numbers import number_chains
-from compress.report.seeds import seeds_csv
 from compress.report.styles import family, look_name, precision, precisions
 from compress.report.table import markdown
 from compress.report.write import write_reports
+from compress.results.record import Step
+from compress.results.seeds import seeds_csv
+from compress.results.table import to_csv
+from compress.results.timed import described, timed_files
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
 
@@ -43,43 +47,48 @@ def test_an_axis_is_cut_only_where_a_few_points_lie_far_below():
 
 
 @pytest.mark.parametrize(
-    ("chain", "expected", "number"),
+    ("chain", "expected"),
     [
-        ("baseline", "baseline", "float32"),
-        ("quantize()", "precision", "int8"),
-        ("cast('float16')", "precision", "float16"),
-        ("finetune(epochs=1) -> cast('float16')", "precision", "float16"),
-        ("prune_channels(macs=0.5) -> distill(epochs=3) -> quantize()", "prune_channels", "int8"),
-        ("prune_channels(macs=0.5) -> cast('float16')", "prune_channels", "float16"),
-        ("distill(student='s', epochs=3) -> cast('float16')", "distill", "float16"),
-        (
-            "repeat(3, prune_weights(sparsity=0.5) -> finetune(epochs=1))",
-            "prune_weights",
-            "float32",
-        ),
-        ("distill(student='quantize(x)', epochs=3)", "distill", "float32"),
-        ("distill(epochs=3, student='s') -> factorize(rank=0.5)", "combined", "float32"),
-        ("prune_weights(sparsity=0.5) -> factorize(rank=0.5)", "combined", "float32"),
-        ("carve(ratio=0.5)", "carve", "float32"),
-        ("carve(ratio=0.5) -> distill(epochs=3) -> quantize()", "carve", "int8"),
-        ("carve(ratio=0.5) -> prune_channels(macs=0.5)", "combined", "float32"),
-        ("their_step()", "other", "float32"),
-        ("their_step() -> cast('float16')", "other", "float16"),
-        ("train(student='cnn-tiny')", "other", "float32"),
-        ("", "other", "float32"),
+        ("quantize()", "precision"),
+        ("cast('float16')", "precision"),
+        ("finetune(epochs=1) -> cast('float16')", "precision"),
+        ("prune_channels(macs=0.5) -> distill(epochs=3) -> quantize()", "prune_channels"),
+        ("prune_channels(macs=0.5) -> cast('float16')", "prune_channels"),
+        ("distill(student='s', epochs=3) -> cast('float16')", "distill"),
+        ("distill(epochs=3)", "distill"),
+        ("repeat(3, prune_weights(sparsity=0.5) -> finetune(epochs=1))", "prune_weights"),
+        ("distill(student='quantize(x)', epochs=3)", "distill"),
+        ("distill(epochs=3, student='s') -> factorize(rank=0.5)", "combined"),
+        ("prune_weights(sparsity=0.5) -> factorize(rank=0.5)", "combined"),
+        ("carve(ratio=0.5)", "carve"),
+        ("carve(ratio=0.5) -> distill(epochs=3) -> quantize()", "carve"),
+        ("carve(ratio=0.5) -> prune_channels(macs=0.5)", "combined"),
+        ("train(student='cnn-tiny')", "other"),
     ],
 )
-def test_families(chain, expected, number):
-    assert (family(chain), precision(chain)) == (expected, number)
-    assert look_name(chain, False) == expected
-    assert look_name(chain, True) == "control"
+def test_families(chain, expected):
+    row = {"chain": chain, "steps": row_steps(chain)}
+    assert family(row) == look_name(row) == expected
+    assert look_name(row | {"role": "control"}) == "control"
+
+
+def test_families_of_what_is_not_ours():
+    theirs = asdict(Step("their_step", "their_step()"))
+    lowered = asdict(Step("their_int8", "their_int8()", lowers=True))
+    assert family({"chain": "baseline"}) == "baseline"
+    assert family({"chain": "their_step()", "steps": (theirs,)}) == "other"
+    assert family({"chain": "x", "steps": (theirs, lowered)}) == "other"
+    # A plug-in that writes the file is drawn as what its file is.
+    row = {"chain": "their_int8()", "steps": (lowered,), "precision": "int8"}
+    assert (family(row), precision(row)) == ("precision", "int8")
+    assert (family({"chain": ""}), precision({"chain": ""})) == ("other", "float32")
 
 
 def test_a_float16_file_is_half_full_and_has_a_key_only_if_there_is_one():
-    chains = ["baseline", "quantize()"]
-    assert precisions(chains) == ["float32", "int8"]
-    assert precisions([*chains, "cast('float16')"]) == ["float32", "float16", "int8"]
-    rows = [{"chain": chain} for chain in ("a()", "cast('float16')", "quantize()")]
+    files = {"a()": "float32", "b()": "float16", "c()": "int8"}
+    rows = [{"chain": chain, "precision": precision} for chain, precision in files.items()]
+    assert precisions([{"chain": "baseline"}, rows[2]]) == ["float32", "int8"]
+    assert precisions(rows) == ["float32", "float16", "int8"]
     found = [entry.precision for entry in entries(rows, number_chains(rows))]
     assert found == ["float32", "float16", "int8"]
     looks = [marker("precision", number, 9.0) for number in found]
@@ -130,7 +139,7 @@ def test_a_latency_bar_is_the_speedups_interval_on_the_rows_own_latency():
         _row("a()", ms=3.0),
         _row("b()", ms=3.0, status="unverified"),
     ]
-    base, int8, bare = latency_points(rows, number_chains(rows))
+    base, int8, bare = latency_points(rows, number_chains(rows), {})
     expected = (4.1 * 1.5 / 2.0, 4.1, 4.1 * 1.5 / 1.2)
     assert (int8.x_low, int8.x, int8.x_high) == pytest.approx(expected)
     assert (base.x_low, base.x_high, bare.x_low) == (8.0, 8.0, 3.0)
@@ -140,11 +149,9 @@ def test_a_latency_bar_is_the_speedups_interval_on_the_rows_own_latency():
 
 def test_the_axis_says_if_its_latencies_are_not_to_be_trusted():
     rows = [_row("baseline")]
-    assert latency_axis(rows, {}) == "CPU latency, ms (batch 1, all threads)"
-    doubted = {"latency": {"cpu": {"trusted": False}}}
-    assert latency_axis(rows, doubted) == (
-        "CPU latency, ms (batch 1, all threads) (not to be trusted)"
-    )
+    assert latency_axis({}) == "CPU latency, ms (batch 1, all threads)"
+    doubted = {"timings": described([timed_files("cpu", known=UNTRUSTED)])}
+    assert latency_axis(doubted) == ("CPU latency, ms (batch 1, all threads) (not to be trusted)")
     assert pareto_png(rows, doubted) != pareto_png(rows, {})
 
 
@@ -152,11 +159,13 @@ def test_the_main_setting_is_drawn_and_controls_are_marked():
     rows = [_row("baseline", cpu1_ms_p50=9.0), _row("a()", role="control", cpu1_ms_p50=3.0)]
     for row in rows:
         del row["cpu_ms_p50"]
-    base, control = latency_points(rows, number_chains(rows))
-    assert (base.x, control.x, base.control, control.control) == (9.0, 3.0, False, True)
-    assert [point.control for point in size_points(rows, number_chains(rows))] == [False, True]
+    about = {"timings": described([timed_files("cpu1")])}
+    base, control = latency_points(rows, number_chains(rows), about)
+    assert (base.x, control.x, base.look, control.look) == (9.0, 3.0, "baseline", "control")
+    assert [p.look for p in size_points(rows, number_chains(rows))] == ["baseline", "control"]
 
 
+UNTRUSTED = {"trusted": False, "untrusted_because": ["it is made up"]}
 MANY = [
     _row("baseline", 0.98, 9.0),
     *(
@@ -165,9 +174,11 @@ MANY = [
     ),
 ]
 FAMILIES = (
-    *("distill(student='s')", "prune_weights()", "prune_channels()", "factorize()", "quantize()"),
-    *("prune_weights() -> factorize()", "their_step()", "cast('float16')"),
+    *("distill(student='s', epochs=1)", "prune_weights(sparsity=0.5)", "carve(ratio=0.5)"),
+    *("prune_channels(macs=0.5)", "factorize(rank=0.5)", "quantize()", "cast('float16')"),
+    *("prune_weights(sparsity=0.5) -> factorize(rank=0.5)", "train(student='s')"),
 )
+PRECISIONS = ("float32", "float16", "int8")
 CASES = {
     "two": MANY[:2],
     "many": MANY,
@@ -186,7 +197,10 @@ CASES = {
     "wide ticks": [_row("baseline", 0.986), _row("a()", 0.85)],  # up to 100.0
     "every family": [
         _row("baseline"),
-        *(_row(chain, 0.9 - i / 99, 1 + i) for i, chain in enumerate(FAMILIES)),
+        *(
+            _row(chain, 0.9 - i / 99, 1 + i, steps=row_steps(chain), precision=PRECISIONS[i % 3])
+            for i, chain in enumerate(FAMILIES)
+        ),
         _row("train()", role="control"),
     ],
 }
@@ -219,17 +233,18 @@ def test_the_files_are_written(tmp_path):
     write_reports(iter(MANY), {"suite": "digits"}, tmp_path / "new")
     folder = tmp_path / "new"
     assert {path.name for path in folder.iterdir()} == {"results.csv", "table.md", "pareto.png"}
-    assert (folder / "results.csv").read_text() == to_csv(MANY)
+    assert (folder / "results.csv").read_text() == to_csv(MANY, {})
     assert (folder / "table.md").read_text() == markdown(MANY, {"suite": "digits"})
 
 
 def test_files_that_do_not_hold_any_more_are_removed(tmp_path):
     timed = {"cpu_speedup": 2.0, "cpu_speedup_low": 1.9, "cpu_speedup_high": 2.1}
     rows = [_row("baseline"), _row("a()", **timed), _row("a()", **timed, seed=1)]
-    write_reports(rows, {}, tmp_path)
+    about = {"timings": described([timed_files("cpu")])}
+    write_reports(rows, about, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"results.csv", "table.md", "pareto.png", "speedups.png", "seeds.csv"}
-    assert (tmp_path / "seeds.csv").read_text() == seeds_csv(rows)
+    assert (tmp_path / "seeds.csv").read_text() == seeds_csv(rows, about)
     write_reports(rows[:1], {}, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"results.csv", "table.md", "pareto.png"}

@@ -4,21 +4,24 @@ import re
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from report_rows import row
+from report_rows import row, row_steps
 
 from compress.report.layout import width
 from compress.report.table import markdown, text
+from compress.results.timed import FORMS, described, timed_files, timed_on_gpu
 
+CHAIN = "prune_channels(macs=0.5) -> distill(epochs=3) -> quantize()"
 ROWS = [
     {
-        "chain": "prune_channels(macs=0.5) -> distill(epochs=3) -> quantize()",
+        "chain": CHAIN,
+        "steps": row_steps(CHAIN),
         "seed": 0,
         "status": "ok",
         "accuracy": 0.9722,
         "accuracy_delta": -0.0084,
         "accuracy_delta_low": -0.0204,
         "accuracy_delta_high": 0.0036,
-        "accuracy_verdict": "indistinguishable",
+        "accuracy_verdict": "not shown",
         "accuracy_low": 0.95,
         "accuracy_high": 0.985,
         "params": 9_200,
@@ -68,6 +71,7 @@ ABOUT = {
     "command": "compress-models run digits",
     "test_items": 360,
     "notes": ["One note."],
+    "timings": described([timed_files("cpu")]),
     "environment": {
         "cpu": "EPYC",
         "threads": 4,
@@ -244,6 +248,7 @@ def test_no_html_nor_control_character_passes():
     about = {"suite": HOSTILE, "data": HOSTILE, "model": HOSTILE, "notes": [HOSTILE]}
     about |= {"metric": HOSTILE, "environment": {"cpu": HOSTILE, "gpu": HOSTILE}}
     about |= {"elsewhere": {"<b>": {"environment": {"cpu": HOSTILE}}}}
+    about |= {"timings": described([timed_files("cpu", "<b>", known={"control": 1.0})])}
     shown = markdown([found], about)
     assert "<" not in shown
     assert "\x1b" not in shown + text([found], about)
@@ -318,8 +323,13 @@ WIDE = {
 @given(st.lists(hostile_rows, max_size=4), texts, st.booleans())
 def test_no_line_is_wider_than_100_columns_and_every_table_is_whole(rows, words, trusted):
     about = {"suite": words, "data": words, "command": words, "notes": [words], "metric": words}
-    about["latency"] = {"cpu": {"trusted": trusted, "denominator": words, "control": 1.0}}
+    known = {"trusted": trusted, "denominator": words, "control": 1.0}
+    known["untrusted_because"] = [words]
+    here = (timed_files(name, known=known) for name in SETTINGS if name.startswith("cpu"))
+    there = (timed_files(name, "x", known=known) for name in ("cpu", "cpu1"))
+    about["timings"] = described([*here, *map(timed_on_gpu, FORMS), *there])
     about["elsewhere"] = {"x": {"environment": {"cpu": words}}}
+    about["class_counts"] = [5, 1]
     for shown in (markdown(rows, about), text(rows, about)):
         assert all(width(line) <= 100 for line in shown.splitlines())
     assert _tables_are_whole(markdown(rows, about))

@@ -15,7 +15,8 @@ from compress.timing.cuda.modules import (
     Form,
     module_candidate,
 )
-from compress.timing.cuda.turns import Effort, setting_of, take_turns
+from compress.timing.cuda.turns import Effort, take_turns
+from compress.timing.summary import summarise
 
 EFFORT = Effort(seconds=0.0, repetitions=5, min_rounds=6, block_seconds=0.002)
 
@@ -49,10 +50,14 @@ class Rows:
         return seconds * float(np.exp(self.noise.normal(0, 0.01))), outputs
 
 
-def turns(rows: Rows, effort: Effort = EFFORT):
+def raw_timings(rows: Rows, effort: Effort = EFFORT, batch: int = 1):
     return take_turns(
-        rows.makers, baseline="base", batch=1, device=rows.device, effort=effort, seed=3
+        rows.makers, baseline="base", batch=batch, device=rows.device, effort=effort, seed=3
     )
+
+
+def turns(rows: Rows, effort: Effort = EFFORT):
+    return summarise(raw_timings(rows, effort))
 
 
 def test_rows_have_speedups_intervals_and_verdicts_over_repetitions():
@@ -149,12 +154,14 @@ def test_a_broken_device_ends_the_repetitions():
 
 
 def test_raw_seconds_hold_every_repetition():
-    found = turns(Rows(Fake(), base=1e-3))
-    assert {name.split("/")[2] for name in found.raw()} == set("01234")
+    found = raw_timings(Rows(Fake(), base=1e-3))
+    assert len(found.series("cpu", "base")) == 5
+    assert all(len(one["medians"]) >= 6 for one in found.series("cpu", "base"))
 
 
 def test_the_setting_is_that_of_the_batch():
-    assert (setting_of(1), setting_of(32)) == ("cpu", "cpu_batch32")
+    for batch, setting in ((1, "cpu"), (32, "cpu_batch32")):
+        assert raw_timings(Rows(Fake(), base=1e-3), batch=batch).settings == (setting,)
 
 
 def test_errors_of_memory_are_told_from_others():

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from compress.bench.execute.job import Job, Outcome, Stores
 from compress.bench.plan.graph import ChainRun, Graph, Node
-from compress.bench.plan.rows import BASELINE
 from compress.bench.store.store import Entry
+from compress.results.record import BASELINE
 
 AGAIN = 3
 """How often a chain run is computed again whose results vanish, because others clean the store."""

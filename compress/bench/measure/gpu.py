@@ -9,22 +9,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from compress.bench.measure.accuracy import logits_of
-from compress.bench.measure.gpu_row import FORMS, PEAK, PROVIDERS, SPEEDUPS, WORDS, Found
-from compress.bench.measure.latency import candidate_name
 from compress.bench.plan.graph import ChainRun, Graph, Node
 from compress.bench.plan.plan import Plan
-from compress.bench.plan.rows import BASELINE
 from compress.bench.store.outputs import Outputs
 from compress.bench.store.store import Entry
-from compress.results.record import Key, Record
+from compress.results.gpu import SPEEDUPS, WORDS, GpuFacts, RowFacts
+from compress.results.log import Stage
+from compress.results.raw import write_values
+from compress.results.record import BASELINE, Key, Record
+from compress.results.timed import GPU, PEAK
 from compress.system.cuda import Cuda, first_line
 from compress.system.files import write_json
 from compress.tasks.base import stacked_inputs
 from compress.timing.cuda.files import (
+    CUDA,
     TENSORRT,
     Provider,
     absent,
@@ -41,11 +42,22 @@ from compress.timing.cuda.modules import (
     module_candidate,
     peak_bytes,
 )
-from compress.timing.cuda.turns import Effort, Maker, setting_of, take_turns
+from compress.timing.cuda.turns import Effort, Maker, take_turns
 from compress.timing.interleave import Candidate
-from compress.timing.summary import Timings
 
 SAMPLES = 64
+FORMS = {
+    "cuda_torch_ms_p50": Form(),
+    "cuda_torch_float16_ms_p50": Form("float16"),
+    "cuda_torch_bfloat16_ms_p50": Form("bfloat16"),
+    "cuda_batch32_per_s": Form(batch=32),
+    # The last, because a graph that cannot be captured can leave torch's allocator in disorder.
+    "cuda_graph_ms_p50": Form(graph=True),
+}
+"""Column -> how the module is run for it."""
+PROVIDERS = {"cuda_ms_p50": CUDA, "cuda_trt_ms_p50": TENSORRT}
+"""Column -> how the file is run for it."""
+SECONDS = "raw/cuda.json"
 FILE_TOLERANCE, LOWERED_TOLERANCE = 0.02, 0.1
 """Deviations from the file's own outputs on the CPU. Rounding falls elsewhere on another device,
 and in a quantized file a step is large."""
@@ -74,8 +86,8 @@ def gpu_stage(
         and (module := module_of(graph.chain_run(key), graph, plan, stored)) is not None
     }
     outputs = Outputs(Path(asked["out"]), plan.suite.seeds, lock=False)
-    found, about = gpu_records(records, plan, outputs, modules, progress)
-    write_json(folder / FOUND, {"records": [asdict(r) for r in found], "about": about})
+    stage = time_on_gpu(records, plan, outputs, modules, progress)
+    write_json(folder / FOUND, asdict(stage))
 
 
 def module_of(
@@ -94,24 +106,28 @@ def module_of(
     return None if model.lowered else model.module
 
 
-def gpu_records(
+def time_on_gpu(
     records: Mapping[Key, Record],
     plan: Plan,
     outputs: Outputs,
     modules: Mapping[Key, nn.Module],
     progress: bool,
     device: Cuda | None = None,
-) -> tuple[list[Record], dict[str, Any]]:
+) -> Stage:
     """Time the modules and files of all `ok` records on the GPU, in turns.
 
-    Returns these records with the `cuda_` columns, each of which has a figure or a reason, and
-    what the run's description gains. Whatever goes wrong is a reason, never an exception; after
-    an error that breaks the device, what is left has it for a reason.
+    Returns where the facts lie (see `compress.results.gpu`). Whatever goes wrong is a reason
+    there, never an exception; after an error that breaks the device, what is left has it for one.
     """
     stage = _Stage(records, plan, modules, device or Cuda())
-    if stage.sound and not stage.everywhere.keys() >= WORDS.keys():
+    if stage.sound and not stage.facts.reasons.keys() >= WORDS.keys():
         stage.time(outputs, progress and sys.stderr.isatty())
-    return stage.records(), stage.about()
+    try:
+        sha256 = write_values(outputs.folder / SECONDS, stage.facts.to_json())
+    except OSError as error:
+        why = f"the raw seconds of the GPU could not be kept: {error.strerror}"
+        return Stage(runtime=GPU, reason=why)
+    return Stage(runtime=GPU, file=SECONDS, sha256=sha256)
 
 
 class _Stage:
@@ -129,15 +145,15 @@ class _Stage:
         self.baseline = next((key for key in self.sound if key[0] == BASELINE), None)
         self.modules = {key: modules[key] for key in self.sound if key in modules}
         self.lowered = {row.text for row in plan.rows if row.chain and row.chain.lowers}
-        self.found = {key: Found() for key in self.sound}
-        self.card: dict[str, Any] = {}
-        self.controls: dict[str, Any] = {}
-        self.raw: dict[str, np.ndarray] = {}
+        self.facts = GpuFacts(rows={record.name: RowFacts() for record in self.sound.values()})
         try:
-            self.everywhere = self._everywhere()
+            self.facts.reasons = self._everywhere()
         except Exception as error:  # of a driver that does not suit, say
             reason = f"what the GPU can do cannot be told: {first_line(error)}"
-            self.everywhere = dict.fromkeys(WORDS, reason)
+            self.facts.reasons = dict.fromkeys(WORDS, reason)
+
+    def row(self, key: Key) -> RowFacts:
+        return self.facts.rows[self.sound[key].name]
 
     def _everywhere(self) -> dict[str, str]:
         """Return why a column cannot be filled for any row."""
@@ -150,33 +166,26 @@ class _Stage:
         gone |= dict.fromkeys((*FORMS, PEAK), torch_gone)
         if not torch_gone:
             gone |= {column: self.device.lacks(form.dtype) for column, form in FORMS.items()}
-        gone |= {f"{head}_speedup": gone[column] for column, head in SPEEDUPS.items()}
+        gone |= {speedup: gone[column] for column, speedup in SPEEDUPS.items()}
         return {column: reason for column, reason in gone.items() if reason}
 
     def time(self, outputs: Outputs, progress: bool) -> None:
-        """Fill all columns and keep the raw seconds; an error is a reason where figures miss."""
+        """Fill all columns; an error is a reason where figures miss."""
         try:
             self._prepare(outputs)
             with self.device.settled():
                 self._run(progress)
         except Exception as error:  # the run's other figures are worth keeping
             self._give_up(error)
-        try:
-            outputs.sidecar("cuda", self.raw)
-        except Exception as error:
-            told = getattr(error, "strerror", None) or first_line(error)
-            self._note(f"the raw seconds of the GPU could not be kept: {told}")
 
     def _give_up(self, error: Exception) -> None:
         reason = f"the timing on the GPU was given up: {first_line(error)}"
-        for column in WORDS:
-            told = (column in found.figures | found.reasons for found in self.found.values())
-            if not any(told):
-                self.everywhere.setdefault(column, reason)
-
-    def _note(self, sentence: str) -> None:
-        for found in self.found.values():
-            found.notes[sentence] = None
+        rows = self.facts.rows.values()
+        told = {PEAK} if any(row.peak is not None for row in rows) else set()
+        told |= self.facts.raw_timings.keys() | {column for row in rows for column in row.reasons}
+        told |= {SPEEDUPS[column] for column in told & SPEEDUPS.keys()}
+        for column in WORDS.keys() - told:
+            self.facts.reasons.setdefault(column, reason)
 
     def _run(self, progress: bool) -> None:
         """Fill one column after the other; what breaks the device ends the stage."""
@@ -185,7 +194,7 @@ class _Stage:
         works |= dict.fromkeys(PROVIDERS, self._time_files)
         broken = ""
         for column, work in works.items():
-            if column in self.everywhere:
+            if column in self.facts.reasons:
                 continue
             if progress:
                 print(f"GPU: {WORDS[column]}", file=sys.stderr, flush=True)
@@ -194,19 +203,18 @@ class _Stage:
                     raise RuntimeError(f"the GPU broke before this was timed: {broken}")
                 work(column)
             except Exception as error:  # the other columns are still to be filled
-                for found in self.found.values():
-                    if column not in found.figures:
-                        found.reasons.setdefault(column, first_line(error))
+                for row in self.facts.rows.values():
+                    row.reasons.setdefault(column, first_line(error))
             self.feeds.clear()
             self.device.free()
             broken = broken or self.device.failure()
 
     def _prepare(self, outputs: Outputs) -> None:
         plan = self.plan
-        self.card = {} if self.device.absent() else self.device.about()
+        self.facts.device = {} if self.device.absent() else self.device.about()
         inputs = stacked_inputs(plan.data.task, plan.data.test, SAMPLES)
         self.feeds = Feeds(inputs, self.device)
-        self.paths = {k: outputs.folder / r.measured["onnx_path"] for k, r in self.sound.items()}
+        self.paths = {k: outputs.folder / r.files["onnx"] for k, r in self.sound.items()}
         self.expected = {
             key: logits_of(path, inputs, plan.threads) for key, path in self.paths.items()
         }
@@ -215,21 +223,20 @@ class _Stage:
     def _peaks(self, column: str) -> None:
         for key, module in self.modules.items():
             try:
-                self.found[key].figures[column] = peak_bytes(module, self.feeds, self.device)
+                self.row(key).peak = int(peak_bytes(module, self.feeds, self.device))
             except Exception as error:  # out of memory, or a kernel that is missing
-                self.found[key].reasons[column] = first_line(error)
+                self.row(key).reasons[column] = first_line(error)
             self.device.free()
 
     def _time_modules(self, column: str) -> None:
         form = FORMS[column]
-        makers = {candidate_name(key): self._module(key, form) for key in self.modules}
-        timings = self._turns(makers, form.batch)
+        makers = {self.sound[key].name: self._module(key, form) for key in self.modules}
+        self._take_turns(column, makers, form.batch)
         for key in self.modules:
-            found = self.found[key]
-            found.keep(column, timings[candidate_name(key), setting_of(form.batch)])
-            if column in found.figures and self._layout(key, form) == CHANNELS_LAST:
-                found.notes[f"{WORDS[column]} in channels_last"] = None
-        self._keep_run(column, timings)
+            if self.layouts.get((key, form)) == CHANNELS_LAST:
+                self.row(key).remarks[column] = [f"{WORDS[column]} in channels_last"]
+        if form.dtype == "float32":
+            self.facts.tf32[column] = False
 
     def _module(self, key: Key, form: Form) -> Maker:
         # Now, while nothing else lies on the device.
@@ -252,76 +259,40 @@ class _Stage:
 
     def _time_files(self, column: str) -> None:
         provider = PROVIDERS[column]
-        makers = {candidate_name(key): self._file(key, provider) for key in self.sound}
+        makers = {r.name: self._file(key, column, provider) for key, r in self.sound.items()}
         # TensorRT compiles every file for minutes, each time that it is opened.
-        timings = self._turns(makers, 1, repetitions=1 if provider is TENSORRT else None)
-        rounded = f"{provider.words} with TF32 (NVIDIA_TF32_OVERRIDE=0 forbids it)"
-        for key, found in self.found.items():
-            found.keep(column, timings[candidate_name(key), setting_of(1)])
-            if column in found.figures and tf32(provider):
-                found.notes[rounded] = None
-        self._keep_run(column, timings)
+        self._take_turns(column, makers, 1, repetitions=1 if provider is TENSORRT else None)
+        self.facts.tf32[column] = tf32(provider)
+        if tf32(provider):
+            rounded = f"{provider.words} with TF32 (NVIDIA_TF32_OVERRIDE=0 forbids it)"
+            for row in self.facts.rows.values():
+                row.remarks.setdefault(column, []).append(rounded)
 
-    def _file(self, key: Key, provider: Provider) -> Maker:
+    def _file(self, key: Key, column: str, provider: Provider) -> Maker:
         samples = [sample.numpy() for sample in self.feeds.samples]
         allowed = LOWERED_TOLERANCE if key[0] in self.lowered else FILE_TOLERANCE
 
         def make() -> Any:
             session = open_file(self.paths[key], provider)
             if rest := left_over(session, provider):
-                self.found[key].notes[f"{provider.words}: {rest}"] = None
+                said = self.row(key).remarks.setdefault(column, [])
+                said += [] if (remark := f"{provider.words}: {rest}") in said else [remark]
             return file_candidate(session, provider, samples, self.expected[key], 1, allowed)
 
         return make
 
-    def _turns(
-        self, makers: Mapping[str, Maker], batch: int, repetitions: int | None = None
-    ) -> Timings:
+    def _take_turns(
+        self, column: str, makers: Mapping[str, Maker], batch: int, repetitions: int | None = None
+    ) -> None:
         assert self.baseline is not None, "without a baseline nothing is timed"
         effort = Effort(seconds=self.plan.suite.timing_seconds / len(FORMS | PROVIDERS))
-        return take_turns(
+        self.facts.raw_timings[column] = take_turns(
             makers,
-            baseline=candidate_name(self.baseline),
+            baseline=self.sound[self.baseline].name,
             batch=batch,
             device=self.device,
             effort=replace(effort, repetitions=repetitions) if repetitions else effort,
         )
-
-    def _keep_run(self, column: str, timings: Timings) -> None:
-        [setting] = timings.raw_timings.settings
-        told = timings.about()[setting]
-        kept = ("control", "control_low", "control_high", "margin", "bar", "trusted", "doubts")
-        self.controls[column] = {key: told[key] for key in (*kept, "seconds")}
-        self.controls[column]["repetitions"] = told["processes"]
-        for place, seconds in timings.raw().items():
-            self.raw[f"{column}/{place.replace(f'/{setting}/', '/', 1)}"] = seconds
-
-    def records(self) -> list[Record]:
-        return [
-            self.found[key].onto(record, self.everywhere, key[0] in self.lowered)
-            for key, record in self.sound.items()
-        ]
-
-    def about(self) -> dict[str, Any]:
-        """Return what a table says of its GPU figures (JSON); nothing where nothing was timed."""
-        if not self.controls:
-            return {}
-        return {
-            "cuda": {
-                "device": self.card,
-                "tf32": self._tf32(),
-                "clock": "CUDA events for modules, the host's clock for files",
-                "graph_input_copy": "included",
-                "repetitions_are": "copies placed anew within one process",
-                "controls": self.controls,
-            }
-        }
-
-    def _tf32(self) -> dict[str, bool]:
-        """Return for every column in float32 whether products may be rounded to TF32."""
-        modules = {column: False for column, form in FORMS.items() if form.dtype == "float32"}
-        allowed = modules | {column: tf32(provider) for column, provider in PROVIDERS.items()}
-        return {column: allowed[column] for column in self.controls if column in allowed}
 
 
 def _failing(error: Exception) -> Maker:

@@ -23,14 +23,12 @@ def memory_records(
     record says why the column is empty.
     """
     sound = [
-        record
-        for record in records.values()
-        if record.status == "ok" and "onnx_path" in record.measured
+        record for record in records.values() if record.status == "ok" and "onnx" in record.files
     ]
     if not sound:
         return []
     inputs = stacked_inputs(plan.data.task, plan.data.test, 1)
-    paths = [outputs.folder / record.measured["onnx_path"] for record in sound]
+    paths = [outputs.folder / record.files["onnx"] for record in sound]
     peaks = peak_bytes(paths, [tensor.numpy() for tensor in inputs], plan.threads)
     return [_with_peak(record, peak) for record, peak in zip(sound, peaks, strict=True)]
 

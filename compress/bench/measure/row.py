@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from compress import counts
-from compress.bench.measure.accuracy import measure_accuracy
+from compress.bench.measure.accuracy import measure_answers
 from compress.bench.plan.plan import Plan
 from compress.bench.plan.provenance import full_chain, metadata, preprocessing_hash, split_hash
 from compress.bench.plan.rows import Row
@@ -27,13 +27,14 @@ from compress.bench.store.outputs import (
     TARGETS,
     TIMED,
     UNVERIFIED,
-    write_arrays,
 )
 from compress.context import StepLog
 from compress.deploy.export import export, stamp
+from compress.deploy.stored import stored
 from compress.deploy.verify import Verification, verify
 from compress.errors import CannotSave
 from compress.model import Model, save
+from compress.results.raw import write_arrays
 from compress.results.record import Record
 from compress.system.environment import cpu_info
 from compress.system.files import sha256, write_atomic
@@ -41,8 +42,6 @@ from compress.tasks.base import spaced, stacked_inputs
 from compress.timing.executed import executed, explain
 
 VERIFY_ITEMS = 512
-ALIKE = 0.9
-"""Below this agreement with its float module (top-1), a lowered file's row says so."""
 EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes")
 """Columns that `compress.timing.executed` fills."""
 
@@ -68,7 +67,7 @@ class Measured:
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
-    step_log: list[dict[str, Any]] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
 
 
 def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> Record:
@@ -95,11 +94,6 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
     if np.isfinite(verdict.max_abs_error):
         found.figures["top1_agreement"] = float(verdict.top1_agreement)
         found.figures["max_abs_error"] = float(verdict.max_abs_error)
-        if verdict.ok and verdict.top1_agreement < ALIKE:
-            found.notes.append(
-                f"the file gives the answer of its float module for only "
-                f"{verdict.top1_agreement:.0%} of the items"
-            )
     found.figures["train_samples"] = built.log.samples
     found.figures["seconds"] = round(built.seconds, 3)
     spent = {"kind": "measuring", "seconds": round(time.perf_counter() - started, 3)}
@@ -112,7 +106,7 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
         notes=tuple(found.notes),
         missing=found.missing,
         hashes=found.hashes,
-        step_log=(*built.log.rows, *found.step_log, spent),
+        log=(*built.log.rows, *found.log, spent),
     )
 
 
@@ -142,15 +136,12 @@ def _count(model: Model, onnx: bytes, found: Measured) -> None:
         "onnx_bytes": len(onnx),
         "gzip_bytes": len(gzip.compress(onnx, compresslevel=6, mtime=0)),
     }
-    found.step_log.append({"kind": "counts", "uncounted": uncounted})
+    found.log.append({"kind": "counts", "uncounted": uncounted})
     if left_out := counts.left_out(uncounted):
         found.notes.append(left_out)
     if model.sparse:
-        zeros = 1 - found.figures["nonzero_params"] / found.figures["params"]
-        kilobytes = found.figures["gzip_bytes"] / 1000
-        found.notes.append(
-            f"{zeros:.0%} of the parameters are zero; gzipped, the file has {kilobytes:.3g} kB"
-        )
+        found.figures["sparse_tensors"] = len(model.sparse)
+    found.figures |= stored(onnx) if model.lowered else {"precision": "float32"}
 
 
 def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, found: Measured) -> None:
@@ -163,11 +154,8 @@ def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, found: Meas
         found.missing |= dict.fromkeys((*EXECUTED, "int8_macs_share"), reason)
         return
     found.figures |= {name: getattr(run, name) for name in EXECUTED}
-    if run.int8_macs_share is None:
-        found.missing["int8_macs_share"] = "the file has neither convolutions nor matrix products"
-    else:
-        found.figures["int8_macs_share"] = run.int8_macs_share
-    found.step_log.append({"kind": "executed", "macs": run.macs, "operators": dict(run.operators)})
+    found.figures |= {"int8_macs": run.int8_macs, "executed_macs": run.macs}
+    found.log.append({"kind": "executed", "macs": run.macs, "operators": dict(run.operators)})
     if slowed := explain(run, cpu_info()[1]):
         found.notes.append(slowed)
 
@@ -175,35 +163,21 @@ def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, found: Meas
 def _answer(
     plan: Plan, folder: Path, row: Row, path: Path, verdict: Verification, found: Measured
 ) -> None:
-    """Measure the accuracy of the file; of one that failed verification, if it runs at all."""
+    """Ask the file for all test items; one that failed verification, if it runs at all."""
     data = plan.data
     try:
-        accuracy = measure_accuracy(path, data.task, data.test, plan.threads, plan.metric)
+        answers = measure_answers(path, data.task, data.test, plan.threads, plan.metric)
     except Exception as error:
         if verdict.ok:
             raise
         found.missing["accuracy"] = f"the file does not run: {error}"
         return
-    found.figures |= {
-        "accuracy": accuracy.value,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
-        **accuracy.figures,
-    }
-    found.missing |= accuracy.missing
-    if "metric" in accuracy.missing:
-        found.notes.append(accuracy.missing["metric"])
-    if len(np.unique(accuracy.predictions)) == 1:
-        found.notes.append("the file gives every test item the same answer")
-    found.hashes["split"] = split_hash(data, accuracy.targets)
+    found.figures |= answers.figures
+    found.missing |= answers.missing
+    found.hashes["split"] = split_hash(data, answers.arrays["targets"])
     found.hashes["preprocessing"] = preprocessing_hash(data)
-    answers = {
-        "predictions": accuracy.predictions,
-        "correct": accuracy.correct,
-        "confidence": accuracy.confidence,
-        # What the file must answer while it is timed, so that it is only run in limited processes.
-        TIMED: accuracy.logits[spaced(SAMPLES, len(accuracy.logits))],
-    }
-    found.hashes["predictions"] = write_arrays(folder / ANSWERS, answers)
+    # What the file must answer while it is timed, so that it is only run in limited processes.
+    timed = {TIMED: answers.logits[spaced(SAMPLES, len(answers.logits))]}
+    found.hashes["answers"] = write_arrays(folder / ANSWERS, {**answers.arrays, **timed})
     if row.chain is None:
-        write_arrays(folder / TARGETS, {"targets": accuracy.targets})
+        write_arrays(folder / TARGETS, {"targets": answers.arrays["targets"]})

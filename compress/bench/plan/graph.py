@@ -19,10 +19,10 @@ from compress.bench.plan.keys import (
 )
 from compress.bench.plan.plan import Plan
 from compress.bench.plan.provenance import metadata
-from compress.bench.plan.rows import BASELINE, Row
+from compress.bench.plan.rows import Row
 from compress.compressor import Compressor
 from compress.model import identity, weights_hash
-from compress.results.record import Key
+from compress.results.record import BASELINE, SCHEMA, Key
 from compress.system.environment import cpu_info
 from compress.system.files import digest
 
@@ -131,6 +131,7 @@ class _Maker:
             "threads": plan.threads,
             "cpu": plan.cpu or cpu_info(),
             "ours": code_digest(MEASURING),
+            "schema": SCHEMA,
         }
 
     def chain_run(self, row: Row, chain: Compressor | None, start: str, baseline: str) -> ChainRun:

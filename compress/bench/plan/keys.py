@@ -23,7 +23,7 @@ OPTIONAL = ("timm",)
 """Libraries of models that may be missing."""
 MAKING = (".", "training", "techniques", "deploy", "zoo")
 """Folders of our code that make models."""
-MEASURING = (*MAKING, "harness", "timing")
+MEASURING = (*MAKING, "harness", "timing", "stats")
 UNUSED = {"cli.py", "__main__.py", "__init__.py", "api.py"}
 
 

@@ -63,7 +63,7 @@ def known(store: Store, graph: Graph) -> Known:
     measuring: list[float] = []
     for about in store.told():
         if "record" in about:
-            rows: Iterable[Mapping[str, Any]] = about["record"]["step_log"]
+            rows: Iterable[Mapping[str, Any]] = about["record"]["log"]
             measuring += [row["seconds"] for row in rows if row["kind"] == "measuring"]
             continue
         if "step" not in about:

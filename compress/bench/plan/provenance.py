@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,15 +14,10 @@ import numpy as np
 from compress.bench.plan.keys import versions
 from compress.bench.plan.plan import Plan
 from compress.bench.plan.rows import Row
-from compress.results.record import environment
+from compress.system.environment import environment as timing_environment
+from compress.system.environment import machine
 from compress.system.files import digest, sha256
 from compress.tasks.base import Data
-
-MULTIPLICITY = (
-    "Verdicts are adjusted for the number of rows: Holm's procedure (1979) at 5 % over all rows "
-    "of the table that are compared, for each question by itself (accuracy against the baseline, "
-    "accuracy against the control, and each latency)."
-)
 
 
 def about(plan: Plan, command: str) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def about(plan: Plan, command: str) -> dict[str, Any]:
         "baseline": plan.origin,
         "command": command,
         "metric": "" if plan.metric is None else plan.metric.name,
-        "multiplicity": MULTIPLICITY,
+        "margin": plan.suite.margin,
         "notes": notes,
         "environment": environment(
             plan.threads, str(plan.device), plan.precision, plan.suite.seeds
@@ -85,3 +84,53 @@ def metadata(plan: Plan, row: Row, seed: int) -> dict[str, str]:
         "seed": str(seed),
         "versions": json.dumps(versions()),
     }
+
+
+def environment(
+    threads: int, device: str, precision: str, seeds: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Return where and with which seeds a run takes place (JSON): machine, versions, git state.
+
+    Names neither host, user nor path.
+    """
+    return {
+        **timing_environment(threads),
+        **_machine(),
+        "device": device,
+        "precision": precision,
+        "seeds": list(seeds),
+        "versions": versions(),
+        "git": _git_state(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """Return the machine; torch names a GPU where NVIDIA's own tool is missing."""
+    found = machine()
+    if not found["gpu"]:
+        import torch
+
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _git_state() -> str | None:
+    """Return the commit of our own checkout, with `+` if it has changes; None if there is none."""
+    here = Path(__file__).resolve()
+    # Installed into a folder of somebody's repository we are not part of it.
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return _git(here.parent, "describe", "--always", "--dirty=+")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git says, None if it says nothing or fails."""
+    try:
+        answer = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

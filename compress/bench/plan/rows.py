@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 from compress.bench.plan.controls import control_of
 from compress.bench.plan.suite import Suite
-from compress.compressor import Chain, Compressor
+from compress.compressor import Chain, Compressor, Repeat
 from compress.errors import IllegalChain, UserError
+from compress.results.record import BASELINE, CONTROL, Step
 from compress.techniques import chain as parse
-
-BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,11 @@ class Row:
     """The text of the row that is this one's control of equal cost; '' if there is none."""
     uncontrolled: str = ""
     """Why a chain that trains has no control."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What a record says of the chain's steps."""
+        return () if self.chain is None else tuple(map(_told, self.chain.steps))
 
 
 def rows_of(
@@ -71,6 +75,19 @@ def rows_of(
     return baseline, with_controls(rows, suite.controls, suite.model if named else "")
 
 
+def row_text(chain: str, baseline: str) -> str:
+    """Return the text by which the row of a chain is known: without the baseline's own text.
+
+    Raises UserError for a text that is no chain, or is the baseline itself.
+    """
+    steps = parse(chain).steps
+    if repr(steps[0]) == baseline:
+        steps = steps[1:]
+    if not steps:
+        raise UserError(f"{chain!r} is the baseline itself: name a row that is compared with it")
+    return " -> ".join(map(repr, steps))
+
+
 def with_controls(rows: Sequence[Row], add: bool, model: str = "") -> tuple[Row, ...]:
     """Return the rows, each with its control if that is a row too; `add` the ones that are not."""
     found: list[Row] = []
@@ -82,7 +99,7 @@ def with_controls(rows: Sequence[Row], add: bool, model: str = "") -> tuple[Row,
         elif control is not None:
             there = [other.text for other in [*rows, *added] if other.chain == control.step]
             if not there and add:
-                added.append(Row(repr(control.step), control.step, role="control"))
+                added.append(Row(repr(control.step), control.step, role=CONTROL))
                 there = [added[-1].text]
             row = replace(row, control=there[0] if there else "")
         found.append(row)
@@ -102,3 +119,16 @@ def _common_start(chains: list[Compressor], has_weights: bool) -> Compressor | N
             "the model has no weights: begin the chain with train(epochs=...), or give weights"
         )
     return starts[0]
+
+
+def _told(step: Compressor) -> Step:
+    inner = step.step.steps if isinstance(step, Repeat) else ()
+    return Step(
+        step.name(),
+        repr(step),
+        "train" in step.needs,
+        step.lowers,
+        step.builds,
+        step.restarts,
+        tuple(map(_told, inner)),
+    )

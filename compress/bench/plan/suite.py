@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError, unknown
+from compress.results.record import MARGIN
 from compress.timing.setting import DEFAULT, parse_setting
 
 KINDS = {
@@ -59,6 +60,8 @@ class Suite:
     """Latency settings: see `compress.timing.setting`."""
     controls: bool = True
     """Whether every chain that trains gets a control of equal cost as a further row."""
+    margin: float = MARGIN
+    """Points: a row is equivalent if a loss of accuracy of this or more is ruled out."""
     metric: str | None = None
     """`FILE.py:NAME` of a user's own metric, which runs only if that file is allowed."""
     teachers: Mapping[str, Named] = field(default_factory=dict)
@@ -81,6 +84,7 @@ SCHEMA = {
     "timing_seconds": "float",
     "timings": "strs",
     "controls": "bool",
+    "margin": "float",
     "metric": "str",
     "teachers": "table",
 }
@@ -168,6 +172,7 @@ def checked(suite: Suite) -> Suite:
         raise UserError(f"threads must be at least 1, not {suite.threads}")
     if not 0 < suite.timing_seconds < float("inf"):
         raise UserError(f"timing_seconds must be positive and finite, not {suite.timing_seconds}")
+    check_margin(suite.margin)
     if not suite.timings:
         raise UserError("timings is empty: name at least one latency setting, such as cpu")
     for name in suite.timings:
@@ -175,6 +180,15 @@ def checked(suite: Suite) -> Suite:
     if len(set(suite.timings)) < len(suite.timings):
         raise UserError(f"a latency setting stands twice in {', '.join(suite.timings)}")
     return suite
+
+
+def check_margin(margin: float) -> None:
+    """Raise UserError for a margin of equivalence that is none."""
+    if not 0 < margin <= 100:
+        raise UserError(
+            f"margin must be above 0 and at most 100, in points of accuracy, not {margin}: it is "
+            f"the loss that a row must be shown to stay below to count as equivalent"
+        )
 
 
 def _check_kind(where: str, value: Any, kind: str) -> None:

@@ -9,34 +9,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.bench.measure.latency import candidate_name, latency_figures, noise, unjudged
-from compress.bench.plan.rows import BASELINE
+from compress.bench.portable.portable_timer import timings_file
 from compress.bench.portable.validate_timings import Received, read_timings
 from compress.bench.store.outputs import Outputs
 from compress.errors import UserError
-from compress.results.record import SCHEMA, Record, read_run
-from compress.system.files import append_line, write_atomic
-from compress.techniques.quantize import saturates
+from compress.results.log import RunLog, Stage, read_run
+from compress.results.raw import write_values
+from compress.results.record import BASELINE
+from compress.results.timed import in_order
 from compress.timing.raw_timings import RawTimings
-from compress.timing.summary import Timings, summarise
-from compress.timing.worker import DIFFERENT
 
 LONGEST_SLUG = 24
 _NAME = re.compile(rf"[a-z0-9][a-z0-9_]{{0,{LONGEST_SLUG - 1}}}")
 _SAYS_NOTHING = {"cpu", "processor", "core", "cores", "gen", "with", "at"}
-
-
-@dataclass(frozen=True)
-class _Line:
-    """What is to be written of one machine."""
-
-    slug: str
-    values: Mapping[str, Any]
-    content: bytes
 
 
 def merge(run: Path, files: Sequence[Path], name: str = "") -> list[str]:
@@ -59,26 +47,35 @@ def merge(run: Path, files: Sequence[Path], name: str = "") -> list[str]:
     results = run / "results.jsonl"
     read_run(results)  # a folder without results must not be created by locking it
     with Outputs(run, ()).lock:
-        run_name, records, about = read_run(results)
-        sound = {
-            candidate_name((record.chain, record.seed)): record
-            for record in records
-            if record.status == "ok"
-        }
+        last = read_run(results)
+        sound = {r.name: r for r in last.records.values() if r.status == "ok"}
         hashes = {key: record.hashes["onnx"] for key, record in sound.items()}
         baselines = frozenset(key for key, record in sound.items() if record.chain == BASELINE)
         received = [read_timings(path, hashes, baselines) for path in files]
         _tell_apart(files, received)
         known = {
-            slug: _identity(there["environment"], there["latency"])
-            for slug, there in about.get("elsewhere", {}).items()
+            stage.machine: _identity(stage.environment, stage.settings)
+            for stage in last.stages.values()
+            if stage.machine
         }
-        lines = [_line(one, sound, name or _slug(one.raw_timings, known)) for one in received]
-        for line in lines:
-            write_atomic(run / "raw" / f"elsewhere-{line.slug}.json", line.content)
-            head = {"schema": SCHEMA, "kind": "elsewhere", "run": run_name, "slug": line.slug}
-            append_line(results, {**head, **line.values})
-    return [line.slug for line in lines]
+        log = RunLog(results, last.about, last.name)
+        slugs = [name or _slug(one.raw_timings, known) for one in received]
+        for slug, one in zip(slugs, received, strict=True):
+            log.timings(_kept(one, slug, run))
+    return slugs
+
+
+def _kept(received: Received, slug: str, run: Path) -> Stage:
+    """Keep what a machine found as it was checked; return where."""
+    raw_timings, place = received.raw_timings, f"raw/elsewhere-{slug}.json"
+    values = timings_file(received.models, raw_timings.to_json()) | {"date": received.date}
+    return Stage(
+        machine=slug,
+        settings=in_order(raw_timings.settings),
+        environment={**raw_timings.environment, "date": received.date},
+        file=place,
+        sha256=write_values(run / place, values),
+    )
 
 
 def slug_of(cpu: str, threads: int, number: int = 1) -> str:
@@ -123,69 +120,3 @@ def _slug(raw_timings: RawTimings, known: dict[str, str]) -> str:
         number += 1
     known[slug] = identity
     return slug
-
-
-def _line(received: Received, sound: Mapping[str, Record], slug: str) -> _Line:
-    """Derive the figures of one machine."""
-    raw_timings = received.raw_timings
-    timings = summarise(raw_timings)
-    values = {
-        "environment": {**raw_timings.environment, "date": received.date},
-        "latency": timings.about(),
-        "rows": [_row(sound[name], name, timings) for name in raw_timings.names if name in sound],
-    }
-    return _Line(slug, values, received.content)
-
-
-def _row(record: Record, name: str, timings: Timings) -> dict[str, Any]:
-    """Return a row's figures there, and why some are missing."""
-    raw_timings = timings.raw_timings
-    rows = {setting: timings[name, setting] for setting in raw_timings.settings}
-    machine = _words(raw_timings)
-    wrong = next((row.error for row in rows.values() if row.wrong), "")
-    missing = {f"{setting}_ms_p50": wrong or row.error for setting, row in rows.items()}
-    notes: list[str] = []
-    if wrong:
-        notes = [f"on {machine}: {_explained(wrong, record, raw_timings)}"]
-    else:
-        reasons = dict.fromkeys(row.error for row in rows.values() if row.error)
-        said = [*(f"not timed: {reason}" for reason in reasons), *timings.failures, *noise(rows)]
-        notes = [f"on {machine}: {note}" for note in said]
-        missing |= {
-            f"{setting}_speedup": "the baseline has no time there"
-            for setting, row in rows.items()
-            if row.speedup is None and not row.error
-        }
-        missing |= {
-            f"{setting}_verdict": unjudged(name, setting, timings)
-            for setting, row in rows.items()
-            if not row.error
-        }
-    return {
-        "chain": record.chain,
-        "seed": record.seed,
-        "onnx": record.hashes["onnx"],
-        "figures": {} if wrong else latency_figures(name, timings),
-        "missing": {column: reason for column, reason in missing.items() if reason},
-        "notes": notes,
-    }
-
-
-def _explained(error: str, record: Record, raw_timings: RawTimings) -> str:
-    """Say what other outputs mean: there, the file is not what was measured here."""
-    if not error.startswith(DIFFERENT):
-        return error
-    told = f"{error}, so it computes something else there, and its accuracy does not hold there"
-    int8 = "quantize(" in record.chain and "reduce_range=True" not in record.chain
-    if int8 and saturates(tuple(raw_timings.environment["cpu_flags"])):
-        told += (
-            ": that processor has no VNNI, and sums of int8 products can saturate, which "
-            "quantize(reduce_range=True) avoids"
-        )
-    return told
-
-
-def _words(raw_timings: RawTimings) -> str:
-    threads = raw_timings.all_threads
-    name = raw_timings.environment["cpu"] or "another machine"
-    return f"{name} ({threads} thread{'' if threads == 1 else 's'})"

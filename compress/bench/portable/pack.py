@@ -18,11 +18,10 @@ import numpy as np
 
 from compress import __version__
 from compress.bench.measure.latency import INPUTS as SIDECAR
-from compress.bench.measure.latency import candidate_name
-from compress.bench.plan.rows import BASELINE
 from compress.bench.portable.portable_timer import INPUTS, PACK
 from compress.errors import UserError
-from compress.results.record import Record, read_run
+from compress.results.log import read_run
+from compress.results.record import BASELINE, Record
 from compress.system.files import replacing, sha256
 from compress.timing.collect import Effort
 from compress.timing.launch import PACKAGE_ROOT
@@ -39,7 +38,7 @@ MODULES = (
     ),
     *("compress/timing/raw_timings.py", "compress/timing/launch.py", "compress/system/lifetime.py"),
     *("compress/timing/interleave.py", "compress/timing/setting.py"),
-    *("compress/timing/bootstrap.py", "compress/timing/worker.py"),
+    *("compress/timing/worker.py", "compress/stats/__init__.py", "compress/stats/bootstrap.py"),
 )
 """All that `time_here.py` imports, and they import, of this package."""
 
@@ -96,21 +95,22 @@ def pack(run: Path, out: Path | None = None) -> Path:
     By default it is `pack.zip` in the run's folder; its path is returned. Raises UserError for a
     run whose files were not timed or have changed since, and if the archive cannot be written.
     """
-    name, records, about = read_run(run / "results.jsonl")
-    sound = [record for record in records if record.status == "ok"]
-    if not about.get("latency") or not any(record.chain == BASELINE for record in sound):
+    last = read_run(run / "results.jsonl")
+    sound = [record for record in last.records.values() if record.status == "ok"]
+    stage = last.stages.get(("", ""))
+    if stage is None or stage.reason or not any(record.chain == BASELINE for record in sound):
         raise UserError(
             f"{run} holds no timing to be repeated elsewhere: its last run is of an older version, "
             f"has no sound baseline or was stopped before it; let compress-models bench finish"
         )
-    inputs, items = _inputs(run, [_name(record) for record in sound])
+    inputs, items = _inputs(run, [record.name for record in sound])
     texts = {
         **{path: (PACKAGE_ROOT / path).read_bytes() for path in MODULES},
         INPUTS: inputs,
         "time_here.py": TIME_HERE.encode(),
-        "README.txt": _readme(len(sound), items, about).encode(),
+        "README.txt": _readme(len(sound), items, last.about).encode(),
     }
-    texts[PACK] = _manifest(name, sound, list(about["latency"]), texts)
+    texts[PACK] = _manifest(last.name, sound, stage.settings, texts)
     models = {_file(record): record for record in sound}
     target = out or run / "pack.zip"
     try:
@@ -123,13 +123,9 @@ def pack(run: Path, out: Path | None = None) -> Path:
     return target
 
 
-def _name(record: Record) -> str:
-    return candidate_name((record.chain, record.seed))
-
-
 def _file(record: Record) -> str:
     """Return the name of a record's model in the archive."""
-    return f"models/{Path(record.measured['onnx_path']).parent.name}.onnx"
+    return f"models/{Path(record.files['onnx']).parent.name}.onnx"
 
 
 def _manifest(
@@ -140,11 +136,11 @@ def _manifest(
         "schema": SCHEMA,
         "run": run,
         "compress-models": __version__,
-        "baseline": next(_name(record) for record in sound if record.chain == BASELINE),
+        "baseline": next(record.name for record in sound if record.chain == BASELINE),
         "settings": settings,
         "seconds": Effort().seconds,
         "candidates": [
-            {"name": _name(r), "chain": r.chain, "seed": r.seed, "file": _file(r)} for r in sound
+            {"name": r.name, "chain": r.chain, "seed": r.seed, "file": _file(r)} for r in sound
         ],
         "files": {
             **{path: sha256(content) for path, content in texts.items()},
@@ -182,7 +178,7 @@ def _add(archive: zipfile.ZipFile, path: str, content: bytes) -> None:
 
 
 def _model(run: Path, record: Record) -> bytes:
-    path = run / record.measured["onnx_path"]
+    path = run / record.files["onnx"]
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -120,16 +120,20 @@ def time_pack(
 
 def to_json(pack: Mapping[str, Any], raw_timings: RawTimings, folder: Path) -> str:
     """Return what `compress-models merge` reads."""
-    return json.dumps(
-        {
-            "kind": KIND,
-            "schema": SCHEMA,
-            "run": pack["run"],
-            "date": datetime.date.today().isoformat(),
-            "models": {c["name"]: pack["files"][c["file"]] for c in pack["candidates"]},
-            "timings": _discreet(raw_timings.to_json(), _places(folder)),
-        }
-    )
+    models = {c["name"]: pack["files"][c["file"]] for c in pack["candidates"]}
+    timings = _discreet(raw_timings.to_json(), _places(folder))
+    return json.dumps({**timings_file(models, timings), "run": pack["run"]})
+
+
+def timings_file(models: Mapping[str, str], timings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file of timings holds: whose seconds (name -> SHA-256), and the seconds."""
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "date": datetime.date.today().isoformat(),
+        "models": dict(models),
+        "timings": timings,
+    }
 
 
 def _places(folder: Path) -> list[str]:

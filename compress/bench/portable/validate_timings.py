@@ -35,11 +35,12 @@ _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,40}")
 
 @dataclass(frozen=True)
 class Received:
-    """What a machine found, when, and the bytes that say so."""
+    """What a machine found, when, and of which files."""
 
     raw_timings: RawTimings
     date: str
-    content: bytes
+    models: Mapping[str, str]
+    """Name -> SHA-256 of the file that was timed."""
 
 
 class _Odd(Exception):
@@ -54,13 +55,12 @@ def read_timings(path: Path, hashes: Mapping[str, str], baselines: frozenset[str
     about files of this run.
     """
     try:
-        content = _content(path)
-        values = _parsed(content)
+        values = _parsed(_content(path))
         _check_kind(values)
         _check_models(_dict(values, "models"), hashes)
         given = _dict(values, "timings")
         _check_timings(given, frozenset(values["models"]), baselines)
-        return Received(_gathered(given), _date(values.get("date")), content)
+        return Received(_gathered(given), _date(values.get("date")), values["models"])
     except _Odd as error:
         raise UserError(f"{path.name}: {error}; nothing was merged") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import shutil
 import tempfile
@@ -16,8 +15,9 @@ import numpy as np
 
 from compress.bench.store.store import ENTRY
 from compress.errors import UserError
+from compress.results.raw import write_arrays
 from compress.results.record import Record
-from compress.system.files import copy_atomic, sha256, write_atomic
+from compress.system.files import copy_atomic, sha256
 
 DEPLOYABLE, UNVERIFIED = "model.onnx", "unverified.onnx"
 ANSWERS, TARGETS = "answers.npz", "targets.npz"
@@ -60,10 +60,15 @@ class Outputs:
         for name in sorted(names & raw.keys()):
             if name == ANSWERS or record.seed == self.seeds[0]:
                 copy_atomic(made / name, self.folder / "raw" / raw[name])
-        if record.status != "ok":
-            return record
-        place = str((folder / DEPLOYABLE).relative_to(self.folder))
-        return replace(record, measured={**record.measured, "onnx_path": place})
+        files = {"answers": f"raw/{raw[ANSWERS]}"} if ANSWERS in names else {}
+        if record.status == "ok":
+            files["onnx"] = str((folder / DEPLOYABLE).relative_to(self.folder))
+        return replace(record, files=files)
+
+    def withdraw(self, record: Record) -> None:
+        """Take the name of a file that is sound from that of a record."""
+        path = self.model(*record.key) / DEPLOYABLE
+        path.rename(path.with_name(UNVERIFIED))
 
     def model(self, chain: str, seed: int) -> Path:
         """Return the folder of a row's model."""
@@ -77,14 +82,6 @@ class Outputs:
         """Return the arrays that were written as `raw/NAME.npz`."""
         with np.load(self.folder / "raw" / f"{name}.npz") as arrays:
             return dict(arrays)
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """Write arrays as a compressed .npz, atomically, and return its hash."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    write_atomic(path, content.getvalue())
-    return sha256(content.getvalue())
 
 
 def _locked(path: Path) -> Any:

@@ -17,7 +17,6 @@ from compress.system.cuda import Cuda, first_line, out_of_memory
 from compress.timing.interleave import Candidate, Plan, Series, interleave
 from compress.timing.raw_timings import CONTROL, LEVELS, Launched, RawTimings
 from compress.timing.setting import Setting
-from compress.timing.summary import Timings, summarise
 
 Maker = Callable[[], Candidate]
 """Places something on the device; what it raises is the reason that it cannot be timed."""
@@ -42,10 +41,10 @@ def take_turns(
     effort: Effort,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
-) -> Timings:
+) -> RawTimings:
     """Time candidates against each other and against a second copy of the baseline.
 
-    The result's one setting is `setting_of(batch)`. What does not fit into the device's memory
+    The result's one setting is that of the batch size. What does not fit into the device's memory
     beside all others is timed beside the baseline alone. Repetitions end early if the device
     breaks; the reasons then stand with the candidates.
     """
@@ -58,22 +57,16 @@ def take_turns(
         launched += [Launched(0, {str(batch): found}) for found in once.run(baseline)]
         if device.failure():
             break
-    raw_timings = RawTimings(
+    return RawTimings(
         # The levels are the CPU's: nobody has timed them here.
         names=(*everything, *LEVELS),
         baseline=baseline,
-        settings=(setting_of(batch),),
+        settings=(Setting(0, batch).name,),
         all_threads=0,
         launched=tuple(launched),
         seconds=round(clock() - started, 3),
         environment={},
     )
-    return summarise(raw_timings, seed)
-
-
-def setting_of(batch: int) -> str:
-    """Return the name under which figures at a batch size stand in the result."""
-    return Setting(0, batch).name
 
 
 class _Repetition:

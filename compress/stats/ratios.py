@@ -1,22 +1,15 @@
-"""Medians, intervals and verdicts from raw seconds. Pure functions of arrays."""
+"""Speed-ups from raw seconds: the median of ratios, its interval, and its test."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from compress.timing.bootstrap import RESAMPLES, log_ratio
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Percentiles of per-call times, in milliseconds."""
-
-    p50_ms: float
-    p90_ms: float
-    iqr_ms: float
+from compress.stats.bootstrap import RESAMPLES, log_ratio
+from compress.stats.levels import ALPHA, student
+from compress.stats.multiplicity import holm
 
 
 @dataclass(frozen=True)
@@ -32,14 +25,13 @@ class Ratio:
     error: float
     processes: int
 
+    @property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """From `low` to `high`; None where one process alone leaves them open."""
+        return (self.low, self.high) if self.processes > 1 else (None, None)
 
-def spread(seconds: np.ndarray) -> Spread:
-    """Summarise per-call seconds, shape (calls,)."""
-    quarter, half, three, ninety = np.percentile(np.asarray(seconds) * 1e3, [25, 50, 75, 90])
-    return Spread(float(half), float(ninety), float(three - quarter))
 
-
-def compare(
+def speedup(
     baseline: Sequence[np.ndarray],
     candidate: Sequence[np.ndarray],
     seed: int = 0,
@@ -62,14 +54,7 @@ def compare(
     return Ratio(float(value), float(low), float(high), error, count)
 
 
-def student(freedom: int, tail: float = 0.025) -> float:
-    """Return the upper quantile of Student's t."""
-    from scipy.stats import t
-
-    return float(t.isf(tail, freedom))
-
-
-def p_value(ratio: Ratio, margin: float) -> float:
+def minimum_effect_p(ratio: Ratio, margin: float) -> float:
     """Return the two-sided p of a speed-up's being within 1 / (1 + margin) and 1 + margin.
 
     The largest probability, over all true values within, of an estimate at least as far from 1 as
@@ -77,12 +62,23 @@ def p_value(ratio: Ratio, margin: float) -> float:
     the true value lies at the margin, and grows with the margin: with none, it is Student's usual
     p, so what is claimed has an interval that leaves out 1.
     """
-    from scipy.stats import t
-
     size, least = abs(np.log(ratio.value)), np.log1p(margin)
     if size <= least or ratio.processes < 2:
         return 1.0
     if ratio.error == 0:
         return 0.0
+    from scipy.stats import t
+
     beyond = np.array([size - least, size + least]) / ratio.error
     return float(min(1.0, t.sf(beyond, ratio.processes - 1).sum()))
+
+
+def surely_fastest(ratios: Mapping[str, Ratio], margin: float) -> str:
+    """Return the fastest of those that are faster than the margin beyond doubt; '' if none is."""
+    adjusted = holm([minimum_effect_p(ratio, margin) for ratio in ratios.values()])
+    sure = [
+        name
+        for (name, ratio), p in zip(ratios.items(), adjusted, strict=True)
+        if p <= ALPHA and ratio.value > 1
+    ]
+    return max(sure, key=lambda name: ratios[name].value, default="")

@@ -1,85 +1,21 @@
+"""One row for every chain from the rows of its seeds."""
+
 from __future__ import annotations
 
 import csv
 import io
 import math
-import warnings
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from report_rows import row
+from report_rows import ABOUT, gpu, row, timed
 from scipy import stats
 
-from compress.report.columns import number
-from compress.report.replication import deviation, envelope, mean_difference, mean_ratio
-from compress.report.seeds import over_seeds, seeds_csv, seeds_of
 from compress.report.table import markdown
-
-differences = st.lists(st.integers(-1000, 1000).map(lambda items: items / 1000), min_size=2)
-
-
-@given(differences)
-def test_the_mean_difference_is_the_paired_t_tests(values):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # Of intervals over items that are narrow, Student's is the wider one.
-        own = [(value, value) for value in values]
-        found = mean_difference(values, own, [0.5] * len(values))
-    assert found.value == pytest.approx(np.mean(values))
-    assert 0 <= found.p <= 1
-    assert -1 <= found.low <= found.value + 1e-12
-    assert found.value - 1e-12 <= found.high <= 1
-    if len(set(values)) > 1:
-        # The t-test of related samples, on made-up pairs with these differences.
-        before = np.linspace(0.2, 0.4, len(values))
-        assert found.p == pytest.approx(stats.ttest_rel(before + values, before).pvalue, rel=1e-6)
-        error = np.std(values, ddof=1) / math.sqrt(len(values))
-        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), error)
-        assert (found.low, found.high) == pytest.approx((max(-1, low), min(1, high)))
-
-
-def test_a_mean_difference_by_hand():
-    # Mean 0.02, deviation 0.01, standard error 0.01 / sqrt(3); t(2) at 97.5 % is 4.302653.
-    found = mean_difference([0.01, 0.02, 0.03], [], [])
-    half = 4.302653 * 0.01 / math.sqrt(3)
-    assert (found.value, found.low, found.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
-    # t = 2 sqrt(3); with two degrees of freedom p = 1 - t / sqrt(2 + t²).
-    assert found.p == pytest.approx(1 - math.sqrt(12 / 14))
-
-
-def test_a_difference_must_hold_for_other_items_too():
-    """Three seeds that agree to one item of 10 000 are not three samples of test items."""
-    values, half = [8e-4, 9e-4, 8e-4], 14e-4
-    intervals = [(value - half, value + half) for value in values]
-    found = mean_difference(values, intervals, [0.33, 0.26, 0.34])
-    assert stats.ttest_1samp(values, 0.0).pvalue < 0.002
-    error = half / stats.norm.ppf(0.975)
-    assert found.p == pytest.approx(2 * stats.norm.sf(np.mean(values) / error))
-    assert (found.low, found.high) == pytest.approx(
-        (np.mean(values) - half, np.mean(values) + half)
-    )
-
-
-def test_a_mean_ratio_is_no_surer_than_the_timing():
-    ratios = [1.012, 1.011, 1.013]
-    found = mean_ratio(ratios, [(0.99, 1.034)] * 3)
-    half = math.log(1.034 / 0.99) / 2
-    centre = math.exp(np.mean(np.log(ratios)))
-    assert (found.low, found.high) == pytest.approx(
-        (centre * math.exp(-half), centre * math.exp(half))
-    )
-
-
-def test_equal_differences_are_one_replication():
-    intervals = [(-0.01, 0.03), (-0.02, 0.05), (0.0, 0.04)]
-    # 0.3 - 0.1 and 0.2 differ by rounding only.
-    found = mean_difference([0.2, 0.3 - 0.1, 0.2], intervals, [1e-9, 2e-4, 3e-8])
-    assert (found.value, found.low, found.high) == (0.2, -0.02, 0.05)
-    assert found.p == 2e-4  # neither certain nor lost: what one seed's items show
-    same = mean_difference([0.0, 0.0], [(None, None), (-0.1, 0.1)], [1.0, 1.0])
-    assert (same.value, same.low, same.high, same.p) == (0.0, None, None, 1.0)
+from compress.results.seeds import over_seeds, seeds_csv, seeds_of
+from compress.results.table import number
+from compress.results.timed import timed_files
+from compress.stats.pairs import Difference
+from compress.stats.replication import mean_lower_bound, mean_noninferiority_p
 
 
 def test_a_deterministic_chain_can_be_worse():
@@ -87,29 +23,10 @@ def test_a_deterministic_chain_can_be_worse():
     lost = {"accuracy_p": 1e-12, "control_delta": -0.6, "control_p": 0.2}
     rows += _seeds("a()", (-0.6, -0.6, -0.6), **lost)
     rows[4] |= {"accuracy_p": 1e-9, "control_p": 0.3}
-    found = over_seeds(rows)[1]
+    found = over_seeds(rows, ABOUT)[1]
     assert (found["accuracy_p"], found["accuracy_verdict"]) == (1e-9, "worse")
-    assert (found["control_p"], found["control_verdict"]) == (0.3, "indistinguishable")
+    assert (found["control_p"], found["control_verdict"]) == (0.3, "not shown")
     assert found["accuracy_delta_low"] == pytest.approx(-0.61)
-
-
-def test_ratios_have_a_geometric_mean_and_a_t_interval_of_logarithms():
-    found = mean_ratio([1.0, 2.0, 4.0], [(None, None)] * 3)
-    half = 4.302653 * math.log(2) / math.sqrt(3)
-    assert found.value == pytest.approx(2)
-    assert (found.low, found.high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)))
-
-
-def test_few_or_equal_ratios_have_the_intervals_of_their_seeds():
-    two = mean_ratio([2.0, 2.1], [(1.9, 2.05), (2.0, 2.3)])
-    assert (two.low, two.high) == (1.9, 2.3)
-    equal = mean_ratio([2.0] * 3, [(1.9, 2.1), (1.8, 2.1), (1.9, 2.4)])
-    assert (equal.value, equal.low, equal.high) == (pytest.approx(2.0), 1.8, 2.4)
-    assert envelope([]) == envelope([(1.0, None)]) == (None, None)
-
-
-def test_the_deviation_is_a_samples():
-    assert deviation([1.0, 2.0, 4.0]) == pytest.approx(np.std([1, 2, 4], ddof=1))
 
 
 def _seeds(chain, deltas, **more):
@@ -121,7 +38,7 @@ def test_rows_of_a_chain_become_one():
         *_seeds("a()", (-0.03, -0.01, -0.02), cpu_ms_p50=3.0, lost=4),
         *_seeds("baseline", (0.0, 0.0, 0.0)),
     ]
-    base, found = over_seeds(rows)
+    base, found = over_seeds(rows, ABOUT)
     assert (base["chain"], found["chain"]) == ("baseline", "a()")
     assert (found["n"], found["seeds"], found["status"], found["error"]) == (3, "0 1 2", "ok", "")
     assert found["accuracy"] == pytest.approx(0.88)
@@ -130,7 +47,7 @@ def test_rows_of_a_chain_become_one():
     assert found["accuracy_delta"] == pytest.approx(-0.02)
     assert found["accuracy_p"] == pytest.approx(1 - math.sqrt(12 / 14))
     # At p = 0.074 three seeds do not show it, though each seed's own items do.
-    assert found["accuracy_verdict"] == "indistinguishable"
+    assert found["accuracy_verdict"] == "not shown"
     assert (found["cpu_ms_p50"], found["lost"], found["params"]) == (3.0, 4, 1000)
     assert found["note"] == ""
     assert "accuracy_low" not in found
@@ -142,19 +59,19 @@ def test_holm_runs_over_the_rows():
     rows = _seeds("baseline", (0, 0, 0))
     for name in "abc":  # p = 0.0253 each: below 5 % alone, above it with three
         rows += _seeds(f"{name}()", (0.019, 0.023, 0.030))
-    *_, last = over_seeds(rows)
+    *_, last = over_seeds(rows, ABOUT)
     assert last["accuracy_p"] == pytest.approx(stats.ttest_1samp([0.019, 0.023, 0.030], 0).pvalue)
     assert 0.05 / 3 < last["accuracy_p"] < 0.05
-    assert last["accuracy_verdict"] == "indistinguishable"
-    assert over_seeds(rows[:6])[-1]["accuracy_verdict"] == "better"
+    assert last["accuracy_verdict"] == "not shown"
+    assert over_seeds(rows[:6], ABOUT)[-1]["accuracy_verdict"] == "better"
 
 
 def test_the_difference_to_a_control_is_tested_as_well():
     rows = _seeds("baseline", (0, 0, 0))
     for seed, delta in enumerate((-0.010, -0.011, -0.012)):
         more = {"control": "b()", "control_delta": delta, "control_p": 0.5}
-        rows.append(row("a()", seed=seed, control_verdict="indistinguishable", **more))
-    found = over_seeds(rows)[1]
+        rows.append(row("a()", seed=seed, control_verdict="not shown", **more))
+    found = over_seeds(rows, ABOUT)[1]
     assert found["control"] == "b()"
     assert found["control_p"] == pytest.approx(
         stats.ttest_1samp([-0.010, -0.011, -0.012], 0).pvalue
@@ -167,7 +84,7 @@ def test_with_one_seed_left_its_own_test_stays():
     rows[3] |= {"status": "failed", "error": "no memory"}
     rows[4] |= {"status": "unverified", "error": "logits differ"}
     rows[5] |= {"accuracy_p": 0.012, "note": "kept 51 %"}
-    found = over_seeds(rows)[1]
+    found = over_seeds(rows, ABOUT)[1]
     assert (found["n"], found["seeds"], found["status"]) == (1, "2", "ok")
     assert (found["accuracy_p"], found["accuracy_verdict"]) == (0.012, "worse")
     assert found["accuracy_delta_low"] == pytest.approx(-0.03)
@@ -180,11 +97,11 @@ def test_with_one_seed_left_its_own_test_stays():
 
 def test_a_row_is_failed_only_if_all_its_seeds_are():
     rows = _seeds("baseline", (0, 0)) + _seeds("a()", (-0.02, -0.03), status="failed", error="e")
-    found = over_seeds(rows)[1]
+    found = over_seeds(rows, ABOUT)[1]
     assert (found["status"], found["error"], found["n"], found["note"]) == ("failed", "e", 0, "")
     assert "accuracy_p" not in found
     rows[3]["status"] = "unverified"
-    assert over_seeds(rows)[1]["status"] == "unverified"
+    assert over_seeds(rows, ABOUT)[1]["status"] == "unverified"
     assert "failed" in markdown(rows[:3], {})
 
 
@@ -192,7 +109,7 @@ def test_what_differs_between_seeds_is_said():
     rows = _seeds("baseline", (0, 0)) + _seeds("a()", (-0.02, -0.03, -0.01))
     rows[3] |= {"params": 1060, "cpu_ms_p50": 2.12, "onnx_bytes": 5100, "note": "slow"}
     rows[2] |= {"cpu_verdict": "faster"}
-    base, found = over_seeds(rows)
+    base, found = over_seeds(rows, ABOUT)
     assert base["note"] == "1 of 3 seeds missing"
     assert found["note"] == (
         "parameters: up to 6 % apart between seeds; latency at batch 1, all threads: up to 6 % "
@@ -205,7 +122,7 @@ def test_what_differs_between_seeds_is_said():
 def test_a_seed_without_a_baseline_counts_for_accuracy_only():
     rows = _seeds("baseline", (0, 0, 0)) + _seeds("a()", (-0.02, -0.03, -0.01))
     rows[5] |= {"accuracy_delta": None}
-    found = over_seeds(rows)[1]
+    found = over_seeds(rows, ABOUT)[1]
     assert (found["n"], found["accuracy_delta"]) == (3, pytest.approx(-0.025))
     assert found["note"] == "compared with the baseline in 2 of 3 seeds"
 
@@ -215,24 +132,31 @@ def test_a_seed_whose_baseline_was_not_verified_enters_no_test():
     rows[2]["status"] = "unverified"
     # Its row has a difference all the same, but no p.
     rows[5] |= {"accuracy_p": None, "accuracy_delta_low": None, "accuracy_delta_high": None}
-    found = over_seeds(rows)[1]
+    found = over_seeds(rows, ABOUT)[1]
     assert found["accuracy_delta"] == pytest.approx(-0.025)
     assert found["accuracy_p"] == pytest.approx(stats.ttest_1samp([-0.02, -0.03], 0).pvalue)
     assert found["note"] == "compared with the baseline in 2 of 3 seeds"
     rows[4]["accuracy_p"] = None
-    found = over_seeds(rows)[1]
+    found = over_seeds(rows, ABOUT)[1]
     assert (found["accuracy_delta"], found["accuracy_p"]) == (-0.02, 0.01)
     assert found["note"] == "compared with the baseline in 1 of 3 seeds"
 
 
-def test_differences_of_old_have_a_mean_and_no_test():
+def test_differences_without_a_test_have_a_mean():
     old = {"accuracy_p": None, "accuracy_verdict": None}
     rows = _seeds("baseline", (0, 0)) + _seeds("a()", (-0.02, -0.03), **old)
-    found = over_seeds(rows)[1]
+    found = over_seeds(rows, ABOUT)[1]
     assert found["accuracy_delta"] == pytest.approx(-0.025)
     assert "accuracy_p" not in found
     assert "accuracy_delta_low" not in found
     assert "accuracy_verdict" not in found
+
+
+FURTHER = (
+    *(timed_files("cpu4_batch32"), timed_files("cpu1", "arm_4t"), timed_files("cpu", "arm_4t")),
+    *(timed_files("cpu1"), gpu("cuda_trt_ms_p50"), gpu("cuda_torch_ms_p50"), gpu("cuda_ms_p50")),
+    timed_files("cpu", runtime="fake", title="Fake"),
+)
 
 
 @pytest.mark.parametrize(
@@ -242,28 +166,45 @@ def test_differences_of_old_have_a_mean_and_no_test():
         ("cpu4_batch32_ms_p50", "latency at batch 32, 4 threads"),
         ("on_arm_4t_cpu1_ms_p50", "latency on arm_4t at batch 1, 1 thread"),
         ("cuda_trt_ms_p50", "latency on the GPU (TensorRT provider)"),
+        ("fake_cpu_ms_p50", "latency in Fake at batch 1, all threads"),
     ],
 )
 def test_no_note_has_a_columns_name(column, words):
     rows = [row("a()", seed=seed, **{column: 1.0 + 0.12 * seed}) for seed in range(2)]
-    (found,) = over_seeds(rows)
+    (found,) = over_seeds(rows, timed(*FURTHER))
     assert found["note"] == f"{words}: up to 12 % apart between seeds"
 
 
-def test_speed_of_every_setting_and_machine_is_merged():
-    keys = ("cpu1", "cuda", "cuda_file", "on_arm_4t_cpu")
+def test_speed_of_every_setting_machine_and_runtime_is_merged():
+    keys = ("cpu1", "cuda", "cuda_file", "on_arm_4t_cpu", "fake_cpu")
     rows = [
         row(chain, seed=seed, **{f"{key}_speedup": 2.0**seed for key in keys})
         for chain in ("baseline", "a()")
         for seed in range(3)
     ]
-    found = over_seeds(rows)[1]
-    assert [found[f"{key}_speedup"] for key in keys] == pytest.approx([2.0] * 4)
+    found = over_seeds(rows, timed(*FURTHER))[1]
+    assert [found[f"{key}_speedup"] for key in keys] == pytest.approx([2.0] * 5)
     assert all(number(found, f"{key}_speedup_low") < 2 for key in keys)
 
 
+def test_equivalence_is_over_seeds_and_items():
+    """Three seeds of 10 000 items, each a few items worse: within a point, not within a tenth."""
+    flips = ((30, 20), (28, 21), (33, 20))
+    rows = _seeds("baseline", (0, 0, 0))
+    for seed, (lost, gained) in enumerate(flips):
+        more = {"lost": lost, "gained": gained, "items": 10_000, "seed": seed, "accuracy_p": 0.2}
+        rows.append(row("a()", (gained - lost) / 10_000, **more))
+    differences = [Difference(lost, gained, 10_000) for lost, gained in flips]
+    for margin, verdict in ((1.0, "equivalent"), (0.1, "not shown")):
+        found = over_seeds(rows, ABOUT | {"margin": margin})[1]
+        assert found["accuracy_verdict"] == verdict
+        assert found["accuracy_bound"] == mean_lower_bound(differences)
+        assert found["equivalence_p"] == mean_noninferiority_p(differences, margin / 100)
+        assert (found["accuracy_bound"] > -margin / 100) == (verdict == "equivalent")
+
+
 def test_one_seed_is_itself():
-    found = over_seeds([row("baseline"), row("a()", -0.02, 2.0, accuracy_p=0.01)])[1]
+    found = over_seeds([row("baseline"), row("a()", -0.02, 2.0, accuracy_p=0.01)], ABOUT)[1]
     assert (found["n"], found["accuracy"], found["accuracy_p"]) == (1, 0.88, 0.01)
     assert (found["accuracy_verdict"], found["cpu_verdict"], found["note"]) == (
         "worse",
@@ -279,7 +220,7 @@ def test_seeds_are_found_in_order():
 def test_the_csv_holds_a_row_for_a_chain():
     rows = _seeds("baseline", (0, 0)) + _seeds("a()", (-0.02, -0.03), lost=3)
     rows[3]["lost"] = 4
-    base, found = csv.DictReader(io.StringIO(seeds_csv(rows)))
+    base, found = csv.DictReader(io.StringIO(seeds_csv(rows, ABOUT)))
     assert list(base)[:7] == ["chain", "n", "seeds", "status", "error", "role", "accuracy"]
     assert (base["chain"], found["n"], found["seeds"]) == ("baseline", "2", "0 1")
     assert (found["params"], found["lost"]) == ("1000", "3.5")
@@ -291,5 +232,5 @@ def test_the_csv_holds_a_row_for_a_chain():
 def test_what_is_said_of_the_gpu_for_any_seed_is_said():
     notes = ["no TensorRT; float32 in channels_last.", "no TensorRT", "", "no CUDA graph"]
     rows = [row("baseline", seed=number, cuda_note=note) for number, note in enumerate(notes)]
-    (found,) = over_seeds(rows)
+    (found,) = over_seeds(rows, ABOUT)
     assert found["cuda_note"] == "no TensorRT; float32 in channels_last; no CUDA graph"

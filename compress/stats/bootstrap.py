@@ -12,6 +12,11 @@ T_975 = (12.71, 4.31, 3.19, 2.78, 2.58, 2.45, 2.37, 2.31, 2.27, 2.23, 2.21, 2.18
 """Student's 97.5 % quantiles, rounded up, for 1, 2, ... degrees of freedom; the last for more."""
 
 
+def rough_half(error: float, count: int) -> float:
+    """Return half of the 95 % interval that goes with a standard error from `count` processes."""
+    return T_975[min(count - 1, len(T_975)) - 1] * error
+
+
 def log_ratio(
     baseline: Sequence[np.ndarray],
     candidate: Sequence[np.ndarray],

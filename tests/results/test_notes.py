@@ -1,0 +1,59 @@
+"""What a row's own counts say: shares and notes, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from compress.results.draft import Draft
+from compress.results.notes import add_notes, size_words
+from compress.results.record import Record
+
+
+def row(status: str = "ok", **measured: Any) -> dict[str, Any]:
+    draft = Draft.of(Record("a()", 0, status, measured))
+    add_notes(draft)
+    return draft.row()
+
+
+def test_a_sparse_file_says_how_many_are_zero_and_what_it_takes() -> None:
+    found = row(sparse_tensors=2, params=1000, nonzero_params=203, gzip_bytes=12_345)
+    assert found["note"] == "80% of the parameters are zero; gzipped, the file has 12.3 kB"
+    # Zeros that no step has made are nothing to speak of.
+    assert row(params=1000, nonzero_params=990, gzip_bytes=12_345)["note"] == ""
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (5, "0.005 kB"),
+        (93_799, "93.8 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1 MB"),
+        (13_000_000, "13 MB"),
+        (2_345_678_901, "2.35 GB"),
+        (4_567_890_123_456, "4570 GB"),
+    ],
+)
+def test_no_size_is_in_exponent_form(count: int, words: str) -> None:
+    assert size_words(count) == words
+
+
+def test_int8_share_is_of_the_macs_that_were_executed() -> None:
+    assert row(int8_macs=3, executed_macs=4)["int8_macs_share"] == 0.75
+    nothing = row(int8_macs=0, executed_macs=0)
+    assert "int8_macs_share" not in nothing
+    assert "neither convolutions nor matrix products" in nothing["missing"]["int8_macs_share"]
+
+
+@pytest.mark.parametrize(
+    ("agreement", "status", "said"),
+    [(0.46, "ok", True), (0.9, "ok", False), (0.46, "unverified", False)],
+)
+def test_a_file_that_is_unlike_its_module_says_so(
+    agreement: float, status: str, said: bool
+) -> None:
+    note = row(status, top1_agreement=agreement)["note"]
+    words = "the file gives the answer of its float module for only 46% of the items"
+    assert note == (words if said else "")
