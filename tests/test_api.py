@@ -378,7 +378,7 @@ def test_equivalence_is_asked_of_results_and_rows_are_told_twice(
     chain = "train(epochs=2) -> prune_weights(sparsity=0.01)"
     options: dict[str, Any] = {"data": data, "model": "mlp(width=16)", "progress": False}
     with pytest.raises(compress.UserError, match="unknown chain"):
-        compress.run(**options, chain=chain, out=tmp_path / "x", require_equivalent=["cast()"])
+        compress.run(**options, chain=chain, out=tmp_path / "x", require_equivalent=["quantize()"])
     with pytest.raises(compress.UserError, match="margin must be above 0"):
         compress.run(**options, chain=chain, out=tmp_path / "x", margin=-1.0)
     assert not (tmp_path / "x").exists(), "refused before any work"
