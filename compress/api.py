@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress import amounts
 from compress.bench.execute.fork_client import early
 from compress.bench.execute.limits import Limits
 from compress.bench.execute.ray_executor import executor_named
@@ -263,9 +264,9 @@ def clean_store(
     if clean or older_than is not None or keep is not None:
         days = None if older_than is None else older_than * 86_400
         count, freed = store.clean(days, None if keep is None else int(keep * 1e9))
-        told = f"Removed {count} results; {freed / 1e6:.1f} MB are free again.\n"
+        told = f"Removed {count} results; {amounts.size(freed)} are free again.\n"
     count, size = store.size()
-    return f"{told}{folder}: {count} results, {size / 1e6:.1f} MB"
+    return f"{told}{folder}: {count} results, {amounts.size(size)}"
 
 
 def pack(run: str | Path, out: str | Path | None = None) -> Path:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from compress import __version__
+from compress.amounts import duration
 from compress.errors import RunStopped, UserError
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
@@ -331,7 +332,7 @@ def _say(record: Any) -> None:
     accuracy = record.measured.get("accuracy")
     figures = "" if accuracy is None else f", {100 * accuracy:.2f} %"
     seconds = record.measured.get("seconds")
-    took = "" if seconds is None else f", {seconds:.0f} s"
+    took = "" if seconds is None else f", {duration(seconds)}"
     why = f": {record.error}" if record.error else ""
     line = f"{record.chain} [seed {record.seed}]: {record.status}{figures}{took}{why}"
     tqdm.write(line, file=sys.stderr)

@@ -227,6 +227,7 @@ class Chain(Compressor):
     def compress(self, model: Model, context: StepContext) -> Model:
         for part in self.parts:
             model = run(part, model, context)
+            context = replace(context, position=context.position + len(leaves(part)))
         return model
 
     def __repr__(self) -> str:
@@ -312,10 +313,12 @@ class Repeat(Compressor):
         if context.origin is None:
             context = replace(context, origin=model.copy())
         made = []
-        for i in range(1, self.times + 1):
-            step = self.step.at(SCHEDULES[self.schedule](i / self.times))
+        # Of a repeat inside this one each time counts: none of all these has another one's seed.
+        inner = max(times for _, times in leaves(self.step))
+        for i in range(self.times):
+            step = self.step.at(SCHEDULES[self.schedule]((i + 1) / self.times))
             # Derived, so that the second time of one seed is not the first of another.
-            seed = context.seed if i == 1 else seed_of("repeat", context.seed, i)
+            seed = context.seed if i == 0 else seed_of("repeat", context.seed, i * inner + 1)
             model = run(step, model, replace(context, seed=seed))
             made.append(model)
         return model if self.result == "last" else together(made)
@@ -324,6 +327,24 @@ class Repeat(Compressor):
         more = "" if self.schedule == "linear" else f", schedule={self.schedule!r}"
         more += "" if self.result == "last" else f", result={self.result!r}"
         return f"repeat({self.times}, {self.step!r}{more})"
+
+
+def leaves(step: Compressor, times: int = 1) -> list[tuple[Compressor, int]]:
+    """Return every single step inside one, in order, and how often it runs."""
+    if isinstance(step, Repeat):
+        return leaves(step.step, times * step.times)
+    if step.steps == (step,):
+        return [(step, times)]
+    return [leaf for part in step.steps for leaf in leaves(part, times)]
+
+
+def step_seed(seed: int, position: int) -> int:
+    """Return the seed of the step with so many before it in its chain, the baseline's own included.
+
+    With one seed for all, a second training would see the items in the first one's order, in the
+    first one's augmented views.
+    """
+    return seed if position == 0 else seed_of("step", seed, position)
 
 
 def kept_at(kept: float | None, progress: float) -> float | None:
@@ -353,8 +374,12 @@ def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
     if isinstance(compressor, (Chain, Repeat)):
         # Their parts come back through here one by one, each with a copy of its own.
         return compressor.compress(model, context)
-    if context.origin is None:
-        context = replace(context, origin=model)
+    context = replace(
+        context,
+        seed=step_seed(context.seed, context.position),
+        position=0,
+        origin=model if context.origin is None else context.origin,
+    )
     seed_everything(context.seed)
     started, before = time.perf_counter(), len(context.log.rows)
     result = compressor.compress(model.copy(), context)

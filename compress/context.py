@@ -105,7 +105,11 @@ class StepContext:
     """Names, for the cache, what this step depends on."""
     setting: str = ""
     """Names, for the cache, what every step of a run depends on: data, task, code, threads."""
+    code: str = ""
+    """Names, for the cache, the code alone."""
     seed: int = 0
+    position: int = 0
+    """How many steps of the chain come before: `run` derives a step's own seed from both."""
     progress: bool = False
     log: StepLog = field(default_factory=StepLog)
 
@@ -119,7 +123,7 @@ class StepContext:
         A measured choice is an input of a step: given the same answers, equal seeds give equal
         weights.
         """
-        name = digest({"question": dict(key)})
+        name = digest({"question": dict(key), "code": self.code})
         known = None if self.cache is None else self.cache.get(name)
         if known is not None:
             return known.about["answer"]

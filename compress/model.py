@@ -188,16 +188,11 @@ def save(
 ) -> None:
     """Write the model under `folder`; `about` (JSON, such as the preprocessing) goes along.
 
-    A model without a blueprint has only its ONNX file written. Raises CannotSave if the model
-    differs from a fresh build in a way that the format cannot hold, or does not come back equal.
+    Raises CannotSave, and writes nothing, if no factory builds the module (of a lowered model the
+    ONNX file alone is no model: it is verified against the module, whose weights are counted), if
+    the model differs from a fresh build in a way that the format cannot hold, or does not come
+    back equal.
     """
-    if model.blueprint is None and model.onnx is None:
-        raise CannotSave("no factory builds this module, so it cannot be rebuilt from a file")
-    folder.mkdir(parents=True, exist_ok=True)
-    if model.onnx is not None:
-        write_atomic(folder / "model.onnx", model.onnx)
-    if model.blueprint is None:
-        return
     description, tensors = pack(model, build)
     again = unpack(description, tensors, build)
     inputs = probe(model.example)
@@ -207,6 +202,9 @@ def save(
     before, after = forward(model.module, inputs), forward(again.module, inputs)
     if not torch.allclose(before, after, rtol=1e-4, atol=1e-5 * float(before.abs().max() + 1)):
         raise CannotSave("the saved model does not give the same outputs when loaded again")
+    folder.mkdir(parents=True, exist_ok=True)
+    if model.onnx is not None:
+        write_atomic(folder / "model.onnx", model.onnx)
     write_atomic(folder / "model.safetensors", tensors)
     write_json(folder / "blueprint.json", {**description, "about": dict(about or {})})
 
@@ -218,7 +216,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def pack(model: Model, build: Builder) -> tuple[dict[str, Any], bytes]:
     """Return the blueprint as JSON, and the tensors in the safetensors format."""
     if model.blueprint is None:
-        raise CannotSave("a module instance has no factory, so it cannot be rebuilt from a file")
+        raise CannotSave("no factory builds this module, so it cannot be rebuilt from a file")
     ours, fresh = model.module, build(model.blueprint)
     named = _tensors(ours)
     first: dict[int, str] = {}

@@ -9,12 +9,14 @@ import pytest
 import torch
 from bench_fixtures import make_bench, small_digits
 from caches import Folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from compress.bench.plan.keys import foreign_sources
 from compress.bench.store.step_cache import StoredStepCache
 from compress.bench.store.store import Store
-from compress.compressor import Compressor, Repeat, run
+from compress.compressor import Chain, Compressor, Repeat, leaves, run, step_seed
 from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, StepFailed, UserError
 from compress.model import Model
@@ -86,6 +88,53 @@ def test_the_journal_names_steps_and_seconds() -> None:
     assert steps == ["scale(factor=0.5)", "scale(factor=2.0)"]
 
 
+@dataclass(frozen=True, repr=False)
+class Draw(Compressor):
+    """Say which seed the step was given, and torch with it."""
+
+    def compress(self, model: Model, context: StepContext) -> Model:
+        context.log.row("drawn", seed=context.seed)
+        assert torch.initial_seed() == context.seed
+        return model
+
+
+def drawn(step: Compressor, **options: int) -> list[int]:
+    context = replace(step_context(), **options)
+    run(step, model(), context)
+    return [row["seed"] for row in context.step_log.rows if row["kind"] == "drawn"]
+
+
+COMPOSED = st.recursive(
+    st.just(Draw()),
+    lambda inner: (
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: Chain(*parts))
+        | st.builds(Repeat, st.integers(1, 3), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@given(COMPOSED, st.integers(0, 2**63), st.integers(0, 3))
+@settings(deadline=None, max_examples=50)
+def test_no_two_steps_of_a_chain_have_the_same_seed(
+    step: Compressor, seed: int, position: int
+) -> None:
+    found = drawn(step, seed=seed, position=position)
+    assert len(set(found)) == len(found) == sum(times for _, times in leaves(step))
+    if position == 0:
+        assert found[0] == seed, "what is done in one step has the seed that it was given"
+    assert drawn(step, seed=seed, position=position) == found
+
+
+def test_a_chain_gives_each_step_the_seed_of_its_position() -> None:
+    parts = [Draw(), Repeat(2, Draw() >> Draw()), Draw()]
+    whole = drawn(Chain(*parts), seed=7)
+    positions = [0, 1, 3]
+    apart = [drawn(part, seed=7, position=at) for part, at in zip(parts, positions, strict=True)]
+    assert [seed for seeds in apart for seed in seeds] == whole
+    assert whole[::5] == [7, step_seed(7, 3)]
+
+
 def test_the_source_of_a_foreign_technique_is_part_of_its_key() -> None:
     found = foreign_sources(chain("finetune()") >> Repeat(2, Scale(2.0)))
     assert list(found) == [f"{__name__}.Scale"]
@@ -129,6 +178,7 @@ def test_a_measured_answer_is_asked_once(tmp_path: Path) -> None:
     assert isinstance(context.cache, Folder)
     context.cache.full = True
     assert context.cached({"what": 3}, measure) == {"answer": 4}
+    assert replace(context, code="other").cached({"what": 1}, measure) == {"answer": 5}
 
 
 def test_of_two_who_measure_at_once_one_answer_holds(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "compress"
 
 # Each room may import itself and the rooms before it.
 NOUNS = {
-    *("errors", "files", "memory", "progress", "draws", "task", "model", "ensemble"),
+    *("amounts", "errors", "files", "memory", "progress", "draws", "task", "model", "ensemble"),
     *("step_context", "compressor", "counts", "language"),
 }
 ORDER = [

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.errors import UserError
+from compress.errors import CannotSave, UserError
 from compress.model import Blueprint, Model, forward, load, main_output, pack, probe, save
 from compress.system.files import write_json
 from compress.tasks.base import ImageClassification, Preprocessing
@@ -176,9 +176,14 @@ def test_a_lowered_model_brings_its_onnx(tmp_path):
     lowered = model(onnx=b"graph")
     save(lowered, tmp_path, build_module, {"lowered": True})
     assert load(tmp_path, build_module).onnx == b"graph"
-    instance = replace(lowered, blueprint=None)
-    save(instance, tmp_path / "instance", build_module)
-    assert [path.name for path in (tmp_path / "instance").iterdir()] == ["model.onnx"]
+
+
+def test_a_lowered_module_that_no_factory_builds_is_not_half_saved(tmp_path):
+    """Its ONNX file alone could not be read back as a model."""
+    instance = model(onnx=b"graph", blueprint=None)
+    with pytest.raises(CannotSave, match="no factory builds this module"):
+        save(instance, tmp_path / "instance", build_module)
+    assert not (tmp_path / "instance").exists()
 
 
 def saved(folder) -> dict:

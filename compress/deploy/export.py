@@ -14,6 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from compress import amounts
 from compress.errors import StepFailed, UserError
 from compress.model import Model, main_output, probe
 from compress.tasks.base import Tensors
@@ -42,7 +43,7 @@ def export(model: Model) -> bytes:
     size = sum(tensor.nbytes for tensor in model.module.state_dict().values())
     if size > LIMIT:
         raise UserError(
-            f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds at most 2 GB: "
+            f"the model has {amounts.size(size)} of weights, and one ONNX file holds at most 2 GB: "
             f"compress it further, or choose a smaller model"
         )
     return _trace(_exportable(model.module), model.example)

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from compress.amounts import decimal
 from compress.deploy.export import read_metadata, set_metadata
 from compress.deploy.int8 import Reader
 from compress.errors import StepFailed
@@ -57,12 +58,12 @@ def to_float16(float_onnx: bytes, batches: Iterable[Tensors]) -> tuple[bytes, di
     if largest > LARGEST:
         raise StepFailed(
             f"float16 ends at {LARGEST:.0f}, and {tensor} inside the network reaches "
-            f"{largest:.3g}: it would become infinite"
+            f"{decimal(largest)}: it would become infinite"
         )
     if largest > ROOM * LARGEST:
         notes.append(
-            f"little room: {tensor} inside the network reaches {largest:.3g}, and float16 ends "
-            f"at {LARGEST:.0f}"
+            f"little room: {tensor} inside the network reaches {decimal(largest)}, and float16 "
+            f"ends at {LARGEST:.0f}"
         )
     converted, kept = _convert(proto)
     _part_transposes(converted)
@@ -106,10 +107,11 @@ def _weights(graph: onnx.GraphProto) -> tuple[dict[str, Any], list[str]]:
         top = float(sizes.max(initial=0.0))
         if top > LARGEST and values.size > 1:
             raise StepFailed(
-                f"float16 ends at {LARGEST:.0f}, and the weight {name} has a value of {top:.3g}"
+                f"float16 ends at {LARGEST:.0f}, and the weight {name} has a value of "
+                f"{decimal(top)}"
             )
         if top > LARGEST:
-            clipped.append(f"{name} ({values.item():.3g})")
+            clipped.append(f"{name} ({decimal(values.item())})")
         else:
             largest = max(largest, top)
         raised += int(((sizes > 0) & (sizes < SMALLEST)).sum())

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx
 from google.protobuf.message import DecodeError
 
+from compress import amounts
 from compress.errors import UserError
 
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -38,7 +39,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise _refused(path, f"it has {size} bytes, and one ONNX message has at most 2 GB")
+            raise _refused(
+                path, f"it has {amounts.size(size)}, and one ONNX message has at most 2 GB"
+            )
         model = onnx.ModelProto.FromString(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -15,6 +15,7 @@ import onnx
 import torch
 from onnx.external_data_helper import uses_external_data
 
+from compress.amounts import decimal
 from compress.deploy.export import OUTPUT, input_names
 from compress.deploy.session import predict, session, split
 from compress.model import Model, forward
@@ -211,8 +212,8 @@ def _gate_float(outputs: dict[int, np.ndarray], reference: np.ndarray, allowed: 
         error = float(np.abs(given - reference).max())
         if error > allowed:
             raise _Bad(
-                f"at batch size {batch} an output is off by {error:.3g}, and {allowed:.3g} "
-                f"(a thousandth of the largest logit) is allowed"
+                f"at batch size {batch} an output is off by {decimal(error)}, and "
+                f"{decimal(allowed)} (a thousandth of the largest logit) is allowed"
             )
 
 

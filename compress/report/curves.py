@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from compress.amounts import decimal
 from compress.report.columns import BASELINE, Row, text_of
 from compress.report.layout import clean
 from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
@@ -164,7 +165,7 @@ def _dress(axes: Axes, words: str, logarithmic: bool) -> None:
     values = [float(y) for line in axes.lines for y in np.asarray(line.get_ydata())]
     if logarithmic and values and min(values) > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: decimal(y)))
         axes.yaxis.set_minor_locator(NullLocator())
         if max(values) < 10 * min(values):  # there may be no power of ten in between
             low, high = axes.get_ylim()

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from compress.amounts import decimal
 from compress.report.columns import CONTROL, Row, ordered, text_of
 from compress.report.forest_data import (
     DELTA_LANES,
@@ -158,7 +159,7 @@ def _speeds(
     subs = (1, 2, 5) if high > 30 * low else (1, 1.5, 2, 3, 4, 5, 7)
     axes.xaxis.set_major_locator(LogLocator(subs=subs) if high > 3 * low else MaxNLocator(6))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.10g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: decimal(x, 10)))
     axes.axvline(1, color="#777777", linewidth=1.2, zorder=1.5)
     looks = list(lanes.values())
     for row, middles, box in zip(marks, _middles(tall, len(looks)), _boxes(tall), strict=True):
@@ -185,7 +186,8 @@ def _deltas(axes: Axes, marks: Sequence[list[Mark]], lanes: int, tall: Sequence[
     low, high = delta_range([mark for row in marks for mark in row])
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(7))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+.10g}" if x else "0"))
+    signed = FuncFormatter(lambda x, _: ("+" if x > 0 else "") + decimal(x, 10))
+    axes.xaxis.set_major_formatter(signed)
     axes.axvline(0, color="#777777", linewidth=1.2, zorder=1.5)
     for row, middles in zip(marks, _middles(tall, lanes), strict=True):
         for mark in row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compress import amounts
 from compress.report.columns import BASELINE, Row, number, text_of
 
 MISSING = "-"
@@ -138,34 +139,29 @@ def pair(row: Row, first: str, second: str) -> str:
 
 def count(value: float | None) -> str:
     """Return a count with its unit prefix, such as 76.7k or 11.2M."""
-    if value is None:
-        return MISSING
-    rounded = float(f"{value:.3g}")
-    if rounded < 1000:
-        return f"{rounded:.0f}"
-    for scale, suffix in ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
-        if rounded < 1000 * scale:
-            return f"{rounded / scale:#.3g}".rstrip(".") + suffix
-    return f"{value:.0e}"
+    return MISSING if value is None else amounts.count(value)
 
 
 def plain(value: float | None) -> str:
-    """Return a positive figure with three significant digits, or all those before the point."""
+    """Return a positive figure with three significant digits, or all those before the point.
+
+    Below a thousandth one digit is enough.
+    """
     if value is None:
         return MISSING
-    if 0 < value < 1e-3:
-        return f"{value:.0e}"
-    return _large(value) or (f"{value:.0f}" if value >= 100 else f"{value:#.3g}")
+    return amounts.decimal(value, 1 if 0 < value < 1e-3 else 3, zeros=True)
 
 
 def brief(value: float | None) -> str:
     """Return `plain`'s text, with two significant digits below a tenth."""
-    return plain(value) if value is None or not 1e-3 <= value < 0.0995 else f"{value:#.2g}"
+    if value is None or not 1e-3 <= value < 0.0995:
+        return plain(value)
+    return amounts.decimal(value, 2, zeros=True)
 
 
 def figure(value: float | None) -> str:
     """Return any figure, of either sign, with four significant digits."""
-    return MISSING if value is None else f"{value:.4g}"
+    return MISSING if value is None else amounts.decimal(value, 4)
 
 
 def size(row: Row, key: str, unit: float) -> str:
@@ -195,7 +191,9 @@ def _signed(points: float, decimals: int) -> str:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.{_decimals(value)}f}" if value < 9999.5 else f"{value:.1e}"
+    if value >= 9999.5:
+        return amounts.decimal(value)
+    return f"{value:.{_decimals(value)}f}"
 
 
 def _decimals(value: float) -> int:
@@ -206,7 +204,3 @@ def _whole(value: float | None) -> str:
     if value is None or value >= 1e5:
         return count(value)
     return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
-
-
-def _large(value: float) -> str:
-    return f"{value:.0e}" if value >= 1e6 else ""

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from compress.amounts import decimal
 from compress.report import legend
 from compress.report.columns import BASELINE, CONTROL, Row, ordered, text_of
 from compress.report.labels import Box, place_labels
@@ -127,7 +128,7 @@ def _limits(axes: Axes, points: list[Point], seeds: list[Point], cut: float | No
         axes.set_xlim(min(xs) / room, max(xs) * room)
     else:
         axes.set_xlim(max(0.0, min(xs) - _room(xs)), max(xs) + _room(xs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: decimal(x, 10, commas=True)))
     above = [p for p in points if cut is None or p.y >= cut] or points
     kept = {p.chain for p in above}
     ys = [y for p in above for y in (p.y_low, p.y_high)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from compress.amounts import duration
 from compress.report.columns import Row, machines, settings
 from compress.report.words import (
     GPU_WORDS,
@@ -73,7 +74,7 @@ def effort(names: Sequence[str], about: About) -> str:
     fewest, most = min(processes), max(processes)
     number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     seconds = max((latency.get("seconds") or 0 for latency in known), default=0)
-    took = f" {seconds:.0f} seconds in all." if seconds else ""
+    took = f" It took {duration(seconds)} in all." if seconds else ""
     return (
         f"Timed in {number} fresh process{'' if most == 1 else 'es'} for each number of threads, "
         f"in each of which all files take turns in random order, round by round.{took}"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.amounts import decimal
 from compress.model import Model, forward, probe
 from compress.surgery import output_layers
 from compress.tasks.base import Tensors
@@ -151,7 +152,7 @@ def differs_from_zeroed(
         return f"outputs of shape {tuple(outputs.shape)}, not {tuple(expected.shape)}"
     largest = float((outputs - expected).abs().max())
     limit = tolerance * max(float(expected.abs().max()), 1e-6)
-    return "" if largest <= limit else f"outputs differ by {largest:.3g}"
+    return "" if largest <= limit else f"outputs differ by {decimal(largest)}"
 
 
 def sound_roots(module: nn.Module, example: Tensors) -> tuple[dict[str, int], dict[str, str]]:

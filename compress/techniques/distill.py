@@ -302,7 +302,7 @@ class Distill(Training):
             return None
         first = teacher.models[0]
         pairs = self._pairs(first, student)
-        teacher.bench.log.row("hints", pairs=[list(pair) for pair in pairs])
+        teacher.context.log.row("hints", pairs=[list(pair) for pair in pairs])
         return Hints(self.hints, pairs, first, student)
 
     def _pairs(self, teacher: Model, student: Model) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.amounts import size
 from compress.context import StepContext
 from compress.errors import StepFailed
 from compress.system.files import digest
@@ -64,7 +65,7 @@ class SoftLabels:
     def __init__(
         self, ask: Ask, context: StepContext, key: Mapping[str, Any], showing: Showing
     ) -> None:
-        self.ask, self.bench, self.showing = ask, context, showing
+        self.ask, self.context, self.showing = ask, context, showing
         self.key = {**key, "setting": context.setting}
         self.shape = (showing.items, *context.task.output_shape())
         self.unsaved = "" if context.cache is None or not context.setting else self._too_much()
@@ -93,9 +94,9 @@ class SoftLabels:
             return
         self.view, self.known = view, self.held.get(view)
         if self.known is None and self.uses_cache:
-            assert self.bench.cache is not None, "there is one"
+            assert self.context.cache is not None, "there is one"
             try:
-                kept = self.bench.cache.get(self._name(view))
+                kept = self.context.cache.get(self._name(view))
                 if kept is not None:
                     self.known = np.load(kept.folder / FILE, mmap_mode="r")
             except OSError as error:
@@ -108,7 +109,7 @@ class SoftLabels:
             )
         else:
             self.unsaved = (
-                f"one view takes {self.bytes / 1e9:.3g} GB, more than a quarter of the memory that "
+                f"one view takes {size(self.bytes)}, more than a quarter of the memory that "
                 f"is free; the teacher was asked again in every epoch"
             )
 
@@ -134,14 +135,14 @@ class SoftLabels:
             return
         filled, self.filling = self.filling.cpu().numpy(), None
         if self.uses_cache:
-            assert self.bench.cache is not None, "there is one"
+            assert self.context.cache is not None, "there is one"
 
             def fill(folder: Path) -> Mapping[str, Any]:
                 np.save(folder / FILE, filled)
                 return {"soft_labels": self.key, "view": view}
 
             try:
-                self.bench.cache.put(self._name(view), fill)
+                self.context.cache.put(self._name(view), fill)
                 return
             except OSError as error:
                 self._stop_keeping(f"the disk did not take it ({error})")
@@ -159,9 +160,9 @@ class SoftLabels:
 
     def tell(self) -> None:
         """Write to the log how often the teacher was asked."""
-        step_log = self.bench.log
+        step_log = self.context.log
         told: dict[str, Any] = {"asked": self.asked, "reused": self.reused}
-        if self.bench.device.type == "cpu":  # a GPU answers while this process goes on
+        if self.context.device.type == "cpu":  # a GPU answers while this process goes on
             told["seconds"] = round(self.seconds, 3)
         step_log.row("soft_labels", **told)
         if self.unsaved:
@@ -186,20 +187,19 @@ class SoftLabels:
 
     def _place(self) -> torch.device:
         """Return where answers are gathered: to fetch each batch's from a GPU would stop it."""
-        device = self.bench.device
+        device = self.context.device
         roomy = device.type == "cuda" and self.bytes <= PLACE_SHARE * free_on(device)
         return device if roomy else torch.device("cpu")
 
     def _fits(self) -> bool:
-        free = free_memory()
-        return free is None or (len(self.held) + 1) * self.bytes <= MEMORY_SHARE * free
+        return (len(self.held) + 1) * self.bytes <= MEMORY_SHARE * free_memory()
 
     def _too_much(self) -> str:
         total = self.bytes * self.showing.views
         if not self.showing.keep or self.showing.given or total <= KEPT_BYTES:
             return ""
         return (
-            f"the answers of {self.showing.views} epochs take {total / 1e9:.1f} GB. With views=K "
+            f"the answers of {self.showing.views} epochs take {size(total)}. With views=K "
             f"there are K views, shown in turns, and they are kept"
         )
 

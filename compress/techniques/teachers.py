@@ -28,7 +28,7 @@ class Teacher:
         self, models: Sequence[Model], context: StepContext, average: str, weights: Sequence[float]
     ) -> None:
         self.models = [model.copy() for model in models]
-        self.bench, self.average, self.weights = context, average, tuple(weights)
+        self.context, self.average, self.weights = context, average, tuple(weights)
         self.replayed: ReplayedAnswers | None = None
         self.asked: Counter[tuple[torch.Size, ...]] = Counter()
         for model in self.models:
@@ -36,7 +36,7 @@ class Teacher:
 
     def ask(self, inputs: Tensors) -> Tensor:
         """Return the logits, (N, classes) in float32."""
-        if self.bench.device.type == "cuda":
+        if self.context.device.type == "cuda":
             shapes = tuple(tensor.shape for tensor in inputs)
             self.asked[shapes] += 1
             # The most frequent shape comes first; the last batch of an epoch has another one.
@@ -54,11 +54,11 @@ class Teacher:
                 refuse_hooks(model.module)
             self.replayed = ReplayedAnswers(self._ask, inputs)
         except Exception as error:  # whatever it is, the plain way is there
-            self.bench.log.row("teacher", replayed=False, reason=str(error)[:300])
+            self.context.log.row("teacher", replayed=False, reason=str(error)[:300])
 
     def _ask(self, inputs: Tensors) -> Tensor:
         outputs = []
-        with torch.no_grad(), autocast(self.bench):
+        with torch.no_grad(), autocast(self.context):
             for model in self.models:
                 placed = place_inputs(inputs, has_convolutions(model.module))
                 outputs.append(main_output(model.module(*placed)).float())
@@ -70,8 +70,8 @@ class Teacher:
             "models": [identity(model) for model in self.models],
             "average": self.average if len(self.models) > 1 else "",
             "weights": list(self.weights) if len(self.models) > 1 else [],
-            "precision": self.bench.precision,
-            "device": str(self.bench.device),
+            "precision": self.context.precision,
+            "device": str(self.context.device),
         }
 
 

@@ -16,11 +16,13 @@ import numpy as np
 
 from compress.system.files import append_line, digest, sha256_file
 
+CODE = Path(__file__).resolve().parent
+
 
 def question(
     files: Mapping[str, Path], arrays: Sequence[np.ndarray], other: Mapping[str, Any]
 ) -> str:
-    """Return a hash of what is timed: the files' content, what is fed in, and `other` (JSON)."""
+    """Return a hash of what is timed: files, what is fed in, `other` (JSON), and by what code."""
     fed = hashlib.sha256()
     for array in arrays:
         fed.update(f"{array.dtype} {array.shape}".encode())
@@ -29,6 +31,7 @@ def question(
         {
             "files": [[name, sha256_file(path)] for name, path in files.items()],
             "fed": fed.hexdigest(),
+            "code": {path.name: sha256_file(path) for path in CODE.glob("*.py")},
             **other,
         }
     )

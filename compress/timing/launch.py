@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from compress.amounts import duration
+
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 LOADING, RUNNING = "loading ", "running "
 """What a timing process says of a file before it opens it, and before it first runs it."""
@@ -40,7 +42,7 @@ def launch(job: Path, result: Path, timeout: float, module: str = "compress.timi
     except subprocess.TimeoutExpired as error:
         said = _last_line(error.stderr)
         raise WorkerFailed(
-            f"the timing process took more than {timeout:.0f} s and was ended ({said})", said
+            f"the timing process took more than {duration(timeout)} and was ended ({said})", said
         ) from None
     if done.returncode < 0:
         said = _last_line(done.stderr)

@@ -112,7 +112,7 @@ def _in_memory(split: Split) -> bool:
 
 
 def free_on(device: torch.device) -> float:
-    """Return the bytes of memory that are free on a device; where nobody tells, none are."""
+    """Return the bytes of memory that are free on a device."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return float(free_memory() or 0)
+    return float(free_memory())

@@ -266,16 +266,16 @@ class _Trial:
         module = to_device(copy.deepcopy(model.module), context, way).train()
         self.parameters = list(module.parameters())
         self.run = runner(module, way, batch)
-        self.bench, self.batch, self.way = context, batch, way
+        self.context, self.batch, self.way = context, batch, way
 
     def step(self) -> float:
         """Return the seconds of one pass forward and backward."""
         self._wait()
         started = time.perf_counter()
         inputs = place_inputs(self.batch.inputs, self.way.channels_last)
-        with execution_context(self.bench, self.way):
+        with execution_context(self.context, self.way):
             outputs: Tensor = main_output(self.run(*inputs))
-        self.bench.task.loss(outputs.float(), self.batch.targets).backward()
+        self.context.task.loss(outputs.float(), self.batch.targets).backward()
         self._wait()
         seconds = time.perf_counter() - started
         self._clear()
@@ -286,8 +286,8 @@ class _Trial:
             parameter.grad = None
 
     def _wait(self) -> None:
-        if self.bench.device.type == "cuda":
-            torch.cuda.synchronize(self.bench.device)
+        if self.context.device.type == "cuda":
+            torch.cuda.synchronize(self.context.device)
 
 
 def runner(module: nn.Module, mode: ExecutionMode, batch: Batch | None) -> Callable[..., Any]:

@@ -97,7 +97,7 @@ class _Fit:
         split = hooks.split if hooks.split is not None else context.train
         if split is None:
             raise StepFailed("there is no training data")
-        self.model, self.bench, self.settings, self.hooks = model, context, settings, hooks
+        self.model, self.context, self.settings, self.hooks = model, context, settings, hooks
         self.loader = BatchLoader(
             split, context.task, context.device, context.seed, settings.batch_size
         )
@@ -136,9 +136,9 @@ class _Fit:
 
     def _question(self) -> dict[str, Any]:
         return {
-            "scope": self.bench.scope,
+            "scope": self.context.scope,
             "settings": repr(self.settings),
-            "seed": self.bench.seed,
+            "seed": self.context.seed,
             "weights": weights_hash(self.model.module),
             "about": dict(self.hooks.about or {}),
         }
@@ -160,10 +160,10 @@ class _Fit:
 
     def _pace(self, first: Batch) -> ExecutionMode:
         steps = self.settings.epochs * len(self.loader)
-        return autotune(self.model, self.bench, steps, first, self.hooks.traced)
+        return autotune(self.model, self.context, steps, first, self.hooks.traced)
 
     def run(self) -> Model:
-        settings, context = self.settings, self.bench
+        settings, context = self.settings, self.context
         self.checkpoints.resume(self.parts)
         if self.state.epoch:
             del context.log.rows[self.begun :]
@@ -196,11 +196,11 @@ class _Fit:
         for module in self.modules.values():
             module.train()
         view = self.hooks.view(epoch)
-        total = torch.zeros((), device=self.bench.device)
-        right = torch.zeros((), dtype=torch.int64, device=self.bench.device)
+        total = torch.zeros((), device=self.context.device)
+        right = torch.zeros((), dtype=torch.int64, device=self.context.device)
         count, batches = 0, len(self.loader)
         # A look at a GPU's figures waits for it.
-        look = 1 if self.bench.device.type == "cpu" else LOOK
+        look = 1 if self.context.device.type == "cpu" else LOOK
         told = time.perf_counter()
         total_batches = batches * self.settings.epochs
         started = time.perf_counter()
@@ -247,7 +247,7 @@ class _Fit:
         if self.watched is None:
             return
         judged = self.settings.judges
-        score, loss = evaluate(self.module, self.bench.task, self.watched, self.bench.device)
+        score, loss = evaluate(self.module, self.context.task, self.watched, self.context.device)
         row["validation_accuracy"], row["validation_loss"] = score, loss
         state = self.state
         # Among equally accurate epochs the one of lower loss: small splits are full of ties.
@@ -260,7 +260,7 @@ class _Fit:
         patience, state = self.settings.patience, self.state
         if patience is None or state.epoch - state.best_epoch < patience:
             return False
-        self.bench.log.note(
+        self.context.log.note(
             f"training ended after {state.epoch} of {self.settings.epochs} epochs: none of the "
             f"last {patience} was better on the validation split than epoch {state.best_epoch}"
         )
@@ -276,7 +276,7 @@ class _Fit:
             raise StepFailed(f"{what} in epoch {epoch}: {advice}")
         self.module.load_state_dict(good)
         last = self.state.best_epoch if self.settings.keep == "best" else epoch - 1
-        self.bench.log.note(
+        self.context.log.note(
             f"{what} in epoch {epoch} of {self.settings.epochs}, where training was stopped; the "
             f"state after epoch {last} was kept: {advice}"
         )
@@ -284,12 +284,12 @@ class _Fit:
     def _keep(self) -> None:
         self.state.parts = self.stepper.parts
         self.state.mode = asdict(self.stepper.mode)
-        self.state.rows = self.bench.log.rows[self.begun :]
+        self.state.rows = self.context.log.rows[self.begun :]
         self.checkpoints.keep(self.parts, self.state)
 
     def _watched(self) -> Split | None:
         """Return the items that are judged after every epoch, in memory if they fit."""
-        split = self.bench.validation
+        split = self.context.validation
         if split is None or len(split) == 0:
             return None
         some = split if self.settings.judges else some_of(split, WATCHED)
@@ -309,18 +309,18 @@ class _Fit:
         if state.best_epoch:
             told["best_epoch"] = state.best_epoch
         if self.checkpoints.full:
-            self.bench.log.note(
+            self.context.log.note(
                 f"the state of the training could not be kept along the way "
                 f"({self.checkpoints.full})"
             )
-        self.bench.log.row("fit", **told, **self.stepper.about(self.settings.batch_size))
+        self.context.log.row("fit", **told, **self.stepper.about(self.settings.batch_size))
         module = self.module.to("cpu").to(memory_format=torch.contiguous_format).eval()
         return replace(self.model, module=module, hints={})
 
     def _bar(self) -> tqdm[Any]:
         items = len(self.loader.split)
         return bar(
-            self.bench.progress,
+            self.context.progress,
             total=self.settings.epochs * items,
             initial=self.state.epoch * items,
             desc=self.settings.name(),

@@ -43,7 +43,7 @@ class Stepper:
         mode: ExecutionMode,
     ) -> None:
         self.run, self.parameters, self.optimizer = run, parameters, optimizer
-        self.loss, self.bench, self.mode = loss, context, mode
+        self.loss, self.context, self.mode = loss, context, mode
         self.parts = 1
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -74,16 +74,16 @@ class Stepper:
                 self.mode = replace(self.mode, replayed=False)
             else:
                 self.parts *= 2
-            if self.bench.device.type == "cuda":
+            if self.context.device.type == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
-            self.bench.log.row("memory", parts=self.parts, error=said)
+            self.context.log.row("memory", parts=self.parts, error=said)
 
     def about(self, batch_size: int) -> dict[str, int]:
         """Return what the record says of the batches, and note it if they were not whole."""
         if self.parts == 1:
             return {}
-        self.bench.log.note(
+        self.context.log.note(
             f"memory ran out in training: batches of {batch_size} went through in {self.parts} "
             f"parts, whose gradients were added up"
         )
@@ -98,12 +98,12 @@ class Stepper:
         for index in range(parts):
             begin, end = index * count // parts, (index + 1) * count // parts
             some = batch.part(begin, end)
-            with execution_context(self.bench, self.mode):
+            with execution_context(self.context, self.mode):
                 outputs = main_output(self.run(*place_inputs(some.inputs, self.mode.channels_last)))
             outputs = outputs.float()
             # The loss is computed in float32: bfloat16 keeps three digits only.
             value = self.loss(outputs, some) * ((end - begin) / count)
             value.backward()
             total = total + value.detach()
-            right = right + self.bench.task.correct(outputs.detach(), some.targets).sum()
+            right = right + self.context.task.correct(outputs.detach(), some.targets).sum()
         return total, right

@@ -18,6 +18,10 @@ from torch import nn
 import compress
 from compress import techniques
 from compress.bench import run as bench
+from compress.bench.execute import local_executor
+from compress.bench.execute.job import Job
+from compress.bench.execute.limits import Limits
+from compress.bench.execute.local_executor import Isolated, Site
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
 
@@ -122,7 +126,7 @@ def test_a_step_that_eats_memory_behind_the_limits_back_is_ended(tmp_path: Path)
         step_memory=1.5,
     )
     assert list(results.frame["status"]) == ["ok", "failed", "ok"]
-    assert "more than the 1.5 that it may" in results.frame["error"].iloc[1]
+    assert "more than the 1.5 GB that it may" in results.frame["error"].iloc[1]
 
 
 def test_a_module_that_was_trained_in_this_process_is_trained_on_in_forks(tmp_path: Path) -> None:
@@ -238,3 +242,25 @@ def test_wrong_limits_are_refused_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(compress.UserError, match=words):
             compress.run(chain="train()", out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "limited"),
+    [
+        ("chain_run", "cpu", True),
+        ("chain_run", "cuda", False),
+        ("gpu", "cpu", False),
+        ("gpu", "cuda", False),
+    ],
+)
+def test_what_uses_cuda_has_no_limit_on_its_addresses(
+    kind: str, device: str, limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU stage runs on CUDA also where the steps were told to compute on the CPU."""
+    sent: list[dict[str, object]] = []
+    server = type("Server", (), {"send": lambda _, message: sent.append(message)})
+    monkeypatch.setattr(local_executor, "_served", lambda site: server())
+    executor = Isolated(Site({"device": device}, tmp_path, tmp_path), Limits(memory=10**9))
+    executor.submit(Job(0, 0, 0, kind), "job")
+    assert sent[0]["memory"] == (10**9 if limited else None)
+    assert executor.memory == 10**9, "it is watched from outside in any case"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_fixtures import small_digits
+from bench_fixtures import fresh_model, small_digits
 from safetensors.torch import save_file
 
 from compress.bench.execute.job import Job, Outcome, Stores
@@ -304,3 +304,21 @@ def test_a_fresh_student_does_not_depend_on_the_baseline_unless_that_teaches() -
     (alone, taught), (alone_too, taught_otherwise) = keys(TRAIN), keys("train(epochs=2)")
     assert alone == alone_too
     assert taught != taught_otherwise
+
+
+def test_a_fresh_student_is_shared_by_all_chains_in_which_it_has_the_same_seed(
+    tmp_path: Path,
+) -> None:
+    student = "train(student='mlp', epochs=1)"
+
+    def first(chain: str, *chains: str, **more: object) -> tuple[str, int]:
+        node = make_graph(plan_of(*chains, chain, **more)).chain_run((chain, 0)).nodes[0]
+        return node.key, node.position
+
+    second = first(student, TRAIN)
+    assert second == first(f"{student} -> quantize()", TRAIN)
+    # Where weights are given no step of the baseline comes before it.
+    save_file(fresh_model(DATA, "mlp(width=8)").module.state_dict(), tmp_path / "w.safetensors")
+    alone = first(student, weights=str(tmp_path / "w.safetensors"))
+    assert (second[1], alone[1]) == (1, 0)
+    assert second[0] != alone[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import replace
+from itertools import chain as chain_of
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,21 @@ from bench_fixtures import small_digits
 from PIL import Image
 from torch import nn
 
+from compress import compressor
 from compress.bench.execute import job as job_module
-from compress.bench.execute.job import Job, Stores, perform
+from compress.bench.execute.job import Job, Stores, perform, record_of
 from compress.bench.plan.graph import make_graph
 from compress.bench.plan.plan import Plan, make_plan
 from compress.bench.plan.suite import Named, Suite
 from compress.bench.store.step_cache import StoredStepCache
 from compress.bench.store.store import Entry, Store
+from compress.compressor import run
 from compress.errors import CannotSave, IllegalChain, UserError
+from compress.model import weights_hash
 from compress.tasks.base import Subset
-from compress.training import loop
+from compress.techniques import chain
+from compress.training import Batch, loop
+from compress.training.batch_loader import BatchLoader
 
 DATA = small_digits()
 TRAIN = "train(epochs=1)"
@@ -98,6 +104,40 @@ def steps_done(plan: Plan, stores: Stores, *texts: str) -> list[Entry]:
 def told(entry: Entry) -> tuple[int, int]:
     [row] = [row for row in entry.step_log if row["kind"] == "soft_labels"]
     return row["asked"], row["reused"]
+
+
+def test_a_lane_makes_what_its_chain_makes_by_hand(tmp_path: Path) -> None:
+    text = "prune_weights(sparsity=0.5) -> finetune(epochs=2)"
+    stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
+    plan = plan_of(text)
+    steps_done(plan, stores, "baseline")
+    [entry] = steps_done(plan, stores, text)
+    by_hand = run(chain(f"{TRAIN} -> {text}"), plan.start, plan.step_context(0, False))
+    assert weights_hash(entry.model(plan.build).module) == weights_hash(by_hand.module)
+
+
+@pytest.mark.parametrize("derived", [True, False])
+def test_a_second_training_sees_the_items_in_another_order(
+    derived: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one seed for every step, as it was, it would be the first one's order again."""
+    if not derived:
+        monkeypatch.setattr(compressor, "step_seed", lambda seed, position: seed)
+    plan = plan_of(f"{TRAIN} -> finetune(epochs=1)")
+    batch, seen = BatchLoader.batch, []
+
+    def watched(self: BatchLoader, index: torch.Tensor, view: int) -> Batch:
+        seen.append(index.tolist())
+        return batch(self, index, view)
+
+    monkeypatch.setattr(BatchLoader, "batch", watched)
+    run(chain(f"{TRAIN} -> finetune(epochs=1)"), plan.start, plan.step_context(0, False))
+    orders = [index for index in seen if index != list(range(len(index)))]  # but for trials
+    half = len(orders) // 2
+    assert half == 3, "320 items in batches of 128"
+    first, second = list(chain_of(*orders[:half])), list(chain_of(*orders[half:]))
+    assert sorted(first) == sorted(second) == list(range(320))
+    assert (first == second) != derived
 
 
 def test_students_of_one_teacher_share_what_it_says(tmp_path: Path) -> None:
@@ -212,6 +252,29 @@ def test_a_step_that_no_file_can_hold_is_not_trained_from_the_start_again(
         stores.of(chain_run.measured).drop(chain_run.measured.key)
     assert trained == [0, 1, 2]
     assert found[0] == found[1]
+
+
+def test_a_lowered_module_that_no_factory_builds_is_measured_in_the_process_that_made_it(
+    tmp_path: Path,
+) -> None:
+    """An ensemble of a user's own modules: what is kept of it must be readable by the next job."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    twice = "repeat(2, distill(student='same', teacher='input', epochs=1), result='ensemble')"
+    text = f"{twice} -> quantize(reduce_range=True)"
+    suite = Suite("test", "digits", "Sequential", (text,), controls=False)
+    plan = make_plan(suite, data=DATA, model=module)
+    stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
+    chain_run = make_graph(plan).chain_run((text, 0))
+    outcome = perform(Job(1, 0, until=1), plan, stores)
+    assert outcome.error == ""
+    assert "no factory builds this module" in outcome.unsaved
+    kept = [node for node in chain_run.nodes[:-1] if stores.get(node) is not None]
+    assert not kept, "neither step can be read back"
+    measured = stores.get(chain_run.measured)
+    assert measured is not None
+    assert record_of(measured).status == "ok"
+    assert record_of(measured).measured["params"] == 2 * 650
 
 
 def test_transfer_sets_are_looked_up_before_any_work(tmp_path: Path) -> None:

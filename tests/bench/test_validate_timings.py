@@ -79,7 +79,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "threads": (at("timings", "all_threads", value=True), "all_threads must be a whole number"),
     "seconds": (at("timings", "seconds", value=float("nan")), "seconds must be a number"),
-    "endless": (at("timings", "seconds", value=10**400), "must be a number from 0 to 1e.09"),
+    "endless": (at("timings", "seconds", value=10**400), "must be a number from 0 to 1000000000"),
     "date": (at("date", value="yesterday"), "its date is none"),
     "control signs": (at("timings", "environment", "cpu", value="\x1b[2J"), "no plain text"),
     "surrogate": (at("timings", "environment", "system", value="\ud800"), "no plain text"),

@@ -13,7 +13,7 @@ from compress.report import formatting
         (999_700, "1.00M"),
         (76_700, "76.7k"),
         (1.5e9, "1.50G"),
-        (1e16, "1e+16"),
+        (1e16, "10.0P"),
     ],
 )
 def test_counts(value, shown):
@@ -32,7 +32,7 @@ def test_counts(value, shown):
         (2.0, 0.5, 3.5, "2.00 ±1.5 ▲"),
         (2.0, 0.0, 1e7, "2.00 ±>999 ▲"),
         (2.0, 0.0, float("inf"), "2.00 ▲"),
-        (2e7, 1e7, 3e7, "2.0e+07 ▲"),
+        (2e7, 1e7, 3e7, "20000000 ▲"),
         (None, None, None, "-"),
         (float("nan"), None, None, "-"),
     ],

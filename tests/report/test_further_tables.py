@@ -274,7 +274,7 @@ def test_the_foot_says_what_the_latencies_rest_on():
     ) in found
     assert (
         "Timed in 5 fresh processes for each number of threads, in each of which all files take "
-        "turns in random order, round by round. 33 seconds in all."
+        "turns in random order, round by round. It took 33 s in all."
     ) in found
     assert "Holm's procedure." in found
     assert "1 row beside the baseline." in found

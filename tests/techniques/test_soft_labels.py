@@ -171,7 +171,7 @@ def test_too_much_to_keep_is_told(
     context.cache.entries.clear()
     made = run(chain(f"{MLP})"), teacher, context)
     [note] = [text for text in context.log.notes if "was not kept" in text]
-    assert "the answers of 4 epochs take 0.0 GB. With views=K" in note
+    assert "the answers of 4 epochs take 25.6 kB. With views=K" in note
     assert not context.cache.entries
     assert equal(made, expected), "whatever is kept, answers are rounded alike"
     distill(context, teacher, f"{MLP}, views=4)")

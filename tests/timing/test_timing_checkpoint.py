@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from made_up import SAMPLES, Machine
 
+from compress.timing import checkpoint as kept_module
 from compress.timing.checkpoint import Checkpoint, question
 from compress.timing.collect import Effort, collect
 from compress.timing.launch import WorkerFailed
@@ -145,6 +147,18 @@ def test_a_question_is_about_content_names_order_and_inputs(files: dict[str, Pat
         question(files, SAMPLES, {"seed": 1}),
     ]
     assert len({base, *others}) == 1 + len(others)
+
+
+def test_what_other_code_found_is_not_taken_for_what_this_would_find(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "code"
+    shutil.copytree(kept_module.CODE, code)
+    before = question(files, SAMPLES, {})
+    monkeypatch.setattr(kept_module, "CODE", code)
+    assert question(files, SAMPLES, {}) == before
+    (code / "worker.py").write_text("# mended")
+    assert question(files, SAMPLES, {}) != before
 
 
 def test_without_a_path_nothing_is_kept() -> None:

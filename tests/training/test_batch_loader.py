@@ -98,8 +98,6 @@ def test_items_are_decoded_once_if_they_fit_into_memory(monkeypatch: pytest.Monk
     assert slow.fetched == decoded == len(slow) + 1
     monkeypatch.setattr(feed_module, "free_memory", lambda: 1000)
     assert resident(slow, CPU) is slow
-    monkeypatch.setattr(feed_module, "free_memory", lambda: None)
-    assert resident(slow, CPU) is slow
 
 
 def test_what_is_in_memory_already_is_not_copied() -> None:

@@ -247,7 +247,7 @@ def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() ->
 def test_a_teacher_is_recorded_at_its_most_frequent_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     data = small_digits()
     teacher = Teacher([fresh_model(data)], make_bench(data), "probabilities", ())
-    teacher.bench = replace(teacher.bench, device=GPU)
+    teacher.context = replace(teacher.context, device=GPU)
     recorded: list[torch.Size] = []
     monkeypatch.setattr(Teacher, "_ask", lambda self, inputs: inputs[0])
     monkeypatch.setattr(Teacher, "_record", lambda self, inputs: recorded.append(inputs[0].shape))

@@ -30,7 +30,6 @@ from compress.system.lifetime import die_with_parent, outlive_parent
 
 if TYPE_CHECKING:
     from compress.bench.plan.plan import Plan
-    from compress.compressor import Compressor
 
 POLL = 0.02
 """Seconds between two looks at the children."""
@@ -113,20 +112,13 @@ def work_on(plan: Any, stores: Any, progress: bool) -> Work:
 
 def warm(plan: Plan) -> None:
     """Import what a plan's steps import when they run, which no child must do for itself."""
+    from compress.compressor import leaves
+
     chains = [plan.baseline, *(row.chain for row in plan.rows)]
-    steps = [step for chain in chains if chain is not None for step in _flat(chain)]
+    steps = [step for chain in chains if chain is not None for step, _ in leaves(chain)]
     for module in dict.fromkeys(module for step in steps for module in step.imports):
         importlib.import_module(module)
     warm_export()
-
-
-def _flat(step: Compressor) -> list[Compressor]:
-    """Return every single step inside one, those of repeats too."""
-    from compress.compressor import Repeat
-
-    if isinstance(step, Repeat):
-        return _flat(step.step)
-    return [step] if step.steps == (step,) else [s for part in step.steps for s in _flat(part)]
 
 
 @functools.cache

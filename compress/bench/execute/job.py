@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from compress.bench.execute.sources import code_digest
 from compress.bench.measure.gpu import gpu_stage
 from compress.bench.measure.row import Built, measure_row
 from compress.bench.plan.graph import ChainRun, Graph, Node, make_graph
+from compress.bench.plan.keys import technique_modules
 from compress.bench.plan.plan import Plan
 from compress.bench.store.step_cache import StoredStepCache
 from compress.bench.store.store import Entry, Store
@@ -193,7 +195,13 @@ class _ChainWork:
         context = self.plan.step_context(chain_run.seed, self.progress)
         cache = StoredStepCache(self.stores.of(node), node.key, self.stores.since)
         context = replace(
-            context, log=StepLog(), cache=cache, scope=node.key, setting=self.graph.setting
+            context,
+            position=node.position,
+            log=StepLog(),
+            cache=cache,
+            scope=node.key,
+            setting=self.graph.setting,
+            code=code_digest(technique_modules()),
         )
         assert node.step is not None, "the measuring is no step"
         if "teacher" not in node.step.needs:

@@ -22,6 +22,7 @@ from typing import Any
 import cloudpickle
 import torch
 
+from compress.amounts import duration, size
 from compress.bench.execute.fork_client import Server, ServerFailed, how, take
 from compress.bench.execute.fork_server import end_group
 from compress.bench.execute.job import Job, Outcome, Stores, perform, read_outcome, stores_of
@@ -152,8 +153,9 @@ class Isolated:
     def __init__(self, site: Site, limits: Limits) -> None:
         self.site, self.limits = site, limits
         self.memory = limits.bytes()
-        self.about = f"every step ran in a process of its own; limits: {limits.seconds:.0f} s" + (
-            "" if self.memory is None else f" and {self.memory / 1e9:.1f} GB of memory"
+        self.about = (
+            f"every step ran in a process of its own; limits: {duration(limits.seconds)} and "
+            f"{size(self.memory)} of memory"
         )
         self.server: Server | None = None
         self.running: dict[int, _Running] = {}
@@ -165,14 +167,12 @@ class Isolated:
         self.site.logs.mkdir(parents=True, exist_ok=True)
         log = self.site.logs / f"{name}.log"
         scratch = Path(tempfile.mkdtemp(dir=self.site.scratch, prefix=f"job{self.number}-"))
-        # Its allocations fail at its limit where the system counts them, which CUDA's do not suit.
-        counted = self.site.device == "cpu"
         asked = {
             "job": self.number,
             "what": job.to_json(),
             "log": str(log.resolve()),
             "scratch": str(scratch.resolve()),
-            "memory": self.memory if counted else None,
+            "memory": None if uses_cuda(job, self.site.device) else self.memory,
         }
         began = log.stat().st_size if log.exists() else 0
         self.running[self.number] = _Running(job, log, began, scratch, time.monotonic())
@@ -235,13 +235,13 @@ class Isolated:
         seconds = time.monotonic() - running.started
         if seconds > self.limits.seconds:
             return (
-                f"it took more than {self.limits.seconds:.0f} s and was ended; "
+                f"it took more than {duration(self.limits.seconds)} and was ended; "
                 f"a longer time is had with --step-timeout"
             )
-        if self.memory is not None and (held := resident(running.pid)) > self.memory:
+        if (held := resident(running.pid)) > self.memory:
             return (
-                f"it held {held / 1e9:.1f} GB of memory, more than the {self.memory / 1e9:.1f} "
-                f"that it may, and was ended; --step-memory sets the limit"
+                f"it held {size(held)} of memory, more than the {size(self.memory)} that it may, "
+                f"and was ended; --step-memory sets the limit"
             )
         return ""
 
@@ -268,6 +268,15 @@ class Isolated:
         for number in list(self.running):
             self._forget(number)
         self._restart()
+
+
+def uses_cuda(job: Job, device: str) -> bool:
+    """Whether a job uses CUDA, which maps far more memory than it takes: no rlimit suits it.
+
+    The GPU stage does, whatever device the steps compute on. What such a job holds is still
+    watched from outside.
+    """
+    return job.kind == "gpu" or device == "cuda"
 
 
 @dataclass

@@ -25,7 +25,6 @@ from compress.bench.execute.limits import Limits
 from compress.bench.execute.local_executor import Isolated, Site, executor_for
 from compress.bench.execute.schedule import Executor
 from compress.errors import UserError, unknown
-from compress.system.environment import cpu_threads
 from compress.system.files import digest
 from compress.timing.collect import Effort, collect
 from compress.timing.launch import WorkerFailed
@@ -151,8 +150,8 @@ class Cluster:
         """Time files as `compress.timing.collect` does, on a node where nothing else runs."""
         options.pop("kept", None)  # a place on this machine
         options.pop("progress", None)
-        if options.get("threads") == cpu_threads():
-            options.pop("threads")  # nobody has named them: the node's own
+        if self.site.recipe["suite"]["threads"] is None:
+            options.pop("threads")  # nobody has named a number: all that the node has
         options["effort"] = asdict(options["effort"])
         contents = {name: Path(path).read_bytes() for name, path in files.items()}
         last: Exception | None = None

@@ -15,12 +15,16 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from compress.system.lifetime import die_with_parent
 from compress.system.progress import keep_terminal
 
 PR_SET_CHILD_SUBREAPER = 36
 OOM_SCORE = "800"
 """If the kernel runs out of memory it ends the step, not the run."""
+ROOM = 2**28
+"""Bytes that a step can map in any case, beside what was mapped when it was forked."""
 
 
 def fork() -> int:
@@ -107,4 +111,6 @@ def _limit(memory: int | None) -> None:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if memory is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+            # Without room for a thread's stack beside what is mapped already nothing would start.
+            least = getattr(psutil.Process().memory_info(), "data", 0) + ROOM
+            resource.setrlimit(resource.RLIMIT_DATA, (max(memory, least),) * 2)

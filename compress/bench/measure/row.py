@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from compress import counts
+from compress.amounts import size
 from compress.bench.measure.accuracy import measure_accuracy
 from compress.bench.plan.plan import Plan
 from compress.bench.plan.provenance import full_chain, metadata, preprocessing_hash, split_hash
@@ -147,9 +148,9 @@ def _count(model: Model, onnx: bytes, found: Measured) -> None:
         found.notes.append(left_out)
     if model.sparse:
         zeros = 1 - found.figures["nonzero_params"] / found.figures["params"]
-        kilobytes = found.figures["gzip_bytes"] / 1000
+        gzipped = size(found.figures["gzip_bytes"])
         found.notes.append(
-            f"{zeros:.0%} of the parameters are zero; gzipped, the file has {kilobytes:.3g} kB"
+            f"{zeros:.0%} of the parameters are zero; gzipped, the file has {gzipped}"
         )
 
 

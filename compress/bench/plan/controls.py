@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress.compressor import Compressor, Repeat
+from compress.compressor import Compressor, leaves
 from compress.techniques.finetune import Finetune
 from compress.techniques.train import Train
 from compress.training import Training
@@ -38,7 +38,7 @@ def control_of(chain: Compressor, model: str = "") -> Control | None:
     """
     if type(chain) in (Finetune, Train):
         return None
-    steps = _flat(chain)
+    steps = leaves(chain)
     if own := [step for step, _ in steps if _trains_in_its_own_way(step)]:
         return Control(None, f"{own[0].name()} trains in its own way, which no control repeats")
     trainings = [(step, times) for step, times in steps if isinstance(step, Training)]
@@ -70,17 +70,6 @@ def _name_of_student(steps: Sequence[tuple[Compressor, int]], model: str) -> str
         elif not isinstance(step, Training):
             shaped = True
     return name
-
-
-def _flat(chain: Compressor, times: int = 1) -> list[tuple[Compressor, int]]:
-    """Return every single step of a chain, and how often it runs."""
-    found: list[tuple[Compressor, int]] = []
-    for step in chain.steps:
-        if isinstance(step, Repeat):
-            found += _flat(step.step, times * step.times)
-        else:
-            found.append((step, times))
-    return found
 
 
 def _trains_in_its_own_way(step: Compressor) -> bool:

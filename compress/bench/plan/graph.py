@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from compress.bench.execute.sources import code_digest
 from compress.bench.plan.keys import (
-    MEASURING,
-    code_digest,
     foreign_sources,
+    measuring_modules,
     step_key,
+    step_modules,
+    technique_modules,
     versions,
 )
 from compress.bench.plan.plan import Plan
 from compress.bench.plan.provenance import metadata
 from compress.bench.plan.rows import BASELINE, Row
-from compress.compressor import Compressor
+from compress.compressor import Compressor, leaves
 from compress.model import identity, weights_hash
 from compress.results.record import Key
 from compress.system.environment import cpu_info
@@ -41,6 +43,8 @@ class Node:
     inputs: tuple[str, ...]
     private: bool = False
     """Whether its result means nothing outside this run: its key names an object of a process."""
+    position: int = 0
+    """How many steps of the chain come before it, the baseline's own included."""
 
     @property
     def measures(self) -> bool:
@@ -80,7 +84,7 @@ class Graph:
     """Key of the plan's own model, which no step has made."""
     chain_runs: tuple[ChainRun, ...]
     setting: str
-    """A hash of what every step depends on: data, task, device, threads, versions, code."""
+    """A hash of what steps depend on: data, task, device, threads, versions, code of all steps."""
 
     @property
     def nodes(self) -> dict[str, Node]:
@@ -97,24 +101,23 @@ class Graph:
 def make_graph(plan: Plan) -> Graph:
     """Give everything that a plan computes its key."""
     given = None if plan.baseline is not None else weights_hash(plan.start.module)
-    setting = digest(_common(plan))
+    common = {**plan.step_inputs, "versions": versions()}
+    setting = digest({**common, "ours": code_digest(technique_modules())})
     # What is measured of given weights depends on all of that too, with no step in between.
-    start = digest({"model": plan.suite.model, "weights": given, "setting": setting})
+    entering = {**common, "ours": code_digest(step_modules())}
+    start = digest({"model": plan.suite.model, "weights": given, "setting": digest(entering)})
     chain_runs = []
     for seed in plan.suite.seeds:
         maker = _Maker(plan, seed)
         first = maker.chain_run(plan.rows[0], plan.baseline, start, "")
         chain_runs.append(first)
+        position = 0 if plan.baseline is None else len(leaves(plan.baseline))
         chain_runs += [
-            maker.chain_run(row, row.chain, first.model, first.model)
+            maker.chain_run(row, row.chain, first.model, first.model, position)
             for row in plan.rows[1:]
             if row.chain is not None
         ]
     return Graph(start, tuple(chain_runs), setting)
-
-
-def _common(plan: Plan) -> dict[str, object]:
-    return {**plan.step_inputs, "versions": versions(), "ours": code_digest()}
 
 
 class _Maker:
@@ -124,33 +127,42 @@ class _Maker:
         self.plan, self.seed = plan, seed
         self.private = plan.instance is not None
         self.teachers = {name: identity(model) for name, model in plan.teachers.items()}
-        self.context = {**_common(plan), "seed": seed}
+        self.context = {**plan.step_inputs, "versions": versions(), "seed": seed}
         self.judged = {
             "test": plan.data.identity(),
             "metric": None if plan.metric is None else plan.metric.identity(),
             "threads": plan.threads,
             "cpu": plan.cpu or cpu_info(),
-            "ours": code_digest(MEASURING),
+            "ours": code_digest(measuring_modules()),
         }
 
-    def chain_run(self, row: Row, chain: Compressor | None, start: str, baseline: str) -> ChainRun:
+    def chain_run(
+        self, row: Row, chain: Compressor | None, start: str, baseline: str, position: int = 0
+    ) -> ChainRun:
         nodes: list[Node] = []
         parent, private = start, self.private
         for step in () if chain is None else chain.steps:
             private = private or not step.teachers.isdisjoint(self.plan.own_teachers)
-            nodes.append(self._step(step, parent, baseline, private))
+            nodes.append(self._step(step, parent, baseline, private, position))
             parent = nodes[-1].key
+            position += len(leaves(step))
         about = {**self.judged, "of": parent, "metadata": metadata(self.plan, row, self.seed)}
         key = digest({MEASURE: about})
         private = private or (self.plan.metric is not None and self.plan.metric.file is None)
         nodes.append(Node(key, MEASURE, None, (parent,), private))
         return ChainRun(row, self.seed, tuple(nodes), start)
 
-    def _step(self, step: Compressor, parent: str, baseline: str, private: bool) -> Node:
+    def _step(
+        self, step: Compressor, parent: str, baseline: str, private: bool, position: int
+    ) -> Node:
         taught = "teacher" in step.needs
         # Of what enters, a student from fresh weights has nothing.
         alone = step.restarts and bool(step.students) and not self.private
-        about = self.context | {"foreign": foreign_sources(step)}
+        about = self.context | {
+            "ours": code_digest(step_modules(step)),
+            "foreign": foreign_sources(step),
+        }
+        about["position"] = position
         about |= {"baseline": baseline} if taught else {}
         named = {n: self.teachers[n] for n in sorted(step.teachers) if n in self.teachers}
         about |= {"teachers": named} if named else {}
@@ -158,7 +170,7 @@ class _Maker:
         about |= {"transfers": sets} if sets else {}
         key = step_key("" if alone else parent, repr(step), about)
         inputs = tuple(dict.fromkeys([parent, *([baseline] if taught else [])]))
-        return Node(key, repr(step), step, inputs, private)
+        return Node(key, repr(step), step, inputs, private, position)
 
 
 def shared(graph: Graph) -> Mapping[str, int]:

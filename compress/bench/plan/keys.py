@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from compress.bench.execute.sources import followed, techniques_may_import
 from compress.compressor import Compressor
 from compress.system.files import digest, sha256
 
@@ -21,10 +22,18 @@ LIBRARIES = (
 )
 OPTIONAL = ("timm",)
 """Libraries of models that may be missing."""
-MAKING = (".", "training", "techniques", "deploy", "zoo")
-"""Folders of our code that make models."""
-MEASURING = (*MAKING, "harness", "timing")
-UNUSED = {"cli.py", "__main__.py", "__init__.py", "api.py"}
+RUNNING = (
+    *(
+        "compress.compressor",
+        "compress.bench.store.step_cache",
+        "compress.zoo.data",
+        "compress.zoo.models",
+    ),
+    *("compress.zoo.transfer", "compress.zoo.weights"),
+)
+"""What makes a step's input and runs it, whatever the step."""
+HANDING = frozenset({"compress.bench.execute.job", "compress.bench.plan.plan"})
+"""What hands a step its input. Most of what these import is for other purposes."""
 
 
 def step_key(parent: str, step: str, context: Mapping[str, Any]) -> str:
@@ -50,23 +59,48 @@ def _version(name: str) -> str:
         return str(importlib.import_module(name.replace("-", "_")).__version__)
 
 
+def step_modules(*steps: Compressor) -> frozenset[str]:
+    """Return our modules that make what enters some steps and that the steps run."""
+    classes = set().union(*map(_classes, steps))
+    modules = {cls.__module__ for cls in classes if _is_ours(cls)}
+    if not all(map(_is_ours, classes)):
+        modules |= techniques_may_import()
+    return followed(*RUNNING, *modules) | HANDING
+
+
+def technique_modules() -> frozenset[str]:
+    """Return our modules that any of our techniques runs."""
+    return followed(*RUNNING, "compress.techniques") | HANDING
+
+
+def measuring_modules() -> frozenset[str]:
+    """Return our modules that measure a row."""
+    return followed("compress.bench.measure.row") | HANDING
+
+
 def foreign_sources(step: Compressor) -> dict[str, str]:
     """Return a hash of the code of every technique in a step that is not ours, by its class.
 
     Of a class in a package that is all Python files of the package.
     """
+    return {
+        f"{cls.__module__}.{cls.__qualname__}": _package_digest(
+            cls.__module__, inspect.getsourcefile(cls)
+        )
+        for cls in _classes(step)
+        if not _is_ours(cls)
+    }
+
+
+def _classes(step: Compressor) -> set[type[Compressor]]:
+    """Return the classes of a step and of all steps inside it."""
     inner = [value for value in vars(step).values() if isinstance(value, Compressor)]
-    found = {} if step.steps != (step,) else _foreign(type(step))
-    for part in [*inner, *(part for part in step.steps if part is not step)]:
-        found |= foreign_sources(part)
-    return found
+    inner += [part for part in step.steps if part is not step]
+    return {type(step)}.union(*map(_classes, inner))
 
 
-def _foreign(cls: type[Compressor]) -> dict[str, str]:
-    if cls.__module__.partition(".")[0] == "compress":
-        return {}
-    source = inspect.getsourcefile(cls)
-    return {f"{cls.__module__}.{cls.__qualname__}": _package_digest(cls.__module__, source)}
+def _is_ours(cls: type[Compressor]) -> bool:
+    return cls.__module__.partition(".")[0] == "compress"
 
 
 @functools.cache
@@ -76,17 +110,3 @@ def _package_digest(module: str, source: str | None) -> str:
     files = sorted(path for place in places for path in Path(place).rglob("*.py"))
     files = files or ([Path(source)] if source else [])
     return digest([[path.name, sha256(path.read_bytes())] for path in files])
-
-
-@functools.cache
-def code_digest(folders: tuple[str, ...] = MAKING) -> str:
-    """Return a hash of our own code in some folders (not of the command line)."""
-    package = Path(__file__).resolve().parents[1]
-    files = sorted(path for folder in folders for path in (package / folder).glob("*.py"))
-    return digest(
-        {
-            path.relative_to(package).as_posix(): sha256(path.read_bytes())
-            for path in files
-            if path.name not in UNUSED
-        }
-    )

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.amounts import duration
 from compress.bench.plan.graph import ChainRun, Graph, Node, make_graph
 from compress.bench.plan.plan import Plan
 from compress.bench.store.store import Store
-from compress.compressor import Compressor, Repeat
+from compress.compressor import Compressor, leaves
 from compress.training import Training
 
 WIDTH = 76
@@ -34,7 +35,7 @@ class Known:
             return self.measuring
         if node.text in self.exact:
             return self.exact[node.text]
-        cost = [self._epochs(step, times) for step, times in _flat(node.step)]
+        cost = [self._epochs(step, times) for step, times in leaves(node.step)]
         return None if not cost or None in cost else sum(c for c in cost if c is not None)
 
     def _epochs(self, step: Compressor, times: int) -> float | None:
@@ -47,12 +48,6 @@ class Known:
 
 def _kind(step: Compressor) -> tuple[str, str]:
     return step.name(), ",".join(sorted(step.students))
-
-
-def _flat(step: Compressor, times: int = 1) -> list[tuple[Compressor, int]]:
-    if isinstance(step, Repeat):
-        return [pair for part in step.step.steps for pair in _flat(part, times * step.times)]
-    return [(step, times)]
 
 
 def known(store: Store, graph: Graph) -> Known:
@@ -141,24 +136,18 @@ def _cut(text: str) -> str:
 
 
 def _about(seconds: float | None) -> str:
-    return "left, unknown" if seconds is None else f"left, {_words(seconds)}"
-
-
-def _words(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+    return "left, unknown" if seconds is None else f"left, about {duration(seconds)}"
 
 
 def _sum(graph: Graph, left: list[Node], guess: Known, timing: float) -> str:
     steps, rows = len(graph.nodes), len(graph.chain_runs)
     if not left:
-        return f"{rows} rows, all computed; what is left is the timing, about {timing:.0f} s."
+        return f"{rows} rows, all computed; what is left is the timing, about {duration(timing)}."
     known_seconds = [s for node in left if (s := guess.seconds(node)) is not None]
     unknown = len(left) - len(known_seconds)
     text = f"{rows} rows, {steps} results, {len(left)} left"
     if known_seconds:
-        text += f": {_words(sum(known_seconds))}"
+        text += f": about {duration(sum(known_seconds))}"
     if unknown:
         text += f"{' and' if known_seconds else ':'} {unknown} of which nothing like it was done"
-    return f"{text}; then the timing, about {timing:.0f} s."
+    return f"{text}; then the timing, about {duration(timing)}."

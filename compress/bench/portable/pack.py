@@ -30,7 +30,12 @@ from compress.timing.launch import PACKAGE_ROOT
 SCHEMA = 1
 
 MODULES = (
-    *("compress/__init__.py", "compress/errors.py", "compress/system/files.py"),
+    *(
+        "compress/__init__.py",
+        "compress/amounts.py",
+        "compress/errors.py",
+        "compress/system/files.py",
+    ),
     *("compress/timing/__init__.py", "compress/bench/portable/portable_timer.py"),
     *(
         "compress/system/environment.py",

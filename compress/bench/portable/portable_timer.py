@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.amounts import decimal
 from compress.errors import UserError
 from compress.system.files import write_atomic
 from compress.timing.collect import Effort, collect
@@ -188,7 +189,7 @@ def _median(raw_timings: RawTimings, setting: str, name: str) -> tuple[str, str]
     if error or not series:
         return "-", error or "; ".join(raw_timings.failures(setting))
     calls = np.concatenate([block for part in series for block in part["calls"]])
-    return f"{1e3 * np.median(calls):#.4g}", ""
+    return decimal(1e3 * float(np.median(calls)), 4, zeros=True), ""
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from compress.amounts import size
 from compress.bench.portable.portable_timer import KIND, SCHEMA
 from compress.errors import UserError
 from compress.timing.collect import DEADLY
@@ -74,7 +75,7 @@ def _content(path: Path) -> bytes:
     except OSError as error:
         _odd(f"it cannot be read ({error.strerror})")
     if len(content) > LIMIT:
-        _odd(f"it has more than {LIMIT / 1e6:.0f} MB, no file of timings has")
+        _odd(f"it has more than {size(LIMIT)}, no file of timings has")
     return content
 
 
@@ -116,7 +117,7 @@ def _check_timings(given: dict[str, Any], files: frozenset[str], baselines: froz
     settings = _settings(given["settings"])
     _whole(given["all_threads"], 1, MOST_THREADS, "all_threads")
     if not _number(given["seconds"]) or not 0 <= given["seconds"] <= LONGEST_RUN:
-        _odd(f"seconds must be a number from 0 to {LONGEST_RUN:.0e}")
+        _odd(f"seconds must be a number from 0 to {LONGEST_RUN:.0f}")
     _check_environment(_dict(given, "environment"), given["all_threads"])
     launched = given["launched"]
     if not isinstance(launched, list) or not 0 < len(launched) <= MOST_PROCESSES:
