@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
 SHORTEST, LONGEST = 1e-6, 1e15
@@ -17,12 +16,12 @@ def decimal(value: float, significant: int = 3, zeros: bool = False, commas: boo
     """
     if not math.isfinite(value):
         return str(value)
+    mantissa, _, exponent = f"{value:.{significant - 1}e}".partition("e")
     if value and not SHORTEST <= abs(value) < LONGEST:
-        mantissa, _, exponent = f"{value:.{significant - 1}e}".partition("e")
         return f"{mantissa}×10^{int(exponent)}"
-    whole = abs(value) >= 10**significant
-    shown = f"{value:.0f}" if whole else f"{value:{'#' if zeros else ''}.{significant}g}"
-    return format(Decimal(shown), ",f" if commas else "f")
+    places = max(0, significant - 1 - int(exponent))
+    shown = f"{value:,.{places}f}" if commas else f"{value:.{places}f}"
+    return shown if zeros or not places else shown.rstrip("0").rstrip(".")
 
 
 def count(value: float) -> str:
