@@ -61,7 +61,7 @@ def written(name: str, model: Model, folder: Path) -> Network:
     path.write_bytes(export(model))
     samples = items_like(model.example, SAMPLES, seed=1)[0].numpy()
     runner = session(path)
-    answers = [runner.run(None, {"input": samples[i : i + 8]})[0] for i in range(0, SAMPLES, 8)]
+    answers = [runner.run({"input": samples[i : i + 8]}) for i in range(0, SAMPLES, 8)]
     return Network(name, path, samples, np.concatenate(answers))
 
 
