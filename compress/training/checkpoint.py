@@ -23,12 +23,12 @@ TENSORS = "state.safetensors"
 
 
 @dataclass
-class State:
+class TrainingProgress:
     """How far a training has come, besides its weights and its optimizer's state."""
 
     epoch: int = 0
     samples: int = 0
-    parts: int = 1
+    micro_batches: int = 1
     seconds: float = 0.0
     """Of training, over all processes that worked on it."""
     mode: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class State:
 
 
 @dataclass
-class Parts:
+class TrainingState:
     """Everything of a training that changes and holds tensors."""
 
     modules: Mapping[str, nn.Module]
@@ -131,9 +131,13 @@ class Checkpoints:
         self.found = self._find(epochs)
 
     @property
-    def state(self) -> State:
+    def reached(self) -> TrainingProgress:
         """How far the training had come when it was stopped; not at all, if nothing is kept."""
-        return State() if self.found is None else State(**self.found.about["state"])
+        return (
+            TrainingProgress()
+            if self.found is None
+            else TrainingProgress(**self.found.about["state"])
+        )
 
     def _find(self, epochs: int) -> CacheEntry | None:
         """Look for the latest epoch that was kept."""
@@ -149,12 +153,12 @@ class Checkpoints:
                 return kept
         return None
 
-    def resume(self, parts: Parts) -> None:
+    def resume(self, training: TrainingState) -> None:
         """Bring a training to the latest epoch that was kept."""
         if self.found is not None:
-            parts.take(load_file(self.found.folder / TENSORS))
+            training.take(load_file(self.found.folder / TENSORS))
 
-    def keep(self, parts: Parts, state: State) -> None:
+    def keep(self, training: TrainingState, state: TrainingProgress) -> None:
         """Keep the state after an epoch, then forget the one before it."""
         if self.cache is None or self.full:
             return
@@ -162,7 +166,7 @@ class Checkpoints:
 
         def fill(folder: Path) -> Mapping[str, Any]:
             # As bytes: what `save_file` raises on a full disk is no OSError.
-            (folder / TENSORS).write_bytes(save(parts.tensors()))
+            (folder / TENSORS).write_bytes(save(training.tensors()))
             return about
 
         try:

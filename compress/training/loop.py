@@ -20,7 +20,7 @@ from compress.model import Model, became_nonfinite, weights_hash
 from compress.system.progress import Stage, showing, stage
 from compress.tasks.base import Split
 from compress.training.batch_loader import Batch, BatchLoader, resident
-from compress.training.checkpoint import Checkpoints, Parts
+from compress.training.checkpoint import Checkpoints, TrainingState
 from compress.training.evaluate import evaluate, some_of
 from compress.training.execution_mode import ExecutionMode, Run, autotune, runner, to_device
 from compress.training.settings import Training, one_cycle, refuse_frozen
@@ -113,11 +113,11 @@ class _Fit:
         # Without a scope nothing tells this training from others on the cache.
         cache = context.cache if context.scope else None
         self.checkpoints = Checkpoints(cache, self._question(), settings.epochs)
-        self.state = self.checkpoints.state
-        self.earlier = self.state.seconds
+        self.reached = self.checkpoints.reached
+        self.earlier = self.reached.seconds
         first: Batch | None = None
-        if self.state.mode:
-            self.mode = ExecutionMode(**self.state.mode)
+        if self.reached.mode:
+            self.mode = ExecutionMode(**self.reached.mode)
         else:
             first = self._first()
             self.mode = self._pace(first)
@@ -138,8 +138,8 @@ class _Fit:
         self.stepper = Stepper(
             run, parameters, self.optimizer, loss, context, self.mode, hooks.label_weight
         )
-        self.stepper.parts = self.state.parts
-        self.parts = Parts(self.modules, self.optimizer)
+        self.stepper.micro_batches = self.reached.micro_batches
+        self.state = TrainingState(self.modules, self.optimizer)
         self.watched = self._watched()
 
     def _question(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class _Fit:
 
     def _runner(self, first: Batch | None) -> Run:
         # A batch that is halved is of another shape than a recorded one.
-        if self.mode.replayed and self.state.parts == 1:
+        if self.mode.replayed and self.reached.micro_batches == 1:
             try:
                 return runner(self.module, self.mode, first if first is not None else self._first())
             except Exception as error:  # whatever it is, the plain way is there, and a note says so
@@ -172,28 +172,28 @@ class _Fit:
 
     def run(self) -> Model:
         settings, context = self.settings, self.context
-        self.checkpoints.resume(self.parts)
-        if self.state.epoch:
+        self.checkpoints.resume(self.state)
+        if self.reached.epoch:
             del context.log.rows[self.begun :]
-            context.log.rows += self.state.rows
+            context.log.rows += self.reached.rows
         if self.refused:
             context.log.note(f"training could not be replayed as CUDA graphs: {self.refused}")
         unsaved = time.perf_counter()
         with showing(context.progress), self._stage() as shown:
-            for epoch in range(self.state.epoch, settings.epochs):
+            for epoch in range(self.reached.epoch, settings.epochs):
                 if self._waited_enough():
                     break
                 good = _copied(self.module)
                 started = time.perf_counter()
                 row = self._epoch(epoch, shown)
-                self.state.seconds += time.perf_counter() - started
+                self.reached.seconds += time.perf_counter() - started
                 sound = not became_nonfinite(self.module.state_dict(), good)
                 if not (math.isfinite(row["loss"]) and sound):
                     self._fall_back(row, good)
                     break
                 self._watch(row)
                 context.log.row("epoch", **row)
-                self.state.epoch = epoch + 1
+                self.reached.epoch = epoch + 1
                 if time.perf_counter() - unsaved >= WORTH_KEEPING:
                     self._keep()
                     unsaved = time.perf_counter()
@@ -225,7 +225,7 @@ class _Fit:
                 break
         else:  # of an epoch that was broken off, not all of the view was seen
             self.hooks.after(view)
-        self.state.samples += count
+        self.reached.samples += count
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(total) / count}
         if self.hooks.labelled:
@@ -250,20 +250,20 @@ class _Fit:
         judged = self.settings.judges
         score, loss = evaluate(self.module, self.context.task, self.watched, self.context.device)
         row["validation_accuracy"], row["validation_loss"] = score, loss
-        state = self.state
+        reached = self.reached
         # Among equally accurate epochs the one of lower loss: small splits are full of ties.
-        if judged and (state.best is None or (score, -loss) > (state.best, -state.best_loss)):
-            state.best, state.best_epoch, state.best_loss = score, row["epoch"], loss
+        if judged and (reached.best is None or (score, -loss) > (reached.best, -reached.best_loss)):
+            reached.best, reached.best_epoch, reached.best_loss = score, row["epoch"], loss
             if self.settings.keep == "best":
-                self.parts.best = _copied(self.module)
+                self.state.best = _copied(self.module)
 
     def _waited_enough(self) -> bool:
-        patience, state = self.settings.patience, self.state
-        if patience is None or state.epoch - state.best_epoch < patience:
+        patience, reached = self.settings.patience, self.reached
+        if patience is None or reached.epoch - reached.best_epoch < patience:
             return False
         self.context.log.note(
-            f"training ended after {state.epoch} of {self.settings.epochs} epochs: none of the "
-            f"last {patience} was better on the validation split than epoch {state.best_epoch}"
+            f"training ended after {reached.epoch} of {self.settings.epochs} epochs: none of the "
+            f"last {patience} was better on the validation split than epoch {reached.best_epoch}"
         )
         return True
 
@@ -276,17 +276,17 @@ class _Fit:
         if epoch == 1:
             raise StepFailed(f"{what} in epoch {epoch}: {advice}")
         self.module.load_state_dict(good)
-        last = self.state.best_epoch if self.settings.keep == "best" else epoch - 1
+        last = self.reached.best_epoch if self.settings.keep == "best" else epoch - 1
         self.context.log.note(
             f"{what} in epoch {epoch} of {self.settings.epochs}, where training was stopped; the "
             f"state after epoch {last} was kept: {advice}"
         )
 
     def _keep(self) -> None:
-        self.state.parts = self.stepper.parts
-        self.state.mode = asdict(self.stepper.mode)
-        self.state.rows = self.context.log.rows[self.begun :]
-        self.checkpoints.keep(self.parts, self.state)
+        self.reached.micro_batches = self.stepper.micro_batches
+        self.reached.mode = asdict(self.stepper.mode)
+        self.reached.rows = self.context.log.rows[self.begun :]
+        self.checkpoints.keep(self.state, self.reached)
 
     def _watched(self) -> Split | None:
         """Return the items that are judged after every epoch, in memory if they fit."""
@@ -297,18 +297,18 @@ class _Fit:
         return some if self.context.task.ragged else resident(some, torch.device("cpu"))
 
     def _finish(self) -> Model:
-        if self.parts.best:
-            self.module.load_state_dict(self.parts.best)
-        state = self.state
+        if self.state.best:
+            self.module.load_state_dict(self.state.best)
+        reached = self.reached
         told = {
-            "samples": state.samples,
-            "seconds": round(state.seconds, 3),
+            "samples": reached.samples,
+            "seconds": round(reached.seconds, 3),
             "earlier_seconds": round(self.earlier, 3),
             "precision": self.mode.precision,
             "pace": str(self.stepper.mode),
         }
-        if state.best_epoch:
-            told["best_epoch"] = state.best_epoch
+        if reached.best_epoch:
+            told["best_epoch"] = reached.best_epoch
         if self.checkpoints.full:
             self.context.log.note(
                 f"the state of the training could not be kept along the way "
@@ -337,7 +337,7 @@ class _Fit:
             f"training on {items:,} {unit}",
             self.settings.epochs * items,
             unit,
-            done=self.state.epoch * items,
+            done=self.reached.epoch * items,
         )
 
 

@@ -31,12 +31,12 @@ LARGEST_NORM = 5.0
 
 
 class Stepper:
-    """Steps of an optimizer, in parts where a batch is more than memory holds.
+    """Steps of an optimizer, in micro-batches where a batch is more than memory holds.
 
-    When memory runs out the batch is halved for good, and the gradients of its parts, each
-    weighted by its share of the items, add up to that of the whole. Batch norm sees the parts
-    one by one, so its statistics are those of smaller batches, and so does a loss that compares
-    the items of a batch with one another.
+    When memory runs out the batch is halved for good, and the gradients of its micro-batches, each
+    weighted by its share of the items, add up to that of the whole. Batch norm sees one of them at
+    a time, so its statistics are those of smaller batches; so does a loss that compares the items
+    of a batch with one another.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Stepper:
         self.run, self.parameters, self.optimizer = run, parameters, optimizer
         self.loss, self.context, self.mode = loss, context, mode
         self.label_weight = label_weight
-        self.parts = 1
+        self.micro_batches = 1
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Take one step; return the mean loss and the number of right answers, detached.
 
-        Memory that runs out in the optimizer itself is told: smaller parts do not help there, and
+        Memory that runs out in the optimizer itself is told: smaller batches do not help there, and
         some weights may have been moved already.
         """
         found = self._gradients(batch)
@@ -66,13 +66,13 @@ class Stepper:
         return found
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Leave the batch's gradients in the parameters, in parts that memory holds."""
+        """Leave the batch's gradients in the parameters, in micro-batches that memory holds."""
         while True:
             try:
                 return self._in_parts(batch)
             except (RuntimeError, MemoryError) as error:
                 # Batch norm has no variance over one item, so a part has two at least.
-                if not ran_out_of_memory(error) or 4 * self.parts > len(batch):
+                if not ran_out_of_memory(error) or 4 * self.micro_batches > len(batch):
                     raise
                 said = str(error).strip().partition("\n")[0]
             self.optimizer.zero_grad(set_to_none=True)
@@ -81,30 +81,30 @@ class Stepper:
                 self.run = self.run.run
                 self.mode = replace(self.mode, replayed=False)
             else:
-                self.parts *= 2
+                self.micro_batches *= 2
             if self.context.device.type == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
-            self.context.log.row("memory", parts=self.parts, error=said)
+            self.context.log.row("memory", micro_batches=self.micro_batches, error=said)
 
     def about(self, batch_size: int) -> dict[str, int]:
         """Return what the record says of the batches, and note it if they were not whole."""
-        if self.parts == 1:
+        if self.micro_batches == 1:
             return {}
         self.context.log.note(
-            f"memory ran out in training: batches of {batch_size} went through in {self.parts} "
-            f"parts, whose gradients were added up"
+            f"memory ran out in training: batches of {batch_size} were split into "
+            f"{self.micro_batches} micro-batches, whose gradients were added up"
         )
-        return {"micro_batch": -(-batch_size // self.parts)}
+        return {"micro_batch": -(-batch_size // self.micro_batches)}
 
     def _in_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         count = len(batch)
         total = torch.zeros((), device=batch.targets.device)
         right = torch.zeros((), dtype=torch.int64, device=batch.targets.device)
-        parts = max(1, min(self.parts, count // 2))
-        for index in range(parts):
-            begin, end = index * count // parts, (index + 1) * count // parts
+        pieces = max(1, min(self.micro_batches, count // 2))
+        for index in range(pieces):
+            begin, end = index * count // pieces, (index + 1) * count // pieces
             some = batch.part(begin, end)
             with execution_context(self.context, self.mode):
                 heads = self.run(*place_inputs(some.inputs, self.mode.channels_last))

@@ -24,7 +24,7 @@ from compress.model import Model
 from compress.tasks.base import Data
 from compress.techniques import chain
 from compress.training import ExecutionMode, loop
-from compress.training.checkpoint import TENSORS, Checkpoints, Parts, State
+from compress.training.checkpoint import TENSORS, Checkpoints, TrainingProgress, TrainingState
 from compress.training.loop import _Fit
 
 
@@ -48,7 +48,7 @@ def stop_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def keep_and_stop(self: Any) -> None:
         keep(self)
-        if self.state.epoch == epoch:
+        if self.reached.epoch == epoch:
             raise Stop
 
     monkeypatch.setattr(_Fit, "_keep", keep_and_stop)
@@ -110,9 +110,11 @@ def test_resumed_equals_undisturbed(
 def test_the_optimizers_state_comes_back_in_the_strides_of_the_weights() -> None:
     """Fused optimizers refuse others."""
 
-    def parts() -> tuple[Parts, nn.Conv2d]:
+    def parts() -> tuple[TrainingState, nn.Conv2d]:
         layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        return Parts({"module": layer}, torch.optim.SGD(layer.parameters(), 0.1, 0.9)), layer
+        return TrainingState(
+            {"module": layer}, torch.optim.SGD(layer.parameters(), 0.1, 0.9)
+        ), layer
 
     (ours, layer), (theirs, other) = parts(), parts()
     layer(torch.ones(2, 3, 8, 8)).sum().backward()
@@ -150,12 +152,12 @@ def test_no_older_state_stays_behind(data: Data, tmp_path: Path) -> None:
     """A kill may come between keeping one and dropping the one before, of whatever epoch."""
     cache = Folder(tmp_path)
     layer = nn.Linear(2, 2)
-    parts = Parts({"module": layer}, torch.optim.SGD(layer.parameters(), 0.1))
+    parts = TrainingState({"module": layer}, torch.optim.SGD(layer.parameters(), 0.1))
     for epoch, kept in zip((2, 5), [Checkpoints(cache, {}, 9) for _ in range(2)], strict=True):
-        kept.keep(parts, State(epoch=epoch))
+        kept.keep(parts, TrainingProgress(epoch=epoch))
     before = len(cache.temporary)
     found = Checkpoints(cache, {}, 9)
-    assert (before, found.state.epoch, len(cache.temporary)) == (2, 5, 1)
+    assert (before, found.reached.epoch, len(cache.temporary)) == (2, 5, 1)
 
 
 def test_dropout_goes_on_with_its_own_random_numbers(
@@ -289,7 +291,7 @@ def test_a_training_goes_on_at_the_pace_it_began_with(
 
 def test_layers_may_draw_from_the_generators_of_python_and_numpy(tmp_path: Path) -> None:
     layer = torch.nn.Linear(1, 1)
-    parts = Parts({"model": layer}, torch.optim.SGD(layer.parameters(), 0.1))
+    parts = TrainingState({"model": layer}, torch.optim.SGD(layer.parameters(), 0.1))
 
     def drawn() -> list[float]:
         return [random.gauss(0, 1), random.random(), np.random.normal(), np.random.rand()]

@@ -282,7 +282,7 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_gradients(error: Exce
     assert max(n for n in hungry.module.seen if n <= 20) == 16
     assert hungry.module.seen.count(64) == 1, "halved for good"
     [note] = context.log.notes
-    assert "batches of 64 went through in 4 parts" in note
+    assert "batches of 64 were split into 4 micro-batches" in note
     first, second = (row for row in context.log.rows if row["kind"] == "fit")
     assert "micro_batch" not in first
     assert second["micro_batch"] == 16
@@ -372,5 +372,5 @@ def test_a_gpu_that_is_too_small_for_the_batch_trains_in_parts() -> None:
         rows = trained()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert [row["parts"] for row in rows] == [2]
+    assert [row["micro_batches"] for row in rows] == [2]
     assert "out of memory" in rows[0]["error"]

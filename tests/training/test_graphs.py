@@ -240,9 +240,9 @@ def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() ->
         BatchLoader(context.train, context.task, context.device, 0, 32).batch(torch.arange(32), 0)
     )
     assert stepper.run is plain
-    assert stepper.parts == 1
+    assert stepper.micro_batches == 1
     assert not stepper.mode.replayed
-    assert [row["parts"] for row in context.log.rows if row["kind"] == "memory"] == [1]
+    assert [row["micro_batches"] for row in context.log.rows if row["kind"] == "memory"] == [1]
 
 
 def test_a_teacher_is_recorded_at_its_most_frequent_shape(monkeypatch: pytest.MonkeyPatch) -> None:
