@@ -27,7 +27,7 @@ _WHERE = {
     "pack": "compress.api",
     "merge": "compress.api",
     "Results": "compress.api",
-    "Suite": "compress.bench.plan.suite",
+    "Suite": "compress.benchmark.plan.suite",
     "chain": "compress.techniques",
     "from_arrays": "compress.zoo.data",
     "load_data": "compress.zoo.data",
@@ -59,7 +59,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from compress.api import Results, bench, merge, pack, run
-    from compress.bench.plan.suite import Suite
+    from compress.benchmark.plan.suite import Suite
     from compress.compressor import Chain, Compressor
     from compress.context import StepContext
     from compress.errors import UserError

@@ -9,14 +9,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.bench.execute.fork_client import early
-from compress.bench.execute.limits import Limits
-from compress.bench.execute.ray_executor import executor_named
-from compress.bench.plan.metric import Function
-from compress.bench.plan.plan import Plan, make_plan
-from compress.bench.plan.rows import row_text
-from compress.bench.plan.suite import Named, Suite, check_margin, checked, load_suite
-from compress.bench.run import STORE, RunOptions, run_plan
+from compress.benchmark.execute.fork_client import early
+from compress.benchmark.execute.limits import Limits
+from compress.benchmark.execute.ray_executor import executor_named
+from compress.benchmark.plan.metric import Function
+from compress.benchmark.plan.plan import Plan, make_plan
+from compress.benchmark.plan.rows import row_text
+from compress.benchmark.plan.suite import Named, Suite, check_margin, checked, load_suite
+from compress.benchmark.run import STORE, RunOptions, run_plan
 from compress.errors import UserError, unknown
 from compress.report.curves import curve_rows
 from compress.report.table import text
@@ -217,7 +217,7 @@ def preview(suite: str | Path | Suite | None = None, **options: Any) -> str:
 
     Without a suite, what `run` would do with these options.
     """
-    from compress.bench.plan.preview import preview as show
+    from compress.benchmark.plan.preview import preview as show
 
     if suite is None:
         suite, options = _suite_of(**options)
@@ -295,7 +295,7 @@ def clean_store(
     `older_than` (days) also entries not used since; `keep` (gigabytes) the least recently used
     ones until no more is left.
     """
-    from compress.bench.store.store import Store
+    from compress.benchmark.store.store import Store
 
     if "://" in str(place):
         raise UserError(
@@ -321,7 +321,7 @@ def pack(run: str | Path, out: str | Path | None = None) -> Path:
     Its path is returned, by default `pack.zip` in the run's folder. There, it is unpacked and
     `python time_here.py` needs numpy and onnxruntime alone; `merge` brings back what it writes.
     """
-    from compress.bench.portable.pack import pack as write
+    from compress.benchmark.portable.pack import pack as write
 
     return write(Path(run), None if out is None else Path(out))
 
@@ -333,7 +333,7 @@ def merge(run: str | Path, files: str | Path | Sequence[str | Path], name: str =
     file; else it is called by its processor and threads. Raises UserError, and changes nothing, if
     a file is not about the files of this run, or if two are of machines that are alike.
     """
-    from compress.bench.portable.merge import merge as add
+    from compress.benchmark.portable.merge import merge as add
 
     given = [files] if isinstance(files, str | Path) else files
     add(Path(run), [Path(file) for file in given], name)

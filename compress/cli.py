@@ -195,7 +195,7 @@ def run(data: str, model: str, chains: tuple[str, ...], **options: Any) -> None:
 def _import_in_parallel(options: dict[str, Any]) -> None:
     """Start the process that forks the steps' before this one spends seconds on its imports."""
     if not options["dry_run"] and options["executor"] == "local":
-        from compress.bench.execute.fork_client import early
+        from compress.benchmark.execute.fork_client import early
 
         early()
 
@@ -275,7 +275,7 @@ def check(files: tuple[Path, ...]) -> None:
 
     ONNX files, weights (.safetensors, .pt) and folders of saved models.
     """
-    from compress.bench.portable.check import check_file
+    from compress.benchmark.portable.check import check_file
 
     for path in files:
         click.echo("\n".join(check_file(path)))
@@ -311,7 +311,7 @@ def _known(what: str) -> dict[str, str]:
         from compress.results.columns import described
 
         return described()
-    from compress.bench.plan.suite import suite_names
+    from compress.benchmark.plan.suite import suite_names
 
     return suite_names()
 

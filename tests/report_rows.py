@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from compress.bench.plan.rows import Row
+from compress.benchmark.plan.rows import Row
 from compress.results.record import Step
 from compress.results.timed import FORMS, Timed, described, timed_files, timed_on_gpu
 from compress.techniques import chain as parse

@@ -15,7 +15,7 @@ from torch import nn
 
 import compress
 from compress.api import rewrite_reports
-from compress.bench import run as bench
+from compress.benchmark import run as bench
 from compress.results.log import Stage
 from compress.results.record import Record
 

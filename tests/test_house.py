@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import compress
+
 PACKAGE = Path(__file__).resolve().parents[1] / "compress"
 
 SYSTEM = {"system"}
@@ -18,7 +20,13 @@ NOUNS = {
     *("parts", "chain_parser", "heads", "find_heads", "dataflow"),
 }
 WORK = {"surgery", "zoo", "training", "deploy", "timing", "runtimes"}
-BENCH = {"bench.plan", "bench.store", "bench.execute", "bench.measure", "bench.portable"}
+BENCH = {
+    "benchmark.plan",
+    "benchmark.store",
+    "benchmark.execute",
+    "benchmark.measure",
+    "benchmark.portable",
+}
 
 # What each room may import besides itself, as the table of docs/architecture.md has it.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,17 +42,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "techniques": SYSTEM | NOUNS | WORK,
     "results": SYSTEM | {"errors", "stats", "timing", "runtimes"},
     "report": SYSTEM | {"errors", "results", "stats", "timing", "runtimes"},
-    "bench.store": SYSTEM | NOUNS | {"results"},
-    "bench.plan": SYSTEM | NOUNS | WORK | {"techniques", "bench.store", "results"},
-    "bench.measure": SYSTEM | NOUNS | WORK | {"bench.plan", "bench.store", "results", "stats"},
-    "bench.execute": SYSTEM
+    "benchmark.store": SYSTEM | NOUNS | {"results"},
+    "benchmark.plan": SYSTEM | NOUNS | WORK | {"techniques", "benchmark.store", "results"},
+    "benchmark.measure": SYSTEM
     | NOUNS
     | WORK
-    | {"bench.plan", "bench.store", "bench.measure", "results"},
-    "bench.portable": SYSTEM | NOUNS | WORK | {"stats", "results", "bench.store"},
-    "bench.run": SYSTEM | {"errors", "timing", "results", *BENCH},
+    | {"benchmark.plan", "benchmark.store", "results", "stats"},
+    "benchmark.execute": SYSTEM
+    | NOUNS
+    | WORK
+    | {"benchmark.plan", "benchmark.store", "benchmark.measure", "results"},
+    "benchmark.portable": SYSTEM | NOUNS | WORK | {"stats", "results", "benchmark.store"},
+    "benchmark.run": SYSTEM | {"errors", "timing", "results", *BENCH},
     "suites": set(),
-    "api": SYSTEM | NOUNS | BENCH | {"bench.run", "results", "report", "techniques", "zoo"},
+    "api": SYSTEM | NOUNS | BENCH | {"benchmark.run", "results", "report", "techniques", "zoo"},
     "cli": {"api", "errors", "tasks", "parts", "results", "system", "techniques", "zoo", *BENCH},
     "__main__": {"cli"},
 }
@@ -53,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 def room(module: str) -> str:
     """Return the room of a module by its dotted name within the package."""
     first, _, rest = module.partition(".")
-    return f"bench.{rest.partition('.')[0]}" if first == "bench" and rest else first
+    return f"benchmark.{rest.partition('.')[0]}" if first == "benchmark" and rest else first
 
 
 def imports(path: Path) -> set[str]:
@@ -61,7 +72,7 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("compress"):
             inside = node.module.removeprefix("compress").lstrip(".")
-            if inside in ("", "bench"):
+            if inside in ("", "benchmark"):
                 found |= {room(f"{inside}.{alias.name}".lstrip(".")) for alias in node.names}
             else:
                 found.add(room(inside))
@@ -115,9 +126,12 @@ def test_reports_know_nothing_of_torch() -> None:
 
 
 def test_every_public_name_resolves() -> None:
-    assert run("import compress; print(all(getattr(compress, n) for n in compress.__all__))") == (
-        "True"
-    )
+    """Also when all modules are imported: a room of the same name would take its place."""
+    for module in ("compress", "compress.cli, compress.api, compress.benchmark.run"):
+        assert run(f"import {module}, compress; print(callable(compress.bench))") == "True"
+        names = "[getattr(compress, name) for name in compress.__all__]"
+        assert run(f"import {module}, compress; print(all(map(callable, {names})))") == "True"
+    assert not {path.stem for path in PACKAGE.iterdir()} & set(compress.__all__)
 
 
 def test_unknown_names_are_attribute_errors() -> None:

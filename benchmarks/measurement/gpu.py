@@ -35,9 +35,9 @@ from typing import Any
 
 from trials import publish, table
 
-from compress.bench.plan.plan import make_plan
-from compress.bench.plan.suite import load_suite
-from compress.bench.run import RunOptions, run_plan
+from compress.benchmark.plan.plan import make_plan
+from compress.benchmark.plan.suite import load_suite
+from compress.benchmark.run import RunOptions, run_plan
 from compress.errors import UserError
 from compress.results.derive import read_results
 from compress.results.table import Row

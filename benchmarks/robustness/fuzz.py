@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from compress.bench.plan.suite import parse_suite
+from compress.benchmark.plan.suite import parse_suite
 from compress.chain_parser import parse_model_name
 from compress.compressor import Compressor
 from compress.errors import UserError

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from common import publish, table
 
-from compress.bench.execute.executor import ChainJob
-from compress.bench.execute.limits import Limits
-from compress.bench.execute.local_executor import InProcessExecutor, LocalExecutor
-from compress.bench.execute.run_spec import RunSpec, spec_of
-from compress.bench.plan.graph import Graph, make_graph
-from compress.bench.plan.plan import Plan, make_plan
-from compress.bench.plan.suite import Suite
+from compress.benchmark.execute.executor import ChainJob
+from compress.benchmark.execute.limits import Limits
+from compress.benchmark.execute.local_executor import InProcessExecutor, LocalExecutor
+from compress.benchmark.execute.run_spec import RunSpec, spec_of
+from compress.benchmark.plan.graph import Graph, make_graph
+from compress.benchmark.plan.plan import Plan, make_plan
+from compress.benchmark.plan.suite import Suite
 
 TAUGHT = "distill(student='cnn-small(width=32)', epochs=6)"
 CHAINS = (

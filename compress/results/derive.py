@@ -16,6 +16,7 @@ from compress.results.notes import add_notes
 from compress.results.raw import Missing
 from compress.results.record import BASELINE, MARGIN, Key, Record
 from compress.results.timed import GPU, Timed, described
+from compress.system.amounts import decimal
 
 Add = Callable[[Stage, Drafts, Path, dict[str, Any]], tuple[Timed, ...]]
 READERS: dict[str, Add] = {GPU: add_gpu}
@@ -77,7 +78,7 @@ def row_alone(record: Record, folder: Path) -> dict[str, Any]:
 
 
 def points(margin: float) -> str:
-    return f"{margin:g} point{'' if margin == 1 else 's'}"
+    return f"{decimal(margin)} point{'' if margin == 1 else 's'}"
 
 
 def _split(record: Record) -> str:

@@ -9,6 +9,7 @@ from compress.results.derive import points
 from compress.results.seeds import over_seeds, seeds_of
 from compress.results.table import Row, is_sound, number, text_of
 from compress.stats.verdicts import BETTER, EQUIVALENT
+from compress.system.amounts import decimal
 
 
 def why_not_equivalent(rows: Iterable[Row], about: Mapping[str, Any], chain: str) -> str:
@@ -31,6 +32,6 @@ def why_not_equivalent(rows: Iterable[Row], about: Mapping[str, Any], chain: str
         return said + str(reasons.get("accuracy_verdict") or "it has no comparison")
     return said + (
         f"its accuracy differs from the baseline's by {100 * delta:+.2f} points, and by the lower "
-        f"95 % bound it may differ by {100 * bound:+.2f} (p {row['equivalence_p']:.2g} before the "
-        f"adjustment for the number of rows)"
+        f"95 % bound it may differ by {100 * bound:+.2f} "
+        f"(p {decimal(row['equivalence_p'], 2)} before the adjustment for the number of rows)"
     )

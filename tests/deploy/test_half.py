@@ -93,7 +93,9 @@ def test_weights_are_the_rounded_ones(converted):
 
 def test_a_weight_out_of_range_is_refused_by_name():
     content = chain_of(("Mul", np.array([1, 2, 3, 7e4])))
-    with pytest.raises(StepFailed, match=r"float16 ends at 65504, and the weight w0 .* 7e\+04"):
+    with pytest.raises(
+        StepFailed, match=r"float16 ends at 65504, and the weight w0 has a value of 70000"
+    ):
         to_float16(content, given(np.ones((4, 4))))
 
 
@@ -116,7 +118,7 @@ def test_little_room_is_noted():
 def test_a_lone_constant_out_of_range_is_clipped_and_noted():
     content = chain_of(("Min", np.array(3.4e38)), ("Add", np.ones(4)))
     half_file, about = to_float16(content, given(np.ones((4, 4))))
-    assert about["notes"] == ["constants beyond float16's range became its limit: w0 (3.4e+38)"]
+    assert about["notes"] == ["constants beyond float16's range became its limit: w0 (3.40×10^38)"]
     outputs = predict(session(half_file), given(np.ones((4, 4))))
     np.testing.assert_allclose(outputs, 2)
 

@@ -130,8 +130,8 @@ def test_every_way_to_write_a_column_is_a_cell():
         "%": "98.77",
         "whole %": "99",
         "count": "1",
-        "kB": "1e-03",
-        "MB": "1e-06",
+        "kB": "0.001",
+        "MB": "1×10^-6",
         "figure": "0.9877",
         "pair": "1.0/3",
     }

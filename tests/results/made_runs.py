@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.portable.portable_timer import timings_file
+from compress.benchmark.portable.portable_timer import timings_file
 from compress.results.derive import Derived, read_results
 from compress.results.log import RunLog, Stage
 from compress.results.raw import write_arrays, write_values

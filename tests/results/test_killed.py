@@ -13,8 +13,8 @@ from made_runs import Written, answers, right
 
 import compress
 from compress.api import rewrite_reports
-from compress.bench import run as bench
-from compress.bench.store.outputs import Outputs
+from compress.benchmark import run as bench
+from compress.benchmark.store.outputs import Outputs
 from compress.results.log import Stage
 from compress.results.record import Record
 
@@ -33,7 +33,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     chains = [f"train(epochs=2) -> {chain}" for chain in CHAINS]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "time_records", lambda *_: ([], Stage(reason="left out")))
+        patch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
         compress.run(data=data, model="mlp(width=16)", chain=chains, out=out, progress=False)
     return out
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from compress.results.draft import Draft
-from compress.results.notes import add_notes, size_words
+from compress.results.notes import add_notes
 from compress.results.record import Record
 
 
@@ -22,22 +22,6 @@ def test_a_sparse_file_says_how_many_are_zero_and_what_it_takes() -> None:
     assert found["note"] == "80% of the parameters are zero; gzipped, the file has 12.3 kB"
     # Zeros that no step has made are nothing to speak of.
     assert row(params=1000, nonzero_params=990, gzip_bytes=12_345)["note"] == ""
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [
-        (5, "0.005 kB"),
-        (93_799, "93.8 kB"),
-        (999_499, "999 kB"),
-        (999_500, "1 MB"),
-        (13_000_000, "13 MB"),
-        (2_345_678_901, "2.35 GB"),
-        (4_567_890_123_456, "4570 GB"),
-    ],
-)
-def test_no_size_is_in_exponent_form(count: int, words: str) -> None:
-    assert size_words(count) == words
 
 
 def test_int8_share_is_of_the_macs_that_were_executed() -> None:

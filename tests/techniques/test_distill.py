@@ -11,8 +11,8 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import nn
 
-from compress.bench.plan.plan import make_plan
-from compress.bench.plan.suite import Suite
+from compress.benchmark.plan.plan import make_plan
+from compress.benchmark.plan.suite import Suite
 from compress.compressor import Compressor, Repeat, run
 from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, StepFailed, UserError

@@ -15,7 +15,7 @@ from bench_fixtures import small_digits
 from PIL import Image
 
 from compress.api import prepare
-from compress.bench.plan.suite import Suite
+from compress.benchmark.plan.suite import Suite
 from compress.errors import UserError
 from compress.system.files import write_atomic
 from compress.tasks.base import Data

@@ -169,7 +169,7 @@ def test_a_stem_that_is_small_already_is_refused():
         ("torchvision:resnet18(num_classes=3)", "the task decides it"),
         ("torchvision:resnet18(stem='tiny')", "can only be 'small'"),
         ("torchvision:convnext_tiny(stem='small')", "patches"),
-        ("torchvision:alexnet", "cannot take images of 3x32x32.*Use larger images"),
+        ("torchvision:alexnet", "cannot take inputs of 3x32x32.*Use larger images"),
         ("resnet18(", "cannot read"),
     ],
 )
@@ -269,7 +269,10 @@ def test_bytecode_beside_an_allowed_file_does_not_run(code, tmp_path):
     ("factory", "words"),
     [
         ("nest", "unknown factory .*'nest'. Did you mean 'net'"),
-        ("wrong", r"returns outputs of shape \(1, 11\) .* has 10 classes"),
+        (
+            "wrong",
+            r"returns outputs of shape \(1, 11\) .* needs \(1, 10\): one logit for each class",
+        ),
         ("text", "returned str, not an nn.Module"),
         ("broken", "the disk is on fire"),
         ("net(wide=1)", "wide"),

@@ -1,0 +1,187 @@
+"""The base process, `python -m ...fork_server HANDLE PARENT`, and the servers that it forks.
+
+The base imports torch and all that takes long, and forks a server for every run. That one makes
+the run's plan, which loads the data, and forks a process for every job. Neither runs a torch
+operation on more than one thread, or makes a CUDA call, before it forks. When the other end of a
+connection is closed, however that came, a server ends what it has started and itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from compress.benchmark.execute.fork_client import receive, send
+from compress.benchmark.execute.step_process import call_oneself, fork, run_in_child
+from compress.system.lifetime import adopt_orphans, die_with_parent, outlive_parent
+
+if TYPE_CHECKING:
+    from compress.benchmark.plan.plan import Plan
+
+LOOK = 0.05
+"""Seconds between two looks at whether the run still wants its job."""
+ENDING = 10.0
+"""Seconds that what was killed may take to end, which a disk that does not answer can delay."""
+
+
+def serve(connection: Connection, work: Callable[[Mapping[str, Any]], None]) -> None:
+    """Fork a child for every message, to do its job; tell of its start and its end.
+
+    Raises EOFError or OSError when the run has ended, or was killed.
+    """
+    me = os.getpid()
+    adopt_orphans()
+    while True:
+        message = receive(connection)
+        assert message is not None, "without a timeout a message comes, or an error"
+        gc.collect()
+        gc.freeze()  # else the child's collector touches, so copies, all there is
+        pid = fork()
+        if pid == 0:
+            connection.close()
+            run_in_child(work, message, me)
+        with contextlib.suppress(OSError):  # the child does so too; who comes first, wins
+            os.setpgid(pid, pid)
+        try:
+            send(connection, {"pid": pid})
+            status = _ended(psutil.Process(pid), connection)
+        finally:
+            end_group(pid)
+            end_descendants()
+        send(connection, {"status": status})
+
+
+def _ended(child: psutil.Process, connection: Connection) -> int:
+    """Wait for a child; return its exit status, or minus the signal. EOFError if the run ends."""
+    while True:
+        try:
+            return int(child.wait(LOOK))
+        except psutil.TimeoutExpired:
+            if connection.poll():  # while a job runs nothing is said but that this is the end
+                raise EOFError from None
+
+
+def end_group(pid: int) -> None:
+    """Kill a process group, if there still is one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def end_descendants() -> None:
+    """Kill all that this process has started and what that has left behind, sessions or not."""
+    until = time.monotonic() + ENDING
+    while (left := psutil.Process().children(recursive=True)) and time.monotonic() < until:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=1.0)
+
+
+def warm(plan: Plan) -> None:
+    """Import what a plan's steps import when they run, which no child must do for itself."""
+    from compress.compressor import leaves
+
+    chains = [plan.baseline, *(row.chain for row in plan.rows)]
+    steps = [step for chain in chains if chain is not None for step, _ in leaves(chain)]
+    for module in dict.fromkeys(module for step in steps for module in step.imports):
+        importlib.import_module(module)
+    warm_export()
+
+
+@functools.cache
+def warm_export() -> None:
+    """Export a tiny model: the first export imports for seconds, and fills caches."""
+    import torch
+
+    from compress.deploy.export import export
+    from compress.model import Model
+
+    export(Model(torch.nn.Linear(2, 2).eval(), (torch.zeros(1, 2),)))
+
+
+def run(connection: Connection) -> None:
+    """Make the plan that the run asks for, and serve it. Raises EOFError or OSError at its end."""
+    import torch
+
+    from compress.benchmark.execute.executor import job_from_json
+    from compress.benchmark.execute.job import perform, write_outcome
+    from compress.benchmark.execute.run_spec import RunSpec
+    from compress.errors import UserError
+    from compress.system.progress import STAGES, Recorder, listening
+
+    asked = receive(connection)
+    assert asked is not None, "without a timeout a message comes, or an error"
+    # Pickled by the process that started this one, over sockets that nobody else has.
+    objects = connection.recv_bytes()
+    try:
+        sys.path += [path for path in asked["paths"] if path not in sys.path]
+        spec = RunSpec.from_json(asked["spec"])
+        # NVML counts without starting CUDA; where it is missing, -1, the steps will tell.
+        if spec.device == "cuda" and torch.cuda._device_count_nvml() == 0:
+            raise UserError("device cuda is asked for, and there is no GPU here")
+        plan = spec.make_plan(pickle.loads(objects) if objects else {})
+        stores = spec.stores
+        warm(plan)
+    except Exception as error:  # told to the run, which has a user to tell
+        send(connection, {"failed": f"{type(error).__name__}: {error}"})
+        return
+
+    def work(message: Mapping[str, Any]) -> None:
+        torch.set_num_threads(plan.step_threads)
+        job, scratch = job_from_json(message["job"]), Path(message["scratch"])
+        with listening(Recorder(scratch / STAGES) if spec.progress else None):
+            write_outcome(scratch, perform(job, plan, stores, spec.progress))
+
+    outlive_parent()  # from here on the connection tells, and the children are ended first
+    send(connection, {"ready": os.getpid()})
+    serve(connection, work)
+
+
+def main(handle: str, parent: str) -> None:
+    """Import everything, then fork a server for every connection that comes along the first."""
+    # Until everything is imported nobody looks at the connection.
+    die_with_parent(int(parent))
+    connection = Connection(int(handle))
+    os.set_inheritable(int(handle), False)
+    import torch
+
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    warm_export()
+    from compress.benchmark.execute import job  # noqa: F401 - with all that it imports
+
+    call_oneself("compress-base")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the servers
+    outlive_parent()
+    me = os.getpid()
+    with contextlib.suppress(EOFError, OSError):  # the process that started this one has ended
+        while True:
+            theirs = recv_handle(connection)
+            if fork() == 0:
+                die_with_parent(me)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                connection.close()
+                call_oneself("compress-runs")
+                os.setsid()
+                run(Connection(theirs))
+                break
+            os.close(theirs)
+    sys.stderr.flush()
+    os._exit(0)  # what is frozen is not torn down, of which libraries would complain
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,207 @@
+"""Jobs in processes of their own, one at a time, within limits; or in this one, where they must be.
+
+The processes are forked by a server that was spawned afresh and has torch and the data loaded. It
+is not a fork of this process, whose threads (OpenMP's, autograd's, CUDA's) would not be alive in
+it. Objects that a Python user gave go to it pickled, through a connection that only the two have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import cloudpickle
+import psutil
+import torch
+
+from compress.benchmark.execute.executor import Executor, GpuJob, Job, Outcome, SequentialExecutor
+from compress.benchmark.execute.fork_client import ForkServer, ServerFailed
+from compress.benchmark.execute.fork_server import end_group
+from compress.benchmark.execute.job import perform, read_outcome
+from compress.benchmark.execute.limits import resident
+from compress.benchmark.execute.run_spec import RunSpec, given_objects
+from compress.benchmark.plan.plan import Plan
+from compress.system.amounts import duration, size
+from compress.system.progress import STAGES, Follower, stage
+
+LOOK = 0.05
+"""Seconds between two looks at what a job takes."""
+LAST_WORDS = 3.0
+"""Seconds that an overrunning process has to write where it hangs."""
+TAIL = 4000
+"""Characters of its log that stand in the row of a job that left no result."""
+OURS = re.compile(r"\d{4}-\d\d-\d\dT\S+ (begin|kept) ")
+"""Lines of a log that jobs write themselves."""
+
+
+class InProcessExecutor(SequentialExecutor):
+    """An executor without isolation: jobs run in this process."""
+
+    def __init__(self, plan: Plan, spec: RunSpec, reason: str) -> None:
+        super().__init__(f"steps ran in the caller's process: {reason}")
+        self.plan, self.spec = plan, spec
+
+    def run(self, job: Job, name: str) -> Outcome:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.plan.step_threads)
+        try:
+            return perform(job, self.plan, self.spec.stores, self.spec.progress)
+        finally:
+            torch.set_num_threads(before)
+
+
+class LocalExecutor(SequentialExecutor):
+    """An executor that runs every job in a process of its own."""
+
+    def __init__(self, spec: RunSpec, logs: Path, scratch: Path, objects: bytes = b"") -> None:
+        self.spec, self.logs, self.scratch, self.objects = spec, logs, scratch, objects
+        self.seconds, self.memory = spec.limits.seconds, spec.limits.bytes()
+        super().__init__(
+            f"every step ran in a process of its own; limits: {duration(self.seconds)} and "
+            f"{size(self.memory)} of memory"
+        )
+        self.server: ForkServer | None = None
+
+    def run(self, job: Job, name: str) -> Outcome:
+        """Do a job in a fresh process, watch over its limits, and say how it ended."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.logs / f"{name}.log"
+        began = log.stat().st_size if log.exists() else 0
+        scratch = Path(tempfile.mkdtemp(dir=self.scratch, prefix="job-"))
+        try:
+            status, overrun = self._watched(job, log, scratch)
+            said = read_outcome(scratch)
+        except ServerFailed as error:
+            return Outcome(f"ServerFailed: {error}")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if said is not None and not overrun:
+            return said
+        tail = _tail(log, began)
+        ended = overrun or f"the process was ended: {_how(status)}{_last_words(tail)}"
+        step_log = ({"kind": "log", "text": tail[-TAIL:]},) if tail else ()
+        return Outcome(f"StepEnded: {ended}", step_log)
+
+    def _watched(self, job: Job, log: Path, scratch: Path) -> tuple[int, str]:
+        """Return how a job's process ended, and what it had too much of, in words; '' if nothing.
+
+        Raises ServerFailed if the server died; then the job's process is gone too.
+        """
+        pid, overrun = 0, ""
+        follower = Follower(scratch / STAGES, "job")
+        try:
+            server = self.server = self.server or self._started()
+            started = time.monotonic()
+            # What uses CUDA maps far more than it takes: no limit on its allocations suits it.
+            cuda = self.spec.device == "cuda" or isinstance(job, GpuJob)
+            server.send(
+                {
+                    "job": asdict(job),
+                    "log": str(log.resolve()),
+                    "scratch": str(scratch.resolve()),
+                    "memory": None if cuda else self.memory,
+                }
+            )
+            while (message := server.receive(LOOK)) is None or "status" not in message:
+                follower.look()
+                pid = pid if message is None else int(message["pid"])
+                if pid and not overrun and (overrun := self._overrun(pid, started)):
+                    _end(pid)
+            return int(message["status"]), overrun
+        except BaseException:  # Ctrl-C too
+            if pid:
+                end_group(pid)  # a server that died has left it
+            self.close()
+            raise
+        finally:
+            follower.close()
+
+    def _started(self) -> ForkServer:
+        # Where this process finds plug-ins and the classes of objects, that one must find them too.
+        paths = [path for path in sys.path if path]
+        with stage("starting the process that runs the steps"):
+            return ForkServer({"spec": self.spec.to_json(), "paths": paths}, self.objects)
+
+    def _overrun(self, pid: int, started: float) -> str:
+        if time.monotonic() - started > self.seconds:
+            return (
+                f"it took more than {duration(self.seconds)} and was ended: "
+                f"raise the limit with --step-timeout"
+            )
+        if (held := resident(pid)) > self.memory:
+            return (
+                f"it held {size(held)} of memory, more than the {size(self.memory)} that it may, "
+                f"and was ended: raise the limit with --step-memory"
+            )
+        return ""
+
+    def close(self) -> None:
+        """End what runs, and the server; also when the run is stopped."""
+        if self.server is not None:
+            self.server.close()
+        self.server = None
+
+
+def _end(pid: int) -> None:
+    """End a process group; its main process first writes its stack to its log."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        process.send_signal(signal.SIGABRT)  # faulthandler answers
+        process.wait(LAST_WORDS)
+    end_group(pid)
+
+
+def _how(status: int) -> str:
+    """Say how a process ended, from its exit status, or minus the signal that ended it."""
+    if status >= 0:
+        return f"exit status {status} and left no result"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "unknown"
+    why = ", which is how the kernel ends a process when memory runs out"
+    return f"killed by signal {-status} ({name}{why if name == 'SIGKILL' else ''})"
+
+
+def _last_words(tail: str) -> str:
+    lines = [line.strip() for line in tail.splitlines() if line.strip() and not OURS.match(line)]
+    told = next((line for line in lines if line.startswith("Fatal Python error")), "")
+    said = told or (lines[-1] if lines else "")
+    return f"; its log says: {said[:300]}" if said else ""
+
+
+def _tail(log: Path, began: int) -> str:
+    """Return the end of what a job has written to its log."""
+    try:
+        with open(log, "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(began, end - 16 * TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    # faulthandler ends with the names of hundreds of modules, on one line.
+    kept = [line for line in text.splitlines() if not line.startswith("Extension modules:")]
+    return "\n".join(kept)
+
+
+def local_executor(plan: Plan, spec: RunSpec, logs: Path, scratch: Path) -> Executor:
+    """Return the executor for this machine; one without isolation says why."""
+    if not hasattr(os, "fork"):
+        return InProcessExecutor(plan, spec, "this system cannot fork")
+    if not plan.given:
+        return LocalExecutor(spec, logs, scratch)
+    try:
+        objects = cloudpickle.dumps(given_objects(plan))
+    except Exception as error:  # somebody's object: anything may be raised
+        told = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"what was given cannot be handed to another process ({told})"
+        return InProcessExecutor(plan, spec, reason)
+    return LocalExecutor(spec, logs, scratch, objects)

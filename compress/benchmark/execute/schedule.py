@@ -1,0 +1,197 @@
+"""Who is next: chain runs through the graph, shared nodes once, an executor that does the work."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from compress.benchmark.execute.executor import ChainJob, Executor, Outcome
+from compress.benchmark.execute.run_spec import Stores
+from compress.benchmark.plan.graph import ChainRun, Graph, Node
+from compress.benchmark.store.store import Entry
+from compress.results.record import BASELINE
+from compress.system.progress import stage
+
+AGAIN = 3
+"""How often a chain run whose results vanish is computed again: others clean the store."""
+PATIENCE = 0.5
+"""Seconds between two looks at what another run is computing."""
+NO_BASELINE = "StepFailed: the baseline failed, so there is nothing to start from"
+
+
+@dataclass
+class _State:
+    """How far a chain run is."""
+
+    chain_run: ChainRun
+    at: int = 0
+    """The node that is next."""
+    over: bool = False
+    running: bool = False
+    again: int = 0
+    """How often what had been measured was gone."""
+
+    @property
+    def last(self) -> int:
+        """The number of the node that measures."""
+        return len(self.chain_run.nodes) - 1
+
+
+class Schedule:
+    """Takes every chain run of a graph to its end; `on_end` gets what was measured, or went wrong.
+
+    They start once their seed's baseline is there, and end after it is measured. Each step runs
+    once: what others share is there when they come to it, or failed for them too.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        stores: Stores,
+        executor: Executor,
+        on_end: Callable[[ChainRun, Entry | None, Outcome], None],
+        name: Callable[[ChainRun], str],
+    ) -> None:
+        self.graph, self.stores, self.executor = graph, stores, executor
+        self.on_end, self.name = on_end, name
+        self.states = [_State(chain_run) for chain_run in graph.chain_runs]
+        self.failed: dict[str, Outcome] = {}
+        self.unsaved: set[str] = set()
+        self.baselines: dict[int, bool] = {}
+        """Seed -> whether its baseline came about."""
+        self.claims: dict[str, contextlib.ExitStack] = {}
+
+    def run(self) -> None:
+        """Do all there is to do. What is finished when this is stopped stays in the stores."""
+        for state in self.states:
+            self._look(state)
+        try:
+            while not all(state.over for state in self.states):
+                self._fill()
+                if self._stuck():
+                    self._wait()
+                if any(state.running for state in self.states):
+                    for job, outcome in self.executor.wait():
+                        self._ended(job, outcome)
+        finally:
+            for claim in self.claims.values():
+                claim.close()
+
+    def _stuck(self) -> bool:
+        """Whether all that is left is being computed by another run."""
+        return not all(state.over for state in self.states) and not any(
+            state.running for state in self.states
+        )
+
+    def _wait(self) -> None:
+        with stage("waiting for another run on this store"):
+            while self._stuck():
+                time.sleep(PATIENCE)
+                self._fill()
+
+    def _look(self, state: _State) -> None:
+        """Find the first node of a chain run that is still to be computed."""
+        nodes = state.chain_run.nodes
+        state.at = 0
+        for number in range(len(nodes) - 1, -1, -1):
+            if self.stores.get(nodes[number]) is not None:
+                state.at = number + 1
+                break
+
+    def _fill(self) -> None:
+        """Give the executor as much as it takes."""
+        for state in self._waiting():
+            self._start(state)
+
+    def _start(self, state: _State) -> None:
+        """Take a chain run on from what is there, and start a job for it if there is a worker."""
+        nodes = state.chain_run.nodes
+        while state.at < len(nodes):
+            node = nodes[state.at]
+            if node.key in self.failed:
+                self._end(state, None, self.failed[node.key])
+                return
+            busy = sum(other.running for other in self.states)
+            if busy >= self.executor.workers or node.key in self.claims or not self._claim(node):
+                return
+            if self.stores.get(node) is None:
+                break
+            self._release(node)  # another run has just finished it
+            state.at += 1
+        else:
+            self._finish(state)
+            return
+        until = state.last if node.key in self.unsaved else state.at
+        timed = node.step is not None and "timer" in node.step.needs
+        job = ChainJob(*state.chain_run.key, until)
+        self.executor.submit(job, self.name(state.chain_run), alone=timed)
+        state.running = True
+
+    def _waiting(self) -> Iterator[_State]:
+        """Yield the chain runs that can go on: the first of a seed is its baseline's."""
+        baselines = {s.chain_run.seed: s for s in self.states if s.chain_run.row.text == BASELINE}
+        for state in self.states:
+            first = baselines[state.chain_run.seed]
+            if state.over or state.running:
+                continue
+            if state is not first and first.over and not self.baselines[state.chain_run.seed]:
+                self._end(state, None, Outcome(NO_BASELINE))
+            elif state is first or first.over:
+                yield state
+            elif first.at == first.last and state.at <= state.last:
+                yield state  # its model is there, and is being measured
+
+    def _claim(self, node: Node) -> bool:
+        held = contextlib.ExitStack()
+        if not held.enter_context(self.stores.of(node).claim(node.key)):
+            held.close()
+            return False
+        self.claims[node.key] = held
+        return True
+
+    def _release(self, node: Node) -> None:
+        held = self.claims.pop(node.key, None)
+        if held is not None:
+            held.close()
+
+    def _ended(self, job: ChainJob, outcome: Outcome) -> None:
+        state = next(s for s in self.states if s.running and s.chain_run.key == job.key)
+        state.running = False
+        node = state.chain_run.nodes[state.at]
+        self._release(node)
+        if not outcome.ok:
+            # What shares this node fails with it, and is told the same.
+            self.failed[node.key] = outcome
+            self._end(state, None, outcome)
+        elif outcome.unsaved or node.measures or job.until > state.at:
+            if outcome.unsaved and not node.measures:
+                self.unsaved.add(node.key)
+            state.at = len(state.chain_run.nodes)
+        else:
+            state.at += 1
+
+    def _finish(self, state: _State) -> None:
+        """Hand out what was measured; under its claim, so that nobody removes it meanwhile."""
+        node = state.chain_run.measured
+        if not self._claim(node):
+            return  # another run hands it out, or removes it, at this moment
+        try:
+            entry = self.stores.get(node)
+            if entry is not None:
+                self._end(state, entry, Outcome())
+            elif state.again < AGAIN:
+                state.again += 1
+                self._look(state)
+            else:
+                said = "StepFailed: what was measured of the row vanished from the store repeatedly"
+                self._end(state, None, Outcome(said))
+        finally:
+            self._release(node)
+
+    def _end(self, state: _State, entry: Entry | None, outcome: Outcome) -> None:
+        state.over = True
+        if state.chain_run.row.text == BASELINE:
+            self.baselines[state.chain_run.seed] = entry is not None
+        self.on_end(state.chain_run, entry, outcome)

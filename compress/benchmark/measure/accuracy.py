@@ -1,0 +1,88 @@
+"""What an ONNX file answers to the test split, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compress.benchmark.plan.metric import Metric
+from compress.deploy.session import predict, session
+from compress.stats.calibration import confidences
+from compress.stats.proportions import TOP, target_ranks
+from compress.system.progress import stage
+from compress.tasks.base import Split, Task, Tensors, prepared_batches
+
+NOT_FINITE = "the file gives outputs that are not finite numbers"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a file said of every one of N test items."""
+
+    arrays: Mapping[str, np.ndarray]
+    """As `compress.results.accuracy.Answers` reads them."""
+    logits: np.ndarray
+    """float32, shape (N, K)."""
+    figures: Mapping[str, float]
+    """The user's metric, if it could be had."""
+    missing: Mapping[str, str]
+    """Column -> why it could not."""
+
+
+def measure_answers(
+    path: Path, task: Task, test: Split, threads: int, metric: Metric | None = None
+) -> Answered:
+    """Run the file over the whole test split in onnxruntime."""
+    runner = session(path, threads)
+    labels: list[torch.Tensor] = []
+
+    def batches() -> Iterator[Tensors]:
+        for inputs, some in prepared_batches(task, test, 64):
+            labels.append(some)
+            yield inputs
+            shown.advance(len(some))
+
+    with stage(
+        f"measuring the accuracy on {len(test):,} {task.unit}", len(test), task.unit
+    ) as shown:
+        logits = predict(runner, batches())
+    return answered(task, logits, torch.cat(labels).numpy(), metric)
+
+
+def answered(
+    task: Task, logits: np.ndarray, targets: np.ndarray, metric: Metric | None = None
+) -> Answered:
+    """Return what logits (N, K) say of items with these targets (N,).
+
+    Ranks are only told where there are more than ten classes.
+    """
+    logits = logits.astype(np.float32, copy=False)  # exponentials of float16 would be too coarse
+    arrays = {
+        "predictions": logits.argmax(1),
+        "correct": task.correct(torch.from_numpy(logits), torch.from_numpy(targets)).numpy(),
+        "confidence": confidences(logits),
+        "targets": targets,
+    }
+    figures: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    many = logits.shape[1] > 2 * TOP
+    if not np.isfinite(logits).all():
+        missing |= dict.fromkeys(("ece", "top5") if many else ("ece",), NOT_FINITE)
+    elif many:
+        arrays["ranks"] = target_ranks(logits, targets)
+    if metric is not None:
+        value, reason = metric.measure(logits, targets)
+        if value is None:
+            missing["metric"] = reason
+        else:
+            figures["metric"] = value
+    return Answered(arrays, logits, figures, missing)
+
+
+def logits_of(path: Path, inputs: Tensors, threads: int) -> np.ndarray:
+    """Return the file's logits for some prepared inputs, (N, classes)."""
+    return predict(session(path, threads), [inputs])

@@ -1,0 +1,195 @@
+"""From a built model to a record: deploy, verify, count, and see how often it is right.
+
+What is said of a row in relation to others (its place in the run's folder, its difference to the
+baseline, its control) is not known here: the same model measured for another run is measured.
+"""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress import counts
+from compress.benchmark.measure.accuracy import measure_answers
+from compress.benchmark.plan.plan import Plan
+from compress.benchmark.plan.provenance import full_chain, metadata, preprocessing_hash, split_hash
+from compress.benchmark.plan.rows import Row
+from compress.benchmark.store.outputs import (
+    ANSWERS,
+    DEPLOYABLE,
+    SAMPLES,
+    TARGETS,
+    TIMED,
+    UNVERIFIED,
+)
+from compress.context import StepLog
+from compress.deploy.export import export, stamp
+from compress.deploy.stored import stored
+from compress.deploy.verify import Verification, verify
+from compress.errors import CannotSave
+from compress.heads import heads_of
+from compress.model import Model, save
+from compress.results.raw import write_arrays
+from compress.results.record import Record
+from compress.system.environment import cpu_info
+from compress.system.files import sha256, write_atomic
+from compress.system.progress import stage
+from compress.tasks.base import other_lengths, spaced, stacked_inputs
+from compress.timing.executed import executed, explain
+
+VERIFY_ITEMS = 512
+EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes")
+"""Columns that `compress.timing.executed` fills."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a chain made: the model, its key in the store, its log."""
+
+    model: Model
+    key: str
+    log: StepLog
+
+    @property
+    def seconds(self) -> float:
+        return float(sum(row["seconds"] for row in self.log.rows if row["kind"] == "step"))
+
+
+@dataclass
+class Measured:
+    """A record on its way."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> Record:
+    """Deploy a built model into a folder and measure it there.
+
+    The folder gets `model.onnx` (or `unverified.onnx`), where they can be had
+    `model.safetensors` and `blueprint.json`, and `answers.npz`; of a baseline also `targets.npz`.
+    """
+    started = time.perf_counter()
+    model = built.model
+    # What the file says of itself is written before it is verified, hashed and timed.
+    with stage("writing the ONNX file"):
+        onnx = stamp(model.onnx or export(model), metadata(plan, row, seed))
+        # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
+        inputs = stacked_inputs(plan.data.task, plan.data.test, VERIFY_ITEMS)
+        others = other_lengths(plan.data.task, plan.data.test)
+    verdict = verify(onnx, model, inputs, lowered=model.lowered, others=others)
+    path = folder / (DEPLOYABLE if verdict.ok else UNVERIFIED)
+    write_atomic(path, onnx)
+    found = Measured(notes=list(built.log.notes))
+    found.hashes |= {"onnx": sha256(onnx), "key": built.key}
+    with stage("saving the model, counting its operations and bytes"):
+        found.notes += _save(plan, row, model, folder)
+        _count(model, onnx, found)
+    _answer(plan, folder, row, path, verdict, found)
+    _execute(path, [tensor[:1].numpy() for tensor in inputs], plan.threads, found)
+    if np.isfinite(verdict.max_abs_error):
+        found.figures["top1_agreement"] = float(verdict.top1_agreement)
+        found.figures["max_abs_error"] = float(verdict.max_abs_error)
+    found.figures["train_samples"] = built.log.samples
+    found.figures["seconds"] = round(built.seconds, 3)
+    spent = {"kind": "measuring", "seconds": round(time.perf_counter() - started, 3)}
+    return Record(
+        row.text,
+        seed,
+        "ok" if verdict.ok else "unverified",
+        found.figures,
+        error=verdict.reason,
+        notes=tuple(found.notes),
+        missing=found.missing,
+        hashes=found.hashes,
+        log=(*built.log.rows, *found.log, spent),
+    )
+
+
+def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
+    """Save what a Python user can load again; say so where that cannot be done."""
+    if plan.instance is not None:
+        return ["a module instance: the ONNX file is the only artifact"]
+    about = {
+        "task": plan.data.task.describe(),
+        "chain": full_chain(plan, row),
+        "lowered": model.lowered,
+    }
+    try:
+        # The file that is deployed lies there already, stamped.
+        save(replace(model, onnx=None), folder, plan.build, about)
+    except CannotSave as error:
+        return [f"the ONNX file is the only artifact: {error}"]
+    return []
+
+
+def _count(model: Model, onnx: bytes, found: Measured) -> None:
+    counted = counts.count(model.module, model.example)
+    found.figures |= {
+        "params": counted.params,
+        "nonzero_params": counted.nonzero_params,
+        "macs": counted.macs,
+        "onnx_bytes": len(onnx),
+        "gzip_bytes": len(gzip.compress(onnx, compresslevel=6, mtime=0)),
+    }
+    found.log.append({"kind": "counts", "uncounted": dict(counted.uncounted)})
+    if left_out := counts.left_out(counted.uncounted):
+        found.notes.append(left_out)
+    if counted.unused_params:
+        found.notes.append(
+            f"{counted.unused_params:,} parameters that the deployed file does without, such as "
+            f"those of heads that are only used in training, are not counted"
+        )
+    if (heads := heads_of(model.module)) is not None and heads.note:
+        found.notes.append(heads.note)
+    if model.sparse:
+        found.figures["sparse_tensors"] = len(model.sparse)
+    found.figures |= stored(onnx) if model.lowered else {"precision": "float32"}
+
+
+def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, found: Measured) -> None:
+    """Tell what onnxruntime executes for one item, and what keeps an int8 file from its speed."""
+    try:
+        run = executed(path, inputs, threads)
+    except Exception as error:
+        # Whether the file is sound was verified; what it executes is told where it can be.
+        reason = f"what the file executes cannot be told: {type(error).__name__}: {error}"
+        found.missing |= dict.fromkeys((*EXECUTED, "int8_macs_share"), reason)
+        return
+    found.figures |= {name: getattr(run, name) for name in EXECUTED}
+    found.figures |= {"int8_macs": run.int8_macs, "executed_macs": run.macs}
+    found.log.append({"kind": "executed", "macs": run.macs, "operators": dict(run.operators)})
+    if slowed := explain(run, cpu_info()[1]):
+        found.notes.append(slowed)
+
+
+def _answer(
+    plan: Plan, folder: Path, row: Row, path: Path, verdict: Verification, found: Measured
+) -> None:
+    """Ask the file for all test items; one that failed verification, if it runs at all."""
+    data = plan.data
+    try:
+        answers = measure_answers(path, data.task, data.test, plan.threads, plan.metric)
+    except Exception as error:
+        if verdict.ok:
+            raise
+        found.missing["accuracy"] = f"the file does not run: {error}"
+        return
+    found.figures |= answers.figures
+    found.missing |= answers.missing
+    found.hashes["split"] = split_hash(data, answers.arrays["targets"])
+    found.hashes["preprocessing"] = preprocessing_hash(data)
+    # What the file must answer while it is timed, so that it is only run in limited processes.
+    timed = {TIMED: answers.logits[spaced(SAMPLES, len(answers.logits))]}
+    found.hashes["answers"] = write_arrays(folder / ANSWERS, {**answers.arrays, **timed})
+    if row.chain is None:
+        write_arrays(folder / TARGETS, {"targets": answers.arrays["targets"]})

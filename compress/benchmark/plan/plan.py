@@ -1,0 +1,326 @@
+"""From a suite to a plan: everything that can be refused is refused here, before any work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compress.benchmark.plan.metric import Function, Metric, find_metric
+from compress.benchmark.plan.rows import Row, rows_of
+from compress.benchmark.plan.suite import Suite
+from compress.chain_parser import model_sources
+from compress.compressor import Compressor, leaves, seed_everything
+from compress.context import StepContext, Transfer
+from compress.ensemble import settle
+from compress.errors import IllegalChain, UserError, unknown
+from compress.find_heads import Judge
+from compress.heads import heads_of
+from compress.model import INSTANCE, Blueprint, Model
+from compress.system.environment import cpu_threads
+from compress.system.files import sha256
+from compress.system.progress import stage
+from compress.tasks.base import Data
+from compress.training import Training
+from compress.training.evaluate import accuracies
+from compress.training.execution_mode import usual_precision
+from compress.zoo.data import data_root as find_root
+from compress.zoo.data import load_data
+from compress.zoo.models import build_module, fresh
+from compress.zoo.transfer import load_transfer
+from compress.zoo.weights import DEFAULT, load_weights
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A suite with everything looked up: data, models, chains, device."""
+
+    suite: Suite
+    data: Data
+    start: Model
+    """The model before the baseline's step, with its weights if they are given."""
+    baseline: Compressor | None
+    rows: tuple[Row, ...]
+    teachers: Mapping[str, Model]
+    transfers: Mapping[str, Transfer]
+    """Transfer sets that chains name, by the name of their data source."""
+    origin: str
+    """In words: where the baseline comes from."""
+    device: torch.device
+    precision: str
+    tune: bool
+    """Whether a long training may measure in which precision and layout it runs fastest."""
+    threads: int
+    allow_code: tuple[Path, ...] = ()
+    metric: Metric | None = None
+    instance: nn.Module | None = None
+    """A Python user's own module, where no name says how it is built."""
+    own_teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Those of the teachers that are a Python user's own modules, by name."""
+    given: bool = False
+    """Whether data, modules or the metric are objects of this process, not names."""
+    step_threads: int = 1
+    """CPU threads of every step: sums are rounded otherwise with another number of them."""
+    cpu: object = None
+    """Of the machine that asked for the plan, as `cpu_info` tells it; None: this one."""
+
+    def fresh(self, name: str) -> Model:
+        return fresh(name, self.data.task, self.allow_code, like=self.start)
+
+    def build(self, blueprint: Blueprint) -> nn.Module:
+        """Build a fresh module (of an instance: a copy) that saved weights are loaded into."""
+        if blueprint.factory == INSTANCE and self.instance is not None:
+            return copy.deepcopy(self.instance)
+        return build_module(blueprint, self.allow_code)
+
+    def step_context(self, seed: int, progress: bool) -> StepContext:
+        data = self.data
+        return StepContext(
+            task=data.task,
+            train=data.train,
+            validation=data.validation,
+            calibration=data.calibration,
+            models=self.teachers,
+            transfers=self.transfers,
+            build=self.fresh,
+            device=self.device,
+            precision=self.precision,
+            tune=self.tune,
+            seed=seed,
+            progress=progress,
+        )
+
+    @property
+    def step_inputs(self) -> dict[str, object]:
+        """What every step's result depends on, besides its input, its text and named teachers."""
+        return {
+            "data": self.data.identity(),
+            "task": self.data.task.describe(),
+            "device": str(self.device),
+            "precision": [self.precision, "tuned"] if self.tune else [self.precision],
+            "threads": self.step_threads,
+            "code": {str(path): sha256(path.read_bytes()) for path in self._code_of_models()},
+        }
+
+    def _code_of_models(self) -> set[Path]:
+        """Return the allowed files, but not one that only the metric names: no step sees it."""
+        allowed = {path.expanduser().resolve() for path in self.allow_code}
+        if self.metric is None or self.metric.file is None:
+            return allowed
+        names = {self.suite.model, *(named.model for named in self.suite.teachers.values())}
+        names |= {name for row in self.rows if row.chain for name in row.chain.students}
+        sources = set().union(*(model_sources(name) for name in names))
+        places = {Path(source).expanduser().resolve() for source in sources}
+        return allowed - ({self.metric.file} - places)
+
+
+def make_plan(
+    suite: Suite,
+    *,
+    data: Data | None = None,
+    model: nn.Module | None = None,
+    metric: Function | None = None,
+    teachers: Mapping[str, nn.Module] | None = None,
+    data_root: Path | None = None,
+    device: str | torch.device = "auto",
+    allow_code: Collection[Path] = (),
+    step_threads: int | None = None,
+) -> Plan:
+    """Look everything up, build every model once, and refuse what cannot work.
+
+    `data`, `model` (an instance), `metric` (a function) and `teachers` (instances, by names that
+    the suite has) take the place of the suite's names, for Python users. A device by name is
+    looked for; a `torch.device` was found before. Raises UserError.
+    """
+    if data is not None and suite.options:
+        raise UserError(
+            f"{', '.join(suite.options)} belong to a data source by name: give them to "
+            f"from_arrays() or load_data() instead"
+        )
+    # Parsing is cheap and data may be large: a typing error is told at once.
+    baseline, rows = rows_of(
+        suite, suite.weights is not None or model is not None, named=model is None
+    )
+    for path in allow_code:
+        if not path.is_file():
+            raise UserError(f"--allow-code: there is no file {path}")
+    given = bool(teachers) or any(thing is not None for thing in (data, model, metric))
+    judge = find_metric(suite.metric if metric is None else metric, allow_code)
+    if data is None:
+        with stage(f"reading {suite.data}"):
+            data = load_data(suite.data, data_root, **suite.options)
+    if judge is not None:
+        judge.check(data.task)
+    where = _device(device)
+    suite = _with_weights_found(suite, data_root)
+    if step_threads is not None and step_threads < 1:
+        raise UserError(f"step_threads must be at least 1, not {step_threads}")
+    start = _start(suite, data, model, allow_code)
+    plan = Plan(
+        suite=suite,
+        data=data,
+        start=start,
+        baseline=baseline,
+        rows=rows,
+        teachers={},
+        transfers={},
+        origin=_origin(suite, baseline, model),
+        device=where,
+        precision=usual_precision(where) if suite.precision == "auto" else suite.precision,
+        tune=suite.precision == "auto",
+        threads=suite.threads or cpu_threads(),
+        allow_code=tuple(allow_code),
+        metric=judge,
+        instance=None if model is None else start.module,
+        own_teachers=dict(teachers or {}),
+        given=given,
+        step_threads=step_threads or cpu_threads(),
+    )
+    plan = replace(plan, teachers=_teachers(suite, plan))
+    names = {name for row in rows if row.chain for name in row.chain.transfers}
+    found = {}
+    for name in sorted(names):
+        with stage(f"reading {name}"):
+            found[name] = load_transfer(name, data, data_root)
+    plan = replace(plan, transfers=found)
+    # Several rows may have one student: it is built once, and copied where it is changed.
+    context = replace(plan.step_context(0, False), enters=start, build=lru_cache(2)(plan.fresh))
+    if baseline is not None:
+        baseline.check(context)
+    for row in rows:
+        _check_names(row, plan, replace(context, teacher=start))
+    return plan
+
+
+def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
+    """Look for files of weights as they are named, then below the data root."""
+
+    def find(weights: str | None, option: str = "--weights FILE") -> str | None:
+        if weights is None or weights == DEFAULT or Path(weights).expanduser().exists():
+            return weights
+        below = find_root(data_root) / weights
+        if below.exists():
+            return str(below)
+        raise UserError(
+            f"there is no file of weights {weights!r}, neither here nor below the data root "
+            f"{find_root(data_root)}: name it with {option}"
+        )
+
+    teachers = {
+        name: replace(named, weights=find(named.weights, f"--teacher {name} {named.model} FILE"))
+        for name, named in suite.teachers.items()
+    }
+    return replace(suite, weights=find(suite.weights), teachers=teachers)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if isinstance(name, torch.device):
+        return name
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device must be auto, cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda is asked for, and torch finds no CUDA device here")
+    return torch.device(name)
+
+
+def _start(
+    suite: Suite, data: Data, instance: nn.Module | None, allow_code: Collection[Path]
+) -> Model:
+    seed_everything(suite.seeds[0])
+    if instance is None:
+        if suite.weights is None:
+            return fresh(suite.model, data.task, allow_code)
+        return _trained(suite.model, suite.weights, data, allow_code)
+    model = _of_instance(instance, data)
+    if suite.weights is not None:
+        load_weights(model.module, suite.weights, suite.model)
+    _check_fits("the model", model, data)
+    return model
+
+
+def _trained(name: str, weights: str, data: Data, allow_code: Collection[Path]) -> Model:
+    load = partial(load_weights, source=weights, model_name=name)
+    return fresh(name, data.task, allow_code, load=load, judge=_judge(data))
+
+
+def _judge(data: Data) -> Judge:
+    """Return what measures several outputs of a trained model on validation data."""
+    return lambda module, paths: accuracies(module, data.task, data.validation, paths)
+
+
+def _of_instance(instance: nn.Module, data: Data) -> Model:
+    # A copy: the caller's module keeps its mode, device and type.
+    module = copy.deepcopy(instance).cpu().float().eval()
+    task = data.task
+    return Model(module, task.probe(), blueprint=Blueprint(INSTANCE), inputs=task.inputs)
+
+
+def _check_fits(what: str, model: Model, data: Data) -> None:
+    """Refuse a module that does not take the data's inputs, or gives other outputs."""
+    try:
+        shape = tuple(settle(model, data.task.output_shape(), _judge(data)).shape)
+    except UserError as error:
+        raise UserError(str(error).replace("the model", what, 1)) from error
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise UserError(f"{what} does not take the data's inputs: {error}") from error
+    if shape != (1, *data.task.output_shape()):
+        raise UserError(
+            f"{what} gives outputs of shape {shape} for one item, and the data needs "
+            f"{(1, *data.task.output_shape())}"
+        )
+
+
+def _origin(suite: Suite, baseline: Compressor | None, instance: nn.Module | None) -> str:
+    if baseline is not None:
+        return repr(baseline)
+    if instance is not None and suite.weights is None:
+        return "the module instance as it was given"
+    return f"the given weights ({Path(str(suite.weights)).name})"
+
+
+def _teachers(suite: Suite, plan: Plan) -> dict[str, Model]:
+    teachers = {}
+    for name, named in suite.teachers.items():
+        own = plan.own_teachers.get(name)
+        if own is not None:
+            teachers[name] = _of_instance(own, plan.data)
+            _check_fits(f"teacher {name!r}", teachers[name], plan.data)
+            continue
+        if named.weights is None:
+            raise UserError(f"teacher {name!r} needs weights: an untrained model teaches nothing")
+        teachers[name] = _trained(named.model, named.weights, plan.data, plan.allow_code)
+    return teachers
+
+
+def _check_names(row: Row, plan: Plan, context: StepContext) -> None:
+    chain = plan.baseline if row.chain is None else row.chain
+    if chain is not None:
+        _check_trainable(chain, context)
+    if row.chain is None:
+        return
+    for name in sorted(row.chain.teachers - {"baseline"}):
+        if name not in plan.teachers:
+            raise unknown("teacher", name, ["baseline", "input", *plan.teachers])
+    for need in sorted(row.chain.needs):
+        if not context.has(need):
+            raise IllegalChain(f"{row.text} needs {need}, which is not at hand")
+    row.chain.check(context)
+
+
+def _check_trainable(chain: Compressor, context: StepContext) -> None:
+    """Build every student, and refuse to train a model that does not say which its logits are."""
+    assert context.enters is not None, "the plan's own model"
+    model = context.enters
+    for step, _ in leaves(chain):
+        for name in sorted(step.students):
+            model = context.student(name)
+        heads = heads_of(model.module)
+        if isinstance(step, Training) and heads is not None and heads.untrainable:
+            raise IllegalChain(f"{step!r} cannot train: {heads.untrainable}")

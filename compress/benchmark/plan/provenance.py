@@ -1,0 +1,135 @@
+"""What a run, and every file it makes, says of itself."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.benchmark.plan.keys import versions
+from compress.benchmark.plan.plan import Plan
+from compress.benchmark.plan.rows import Row
+from compress.system.environment import environment as timing_environment
+from compress.system.environment import machine
+from compress.system.files import digest, sha256
+from compress.tasks.base import Data
+
+
+def about(plan: Plan, command: str) -> dict[str, Any]:
+    """Return what the report says about the run as a whole (JSON)."""
+    data = plan.data
+    notes = [data.note] if data.note else []
+    if plan.baseline is None:
+        notes.append(
+            "the model came with weights, and nobody knows whether they have seen the "
+            "validation split"
+        )
+    parts = ("train", "validation", "calibration", "test")
+    return {
+        "suite": plan.suite.name,
+        "description": plan.suite.description,
+        "data": data.task.name,
+        "task": data.task.describe(),
+        "fingerprint": data.fingerprint,
+        "preprocessing_hash": preprocessing_hash(data),
+        "split": {part: len(getattr(data, part)) for part in parts},
+        "test_items": len(data.test),
+        "model": plan.suite.model,
+        "baseline": plan.origin,
+        "command": command,
+        "metric": "" if plan.metric is None else plan.metric.name,
+        "margin": plan.suite.margin,
+        "notes": notes,
+        "environment": environment(
+            plan.threads, str(plan.device), plan.precision, plan.suite.seeds
+        ),
+    }
+
+
+def preprocessing_hash(data: Data) -> str:
+    """Return a hash of what is done to an item before a model sees it."""
+    return digest(data.task.describe().get("preprocessing"))
+
+
+def split_hash(data: Data, targets: np.ndarray) -> str:
+    """Return a hash of the source's fingerprint and the test split's targets (N,), in order."""
+    whole = np.ascontiguousarray(targets, dtype="<i8")
+    return digest(
+        {"fingerprint": data.fingerprint, "items": len(whole), "targets": sha256(whole.tobytes())}
+    )
+
+
+def full_chain(plan: Plan, row: Row) -> str:
+    """Return the chain's text with the baseline's own step in front."""
+    first = "" if plan.baseline is None else repr(plan.baseline)
+    rest = "" if row.chain is None else row.text
+    return " -> ".join(filter(None, (first, rest)))
+
+
+def metadata(plan: Plan, row: Row, seed: int) -> dict[str, str]:
+    """Return what is written into a row's ONNX file; values that are not text are JSON."""
+    task = plan.data.task.describe()
+    return {
+        **plan.data.task.metadata(),
+        "task": task["kind"],
+        "data": plan.data.task.name,
+        "model": plan.suite.model,
+        "chain": full_chain(plan, row),
+        "seed": str(seed),
+        "versions": json.dumps(versions()),
+    }
+
+
+def environment(
+    threads: int, device: str, precision: str, seeds: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Return where and with which seeds a run takes place (JSON): machine, versions, git state.
+
+    Names neither host, user nor path.
+    """
+    return {
+        **timing_environment(threads),
+        **_machine(),
+        "device": device,
+        "precision": precision,
+        "seeds": list(seeds),
+        "versions": versions(),
+        "git": _git_state(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """Return the machine; torch names a GPU where NVIDIA's own tool is missing."""
+    found = machine()
+    if not found["gpu"]:
+        import torch
+
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _git_state() -> str | None:
+    """Return the commit of our own checkout, with `+` if it has changes; None if there is none."""
+    here = Path(__file__).resolve()
+    # Installed into a folder of somebody's repository we are not part of it.
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None
+    return _git(here.parent, "describe", "--always", "--dirty=+")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git says, None if it says nothing or fails."""
+    try:
+        answer = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

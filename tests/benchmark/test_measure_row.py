@@ -1,0 +1,85 @@
+"""What a row says of its file: what is executed, what is not counted, and why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bench_fixtures import fresh_model, small_digits
+from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
+
+from compress import counts
+from compress.benchmark.measure import row as measuring
+from compress.benchmark.measure.row import EXECUTED, Measured
+from compress.deploy.export import export
+from compress.deploy.int8 import quantize_onnx
+from compress.model import Model
+from compress.tasks.base import stacked_inputs
+
+DATA = small_digits()
+INPUTS = stacked_inputs(DATA.task, DATA.test, 16)
+
+
+def executed(path: Path) -> Measured:
+    found = Measured()
+    measuring._execute(path, [tensor[:1].numpy() for tensor in INPUTS], 1, found)
+    return found
+
+
+def test_the_executed_graph_goes_to_its_columns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measuring, "cpu_info", lambda: ("Old 1", ("avx2",)))
+    model = fresh_model(DATA)
+    whole = counts.macs(model.module, model.example)
+    (tmp_path / "float.onnx").write_bytes(export(model))
+    found = executed(tmp_path / "float.onnx")
+    assert (found.figures["int8_convs"], found.figures["qdq_nodes"]) == (0, 0)
+    assert found.figures["float_convs"] == sum(
+        isinstance(layer, nn.Conv2d) for layer in model.module.modules()
+    )
+    assert (found.figures["int8_macs"], found.figures["executed_macs"]) == (0, whole)
+    assert (found.missing, found.notes) == ({}, [])
+    (row,) = found.log
+    assert (row["kind"], row["macs"]) == ("executed", whole)
+    assert row["operators"]["Gemm"] == found.figures["float_matmuls"]
+
+    int8, _ = quantize_onnx((tmp_path / "float.onnx").read_bytes(), [INPUTS])
+    (tmp_path / "int8.onnx").write_bytes(int8)
+    lowered = executed(tmp_path / "int8.onnx")
+    assert lowered.figures["int8_convs"] == found.figures["float_convs"]
+    assert lowered.figures["int8_macs"] == lowered.figures["executed_macs"]
+    assert "this CPU has no int8 dot products" in lowered.notes[0]
+
+
+def test_a_file_that_does_not_run_has_reasons(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"rubbish")
+    found = executed(tmp_path / "broken.onnx")
+    assert found.figures == {}
+    assert found.missing.keys() == {*EXECUTED, "int8_macs_share"}
+    assert "INVALID_PROTOBUF" in found.missing["qdq_nodes"]
+
+
+class Deformed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = DeformConv2d(1, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        offsets = torch.zeros(len(images), 18, 6, 6)
+        return self.layer(images, offsets).relu().mean((2, 3))
+
+
+def test_what_is_not_counted_is_kept_and_noted() -> None:
+    found = Measured()
+    measuring._count(Model(Deformed(), (torch.zeros(1, 1, 8, 8),)), b"onnx", found)
+    assert found.figures["macs"] == 0
+    assert found.log == [
+        {
+            "kind": "counts",
+            "uncounted": {"mean": 1, "relu": 1, "torchvision.deform_conv2d": 1},
+        }
+    ]
+    assert found.notes == ["MACs leave out 1 call of torchvision.deform_conv2d"]
