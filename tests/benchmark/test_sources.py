@@ -13,7 +13,8 @@ from bench_fixtures import small_digits
 from cases import TEXTS
 
 from compress.benchmark.execute import job as job_module
-from compress.benchmark.execute.job import Job, Stores, perform
+from compress.benchmark.execute.executor import ChainJob
+from compress.benchmark.execute.job import Stores, perform
 from compress.benchmark.plan import sources
 from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.keys import HANDING, measuring_modules, step_modules
@@ -34,6 +35,7 @@ NAMING = {
     "compress.benchmark.plan.keys",  # where following begins
     "compress.benchmark.plan.suite",  # reads suites, whose content stands in the keys
     *("compress.timing.launch", "compress.timing.memory"),  # for what is timed there are no keys
+    "compress.runtimes",  # names its group of entry points
 }
 REPORTING = {m for m in files() if m.split(".")[1:2] in (["report"], ["cli"], ["api"], ["suites"])}
 
@@ -96,13 +98,13 @@ def called(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         seen: set[str] = set()
         patch.setattr(job_module, "run", watched(job_module.run, seen))
         patch.setattr(job_module, "measure_row", watched(job_module.measure_row, seen))
-        for number, row in enumerate(plan.rows):
+        for row in plan.rows:
             chain_run = graph.chain_run((row.text, 0))
             for until, node in enumerate(chain_run.nodes):
                 if node.measures and row.text not in ("baseline", "cast('float16')"):
                     continue
                 seen.clear()
-                outcome = perform(Job(number, 0, until), plan, stores)
+                outcome = perform(ChainJob(row.text, 0, until), plan, stores)
                 assert outcome.ok, outcome.error
                 found[f"= {row.text}" if node.measures else node.text] = set(seen)
     return found

@@ -221,7 +221,7 @@ def data() -> Data:
 
 
 def model(data: Data, flatten: Flatten) -> Model:
-    return Model(Net(flatten, 1).eval(), data.task.example(), blueprint=Blueprint(INSTANCE))
+    return Model(Net(flatten, 1).eval(), data.task.probe(), blueprint=Blueprint(INSTANCE))
 
 
 def weights(made: Model) -> list[Tensor]:
