@@ -114,7 +114,7 @@ class Draw(Compressor):
 def drawn(step: Compressor, **options: int) -> list[int]:
     context = replace(step_context(), **options)
     run(step, model(), context)
-    return [row["seed"] for row in context.step_log.rows if row["kind"] == "drawn"]
+    return [row["seed"] for row in context.log.rows if row["kind"] == "drawn"]
 
 
 COMPOSED = st.recursive(

@@ -145,12 +145,13 @@ def test_a_step_can_start_whatever_its_limit(tmp_path: Path) -> None:
         "from compress.benchmark.execute.step_process import fork, run_in_child\n"
         "kept = bytearray(300_000_000)\n"
         "out = Path(sys.argv[1])\n"
-        "def work():\n"
+        "def work(message):\n"
         "    (out / 'small').write_bytes(bytes(50_000_000))\n"
         "    (out / 'large').write_bytes(bytes(400_000_000))\n"
         "parent, pid = os.getpid(), fork()\n"
         "if pid == 0:\n"
-        "    run_in_child(work, parent, out / 'log', out, 2**28)\n"
+        "    message = {'log': str(out / 'log'), 'scratch': str(out), 'memory': 2**28}\n"
+        "    run_in_child(work, message, parent)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)

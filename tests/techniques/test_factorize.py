@@ -77,7 +77,7 @@ def test_a_layer_that_would_not_get_cheaper_is_left_alone_and_the_journal_says_s
     module = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
     model = Model(module, (torch.zeros(1, 64),))
     step_log = StepLog()
-    result = run(chain("factorize(rank=0.9)"), model, StepContext(TASK, step_log=step_log))
+    result = run(chain("factorize(rank=0.9)"), model, StepContext(TASK, log=step_log))
     assert isinstance(result.module[0], nn.Linear)
     reasons = [row["left_alone"] for row in step_log.rows if row["kind"] == "layer"]
     assert reasons == ["rank 58 would not be cheaper", "rank 2 would not be cheaper"]
@@ -88,7 +88,7 @@ def test_grouped_convolutions_are_left_alone() -> None:
     module = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 64, 3), nn.Flatten(1))
     model = Model(module, (torch.zeros(1, 8, 5, 5),))
     step_log = StepLog()
-    result = run(chain("factorize(rank=0.2)"), model, StepContext(TASK, step_log=step_log))
+    result = run(chain("factorize(rank=0.2)"), model, StepContext(TASK, log=step_log))
     assert isinstance(result.module[0], nn.Conv2d)
     assert isinstance(result.module[1], nn.Sequential)
     assert any("grouped" in row.get("left_alone", "") for row in step_log.rows)

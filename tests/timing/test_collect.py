@@ -11,7 +11,7 @@ import pytest
 from made_up import SAMPLES, SECONDS, Machine, raw_timings
 
 from compress.errors import UserError
-from compress.timing import launch as launch_module
+from compress.system import processes
 from compress.timing.collect import Effort, _is_slow, collect
 from compress.timing.launch import WorkerFailed, launch
 from compress.timing.raw_timings import CONTROL, LEVELS, RawTimings, process_ratio
@@ -219,7 +219,7 @@ def test_a_process_that_hangs_is_ended(monkeypatch, tmp_path):
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho loading x >&2\nexec sleep 60\n")
     script.chmod(0o755)
-    monkeypatch.setattr(launch_module.sys, "executable", str(script))
+    monkeypatch.setattr(processes.sys, "executable", str(script))
     with pytest.raises(WorkerFailed, match=r"took more than 1 s and was ended \(loading x\)"):
         launch(tmp_path / "job", tmp_path / "result", 1)
 

@@ -361,7 +361,7 @@ def test_a_gpu_that_is_too_small_for_the_batch_trains_in_parts() -> None:
     def trained() -> list[dict[str, Any]]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        ours = replace(context, step_log=type(context.log)())
+        ours = replace(context, log=type(context.log)())
         run(step, replace(fresh_model(data), module=Wide()), ours)
         return [row for row in ours.log.rows if row["kind"] == "memory"]
 
