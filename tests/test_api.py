@@ -262,7 +262,7 @@ def test_an_instance_that_cannot_be_reset_is_not_trained_from_its_old_weights(
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the timing processes, which have tests of their own."""
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], Stage(reason="left out")))
+    monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
 
 
 @pytest.mark.usefixtures("untimed")
