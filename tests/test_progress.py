@@ -202,8 +202,10 @@ def test_a_line_is_read_once_it_is_whole_and_nonsense_is_passed_over(
 
 
 def test_a_file_that_cannot_be_written_ends_no_step(tmp_path: Path) -> None:
-    with listening(Recorder(tmp_path / "absent" / "stages.jsonl")), stage("a step") as step:
+    with listening(Recorder(tmp_path / "absent" / "stages.jsonl")), stage("a step", 2) as step:
         step.advance()
+    assert step.done == 1
+    assert not (tmp_path / "absent").exists()
 
 
 @pytest.mark.usefixtures("each")
@@ -237,3 +239,4 @@ def test_a_stream_that_is_closed_ends_no_run(clock: Clock) -> None:
     with listening(display), stage("training"):
         wait(display, clock, 30)
         say("a line")
+    assert not any(display.stages.values()), "the stage has ended like any other"
