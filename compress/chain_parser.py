@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 from compress.compressor import Chain, Compressor
 from compress.errors import IllegalChain, UserError
@@ -25,7 +25,7 @@ from compress.parts import PartKind, build, lookup, part_fields
 MAX_LENGTH = 4000
 MAX_DEPTH = 20
 SHOWN = 200
-"""Characters of a text that an error repeats."""
+"""Characters of a text that an error quotes."""
 LINE_BREAKS = str.maketrans("\n\r\f", "   ")
 
 
@@ -51,8 +51,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _arrows_to_shifts(text: str) -> str:
-    if len(text) > MAX_LENGTH:
-        raise IllegalChain(f"the chain is longer than {MAX_LENGTH} characters")
+    _check_length(text)
     source = text.strip().translate(LINE_BREAKS)
     pieces, depth, last = [], 0, 0
     try:
@@ -66,9 +65,14 @@ def _arrows_to_shifts(text: str) -> str:
                 pieces += [source[last : token.start[1]], ">>"]
                 last = token.end[1]
     except (tokenize.TokenError, SyntaxError, ValueError, SystemError) as error:
-        # Python 3.12's tokenizer answers odd bytes with UnicodeDecodeError and SystemError, too.
+        # Python 3.12's tokenizer also raises UnicodeDecodeError and SystemError at control codes.
         raise _unreadable(text, error) from None
     return "".join([*pieces, source[last:]])
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_LENGTH:
+        raise IllegalChain(f"the text is longer than {MAX_LENGTH} characters")
 
 
 def shown(text: str) -> str:
@@ -93,11 +97,11 @@ def _unreadable(text: str, error: Exception) -> IllegalChain:
 
 
 def _tree(source: str, text: str) -> ast.expr:
-    if len(source) > MAX_LENGTH:
-        raise IllegalChain(f"the text is longer than {MAX_LENGTH} characters")
+    """Return the syntax tree of `source`; errors quote `text`."""
+    _check_length(source)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in strings: they stay as they are
+            warnings.simplefilter("ignore")  # of unknown escapes in strings, which stay as they are
             return ast.parse(source.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _unreadable(text, error) from None
@@ -105,7 +109,7 @@ def _tree(source: str, text: str) -> ast.expr:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Makes a chain of the syntax tree of its text."""
+    """Makes a chain from the syntax tree of its text."""
 
     techniques: Mapping[str, type[Compressor]]
     text: str
@@ -165,8 +169,7 @@ def _literal(node: ast.expr, text: str) -> Any:
         ) from None
 
 
-@dataclass(frozen=True)
-class ModelName:
+class ModelName(NamedTuple):
     """A parsed model name: the source before the colon (or ''), the name, its options."""
 
     source: str
@@ -187,9 +190,8 @@ def parse_model_name(text: str) -> ModelName:
 
 def model_sources(text: str) -> set[str]:
     """Return the sources (libraries, files) that a model's name refers to, members included."""
-    found = parse_model_name(text)
-    inner = found.options.get("of")
-    sources = {found.source} if found.source else set()
-    if not found.source and found.name == "ensemble" and isinstance(inner, str):
-        sources |= model_sources(inner)
-    return sources
+    source, name, options = parse_model_name(text)
+    if source:
+        return {source}
+    members = options.get("of") if name == "ensemble" else None
+    return model_sources(members) if isinstance(members, str) else set()

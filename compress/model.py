@@ -98,6 +98,12 @@ def items_like(items: Tensors, count: int = 2, seed: int = 0) -> Tensors:
     )
 
 
+def on_device_of(module: nn.Module, inputs: Tensors) -> Tensors:
+    """Return inputs on the device of a module's parameters (the CPU where it has none)."""
+    device = next(module.parameters(), torch.empty(0)).device
+    return tuple(tensor.to(device) for tensor in inputs)
+
+
 def forward(module: nn.Module, inputs: Tensors) -> Tensor:
     """Return a module's logits, without gradients."""
     with torch.no_grad():
