@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import shlex
 import signal
@@ -23,7 +22,6 @@ OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 TERMINATED = 143
 UNWRITTEN = 120
 """As Python itself exits when its output cannot be written."""
-
 
 PATH = click.Path(path_type=Path)
 RUN = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -139,7 +137,9 @@ SHARED = [
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    return functools.reduce(lambda decorated, option: option(decorated), SHARED[::-1], command)
+    for option in reversed(SHARED):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -252,7 +252,7 @@ def store(place: str, clean: bool, older_than: float | None, keep: float | None)
 @cli.command()
 @click.argument("files", type=PATH, nargs=-1, required=True)
 def check(files: tuple[Path, ...]) -> None:
-    """Tell what FILES hold and whether they are safe to read; nothing in them is run.
+    """Describe FILES, and say whether they are safe to read; nothing in them is run.
 
     ONNX files, weights (.safetensors, .pt) and folders of saved models.
     """

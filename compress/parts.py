@@ -51,7 +51,7 @@ class Part(Configured):
 
 
 def settings_of(cls: type[Configured]) -> list[dataclasses.Field[Any]]:
-    """Return a class's own settings, then those that it inherits, from the nearest base first."""
+    """Return a class's own settings, then inherited ones, those of the farthest base last."""
     shared = {
         name: distance
         for distance, base in enumerate(cls.__mro__)

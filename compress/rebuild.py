@@ -1,7 +1,7 @@
-"""How a trained module differs from a fresh build of it, as JSON, and the way back.
+"""How a trained module differs from a fresh build of it, as JSON, and how that is applied again.
 
-The difference is made of layers that were replaced or removed and of plain attributes that were
-changed. Everything else must be as the factory builds it; tensors are stored beside it.
+Layers may have been replaced or removed, and plain attributes changed. All else must be as the
+factory builds it. Tensors are stored beside the JSON.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats
 
 # The closed vocabulary of layers that steps may emit: class, and the constructor's arguments
 # as they can be read back from an instance.
-VOCABULARY: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "Conv2d": (nn.Conv2d, _CONVOLUTION),
-    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
-    "BatchNorm1d": (nn.BatchNorm1d, _BATCH_NORM),
-    "BatchNorm2d": (nn.BatchNorm2d, _BATCH_NORM),
-    "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
-    "Sequential": (nn.Sequential, ()),
-    "Identity": (nn.Identity, ()),
-    "Skipped": (Skipped, ()),
-    "ReLU": (nn.ReLU, ("inplace",)),
+VOCABULARY: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: _CONVOLUTION,
+    nn.Linear: ("in_features", "out_features", "bias"),
+    nn.BatchNorm1d: _BATCH_NORM,
+    nn.BatchNorm2d: _BATCH_NORM,
+    nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
+    nn.Sequential: (),
+    nn.Identity: (),
+    Skipped: (),
+    nn.ReLU: ("inplace",),
 }
+BY_NAME = {cls.__name__: cls for cls in VOCABULARY}
 
 INTERNAL = frozenset({*vars(nn.Module()), ATTRIBUTE})
-"""Attributes that the format holds otherwise, or that say nothing of a module's outputs."""
+"""Attributes of every module: tensors, submodules, hooks, mode, heads."""
 
 
 def difference(ours: nn.Module, fresh: nn.Module) -> dict[str, Any]:
@@ -119,22 +120,20 @@ def owner_of(module: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def _constructor_call(path: str, module: nn.Module) -> dict[str, Any]:
-    name = type(module).__name__
-    cls, arguments = VOCABULARY.get(name, (None, ()))
-    if cls is not type(module):
+    cls, name = type(module), type(module).__name__
+    if cls not in VOCABULARY:
         raise CannotSave(f"layer {path!r} is a {name}, which is not in the vocabulary of layers")
-    values = {key: getattr(module, key, None) for key in arguments}
+    values = {key: getattr(module, key, None) for key in VOCABULARY[cls]}
     if "bias" in values:
         values["bias"] = values["bias"] is not None
     return {"type": name, "arguments": encode(values)}
 
 
 def _construct(path: str, call: Mapping[str, Any]) -> nn.Module:
-    if call["type"] not in VOCABULARY:
+    cls, arguments = BY_NAME.get(call["type"]), decode(call["arguments"])
+    if cls is None:
         raise UserError(f"layer {path!r} has the unknown type {call['type']!r}")
-    cls, allowed = VOCABULARY[call["type"]]
-    arguments = decode(call["arguments"])
-    if foreign := arguments.keys() - set(allowed):
+    if foreign := arguments.keys() - set(VOCABULARY[cls]):
         raise UserError(f"layer {path!r} has unknown arguments {sorted(foreign)}")
     return cls(**arguments)
 

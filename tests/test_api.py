@@ -378,9 +378,7 @@ def test_equivalence_is_a_question_to_results_and_rows_are_reported_twice(
     with pytest.raises(compress.UserError, match="margin must be above 0"):
         compress.run(**options, chain=chain, out=tmp_path / "x", margin=-1.0)
     assert not (tmp_path / "x").exists(), "refused before any work"
-    results = compress.run(
-        **options, chain=chain, out=tmp_path, margin=60.0, on_record=seen.append
-    )
+    results = compress.run(**options, chain=chain, out=tmp_path, margin=60.0, on_record=seen.append)
     assert results.about["margin"] == 60.0
     assert results.rows[1]["accuracy_verdict"] == "equivalent"
     assert results.equivalent(chain)
