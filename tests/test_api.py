@@ -228,7 +228,7 @@ def test_a_teacher_that_cannot_teach_is_refused(data: object, tmp_path: Path) ->
 @pytest.mark.usefixtures("untimed")
 def test_two_instances_in_one_folder_are_not_mixed_up(data: object, tmp_path: Path) -> None:
     """Both are a Sequential; what one run made must not be taken for the other's."""
-    found = []
+    files = []
     for hidden in (2, 32):
         module = nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 2))
         module.train()
@@ -240,8 +240,8 @@ def test_two_instances_in_one_folder_are_not_mixed_up(data: object, tmp_path: Pa
             progress=False,
         )
         assert module.training
-        found.append((tmp_path / results.frame["onnx_path"].iloc[1]).read_bytes())
-    assert found[0] != found[1]
+        files.append((tmp_path / results.frame["onnx_path"].iloc[1]).read_bytes())
+    assert files[0] != files[1]
 
 
 def test_an_instance_that_cannot_be_reset_is_not_trained_from_its_old_weights(

@@ -290,32 +290,32 @@ def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> 
 
 
 def test_controls_see_as_many_samples_and_are_compared(finished: Path) -> None:
-    found = {row["chain"]: row for row in read_results(finished).rows}
-    student = found["distill(student='mlp', epochs=4)"]
-    control = found["train(student='mlp', epochs=4)"]
+    by_chain = {row["chain"]: row for row in read_results(finished).rows}
+    student = by_chain["distill(student='mlp', epochs=4)"]
+    control = by_chain["train(student='mlp', epochs=4)"]
     assert (student["role"], control["role"]) == ("", "control")
     assert student["control"] == control["chain"]
     assert control["train_samples"] == student["train_samples"] > 0
     difference = student["accuracy"] - control["accuracy"]
     assert student["control_delta"] == pytest.approx(difference)
-    assert [name for name, row in found.items() if "control_p" in row] == [student["chain"]]
+    assert [name for name, row in by_chain.items() if "control_p" in row] == [student["chain"]]
 
 
 def test_comparisons_follow_from_the_answers_that_are_kept(finished: Path) -> None:
-    found = read_results(finished).rows
-    with np.load(finished / "raw" / "targets.npz") as kept:
-        targets = kept["targets"]
+    results = read_results(finished).rows
+    with np.load(finished / "raw" / "targets.npz") as answers:
+        targets = answers["targets"]
     right, predictions = {}, {}
-    for row in found:
+    for row in results:
         if row["status"] != "ok":
             assert "agreement" not in row
             continue
         folder = (finished / row["onnx_path"]).parent
-        with np.load(finished / "raw" / f"{folder.name}.npz") as kept:
-            predictions[row["chain"]] = kept["predictions"]
-            right[row["chain"]] = kept["predictions"] == targets
-            assert (right[row["chain"]] == kept["correct"]).all()
-            assert ((kept["confidence"] >= 0.1) & (kept["confidence"] <= 1)).all()
+        with np.load(finished / "raw" / f"{folder.name}.npz") as answers:
+            predictions[row["chain"]] = answers["predictions"]
+            right[row["chain"]] = answers["predictions"] == targets
+            assert (right[row["chain"]] == answers["correct"]).all()
+            assert ((answers["confidence"] >= 0.1) & (answers["confidence"] <= 1)).all()
         before, after = right["baseline"], right[row["chain"]]
         lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
         assert row["accuracy"] == pytest.approx(after.mean())
@@ -377,8 +377,8 @@ def test_a_row_that_must_be_equivalent_and_is_not_exits_with_1(
 
 
 def _read(out: Path, margin: float) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
-    found = read_results(out, margin)
-    return found.rows, found.about
+    results = read_results(out, margin)
+    return results.rows, results.about
 
 
 def test_outputs_lie_where_they_should(finished: Path) -> None:
