@@ -46,7 +46,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     call = _tree(f"f({rest}", text)
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-        raise UserError(f"cannot read {shown(text)}: write NAME or NAME(option=value, ...)")
+        raise UserError(f"cannot read {_shown(text)}: write NAME or NAME(option=value, ...)")
     return name, {key: _literal(value, text) for key, value in _keywords(call, text)}
 
 
@@ -60,7 +60,7 @@ def _arrows_to_shifts(text: str) -> str:
             if depth > MAX_DEPTH:
                 raise IllegalChain(f"the chain is nested deeper than {MAX_DEPTH}")
             if token.type == tokenize.OP and token.string == ">>":
-                raise IllegalChain(f"steps are joined by '->', not '>>': {shown(text)}")
+                raise IllegalChain(f"steps are joined by '->', not '>>': {_shown(text)}")
             if token.type == tokenize.OP and token.string == "->":
                 pieces += [source[last : token.start[1]], ">>"]
                 last = token.end[1]
@@ -75,7 +75,7 @@ def _check_length(text: str) -> None:
         raise IllegalChain(f"the text is longer than {MAX_LENGTH} characters")
 
 
-def shown(text: str) -> str:
+def _shown(text: str) -> str:
     """Return a text as an error quotes it."""
     return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
 
@@ -83,15 +83,15 @@ def shown(text: str) -> str:
 def _source(node: ast.expr, text: str) -> str:
     """Return a part of a text as an error quotes it; the whole where it is nested too deeply."""
     try:
-        return shown(ast.unparse(node))
+        return _shown(ast.unparse(node))
     except RecursionError:
-        return shown(text)
+        return _shown(text)
 
 
 def _unreadable(text: str, error: Exception) -> IllegalChain:
     reason = error.args[0] if error.args else error
     return IllegalChain(
-        f"cannot read {shown(text)}: {reason}. A chain looks like "
+        f"cannot read {_shown(text)}: {reason}. A chain looks like "
         f"\"distill(student='cnn-small', epochs=3) -> quantize()\""
     )
 
@@ -125,7 +125,7 @@ class _Builder:
     def call(self, node: ast.expr, kind: str, known: Mapping[str, type[Any]]) -> Any:
         """Return the step, or the part inside one, that a call makes; `known` are all of a kind."""
         if isinstance(node, ast.Name):
-            raise IllegalChain(f"write {node.id}() with parentheses in {shown(self.text)}")
+            raise IllegalChain(f"write {node.id}() with parentheses in {_shown(self.text)}")
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise IllegalChain(
                 f"a chain holds only steps and literals, and {_source(node, self.text)} is neither"
@@ -155,7 +155,7 @@ def _keywords(call: ast.Call, text: str) -> list[tuple[str, ast.expr]]:
     pairs = []
     for keyword in call.keywords:
         if keyword.arg is None:
-            raise IllegalChain(f"'**' is not allowed in {shown(text)}")
+            raise IllegalChain(f"'**' is not allowed in {_shown(text)}")
         pairs.append((keyword.arg, keyword.value))
     return pairs
 
@@ -183,7 +183,7 @@ def parse_model_name(text: str) -> ModelName:
     source, colon, name = head.rpartition(":")
     if not head or (colon and not (source and name)):
         raise UserError(
-            f"cannot read the model name {shown(text)}: write NAME or SOURCE:NAME(options)"
+            f"cannot read the model name {_shown(text)}: write NAME or SOURCE:NAME(options)"
         )
     return ModelName(source, name, options)
 
