@@ -64,8 +64,8 @@ class Results:
     def why_not_equivalent(self, chain: str) -> str:
         """Return why a chain is not `equivalent`, a sentence; '' if it is."""
         known = dict.fromkeys(row["chain"] for row in self.rows)
-        text = known_chain(chain, str(self.about.get("baseline", "")), known)
-        return why_not_equivalent(self.rows, self.about, text)
+        chain = known_chain(chain, str(self.about.get("baseline", "")), known)
+        return why_not_equivalent(self.rows, self.about, chain)
 
     def __str__(self) -> str:
         return text(self.rows, self.about)
@@ -73,10 +73,11 @@ class Results:
 
 def known_chain(chain: str, baseline: str, known: Iterable[str]) -> str:
     """Return the text of a chain's row; raise UserError if none of the known rows has it."""
-    text, texts = row_text(chain, baseline), [text for text in known if text != BASELINE]
-    if text not in texts:
-        raise unknown("chain", text, texts)
-    return text
+    chain = row_text(chain, baseline)
+    chains = [name for name in known if name != BASELINE]
+    if chain not in chains:
+        raise unknown("chain", chain, chains)
+    return chain
 
 
 def prepare(

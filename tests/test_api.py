@@ -235,7 +235,7 @@ def test_two_instances_in_one_folder_are_not_mixed_up(data: object, tmp_path: Pa
         results = compress.run(
             data=data,
             model=module,
-            chain="train(epochs=4) -> distill(student='mlp(width=16)', epochs=2)",
+            chain="train(epochs=1) -> distill(student='mlp(width=16)', epochs=1)",
             out=tmp_path,
             progress=False,
         )

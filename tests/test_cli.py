@@ -425,7 +425,7 @@ def test_files_of_the_current_folder_are_not_run_by_the_timing(tmp_path: Path) -
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_so(tmp_path: Path) -> None:
-    (tmp_path / "small.toml").write_text(SUITE.replace("epochs=8", "epochs=1"))
+    (tmp_path / "small.toml").write_text(SMALLER)
     # A shell that starts a job in the background has it ignore Ctrl-C; this one must not.
     process = subprocess.Popen(
         [sys.executable, "-m", "compress", "bench", "small.toml", "--out", "out"],
