@@ -265,7 +265,8 @@ class Repeat(_Composite):
         require(isinstance(step, Compressor), self, f"the second value is a step, not {step}")
         lowers = f"{step!r} ends in a step that writes the deployed file, which cannot be repeated"
         require(not step.lowers, self, lowers)
-        restarts = f"{step.steps[0].name()} starts from fresh weights, which cannot be repeated"
+        first = step.steps[0].name()
+        restarts = f"{first} starts from fresh weights each time, so it cannot be repeated"
         require(not step.restarts, self, restarts)
 
     @property
