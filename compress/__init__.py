@@ -30,7 +30,7 @@ _MODULES = {
     "compress.model": ("Model",),
     "compress.techniques": ("chain",),
     "compress.zoo.data": ("from_arrays", "load_data"),
-    "compress.zoo.saved": ("load",),
+    "compress.zoo.models": ("load",),
 }
 
 __all__ = [
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from compress.model import Model
     from compress.techniques import chain
     from compress.zoo.data import from_arrays, load_data
-    from compress.zoo.saved import load
+    from compress.zoo.models import load
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from compress.model import Blueprint, Model, forward, items_like, load, pack, sa
 from compress.system.files import write_json
 from compress.tasks.base import InputSpec
 from compress.tasks.image_classification import ImageClassification, Preprocessing
-from compress.zoo import build_module, fresh
+from compress.zoo.models import build_module, fresh
 
 
 def task(side: int = 8, channels: int = 1, classes: int = 3) -> ImageClassification:
@@ -239,7 +239,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from compress.model import forward, items_like, load
-from compress.zoo import build_module
+from compress.zoo.models import build_module
 model = load(Path(sys.argv[1]), build_module)
 np.save(Path(sys.argv[1]) / "out.npy", forward(model.module, items_like(model.probe)).numpy())
 """

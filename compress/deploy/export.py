@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from compress.deploy.protobuf import within
 from compress.errors import StepFailed, UserError
 from compress.heads import main_output
 from compress.model import Model
@@ -23,7 +25,10 @@ from compress.tasks.base import InputSpec, Tensors
 LIMIT = 2_000_000_000
 """Bytes that one ONNX file can hold (protobuf), with some room for the graph."""
 OUTPUT = "logits"
+NOTED = (onnx.GraphProto, onnx.NodeProto, onnx.ValueInfoProto, onnx.TensorProto)
 PRODUCER = "compress-models"
+LOGGERS = ("torch.onnx", "torch.export", "onnxscript")
+"""What these log during an export concerns the exporter's own internals."""
 
 
 def export(model: Model) -> bytes:
@@ -45,30 +50,30 @@ def export(model: Model) -> bytes:
     return _trace(_exportable(model.module), model.items(2), model.signature)
 
 
-def _trace(module: nn.Module, given: Tensors, signature: Sequence[InputSpec]) -> bytes:
-    inputs = tuple(tensor.cpu() for tensor in given)
-    dynamic = tuple(dict(one.dynamic) for one in signature)
+def _trace(module: nn.Module, inputs: Tensors, signature: Sequence[InputSpec]) -> bytes:
+    dynamic = tuple(dict(spec.dynamic) for spec in signature)
     try:
-        with _quiet(), _plain_attention(), _without_gpu(), _one_registry():
+        with quiet(*LOGGERS), _plain_attention(), _without_gpu(), _one_registry():
             program = torch.onnx.export(
                 module,
-                inputs,
+                tuple(tensor.cpu() for tensor in inputs),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
-                input_names=[one.name for one in signature],
+                input_names=[spec.name for spec in signature],
                 output_names=[OUTPUT],
                 # The wrapped forward takes *inputs, which is one argument to torch.export.
                 dynamic_shapes=(dynamic,),
             )
         proto = program.model_proto  # type: ignore[union-attr]
     except Exception as error:  # torch.export and the exporter raise classes of many bases
-        raise StepFailed(f"torch cannot export this model to ONNX: {_first_line(error)}") from error
+        raise StepFailed(f"torch cannot export this model to ONNX: {first_line(error)}") from error
     _strip(proto)
     return proto.SerializeToString()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error's first cause."""
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
@@ -93,7 +98,7 @@ def _exportable(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """The fused attention of eval mode is no operator that ONNX knows."""
+    """Switch off the fused attention of eval mode, which is no operator that ONNX knows."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -103,23 +108,32 @@ def _plain_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_gpu() -> Iterator[None]:
-    """Keep the exporter from a GPU's random state, which it would save, and so start CUDA.
-
-    All that is exported lies on the CPU, and where a fork server had started CUDA, none of its
-    children could use it. (To say that there is no GPU at all has torch look for one in C++.)
-    """
-    before = torch.cuda.get_rng_state, torch.cuda.set_rng_state
-    torch.cuda.get_rng_state = lambda *_, **__: torch.empty(0)
-    torch.cuda.set_rng_state = lambda *_, **__: None
+def _replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Give a module or a class other attributes for a while."""
+    before = {name: vars(owner)[name] for name in attributes}
+    for name, value in attributes.items():
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        torch.cuda.get_rng_state, torch.cuda.set_rng_state = before
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
-@contextlib.contextmanager
-def _one_registry() -> Iterator[None]:
+def _without_gpu() -> contextlib.AbstractContextManager[None]:
+    """Keep the exporter from a GPU's random state, which it would save, and so start CUDA.
+
+    All that is exported lies on the CPU, and if a fork server started CUDA, none of its children
+    could use it. (To pretend that there is no GPU at all has torch look for one in C++.)
+    """
+    return _replaced(
+        torch.cuda,
+        get_rng_state=lambda *_, **__: torch.empty(0),
+        set_rng_state=lambda *_, **__: None,
+    )
+
+
+def _one_registry() -> contextlib.AbstractContextManager[None]:
     """Have the exporter build its table of operators once in a process, and in its forks never.
 
     It parses the sources of 500 functions for it, which takes longer than to export a small
@@ -128,74 +142,71 @@ def _one_registry() -> Iterator[None]:
     """
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        plain = ONNXRegistry.__dict__["from_torchlib"]
-        build = ONNXRegistry.from_torchlib
-    except (ImportError, KeyError):
-        yield
-        return
-    ONNXRegistry.from_torchlib = staticmethod(functools.partial(_built, build))  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ONNXRegistry.from_torchlib = plain  # type: ignore[method-assign]
+    except ImportError:
+        return contextlib.nullcontext()
+    if "from_torchlib" not in vars(ONNXRegistry):
+        return contextlib.nullcontext()
+    build = functools.partial(_cached_call, ONNXRegistry.from_torchlib)
+    return _replaced(ONNXRegistry, from_torchlib=staticmethod(build))
 
 
 @functools.cache
-def _built(build: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    return build(*args, **options)
+def _cached_call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return function(*args, **options)
+
+
+class _Errors(logging.Handler):
+    """Keeps one line of every error that is logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lines = record.getMessage().strip().splitlines()
+        # A traceback is logged on its own; its last line is what happened.
+        self.messages.append(lines[-1] if lines else record.levelname)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter: its warnings concern its own insides."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def quiet(*loggers: str) -> Iterator[list[str]]:
+    """Silence warnings, prints and some loggers; yield the list of errors that these log.
+
+    Some of a library's lines go to the root logger, which is therefore silenced by its level.
+    """
+    errors, root = _Errors(), logging.getLogger()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.callback(root.setLevel, root.level)
+        root.setLevel(logging.CRITICAL)
+        for logger in map(logging.getLogger, loggers):
+            stack.callback(logger.setLevel, logger.level)
+            stack.callback(logger.removeHandler, errors)
+            stack.enter_context(_replaced(logger, propagate=False))
+            logger.setLevel(logging.ERROR)
+            logger.addHandler(errors)
+        yield errors.messages
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Drop the exporter's notes on every node: stack traces with local paths, larger than a
+    """Drop the exporter's notes on everything: stack traces with local paths, larger than a
     small model's weights."""
-    graph = proto.graph
-    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for part in within(proto, *NOTED):
         del part.metadata_props[:]
         part.doc_string = ""
-    del graph.metadata_props[:]
-    graph.doc_string = ""
-    for function in proto.functions:
-        for node in function.node:
-            del node.metadata_props[:]
 
 
 def stamp(onnx_bytes: bytes, metadata: Mapping[str, str]) -> bytes:
     """Return the file with these key-value pairs in its metadata; existing keys are replaced."""
     proto = onnx.load_from_string(onnx_bytes)
-    merged = {**_metadata(proto), **metadata}
     proto.producer_name = PRODUCER
-    set_metadata(proto, merged)
+    onnx.helper.set_model_props(proto, {**read_metadata(proto), **metadata})
     return proto.SerializeToString()
 
 
-def read_metadata(onnx_bytes: bytes) -> dict[str, str]:
+def read_metadata(file: bytes | onnx.ModelProto) -> dict[str, str]:
     """Return the metadata of a file."""
-    return _metadata(onnx.load_from_string(onnx_bytes))
-
-
-def set_metadata(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    """Replace all metadata of a file."""
-    del proto.metadata_props[:]
-    for key, value in metadata.items():
-        proto.metadata_props.add(key=key, value=value)
-
-
-def _metadata(proto: Any) -> dict[str, str]:
+    proto = onnx.load_from_string(file) if isinstance(file, bytes) else file
     return {pair.key: pair.value for pair in proto.metadata_props}

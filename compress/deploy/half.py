@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compress.deploy.export import read_metadata, set_metadata
+from compress.deploy.export import read_metadata
 from compress.deploy.int8 import Reader
+from compress.deploy.protobuf import within
 from compress.errors import StepFailed
 from compress.system.amounts import decimal
 from compress.system.processes import worker_environment
@@ -41,10 +42,10 @@ OPEN = (
 
 
 def to_float16(float_onnx: bytes, batches: Iterable[Tensors]) -> tuple[bytes, dict[str, Any]]:
-    """Return the float16 file of a float file, and what was found.
+    """Return the float16 file of a float file, and a report.
 
     Inputs and outputs stay float32, so names, types, the dynamic batch and the metadata are as
-    before. `batches` of prepared inputs show how large the values inside become. The dict holds
+    before. `batches` of prepared inputs show how large the values inside become. The report holds
     `largest_weight`, `largest_activation` and its `tensor`, `raised` (weights that are smaller
     than float16's smallest number and became it), `float_ops` (operators left in float32) and
     `notes` (sentences).
@@ -52,8 +53,11 @@ def to_float16(float_onnx: bytes, batches: Iterable[Tensors]) -> tuple[bytes, di
     Raises StepFailed, with the name and the value, where a weight or a value inside is out of
     float16's range, and where onnxruntime crashes on the converted file.
     """
-    proto = onnx.load_from_string(float_onnx)
-    found, notes = _weights(proto.graph)
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    model = onnx.load_from_string(float_onnx)
+    weights, notes = _check_weights(model)
     tensor, largest = largest_activation(float_onnx, batches)
     if largest > LARGEST:
         raise StepFailed(
@@ -65,53 +69,60 @@ def to_float16(float_onnx: bytes, batches: Iterable[Tensors]) -> tuple[bytes, di
             f"little room: {tensor} inside the network reaches {decimal(largest)}, and float16 "
             f"ends at {LARGEST:.0f}"
         )
-    converted, kept = _convert(proto)
-    _part_transposes(converted)
-    _sort(converted)
-    set_metadata(converted, read_metadata(float_onnx))
+    # The default list: operators without a float16 kernel in one provider or the other.
+    float_ops = sorted({node.op_type for node in model.graph.node} & set(DEFAULT_OP_BLOCK_LIST))
+    converted = convert_float_to_float16(model, keep_io_types=True)
+    _part_transposes(converted.graph)
+    OnnxModel.graph_topological_sort(converted.graph)  # the converter appends its casts
+    onnx.helper.set_model_props(converted, read_metadata(float_onnx))
     content = converted.SerializeToString()
-    _opens(content)
-    about = {"largest_activation": largest, "tensor": tensor, "float_ops": kept, "notes": notes}
-    return content, {**found, **about}
+    _check_opens(content)
+    activations = {"largest_activation": largest, "tensor": tensor}
+    return content, {**weights, **activations, "float_ops": float_ops, "notes": notes}
 
 
 def largest_activation(float_onnx: bytes, batches: Iterable[Tensors]) -> tuple[str, float]:
     """Return the name and the absolute value of the largest finite value inside a float file."""
     from onnxruntime.quantization.calibrate import create_calibrator
 
-    graph = onnx.load_from_string(float_onnx).graph
-    constant = {name for node in graph.node if node.op_type == "Constant" for name in node.output}
-    reader = Reader(batches, [value.name for value in graph.input])
+    model = onnx.load_from_string(float_onnx)
     with tempfile.TemporaryDirectory(prefix="compress-half-") as folder:
         source, augmented = Path(folder) / "float.onnx", Path(folder) / "augmented.onnx"
         source.write_bytes(float_onnx)
         calibrator = create_calibrator(source, None, str(augmented))
-        calibrator.collect_data(reader)
+        calibrator.collect_data(Reader(batches, model))
         ranges = calibrator.compute_data().data
-    sizes = {name: _size(data.range_value) for name, data in ranges.items() if name not in constant}
-    name = max(sorted(sizes), key=lambda key: sizes[key])
-    return name, sizes[name]
+    constants = {name for n in model.graph.node if n.op_type == "Constant" for name in n.output}
+    # An infinity is one in float32, too: a mask, say.
+    sizes = {
+        name: float(_finite_sizes(np.ravel(data.range_value)).max(initial=0.0))
+        for name, data in sorted(ranges.items())
+        if name not in constants
+    }
+    return max(sizes.items(), key=lambda item: item[1])
 
 
-def _size(ends: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the largest finite |value|; an infinity is one in float32, too: a mask, say."""
-    values = np.abs(np.ravel(ends))
-    return float(values[np.isfinite(values)].max(initial=0.0))
+def _finite_sizes(values: np.ndarray) -> np.ndarray:
+    """Return the absolute values of those that are finite."""
+    return np.abs(values[np.isfinite(values)])
 
 
-def _weights(graph: onnx.GraphProto) -> tuple[dict[str, Any], list[str]]:
+def _check_weights(model: onnx.ModelProto) -> tuple[dict[str, Any], list[str]]:
     """Look at every constant; refuse what is out of range, count what is too small."""
     largest, raised, count, clipped = 0.0, 0, 0, []
-    for name, values in _floats(graph):
-        sizes = np.abs(values[np.isfinite(values)])
+    for tensor in within(model, onnx.TensorProto):
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        sizes = _finite_sizes(values)
         top = float(sizes.max(initial=0.0))
         if top > LARGEST and values.size > 1:
             raise StepFailed(
-                f"float16 ends at {LARGEST:.0f}, and the weight {name} has a value of "
+                f"float16 ends at {LARGEST:.0f}, and the weight {tensor.name} has a value of "
                 f"{decimal(top)}"
             )
         if top > LARGEST:
-            clipped.append(f"{name} ({decimal(values.item())})")
+            clipped.append(f"{tensor.name or 'a constant'} ({decimal(values.item())})")
         else:
             largest = max(largest, top)
         raised += int(((sizes > 0) & (sizes < SMALLEST)).sum())
@@ -127,78 +138,47 @@ def _weights(graph: onnx.GraphProto) -> tuple[dict[str, Any], list[str]]:
     return {"largest_weight": largest, "raised": raised}, notes
 
 
-def _floats(graph: onnx.GraphProto) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every float32 constant of a graph and its subgraphs, with a name to tell it by."""
-    for tensor in graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            yield tensor.name, numpy_helper.to_array(tensor)
-    for node in graph.node:
-        for attribute in node.attribute:
-            for tensor in (attribute.t, *attribute.tensors):
-                if tensor.data_type == onnx.TensorProto.FLOAT:
-                    yield f"{node.op_type} {node.name}", numpy_helper.to_array(tensor)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _floats(inner)
-
-
-def _convert(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the converted file, and the operators in it that it leaves in float32."""
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
-
-    # The default list: operators without a float16 kernel in one provider or the other.
-    kept = sorted({node.op_type for node in proto.graph.node} & set(DEFAULT_OP_BLOCK_LIST))
-    return convert_float_to_float16(proto, keep_io_types=True), kept
-
-
-def _part_transposes(proto: onnx.ModelProto) -> None:
+def _part_transposes(graph: onnx.GraphProto) -> None:
     """Put a reshape that changes nothing between a matrix product and a transposed batch.
 
     Without it onnxruntime's CPU provider (1.24 and later, x86) crashes when it opens the file:
     its MatmulTransposeFusion leaves a half-made node behind (onnxruntime issue 28392). A reshape
     is a view and costs nothing.
     """
-    graph = proto.graph
-    makers = {name: node for node in graph.node for name in node.output}
+    orders = {
+        node.output[0]: [*attribute.ints]
+        for node in graph.node
+        if node.op_type == "Transpose"
+        for attribute in node.attribute
+    }
     for node in [node for node in graph.node if node.op_type == "MatMul"]:
-        for place, name in enumerate(node.input):
-            rank = _batch_transposed(makers.get(name))
-            if not rank:
+        for position, name in enumerate(node.input):
+            order = orders.get(name, [])
+            rank = len(order)
+            if rank < 3 or order != [*range(1, rank - 1), 0, rank - 1]:
                 continue
-            shape, parted = f"parted_{node.name}_{place}_shape", f"parted_{node.name}_{place}"
-            # Zeros: as the input has it.
-            graph.initializer.append(numpy_helper.from_array(np.zeros(rank, np.int64), shape))
-            graph.node.append(onnx.helper.make_node("Reshape", [name, shape], [parted], parted))
-            node.input[place] = parted
+            parted = f"parted_{node.name}_{position}"
+            # Zeros: each side as the input has it.
+            shape = numpy_helper.from_array(np.zeros(rank, np.int64), f"{parted}_shape")
+            graph.initializer.append(shape)
+            reshape = onnx.helper.make_node("Reshape", [name, shape.name], [parted], parted)
+            graph.node.append(reshape)
+            node.input[position] = parted
 
 
-def _batch_transposed(node: onnx.NodeProto | None) -> int:
-    """Return the rank of a Transpose that moves the first axis to the last place but one, or 0."""
-    if node is None or node.op_type != "Transpose":
-        return 0
-    order = next((list(item.ints) for item in node.attribute if item.name == "perm"), [])
-    rank = len(order)
-    return rank if rank > 2 and order == [*range(1, rank - 1), 0, rank - 1] else 0
-
-
-def _sort(proto: onnx.ModelProto) -> None:
-    """Bring the nodes into an order in which they can run: the converter appends its casts."""
-    from onnxruntime.transformers.onnx_model import OnnxModel
-
-    OnnxModel.graph_topological_sort(proto.graph)
-
-
-def _opens(content: bytes) -> None:
+def _check_opens(content: bytes) -> None:
     """Raise StepFailed if onnxruntime crashes on the file, in a process that may."""
     with tempfile.TemporaryDirectory(prefix="compress-half-") as folder:
         path = Path(folder) / "half.onnx"
         path.write_bytes(content)
-        done = subprocess.run(
+        opened = subprocess.run(
             [sys.executable, "-P", "-c", OPEN, str(path)],
             env=worker_environment(),
             capture_output=True,
             text=True,
         )
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        how = f"crashes (signal {-done.returncode})" if done.returncode < 0 else f"fails ({said})"
+    code, lines = opened.returncode, opened.stderr.strip().splitlines()
+    if code:
+        message = lines[-1] if lines else "without a message"
+        how = f"crashes (signal {-code})" if code < 0 else f"fails ({message})"
         raise StepFailed(f"onnxruntime {how} when it opens the float16 file of this model")

@@ -6,9 +6,6 @@ QDQ, unsigned activations, signed per-channel weights.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -18,46 +15,42 @@ from typing import Any
 import numpy as np
 import onnx
 
-from compress.deploy.export import read_metadata, set_metadata
+from compress.deploy.export import quiet, read_metadata
 from compress.deploy.session import arrays
-from compress.errors import UserError, unknown
+from compress.errors import UserError
 from compress.tasks.base import Tensors
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 CHUNK = 16
 """Items per calibration run. The histogram methods hold every intermediate of one chunk."""
+LOGGER = "onnxruntime.quantization"
 
 
 def quantize_onnx(
     float_onnx: bytes,
     calibration: Iterable[Tensors],
     method: str = "minmax",
-    per_channel: bool = True,
     reduce_range: bool = False,
-    exclude: Collection[str] = (),
     op_types: Collection[str] = (),
 ) -> tuple[bytes, dict[str, Any]]:
-    """Return the QDQ file of a float file, and what was done.
+    """Return the QDQ file of a float file, and a report.
 
-    `calibration` are batches of prepared inputs. `method` of 'minmax', 'percentile' (99.999) or
-    'entropy' sets the ranges of activations; onnxruntime's entropy starts with as many bins as
-    it quantizes to, so it mostly finds the ranges of 'minmax'. `reduce_range` gives weights 7
-    bits, for CPUs without VNNI, whose kernels saturate. `exclude` names nodes that stay float
-    (of the file that `preprocess` gives); `op_types` limits quantization to some operators.
+    `calibration` are batches of prepared inputs. `method`, one of `METHODS`, sets the ranges of
+    activations (the percentile is 99.999); onnxruntime's entropy starts with as many bins as it
+    quantizes to, so it mostly finds the ranges of 'minmax'. `reduce_range` gives weights 7 bits,
+    for CPUs without VNNI, whose kernels saturate. `op_types` limits quantization to some operators.
 
-    The dict holds `quantized_ops` and `float_ops` (operator: number of nodes) and `notes`
+    The report holds `quantized_ops` and `float_ops` (operator: number of nodes) and `notes`
     (sentences). Names, the dynamic batch and the metadata of the file are kept. Raises UserError
-    for an unknown method or empty calibration data.
+    for empty calibration data.
     """
-    if method not in METHODS:
-        raise unknown("calibration method", method, METHODS)
-    reader = Reader(calibration, _input_names(float_onnx))
+    reader = Reader(calibration, onnx.load_from_string(float_onnx))
     prepared, notes = preprocess(float_onnx)
     from onnxruntime import quantization as ort
 
-    with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder, quiet(LOGGER):
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(prepared)
+        onnx.save(prepared, source)
         ort.quantize_static(
             source,
             target,
@@ -65,48 +58,49 @@ def quantize_onnx(
             quant_format=ort.QuantFormat.QDQ,
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
-            per_channel=per_channel,
+            per_channel=True,
             reduce_range=reduce_range,
-            calibrate_method=getattr(ort.CalibrationMethod, METHODS[method]),
-            nodes_to_exclude=sorted(exclude),
+            calibrate_method=ort.CalibrationMethod[METHODS[method]],
             op_types_to_quantize=sorted(op_types or _all_op_types()),
             # Named for MinMax, yet what it does serves all methods: collect and forget one
             # chunk at a time, where they else keep all intermediates (onnxruntime issue 10503).
             extra_options={"CalibStridedMinMax": 1},
         )
-        proto = onnx.load(target)
-    set_metadata(proto, read_metadata(float_onnx))
-    return proto.SerializeToString(), {**_count(proto), "notes": notes}
+        quantized = onnx.load(target)
+    onnx.helper.set_model_props(quantized, read_metadata(float_onnx))
+    return quantized.SerializeToString(), {**_count(quantized), "notes": notes}
 
 
-def preprocess(float_onnx: bytes) -> tuple[bytes, list[str]]:
-    """Fold and infer shapes for quantization; return the file, and notes on what failed."""
+def preprocess(float_onnx: bytes) -> tuple[onnx.ModelProto, list[str]]:
+    """Fold and infer shapes for quantization; return the model, and notes on what failed."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder, _quiet() as said:
-        target = Path(folder) / "prepared.onnx"
+    with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder, quiet(LOGGER) as errors:
+        target = str(Path(folder) / "prepared.onnx")
         try:
-            quant_pre_process(onnx.load_from_string(float_onnx), str(target))
+            quant_pre_process(onnx.load_from_string(float_onnx), target)
         except Exception as error:  # symbolic inference raises bare Exceptions
-            said.append(f"symbolic shape inference failed ({error})")
-            quant_pre_process(
-                onnx.load_from_string(float_onnx), str(target), skip_symbolic_shape=True
-            )
-        proto = onnx.load(target)
-    notes = [f"preprocessing for int8: {text}" for text in said]
-    left = unfolded_norms(proto)
-    if left:
-        notes.append(f"{left} batch norm(s) after a convolution were not folded into it")
-    return proto.SerializeToString(), notes
+            errors.append(f"symbolic shape inference failed ({error})")
+            quant_pre_process(onnx.load_from_string(float_onnx), target, skip_symbolic_shape=True)
+        prepared = onnx.load(target)
+    notes = [f"preprocessing for int8: {error}" for error in errors]
+    if unfolded := unfolded_norms(prepared):
+        notes.append(f"{unfolded} batch norm(s) after a convolution were not folded into it")
+    return prepared, notes
 
 
-def unfolded_norms(proto: onnx.ModelProto) -> int:
+def unfolded_norms(model: onnx.ModelProto) -> int:
     """Return how many batch norms follow a convolution directly."""
-    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    producers = _producers(model)
     return sum(
-        node.op_type == "BatchNormalization" and makers.get(node.input[0]) == "Conv"
-        for node in proto.graph.node
+        node.op_type == "BatchNormalization" and producers.get(node.input[0]) == "Conv"
+        for node in model.graph.node
     )
+
+
+def _producers(model: onnx.ModelProto) -> dict[str, str]:
+    """Return, by the name of a value, the operator that computes it."""
+    return {name: node.op_type for node in model.graph.node for name in node.output}
 
 
 class Reader:
@@ -117,7 +111,8 @@ class Reader:
     width, and the entropy method's time grows with the square of the bins.
     """
 
-    def __init__(self, batches: Iterable[Tensors], names: list[str]) -> None:
+    def __init__(self, batches: Iterable[Tensors], model: onnx.ModelProto) -> None:
+        names = [value.name for value in model.graph.input]
         chunks = sorted(_chunks(batches), key=_largest, reverse=True)
         self.chunks = [dict(zip(names, chunk, strict=True)) for chunk in chunks]
         if not self.chunks:
@@ -145,64 +140,23 @@ def _largest(chunk: list[np.ndarray]) -> float:
     return max(float(np.abs(array).max()) for array in chunk)
 
 
-def _input_names(onnx_bytes: bytes) -> list[str]:
-    return [value.name for value in onnx.load_from_string(onnx_bytes).graph.input]
-
-
 def _all_op_types() -> list[str]:
-    """Return every operator that onnxruntime can quantize; by default it takes them in the
-    order of a set, which differs from process to process."""
+    """Return every operator that onnxruntime can quantize.
+
+    By default it takes them in the order of a set, which differs from process to process.
+    """
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     return [*{**QLinearOpsRegistry, **QDQRegistry}]
 
 
-def _count(proto: onnx.ModelProto) -> dict[str, dict[str, int]]:
+def _count(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
     """Count the nodes that read a dequantized tensor, and the others, by operator."""
-    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
-    quantized: Counter[str] = Counter()
-    left: Counter[str] = Counter()
-    for node in proto.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            continue
-        reads = {makers.get(name) for name in node.input}
-        (quantized if "DequantizeLinear" in reads else left)[node.op_type] += 1
-    return {
-        "quantized_ops": dict(sorted(quantized.items())),
-        "float_ops": dict(sorted(left.items())),
-    }
-
-
-class _Collect(logging.Handler):
-    """Keeps the first line of every error that is logged."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        lines = record.getMessage().strip().splitlines()
-        # A traceback is logged on its own; its last line is what happened.
-        self.said.append(lines[-1] if lines else record.levelname)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[list[str]]:
-    """Silence the quantizer's prints and log lines; yield the list of errors it logs.
-
-    Some of its lines go to the root logger, from which ours are kept away by level alone.
-    """
-    root, own = logging.getLogger(), logging.getLogger("onnxruntime.quantization")
-    handler, levels, propagate = _Collect(), (root.level, own.level), own.propagate
-    own.addHandler(handler)
-    own.setLevel(logging.ERROR)
-    own.propagate = False
-    root.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield handler.said
-    finally:
-        own.removeHandler(handler)
-        own.propagate = propagate
-        root.setLevel(levels[0])
-        own.setLevel(levels[1])
+    producers = _producers(model)
+    counts: dict[str, Counter[str]] = {"quantized_ops": Counter(), "float_ops": Counter()}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            reads = {producers.get(name) for name in node.input}
+            kind = "quantized_ops" if "DequantizeLinear" in reads else "float_ops"
+            counts[kind][node.op_type] += 1
+    return {kind: dict(sorted(counter.items())) for kind, counter in counts.items()}

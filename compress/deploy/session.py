@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from torch import Tensor
 
 from compress.runtimes.base import DEFAULT_LEVEL, OnnxFile, Session
 from compress.runtimes.onnxruntime_cpu import OnnxruntimeCpu, OrtSession
@@ -23,11 +22,7 @@ def session(onnx: OnnxFile, threads: int = 0, optimize: bool = True) -> OrtSessi
 
 def arrays(inputs: Tensors) -> list[np.ndarray]:
     """Return input tensors as contiguous arrays on the CPU."""
-    return [as_array(tensor) for tensor in inputs]
-
-
-def as_array(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+    return [np.ascontiguousarray(tensor.detach().cpu().numpy()) for tensor in inputs]
 
 
 def predict(runner: Session, batches: Iterable[Tensors]) -> np.ndarray:
@@ -42,5 +37,4 @@ def predict(runner: Session, batches: Iterable[Tensors]) -> np.ndarray:
 
 def split(inputs: Tensors, batch: int) -> list[Tensors]:
     """Cut inputs of N items into batches of at most `batch`."""
-    parts = [tensor.split(batch) for tensor in inputs]
-    return [tuple(part) for part in zip(*parts, strict=True)]
+    return list(zip(*(tensor.split(batch) for tensor in inputs), strict=True))

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from compress.deploy.protobuf import within
+
 INT8 = (TensorProto.INT8, TensorProto.UINT8)
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -18,10 +20,8 @@ def stored(content: bytes) -> dict[str, Any]:
     Weights are constants of two or more dimensions. Of an int8 file `int8_largest` is the largest
     magnitude among its signed ones: where that is 64, sums of two products fit 16 bits.
     """
-    graph = onnx.load_model_from_string(content).graph
-    constants = [*graph.initializer]
-    constants += [a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute]
-    weights = [tensor for tensor in constants if len(tensor.dims) > 1]
+    model = onnx.load_from_string(content)
+    weights = [tensor for tensor in within(model, TensorProto) if len(tensor.dims) > 1]
     narrow = [tensor for tensor in weights if tensor.data_type in INT8]
     if narrow:
         signed = [t for t in narrow if t.data_type == TensorProto.INT8]

@@ -6,6 +6,7 @@ it has passed. Whatever goes wrong with a file is a reason, never an exception.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import onnx
 import torch
 from onnx.external_data_helper import uses_external_data
 
-from compress.deploy.export import OUTPUT
+from compress.deploy.export import OUTPUT, first_line
+from compress.deploy.protobuf import within
 from compress.deploy.session import predict, session, split
 from compress.model import Model, forward
 from compress.system.amounts import decimal
@@ -50,6 +52,15 @@ class Verification:
 
 class _Bad(Exception):
     """The file is not deployable."""
+
+
+@contextlib.contextmanager
+def _failing(reason: str) -> Iterator[None]:
+    """Turn whatever is raised into a reason: onnxruntime's errors share no base class."""
+    try:
+        yield
+    except Exception as error:
+        raise _Bad(f"{reason}: {first_line(error)}") from None
 
 
 def verify(
@@ -88,31 +99,23 @@ def _verify(
 ) -> Verification:
     reference = _reference(model, inputs)
     largest = float(np.abs(reference).max())
-    if not np.isfinite(reference).all():
-        reason = "the module itself gives outputs that are not finite"
-        return Verification(False, reason, largest_logit=largest)
-    if _remembers(model, inputs, reference, TOLERANCE * largest):
-        reason = (
-            "the module's outputs depend on what it was given before or beside an item: it "
-            "remembers, or mixes the items of a batch"
-        )
-        return Verification(False, reason, largest_logit=largest)
+    agreement = worst = float("nan")
     try:
+        if not np.isfinite(reference).all():
+            raise _Bad("the module itself gives outputs that are not finite")
+        _check_memory(model, inputs, reference, TOLERANCE * largest)
         proto = _read(onnx_bytes)
         _check_graph(proto, model.signature)
         outputs = _run(onnx_bytes, inputs, reference)
-    except _Bad as error:
-        return Verification(False, str(error), largest_logit=largest)
-    compared = outputs[BATCHES[-1]]
-    agreement = float((_top(compared) == _top(reference)).mean())
-    worst = max(float(np.abs(given - reference).max()) for given in outputs.values())
-    try:
+        usual = outputs[BATCHES[-1]]
+        agreement = float((_top(usual) == _top(reference)).mean())
+        worst = max(float(np.abs(logits - reference).max()) for logits in outputs.values())
         if lowered:
             step = _output_step(proto) or 2 * TOLERANCE * largest
             _gate_lowered(onnx_bytes, inputs, outputs, step)
         else:
             _gate_float(outputs, reference, TOLERANCE * largest)
-        _gate_constant(compared, reference)
+        _gate_constant(usual, reference)
         for batch in others:
             _gate_other(onnx_bytes, model, batch, None if lowered else TOLERANCE * largest)
     except _Bad as error:
@@ -128,75 +131,61 @@ def _reference(model: Model, inputs: Tensors, batch: int = BATCHES[-1]) -> np.nd
     return torch.cat([forward(module, part) for part in counted(split(cpu, batch))]).numpy()
 
 
-def _remembers(model: Model, inputs: Tensors, reference: np.ndarray, allowed: float) -> bool:
-    """Whether some items get other outputs in the opposite order and in other batches.
+def _check_memory(model: Model, inputs: Tensors, reference: np.ndarray, allowed: float) -> None:
+    """Check that items get the same outputs in the opposite order and in other batches.
 
-    Then the module answers from memory, and whatever is measured of it says nothing.
+    Else the module answers from memory, and whatever is measured of it says nothing.
     """
     backwards = tuple(tensor[:BACKWARDS].flip(0) for tensor in inputs)
     again = _reference(model, backwards, batch=7)[::-1]
-    return float(np.abs(again - reference[:BACKWARDS]).max()) > allowed
+    if float(np.abs(again - reference[:BACKWARDS]).max()) > allowed:
+        raise _Bad(
+            "the module's outputs for an item depend on earlier items or on its batch: it "
+            "remembers, or mixes the items of a batch"
+        )
 
 
 # --- the graph ----------------------------------------------------------------------------
 
 
 def _read(onnx_bytes: bytes) -> onnx.ModelProto:
-    try:
+    with _failing("the file is not a readable ONNX file"):
         proto = onnx.load_from_string(onnx_bytes)
-    except Exception as error:  # protobuf's DecodeError, or worse
-        raise _Bad(f"the file is not a readable ONNX file: {error}") from None
     # First, because the checker would look for the other files.
-    if any(uses_external_data(tensor) for tensor in _tensors(proto.graph)):
+    if any(map(uses_external_data, within(proto, onnx.TensorProto))):
         raise _Bad("the file keeps weights in another file (external data)")
-    try:
+    with _failing("ONNX's checker refuses the file"):
         onnx.checker.check_model(onnx_bytes, full_check=True)
-    except Exception as error:  # ValidationError, InferenceError, TypeError, MemoryError
-        raise _Bad(f"ONNX's checker refuses the file: {_sentence(error)}") from None
     return proto
-
-
-def _sentence(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of a graph: initializers, attributes, and those of its subgraphs."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.initializer:
-                    yield from _tensors(inner)
 
 
 def _check_graph(proto: onnx.ModelProto, signature: Sequence[InputSpec]) -> None:
     """Check the names of inputs and output, and that their dynamic dimensions are open."""
     weights = {tensor.name for tensor in proto.graph.initializer}
-    given = [value for value in proto.graph.input if value.name not in weights]
-    for kind, values, wanted in (
-        ("inputs", given, signature),
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    for kind, values, specs in (
+        ("inputs", inputs, signature),
         ("outputs", proto.graph.output, [InputSpec(OUTPUT)]),
     ):
-        found, names = [value.name for value in values], [one.name for one in wanted]
-        if found != names:
-            raise _Bad(f"the {kind} are named {found}, but should be {names}")
-        for value, one in zip(values, wanted, strict=True):
+        actual, expected = [value.name for value in values], [spec.name for spec in specs]
+        if actual != expected:
+            raise _Bad(f"the {kind} are named {actual}, but should be {expected}")
+        for value, spec in zip(values, specs, strict=True):
             dimensions = value.type.tensor_type.shape.dim
-            for number, label in one.dynamic.items():
+            for number, label in spec.dynamic.items():
                 if len(dimensions) <= number or dimensions[number].HasField("dim_value"):
                     raise _Bad(f"the {label} dimension of {value.name} is fixed or missing")
 
 
 def _output_step(proto: onnx.ModelProto) -> float:
     """Return the scale of the DequantizeLinear that gives the output, or 0 if there is none."""
-    producer = [node for node in proto.graph.node if OUTPUT in node.output]
-    if not producer or producer[0].op_type != "DequantizeLinear":
-        return 0.0
+    scales = {
+        node.output[0]: node.input[1]
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
     for tensor in proto.graph.initializer:
-        if tensor.name == producer[0].input[1]:
+        if tensor.name == scales.get(OUTPUT):
             return float(onnx.numpy_helper.to_array(tensor).max())
     return 0.0
 
@@ -207,15 +196,11 @@ def _output_step(proto: onnx.ModelProto) -> float:
 def _run(onnx_bytes: bytes, inputs: Tensors, reference: np.ndarray) -> dict[int, np.ndarray]:
     """Return the file's logits by batch size."""
     outputs = {}
-    try:
+    with _failing("onnxruntime cannot load the file"):
         runner = session(onnx_bytes)
-    except Exception as error:  # onnxruntime's errors share no base class of their own
-        raise _Bad(f"onnxruntime cannot load the file: {_sentence(error)}") from None
     for batch in BATCHES:
-        try:
+        with _failing(f"the file fails at batch size {batch}"):
             outputs[batch] = predict(runner, counted(split(inputs, batch)))
-        except Exception as error:
-            raise _Bad(f"the file fails at batch size {batch}: {_sentence(error)}") from None
         _gate_sound(outputs[batch], reference, batch)
     return outputs
 
@@ -231,8 +216,8 @@ def _gate_sound(outputs: np.ndarray, reference: np.ndarray, batch: int) -> None:
 
 
 def _gate_float(outputs: dict[int, np.ndarray], reference: np.ndarray, allowed: float) -> None:
-    for batch, given in outputs.items():
-        error = float(np.abs(given - reference).max())
+    for batch, logits in outputs.items():
+        error = float(np.abs(logits - reference).max())
         if error > allowed:
             raise _Bad(
                 f"at batch size {batch} an output is off by {decimal(error)}, and "
@@ -244,30 +229,26 @@ def _gate_lowered(
     onnx_bytes: bytes, inputs: Tensors, outputs: dict[int, np.ndarray], step: float
 ) -> None:
     usual = outputs[BATCHES[-1]]
-    try:
+    with _failing("without graph optimizations the file fails"):
         plain = predict(session(onnx_bytes, optimize=False), counted(split(inputs, BATCHES[-1])))
-    except Exception as error:
-        raise _Bad(f"without graph optimizations the file fails: {_sentence(error)}") from None
     same = float(_same_answer(usual, plain, step).mean())
     if same < AGREEMENT:
         raise _Bad(
             f"only {same:.1%} of the answers are the same with and without onnxruntime's graph "
             f"optimizations, and {AGREEMENT:.0%} are required"
         )
-    for batch, given in outputs.items():
-        other = int((~_same_answer(usual, given, step)).sum())
-        if other:
-            raise _Bad(f"{other} answer(s) at batch size {batch} differ from the others")
+    for batch, logits in outputs.items():
+        different = int((~_same_answer(usual, logits, step)).sum())
+        if different:
+            raise _Bad(f"{different} answer(s) at batch size {batch} differ from the others")
 
 
 def _gate_other(onnx_bytes: bytes, model: Model, batch: Tensors, allowed: float | None) -> None:
     """Check a batch of another length: against the module, or that the file runs at all."""
     length = " x ".join(map(str, batch[0].shape[1:]))
     reference = _reference(model, batch)
-    try:
+    with _failing(f"the file fails for inputs of length {length}"):
         outputs = predict(session(onnx_bytes), [batch])
-    except Exception as error:
-        raise _Bad(f"the file fails for inputs of length {length}: {_sentence(error)}") from None
     _gate_sound(outputs, reference, len(reference))
     worst = float(np.abs(outputs - reference).max())
     if allowed is not None and worst > allowed:
@@ -275,8 +256,8 @@ def _gate_other(onnx_bytes: bytes, model: Model, batch: Tensors, allowed: float 
 
 
 def _gate_constant(outputs: np.ndarray, reference: np.ndarray) -> None:
-    spread, wanted = np.ptp(outputs, axis=0).max(), np.ptp(reference, axis=0).max()
-    if wanted > 0 and spread <= CONSTANT * wanted:
+    spread, expected = np.ptp(outputs, axis=0).max(), np.ptp(reference, axis=0).max()
+    if expected > 0 and spread <= CONSTANT * expected:
         raise _Bad(
             "the file gives (nearly) the same outputs for every item, and the module does not"
         )

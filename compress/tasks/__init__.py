@@ -16,8 +16,6 @@ class Option:
     kind: str
     """'str', 'int' or 'floats': the kind of its value in a suite."""
     help: str
-    of: str = "image-classification"
-    """The kind of task that knows it."""
 
 
 OPTIONS: Mapping[str, Option] = {

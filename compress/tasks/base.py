@@ -60,7 +60,7 @@ class TensorSplit(Split):
         return len(self.targets)
 
     def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
-        # Waiting for a copy would have a GPU finish all that it was given before.
+        # Waiting for a copy would have a GPU finish all its pending work first.
         here = index.to(self.targets.device, non_blocking=True)
         return tuple(tensor[here] for tensor in self.inputs), self.targets[here]
 
@@ -97,7 +97,7 @@ class Task(ABC):
     @property
     def ragged(self) -> bool:
         """Whether items have lengths of their own; then every batch is padded by itself."""
-        return any(one.dynamic.keys() > {0} for one in self.inputs)
+        return any(spec.dynamic.keys() > {0} for spec in self.inputs)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -109,22 +109,22 @@ class Task(ABC):
 
     @abstractmethod
     def probe(self, batch: int = 4) -> Tensors:
-        """Return inputs of `batch` different items, as real ones as are at hand, as `prepare` does.
+        """Return prepared inputs of `batch` different items, real ones if possible.
 
         Models are tried out on them, wherever a step has no data or needs none.
         """
 
     def arguments(self) -> dict[str, Any]:
-        """Return what the factory of a model is told of the task, by name of the argument."""
+        """Return the arguments that the factory of a model gets from the task, by name."""
         return {}
 
     def metadata(self) -> dict[str, str]:
-        """Return what a deployed file says of its inputs and outputs; values may be JSON."""
+        """Return metadata on the inputs and outputs of a deployed file; values may be JSON."""
         return {}
 
     @property
     def augmented(self) -> bool:
-        """Whether an item looks otherwise in every view of it."""
+        """Whether every view of an item looks different."""
         return False
 
     @property

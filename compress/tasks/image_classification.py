@@ -44,7 +44,7 @@ class Preprocessing:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) of the right size to float32 inputs."""
-        # A tensor that is made on a GPU waits until all that the GPU was given before is done.
+        # Creating a tensor on a GPU would wait for all its pending work.
         mean, std = (
             torch.tensor(values).view(1, -1, 1, 1).to(images.device, non_blocking=True)
             for values in (self.mean, self.std)
@@ -87,8 +87,12 @@ class ImageClassification(Task):
     )
 
     def __post_init__(self) -> None:
-        given = self.augments
-        if set(given) - set(self.AUGMENTS) or len(set(given)) < len(given):
+        if len(self.classes) < 2:
+            raise ValueError(
+                f"a classification task needs at least two classes, not {[*self.classes]}"
+            )
+        names = self.augments
+        if set(names) - set(self.AUGMENTS) or len(set(names)) < len(names):
             raise ValueError(
                 f"augment is 'none', or some of {', '.join(self.AUGMENTS)} joined by hyphens, "
                 f"such as 'flip-crop', not {self.augment!r}"
@@ -121,7 +125,7 @@ class ImageClassification(Task):
         return (len(self.classes),)
 
     def probe(self, batch: int = 4) -> Tensors:
-        """Return prepared images of the data; where it gave too few, noise, (N, C, H, W)."""
+        """Return prepared images of the data, or noise if it has too few, (N, C, H, W)."""
         images = self.samples
         if images is None or len(images) < batch:
             shape = (batch, self.preprocessing.channels, *self.preprocessing.size)
@@ -170,14 +174,14 @@ class ImageClassification(Task):
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        wanted = targets.argmax(1) if targets.is_floating_point() else targets
-        return outputs.argmax(1) == wanted
+        labels = targets.argmax(1) if targets.is_floating_point() else targets
+        return outputs.argmax(1) == labels
 
 
 def augment_images(images: Tensor, rng: StatelessRNG, augments: Sequence[str]) -> Tensor:
     """Mirror, shift and cut out of normalised images (N, C, H, W), each by its own draws.
 
-    StatelessRNG are made where their items lie, on the CPU: a GPU would get dozens of tiny kernels.
+    The draws are made on the CPU, where their items lie: a GPU would get dozens of tiny kernels.
     'flip' mirrors half of them; 'crop' shifts by up to an eighth of the side, with zeros beyond
     the border (He et al. 2015, section 4.2: 4 pixels of 32); 'cutout' sets a square of half the
     side to zero, centred anywhere (DeVries and Taylor 2017, section 3.2: 16 pixels of 32).
@@ -216,10 +220,3 @@ def _holes(images: Tensor, rng: StatelessRNG) -> Tensor:
         inside.append((place >= begin[:, None]) & (place < begin[:, None] + half))
     hole = inside[0][:, :, None] & inside[1][:, None, :]
     return (~hole[:, None]).to(images.dtype)
-
-
-def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names as a tuple; raise ValueError if there are fewer than two."""
-    if len(classes) < 2:
-        raise ValueError(f"a classification task needs at least two classes, not {list(classes)}")
-    return tuple(str(name) for name in classes)

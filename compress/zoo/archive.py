@@ -2,75 +2,102 @@
 
 from __future__ import annotations
 
-import contextlib
 import lzma
 import os
 import shutil
 import tarfile
-import tempfile
-import time
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from filelock import FileLock
 
 from compress.errors import UserError
 from compress.system.files import fsync_file, fsync_folder, sha256_file
 from compress.zoo.image_files import ignored
 
-ZIPS = (".zip",)
+ZIP = ".zip"
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MOST_RATIO = 200
 """How many times its size an archive may unpack to: images hardly shrink."""
 MOST_FILES = 5_000_000
 DAMAGE = (
     *(EOFError, RuntimeError, NotImplementedError, tarfile.TarError, zipfile.BadZipFile),
-    *(lzma.LZMAError, zlib.error),
+    *(lzma.LZMAError, zlib.error, OSError, ValueError),
 )
-"""What the archive libraries raise for content that is damaged, besides OSError."""
-LEFT = 86_400.0
-"""Seconds after which what an unpacking has left is nobody's."""
+"""What the archive libraries raise for content that is damaged."""
 
 
-def is_archive(path: Path) -> bool:
-    return path.name.lower().endswith((*ZIPS, *TARS))
+def unpacked(path: Path, root: Path) -> Path:
+    """Return the folder into which an archive is unpacked, below `root`, once for its content.
 
-
-def unpacked(path: Path, below: Path) -> Path:
-    """Unpack an archive into a folder below `below`, once for its content; return the folder.
-
-    Raises UserError for an archive that is damaged, larger than the disk takes or out of all
-    proportion, or that names a file outside its folder; then nothing is left of it.
+    What is no archive is returned as it is. Raises UserError for an archive that is damaged, larger
+    than the disk takes or out of all proportion, or that names a file outside its folder; then
+    nothing is left of it.
     """
-    target = below / "unpacked" / f"{path.name.partition('.')[0]}-{sha256_file(path)[:16]}"
-    if target.is_dir():
-        return _inner(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _forget_leftovers(target.parent)
-    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unpacking-"))
-    try:
-        opener = _zip if path.name.lower().endswith(ZIPS) else _tar
-        opener(path, made)
-        made.chmod(0o755)
-        _to_disk(made)
-        made.rename(target)
-        fsync_folder(target.parent)
-    except (OSError, ValueError, *DAMAGE) as error:
-        if not target.is_dir():  # else another process has just unpacked it
-            raise UserError(f"the archive {path} is refused: {error}") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    if not (path.is_file() and path.name.lower().endswith((ZIP, *TARS))):
+        return path
+    place = root / "unpacked"
+    target = place / f"{path.name.partition('.')[0]}-{sha256_file(path)[:16]}"
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / "unpacked.lock"):
+        if not target.is_dir():
+            # Under the lock, what lies there is left from a process that died.
+            partial = place / ".unpacking"
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                partial.mkdir()
+                _extract(path, partial)
+                _flush(partial)
+                partial.rename(target)
+                fsync_folder(place)
+            except DAMAGE as error:
+                raise UserError(f"the archive {path} is refused: {error}") from error
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return _inner(target)
 
 
-def _forget_leftovers(place: Path) -> None:
-    """Remove what processes that died while they unpacked have left."""
-    for left in place.glob(".unpacking-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > LEFT:
-                shutil.rmtree(left, ignore_errors=True)
+def _extract(path: Path, folder: Path) -> None:
+    if path.name.lower().endswith(ZIP):
+        with zipfile.ZipFile(path) as zipped:
+            entries = zipped.infolist()
+            _check_entries(path, folder, ((entry.filename, entry.file_size) for entry in entries))
+            zipped.extractall(folder)  # a symbolic link comes out as a small file
+        return
+    with tarfile.open(path) as tar:
+        _check_entries(path, folder, map(_name_and_size, tar))
+        tar.extractall(folder, filter="data")
+        # A compressed stream has its checksum at its very end, behind what tar reads.
+        assert tar.fileobj is not None, "it was opened by its name"
+        while tar.fileobj.read(1 << 20):
+            pass
 
 
-def _to_disk(folder: Path) -> None:
+def _name_and_size(member: tarfile.TarInfo) -> tuple[str, int]:
+    if not (member.isfile() or member.isdir()):
+        raise ValueError(f"{member.name!r} is no file or folder")
+    return member.name, member.size
+
+
+def _check_entries(path: Path, folder: Path, entries: Iterable[tuple[str, int]]) -> None:
+    """Raise ValueError as soon as names or sizes go too far: a tar is unpacked as it is read."""
+    most, free = MOST_RATIO * max(path.stat().st_size, 1 << 20), shutil.disk_usage(folder).free
+    total = 0
+    for number, (name, size) in enumerate(entries, 1):
+        pure, windows = PurePosixPath(name), PureWindowsPath(name)
+        outside = pure.is_absolute() or windows.drive or windows.root
+        if outside or ".." in {*pure.parts, *windows.parts}:
+            raise ValueError(f"it names a file outside its folder, {name!r}")
+        total += size
+        if number > MOST_FILES or total > most:
+            raise ValueError(f"it claims {number} files of {total} bytes, out of all proportion")
+        if total > free:
+            raise ValueError(f"it needs {total} bytes, and the disk has only {free} left")
+
+
+def _flush(folder: Path) -> None:
     """Have everything below a folder written: its name will say that it is complete."""
     for place, _, names in os.walk(folder):
         for name in names:
@@ -83,41 +110,3 @@ def _inner(folder: Path) -> Path:
     inside = [path for path in folder.iterdir() if not ignored(path.name)]
     wraps = len(inside) == 1 and inside[0].is_dir() and inside[0].name not in ("train", "test")
     return inside[0] if wraps else folder
-
-
-def _check_size(path: Path, names: int, total: int, below: Path) -> None:
-    if names > MOST_FILES or total > MOST_RATIO * max(path.stat().st_size, 1 << 20):
-        raise RuntimeError(f"it claims {names} files of {total} bytes, out of all proportion")
-    if total > shutil.disk_usage(below).free:
-        raise RuntimeError(f"it needs {total} bytes, and the disk of {below.parent} has fewer")
-
-
-def _check_name(name: str) -> None:
-    pure, windows = PurePosixPath(name), PureWindowsPath(name)
-    if pure.is_absolute() or windows.drive or windows.root or ".." in {*pure.parts, *windows.parts}:
-        raise RuntimeError(f"it names a file outside its folder, {name!r}")
-
-
-def _zip(path: Path, folder: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        _check_size(path, len(entries), sum(entry.file_size for entry in entries), folder)
-        for entry in entries:
-            _check_name(entry.filename)
-        archive.extractall(folder)  # a symbolic link comes out as a small file
-
-
-def _tar(path: Path, folder: Path) -> None:
-    with tarfile.open(path) as archive:
-        names = total = 0
-        for member in archive:
-            names, total = names + 1, total + member.size
-            _check_size(path, names, total, folder)
-            _check_name(member.name)
-            if not (member.isfile() or member.isdir()):
-                raise RuntimeError(f"{member.name!r} is no file or folder")
-        archive.extractall(folder, filter="data")
-        # A compressed stream has its checksum at its very end, behind what tar reads.
-        assert archive.fileobj is not None, "it was opened by its name"
-        while archive.fileobj.read(1 << 20):
-            pass

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from compress.errors import UserError
 from compress.system.files import digest
 from compress.tasks.base import TensorSplit
 from compress.zoo.source import Source
 
-# Images (N, H, W, C) or (N, H, W) in uint8, and integer labels (N,).
 Pair = tuple[Any, Any]
+"""Images (N, H, W, C) or (N, H, W) in uint8, and integer labels (N,)."""
+Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Images (N, H, W, C) and labels by split."""
 
 
 def array_source(
@@ -36,20 +39,21 @@ def array_source(
     The fingerprint is a SHA-256 over every split's pixels and labels and the class names. What is
     `published` never changes, so one for all splits serves.
     """
-    given = {"train": train, "test": test}
-    if validation is not None:
-        given["val"] = validation
-    pairs = {part: _checked(part, *pair) for part, pair in given.items()}
-    _check_shapes(pairs)
-    names = _class_names(pairs, classes)
-    splits = {part: _split(x, y) for part, (x, y) in pairs.items()}
-    height, width, channels = pairs["train"][0].shape[1:]
+    pairs = {"train": train, "test": test} | ({"val": validation} if validation else {})
+    arrays = {part: _checked(part, *pair) for part, pair in pairs.items()}
+    shapes = {part: images.shape[1:] for part, (images, _) in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"x_{part} {shape}" for part, shape in shapes.items())
+        raise UserError(f"the splits hold images of different shapes (H, W, C): {listed}")
+    names = _class_names(arrays, classes)
+    splits = {part: _split(*pair) for part, pair in arrays.items()}
+    height, width, channels = shapes["train"]
     if published:
-        whole, training = _fingerprint(pairs, names), ""
+        fingerprint, training = _fingerprint(arrays, names), ""
     else:
-        tested = {"test": pairs.pop("test")}
-        training = _fingerprint(pairs, names)
-        whole = digest([training, _fingerprint(tested, names)])
+        testing = {"test": arrays.pop("test")}
+        training = _fingerprint(arrays, names)
+        fingerprint = digest([training, _fingerprint(testing, names)])
     return Source(
         name=name,
         classes=names,
@@ -58,7 +62,7 @@ def array_source(
         train=splits["train"],
         test=splits["test"],
         validation=splits.get("val"),
-        fingerprint=whole,
+        fingerprint=fingerprint,
         training_fingerprint=training,
         named=classes is not None,
         **usual,
@@ -106,17 +110,8 @@ def _labels(name: str, y: np.ndarray) -> np.ndarray:
     return y.astype(np.int64)
 
 
-def _check_shapes(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    shapes = {part: x.shape[1:] for part, (x, _) in pairs.items()}
-    if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"x_{part} {shape}" for part, shape in shapes.items())
-        raise UserError(f"the splits hold images of different shapes (H, W, C): {listed}")
-
-
-def _class_names(
-    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str] | None
-) -> tuple[str, ...]:
-    highest = {part: int(y.max(initial=-1)) for part, (_, y) in pairs.items()}
+def _class_names(arrays: Arrays, classes: Sequence[str] | None) -> tuple[str, ...]:
+    highest = {part: int(labels.max(initial=-1)) for part, (_, labels) in arrays.items()}
     if classes is None:
         return tuple(str(number) for number in range(max(highest.values()) + 1))
     for part, label in highest.items():
@@ -128,18 +123,20 @@ def _class_names(
     return tuple(str(name) for name in classes)
 
 
-def _split(x: np.ndarray, y: np.ndarray) -> TensorSplit:
+def _split(images: np.ndarray, labels: np.ndarray) -> TensorSplit:
     # Always a copy: what the caller does with their array later must not reach us.
-    images = torch.from_numpy(np.array(x.transpose(0, 3, 1, 2), order="C"))
-    return TensorSplit((images,), torch.from_numpy(np.array(y)))
+    return TensorSplit((channels_first(images),), torch.from_numpy(np.array(labels)))
 
 
-def _fingerprint(
-    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...]
-) -> str:
+def channels_first(images: np.ndarray) -> Tensor:
+    """Return a copy of images (N, H, W, C) as a tensor (N, C, H, W)."""
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
+
+
+def _fingerprint(arrays: Arrays, classes: tuple[str, ...]) -> str:
     content = hashlib.sha256(json.dumps(classes).encode())
-    for part in sorted(pairs):
-        for array in pairs[part]:
+    for part in sorted(arrays):
+        for array in arrays[part]:
             content.update(f"{part} {array.shape}".encode())
             content.update(np.ascontiguousarray(array).data)
     return content.hexdigest()
@@ -163,10 +160,8 @@ def read_arrays(path: Path, **usual: Any) -> Source:
         raise UserError(f"there is no file or folder {str(path)!r} to read arrays from")
     keys = ("x_train", "y_train", "x_test", "y_test")
     arrays = read_npz(path, keys, optional=("x_val", "y_val", "classes"))
-    pairs = [(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")]
-    if len(arrays.keys() & {"x_val", "y_val"}) == 1:
+    if ("x_val" in arrays) != ("y_val" in arrays):
         raise UserError(f"{path} must hold x_val and y_val together, or neither")
-    validation = (arrays["x_val"], arrays["y_val"]) if "x_val" in arrays else None
     if "classes" in arrays:
         names = arrays["classes"]
         if names.dtype.kind != "U" or names.ndim != 1:
@@ -175,7 +170,12 @@ def read_arrays(path: Path, **usual: Any) -> Source:
                 f"hold the classes' names: np.array(['cat', 'dog'])"
             )
         usual["classes"] = names.tolist()
-    return array_source(train=pairs[0], test=pairs[1], validation=validation, **usual)
+    return array_source(
+        train=(arrays["x_train"], arrays["y_train"]),
+        test=(arrays["x_test"], arrays["y_test"]),
+        validation=(arrays["x_val"], arrays["y_val"]) if "x_val" in arrays else None,
+        **usual,
+    )
 
 
 def _read_shards(folder: Path, **usual: Any) -> Source:
@@ -186,37 +186,28 @@ def _read_shards(folder: Path, **usual: Any) -> Source:
                 f"{folder} has no {path.name}: a folder of arrays holds train-*.npz (or "
                 f"train.npz) and test.npz, each with arrays x and y"
             )
-    test, own = folder / "test.npz", folder / "val.npz"
-    read = _all_read([*shards, test, *([own] if own.is_file() else [])])
+    test, validation = folder / "test.npz", folder / "val.npz"
+    pairs: dict[Path, Pair] = {}
+    errors = []
+    for path in [*shards, test, *([validation] if validation.is_file() else [])]:
+        try:
+            arrays = read_npz(path, ("x", "y"))
+            pairs[path] = arrays["x"], arrays["y"]
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        raise UserError("\n".join(errors))
+    try:
+        x, y = (np.concatenate(parts) for parts in zip(*map(pairs.pop, shards), strict=True))
+    except ValueError as error:
+        raise UserError(f"the shards do not fit together: {error}") from None
     return array_source(
-        train=_joined([read.pop(path) for path in shards]),
-        test=read[test],
-        validation=read.get(own),
+        train=(x, y),
+        test=pairs[test],
+        validation=pairs.get(validation),
         classes=_read_classes(folder / "classes.json"),
         **usual,
     )
-
-
-def _all_read(paths: Sequence[Path]) -> dict[Path, Pair]:
-    """Read some shards. Raises UserError that tells of all that cannot be read."""
-    found, bad = {}, []
-    for path in paths:
-        try:
-            arrays = read_npz(path, ("x", "y"))
-            found[path] = arrays["x"], arrays["y"]
-        except UserError as error:
-            bad.append(str(error))
-    if bad:
-        raise UserError("\n".join(bad))
-    return found
-
-
-def _joined(shards: Sequence[Pair]) -> Pair:
-    try:
-        x, y = (np.concatenate(arrays) for arrays in zip(*shards, strict=True))
-    except ValueError as error:
-        raise UserError(f"the shards do not fit together: {error}") from None
-    return x, y
 
 
 def _read_classes(path: Path) -> list[str] | None:
@@ -231,45 +222,28 @@ def _read_classes(path: Path) -> list[str] | None:
     return classes
 
 
-def _check_sizes(file: np.lib.npyio.NpzFile) -> None:
-    """Refuse an array whose header claims more than its file holds: NumPy would allocate it."""
-    archive = file.zip
-    assert archive is not None, "an open file has its archive"
-    for entry in archive.infolist():
-        with archive.open(entry) as stream:
-            version = np.lib.format.read_magic(stream)
-            reader = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if reader is None:
-                raise ValueError(f"{entry.filename} has the unknown format {version}")
-            shape, _, kind = reader(stream)
-            claimed = math.prod(shape) * kind.itemsize
-            held = entry.file_size - stream.tell()
-        if not kind.hasobject and claimed != held:
-            raise ValueError(f"{entry.filename} claims {claimed} bytes and holds {held}")
-
-
 def read_npz(
     path: Path, keys: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
     """Return the named arrays of an .npz file; object arrays are refused, not unpickled."""
     try:
-        # Opened here, since NumPy leaves a torn file open.
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UserError(f"{path} holds a single array; save with numpy.savez instead")
-            _check_sizes(file)
-            if missing := [key for key in keys if key not in file]:
-                raise UserError(
-                    f"{path} lacks {', '.join(missing)}; it holds {', '.join(file.files)}"
-                )
-            return {key: file[key] for key in (*keys, *optional) if key in file}
+        with zipfile.ZipFile(path) as archive:
+            present = [name.removesuffix(".npy") for name in archive.namelist()]
+            if missing := [key for key in keys if key not in present]:
+                raise UserError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(present)}")
+            return {key: _member(archive, key) for key in (*keys, *optional) if key in present}
     except UserError:
         raise
     except Exception as error:  # readers of damaged zip files and headers raise almost anything
         raise UserError(
-            f"cannot read {path}: {error}. It must be an .npz file with arrays of plain numbers"
+            f"cannot read {path}: {error}. It must be an .npz file with arrays of plain numbers, "
+            f"as numpy.savez writes it"
         ) from error
+
+
+def _member(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    with archive.open(f"{key}.npy") as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        if stream.read(1):  # at the end, the checksum has been compared as well
+            raise ValueError(f"{key} holds more bytes than its header claims")
+    return array

@@ -22,23 +22,23 @@ def from_file(
     place: str,
     factory: str,
     options: Mapping[str, Any],
-    given: Mapping[str, Any],
+    task_arguments: Mapping[str, Any],
     allow_code: Collection[Path],
 ) -> nn.Module:
-    """Call `factory` of the Python file `place` with the options, and what it takes of `given`.
+    """Call `factory` of the Python file `place` with the options and what it takes of the task's.
 
     Raises UserError unless the file is in `allow_code` and returns an nn.Module.
     """
     full = f"{place}:{factory}"
     function = load_function(place, factory, "factory", allow_code)
-    taken = inspect.signature(function).parameters
-    arguments = {key: value for key, value in given.items() if key in taken}
-    made = call(function, full, {**arguments, **options})
-    if not isinstance(made, nn.Module):
-        raise UserError(f"{full} returned {type(made).__name__}, not an nn.Module")
-    # What was made in inference mode can be neither loaded into nor trained; a copy of it can.
-    tensors = [*made.parameters(), *made.buffers()]
-    return copy.deepcopy(made) if any(tensor.is_inference() for tensor in tensors) else made
+    parameters = inspect.signature(function).parameters
+    arguments = {key: value for key, value in task_arguments.items() if key in parameters}
+    module = call(function, full, {**arguments, **options})
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{full} returned {type(module).__name__}, not an nn.Module")
+    # A module of inference mode can be neither loaded into nor trained; a copy of it can.
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module) if any(tensor.is_inference() for tensor in tensors) else module
 
 
 def load_function(
@@ -60,16 +60,13 @@ def load_function(
     module = _module(path)
     function = getattr(module, name, None)
     if not callable(function):
-        raise unknown(f"{kind} in {place}", name, _functions(module))
+        known = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        ]
+        raise unknown(f"{kind} in {place}", name, known)
     return function
-
-
-def _functions(module: ModuleType) -> list[str]:
-    return [
-        name
-        for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", None) == module.__name__
-    ]
 
 
 def _module(path: Path) -> ModuleType:

@@ -1,19 +1,23 @@
-"""Data sources by name."""
+"""Data sources by name: your own files, scikit-learn's digits, and torchvision's sets."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from platformdirs import user_cache_dir
+
 from compress.errors import UserError, unknown
 from compress.tasks.base import Data
-from compress.zoo.archive import is_archive, unpacked
+from compress.zoo.archive import unpacked
 from compress.zoo.arrays import array_source, read_arrays
 from compress.zoo.folder import image_folder
 from compress.zoo.image_files import check_images
-from compress.zoo.named import digits, published
 from compress.zoo.source import PerChannel, Size, Source, assemble, height_width
 
 DATA: Mapping[str, str] = {
@@ -23,11 +27,19 @@ DATA: Mapping[str, str] = {
     "cifar10": "60,000 photographs of 10 kinds, 32x32, colour",
     "cifar100": "60,000 photographs of 100 kinds, 32x32, colour",
     "imagefolder:DIR": "your image files: DIR/{train,test}/CLASS/* (also val), or DIR/CLASS/*; "
-    "a .zip or .tar of such a folder, too. Hidden files and folders do not count at any level, nor "
-    "do __MACOSX, @eaDir and the like",
+    "a .zip or .tar of such a folder, too. Hidden files and folders are skipped at every level, "
+    "and so are __MACOSX, @eaDir and the like",
     "arrays:PATH": "your arrays: an .npz with x_train, y_train, x_test, y_test (uint8 images "
     "N x H x W x C), or a folder with train-*.npz and test.npz (x, y)",
 }
+# Of each published set: torchvision's class, the usual mean and std, the usual augmentation.
+PUBLISHED: Mapping[str, tuple[str, tuple[float, ...], tuple[float, ...], str]] = {
+    "mnist": ("MNIST", (0.1307,), (0.3081,), "none"),
+    "fashion-mnist": ("FashionMNIST", (0.2860,), (0.3530,), "flip-crop"),
+    "cifar10": ("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "flip-crop"),
+    "cifar100": ("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "flip-crop"),
+}
+DIGITS_TEST = 360  # about a fifth of the 1797
 
 
 def load_data(
@@ -63,23 +75,84 @@ def source_named(
         path = Path(place).expanduser()
         if kind == "arrays":
             return read_arrays(path)
-        if path.is_file() and is_archive(path):
-            path = unpacked(path, data_root(root))
-        return image_folder(path, size)
+        return image_folder(unpacked(path, data_root(root)), size)
     if colon or name not in DATA:
         raise unknown("data source", name, DATA)
     return digits() if name == "digits" else published(name, data_root(root), download)
 
 
-def data_root(given: Path | None = None) -> Path:
-    """Return the folder of data sets: as given, else COMPRESS_DATA_ROOT, else the user's cache."""
-    if given is not None:
-        return Path(given).expanduser()
+def data_root(root: Path | None = None) -> Path:
+    """Return the folder of data sets: `root`, else COMPRESS_DATA_ROOT, else the user's cache."""
+    if root is not None:
+        return Path(root).expanduser()
     if place := os.environ.get("COMPRESS_DATA_ROOT"):
         return Path(place).expanduser()
-    from platformdirs import user_cache_dir
-
     return Path(user_cache_dir("compress-models"))
+
+
+def digits() -> Source:
+    """Return the 1797 8x8 digits of scikit-learn, their 17 levels stretched to 0..255."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = np.round(raw.images * 255 / 16).astype(np.uint8)
+    labels = raw.target.astype(np.int64)
+    # NumPy freezes the stream of RandomState, so everyone has the same test split.
+    order = np.random.RandomState(0).permutation(len(labels))
+    test, train = order[:DIGITS_TEST], order[DIGITS_TEST:]
+    pairs = [(images[part], labels[part]) for part in (train, test)]
+    return array_source("digits", *pairs, published=True)
+
+
+def published(name: str, root: Path, download: bool) -> Source:
+    """Return a data set of torchvision from `root`, downloading it if it is absent.
+
+    CIFAR-10 is read from `root/cifar10/*.npz` where that exists. Torchvision checks the MD5 of
+    CIFAR's batch files before it unpickles them. Raises UserError if that fails.
+    """
+    dataset, mean, std, augment = PUBLISHED[name]
+    usual: dict[str, Any] = {"mean": mean, "std": std, "augment": augment, "published": True}
+    if name == "cifar10" and (root / name / "test.npz").is_file():
+        return read_arrays(root / name, name=name, **usual)
+    train, test = (_open(dataset, root, train, download) for train in (True, False))
+    pairs = [(np.asarray(part.data), np.asarray(part.targets)) for part in (train, test)]
+    return array_source(name, *pairs, classes=list(train.classes), **usual)
+
+
+def _open(dataset: str, root: Path, train: bool, download: bool) -> Any:
+    import torchvision
+
+    cls = getattr(torchvision.datasets, dataset)
+    try:
+        return cls(root, train=train, download=False)
+    except RuntimeError as error:  # torchvision: not found
+        if not download:
+            raise UserError(
+                f"{dataset} is not in {root}, and downloading is switched off: allow it, or "
+                f"set COMPRESS_DATA_ROOT to the folder that holds it"
+            ) from error
+    except (OSError, ValueError, AssertionError) as error:
+        raise UserError(f"the {dataset} files in {root} are damaged: {error}") from error
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _archives_stay_in_their_folder():
+            return cls(root, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{dataset} is not in {root}, and downloading it failed: {error}. Connect to the "
+            f"network and try again, or set COMPRESS_DATA_ROOT to a folder that holds it"
+        ) from error
+
+
+@contextlib.contextmanager
+def _archives_stay_in_their_folder() -> Iterator[None]:
+    """Have tarfile refuse members that lead out of the folder, whoever calls it (PEP 706)."""
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def from_arrays(
@@ -97,7 +170,7 @@ def from_arrays(
     size: Size = None,
     augment: str | None = None,
 ) -> Data:
-    """Return `Data` made of arrays: uint8 images (N, H, W, C) or (N, H, W), integer labels (N,).
+    """Return the `Data` of arrays: uint8 images (N, H, W, C) or (N, H, W), integer labels (N,).
 
     Without `mean` and `std` they are measured on the training split; without a validation pair
     a tenth of the training items is held out. Raises UserError as `load_data` does.

@@ -1,13 +1,12 @@
-"""Folders of image files as a data source: which files are for what, and of which class."""
+"""Folders of image files as a data source: the split and the class of every file."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compress.errors import UserError
-from compress.system.files import digest
+from compress.system.files import digest, sha256
 from compress.zoo.image_files import ImageFiles, folders_in, images_below, sampled
 from compress.zoo.source import Source
 
@@ -19,8 +18,8 @@ BY_SAMPLES = (
     "of large images the fingerprint covers paths, sizes and samples of their bytes, not all"
 )
 
-# Files by class name.
 Files = Mapping[str, Sequence[Path]]
+"""Image files by class."""
 
 
 def image_folder(folder: Path, size: tuple[int, int] | None) -> Source:
@@ -28,7 +27,7 @@ def image_folder(folder: Path, size: tuple[int, int] | None) -> Source:
 
     `val` may also be called `validation`; without `test` it is the test split, as in ImageNet.
     In a flat folder the SHA-256 of an image's relative path decides: one in five is for testing,
-    whatever is added later. At every level what is `ignored` does not count. The fingerprint covers
+    whatever is added later. What is `ignored` is skipped at every level. The fingerprint covers
     the relative paths and what `sampled` covers of the files, since hashing all of a large set
     takes too long. Raises UserError for any other layout.
     """
@@ -59,32 +58,33 @@ def image_folder(folder: Path, size: tuple[int, int] | None) -> Source:
 
 
 def _parts(folder: Path) -> tuple[dict[str, Files], str]:
+    """Return the image files of each split by class, and a note on how they were split."""
     if not (folder / "train").is_dir():
         return _flat(folder), "one image in five, drawn by its path, is for testing"
-    found = {"train": _files(folder / "train")}
-    for name, part in (("test", "test"), ("val", "val"), ("validation", "val")):
+    parts: dict[str, Files] = {}
+    for name, part in {"train": "train", "test": "test", "val": "val", "validation": "val"}.items():
         if (folder / name).is_dir():
-            found[part] = _files(folder / name)
-    if "test" in found:
-        return dict(found), ""
-    if "val" not in found:
+            parts[part] = _by_class(folder / name)
+    if "test" in parts:
+        return parts, ""
+    if "val" not in parts:
         raise UserError(f"{folder} has a folder 'train' but neither 'test' nor 'val'")
-    return {"train": found["train"], "test": found["val"]}, "the source's 'val' is the test split"
+    return {"train": parts["train"], "test": parts["val"]}, "the source's 'val' is the test split"
 
 
 def _flat(folder: Path) -> dict[str, Files]:
-    parts: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
-    for name, files in _files(folder).items():
-        for part in parts:
-            parts[part][name] = []
+    train: dict[str, list[Path]] = {}
+    test: dict[str, list[Path]] = {}
+    for name, files in _by_class(folder).items():
+        train[name], test[name] = [], []
         for path in files:
             key = path.relative_to(folder).as_posix()
-            draw = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
-            parts["test" if draw % TEST_ONE_IN == 0 else "train"][name].append(path)
-    return dict(parts)
+            draw = int(sha256(key.encode())[:8], 16)
+            (train if draw % TEST_ONE_IN else test)[name].append(path)
+    return {"train": train, "test": test}
 
 
-def _files(folder: Path) -> dict[str, list[Path]]:
+def _by_class(folder: Path) -> Files:
     """Return the image files of each class folder, sorted."""
     return {place.name: images_below(place) for place in folders_in(folder)}
 
@@ -99,8 +99,8 @@ def _check_classes(folder: Path, parts: Mapping[str, Files], classes: tuple[str,
         if not parts["train"][name]:
             raise UserError(f"class {name!r} in {folder} has no training images")
     for part, files in parts.items():
-        if strange := sorted(set(files) - set(classes)):
-            raise UserError(f"{folder}/{part} has classes that 'train' lacks: {strange[:5]}")
+        if foreign := sorted(set(files) - set(classes)):
+            raise UserError(f"{folder}/{part} has classes that 'train' lacks: {foreign[:5]}")
 
 
 def _split(files: Files, classes: tuple[str, ...], size: tuple[int, int]) -> ImageFiles:
@@ -109,10 +109,10 @@ def _split(files: Files, classes: tuple[str, ...], size: tuple[int, int]) -> Ima
 
 
 def _fingerprint(folder: Path, parts: Mapping[str, Files]) -> str:
-    content = hashlib.sha256()
-    for part in sorted(parts):
-        for name in sorted(parts[part]):
-            for path in parts[part][name]:
-                line = f"{part} {path.relative_to(folder).as_posix()} {sampled(path)}\n"
-                content.update(line.encode())
-    return content.hexdigest()
+    lines = [
+        f"{part} {path.relative_to(folder).as_posix()} {sampled(path)}\n"
+        for part in sorted(parts)
+        for name in sorted(parts[part])
+        for path in parts[part][name]
+    ]
+    return sha256("".join(lines).encode())

@@ -1,4 +1,4 @@
-"""Image files: which of those in a folder count, whether they can be read, and their pixels."""
+"""Image files: which files of a folder are used, whether they can be read, and their pixels."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
+import PIL
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from platformdirs import user_cache_dir
 from torch import Tensor
 
 from compress.errors import UserError
 from compress.system.files import sha256, write_atomic
 from compress.system.progress import stage
 from compress.tasks.base import Split, Tensors
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SYSTEMS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
@@ -31,37 +32,37 @@ DECODERS = min(8, os.cpu_count() or 1)
 SAMPLE = 4096
 """Bytes at the beginning, in the middle and at the end of a file that fingerprints cover."""
 NAMED = 20
-"""Files that cannot be read which an error names; of more it says how many there are."""
+"""Unreadable files that an error names; of more it says how many there are."""
 CHUNK = 1024
 LEAST = 256
-"""Files that must have been read for the check to remember that they are sound."""
+"""The check remembers which files are sound if it has read at least this many."""
 MARK = 16
-"""Bytes of what is remembered of a sound file."""
+"""Bytes that are remembered for each sound file."""
 
 
 def ignored(name: str) -> bool:
-    """Whether a file or folder of this name is nobody's data: hidden, or left by some system."""
+    """Whether a file or folder of this name is no data: hidden, or left behind by some system."""
     return name.startswith(".") or name.lower() in SYSTEMS
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, but for what is `ignored`."""
+    """Return the folders in a folder, sorted, without those that are `ignored`."""
     _, names, _ = next(os.walk(folder, onerror=_refuse))
     return sorted(folder / name for name in names if not ignored(name))
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return the image files anywhere below a folder, sorted; at no level what is `ignored`."""
-    found = []
+    """Return the image files anywhere below a folder, sorted, without what is `ignored`."""
+    images = []
     for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not ignored(name)]
-        images = (Path(place, name) for name in names if not ignored(name))
-        found += [path for path in images if path.suffix.lower() in SUFFIXES]
-    return sorted(found)
+        files = (Path(place, name) for name in names if not ignored(name))
+        images += [path for path in files if path.suffix.lower() in SUFFIXES]
+    return sorted(images)
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise UserError(f"cannot look into the folder {error.filename}: {error.strerror}") from error
+    raise UserError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
 
 # --- pixels -------------------------------------------------------------------------------
@@ -82,12 +83,9 @@ class ImageFiles(Split):
         chosen = [self.files[i] for i in index.tolist()]
         # A pool for each batch costs under a millisecond, and survives forks and copies.
         with ThreadPoolExecutor(DECODERS) as pool:
-            images = list(pool.map(self._decode, chosen))
+            images = list(pool.map(partial(decode, size=self.size), chosen))
         pixels = np.stack(images) if images else np.zeros((0, *self.size, 3), np.uint8)
         return (torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),), self.labels[index]
-
-    def _decode(self, path: Path) -> np.ndarray:
-        return decode(path, self.size)
 
 
 def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -95,8 +93,6 @@ def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
 
     Raises UserError that names the file if it is missing or damaged.
     """
-    from PIL import Image, ImageOps
-
     try:
         with Image.open(path) as image:
             fitted = ImageOps.fit(_rgb(image), size[::-1], Image.Resampling.BILINEAR)
@@ -105,9 +101,7 @@ def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise UserError(f"cannot read the image {path}: {error}. Repair or remove it") from error
 
 
-def _rgb(image: Image) -> Image:
-    from PIL import Image
-
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would clip 16 bits at 255 instead of scaling them.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -117,9 +111,9 @@ def _rgb(image: Image) -> Image:
 
 
 def sampled(path: Path) -> str:
-    """Return a hash of a file's size and bytes; of more than three samples of it, those alone.
+    """Return a hash of a file's size and bytes; of a large file, of three samples of its bytes.
 
-    Of a file that cannot be read it covers that alone: `check_images` tells of it.
+    A file that cannot be read has a constant instead: `check_images` reports it.
     """
     try:
         with path.open("rb") as file:
@@ -142,8 +136,8 @@ def sampled(path: Path) -> str:
 def check_images(*splits: Split | None) -> None:
     """Read every image file of some splits to its end. Raises UserError that names the bad ones.
 
-    What was found sound is remembered in the user's cache folder, by path, size and times, so the
-    next run reads only what is new or has changed.
+    Which files are sound is remembered in the user's cache folder, by path, size and times, so the
+    next run reads only those that are new or have changed.
     """
     files = [path for split in splits if isinstance(split, ImageFiles) for path in split.files]
     if not files:
@@ -163,7 +157,14 @@ def check_images(*splits: Split | None) -> None:
             with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
                 write_atomic(memory, b"".join(sorted(sound)))
     if bad:
-        raise UserError(_refusal(bad, len(files)))
+        lines = [f"  {path}: {reason}" for path, reason in bad.items()]
+        if len(lines) > NAMED:
+            lines[NAMED:] = [f"  and {len(bad) - NAMED:,} more"]
+        raise UserError(
+            f"{len(bad):,} of {len(files):,} image files cannot be read:\n"
+            + "\n".join(lines)
+            + "\nRepair, replace or remove them, then run again; nothing was computed yet"
+        )
 
 
 def _faults(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -175,34 +176,19 @@ def _faults(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
         ThreadPoolExecutor(DECODERS) as pool,
     ):
         for begin in range(0, len(files), CHUNK):
-            some = files[begin : begin + CHUNK]
-            for pair in zip(some, pool.map(fault, some), strict=True):
+            chunk = files[begin : begin + CHUNK]
+            for pair in zip(chunk, pool.map(fault, chunk), strict=True):
                 checked.advance()
                 yield pair
 
 
-def _refusal(bad: Mapping[Path, str], count: int) -> str:
-    lines = [f"  {path}: {reason}" for path, reason in list(bad.items())[:NAMED]]
-    more = [f"  and {len(bad) - NAMED:,} more"] if len(bad) > NAMED else []
-    return "\n".join(
-        [
-            f"{len(bad):,} of {count:,} image files cannot be read:",
-            *lines,
-            *more,
-            "Repair, replace or remove them, then run again; nothing was computed yet",
-        ]
-    )
-
-
 def fault(path: Path) -> str:
     """Return why the image of a file cannot be read; '' if it can."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            return "it is no regular file"
-        if not found.st_size:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return "it is not a regular file"
+        if not status.st_size:
             return "the file is empty"
         with Image.open(path) as image:
             # Pillow's own verify() does not read a JPEG's data. This reads them to their end, as
@@ -210,16 +196,14 @@ def fault(path: Path) -> str:
             image.draft("L", (1, 1))
             _rgb(image.crop((0, 0, 1, 1)))
     except UnidentifiedImageError:
-        return "it is no image, or of a kind that is not known"
+        return "it is no image, or in an unknown format"
     except Exception as error:  # readers of damaged files raise almost anything
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
     return ""
 
 
 def _memory(files: Sequence[Path]) -> Path:
-    """Return the file of the user's cache that remembers the sound ones of some image files."""
-    from platformdirs import user_cache_dir
-
+    """Return the file in the user's cache that lists which of some image files are sound."""
     place = os.path.commonpath([path.parent.absolute() for path in files])
     name = sha256(os.fsencode(place))[:32]
     return Path(user_cache_dir("compress-models")) / "checked-images" / name
@@ -230,20 +214,18 @@ def _remembered(memory: Path) -> set[bytes]:
         content = memory.read_bytes()
     except OSError:
         return set()
-    return {content[at : at + MARK] for at in range(0, len(content), MARK)}
+    return {content[start : start + MARK] for start in range(0, len(content), MARK)}
 
 
 def _mark(path: Path) -> bytes:
-    """Return a hash of what tells that a file is still the one that was read, by whom; b'' if gone.
+    """Return a hash that changes with a file or the reader of images; b'' if the file is gone.
 
     Whatever else a damaged memory holds is no file's mark, so its files are read again.
     """
-    import PIL
-
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return b""
-    told = (PIL.__version__, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    content = os.fsencode(path.absolute()) + repr(told).encode()
+    version = (PIL.__version__, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    content = os.fsencode(path.absolute()) + repr(version).encode()
     return hashlib.blake2b(content, digest_size=MARK).digest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +13,7 @@ from torch import nn
 from compress.errors import UserError, unknown
 from compress.zoo.stem import set_in_channels, shrink_stem
 
-# What the data decides, and every way in which a name could bring weights or files along.
+# Every option that could bring weights or files along, and what the task decides.
 WEIGHTS = {
     *("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
     *("checkpoint_path", "cache_dir"),
@@ -33,19 +35,17 @@ def from_torchvision(
     """
     builder = _torchvision_builder(name)
     full = f"torchvision:{name}"
-    arguments = dict(options)
+    _refuse_ours(full, options)
+    arguments = {**_size_arguments(name, full, input_size), **options, "num_classes": num_classes}
     stem = arguments.pop("stem", None)
     if stem not in (None, "small"):
         raise UserError(f"stem of {full} can only be 'small', not {stem!r}")
-    _refuse_ours(full, arguments)
     if not inspect.isclass(builder):
         arguments["weights"] = None
-    for key, value in _size_arguments(name, full, input_size).items():
-        arguments.setdefault(key, value)
     if name in ("googlenet", "inception_v3"):
         # What torchvision does by default, but without its warning.
         arguments.setdefault("init_weights", True)
-    module = call(builder, full, {**arguments, "num_classes": num_classes})
+    module = call(builder, full, arguments)
     set_in_channels(module, in_channels, full)
     if stem == "small":
         shrink_stem(module, full)
@@ -55,9 +55,9 @@ def from_torchvision(
 def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
     import torchvision.models
 
-    found = vars(torchvision.models).get(name)
-    if inspect.isclass(found) and issubclass(found, nn.Module):
-        return found
+    value = vars(torchvision.models).get(name)
+    if inspect.isclass(value) and issubclass(value, nn.Module):
+        return value
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise unknown("torchvision model", name, known)
@@ -95,33 +95,26 @@ def from_timm(
     full = f"timm:{name}"
     _refuse_ours(full, options)
     if not timm.is_model(name):
-        raise unknown("timm model", name, _timm_names(name))
+        # Those that are alike, or a few: all of them are over a thousand.
+        names = timm.list_models()
+        near = difflib.get_close_matches(name, names, n=8, cutoff=0.3)
+        raise unknown("timm model", name, near or names[:8])
+    build = functools.partial(timm.create_model, name, pretrained=False)
     arguments = {"num_classes": num_classes, "in_chans": in_channels, **options}
     try:
-        return timm.create_model(name, pretrained=False, img_size=input_size, **arguments)
-    except TypeError as error:
-        if "img_size" not in str(error) or "img_size" in options:
-            raise _rejected(full, error) from error
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise _rejected(full, error) from error
+        return call(build, full, {"img_size": input_size, **arguments})
+    except UserError as error:
+        unknown_size = isinstance(error.__cause__, TypeError) and "img_size" in str(error)
+        if not unknown_size or "img_size" in options:
+            raise
     # A convolutional network: its size does not depend on that of the images.
-    return call(timm.create_model, full, {"model_name": name, "pretrained": False, **arguments})
-
-
-def _timm_names(name: str) -> list[str]:
-    """Return the names of timm that begin alike, or a few: all of them are over a thousand."""
-    import difflib
-
-    import timm
-
-    names = timm.list_models()
-    return difflib.get_close_matches(name, names, n=8, cutoff=0.3) or names[:8]
+    return call(build, full, arguments)
 
 
 def _refuse_ours(full: str, options: Mapping[str, Any]) -> None:
     for key in sorted(OURS & options.keys()):
         why = (
-            "models start from fresh weights, and weights are given beside the model"
+            "models start from fresh weights, and weights are named beside the model"
             if key in WEIGHTS
             else "the task decides it"
         )
@@ -135,8 +128,5 @@ def call(builder: Callable[..., Any], full: str, arguments: Mapping[str, Any]) -
     except UserError:
         raise
     except Exception as error:  # a builder may raise anything: it is not ours
-        raise _rejected(full, error) from error
-
-
-def _rejected(full: str, error: Exception) -> UserError:
-    return UserError(f"{full} cannot be built for these options and images: {error or repr(error)}")
+        reason = str(error) or repr(error)
+        raise UserError(f"{full} cannot be built for these options and images: {reason}") from error

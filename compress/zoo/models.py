@@ -16,16 +16,17 @@ from compress.errors import UserError, unknown
 from compress.find_heads import Judge
 from compress.heads import heads_by_path, set_all_heads
 from compress.model import Blueprint, Model
+from compress.model import load as load_saved
 from compress.tasks.base import Task
 from compress.zoo.code import from_file
 from compress.zoo.libraries import call, from_timm, from_torchvision
-from compress.zoo.resnet import cifar_resnet
+from compress.zoo.resnet import CifarResNet
 from compress.zoo.small import cnn_small, mlp
 
 BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "cnn-small": cnn_small,
     "mlp": mlp,
-    **{f"resnet{n}": functools.partial(cifar_resnet, n) for n in (20, 32, 44, 56, 110)},
+    **{f"resnet{n}": functools.partial(CifarResNet, n) for n in (20, 32, 44, 56, 110)},
 }
 MOST_ALTOGETHER = 256
 """Members of an ensemble of ensembles."""
@@ -60,10 +61,10 @@ def fresh(
 ) -> Model:
     """Build the named model for a task, in eval mode, with weights that are not trained.
 
-    The weights come from torch's global generator: seed it first. `load` puts trained ones in
-    their place, and then `judge` may tell which of several outputs are the logits. With `like`, a
-    model of the same name has its outputs where that one has. Raises UserError if the name is
-    unknown, or the model does not map the task's inputs to outputs of its shape.
+    The weights come from torch's global generator: seed it first. `load` replaces them by trained
+    ones, and then `judge` may decide which of several outputs are the logits. A model of the same
+    name as `like` takes over where its outputs are. Raises UserError if the name is unknown, or the
+    model does not map the task's inputs to outputs of its shape.
     """
     blueprint = Blueprint(name, task.arguments())
     module = build_module(blueprint, allow_code).eval()
@@ -85,19 +86,31 @@ def build_module(blueprint: Blueprint, allow_code: Collection[Path] = ()) -> nn.
     refuses its options.
     """
     name = parse_model_name(blueprint.factory)
-    given = dict(blueprint.arguments)
+    arguments = dict(blueprint.arguments)
     if name.source.endswith(".py"):
-        return from_file(name.source, name.name, name.options, given, allow_code)
+        return from_file(name.source, name.name, name.options, arguments, allow_code)
     if name.source in LIBRARIES:
-        return LIBRARIES[name.source](name.name, name.options, **given)
+        return LIBRARIES[name.source](name.name, name.options, **arguments)
     if not name.source and name.name == "ensemble":
-        return _ensemble(name, given, allow_code)
+        return _ensemble(name, arguments, allow_code)
     if name.source or name.name not in BUILT_IN:
         raise unknown("model", f"{name.source}:{name.name}".lstrip(":"), MODELS)
-    return _built_in(name, given)
+    return _built_in(name, arguments)
 
 
-def _ensemble(name: ModelName, given: Mapping[str, Any], allow_code: Collection[Path]) -> Ensemble:
+def load(folder: str | Path, allow_code: Collection[str | Path] = ()) -> Model:
+    """Rebuild the model in `folder` (`model.safetensors` and `blueprint.json`).
+
+    A model whose factory is a user's own file needs that file in `allow_code`. Raises UserError
+    if the files are missing, damaged, or name code that is not allowed.
+    """
+    allowed = tuple(Path(path) for path in allow_code)
+    return load_saved(Path(folder), functools.partial(build_module, allow_code=allowed))
+
+
+def _ensemble(
+    name: ModelName, arguments: Mapping[str, Any], allow_code: Collection[Path]
+) -> Ensemble:
     options = {"members": 2, "average": "probabilities", **name.options}
     of, members, average = (options.pop(key, None) for key in ("of", "members", "average"))
     if options:
@@ -111,30 +124,30 @@ def _ensemble(name: ModelName, given: Mapping[str, Any], allow_code: Collection[
         raise UserError(f"an ensemble has 1 to {MOST_MEMBERS} members, not {members!r}")
     if members * _members(of) > MOST_ALTOGETHER:
         raise UserError(f"{name.name} has more than {MOST_ALTOGETHER} members altogether")
-    made = [build_module(Blueprint(of, given), allow_code) for _ in range(members)]
-    return Ensemble(made, str(average))
+    modules = [build_module(Blueprint(of, arguments), allow_code) for _ in range(members)]
+    return Ensemble(modules, str(average))
 
 
 def _members(name: str) -> int:
     """Return how many models a name stands for."""
-    found = parse_model_name(name)
-    if found.source or found.name != "ensemble":
+    model = parse_model_name(name)
+    if model.source or model.name != "ensemble":
         return 1
-    members, of = found.options.get("members", 2), found.options.get("of")
+    members, of = model.options.get("members", 2), model.options.get("of")
     if not isinstance(members, int) or not isinstance(of, str):
         return 1  # it is refused when it is built
     return members * _members(of)
 
 
-def _built_in(name: ModelName, given: Mapping[str, Any]) -> nn.Module:
+def _built_in(name: ModelName, arguments: Mapping[str, Any]) -> nn.Module:
     builder = BUILT_IN[name.name]
-    known = inspect.signature(builder).parameters.keys() - given.keys()
+    known = inspect.signature(builder).parameters.keys() - arguments.keys()
     for key, value in name.options.items():
         if key not in known:
             raise unknown(f"option of {name.name}", key, known)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{key} of {name.name} must be a positive whole number, not {value!r}")
-    return call(builder, name.name, {**given, **name.options})
+    return call(builder, name.name, {**arguments, **name.options})
 
 
 def _check_output(name: str, model: Model, task: Task, judge: Judge | None) -> None:
@@ -148,9 +161,9 @@ def _check_output(name: str, model: Model, task: Task, judge: Judge | None) -> N
         raise UserError(
             f"{name} cannot take inputs of {shape}: {reason}. {task.misfit}".strip()
         ) from error
-    wanted = (1, *task.output_shape())
-    if output.shape != wanted:
+    expected = (1, *task.output_shape())
+    if output.shape != expected:
         raise UserError(
             f"{name} returns outputs of shape {tuple(output.shape)} for one item, but the task "
-            f"{task.name} needs {wanted}: one logit for each class"
+            f"{task.name} needs {expected}: one logit for each class"
         )

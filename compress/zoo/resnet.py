@@ -53,10 +53,21 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A 3x3 convolution, three stages of `blocks` blocks (width, 2 and 4 times width), a linear."""
+    """A 3x3 convolution, three stages of n blocks (width, 2 and 4 times width), a linear.
 
-    def __init__(self, blocks: int, num_classes: int, in_channels: int, width: int) -> None:
+    `depth` is 6n + 2.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int,
+        in_channels: int,
+        input_size: tuple[int, int],
+        width: int = 16,
+    ) -> None:
         super().__init__()
+        blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
@@ -79,16 +90,3 @@ class CifarResNet(nn.Module):
 def _stage(blocks: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
     first = Block(inputs, outputs, stride)
     return nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
-
-
-def cifar_resnet(
-    depth: int,
-    num_classes: int,
-    in_channels: int,
-    input_size: tuple[int, int],
-    width: int = 16,
-) -> CifarResNet:
-    """Return the net with `depth` = 6n + 2 layers; `width` is that of the first stage."""
-    if depth < 8 or depth % 6 != 2:
-        raise ValueError(f"the depth of a CIFAR ResNet is 6n + 2, such as 20, and not {depth}")
-    return CifarResNet((depth - 2) // 6, num_classes, in_channels, width)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,14 +13,14 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.tasks.base import Data, Split, Subset, Tensors, spaced
-from compress.tasks.image_classification import ImageClassification, Preprocessing, check_classes
+from compress.tasks.image_classification import ImageClassification, Preprocessing
 
 HELD_OUT = 0.1
 STRETCHED = "stretched to the size, bilinear with antialiasing"
 CALIBRATION_ITEMS = 512
 STATISTICS_BATCH = 4096
 PROBED = 4
-"""Images on which models are tried out."""
+"""Images of the task's probe."""
 
 PerChannel = float | Sequence[float] | None
 Size = int | tuple[int, int] | None
@@ -27,7 +28,7 @@ Size = int | tuple[int, int] | None
 
 @dataclass(frozen=True)
 class Source:
-    """What a data source gives: uint8 images (N, C, H, W), labels, and its usual settings.
+    """The raw splits of a data source, uint8 images (N, C, H, W), and its usual settings.
 
     `size` is the (height, width) of the images. A `mean` or `std` of None is measured on the
     training split. `validation` is None where the source has no such split of its own.
@@ -47,25 +48,31 @@ class Source:
     augment: str = "none"
     note: str = ""
     named: bool = True
-    """Whether the classes have names, and not numbers alone."""
+    """Whether the classes have names, not just numbers."""
     resize: str = "none"
     """In words, how the source itself brings its images to `size`."""
     training_fingerprint: str = ""
 
 
-class Resized(Split):
-    """Another split with its images resized, batch by batch, to (height, width)."""
+class Changed(Split):
+    """Another split whose raw images are changed, batch by batch, by a function of them.
 
-    def __init__(self, whole: Split, size: tuple[int, int]) -> None:
+    Where it is not `labelled`, all its targets are zero.
+    """
+
+    def __init__(
+        self, whole: Split, change: Callable[[Tensor], Tensor], labelled: bool = True
+    ) -> None:
         self.whole = whole
-        self.size = size
+        self.change = change
+        self.labelled = labelled
 
     def __len__(self) -> int:
         return len(self.whole)
 
     def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
         (images,), targets = self.whole.fetch(index)
-        return (resize(images, self.size),), targets
+        return (self.change(images),), targets if self.labelled else torch.zeros_like(targets)
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -97,16 +104,21 @@ def assemble(
     Raises UserError if a split is empty or a setting does not fit the images.
     """
     _check_lengths(source)
-    wanted = height_width(size) or source.size
     train, validation = _hold_out(source)
-    drawn = _order(source, len(train), "calibration")[:CALIBRATION_ITEMS]
-    calibration: Split = Subset(train, torch.from_numpy(drawn))
-    task = _task(source, train, wanted, mean, std, augment)
+    order = _order(source, len(train), "calibration")[:CALIBRATION_ITEMS]
+    calibration: Split = Subset(train, torch.from_numpy(order))
     test = source.test
-    if wanted != source.size:
+    if (source.mean is None or source.std is None) and (mean is None or std is None):
+        usual_mean, usual_std = channel_statistics(train)
+        source = replace(source, mean=usual_mean, std=usual_std)
+    new_size = height_width(size) or source.size
+    if new_size != source.size:
+        change = partial(resize, size=new_size)
         train, validation, calibration, test = (
-            Resized(split, wanted) for split in (train, validation, calibration, test)
+            Changed(split, change) for split in (train, validation, calibration, test)
         )
+        source = replace(source, size=new_size, resize=STRETCHED)
+    task = _task(source, train, mean, std, source.augment if augment is None else augment)
     return Data(
         task,
         train,
@@ -136,8 +148,8 @@ def _hold_out(source: Source) -> tuple[Split, Split]:
         return source.train, source.validation
     order = _order(source, len(source.train), "validation")
     count = max(1, int(len(order) * HELD_OUT))
-    held, kept = (torch.from_numpy(np.sort(part)) for part in (order[:count], order[count:]))
-    return Subset(source.train, kept), Subset(source.train, held)
+    held_out, rest = (torch.from_numpy(np.sort(part)) for part in (order[:count], order[count:]))
+    return Subset(source.train, rest), Subset(source.train, held_out)
 
 
 def _order(source: Source, count: int, purpose: str) -> np.ndarray:
@@ -146,51 +158,37 @@ def _order(source: Source, count: int, purpose: str) -> np.ndarray:
     (Of a published source, on the whole of it: results on it depend on that hold-out.)
     NumPy freezes the stream of the legacy RandomState; torch promises nothing across versions.
     """
-    at = {"validation": 0, "calibration": 8}[purpose]
-    seed = int((source.training_fingerprint or source.fingerprint)[at : at + 8], 16)
+    start = {"validation": 0, "calibration": 8}[purpose]
+    seed = int((source.training_fingerprint or source.fingerprint)[start : start + 8], 16)
     return np.random.RandomState(seed).permutation(count).astype(np.int64)
 
 
 def _task(
-    source: Source,
-    train: Split,
-    size: tuple[int, int],
-    mean: PerChannel,
-    std: PerChannel,
-    augment: str | None,
+    source: Source, train: Split, mean: PerChannel, std: PerChannel, augment: str
 ) -> ImageClassification:
-    usual_mean, usual_std = source.mean, source.std
-    if (usual_mean is None or usual_std is None) and (mean is None or std is None):
-        usual_mean, usual_std = channel_statistics(train)
-    chosen = augment if augment is not None else source.augment
+    (samples,), _ = train.fetch(spaced(PROBED, len(train)))
     try:
         preprocessing = Preprocessing(
             source.channels,
-            size,
-            _values(mean, usual_mean),
-            _values(std, usual_std),
-            resize=source.resize if size == source.size else STRETCHED,
+            source.size,
+            _values(mean, source.mean),
+            _values(std, source.std),
+            resize=source.resize,
         )
-        (images,), _ = train.fetch(spaced(PROBED, len(train)))
         return ImageClassification(
-            source.name,
-            check_classes(source.classes),
-            preprocessing,
-            augment=chosen,
-            samples=images if size == source.size else resize(images, size),
+            source.name, source.classes, preprocessing, augment=augment, samples=samples
         )
     except ValueError as error:
         raise UserError(f"{source.name}: {error}") from None
 
 
-def _values(given: PerChannel, usual: tuple[float, ...] | None) -> tuple[float, ...]:
-    if given is None:
+def _values(value: PerChannel, usual: tuple[float, ...] | None) -> tuple[float, ...]:
+    if value is None:
         return usual or ()
     try:
-        values = given if isinstance(given, Sequence) else [given]
-        return tuple(float(value) for value in values)
+        return tuple(map(float, value if isinstance(value, Sequence) else [value]))
     except (TypeError, ValueError):
-        raise UserError(f"mean and std are numbers, one per channel, not {given!r}") from None
+        raise UserError(f"mean and std are numbers, one per channel, not {value!r}") from None
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -199,18 +197,15 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     Counted exactly through a histogram of the 256 levels and rounded to 4 digits; the standard
     deviation is at least one level, so that constant images do not divide by zero.
     """
-    counts: Tensor | None = None
-    for (images,), _ in split.batches(STATISTICS_BATCH):
-        levels = images.transpose(0, 1).flatten(1)
-        new = torch.stack([torch.bincount(row, minlength=256) for row in levels])
-        counts = new if counts is None else counts + new
-    assert counts is not None, "an empty split was refused before"
+    counts = torch.stack(
+        [
+            torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels])
+            for channels in (images.unbind(1) for (images,), _ in split.batches(STATISTICS_BATCH))
+        ]
+    ).sum(0)
     share = counts.double() / counts.sum(1, keepdim=True)
     level = torch.arange(256, dtype=torch.float64) / 255
     mean = (share * level).sum(1)
     std = (share * (level - mean[:, None]) ** 2).sum(1).sqrt().clamp_min(1 / 255)
-    return _rounded(mean), _rounded(std)
-
-
-def _rounded(values: Tensor) -> tuple[float, ...]:
-    return tuple(round(float(value), 4) for value in values)
+    means, stds = (tuple(round(value, 4) for value in values.tolist()) for values in (mean, std))
+    return means, stds

@@ -17,7 +17,7 @@ def set_in_channels(module: nn.Module, channels: int, name: str) -> None:
         return
     if conv.groups != 1:
         raise UserError(f"the first layer of {name} is grouped: it cannot take {channels} channels")
-    made = nn.Conv2d(
+    fresh = nn.Conv2d(
         channels,
         conv.out_channels,
         conv.kernel_size,  # type: ignore[arg-type]
@@ -27,7 +27,7 @@ def set_in_channels(module: nn.Module, channels: int, name: str) -> None:
         bias=conv.bias is not None,
         padding_mode=conv.padding_mode,
     )
-    module.set_submodule(path, made)
+    module.set_submodule(path, fresh)
 
 
 def shrink_stem(module: nn.Module, name: str) -> None:

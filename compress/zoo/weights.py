@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress.chain_parser import parse_model_name
@@ -55,21 +56,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"there is no file of weights {str(path)!r}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
     if path.suffix in PICKLED:
         return _unwrap(_read_pickled(path), path)
     raise UserError(
         f"cannot tell what {path.name} holds: weights are .safetensors, .pt, .pth or .bin files"
     )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def _read_pickled(path: Path) -> Any:
@@ -130,22 +125,18 @@ def _check_fit(
         for name in own
         if name in state and own[name].shape != state[name].shape
     ]
-    problems = [
-        _listed("missing in the file", missing),
-        _listed("unknown to the model", unexpected),
-        _listed("of another shape", shapes),
-    ]
-    if any(problems):
-        raise UserError(
-            f"the weights {origin} do not fit {model_name}: {'; '.join(filter(None, problems))}"
-        )
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    more = ", ..." if len(names) > SHOWN else ""
-    return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}"
+    problems = {
+        "missing in the file": missing,
+        "unknown to the model": unexpected,
+        "of another shape": shapes,
+    }
+    if any(problems.values()):
+        listed = [
+            f"{len(names)} {what}: {', '.join(names[:SHOWN] + ['...'] * (len(names) > SHOWN))}"
+            for what, names in problems.items()
+            if names
+        ]
+        raise UserError(f"the weights {origin} do not fit {model_name}: {'; '.join(listed)}")
 
 
 def _torchvision_weights(module: nn.Module, model_name: str) -> tuple[dict[str, Tensor], str]:
@@ -158,7 +149,8 @@ def _torchvision_weights(module: nn.Module, model_name: str) -> tuple[dict[str, 
             f"a file of weights"
         )
     weights = torchvision.models.get_model_weights(name.name).DEFAULT
-    classes, own = len(weights.meta["categories"]), _outputs(module)
+    # The last parameter is the head's bias.
+    classes, own = len(weights.meta["categories"]), len(list(module.parameters())[-1])
     if classes != own:
         raise UserError(
             f"torchvision's weights of {name.name} are for {classes} classes, but the model has "
@@ -172,8 +164,3 @@ def _torchvision_weights(module: nn.Module, model_name: str) -> tuple[dict[str, 
             f"the network, or name a file of weights"
         ) from error
     return dict(state), f"{weights} of torchvision"
-
-
-def _outputs(module: nn.Module) -> int:
-    """Return the number of classes: the length of the last parameter, which is the head's bias."""
-    return list(module.parameters())[-1].shape[0]

@@ -26,7 +26,7 @@ from compress.model import forward, identity
 from compress.tasks.base import stacked_inputs
 from compress.techniques import chain
 from compress.training import accuracy
-from compress.zoo import fresh
+from compress.zoo.models import fresh
 
 NETS = Path(heads_nets.__file__)
 DATA = small_digits()

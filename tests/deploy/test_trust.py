@@ -201,7 +201,7 @@ def test_functions_are_looked_into(tmp_path: Path) -> None:
     node = helper.make_node("Constant", [], ["c"], value=external("../secret"))
     opsets = [helper.make_opsetid("", 20)]
     proto.functions.append(helper.make_function("", "F", [], ["c"], [node], opsets))
-    with pytest.raises(UserError, match="not beside the file"):
+    with pytest.raises(UserError, match="should be file inside"):
         read_onnx(saved(tmp_path / "m.onnx", proto))
 
 

@@ -180,4 +180,4 @@ def test_a_module_that_remembers_or_mixes_items_is_not_verified(good, cheat):
     model, content = good
     found = verify(content, replace(model, module=cheat(model.module)), INPUTS, lowered=True)
     assert not found.ok
-    assert "depend on what it was given before or beside an item" in found.reason
+    assert "depend on earlier items or on its batch" in found.reason

@@ -26,7 +26,7 @@ from compress.training import Batch, ExecutionMode, evaluate
 from compress.training.execution_mode import runner
 from compress.training.graphs import Replayed
 from compress.training.stepper import AUXILIARY, Stepper
-from compress.zoo import build_module, fresh
+from compress.zoo.models import build_module, fresh
 
 NETS = Path(heads_nets.__file__)
 DATA = small_digits()

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from compress.errors import UserError
 from compress.tasks.base import Data, Split
-from compress.zoo import DATA, data_root, from_arrays, load_data
+from compress.zoo.data import DATA, data_root, from_arrays, load_data
 
 
 def arrays(count: int = 40, shape: tuple[int, ...] = (6, 8, 3), seed: int = 0):
@@ -214,7 +214,7 @@ def broken(folder: Path) -> list[tuple[Path, str]]:
     (folder / "empty").mkdir()
     return [
         (folder / "short.npz", "lacks y_train, x_test, y_test"),
-        (folder / "single.npy", "single array"),
+        (folder / "single.npy", "as numpy.savez writes it"),
         (folder / "objects.npz", "cannot read"),
         (folder / "torn.npz", "cannot read"),
         (folder / "text.npz", "cannot read"),

@@ -58,7 +58,7 @@ def hash_of(*values: object) -> int:
 
 
 def read(path: Path) -> str:
-    """Return what `decode` says of a file; '' where it reads it."""
+    """Return the error of `decode` on a file; '' if there is none."""
     try:
         decode(path, (8, 8))
     except UserError as error:
@@ -85,18 +85,18 @@ def test_what_cannot_be_read_later_is_found_however_much_of_it_is_missing(
     assert refused > 100
 
 
-def test_the_reason_is_told(tmp_path: Path) -> None:
-    def said(name: str, content: bytes) -> str:
+def test_the_error_names_the_reason(tmp_path: Path) -> None:
+    def reason(name: str, content: bytes) -> str:
         (tmp_path / name).write_bytes(content)
         return fault(tmp_path / name)
 
     whole = io.BytesIO()
     noise().save(whole, "JPEG")
-    assert said("empty.jpg", b"") == "the file is empty"
-    assert said("text.jpg", b"some text") == "it is no image, or of a kind that is not known"
-    assert "truncated" in said("half.jpg", whole.getvalue()[:-100])
+    assert reason("empty.jpg", b"") == "the file is empty"
+    assert reason("text.jpg", b"some text") == "it is no image, or in an unknown format"
+    assert "truncated" in reason("half.jpg", whole.getvalue()[:-100])
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert fault(tmp_path / "pipe.jpg") == "it is no regular file", "and it does not wait for it"
+    assert fault(tmp_path / "pipe.jpg") == "it is not a regular file", "and it does not wait for it"
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "absent.jpg")
     assert fault(tmp_path / "gone.jpg") == "No such file or directory"
 
@@ -110,7 +110,9 @@ def test_modes_that_are_converted_are_sound(tmp_path: Path) -> None:
         assert fault(path) == read(path) == "", path
 
 
-def test_what_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_permission_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     noise().save(tmp_path / "a.png")
 
     def refuse(path: Path) -> None:  # root, as which tests may run, is never refused
@@ -128,12 +130,12 @@ def test_all_bad_files_of_all_splits_are_named_before_any_work(tmp_path: Path) -
     (root / "test/cat/1.png").write_bytes(b"")
     with pytest.raises(UserError) as caught:
         prepare(Suite("mine", f"imagefolder:{root}", "mlp", ("train()",)), out=tmp_path / "out")
-    said = str(caught.value).splitlines()
-    assert said[0] == "4 of 36 image files cannot be read:"
-    assert said[-1] == "Repair, replace or remove them, then run again; nothing was computed yet"
-    assert said[1] == f"  {bad[1]}: image file is truncated"
-    assert f"  {root}/test/cat/1.png: the file is empty" in said
-    assert {line.split(":")[0].strip() for line in said[1:-1]} == {
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "4 of 36 image files cannot be read:"
+    assert lines[-1] == "Repair, replace or remove them, then run again; nothing was computed yet"
+    assert lines[1] == f"  {bad[1]}: image file is truncated"
+    assert f"  {root}/test/cat/1.png: the file is empty" in lines
+    assert {line.split(":")[0].strip() for line in lines[1:-1]} == {
         *map(str, bad),
         str(root / "test/cat/1.png"),
     }
@@ -174,7 +176,7 @@ def test_a_transfer_set_is_checked_but_not_what_is_for_its_testing(tmp_path: Pat
 # --- what is ignored ----------------------------------------------------------------------
 
 
-def test_what_is_hidden_or_left_by_a_system_counts_at_no_level(tmp_path: Path) -> None:
+def test_hidden_and_system_files_are_skipped_at_every_level(tmp_path: Path) -> None:
     root = folder_of_photos(tmp_path)
     before = load_data(f"imagefolder:{root}", size=8)
     for place in (
@@ -196,7 +198,7 @@ def test_what_is_hidden_or_left_by_a_system_counts_at_no_level(tmp_path: Path) -
     assert images_below(root / "train" / "cat")[-1] == deep
 
 
-def test_a_folder_that_may_not_be_looked_into_is_told(
+def test_a_folder_that_cannot_be_listed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, look = folder_of_photos(tmp_path), os.scandir
@@ -207,7 +209,7 @@ def test_a_folder_that_may_not_be_looked_into_is_told(
         return look(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match=r"cannot look into the folder .*cat: Permission denied"):
+    with pytest.raises(UserError, match=r"cannot list the folder .*cat: Permission denied"):
         load_data(f"imagefolder:{root}")
 
 

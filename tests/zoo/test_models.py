@@ -17,10 +17,12 @@ from compress.errors import UserError
 from compress.model import Blueprint, forward
 from compress.tasks.base import prepared_batches
 from compress.tasks.image_classification import ImageClassification, Preprocessing
-from compress.zoo import MODELS, build_module, fresh, from_arrays, load_weights
+from compress.zoo.data import from_arrays
 from compress.zoo.libraries import from_timm
-from compress.zoo.resnet import Block, Shortcut
+from compress.zoo.models import MODELS, build_module, fresh
+from compress.zoo.resnet import Block, CifarResNet, Shortcut
 from compress.zoo.stem import shrink_stem
+from compress.zoo.weights import load_weights
 
 TINY_VIT = (
     "torchvision:VisionTransformer(patch_size=4, num_layers=2, num_heads=2, hidden_dim=16, "
@@ -95,13 +97,13 @@ def test_the_blueprint_builds_the_same_net_again():
 
 
 def test_a_resnet_exports_with_a_dynamic_batch():
-    model = fresh("resnet20(width=4)", images(16))
+    module = CifarResNet(8, 10, 3, (16, 16), width=4).eval()
     batch = torch.export.Dim("batch")
     program = torch.export.export(
-        model.module, model.items(), dynamic_shapes=({0: batch},), strict=False
+        module, (torch.randn(2, 3, 16, 16),), dynamic_shapes=({0: batch},), strict=False
     )
-    inputs = model.items(5)
-    assert torch.allclose(program.module()(*inputs), forward(model.module, inputs), atol=1e-5)
+    inputs = (torch.randn(5, 3, 16, 16),)
+    assert torch.allclose(program.module()(*inputs), forward(module, inputs), atol=1e-5)
 
 
 # --- torchvision --------------------------------------------------------------------------
@@ -165,7 +167,7 @@ def test_a_stem_that_is_small_already_is_refused():
         ("cnn-small(num_classes=3)", "unknown option"),
         ("torchvision:resnet19", "Did you mean"),
         ("torchvision:resnet18(depth=3)", "cannot be built.*depth"),
-        ("torchvision:resnet18(weights='DEFAULT')", "weights are given beside"),
+        ("torchvision:resnet18(weights='DEFAULT')", "weights are named beside"),
         ("torchvision:resnet18(num_classes=3)", "the task decides it"),
         ("torchvision:resnet18(stem='tiny')", "can only be 'small'"),
         ("torchvision:convnext_tiny(stem='small')", "patches"),

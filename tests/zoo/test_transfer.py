@@ -12,7 +12,7 @@ from PIL import Image
 
 from compress.errors import UserError
 from compress.zoo.data import load_data
-from compress.zoo.transfer import load_transfer, recolour
+from compress.zoo.transfer import fitted, load_transfer
 
 DATA = small_digits()
 DATA_WHOLE = load_data("digits")
@@ -119,9 +119,9 @@ def test_other_images_of_the_same_names_and_sizes_are_another_set(
 
 def test_colours_by_hand() -> None:
     gray = torch.tensor([[[[7]]]], dtype=torch.uint8)
-    assert recolour(gray, 3).tolist() == [[[[7]], [[7]], [[7]]]]
+    assert fitted(gray, 3, (1, 1)).tolist() == [[[[7]], [[7]], [[7]]]]
     rgb = torch.tensor([[[[255]], [[100]], [[10]]]], dtype=torch.uint8)
-    assert recolour(rgb, 1).item() == round(0.299 * 255 + 0.587 * 100 + 0.114 * 10)
+    assert fitted(rgb, 1, (1, 1)).item() == round(0.299 * 255 + 0.587 * 100 + 0.114 * 10)
 
 
 def test_refused(tmp_path: Path) -> None:
