@@ -28,7 +28,7 @@ def array_source(
     name: str,
     train: Pair,
     test: Pair,
-    validation: Pair | None = None,
+    validation: Pair = (None, None),
     classes: Sequence[str] | None = None,
     published: bool = False,
     **usual: Any,
@@ -39,7 +39,12 @@ def array_source(
     The fingerprint is a SHA-256 over every split's pixels and labels and the class names. What is
     `published` never changes, so one for all splits serves.
     """
-    pairs = {"train": train, "test": test} | ({"val": validation} if validation else {})
+    pairs = {"train": train, "test": test, "val": validation}
+    absent = [part is None for part in validation]
+    if all(absent):
+        del pairs["val"]
+    elif any(absent):
+        raise UserError(f"{name} must have x_val and y_val together, or neither")
     arrays = {part: _checked(part, *pair) for part, pair in pairs.items()}
     shapes = {part: images.shape[1:] for part, (images, _) in arrays.items()}
     if len(set(shapes.values())) > 1:
@@ -160,8 +165,6 @@ def read_arrays(path: Path, **usual: Any) -> Source:
         raise UserError(f"there is no file or folder {str(path)!r} to read arrays from")
     keys = ("x_train", "y_train", "x_test", "y_test")
     arrays = read_npz(path, keys, optional=("x_val", "y_val", "classes"))
-    if ("x_val" in arrays) != ("y_val" in arrays):
-        raise UserError(f"{path} must hold x_val and y_val together, or neither")
     if "classes" in arrays:
         names = arrays["classes"]
         if names.dtype.kind != "U" or names.ndim != 1:
@@ -173,7 +176,7 @@ def read_arrays(path: Path, **usual: Any) -> Source:
     return array_source(
         train=(arrays["x_train"], arrays["y_train"]),
         test=(arrays["x_test"], arrays["y_test"]),
-        validation=(arrays["x_val"], arrays["y_val"]) if "x_val" in arrays else None,
+        validation=(arrays.get("x_val"), arrays.get("y_val")),
         **usual,
     )
 
@@ -204,7 +207,7 @@ def _read_shards(folder: Path, **usual: Any) -> Source:
     return array_source(
         train=(x, y),
         test=pairs[test],
-        validation=pairs.get(validation),
+        validation=pairs.get(validation, (None, None)),
         classes=_read_classes(folder / "classes.json"),
         **usual,
     )

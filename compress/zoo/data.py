@@ -175,8 +175,6 @@ def from_arrays(
     Without `mean` and `std` they are measured on the training split; without a validation pair
     a tenth of the training items is held out. Raises UserError as `load_data` does.
     """
-    if (x_val is None) != (y_val is None):
-        raise UserError("give x_val and y_val together, or neither")
-    validation = None if x_val is None else (x_val, y_val)
-    source = array_source(name, (x_train, y_train), (x_test, y_test), validation, classes)
+    pairs = ((x_train, y_train), (x_test, y_test), (x_val, y_val))
+    source = array_source(name, *pairs, classes)
     return assemble(source, mean=mean, std=std, size=size, augment=augment)

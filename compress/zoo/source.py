@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,9 +109,12 @@ def assemble(
     order = _order(source, len(train), "calibration")[:CALIBRATION_ITEMS]
     calibration: Split = Subset(train, torch.from_numpy(order))
     test = source.test
-    if (source.mean is None or source.std is None) and (mean is None or std is None):
+    settings = {"mean": _values(mean), "std": _values(std), "augment": augment}
+    changes: Any = {name: value for name, value in settings.items() if value is not None}
+    source = replace(source, **changes)
+    if source.mean is None or source.std is None:
         usual_mean, usual_std = channel_statistics(train)
-        source = replace(source, mean=usual_mean, std=usual_std)
+        source = replace(source, mean=source.mean or usual_mean, std=source.std or usual_std)
     new_size = height_width(size) or source.size
     if new_size != source.size:
         change = partial(resize, size=new_size)
@@ -118,9 +122,8 @@ def assemble(
             Changed(split, change) for split in (train, validation, calibration, test)
         )
         source = replace(source, size=new_size, resize=STRETCHED)
-    task = _task(source, train, mean, std, source.augment if augment is None else augment)
     return Data(
-        task,
+        _task(source, train),
         train,
         validation,
         calibration,
@@ -163,28 +166,24 @@ def _order(source: Source, count: int, purpose: str) -> np.ndarray:
     return np.random.RandomState(seed).permutation(count).astype(np.int64)
 
 
-def _task(
-    source: Source, train: Split, mean: PerChannel, std: PerChannel, augment: str
-) -> ImageClassification:
+def _task(source: Source, train: Split) -> ImageClassification:
+    assert source.mean is not None, "else it was measured"
+    assert source.std is not None, "else it was measured"
     (samples,), _ = train.fetch(spaced(PROBED, len(train)))
     try:
         preprocessing = Preprocessing(
-            source.channels,
-            source.size,
-            _values(mean, source.mean),
-            _values(std, source.std),
-            resize=source.resize,
+            source.channels, source.size, source.mean, source.std, source.resize
         )
         return ImageClassification(
-            source.name, source.classes, preprocessing, augment=augment, samples=samples
+            source.name, source.classes, preprocessing, augment=source.augment, samples=samples
         )
     except ValueError as error:
         raise UserError(f"{source.name}: {error}") from None
 
 
-def _values(value: PerChannel, usual: tuple[float, ...] | None) -> tuple[float, ...]:
+def _values(value: PerChannel) -> tuple[float, ...] | None:
     if value is None:
-        return usual or ()
+        return None
     try:
         return tuple(map(float, value if isinstance(value, Sequence) else [value]))
     except (TypeError, ValueError):

@@ -17,7 +17,6 @@ from compress.api import Results
 
 MODEL = f"{Path(token_task.__file__).as_posix()}:make"
 CHAINS = (
-    "train(epochs=6) -> quantize(reduce_range=True)",
     "train(epochs=6) -> prune_channels(macs=0.6) -> finetune(epochs=1)",
     "train(epochs=6) -> carve(ratio=0.5) -> finetune(epochs=1)",
     "train(epochs=6) -> distill(student='same', epochs=2) -> quantize(reduce_range=True)",
@@ -40,13 +39,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def test_every_chain_gives_a_verified_file_that_learnt_something(results: Results) -> None:
-    assert [row["status"] for row in results.rows] == ["ok"] * 5, [r["error"] for r in results.rows]
+    assert [row["status"] for row in results.rows] == ["ok"] * 4, [r["error"] for r in results.rows]
     for row in results.rows:
         assert row["accuracy"] > 0.6, (row["chain"], row["accuracy"])  # by chance a third
 
 
 def test_pruned_and_carved_are_smaller(results: Results) -> None:
-    whole, _, pruned, carved, _ = results.rows
+    whole, pruned, carved, _ = results.rows
     assert pruned["macs"] <= 0.62 * whole["macs"]
     assert carved["params"] < 0.62 * whole["params"]
 
@@ -73,11 +72,11 @@ def test_padding_changes_no_answer(results: Results) -> None:
 
 
 def test_the_file_says_what_it_is_for(results: Results) -> None:
-    proto = onnx.load(results.out / results.rows[1]["onnx_path"])
-    said = {pair.key: pair.value for pair in proto.metadata_props}
-    assert said["task"] == "token-classification"
-    assert json.loads(said["labels"]) == ["one", "two", "three"]
-    assert "preprocessing" not in said
+    proto = onnx.load(results.out / results.rows[-1]["onnx_path"])
+    metadata = {pair.key: pair.value for pair in proto.metadata_props}
+    assert metadata["task"] == "token-classification"
+    assert json.loads(metadata["labels"]) == ["one", "two", "three"]
+    assert "preprocessing" not in metadata
 
 
 def test_the_probe_is_of_different_items() -> None:
