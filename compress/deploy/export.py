@@ -25,7 +25,12 @@ from compress.tasks.base import InputSpec, Tensors
 LIMIT = 2_000_000_000
 """Bytes that one ONNX file can hold (protobuf), with some room for the graph."""
 OUTPUT = "logits"
-NOTED = (onnx.GraphProto, onnx.NodeProto, onnx.ValueInfoProto, onnx.TensorProto)
+NOTED: tuple[type[Any], ...] = (
+    onnx.GraphProto,
+    onnx.NodeProto,
+    onnx.ValueInfoProto,
+    onnx.TensorProto,
+)
 PRODUCER = "compress-models"
 LOGGERS = ("torch.onnx", "torch.export", "onnxscript")
 """What these log during an export concerns the exporter's own internals."""

@@ -99,9 +99,9 @@ def digits() -> Source:
     labels = raw.target.astype(np.int64)
     # NumPy freezes the stream of RandomState, so everyone has the same test split.
     order = np.random.RandomState(0).permutation(len(labels))
-    test, train = order[:DIGITS_TEST], order[DIGITS_TEST:]
-    pairs = [(images[part], labels[part]) for part in (train, test)]
-    return array_source("digits", *pairs, published=True)
+    indexes = (order[DIGITS_TEST:], order[:DIGITS_TEST])
+    train, test = ((images[index], labels[index]) for index in indexes)
+    return array_source("digits", train, test, published=True)
 
 
 def published(name: str, root: Path, download: bool) -> Source:
@@ -114,9 +114,9 @@ def published(name: str, root: Path, download: bool) -> Source:
     usual: dict[str, Any] = {"mean": mean, "std": std, "augment": augment, "published": True}
     if name == "cifar10" and (root / name / "test.npz").is_file():
         return read_arrays(root / name, name=name, **usual)
-    train, test = (_open(dataset, root, train, download) for train in (True, False))
-    pairs = [(np.asarray(part.data), np.asarray(part.targets)) for part in (train, test)]
-    return array_source(name, *pairs, classes=list(train.classes), **usual)
+    parts = [_open(dataset, root, train, download) for train in (True, False)]
+    train, test = ((np.asarray(part.data), np.asarray(part.targets)) for part in parts)
+    return array_source(name, train, test, classes=list(parts[0].classes), **usual)
 
 
 def _open(dataset: str, root: Path, train: bool, download: bool) -> Any:
