@@ -108,7 +108,7 @@ def published(name: str, root: Path, download: bool) -> Source:
     """Return a data set of torchvision from `root`, downloading it if it is absent.
 
     CIFAR-10 is read from `root/cifar10/*.npz` where that exists. Torchvision checks the MD5 of
-    CIFAR's batch files before it unpickles them. Raises UserError if that fails.
+    CIFAR's batch files before it unpickles them. Raises UserError if they are absent or damaged.
     """
     dataset, mean, std, augment = PUBLISHED[name]
     usual: dict[str, Any] = {"mean": mean, "std": std, "augment": augment, "published": True}
