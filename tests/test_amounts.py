@@ -91,13 +91,10 @@ def test_no_text_of_a_number_has_an_exponent(value: float) -> None:
             formatting.ratio(size_of, TIMED),
             formatting.milliseconds(size_of, TIMED),
         ),
-        *(formatting.size(size_of, "bytes", 1e3), formatting.pair(size_of, "bytes", "bytes")),
+        *(formatting.show(size_of, "bytes", write) for write in formatting.FORMATS.values()),
+        formatting.show(size_of, "a_speedup", formatting.FORMATS["figure"]),
         *(function(abs(value)) for function in (count, size, duration)),
-        *(
-            function(abs(value))
-            for function in (formatting.count, formatting.plain, formatting.brief)
-        ),
-        formatting.figure(value),
+        *(function(abs(value)) for function in (formatting.plain, formatting.brief)),
     ]
     assert not [text for text in texts if EXPONENT.search(text)]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from compress.report import trust
-from compress.report.row_numbers import number_chains
-from compress.report.words import machine_words, timed_words
+from compress.report import timing_words
+from compress.report.chains import number_chains
+from compress.report.timing_words import About, machine_words, plural, timed_words
 from compress.results.derive import points
 from compress.results.record import BASELINE, CONTROL, MARGIN
 from compress.results.table import Row, is_sound, number, text_of
@@ -42,47 +41,49 @@ VERDICTS = (
     ("?", "the seeds' verdicts differ"),
     ("!", "timing not to be trusted, and no difference beyond that doubt"),
 )
+CONTROLS = "[control]: added for comparison, the same training without the technique."
 
 
-def legend(rows: Sequence[Row], shown: str, about: Mapping[str, Any]) -> str:
+def legend(rows: Sequence[Row], shown: str, about: About) -> str:
     """Return what the signs mean that end a figure in the tables, whose lines are `shown`."""
     parts = [
-        f"{mark} {words.format(margin=points(about.get('margin', MARGIN)))}"
-        for mark, words in VERDICTS
+        f"{mark} {meaning.format(margin=points(about.get('margin', MARGIN)))}"
+        for mark, meaning in VERDICTS
         if re.search(rf" {re.escape(mark)}(?=\||  |$)", shown, re.MULTILINE)
     ]
-    said = f"Against the baseline: {', '.join(parts)}." if parts else ""
+    sentences = [f"Against the baseline: {', '.join(parts)}."] if parts else []
     if any(text_of(row, "role") == CONTROL for row in rows):
-        said += " [control]: added for comparison, the same training without the technique."
-    return said.strip()
+        sentences.append(CONTROLS)
+    return " ".join(sentences)
 
 
-def facts(rows: Sequence[Row], about: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+def facts(rows: Sequence[Row], about: About, seeds: Sequence[int]) -> list[str]:
     """Return what stands below a table, a sentence or a few each; what is unknown is left out.
 
     `seeds` are those that a row is the mean of; a single one says nothing of means.
     """
     here = [timed for timed in timings(about) if not timed.machine]
-    words = timed_words(main_timed(about), about)
+    setting = timed_words(main_timed(about), about)
     machine = machine_words(about.get("environment") or {})
-    found = [
+    sentences = [
         _task(about),
         _classes(about),
         _number(rows, seeds),
         f"Machine: {machine}." if machine else "",
         _timed_on(about),
-        f"{SEEDS if len(seeds) > 1 else ITEMS} {COSTS.format(words)}",
-        trust.controls(here, about),
-        *trust.denominators(here, about),
-        trust.effort(of_files(about)),
+        f"{SEEDS if len(seeds) > 1 else ITEMS} {COSTS.format(setting)}",
+        timing_words.controls(here, about),
+        *timing_words.denominators(here, about),
+        timing_words.effort(of_files(about)),
         str(about.get("multiplicity") or ""),
         gpu(rows),
+        *map(str, about.get("notes") or ()),
     ]
-    return [fact for fact in [*found, *map(str, about.get("notes") or ())] if fact]
+    return list(filter(None, sentences))
 
 
-def unfinished(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
-    """Say how many rows a run has not got to that was stopped, or is going on; '' for none.
+def unfinished(rows: Sequence[Row], about: About) -> str:
+    """Return how many rows are missing from a run that was stopped or is going on; '' for none.
 
     `rows` are those of every seed.
     """
@@ -91,16 +92,17 @@ def unfinished(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     if not left:
         return ""
     timed = "" if timings(about) else ", and no file was timed"
-    said = f"{len(left)} of {len(order)} rows {'is' if len(left) == 1 else 'are'} missing{timed}."
+    are = "is" if len(left) == 1 else "are"
+    sentence = f"NOT FINISHED: {len(left)} of {len(order)} rows {are} missing{timed}."
     command = str(about.get("command") or "")
     # A run by `--fresh` would compute all of it again.
     if command and "--fresh" not in command:
-        said += " The command below goes on from what its store holds."
-    return f"NOT FINISHED: {said}"
+        sentence += " The command below goes on from what its store holds."
+    return sentence
 
 
-def _timed_on(about: Mapping[str, Any]) -> str:
-    """Say where the files were timed, if that was not where the run was started."""
+def _timed_on(about: About) -> str:
+    """Return where the files were timed, if that was not where the run was started."""
     here, there = about.get("environment") or {}, about.get("timed_on") or {}
     if all(there.get(key) == here.get(key) for key in ("cpu", "threads") if there.get(key)):
         return ""
@@ -109,63 +111,59 @@ def _timed_on(about: Mapping[str, Any]) -> str:
 
 def gpu(rows: Sequence[Row]) -> str:
     """Return why there are no GPU latencies, or why some are missing, and in which rows."""
-    noted: dict[str, list[Row]] = {}
+    rows_by_remark: dict[str, list[Row]] = {}
     for row in rows:
         # A note is a list of remarks, and rows share some of them.
         for remark in dict.fromkeys(text_of(row, "cuda_note").rstrip(".").split("; ")):
-            noted.setdefault(remark, []).append(row)
-    noted.pop("", None)
-    if not noted:
+            rows_by_remark.setdefault(remark, []).append(row)
+    rows_by_remark.pop("", None)
+    if not rows_by_remark:
         return ""
-    keys = [form.column for form in FORMS]
-    measured = any(number(row, key) is not None for row in rows for key in keys)
-    meant = (
-        list(filter(is_sound, rows))
-        if measured
-        else [row for row in rows if text_of(row, "cuda_note")]
-    )
+    measured = any(number(row, form.column) is not None for row in rows for form in FORMS)
+    concerned = [row for row in rows if (is_sound(row) if measured else text_of(row, "cuda_note"))]
     labels = number_chains(rows)
     reasons = "; ".join(
-        remark if len(those) >= len(meant) else f"{remark} ({_those(those, labels)})"
-        for remark, those in noted.items()
+        remark if len(noted) >= len(concerned) else f"{remark} ({_row_list(noted, labels)})"
+        for remark, noted in rows_by_remark.items()
     )
     return f"GPU: {reasons}." if measured else f"GPU latency was not measured: {reasons}."
 
 
-def _those(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
+def _row_list(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     """Return the rows by their numbers, such as `baseline, rows 1, 3-5`."""
-    found = sorted({int(label) for row in rows if (label := labels[text_of(row, "chain")])})
+    numbers = sorted({int(label) for row in rows if (label := labels[text_of(row, "chain")])})
     spans: list[list[int]] = []
-    for one in found:
+    for one in numbers:
         if spans and one == spans[-1][-1] + 1:
             spans[-1].append(one)
         else:
             spans.append([one])
-    said = ", ".join(f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
     parts = ["baseline"] if any(text_of(row, "chain") == BASELINE for row in rows) else []
-    parts += [f"row{'' if len(found) == 1 else 's'} {said}"] if found else []
+    if spans:
+        text = ", ".join(f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
+        parts.append(f"row{'' if len(numbers) == 1 else 's'} {text}")
     return ", ".join(parts)
 
 
-def _task(about: Mapping[str, Any]) -> str:
-    parts = []
+def _task(about: About) -> str:
+    sentences = []
     if data := about.get("data"):
         items = about.get("test_items")
-        parts.append(f"Data: {data}, {items} test items." if items else f"Data: {data}.")
-    parts += [f"Model: {about['model']}."] if about.get("model") else []
-    parts += [f"Baseline: {about['baseline']}."] if about.get("baseline") else []
-    parts += [f"Metric: {about['metric']}."] if about.get("metric") else []
+        sentences.append(f"Data: {data}, {items} test items." if items else f"Data: {data}.")
+    for key in ("model", "baseline", "metric"):
+        if about.get(key):
+            sentences.append(f"{key.capitalize()}: {about[key]}.")
     hashes = [
         f"{what} {str(about[key])[:12]}"
         for what, key in (("split", "split_hash"), ("preprocessing", "preprocessing_hash"))
         if about.get(key)
     ]
-    parts += [f"Hashes: {', '.join(hashes)}."] if hashes else []
-    return " ".join(parts)
+    sentences += [f"Hashes: {', '.join(hashes)}."] if hashes else []
+    return " ".join(sentences)
 
 
-def imbalance(about: Mapping[str, Any]) -> str:
-    """Say where most test items are of one class, so that accuracy alone says little; else ''."""
+def imbalance(about: About) -> str:
+    """Return a warning if most test items are of one class: accuracy alone says little; else ''."""
     counts = about.get("class_counts") or []
     share = majority(about)
     if share <= 0.5 or share < UNEVEN / len(counts):
@@ -177,13 +175,13 @@ def imbalance(about: Mapping[str, Any]) -> str:
     )
 
 
-def majority(about: Mapping[str, Any]) -> float:
+def majority(about: About) -> float:
     """Return the share of test items that are of the most frequent class; 0 if none is known."""
     counts = about.get("class_counts") or []
     return max(counts) / sum(counts) if any(counts) else 0.0
 
 
-def _classes(about: Mapping[str, Any]) -> str:
+def _classes(about: About) -> str:
     counts = about.get("class_counts") or []
     if not any(counts):
         return ""
@@ -195,7 +193,7 @@ def _classes(about: Mapping[str, Any]) -> str:
     )
 
 
-def _class(about: Mapping[str, Any], counts: Sequence[int]) -> str:
+def _class(about: About, counts: Sequence[int]) -> str:
     """Return the most frequent class by its name."""
     names, largest = (about.get("task") or {}).get("classes") or [], counts.index(max(counts))
     return repr(names[largest]) if largest < len(names) else f"class {largest}"
@@ -205,14 +203,16 @@ def _number(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     others = [row for row in rows if text_of(row, "chain") != BASELINE]
     if not others:
         return ""
-    said = f"{len(others)} row{'' if len(others) == 1 else 's'} beside the baseline"
-    counted = (
-        ("as controls", sum(text_of(row, "role") == CONTROL for row in others)),
-        ("failed", sum(text_of(row, "status") == "failed" for row in others)),
-        ("unverified", sum(text_of(row, "status") == "unverified" for row in others)),
-    )
-    said += "".join(f", {count} of them {what}" for what, count in counted if count)
+    parts = [f"{plural(len(others), 'row')} beside the baseline"]
+    for key, value, words in (
+        ("role", CONTROL, "as controls"),
+        ("status", "failed", "failed"),
+        ("status", "unverified", "unverified"),
+    ):
+        if count := sum(text_of(row, key) == value for row in others):
+            parts.append(f"{count} of them {words}")
+    sentence = ", ".join(parts)
     if len(seeds) > 1:
-        said += f"; each is the mean of {len(seeds)} seeds ({', '.join(map(str, seeds))})"
-        said += ", which stand one by one in results.csv"
-    return f"{said}."
+        sentence += f"; each is the mean of {len(seeds)} seeds ({', '.join(map(str, seeds))})"
+        sentence += ", which stand one by one in results.csv"
+    return f"{sentence}."

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from compress.report.layout import clean
-from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
-from compress.report.pareto import DPI, STYLE
-from compress.report.row_numbers import number_chains
-from compress.report.shorten import brief, cut
+from compress.report.chains import brief, number_chains
+from compress.report.layout import clean, cut
+from compress.report.picture import LINE, MONO, SIZE, STYLE, WIDTH, Picture, printable, say
+from compress.report.timing_words import About
 from compress.results.record import BASELINE
 from compress.results.table import Row, text_of
 from compress.system.amounts import decimal
@@ -31,20 +26,20 @@ KEYS = (
 )
 PANEL = 520  # pixels, as tall
 TOP, LEFT, GAP, RIGHT, BOTTOM = 88, 96, 100, 40, 60
+MARGIN = 24  # pixels left of the heading
 LETTERS = 150  # of a line of the key
 MOST = 20  # lines that can be told apart
 COLOURS = [*matplotlib.colormaps["tab20"].colors]  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """One training: the chains that share it, its seed, and its epochs' rows."""
 
-    chains: tuple[str, ...]
+    chains: list[str]
     training: int
     """Which one of the chain's trainings, from 1."""
     seed: int
-    epochs: tuple[Mapping[str, Any], ...]
+    epochs: list[Row]
 
 
 def curve_rows(step_logs: Iterable[tuple[str, int, Iterable[Mapping[str, Any]]]]) -> list[Row]:
@@ -72,57 +67,52 @@ def curves_csv(rows: Sequence[Row]) -> str | None:
 
 def curves_of(rows: Iterable[Row]) -> list[Curve]:
     """Return every training of at least two epochs once, with all chains that share it."""
-    trainings: dict[tuple[str, int, int], list[Mapping[str, Any]]] = {}
+    trainings: dict[tuple[str, int, int], list[Row]] = {}
     for row in rows:
         key = (text_of(row, "chain"), int(row["seed"]), int(row["training"]))
         trainings.setdefault(key, []).append(row)
-    shared: dict[tuple[Any, ...], list[str]] = {}
-    epochs: dict[tuple[Any, ...], tuple[Mapping[str, Any], ...]] = {}
-    for (chain, seed, training), lines in trainings.items():
-        if len(lines) < 2:
-            continue
-        same = (seed, training, *((line["loss"], line["epoch"]) for line in lines))
-        shared.setdefault(same, []).append(chain)
-        epochs[same] = tuple(lines)
-    return [Curve(tuple(chains), same[1], same[0], epochs[same]) for same, chains in shared.items()]
+    curves: dict[tuple[Any, ...], Curve] = {}
+    for (chain, seed, training), epochs in trainings.items():
+        if len(epochs) > 1:
+            same = (seed, training, *((row["loss"], row["epoch"]) for row in epochs))
+            curves.setdefault(same, Curve([], training, seed, epochs)).chains.append(chain)
+    return list(curves.values())
 
 
-def curves_png(rows: Sequence[Row], table: Iterable[Row], about: Mapping[str, Any]) -> bytes | None:
+@matplotlib.rc_context(STYLE)
+def curves_png(rows: Sequence[Row], table: Iterable[Row], about: About) -> bytes | None:
     """Return a PNG, 1600 pixels wide: training loss and validation accuracy by epoch.
 
     A colour for each training that differs; several seeds of one share it, faint, with their mean
     drawn over them. Numbers are those of the tables. None without a training of two epochs.
     """
-    curves = curves_of(rows)
-    if not curves:
+    groups: dict[tuple[str, int], list[Curve]] = {}
+    for curve in curves_of(rows):
+        groups.setdefault((curve.chains[0], curve.training), []).append(curve)
+    if not groups:
         return None
     labels = number_chains(table)
-    groups: dict[tuple[str, int], list[Curve]] = {}
-    for curve in curves:
-        groups.setdefault((curve.chains[0], curve.training), []).append(curve)
-    shown = dict(list(groups.items())[:MOST])
-    words = [_words(group, labels) for group in shown.values()]
-    left_out = len(groups) - len(shown)
-    height = TOP + PANEL + BOTTOM + LINE * (len(words) + 2)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white")
-        canvas = FigureCanvasAgg(figure)
-        wide = (WIDTH - LEFT - GAP - RIGHT) / 2
-        low = height - TOP - PANEL
-        panels = [
-            figure.add_axes((left / WIDTH, low / height, wide / WIDTH, PANEL / height))
-            for left in (LEFT, LEFT + wide + GAP)
-        ]
-        for number, group in enumerate(shown.values()):
-            _draw(panels[0], group, "loss", COLOURS[number])
-            _draw(panels[1], group, "validation_accuracy", COLOURS[number])
-        _dress(panels[0], "loss in training (log scale)", logarithmic=True)
-        _dress(panels[1], "accuracy on the validation split, %", logarithmic=False)
-        _heading(figure, about, left_out, height)
-        _key(figure, words, height)
-        content = io.BytesIO()
-        canvas.print_figure(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    shown = list(groups.values())[:MOST]
+    bottom = TOP + PANEL + BOTTOM
+    picture = Picture(bottom + LINE * (len(shown) + 2))
+    words = "A line is a training; chains that begin alike share it. Numbers are the table's."
+    if left_out := len(groups) - len(shown):
+        words += f" {left_out} more trainings stand in curves.csv only."
+    parts = [about.get("suite"), about.get("model"), "how the trainings went"]
+    picture.heading(MARGIN, parts, words)
+    wide = (WIDTH - LEFT - GAP - RIGHT) / 2
+    loss = picture.panel(LEFT, TOP, wide, PANEL, "both")
+    accuracy = picture.panel(LEFT + wide + GAP, TOP, wide, PANEL, "both")
+    for i, (group, colour) in enumerate(zip(shown, COLOURS, strict=False)):
+        _draw(loss, group, "loss", colour)
+        _draw(accuracy, group, "validation_accuracy", colour)
+        y = bottom + LINE * (i + 0.5)
+        xs, ys = zip(picture.at(28, y), picture.at(62, y), strict=True)
+        picture.figure.add_artist(Line2D(xs, ys, color=colour, linewidth=3))
+        picture.text(74, y, _words(group, labels), fontsize=SIZE, family=MONO)
+    _dress(loss, "loss in training (log scale)", logarithmic=True)
+    _dress(accuracy, "accuracy on the validation split, %", logarithmic=False)
+    return picture.png()
 
 
 def _words(group: Sequence[Curve], labels: Mapping[str, str]) -> str:
@@ -161,8 +151,6 @@ def _dress(axes: Axes, words: str, logarithmic: bool) -> None:
     axes.set_xlabel("epoch")
     axes.set_title(words, loc="left", fontsize=12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(True, color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
     values = [float(y) for line in axes.lines for y in np.asarray(line.get_ydata())]
     if logarithmic and values and min(values) > 0:
         axes.set_yscale("log")
@@ -173,26 +161,4 @@ def _dress(axes: Axes, words: str, logarithmic: bool) -> None:
             ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low, high)
             axes.yaxis.set_major_locator(FixedLocator([y for y in ticks if low <= y <= high]))
     if not values:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#666666")
-
-
-def _heading(figure: Figure, about: Mapping[str, Any], left_out: int, height: int) -> None:
-    parts = [about.get("suite"), about.get("model"), "how the trainings went"]
-    title = title_of(parts)
-    words = "A line is a training; chains that begin alike share it. Numbers are the table's."
-    if left_out:
-        words += f" {left_out} more trainings stand in curves.csv only."
-    bare: dict[str, Any] = {"parse_math": False, "va": "center", "x": 24 / WIDTH}
-    figure.text(y=1 - 24 / height, s=title, fontsize=15, fontweight="bold", **bare)
-    figure.text(y=1 - 52 / height, s=words, fontsize=11, color="#444444", **bare)
-
-
-def _key(figure: Figure, words: Sequence[str], height: int) -> None:
-    top = TOP + PANEL + BOTTOM
-    for number, text in enumerate(words):
-        y = 1 - (top + LINE * (number + 0.5)) / height
-        figure.add_artist(
-            Line2D([28 / WIDTH, 62 / WIDTH], [y, y], color=COLOURS[number], linewidth=3)
-        )
-        style: dict[str, Any] = {"fontsize": SIZE, "family": MONO, "parse_math": False}
-        figure.text(74 / WIDTH, y, text, va="center", **style)
+        say(axes, "not measured")

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from compress.report.chains import Look, brief, by_chain, number_chains, step_names
 from compress.report.forest_data import (
-    DELTA_LANES,
+    DELTA_LOOKS,
     Lane,
     Mark,
+    Marked,
     beyond_words,
-    delta_marks,
     delta_range,
-    forest_rows,
-    reading,
+    explanation,
+    marked_rows,
     speed_lanes,
-    speed_marks,
 )
 from compress.report.layout import clean, wrap_chain
-from compress.report.legend import LINE, MONO, SIZE, WIDTH, printable, title_of
-from compress.report.pareto import DPI, STYLE
-from compress.report.row_numbers import number_chains
-from compress.report.shorten import brief
-from compress.report.styles import step_names
-from compress.report.words import About
+from compress.report.picture import LINE, STYLE, WIDTH, Picture, marker, printable, say
+from compress.report.timing_words import About
 from compress.results.record import CONTROL
-from compress.results.seeds import over_seeds, seeds_of
-from compress.results.table import Row, ordered, text_of
+from compress.results.table import Row, text_of
 from compress.system.amounts import decimal
 
 LEFT, MIDDLE, GAP, RIGHT = 24, 450, 50, 30  # pixels: the chains, then both panels
@@ -49,38 +40,70 @@ GREY = "#d5d5d5"
 MARKER = 7.5  # points
 
 
-def speedups_png(rows: Iterable[Row], about: Mapping[str, Any]) -> bytes | None:
+class Band(NamedTuple):
+    """What is drawn of a row, and its edges in pixels from the panels' upper edge."""
+
+    label: str
+    lines: list[str]
+    speeds: list[Mark]
+    deltas: list[Mark]
+    upper: float
+    lower: float
+
+    def middle(self, lane: int, lanes: int) -> float:
+        """Return where one of so many lanes is."""
+        return (self.upper + self.lower - LANE * (lanes - 1)) / 2 + LANE * lane
+
+
+@matplotlib.rc_context(STYLE)
+def speedups_png(rows: Iterable[Row], about: About) -> bytes | None:
     """Return a PNG, 1600 pixels wide: every row's speed-ups and differences in accuracy.
 
     Each has its 95 % interval; a filled marker is a verdict. Numbers are those of the tables.
     None if no row has an interval.
     """
-    single = ordered(rows)
-    several = len(seeds_of(single)) > 1
-    shown: list[Row] = [*over_seeds(single, about)] if several else single
+    shown, seeds = by_chain(rows, about)
     lanes = speed_lanes(shown, about)
-    drawn = forest_rows(shown, lanes)
-    if not drawn:
+    marked = marked_rows(shown, lanes)
+    if not marked:
         return None
-    labels = number_chains(shown)
-    chains = [(labels[text_of(row, "chain")], _lines(row)) for row in drawn]
-    tall = [_height(len(lines), max(2, len(lanes))) for _, lines in chains]
-    top = TOP + KEY * max(1, (len(lanes) + 1) // 2)
-    height = top + sum(tall) + BOTTOM
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white")
-        canvas = FigureCanvasAgg(figure)
-        speeds, deltas = _panels(figure, sum(tall), height)
-        _stripes(figure, tall, top, height)
-        _chains(figure, chains, tall, top, height)
-        _speeds(speeds, [speed_marks(row, lanes) for row in drawn], lanes, tall)
-        _deltas(deltas, [delta_marks(row) for row in drawn], len(_delta_lanes(drawn)), tall)
-        _heading(figure, about, reading(drawn, lanes, several), height)
-        _key(figure, lanes, MIDDLE, top, height)
-        _key(figure, _delta_lanes(drawn), MIDDLE + PANEL + GAP, top, height)
-        content = io.BytesIO()
-        canvas.print_figure(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+    bands = _bands(marked, number_chains(shown), max(2, len(lanes)))
+    delta_looks = DELTA_LOOKS[: 1 + any(mark.lane for one in marked for mark in one.deltas)]
+    top, tall = TOP + KEY * max(1, (len(lanes) + 1) // 2), bands[-1].lower
+    picture = Picture(top + tall + BOTTOM)
+    parts = [about.get("suite"), about.get("model"), "what differs from the baseline"]
+    words = explanation((one.row for one in marked), lanes, len(seeds) > 1)
+    picture.heading(LEFT, parts, words)
+    for i, band in enumerate(bands):
+        _name(picture, band, top, shaded=i % 2 == 0)
+    panels = []
+    for left, looks in (
+        (MIDDLE, [lane.look for lane in lanes]),
+        (MIDDLE + PANEL + GAP, delta_looks),
+    ):
+        axes = picture.panel(left, top, PANEL, tall, "x")
+        axes.set_ylim(tall, 0)  # pixels from the panel's upper edge
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        if looks:
+            keys = [Line2D([], [], label=look.label, **_style(look, True)) for look in looks]
+            style = {"loc": "lower left", "ncols": 2, "fontsize": 10.5, "labelspacing": 0.3}
+            picture.key(keys, left - 8, top - 4, **style)
+        panels.append(axes)
+    _speeds(panels[0], bands, lanes)
+    _deltas(panels[1], bands, delta_looks)
+    return picture.png()
+
+
+def _bands(marked: Sequence[Marked], labels: Mapping[str, str], lanes: int) -> list[Band]:
+    bands: list[Band] = []
+    upper = 0
+    for row, speeds, deltas in marked:
+        lines = _lines(row)
+        lower = upper + max(len(lines) * LINE, lanes * LANE) + PAD
+        bands.append(Band(labels[text_of(row, "chain")], lines, speeds, deltas, upper, lower))
+        upper = lower
+    return bands
 
 
 def _lines(row: Row) -> list[str]:
@@ -94,66 +117,24 @@ def _lines(row: Row) -> list[str]:
     return [*lines[: LINES - 1], "..."]
 
 
-def _delta_lanes(rows: Sequence[Row]) -> list[Lane]:
-    """Return the lanes of differences: one, if no row has a control."""
-    second = any(mark.lane for row in rows for mark in delta_marks(row))
-    return [*DELTA_LANES[: 1 + second]]
+def _name(picture: Picture, band: Band, top: int, shaded: bool) -> None:
+    """Write the row's chain, and shade every other row, so that the eye stays in it."""
+    if shaded:
+        corner = picture.at(LEFT, top + band.lower)
+        size = (WIDTH - LEFT - RIGHT) / WIDTH, (band.lower - band.upper) / picture.height
+        shade = Rectangle(corner, *size, color="#f6f6f6", zorder=-1, linewidth=0)
+        picture.figure.add_artist(shade)
+    first = top + (band.upper + band.lower - LINE * (len(band.lines) - 1)) / 2
+    picture.chain(LEFT + 48, first, band.label, band.lines)
 
 
-def _height(lines: int, lanes: int) -> int:
-    return max(lines * LINE, lanes * LANE) + PAD
-
-
-def _panels(figure: Figure, tall: int, height: int) -> tuple[Axes, Axes]:
-    panels = []
-    for left in (MIDDLE, MIDDLE + PANEL + GAP):
-        box = (left / WIDTH, BOTTOM / height, PANEL / WIDTH, tall / height)
-        axes = figure.add_axes(box, facecolor="none")
-        axes.set_ylim(tall, 0)  # pixels from the panel's upper edge
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        axes.grid(True, axis="x", color="#e4e4e4", linewidth=0.8)
-        axes.set_axisbelow(True)
-        panels.append(axes)
-    return panels[0], panels[1]
-
-
-def _stripes(figure: Figure, tall: Sequence[int], top: int, height: int) -> None:
-    """Shade every other row, so that the eye stays in it."""
-    for i, pixels in enumerate(tall):
-        if i % 2 == 0:
-            box = (LEFT / WIDTH, 1 - (top + pixels) / height)
-            size = ((WIDTH - LEFT - RIGHT) / WIDTH, pixels / height)
-            figure.add_artist(Rectangle(box, *size, color="#f6f6f6", zorder=-1, linewidth=0))
-        top += pixels
-
-
-def _chains(
-    figure: Figure,
-    chains: Sequence[tuple[str, list[str]]],
-    tall: Sequence[int],
-    top: int,
-    height: int,
-) -> None:
-    style: dict[str, Any] = {"fontsize": SIZE, "family": MONO, "va": "center", "parse_math": False}
-    for (label, lines), pixels in zip(chains, tall, strict=True):
-        first = top + pixels / 2 - LINE * (len(lines) - 1) / 2
-        at = (LEFT + 38) / WIDTH, 1 - first / height
-        figure.text(*at, label, ha="right", fontweight="bold", **style)
-        for i, line in enumerate(lines):
-            figure.text((LEFT + 48) / WIDTH, 1 - (first + i * LINE) / height, line, **style)
-        top += pixels
-
-
-def _speeds(
-    axes: Axes, marks: Sequence[list[Mark]], looks: Sequence[Lane], tall: Sequence[int]
-) -> None:
+def _speeds(axes: Axes, bands: Sequence[Band], lanes: Sequence[Lane]) -> None:
     axes.set_xlabel("speed-up over the baseline, times (log scale)")
-    values = [1.0, *(mark.value for row in marks for mark in row)]
-    ends = [end for row in marks for mark in row for end in (mark.low, mark.high)]
+    marks = [mark for band in bands for mark in band.speeds]
+    values = [1.0, *(mark.value for mark in marks)]
     # An interval that is wider than all that is to be seen leaves the panel.
-    low = max(min([*values, *ends]), min(values) / 2)
-    high = min(max([*values, *ends]), max(values) * 2)
+    low = max(min([*values, *(mark.low for mark in marks)]), min(values) / 2)
+    high = min(max([*values, *(mark.high for mark in marks)]), max(values) * 2)
     room = max((high / low) ** 0.05, 1.01)
     axes.set_xscale("log")
     axes.set_xlim(low / room, high * room)
@@ -162,67 +143,43 @@ def _speeds(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: decimal(x, 10)))
     axes.axvline(1, color="#777777", linewidth=1.2, zorder=1.5)
-    for row, middles, box in zip(marks, _middles(tall, len(looks)), _boxes(tall), strict=True):
-        for mark in row:
-            _margin(axes, looks, mark.lane, middles, box)
-            _draw(axes, mark, looks[mark.lane], middles[mark.lane])
-    if not looks:
-        _say(axes, "no row has a speed-up with an interval")
+    for band in bands:
+        for mark in band.speeds:
+            y = band.middle(mark.lane, len(lanes))
+            # What a speed-up must exceed is shaded, up to the row's edges in its outer lanes.
+            upper = band.upper if mark.lane == 0 else y - LANE / 2
+            lower = band.lower if mark.lane == len(lanes) - 1 else y + LANE / 2
+            bound = 1 + lanes[mark.lane].margin
+            axes.fill_betweenx([upper, lower], 1 / bound, bound, color=GREY, linewidth=0, zorder=1)
+            _draw(axes, mark, lanes[mark.lane].look, y)
+    if not lanes:
+        axes.set_xticks([])
+        say(axes, "no row has a speed-up with an interval")
 
 
-def _margin(
-    axes: Axes, looks: Sequence[Lane], lane: int, middles: list[float], box: tuple[float, float]
-) -> None:
-    """Shade what a speed-up must exceed, up to the row's edges in its outer lanes."""
-    upper = box[0] if lane == 0 else middles[lane] - LANE / 2
-    lower = box[1] if lane == len(looks) - 1 else middles[lane] + LANE / 2
-    bound = 1 + looks[lane].margin
-    style: dict[str, Any] = {"color": GREY, "linewidth": 0, "zorder": 1}
-    axes.fill_betweenx([upper, lower], 1 / bound, bound, **style)
-
-
-def _deltas(axes: Axes, marks: Sequence[list[Mark]], lanes: int, tall: Sequence[int]) -> None:
+def _deltas(axes: Axes, bands: Sequence[Band], looks: Sequence[Look]) -> None:
     axes.set_xlabel("difference in accuracy, points")
-    low, high = delta_range([mark for row in marks for mark in row])
+    low, high = delta_range([mark for band in bands for mark in band.deltas])
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(7))
     signed = FuncFormatter(lambda x, _: ("+" if x > 0 else "") + decimal(x, 10))
     axes.xaxis.set_major_formatter(signed)
     axes.axvline(0, color="#777777", linewidth=1.2, zorder=1.5)
-    for row, middles in zip(marks, _middles(tall, lanes), strict=True):
-        for mark in row:
-            look, y = DELTA_LANES[mark.lane], middles[mark.lane]
-            if mark.value >= low:
-                _draw(axes, mark, look, y)
-            else:
-                _draw_beyond(axes, mark, look, y)
-    if not any(marks):
-        _say(axes, "no row has a difference in accuracy")
+    for band in bands:
+        for mark in band.deltas:
+            draw = _draw if mark.value >= low else _draw_beyond
+            draw(axes, mark, looks[mark.lane], band.middle(mark.lane, len(looks)))
+    if not any(band.deltas for band in bands):
+        axes.set_xticks([])
+        say(axes, "no row has a difference in accuracy")
 
 
-def _say(axes: Axes, words: str) -> None:
-    axes.set_xticks([])
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="#666666")
-
-
-def _boxes(tall: Sequence[int]) -> list[tuple[float, float]]:
-    """Return the upper and lower edge of every row, in pixels from the panel's upper edge."""
-    edges = [0, *itertools.accumulate(tall)]
-    return [(float(upper), float(lower)) for upper, lower in itertools.pairwise(edges)]
-
-
-def _middles(tall: Sequence[int], lanes: int) -> list[list[float]]:
-    """Return where the lanes of every row are, in pixels from the panel's upper edge."""
-    starts = [(upper + lower) / 2 - LANE * (lanes - 1) / 2 for upper, lower in _boxes(tall)]
-    return [[start + LANE * lane for lane in range(lanes)] for start in starts]
-
-
-def _draw(axes: Axes, mark: Mark, look: Lane, y: float) -> None:
+def _draw(axes: Axes, mark: Mark, look: Look, y: float) -> None:
     axes.plot([mark.low, mark.high], [y, y], color=look.colour, linewidth=1.8, zorder=2)
     axes.plot([mark.value], [y], zorder=3, **_style(look, mark.claimed))
 
 
-def _draw_beyond(axes: Axes, mark: Mark, look: Lane, y: float) -> None:
+def _draw_beyond(axes: Axes, mark: Mark, look: Look, y: float) -> None:
     """Draw at the left edge what lies beyond it, its value and interval written beside it."""
     low, high = axes.get_xlim()
     arrow, place, words = (low + share * (high - low) for share in (0.0, 0.04, 0.065))
@@ -232,37 +189,5 @@ def _draw_beyond(axes: Axes, mark: Mark, look: Lane, y: float) -> None:
     axes.text(words, y, beyond_words(mark), **style)
 
 
-def _style(look: Lane, filled: bool) -> dict[str, Any]:
-    return {
-        "linestyle": "none",
-        "marker": look.marker,
-        "color": look.colour,
-        "markerfacecolor": look.colour if filled else "white",
-        "markeredgewidth": 1.5,
-        "markersize": MARKER,
-    }
-
-
-def _heading(figure: Figure, about: About, words: str, height: int) -> None:
-    parts = [about.get("suite"), about.get("model"), "what differs from the baseline"]
-    title = title_of(parts)
-    bare: dict[str, Any] = {"parse_math": False, "va": "center", "x": LEFT / WIDTH}
-    figure.text(y=1 - 24 / height, s=title, fontsize=15, fontweight="bold", **bare)
-    figure.text(y=1 - 54 / height, s=words, fontsize=11, color="#444444", **bare)
-
-
-def _key(figure: Figure, lanes: Sequence[Lane], left: float, top: int, height: int) -> None:
-    if not lanes:
-        return
-    figure.legend(
-        handles=[Line2D([], [], label=lane.words, **_style(lane, True)) for lane in lanes],
-        loc="lower left",
-        bbox_to_anchor=((left - 8) / WIDTH, 1 - (top - 4) / height),
-        ncols=2,
-        frameon=False,
-        fontsize=10.5,
-        handletextpad=0.3,
-        columnspacing=1.2,
-        borderpad=0,
-        labelspacing=0.3,
-    )
+def _style(look: Look, filled: bool) -> dict[str, Any]:
+    return marker(look, MARKER, "full" if filled else "none", edge=1.5)

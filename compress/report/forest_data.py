@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+from compress.report.chains import Look
 from compress.report.pareto_data import is_drawn
-from compress.report.words import About, timed_words
+from compress.report.timing_words import About, timed_words
 from compress.results.record import BASELINE
 from compress.results.table import Row, number, text_of
-from compress.results.timed import Known, of_files
+from compress.results.timed import Timed, of_files
 
 # Okabe and Ito's colours, told apart by the colour-blind; the markers differ too.
 LOOKS = (
@@ -20,13 +21,16 @@ LOOKS = (
     ("#E69F00", "v"),
     ("#56B4E9", "p"),
 )
+DELTA_LOOKS = (
+    Look("#000000", "o", "over the baseline"),
+    Look("#CC79A7", "D", "over its control of equal cost"),
+)
 CLAIMS = ("better", "equivalent", "worse", "faster", "slower")
 STEPS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # points
 NEAR = 10.0  # points: what lies within is always on the axis
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """A figure with its 95 % interval (its own value where there is none), and the lane it is in.
 
     `claimed` says that there is a verdict other than that no difference is shown.
@@ -39,77 +43,65 @@ class Mark:
     claimed: bool
 
 
-@dataclass(frozen=True)
-class Lane:
-    """What the marks of a lane have in common; `margin` (a fraction) is what a verdict must exceed.
+class Lane(NamedTuple):
+    """A latency setting, and how its speed-ups are drawn."""
 
-    `trusted` says that the timing may be trusted, `names` are the columns of its figures.
-    """
+    look: Look
+    timed: Timed
 
-    words: str
-    colour: str
-    marker: str
-    margin: float = 0.0
-    trusted: bool = True
-    names: Mapping[str, str] = field(default_factory=dict)
+    @property
+    def margin(self) -> float:
+        """What a verdict must exceed, a fraction (0 if that is not known)."""
+        known = self.timed.known
+        return float(known.get("bar") or known.get("margin") or 0.0)
 
 
-DELTA_LANES = (
-    Lane("over the baseline", "#000000", "o"),
-    Lane("over its control of equal cost", "#CC79A7", "D"),
-)
+class Marked(NamedTuple):
+    """A row with its speed-ups and its differences in accuracy."""
+
+    row: Row
+    speeds: list[Mark]
+    deltas: list[Mark]
 
 
 def speed_lanes(rows: Sequence[Row], about: About) -> list[Lane]:
     """Return the latency settings in which a speed-up has an interval."""
-    found = [
-        timed
-        for timed in of_files(about)
-        if any(number(row, timed.names["speedup_high"]) is not None for row in rows)
-    ]
-    return [
-        Lane(
-            timed_words(timed, about) + ("" if timed.trusted else " (not trusted)"),
-            *LOOKS[i % len(LOOKS)],
-            _bar(timed.known),
-            timed.trusted,
-            timed.names,
-        )
-        for i, timed in enumerate(found)
-    ]
+    lanes: list[Lane] = []
+    for timed in of_files(about):
+        if any(number(row, timed.names["speedup_high"]) is not None for row in rows):
+            words = timed_words(timed, about) + ("" if timed.trusted else " (not trusted)")
+            lanes.append(Lane(Look(*LOOKS[len(lanes) % len(LOOKS)], words), timed))
+    return lanes
 
 
-def speed_marks(row: Row, lanes: Sequence[Lane]) -> list[Mark]:
+def speed_marks(row: Row, lanes: Iterable[Lane]) -> list[Mark]:
     """Return the row's speed-ups, as ratios."""
-    return [
-        mark
-        for number, lane in enumerate(lanes)
-        if (mark := _mark(row, number, lane.names["speedup"], lane.names["verdict"]))
-        and mark.low > 0
-    ]
+    names = [lane.timed.names for lane in lanes]
+    marks = (_mark(row, i, name["speedup"], name["verdict"]) for i, name in enumerate(names))
+    return [mark for mark in marks if mark and mark.low > 0]
 
 
 def delta_marks(row: Row) -> list[Mark]:
     """Return the row's differences in accuracy, in points: over the baseline, over its control."""
     if not is_drawn(row):
         return []
-    found = (
+    marks = (
         _mark(row, lane, f"{question}_delta", f"{question}_verdict", 100.0)
         for lane, question in enumerate(("accuracy", "control"))
     )
-    return [mark for mark in found if mark]
+    return [mark for mark in marks if mark]
 
 
-def forest_rows(rows: Sequence[Row], lanes: Sequence[Lane]) -> list[Row]:
+def marked_rows(rows: Iterable[Row], lanes: Sequence[Lane]) -> list[Marked]:
     """Return the rows that have a mark, without the baseline; none if no mark has an interval."""
-    drawn = {
-        number: [*speed_marks(row, lanes), *delta_marks(row)]
-        for number, row in enumerate(rows)
+    marked = [
+        Marked(row, speed_marks(row, lanes), delta_marks(row))
+        for row in rows
         if text_of(row, "chain") != BASELINE
-    }
-    if not any(mark.low < mark.high for marks in drawn.values() for mark in marks):
+    ]
+    if not any(mark.low < mark.high for one in marked for mark in (*one.speeds, *one.deltas)):
         return []
-    return [rows[number] for number, marks in drawn.items() if marks]
+    return [one for one in marked if one.speeds or one.deltas]
 
 
 def delta_range(marks: Sequence[Mark]) -> tuple[float, float]:
@@ -138,24 +130,22 @@ def beyond_words(mark: Mark) -> str:
     return f"{mark.value:+.1f}{interval}"
 
 
-def reading(rows: Sequence[Row], lanes: Sequence[Lane], several: bool) -> str:
+def explanation(rows: Iterable[Row], lanes: Sequence[Lane], several: bool) -> str:
     """Return how the marks of the rows are to be read; `several` seeds are behind each."""
-    said = ["Means over the seeds."] if several else []
-    said.append("Bars: 95 % intervals.")
-    verdicts = ["accuracy_verdict", *(lane.names["verdict"] for lane in lanes)]
+    verdicts = ["accuracy_verdict", *(lane.timed.names["verdict"] for lane in lanes)]
+    claims = "These results have no verdicts."
     if any(text_of(row, verdict) for row in rows for verdict in verdicts):
-        doubt = "" if all(lane.trusted for lane in lanes) else ", or timing not to be trusted"
-        said.append(f"Filled markers: a verdict; hollow ones: no difference shown{doubt}.")
-    else:
-        said.append("These results have no verdicts.")
-    if any(lane.margin for lane in lanes):
-        said.append("Grey: what a verdict must exceed by the A/A control.")
-    return " ".join(said)
-
-
-def _bar(known: Known) -> float:
-    """Return what a verdict of a setting must exceed, a fraction (0 if that is not known)."""
-    return float(known.get("bar") or known.get("margin") or 0.0)
+        trusted = all(lane.timed.trusted for lane in lanes)
+        doubt = "" if trusted else ", or timing not to be trusted"
+        claims = f"Filled markers: a verdict; hollow ones: no difference shown{doubt}."
+    margins = any(lane.margin for lane in lanes)
+    sentences = (
+        "Means over the seeds." if several else "",
+        "Bars: 95 % intervals.",
+        claims,
+        "Grey: what a verdict must exceed by the A/A control." if margins else "",
+    )
+    return " ".join(filter(None, sentences))
 
 
 def _mark(row: Row, lane: int, key: str, verdict: str, scale: float = 1.0) -> Mark | None:

@@ -37,7 +37,15 @@ def accuracy(row: Row) -> str:
     if value is None:
         return MISSING
     deviation = number(row, "accuracy_sd")
-    return f"{100 * value:.2f}" + ("" if deviation is None else f" {_within(100 * deviation, 2)}")
+    return f"{100 * value:.2f}" + ("" if deviation is None else _within(100 * deviation, 2))
+
+
+def share_interval(row: Row) -> str:
+    """Return the 95 % interval of the accuracy, in percent."""
+    ends = _ends(row, "accuracy")
+    if ends is None or not is_sound(row):
+        return MISSING
+    return f"[{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]"
 
 
 def delta(row: Row) -> str:
@@ -46,48 +54,9 @@ def delta(row: Row) -> str:
     if value is None or row.get("chain") == BASELINE:
         return MISSING
     decimals = 2 if abs(100 * value) < 9.995 else 1
-    half = _half(row, "accuracy_delta")
-    margin = "" if half is None else " " + _within(100 * half, decimals)
+    ends = _ends(row, "accuracy_delta")
+    margin = _within(100 * (ends[1] - ends[0]) / 2, decimals) if ends else ""
     return _signed(100 * value, decimals) + margin + sign(row, "accuracy_verdict")
-
-
-def speedup(row: Row, timed: Timed) -> str:
-    """Return how many times faster than the baseline, with its margin and verdict."""
-    value = number(row, key := timed.names.get("speedup", ""))
-    if value is None:
-        return MISSING
-    text, decimals = _ratio(value), _decimals(value)
-    half = _half(row, key)
-    if half is not None and value < 9999.5:
-        text += f" {_within(half, decimals)}"
-    return text + _sign_of(row, timed)
-
-
-def sign(row: Row, verdict: str, trusted: bool = True) -> str:
-    """Return a blank and the sign of a verdict, such as `cpu_verdict`; '' if there is none.
-
-    Of a latency that is not to be trusted only `faster` and `slower` count: these lie beyond
-    what the control doubts.
-    """
-    if row.get("chain") == BASELINE:
-        return ""
-    found = text_of(row, verdict)
-    if not trusted and found not in ("faster", "slower"):
-        return f" {UNTRUSTED}"
-    mark = SIGNS.get(found)
-    return f" {mark}" if mark else ""
-
-
-def _sign_of(row: Row, timed: Timed) -> str:
-    return sign(row, timed.names.get("verdict", ""), timed.trusted)
-
-
-def share_interval(row: Row) -> str:
-    """Return the 95 % interval of the accuracy, in percent."""
-    low, high = number(row, "accuracy_low"), number(row, "accuracy_high")
-    if low is None or high is None or not is_sound(row):
-        return MISSING
-    return f"[{100 * low:.2f}, {100 * high:.2f}]"
 
 
 def difference(row: Row, question: str) -> str:
@@ -98,24 +67,44 @@ def difference(row: Row, question: str) -> str:
     value = number(row, f"{question}_delta")
     if value is None or row.get("chain") == BASELINE:
         return MISSING
-    low, high = number(row, f"{question}_delta_low"), number(row, f"{question}_delta_high")
-    text = _signed(100 * value, 2)
-    if low is not None and high is not None:
-        text += f" [{_signed(100 * low, 2)}, {_signed(100 * high, 2)}]"
-    return text + sign(row, f"{question}_verdict")
+    ends = _ends(row, f"{question}_delta")
+    interval = f" [{_signed(100 * ends[0], 2)}, {_signed(100 * ends[1], 2)}]" if ends else ""
+    return _signed(100 * value, 2) + interval + sign(row, f"{question}_verdict")
+
+
+def speedup(row: Row, timed: Timed) -> str:
+    """Return how many times faster than the baseline, with its margin and verdict."""
+    value = number(row, key := timed.names["speedup"])
+    if value is None:
+        return MISSING
+    ends = _ends(row, key) if value < 9999.5 else None
+    margin = _within((ends[1] - ends[0]) / 2, _decimals(value)) if ends else ""
+    return _ratio(value) + margin + _timed_sign(row, timed)
 
 
 def ratio(row: Row, timed: Timed) -> str:
     """Return a speed-up with its 95 % interval and verdict."""
-    names = timed.names
-    value = number(row, names.get("speedup", ""))
+    value = number(row, key := timed.names["speedup"])
     if value is None:
         return MISSING
-    low, high = (number(row, names.get(f"speedup_{end}", "")) for end in ("low", "high"))
-    text = _ratio(value)
-    if low is not None and high is not None:
-        text += f" [{_ratio(low)}, {_ratio(high)}]"
-    return text + _sign_of(row, timed)
+    ends = _ends(row, key)
+    interval = f" [{_ratio(ends[0])}, {_ratio(ends[1])}]" if ends else ""
+    return _ratio(value) + interval + _timed_sign(row, timed)
+
+
+def sign(row: Row, verdict: str, trusted: bool = True) -> str:
+    """Return a blank and the sign of a verdict, such as `cpu_verdict`; '' if there is none.
+
+    Of a latency that is not to be trusted only `faster` and `slower` count: these lie beyond
+    what the control doubts.
+    """
+    if row.get("chain") == BASELINE:
+        return ""
+    value = text_of(row, verdict)
+    if not trusted and value not in ("faster", "slower"):
+        return f" {UNTRUSTED}"
+    mark = SIGNS.get(value)
+    return f" {mark}" if mark else ""
 
 
 def milliseconds(row: Row, timed: Timed) -> str:
@@ -127,85 +116,81 @@ def milliseconds(row: Row, timed: Timed) -> str:
     return f"{text} {NOISY}" if is_noisy(p50, spread) else text
 
 
-def percent(row: Row, key: str, decimals: int = 2) -> str:
-    """Return a fraction in percent."""
-    value = number(row, key)
-    return MISSING if value is None else f"{100 * value:.{decimals}f}"
-
-
-def p_value(value: float | None) -> str:
+def p_value(value: float) -> str:
     """Return a p-value with two significant digits."""
-    if value is None:
-        return MISSING
     if value < 1e-3:
         return f"{max(value, 1e-99):.0e}"
     return "1" if value >= 0.995 else f"{value:.2g}".removeprefix("0")
 
 
-def pair(row: Row, first: str, second: str) -> str:
-    """Return two counts as `first/second`."""
-    values = number(row, first), number(row, second)
-    return MISSING if values == (None, None) else "/".join(_whole(value) for value in values)
-
-
-def count(value: float | None) -> str:
-    """Return a count with its unit prefix, such as 76.7k or 11.2M."""
-    return MISSING if value is None else amounts.count(value)
-
-
-def plain(value: float | None) -> str:
+def plain(value: float) -> str:
     """Return a positive figure with three significant digits, or all those before the point.
 
     Below a thousandth one digit is enough.
     """
-    if value is None:
-        return MISSING
     return amounts.decimal(value, 1 if 0 < value < 1e-3 else 3, zeros=True)
 
 
-def brief(value: float | None) -> str:
+def brief(value: float) -> str:
     """Return `plain`'s text, with two significant digits below a tenth."""
-    if value is None or not 1e-3 <= value < 0.0995:
-        return plain(value)
-    return amounts.decimal(value, 2, zeros=True)
+    return amounts.decimal(value, 2, zeros=True) if 1e-3 <= value < 0.0995 else plain(value)
 
 
-def figure(value: float | None) -> str:
-    """Return any figure, of either sign, with four significant digits."""
-    return MISSING if value is None else amounts.decimal(value, 4)
+def percent(value: float) -> str:
+    """Return a fraction in percent."""
+    return f"{100 * value:.2f}"
 
 
-def size(row: Row, key: str, unit: float) -> str:
-    """Return a number of bytes in a unit of so many bytes."""
-    value = number(row, key)
-    return plain(None if value is None else value / unit)
+def whole(value: float) -> str:
+    """Return a count of items or nodes, which is a mean over seeds where it has a fraction."""
+    if value >= 1e5:
+        return amounts.count(value)
+    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
 
 
-WRITTEN: dict[str, Callable[[Row, Column], str]] = {
-    "%": lambda row, column: percent(row, column.name),
-    "whole %": lambda row, column: percent(row, column.name, 0),
-    "count": lambda row, column: count(number(row, column.name)),
-    "kB": lambda row, column: size(row, column.name, 1e3),
-    "MB": lambda row, column: size(row, column.name, 1e6),
-    "figure": lambda row, column: figure(number(row, column.name)),
-    "pair": lambda row, column: pair(row, column.name, column.beside),
+FORMATS: dict[str, Callable[[float], str]] = {
+    "%": percent,
+    "whole %": lambda value: f"{100 * value:.0f}",
+    "count": amounts.count,
+    "kB": lambda value: plain(value / 1e3),
+    "MB": lambda value: plain(value / 1e6),
+    "figure": lambda value: amounts.decimal(value, 4),
+    "pair": whole,
 }
-"""How a column that a table shows by itself is written: what its row of the columns says."""
+"""What `shown` in the table of columns may say: how a figure is written."""
 
 
-def _half(row: Row, key: str) -> float | None:
+def show(row: Row, key: str, write: Callable[[float], str]) -> str:
+    """Return a figure of the row as `write` shows it, a dash where it was not measured."""
+    value = number(row, key)
+    return MISSING if value is None else write(value)
+
+
+def cell(row: Row, column: Column) -> str:
+    """Return a column's figure as a table shows it, two counts as `first/second`."""
+    names = [column.name, column.beside] if column.beside else [column.name]
+    figures = [show(row, name, FORMATS[column.shown]) for name in names]
+    return MISSING if set(figures) == {MISSING} else "/".join(figures)
+
+
+def _timed_sign(row: Row, timed: Timed) -> str:
+    return sign(row, timed.names.get("verdict", ""), timed.trusted)
+
+
+def _ends(row: Row, key: str) -> tuple[float, float] | None:
+    """Return the ends of a figure's 95 % interval; None where one is missing."""
     low, high = number(row, f"{key}_low"), number(row, f"{key}_high")
-    return None if low is None or high is None else (high - low) / 2
+    return None if low is None or high is None else (low, high)
 
 
 def _within(half: float, decimals: int) -> str:
     """Return ± and an uncertainty in the digits of its figure; it is never rounded to nothing."""
     if half <= 0:
-        return "±0"
+        return " ±0"
     if half >= 999.5:
-        return "±>999"
+        return " ±>999"
     decimals = min(decimals, _decimals(10 * half))
-    return "±" + f"{max(half, 10.0**-decimals):.{decimals}f}".removeprefix("0")
+    return " ±" + f"{max(half, 10.0**-decimals):.{decimals}f}".removeprefix("0")
 
 
 def _signed(points: float, decimals: int) -> str:
@@ -221,9 +206,3 @@ def _ratio(value: float) -> str:
 
 def _decimals(value: float) -> int:
     return 2 if value < 9.995 else 1 if value < 99.95 else 0
-
-
-def _whole(value: float | None) -> str:
-    if value is None or value >= 1e5:
-        return count(value)
-    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"

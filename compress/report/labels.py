@@ -5,42 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-Box = tuple[float, float, float, float]  # left, bottom, right, top
+from matplotlib.transforms import Bbox
+
+Pair = tuple[float, float]
 
 
 def place_labels(
-    points: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
-    bounds: Box,
+    points: Sequence[Pair],
+    sizes: Sequence[Pair],
+    bounds: Bbox,
     radius: float,
-    lines: Sequence[Box] = (),
-) -> list[tuple[float, float]]:
+    lines: Sequence[Bbox] = (),
+) -> list[Pair]:
     """Return the centre of each label (all in pixels).
 
     `sizes` are the labels' (width, height), `radius` the markers'. A label prefers the place
     to the right and a little up. It avoids leaving `bounds` and lying upon markers or other
     labels, and where it can the `lines` (error bars, as thin boxes) too.
     """
-    markers = [(x - radius, y - radius, x + radius, y + radius) for x, y in points]
-    placed: list[Box] = []
+    taken = [Bbox([point, point]).padded(radius) for point in points]
     centres = []
     for point, size in zip(points, sizes, strict=True):
-        best, least = point, math.inf
-        for order, centre in enumerate(_candidates(point, size, radius)):
-            box = _around(centre, size)
-            cost = order + 1000 * sum(_overlap(box, other) > 0 for other in [*markers, *placed])
-            cost += 12 * sum(_overlap(box, line) > 0 for line in lines)
-            cost += 5000 * (_overlap(box, bounds) < 0.999 * size[0] * size[1])
+        best, best_box, least = point, taken[0], math.inf
+        for order, (x, y) in enumerate(_candidates(point, size, radius)):
+            box = Bbox.from_bounds(x - size[0] / 2, y - size[1] / 2, *size)
+            cost = order + 1000 * box.count_overlaps(taken) + 12 * box.count_overlaps(lines)
+            cost += 5000 * (not bounds.contains(*box.min) or not bounds.contains(*box.max))
             if cost < least:
-                best, least = centre, cost
+                best, best_box, least = (x, y), box, cost
         centres.append(best)
-        placed.append(_around(best, size))
+        taken.append(best_box)
     return centres
 
 
-def _candidates(
-    point: tuple[float, float], size: tuple[float, float], radius: float
-) -> Iterator[tuple[float, float]]:
+def _candidates(point: Pair, size: Pair, radius: float) -> Iterator[Pair]:
     (x, y), (w, h) = point, size
     for ring in range(8):
         beside, above = radius + 2 + w / 2 + ring * 8, radius + 1 + h / 2 + ring * 8
@@ -50,13 +48,3 @@ def _candidates(
         for side in (0.0, 0.6, -0.6):
             yield x + side * w, y + above
             yield x + side * w, y - above
-
-
-def _around(centre: tuple[float, float], size: tuple[float, float]) -> Box:
-    (x, y), (w, h) = centre, size
-    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
-
-
-def _overlap(a: Box, b: Box) -> float:
-    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(0.0, w) * max(0.0, h)

@@ -1,4 +1,4 @@
-"""Text that fits a width, and that means nothing to a terminal, to Markdown, or to a shell.
+"""Text that fits a width, and that means nothing to a terminal or to a shell.
 
 Widths are in terminal columns: an East Asian wide character takes two.
 """
@@ -12,16 +12,13 @@ from collections.abc import Callable, Iterable
 
 Measure = Callable[[str], int]
 
-# What would start a list, a quote, a heading or a rule if it began a line of Markdown.
-_BLOCK = re.compile(r"\d+(?=[.)](?: |$))|(?=[-+#=_])")
-_MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {c: f"\\{c}" for c in "\\`*[]|~"}
-_ESCAPES = str.maketrans(_MARKDOWN)
-
 
 def clean(text: str) -> str:
     """Return the text on one line: white space as single blanks, control characters in hex."""
-    visible = (c if c.isprintable() else _hexadecimal(c) for c in " ".join(text.split()))
-    return "".join(visible)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in " ".join(text.split())
+    )
 
 
 def width(text: str) -> int:
@@ -35,15 +32,13 @@ def pad(text: str, columns: int, right: bool) -> str:
     return blanks + text if right else text + blanks
 
 
-def escape(text: str) -> str:
-    """Return Markdown that shows the text itself: no HTML, link, emphasis or table cell."""
-    return text.translate(_ESCAPES)
-
-
-def guard(line: str) -> str:
-    """Return a line of escaped text so that Markdown does not take its start for a block."""
-    match = _BLOCK.match(line)
-    return f"{match[0]}\\{line[match.end() :]}" if match else line
+def cut(text: str, limit: int) -> str:
+    """Return the text, its end replaced by an ellipsis where it is wider than `limit`."""
+    if width(text) <= limit:
+        return text
+    while width(text) >= max(limit, 1):
+        text = text[:-1]
+    return text.rstrip() + "…"
 
 
 def wrap(text: str, limit: int, measure: Measure = width) -> list[str]:
@@ -76,11 +71,15 @@ def wrap_chain(text: str, limit: int, measure: Measure = width) -> list[str]:
 def pack(pieces: Iterable[str], first: int, later: int, measure: Measure = width) -> list[str]:
     """Fill lines with pieces in order: `first` columns in the first line, `later` in the others."""
     lines = [""]
+
+    def is_full(more: str) -> bool:
+        return measure((lines[-1] + more).rstrip()) > (later if lines[1:] else first)
+
     for piece in pieces:
-        if lines[-1] and measure((lines[-1] + piece).rstrip()) > (later if lines[1:] else first):
+        if lines[-1] and is_full(piece):
             lines.append("")
         for char in piece:
-            if measure((lines[-1] + char).rstrip()) > (later if lines[1:] else first):
+            if is_full(char):
                 lines.append("")
             lines[-1] += char
     return [line.strip() for line in lines]
@@ -94,11 +93,10 @@ def shell_lines(command: str, limit: int) -> list[str]:
         return wrap(command, limit)
     lines = [""]
     for word in words:
-        quoted = _quote(word)
-        if lines[-1] and width(f"{lines[-1]} {quoted}") > limit - 2:
+        *full, last = _quoted_parts(word, limit - 2)
+        if lines[-1] and (full or width(f"{lines[-1]} {last}") > limit - 2):
             lines[-1] += " \\"
             lines.append("")
-        *full, last = _shell_word(word, limit - 2) if width(quoted) > limit - 2 else [quoted]
         for part in full:
             lines[-1] += f"{part}\\"
             lines.append("")
@@ -106,7 +104,7 @@ def shell_lines(command: str, limit: int) -> list[str]:
     return lines
 
 
-def _shell_word(word: str, limit: int) -> list[str]:
+def _quoted_parts(word: str, limit: int) -> list[str]:
     # Quoted parts that touch, with an escaped end of line between them, are one word.
     parts = [""]
     for char in word:
@@ -120,7 +118,3 @@ def _quote(word: str) -> str:
     if "'" in word and not set(word) & set('"$`\\!'):
         return f'"{word}"'  # chains hold single quotes: shlex would write '"'"' for each
     return shlex.quote(word)
-
-
-def _hexadecimal(char: str) -> str:
-    return char.encode("unicode_escape").decode()

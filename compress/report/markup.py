@@ -5,18 +5,25 @@ No line is wider than `WIDTH` columns, if the cells leave room.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from compress.report.layout import clean, escape, guard, pad, width, wrap
+from compress.report.layout import clean, pad, width, wrap
 
 WIDTH = 100
 NARROWEST = 2  # columns of a figure: in Markdown a rule takes a dash and a colon
+CHAIN = 1  # the index of the column of chains; all others hold figures
+
+# What would start a list, a quote, a heading or a rule if it began a line of Markdown.
+_BLOCK = re.compile(r"\d+(?=[.)](?: |$))|(?=[-+#=_])")
+_MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"} | {c: f"\\{c}" for c in "\\`*[]|~"}
+_ESCAPES = str.maketrans(_MARKDOWN)
 
 
 @dataclass(frozen=True)
 class Markup:
-    """How a table is written: what stands around cells, before items, and for special signs.
+    """How a table is written: what stands around its cells, and before an item.
 
     In Markdown a figure touches the line to its right: this leaves the chains nine columns more.
     """
@@ -25,21 +32,68 @@ class Markup:
     between: str
     right: str
     bullet: str
-    heading: str
-    escape: Callable[[str], str]
-    guard: Callable[[str], str]
-    code: bool
+    markdown: bool
+
+    def escape(self, text: str) -> str:
+        """Return what shows the text itself: no HTML, link, emphasis or table cell."""
+        return text.translate(_ESCAPES) if self.markdown else text
+
+    def width(self, text: str) -> int:
+        """Return how many columns a text takes once it is escaped."""
+        return width(self.escape(text))
+
+    def guard(self, line: str) -> str:
+        """Return a line of escaped text so that Markdown does not take its start for a block."""
+        match = _BLOCK.match(line) if self.markdown else None
+        return f"{match[0]}\\{line[match.end() :]}" if match else line
+
+    def can_be_code(self, text: str) -> bool:
+        """Return whether a code span can show the text: inside one nothing can be escaped."""
+        return self.markdown and bool(text.strip()) and not set(text) & set("`|<\\&")
+
+    def heading(self, text: str, level: int) -> list[str]:
+        """Return a title, in as many lines as it takes."""
+        return self.prose(text, "#" * level + " " if self.markdown else "")
+
+    def prose(self, text: str, lead: str = "") -> list[str]:
+        """Return the lines of a paragraph, or of an item that begins with `lead`.
+
+        An item's further lines are indented, so that it stays one item.
+        """
+        limit = WIDTH - len(lead) - 1  # one column for the sign with which `guard` may begin
+        lines = wrap(clean(text), limit, self.width)
+        return [
+            (" " * len(lead) if i else lead) + self.guard(self.escape(line))
+            for i, line in enumerate(lines)
+        ]
 
     def frame(self, cells: int) -> int:
         """Return how many columns a line of so many cells needs beside them.
 
-        One of them holds texts, and a blank behind it.
+        One of them holds the chain, and a blank behind it.
         """
-        return width(self.left + self.right) + len(self.between) * (cells - 1) + self.code
+        return width(self.left + self.right) + len(self.between) * (cells - 1) + self.markdown
+
+    def grid(self, lines: Sequence[Sequence[str]]) -> list[str]:
+        """Return a table of a header and the lines below it, whose cells are escaped already."""
+        widths = [figure_width(column) for column in zip(*lines, strict=True)]
+        widths[CHAIN] += self.markdown  # a chain may end with what would escape the line after it
+        rule = ["-" * (w - 1) + (":" if self.markdown else "-") for w in widths]
+        if self.markdown:
+            rule[CHAIN] = "-" * (widths[CHAIN] - 1) + " "
+        return [self._line(cells, widths) for cells in (lines[0], rule, *lines[1:])]
+
+    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        padded = [
+            pad(cell, w, right=i != CHAIN)
+            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        line = self.left + self.between.join(padded) + self.right
+        return line if self.right else line.rstrip()
 
 
-MARKDOWN = Markup("| ", "| ", "|", "- ", "#", escape, guard, True)
-PLAIN = Markup("", "  ", "", "", "", str, str, False)
+MARKDOWN = Markup("| ", "| ", "|", "- ", markdown=True)
+PLAIN = Markup("", "  ", "", "", markdown=False)
 
 
 def figure_width(cells: Iterable[str]) -> int:
@@ -51,62 +105,3 @@ def code(line: str) -> str:
     """Return a line as a code span, its indentation before it."""
     content = line.lstrip()
     return " " * (len(line) - len(content)) + f"`{content}`"
-
-
-def can_be_code(text: str, markup: Markup) -> bool:
-    """Return whether a code span can show the text: inside one nothing can be escaped."""
-    return markup.code and bool(text.strip()) and not set(text) & set("`|<\\&")
-
-
-def heading(text: str, level: int, markup: Markup) -> list[str]:
-    """Return a title, in as many lines as it takes."""
-    lead = markup.heading * level + " " if markup.heading else ""
-    limit = WIDTH - len(lead) - 1
-    lines = wrap(clean(text), limit, lambda line: width(markup.escape(line)))
-    shown = [markup.guard(markup.escape(line)) for line in lines]
-    return [(lead if i == 0 else "") + line for i, line in enumerate(shown)]
-
-
-def item(mark: str, content: str, markup: Markup) -> list[str]:
-    """Return a footnote or fact; its further lines are indented, so that it stays one item."""
-    return _prose(markup.bullet + mark, content, markup)
-
-
-def paragraph(content: str, markup: Markup) -> list[str]:
-    """Return prose."""
-    return _prose("", content, markup)
-
-
-def _prose(lead: str, content: str, markup: Markup) -> list[str]:
-    indent = " " * len(lead)
-    limit = WIDTH - len(lead) - 1  # one column for the sign with which `guard` may begin
-    lines = wrap(clean(content), limit, lambda line: width(markup.escape(line)))
-    return [
-        (indent if i else lead) + markup.guard(markup.escape(line)) for i, line in enumerate(lines)
-    ]
-
-
-def grid(
-    header: Sequence[str], lines: Sequence[Sequence[str]], texts: int, markup: Markup
-) -> list[str]:
-    """Return a table. The column of index `texts` holds texts, the others figures.
-
-    `lines` are those below the header, as many cells in each; they are escaped already.
-    """
-    widths = [figure_width(column) for column in zip(header, *lines, strict=True)]
-    widths[texts] += markup.code  # a text may end with what would escape the line after it
-    colon = ":" if markup.code else "-"
-    rule = [
-        "-" * (w - markup.code) + " " * markup.code if i == texts else "-" * (w - 1) + colon
-        for i, w in enumerate(widths)
-    ]
-    return [_line(cells, widths, texts, markup) for cells in (header, rule, *lines)]
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], texts: int, markup: Markup) -> str:
-    padded = [
-        pad(cell, w, right=i != texts)
-        for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-    ]
-    line = markup.left + markup.between.join(padded) + markup.right
-    return line if markup.right else line.rstrip()

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from compress.report.styles import look_name, precision
-from compress.report.words import About, timed_words
+from compress.report.chains import look_name, precision
+from compress.report.timing_words import About, timed_words
 from compress.results.table import Row, is_sound, number, text_of
 from compress.results.timed import main_timed
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A row in one panel: x in the panel's unit, accuracies in percent."""
 
     label: str
     chain: str
     x: float
-    y: float
     x_low: float
     x_high: float
+    y: float
     y_low: float
     y_high: float
-    look: str = "other"
-    """A key of `compress.report.styles.LOOKS`."""
-    precision: str = "float32"
+    look: str
+    """A key of `compress.report.chains.LOOKS`."""
+    precision: str
 
 
-def latency_points(rows: Sequence[Row], labels: Mapping[str, str], about: About) -> list[Point]:
+def latency_points(rows: Iterable[Row], labels: Mapping[str, str], about: About) -> list[Point]:
     """Return the points of accuracy against latency, in ms.
 
     The speed-up was timed in pairs, so its interval says more than a latency's own: the bar is
@@ -37,12 +36,12 @@ def latency_points(rows: Sequence[Row], labels: Mapping[str, str], about: About)
     """
     names = main_timed(about).names
     points = []
-    for row in rows:
-        if (x := number(row, names["ms_p50"])) is None:
-            continue
-        speedup = number(row, names["speedup"])
-        ends = (number(row, names[f"speedup_{end}"]) for end in ("low", "high"))
-        points += _point(row, labels, x, [x * speedup / end for end in ends if end and speedup])
+    for row in filter(is_drawn, rows):
+        if (x := number(row, names["ms_p50"])) and x > 0:
+            speedup = number(row, names["speedup"])
+            ends = (number(row, names[f"speedup_{end}"]) for end in ("low", "high"))
+            bar = [x * speedup / end for end in ends if end and speedup]
+            points.append(_point(row, labels, x, bar))
     return points
 
 
@@ -53,10 +52,10 @@ def latency_axis(about: About) -> str:
     return f"CPU latency, ms ({timed_words(timed, about)}){doubt}"
 
 
-def size_points(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Point]:
+def size_points(rows: Iterable[Row], labels: Mapping[str, str]) -> list[Point]:
     """Return the points of accuracy against the size of the ONNX file, in kB."""
-    sizes = ((row, number(row, "onnx_bytes")) for row in rows)
-    return [p for row, size in sizes if size is not None for p in _point(row, labels, size / 1e3)]
+    sizes = ((row, number(row, "onnx_bytes")) for row in rows if is_drawn(row))
+    return [_point(row, labels, size / 1e3) for row, size in sizes if size]
 
 
 def is_drawn(row: Row) -> bool:
@@ -64,26 +63,38 @@ def is_drawn(row: Row) -> bool:
     return is_sound(row) and number(row, "accuracy") is not None
 
 
-def _point(
-    row: Row, labels: Mapping[str, str], x: float, ends: Sequence[float] = ()
-) -> list[Point]:
-    y = number(row, "accuracy")
-    if y is None or x <= 0 or not is_drawn(row):
-        return []
-    low, high = number(row, "accuracy_low"), number(row, "accuracy_high")
-    chain = text_of(row, "chain")
-    return [
-        Point(
-            labels[chain],
-            chain,
-            x,
-            100 * y,
-            *(min([x, *ends]), max([x, *ends])),
-            *(
-                100 * (y if low is None else min(y, low)),
-                100 * (y if high is None else max(y, high)),
-            ),
-            look=look_name(row),
-            precision=precision(row),
-        )
-    ]
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of the points (cost, value) that no other point dominates, by cost.
+
+    A point dominates another if it costs no more and is worth no less, and differs from it; so
+    equal points stay together.
+    """
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    front: list[int] = []
+    for i in order:
+        if not front or points[i][1] > points[front[-1]][1] or points[i] == points[front[-1]]:
+            front.append(i)
+    return front
+
+
+def cut_below(values: Sequence[float], gap: float = 15.0, spread: float = 3.0) -> float | None:
+    """Return the value below which points would only squeeze the others, else None.
+
+    That is where the values (in percent) leave a gap of at least `gap` points that is also
+    `spread` times as wide as all that lies above it, and at least half of them lie above it.
+    """
+    ranked = sorted(values, reverse=True)
+    for i in range(max(2, (len(ranked) + 1) // 2), len(ranked)):
+        step, above = ranked[i - 1] - ranked[i], ranked[0] - ranked[i - 1]
+        if step >= gap and step >= spread * above:
+            return ranked[i - 1]
+    return None
+
+
+def _point(row: Row, labels: Mapping[str, str], x: float, bar: Sequence[float] = ()) -> Point:
+    chain, xs = text_of(row, "chain"), sorted([x, *bar])
+    accuracies = (number(row, f"accuracy{end}") for end in ("", "_low", "_high"))
+    y, *ends = (100 * accuracy for accuracy in accuracies if accuracy is not None)
+    ys = sorted([y, *ends])
+    looks = look_name(row), precision(row)
+    return Point(labels[chain], chain, x, xs[0], xs[-1], y, ys[0], ys[-1], *looks)

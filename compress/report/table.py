@@ -7,83 +7,141 @@ the main one in Markdown; in a terminal they would scroll it away, so there they
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
+from compress.report import formatting
 from compress.report.about import facts, imbalance, legend, unfinished
-from compress.report.accuracy_tables import accuracy_sections
-from compress.report.graph_tables import graph_sections
-from compress.report.latency_tables import latency_sections
-from compress.report.layout import clean, shell_lines
-from compress.report.main_table import main_table
-from compress.report.markup import MARKDOWN, PLAIN, WIDTH, Markup, heading, item, paragraph
-from compress.report.row_numbers import number_chains
+from compress.report.chains import by_chain, number_chains
+from compress.report.further_tables import sections
+from compress.report.layout import clean, shell_lines, width, wrap, wrap_chain
+from compress.report.markup import MARKDOWN, PLAIN, WIDTH, Markup, code, figure_width
 from compress.report.section import section_blocks
-from compress.report.trust import warnings
-from compress.results.seeds import over_seeds, seeds_of
-from compress.results.table import Row, ordered
+from compress.report.timing_words import About, warnings
+from compress.results.columns import group
+from compress.results.record import BASELINE, CONTROL
+from compress.results.table import Row, text_of
+from compress.results.timed import Timed, main_timed
 
 FURTHER = "Further tables (is a difference real, latencies, what runs): table.md."
+MAIN = group("main")
+HEADER = ("Δ pt", *(column.header for column in MAIN), "ms", "speed-up")
+SHORTEST = 16  # columns of the chain
+LONGEST_NOTE = 600  # characters; results.csv has all of it
+UNVERIFIED = "unverified: its ONNX file was not shown to compute what the model does; not for use"
 
 
-def markdown(rows: Iterable[Row], about: Mapping[str, Any]) -> str:
+def markdown(rows: Iterable[Row], about: About) -> str:
     """Return the tables as Markdown with footnotes and what they rest on.
 
-    Rows of several seeds are shown by chain (see `compress.report.seeds`).
+    Rows of several seeds are shown by chain (see `compress.results.seeds`).
     """
-    return _document(ordered(rows), about, MARKDOWN)
+    return _document(rows, about, MARKDOWN)
 
 
-def text(rows: Iterable[Row], about: Mapping[str, Any]) -> str:
+def text(rows: Iterable[Row], about: About) -> str:
     """Return the main table for a terminal, with its footnotes and what it rests on."""
-    return _document(ordered(rows), about, PLAIN)
+    return _document(rows, about, PLAIN)
 
 
-def _document(rows: Sequence[Row], about: Mapping[str, Any], markup: Markup) -> str:
-    seeds = seeds_of(rows)
-    shown = over_seeds(rows, about) if len(seeds) > 1 else list(rows)
+def _document(rows: Iterable[Row], about: About, markup: Markup) -> str:
+    single = list(rows)
+    shown, seeds = by_chain(single, about)
     labels = number_chains(shown)
-    notes: dict[str, int] = {}
-    table = main_table(shown, labels, about, notes, markup)
-    further = _further(shown, labels, about, markup)
-    tables = [table, *further] if markup is MARKDOWN else [table]
+    footnotes: dict[str, int] = {}
+    main = _main_table(shown, labels, about, footnotes, markup)
+    further = [
+        block
+        for section in sections(shown, labels, about)
+        for block in section_blocks(section, labels, markup)
+    ]
+    tables = [main, *further] if markup is MARKDOWN else [main]
+    cells = "\n".join(line for block in tables for line in block if line.startswith(markup.left))
     title = str(about.get("suite") or "")
     blocks = [
-        heading(title, 1, markup) if title else [],
-        paragraph(unfinished(rows, about), markup),
-        *(paragraph(warning, markup) for warning in (*warnings(about), imbalance(about))),
-        table,
-        paragraph(legend(shown, _lines(tables, markup), about), markup),
-        [line for note, i in notes.items() for line in item(f"[{i}] ", note, markup)],
+        markup.heading(title, 1) if title else [],
+        markup.prose(unfinished(single, about)),
+        *map(markup.prose, (*warnings(about), imbalance(about))),
+        main,
+        markup.prose(legend(shown, cells, about)),
+        [
+            line
+            for note, number in footnotes.items()
+            for line in markup.prose(note, f"{markup.bullet}[{number}] ")
+        ],
     ]
-    if markup is MARKDOWN:
-        blocks += [*further, heading("What this rests on", 2, markup)] if further else []
-    blocks.append([line for fact in facts(shown, about, seeds) for line in item("", fact, markup)])
+    if markup is MARKDOWN and further:
+        blocks += [*further, markup.heading("What this rests on", 2)]
+    blocks.append(
+        [line for fact in facts(shown, about, seeds) for line in markup.prose(fact, markup.bullet)]
+    )
     if markup is PLAIN and further:
         blocks.append([FURTHER])
-    blocks.append(_command(clean(str(about.get("command") or "")), markup))
+    if command := clean(str(about.get("command") or "")):
+        # A terminal's indentation would be copied into words that are broken between lines.
+        indent = "    " if markup is MARKDOWN else ""
+        lines = [indent + line for line in shell_lines(command, WIDTH - 4)]
+        blocks.append(["This command gives the table:", "", *lines])
     return "\n\n".join("\n".join(block) for block in blocks if any(block)) + "\n"
 
 
-def _further(
-    rows: Sequence[Row], labels: Mapping[str, str], about: Mapping[str, Any], markup: Markup
-) -> list[list[str]]:
-    sections = [
-        *accuracy_sections(rows, labels, about),
-        *latency_sections(rows, about),
-        *graph_sections(rows),
+def _main_table(
+    rows: Sequence[Row],
+    labels: Mapping[str, str],
+    about: About,
+    footnotes: dict[str, int],
+    markup: Markup,
+) -> list[str]:
+    """Return what every chain costs and gains; `footnotes` gains the rows', text -> number."""
+    timed = main_timed(about)
+    figures = [[labels[text_of(row, "chain")], *_figures(row, timed)] for row in rows]
+    accuracy = "acc % ±sd" if any("accuracy_sd" in row for row in rows) else "acc %"
+    header = ["#", accuracy, *HEADER]
+    used = sum(figure_width(column) for column in zip(header, *figures, strict=True))
+    room = max(SHORTEST, WIDTH - markup.frame(len(header) + 1) - used)
+    lines = [[header[0], "chain", *header[1:]]]
+    for row, (label, *values) in zip(rows, figures, strict=True):
+        first, *more = _chain_cell(row, _marks(row, footnotes), room, markup)
+        lines.append([label, first, *values])
+        lines += [["", line, *([""] * len(values))] for line in more]
+    return markup.grid(lines)
+
+
+def _figures(row: Row, timed: Timed) -> list[str]:
+    return [
+        formatting.accuracy(row),
+        formatting.delta(row),
+        *(formatting.cell(row, column) for column in MAIN),
+        formatting.show(row, timed.names["ms_p50"], formatting.brief),
+        formatting.speedup(row, timed),
     ]
-    return [block for section in sections for block in section_blocks(section, labels, markup)]
 
 
-def _lines(blocks: Sequence[Sequence[str]], markup: Markup) -> str:
-    """Return those lines of the blocks that are lines of a table."""
-    return "\n".join(line for block in blocks for line in block if line.startswith(markup.left))
+def _marks(row: Row, footnotes: dict[str, int]) -> str:
+    marks = ["[control]"] if text_of(row, "role") == CONTROL else []
+    for note in _notes(row):
+        marks.append(f"[{footnotes.setdefault(note, len(footnotes) + 1)}]")
+    return " ".join(marks)
 
 
-def _command(command: str, markup: Markup) -> list[str]:
-    if not command:
-        return []
-    # A terminal's indentation would be copied into words that are broken between lines.
-    indent = "    " if markup.code else ""
-    lines = [indent + line for line in shell_lines(command, WIDTH - 4)]
-    return ["This command gives the table:", "", *lines]
+def _notes(row: Row) -> list[str]:
+    error, note = clean(text_of(row, "error")), clean(text_of(row, "note"))
+    status = text_of(row, "status")
+    if status == "failed":
+        error = f"failed: {error or 'no reason was recorded'}"
+    elif status == "unverified":
+        error = f"{UNVERIFIED} ({error})" if error else UNVERIFIED
+    notes = filter(None, (error, note))
+    return [n if len(n) <= LONGEST_NOTE else f"{n[:LONGEST_NOTE]} ..." for n in notes]
+
+
+def _chain_cell(row: Row, marks: str, room: int, markup: Markup) -> list[str]:
+    """The lines of a chain's cell, its footnotes behind the last one or below it."""
+    chain = clean(text_of(row, "chain")) or formatting.MISSING
+    if chain != BASELINE and markup.can_be_code(chain):
+        lines = [code(line) for line in wrap_chain(chain, room - 2)]
+    else:
+        lines = [markup.escape(line) for line in wrap_chain(chain, room, markup.width)]
+    if not marks:
+        return lines
+    if width(lines[-1]) + 1 + width(marks) <= room:
+        return [*lines[:-1], f"{lines[-1]} {marks}"]
+    return [*lines, *(f"  {line}" for line in wrap(marks, room - 2))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,21 @@ def write_reports(
     seeds.csv, and where something was trained, curves.csv and curves.png of its `epochs` (see
     `compress.report.curves`). An older one that no longer holds is removed.
     """
-    shown = list(rows)
-    write_atomic(out / "results.csv", to_csv(shown, about))
-    write_atomic(out / "table.md", markdown(shown, about))
-    write_atomic(out / "pareto.png", pareto_png(shown, about))
-    _write_or_remove(out / "speedups.png", speedups_png(shown, about))
-    _write_or_remove(out / "curves.csv", curves_csv(epochs))
-    _write_or_remove(out / "curves.png", curves_png(epochs, shown, about))
-    _write_or_remove(
-        out / "seeds.csv", seeds_csv(shown, about) if len(seeds_of(shown)) > 1 else None
-    )
+    for name, content in _files(list(rows), about, epochs):
+        if content is None:
+            (out / name).unlink(missing_ok=True)
+        else:
+            write_atomic(out / name, content)
 
 
-def _write_or_remove(path: Path, content: str | bytes | None) -> None:
-    if content is None:
-        path.unlink(missing_ok=True)
-    else:
-        write_atomic(path, content)
+def _files(
+    rows: Sequence[Row], about: Mapping[str, Any], epochs: Sequence[Row]
+) -> Iterator[tuple[str, str | bytes | None]]:
+    """Yield every file's name and content, one by one: a picture that fails costs no table."""
+    yield "results.csv", to_csv(rows, about)
+    yield "table.md", markdown(rows, about)
+    yield "pareto.png", pareto_png(rows, about)
+    yield "speedups.png", speedups_png(rows, about)
+    yield "curves.csv", curves_csv(epochs)
+    yield "curves.png", curves_png(epochs, rows, about)
+    yield "seeds.csv", seeds_csv(rows, about) if len(seeds_of(rows)) > 1 else None

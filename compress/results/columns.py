@@ -55,7 +55,7 @@ class Column:
     header: str = ""
     """In a table; '' for a column that no table shows by itself."""
     shown: str = ""
-    """How a table writes it: a key of `compress.report.formatting.WRITTEN`."""
+    """How a table writes it: a key of `compress.report.formatting.FORMATS`."""
     beside: str = ""
     """A second column that stands in the same cell, behind a slash."""
     explained: str = ""

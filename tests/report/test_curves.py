@@ -60,8 +60,8 @@ def test_a_row_for_every_epoch_of_every_training() -> None:
 def test_a_training_that_chains_share_is_drawn_once() -> None:
     found = curves_of(curve_rows(TWO))
     assert [(curve.chains, curve.training) for curve in found] == [
-        (("a() -> b()", "a() -> c()"), 1),
-        (("a() -> b()",), 2),
+        (["a() -> b()", "a() -> c()"], 1),
+        (["a() -> b()"], 2),
     ], "one epoch makes no curve"
 
 

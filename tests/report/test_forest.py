@@ -14,8 +14,8 @@ from compress.report.forest_data import (
     beyond_words,
     delta_marks,
     delta_range,
-    forest_rows,
-    reading,
+    explanation,
+    marked_rows,
     speed_lanes,
     speed_marks,
 )
@@ -56,16 +56,16 @@ def test_differences_are_marks_in_points():
 def test_only_settings_with_intervals_have_a_lane():
     rows = [BASE, row("a()", cpu1_speedup=2.0)]
     (lane,) = speed_lanes(rows, timed(timed_files("cpu1")))
-    assert (lane.words, lane.margin) == ("batch 1, 2 threads", 0.012)
+    assert (lane.look.label, lane.margin) == ("batch 1, 2 threads", 0.012)
     (doubted,) = speed_lanes(rows, DOUBTED | {"environment": {}})
-    assert doubted.words == "batch 1, all threads (not trusted)"
+    assert doubted.look.label == "batch 1, all threads (not trusted)"
 
 
 def test_the_baseline_and_what_failed_have_no_row():
     rows = [BASE, row("a()"), {"chain": "b()", "status": "failed"}]
-    assert [found["chain"] for found in forest_rows(rows, lanes_of("cpu"))] == ["a()"]
+    assert [marked.row["chain"] for marked in marked_rows(rows, lanes_of("cpu"))] == ["a()"]
     bare = [{"chain": "a()", "accuracy": 0.9, "accuracy_delta": 0.1, "cpu_speedup": 2.0}]
-    assert forest_rows(bare, lanes_of("cpu")) == []
+    assert marked_rows(bare, lanes_of("cpu")) == []
 
 
 def _marks(*values, half=0.1):
@@ -121,14 +121,14 @@ def test_a_verdict_beyond_the_axis_is_still_seen():
 
 def test_the_reading_says_what_a_hollow_marker_may_be():
     rows = [BASE, row("a()", speedup=2.0)]
-    said = reading(rows, speed_lanes(rows, DOUBTED), several=True)
+    said = explanation(rows, speed_lanes(rows, DOUBTED), several=True)
     assert said == (
         "Means over the seeds. Bars: 95 % intervals. Filled markers: a verdict; hollow ones: no "
         "difference shown, or timing not to be trusted. Grey: what a verdict must exceed by the "
         "A/A control."
     )
-    assert "not to be trusted" not in reading(rows, speed_lanes(rows, ABOUT), False)
-    assert reading([{"chain": "a()"}], [], False) == (
+    assert "not to be trusted" not in explanation(rows, speed_lanes(rows, ABOUT), False)
+    assert explanation([{"chain": "a()"}], [], False) == (
         "Bars: 95 % intervals. These results have no verdicts."
     )
 

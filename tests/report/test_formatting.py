@@ -5,6 +5,7 @@ import pytest
 from compress.report import formatting
 from compress.results.columns import Column
 from compress.results.timed import LATENCY, Timed
+from compress.system import amounts
 
 NAMES = {figure.name: f"a_{figure.name}" for figure in LATENCY}
 A = Timed("a", "a", "at a", NAMES)
@@ -23,7 +24,7 @@ DOUBTED = Timed("a", "a", "at a", NAMES, known={"trusted": False})
     ],
 )
 def test_counts(value, shown):
-    assert formatting.count(value) == shown
+    assert formatting.show({"x": value}, "x", amounts.count) == shown
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,6 @@ def test_accuracies():
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (None, "-"),
         (1.0, "1"),
         (0.996, "1"),
         (0.5234, ".52"),
@@ -111,22 +111,25 @@ def test_p_values(value, shown):
 def test_milliseconds_mark_noise():
     row = {"a_ms_p50": 0.0734, "a_ms_p90": 1.5, "a_ms_iqr": 0.2 * 0.0734}
     assert formatting.milliseconds(row, A) == "0.0734 / 1.50"
+    assert formatting.milliseconds({}, A) == "-"
     assert formatting.milliseconds({**row, "a_ms_iqr": 0.0148}, A) == "0.0734 / 1.50 ~"
     assert formatting.brief(0.0734) == "0.073"
     assert formatting.brief(0.734) == "0.734"
 
 
 def test_pairs_of_counts():
-    assert formatting.pair({"a": 20, "b": 81.667}, "a", "b") == "20/81.7"
-    assert formatting.pair({"a": 0}, "a", "b") == "0/-"
-    assert formatting.pair({}, "a", "b") == "-"
+    column = Column("a", "", shown="pair", beside="b")
+    assert formatting.cell({"a": 20, "b": 81.667}, column) == "20/81.7"
+    assert formatting.cell({"a": 0}, column) == "0/-"
+    assert formatting.cell({}, column) == "-"
 
 
 def test_every_way_to_write_a_column_is_a_cell():
     row = {"x": 0.98765, "y": 3}
-    columns = {key: Column("x", "", shown=key, beside="y") for key in formatting.WRITTEN}
-    found = {key: formatting.WRITTEN[key](row, column) for key, column in columns.items()}
-    assert found == {
+    columns = {key: Column("x", "", shown=key) for key in formatting.FORMATS}
+    columns["pair"] = Column("x", "", shown="pair", beside="y")
+    cells = {key: formatting.cell(row, column) for key, column in columns.items()}
+    assert cells == {
         "%": "98.77",
         "whole %": "99",
         "count": "1",

@@ -7,12 +7,12 @@ import pytest
 from report_rows import ABOUT, gpu, row, timed
 
 from compress.report.about import facts
-from compress.report.layout import width
+from compress.report.chains import short
+from compress.report.layout import cut, width
 from compress.report.markup import MARKDOWN
 from compress.report.section import Column, Section, section_blocks
-from compress.report.shorten import cut, short
 from compress.report.table import markdown, text
-from compress.report.trust import warnings
+from compress.report.timing_words import warnings
 from compress.results.timed import FORMS, described, timed_files, timed_on_gpu
 
 
@@ -336,7 +336,7 @@ def test_results_without_verdicts_have_a_table():
 
 def test_columns_that_do_not_fit_make_a_second_table():
     def column(i: int) -> Column:
-        return Column(f"column {i}", f"Of {i}.", lambda row: "9" * 20)
+        return Column(f"column {i}", lambda row: "9" * 20, f"Of {i}.")
 
     section = Section("T", "", tuple(column(i) for i in range(5)), (BASE, row("x" * 200)))
     labels = {"baseline": "", "x" * 200: "1"}

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.report.layout import (
-    clean,
-    escape,
-    guard,
-    shell_lines,
-    width,
-    wrap,
-    wrap_chain,
-)
+from compress.report.layout import clean, shell_lines, width, wrap, wrap_chain
+from compress.report.markup import MARKDOWN, PLAIN
 
 
 def test_chains_break_before_arrows_then_after_commas_and_parentheses():
@@ -48,7 +41,9 @@ def test_a_wide_character_takes_two_columns():
 
 def test_escaped_markdown():
     shown = r"&lt;b&gt; \| \`x\` \[a\](b) &amp; \\ \*y\*"
-    assert escape(r"<b> | `x` [a](b) & \ *y*") == shown
+    text = r"<b> | `x` [a](b) & \ *y*"
+    assert MARKDOWN.escape(text) == shown
+    assert PLAIN.escape(text) == text
 
 
 @pytest.mark.parametrize(
@@ -62,7 +57,8 @@ def test_escaped_markdown():
     ],
 )
 def test_no_line_starts_a_block(line, guarded):
-    assert guard(line) == guarded
+    assert MARKDOWN.guard(line) == guarded
+    assert PLAIN.guard(line) == line
 
 
 WORDS = st.lists(st.text("ab'\"$`\\! \t>é漢", max_size=60), min_size=1, max_size=5)

@@ -7,16 +7,21 @@ from dataclasses import asdict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.transforms import Bbox
 from PIL import Image
 from report_rows import row_steps
 
+from compress.report.chains import family, look_name, number_chains, precision
 from compress.report.labels import place_labels
-from compress.report.legend import entries, marker
-from compress.report.pareto import pareto_png
-from compress.report.pareto_data import latency_axis, latency_points, size_points
-from compress.report.pareto_front import cut_below, pareto_front
-from compress.report.row_numbers import number_chains
-from compress.report.styles import family, look_name, precision, precisions
+from compress.report.legend import entries, file_marker
+from compress.report.pareto import _keys, pareto_png
+from compress.report.pareto_data import (
+    cut_below,
+    latency_axis,
+    latency_points,
+    pareto_front,
+    size_points,
+)
 from compress.report.table import markdown
 from compress.report.write import write_reports
 from compress.results.record import Step
@@ -93,24 +98,25 @@ def test_families_of_what_is_not_ours():
 def test_a_float16_file_is_half_full_and_has_a_key_only_if_there_is_one():
     files = {"a()": "float32", "b()": "float16", "c()": "int8"}
     rows = [{"chain": chain, "precision": precision} for chain, precision in files.items()]
-    assert precisions([{"chain": "baseline"}, rows[2]]) == ["float32", "int8"]
-    assert precisions(rows) == ["float32", "float16", "int8"]
+    few, all_three = _keys([{"chain": "baseline"}, rows[2]]), _keys(rows)
+    assert [key.get_label() for key in few[-3:-1]] == ["float32", "int8"]
+    assert [key.get_label() for key in all_three[-4:-1]] == ["float32", "float16", "int8"]
     found = [entry.precision for entry in entries(rows, number_chains(rows))]
     assert found == ["float32", "float16", "int8"]
-    looks = [marker("precision", number, 9.0) for number in found]
+    looks = [file_marker("precision", number, 9.0) for number in found]
     assert [(look["fillstyle"], look["markerfacecolor"]) for look in looks] == [
         ("full", "white"),
         ("left", "#CC79A7"),
         ("full", "#CC79A7"),
     ]
-    assert marker("baseline", "float32", 9.0)["markerfacecolor"] == "#000000"
+    assert file_marker("baseline", "float32", 9.0)["markerfacecolor"] == "#000000"
 
 
 def test_labels_lie_upon_nothing():
     points = [(100.0 + 9 * (i % 5), 100.0 + 7 * (i // 5)) for i in range(20)]
     boxes = [
         (x - 10, y - 8, x + 10, y + 8)
-        for x, y in place_labels(points, [(20.0, 16.0)] * 20, (0, 0, 400, 400), 6)
+        for x, y in place_labels(points, [(20.0, 16.0)] * 20, Bbox([(0, 0), (400, 400)]), 6)
     ]
     boxes += [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     crossed = [

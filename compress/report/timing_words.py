@@ -1,0 +1,113 @@
+"""What is known of a timing in words: its setting and machine, and how far it may be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from compress.results.timed import Known, Timed, timings
+from compress.system.amounts import duration
+
+About = Mapping[str, Any]
+
+
+def plural(count: object, noun: str) -> str:
+    """Return a count with its noun, such as `1 thread` or `4 threads`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def timed_words(timed: Timed, about: About) -> str:
+    """Return a setting as a reader says it, such as `batch 1, 2 threads`."""
+    return _with_threads(timed.words, timed, about)
+
+
+def environment_of(machine: str, about: About) -> Mapping[str, Any]:
+    """Return what is known of the machine where files were timed ('': this one)."""
+    if not machine:
+        return about.get("timed_on") or about.get("environment") or {}
+    return ((about.get("elsewhere") or {}).get(machine) or {}).get("environment") or {}
+
+
+def machine_words(environment: Mapping[str, Any]) -> str:
+    """Return what is known of a machine, the most important first; '' if nothing is."""
+    cores, threads = environment.get("physical_cores"), environment.get("threads")
+    named = (("governor", "governor"), ("GPU", "gpu"), ("driver", "driver"))
+    parts = [
+        environment.get("cpu"),
+        cores and plural(cores, "physical core"),
+        threads and plural(threads, "thread"),
+        " ".join(environment.get("cpu_flags") or environment.get("flags") or ()),
+        *(f"{name} {environment[key]}" for name, key in named if environment.get(key)),
+        environment.get("system"),
+        ", ".join(f"{name} {v}" for name, v in (environment.get("versions") or {}).items()),
+        environment.get("date"),
+    ]
+    return "; ".join(str(part) for part in parts if part)
+
+
+def warnings(about: About) -> list[str]:
+    """Return what must be read before the table, a sentence each: latencies not to be trusted."""
+    return [
+        f"DO NOT TRUST the latencies {_with_threads(timed.where, timed, about)}: "
+        f"{'; '.join(timed.known['untrusted_because'])}."
+        for timed in timings(about)
+        if not timed.trusted
+    ]
+
+
+def controls(timed: Iterable[Timed], about: About) -> str:
+    """Return what the baseline against a second copy of itself read, and the margins."""
+    read = []
+    for one in timed:
+        if one.known:
+            place = ", ".join(filter(None, (one.title, timed_words(one, about))))
+            read.append(f"{place}: {_control(one.known)}")
+    if not read:
+        return ""
+    return f"A/A control, the baseline against a second copy of itself: {'; '.join(read)}."
+
+
+def denominators(timed: Iterable[Timed], about: About) -> list[str]:
+    """Return where speed-ups do not divide by the baseline at the default optimization level."""
+    sentences = []
+    for one in timed:
+        if level := one.known.get("denominator"):
+            gain = one.known.get("denominator_gain")
+            times = f", where it is {gain:.2f} times as fast as at the default" if gain else ""
+            sentences.append(
+                f"NOT THE DEFAULT DENOMINATOR at {timed_words(one, about)}: speed-ups divide "
+                f"the baseline's time at {level}{times}."
+            )
+    return sentences
+
+
+def effort(timed: Iterable[Timed]) -> str:
+    """Return how the files were timed."""
+    known = [one.known for one in timed]
+    processes = {latency["processes"] for latency in known if latency.get("processes")}
+    if not processes:
+        return ""
+    fewest, most = min(processes), max(processes)
+    number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    seconds = max((latency.get("seconds") or 0 for latency in known), default=0)
+    took = f" It took {duration(seconds)} in all." if seconds else ""
+    return (
+        f"Timed in {number} fresh process{'' if most == 1 else 'es'} for each number of threads, "
+        f"in each of which all files take turns in random order, round by round.{took}"
+    )
+
+
+def _with_threads(words: str, timed: Timed, about: About) -> str:
+    threads = environment_of(timed.machine, about).get("threads")
+    return words.replace("all threads", plural(threads, "thread")) if threads else words
+
+
+def _control(known: Known) -> str:
+    value: Any = known.get("control")
+    if value is None:
+        return "not timed"
+    low, high = known.get("control_low"), known.get("control_high")
+    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    margin = known.get("bar", known.get("margin"))
+    bound = "" if margin is None else f", a verdict must exceed {100 * margin:.1f} %"
+    return f"{value:.3f}{interval}{bound}"
