@@ -153,11 +153,8 @@ def _task(about: About) -> str:
     for key in ("model", "baseline", "metric"):
         if about.get(key):
             sentences.append(f"{key.capitalize()}: {about[key]}.")
-    hashes = [
-        f"{what} {str(about[key])[:12]}"
-        for what, key in (("split", "split_hash"), ("preprocessing", "preprocessing_hash"))
-        if about.get(key)
-    ]
+    names = ("split", "preprocessing")
+    hashes = [f"{name} {about[key][:12]}" for name in names if about.get(key := f"{name}_hash")]
     sentences += [f"Hashes: {', '.join(hashes)}."] if hashes else []
     return " ".join(sentences)
 

@@ -11,18 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from compress.report import forest_data
 from compress.report.chains import Look, brief, by_chain, number_chains, step_names
-from compress.report.forest_data import (
-    DELTA_LOOKS,
-    Lane,
-    Mark,
-    Marked,
-    beyond_words,
-    delta_range,
-    explanation,
-    marked_rows,
-    speed_lanes,
-)
+from compress.report.forest_data import DELTA_LOOKS, Lane, Mark, Marked
 from compress.report.layout import clean, wrap_chain
 from compress.report.picture import LINE, STYLE, WIDTH, Picture, marker, printable, say
 from compress.report.timing_words import About
@@ -63,8 +54,8 @@ def speedups_png(rows: Iterable[Row], about: About) -> bytes | None:
     None if no row has an interval.
     """
     shown, seeds = by_chain(rows, about)
-    lanes = speed_lanes(shown, about)
-    marked = marked_rows(shown, lanes)
+    lanes = forest_data.speed_lanes(shown, about)
+    marked = forest_data.marked_rows(shown, lanes)
     if not marked:
         return None
     bands = _bands(marked, number_chains(shown), max(2, len(lanes)))
@@ -72,7 +63,7 @@ def speedups_png(rows: Iterable[Row], about: About) -> bytes | None:
     top, tall = TOP + KEY * max(1, (len(lanes) + 1) // 2), bands[-1].lower
     picture = Picture(top + tall + BOTTOM)
     parts = [about.get("suite"), about.get("model"), "what differs from the baseline"]
-    words = explanation((one.row for one in marked), lanes, len(seeds) > 1)
+    words = forest_data.explanation((one.row for one in marked), lanes, len(seeds) > 1)
     picture.heading(LEFT, parts, words)
     for i, band in enumerate(bands):
         _name(picture, band, top, shaded=i % 2 == 0)
@@ -159,7 +150,7 @@ def _speeds(axes: Axes, bands: Sequence[Band], lanes: Sequence[Lane]) -> None:
 
 def _deltas(axes: Axes, bands: Sequence[Band], looks: Sequence[Look]) -> None:
     axes.set_xlabel("difference in accuracy, points")
-    low, high = delta_range([mark for band in bands for mark in band.deltas])
+    low, high = forest_data.delta_range([mark for band in bands for mark in band.deltas])
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(7))
     signed = FuncFormatter(lambda x, _: ("+" if x > 0 else "") + decimal(x, 10))
@@ -186,7 +177,7 @@ def _draw_beyond(axes: Axes, mark: Mark, look: Look, y: float) -> None:
     style: dict[str, Any] = {"color": look.colour, "va": "center", "fontsize": 10.5}
     axes.text(arrow, y, "◂", **style)
     axes.plot([place], [y], zorder=3, **_style(look, mark.claimed))
-    axes.text(words, y, beyond_words(mark), **style)
+    axes.text(words, y, forest_data.beyond_words(mark), **style)
 
 
 def _style(look: Look, filled: bool) -> dict[str, Any]:

@@ -42,10 +42,7 @@ def accuracy(row: Row) -> str:
 
 def share_interval(row: Row) -> str:
     """Return the 95 % interval of the accuracy, in percent."""
-    ends = _ends(row, "accuracy")
-    if ends is None or not is_sound(row):
-        return MISSING
-    return f"[{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]"
+    return (_interval(row, "accuracy", percent).strip() if is_sound(row) else "") or MISSING
 
 
 def delta(row: Row) -> str:
@@ -54,9 +51,8 @@ def delta(row: Row) -> str:
     if value is None or row.get("chain") == BASELINE:
         return MISSING
     decimals = 2 if abs(100 * value) < 9.995 else 1
-    ends = _ends(row, "accuracy_delta")
-    margin = _within(100 * (ends[1] - ends[0]) / 2, decimals) if ends else ""
-    return _signed(100 * value, decimals) + margin + sign(row, "accuracy_verdict")
+    margin = _margin(row, "accuracy_delta", decimals, 100)
+    return _points(value, decimals) + margin + sign(row, "accuracy_verdict")
 
 
 def difference(row: Row, question: str) -> str:
@@ -64,12 +60,10 @@ def difference(row: Row, question: str) -> str:
 
     `question` is `accuracy` (over the baseline) or `control` (over the row's control).
     """
-    value = number(row, f"{question}_delta")
+    value = number(row, key := f"{question}_delta")
     if value is None or row.get("chain") == BASELINE:
         return MISSING
-    ends = _ends(row, f"{question}_delta")
-    interval = f" [{_signed(100 * ends[0], 2)}, {_signed(100 * ends[1], 2)}]" if ends else ""
-    return _signed(100 * value, 2) + interval + sign(row, f"{question}_verdict")
+    return _points(value) + _interval(row, key, _points) + sign(row, f"{question}_verdict")
 
 
 def speedup(row: Row, timed: Timed) -> str:
@@ -77,8 +71,7 @@ def speedup(row: Row, timed: Timed) -> str:
     value = number(row, key := timed.names["speedup"])
     if value is None:
         return MISSING
-    ends = _ends(row, key) if value < 9999.5 else None
-    margin = _within((ends[1] - ends[0]) / 2, _decimals(value)) if ends else ""
+    margin = _margin(row, key, _decimals(value)) if value < 9999.5 else ""
     return _ratio(value) + margin + _timed_sign(row, timed)
 
 
@@ -87,9 +80,7 @@ def ratio(row: Row, timed: Timed) -> str:
     value = number(row, key := timed.names["speedup"])
     if value is None:
         return MISSING
-    ends = _ends(row, key)
-    interval = f" [{_ratio(ends[0])}, {_ratio(ends[1])}]" if ends else ""
-    return _ratio(value) + interval + _timed_sign(row, timed)
+    return _ratio(value) + _interval(row, key, _ratio) + _timed_sign(row, timed)
 
 
 def sign(row: Row, verdict: str, trusted: bool = True) -> str:
@@ -177,10 +168,16 @@ def _timed_sign(row: Row, timed: Timed) -> str:
     return sign(row, timed.names.get("verdict", ""), timed.trusted)
 
 
-def _ends(row: Row, key: str) -> tuple[float, float] | None:
-    """Return the ends of a figure's 95 % interval; None where one is missing."""
+def _interval(row: Row, key: str, write: Callable[[float], str]) -> str:
+    """Return a blank and the 95 % interval of a figure; '' if it has none."""
     low, high = number(row, f"{key}_low"), number(row, f"{key}_high")
-    return None if low is None or high is None else (low, high)
+    return "" if low is None or high is None else f" [{write(low)}, {write(high)}]"
+
+
+def _margin(row: Row, key: str, decimals: int, scale: float = 1.0) -> str:
+    """Return a blank, ± and half of the 95 % interval of a figure; '' if it has none."""
+    low, high = number(row, f"{key}_low"), number(row, f"{key}_high")
+    return "" if low is None or high is None else _within(scale * ((high - low) / 2), decimals)
 
 
 def _within(half: float, decimals: int) -> str:
@@ -193,8 +190,8 @@ def _within(half: float, decimals: int) -> str:
     return " ±" + f"{max(half, 10.0**-decimals):.{decimals}f}".removeprefix("0")
 
 
-def _signed(points: float, decimals: int) -> str:
-    text = f"{points:+.{decimals}f}"
+def _points(value: float, decimals: int = 2) -> str:
+    text = f"{100 * value:+.{decimals}f}"
     return text.removeprefix(text[0]) if float(text) == 0 else text
 
 

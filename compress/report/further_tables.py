@@ -58,14 +58,22 @@ def sections(rows: Sequence[Row], labels: Mapping[str, str], about: About) -> li
     """Return all further tables: about accuracy, about latency, about what runs."""
     sound = list(filter(is_sound, rows))
     over_seeds = any("accuracy_seeds" in row for row in rows)
+    calls = _by_setting(of_files(about), formatting.milliseconds, about)
+    noisy = any(formatting.NOISY in column.cell(row) for column in calls for row in rows)
+    speedups = _by_setting(of_files(about), formatting.ratio, about)
     others = dict.fromkeys((t.machine, t.runtime) for t in timings(about) if t.runtime != GPU)
     others.pop(("", ""), None)
     graph = [plain(column) for column in group("runs", "takes")]
     return [
         _accuracy(sound, over_seeds, about),
         _controls(sound, labels, over_seeds),
-        _speedups(rows, over_seeds, about),
-        _calls(rows, about),
+        Section(
+            "How much faster, and is it real?",
+            SPEEDUP_SEEDS if over_seeds else SPEEDUP,
+            speedups,
+            rows,
+        ),
+        Section("How long does a call take?", f"{CALL} {NOISE}" if noisy else CALL, calls, rows),
         _gpu(rows, about),
         *(_elsewhere(rows, machine, runtime, about) for machine, runtime in others),
         Section("What runs, and what does it take?", "", graph, rows),
@@ -148,19 +156,6 @@ def _by_setting(
     settings: Sequence[Timed], cell: Callable[[Row, Timed], str], about: About
 ) -> list[Column]:
     return [Column(timed_words(timed, about), partial(cell, timed=timed)) for timed in settings]
-
-
-def _speedups(rows: Sequence[Row], over_seeds: bool, about: About) -> Section:
-    columns = _by_setting(of_files(about), formatting.ratio, about)
-    explained = SPEEDUP_SEEDS if over_seeds else SPEEDUP
-    return Section("How much faster, and is it real?", explained, columns, rows)
-
-
-def _calls(rows: Sequence[Row], about: About) -> Section:
-    columns = _by_setting(of_files(about), formatting.milliseconds, about)
-    noisy = any(formatting.NOISY in column.cell(row) for column in columns for row in rows)
-    explained = f"{CALL} {NOISE}" if noisy else CALL
-    return Section("How long does a call take?", explained, columns, rows)
 
 
 def _gpu(rows: Sequence[Row], about: About) -> Section:

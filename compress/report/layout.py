@@ -26,12 +26,6 @@ def width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def pad(text: str, columns: int, right: bool) -> str:
-    """Fill a text with blanks to a width; `right` aligns it to the right."""
-    blanks = " " * (columns - width(text))
-    return blanks + text if right else text + blanks
-
-
 def cut(text: str, limit: int) -> str:
     """Return the text, its end replaced by an ellipsis where it is wider than `limit`."""
     if width(text) <= limit:

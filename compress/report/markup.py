@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from compress.report.layout import clean, pad, width, wrap
+from compress.report.layout import clean, width, wrap
 
 WIDTH = 100
 NARROWEST = 2  # columns of a figure: in Markdown a rule takes a dash and a colon
@@ -84,10 +84,9 @@ class Markup:
         return [self._line(cells, widths) for cells in (lines[0], rule, *lines[1:])]
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
-        padded = [
-            pad(cell, w, right=i != CHAIN)
-            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        ]
+        blanks = [" " * (w - width(cell)) for cell, w in zip(cells, widths, strict=True)]
+        padded = [blank + cell for blank, cell in zip(blanks, cells, strict=True)]
+        padded[CHAIN] = cells[CHAIN] + blanks[CHAIN]
         line = self.left + self.between.join(padded) + self.right
         return line if self.right else line.rstrip()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib
@@ -12,29 +12,26 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from compress.report import legend
+from compress.report import pareto_data
 from compress.report.chains import LOOKS, Look, by_chain, look_name, number_chains, precision
-from compress.report.labels import place_labels
-from compress.report.pareto_data import (
-    Point,
-    cut_below,
-    is_drawn,
-    latency_axis,
-    latency_points,
-    pareto_front,
-    size_points,
-)
-from compress.report.picture import DPI, STYLE, WIDTH, Picture, marker, say
+from compress.report.layout import clean, wrap_chain
+from compress.report.pareto_data import Point, is_drawn
+from compress.report.picture import DPI, LINE, STYLE, WIDTH, Picture, marker, printable, say
 from compress.report.timing_words import About
-from compress.results.record import BASELINE
-from compress.results.table import Row, ordered
+from compress.results.record import BASELINE, CONTROL
+from compress.results.table import Row, is_sound, ordered, text_of
 from compress.system.amounts import decimal
 
 PANEL = 560  # pixels, as tall
 LEFT, RIGHT, GAP, TOP, BOTTOM = 94, 20, 96, 88, 58  # pixels around the panels
 MARKER = 9.0  # points
 MOST = 12  # keys beside each other
+LIST = 40  # pixels left of the list of chains
+LETTERS = 76  # of a line of a chain
+LONGEST = 6  # lines of one chain
 STAR = 14  # pixels from the middle of the baseline's star to its points
+Entry = tuple[Row, list[str]]
+"""A row in the list below the picture, and the lines of its chain."""
 FRONT: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 1.6}
 
 
@@ -50,19 +47,28 @@ def pareto_png(rows: Iterable[Row], about: About) -> bytes:
     shown, seeds = by_chain(single, about)
     faint = single if len(seeds) > 1 else []
     labels = number_chains(shown)
-    listed = legend.entries(shown, labels)
+    columns = _columns([(row, _lines(row)) for row in shown if row["chain"] != BASELINE])
     bottom = TOP + PANEL + BOTTOM
-    picture = Picture(bottom + legend.height(listed))
+    picture = Picture(bottom + LINE * max(map(_line_count, columns)) + 24)
     _heading(picture, shown, about)
-    latency, size = latency_points(shown, labels, about), size_points(shown, labels)
-    cut = cut_below([point.y for point in [*latency, *size]])
+    latency, size = (
+        pareto_data.latency_points(shown, labels, about),
+        pareto_data.size_points(shown, labels),
+    )
+    cut = pareto_data.cut_below([point.y for point in [*latency, *size]])
     wide = (WIDTH - LEFT - GAP - RIGHT) / 2
     for left, points, of_seeds, what in (
-        (LEFT, latency, latency_points(faint, labels, about), latency_axis(about)),
-        (LEFT + wide + GAP, size, size_points(faint, labels), "ONNX file, kB"),
+        (
+            LEFT,
+            latency,
+            pareto_data.latency_points(faint, labels, about),
+            pareto_data.latency_axis(about),
+        ),
+        (LEFT + wide + GAP, size, pareto_data.size_points(faint, labels), "ONNX file, kB"),
     ):
         _draw(picture.panel(left, TOP, wide, PANEL, "both"), points, of_seeds, what, cut)
-    legend.draw(picture, listed, bottom)
+    for i, column in enumerate(columns):
+        _list(picture, column, labels, LIST + i * (WIDTH - LIST) // 2, bottom)
     return picture.png()
 
 
@@ -80,7 +86,7 @@ def _draw(
     for point in points:
         if point.chain == BASELINE:
             axes.axhline(point.y, color="#000000", alpha=0.25, linewidth=1, linestyle=(0, (6, 4)))
-    front = [points[i] for i in pareto_front([(p.x, p.y) for p in points])]
+    front = [points[i] for i in pareto_data.pareto_front([(p.x, p.y) for p in points])]
     steps_x = [*(point.x for point in front), axes.get_xlim()[1]]
     steps_y = [max(point.y, floor) for point in [*front, front[-1]]]
     axes.step(steps_x, steps_y, where="post", zorder=1.5, **FRONT)
@@ -127,7 +133,7 @@ def _mark(axes: Axes, point: Point, floor: float) -> None:
 
 
 def _style(point: Point, scale: float = 1.0) -> dict[str, Any]:
-    return legend.file_marker(point.look, point.precision, scale * MARKER)
+    return file_marker(point.look, point.precision, scale * MARKER)
 
 
 def _heading(picture: Picture, rows: list[Row], about: About) -> None:
@@ -148,7 +154,7 @@ def _heading(picture: Picture, rows: list[Row], about: About) -> None:
 def _keys(rows: list[Row]) -> list[Line2D]:
     families, precisions = set(map(look_name, rows)), set(map(precision, rows))
     styles = {
-        look.label: legend.file_marker(name, "float32", MARKER)
+        look.label: file_marker(name, "float32", MARKER)
         for name, look in LOOKS.items()
         if name in families
     }
@@ -176,10 +182,58 @@ def _label(
     texts = [p.label if p.y >= floor else f"{p.label} (↓ {p.y:.1f} %)" for p in points]
     sizes = [(9.0 * len(text) + 2, 15.0) for text in texts]
     radius = MARKER * DPI / 72 / 2
-    centres = place_labels(places, sizes, axes.get_window_extent(), radius, lines)
+    centres = pareto_data.place_labels(places, sizes, axes.get_window_extent(), radius, lines)
     for text, place, centre in zip(texts, places, centres, strict=True):
         far = math.dist(place, centre) > 32
         arrow = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.7} if far else None
         style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 11, "zorder": 5}
         in_pixels = {"xycoords": "figure pixels", "textcoords": "figure pixels"}
         axes.annotate(text, place, centre, arrowprops=arrow, **in_pixels, **style)
+
+
+def file_marker(look: str, precision: str, size: float) -> dict[str, Any]:
+    """Return how matplotlib draws a point of a family: its filling is the file's precision.
+
+    float32 is hollow, float16 half full, int8 full, and so is the baseline's star.
+    """
+    hollow = precision == "float32" and look != BASELINE
+    filling = "none" if hollow else "left" if precision == "float16" else "full"
+    size *= {BASELINE: 1.8, CONTROL: 0.8}.get(look, 1.0)
+    return marker(LOOKS[look], size, filling)
+
+
+def _lines(row: Row) -> list[str]:
+    """Return a chain's lines in the list below the picture."""
+    remark = "" if is_sound(row) else f" ({text_of(row, 'status')})"
+    lines = wrap_chain(printable(clean(text_of(row, "chain"))) + remark, LETTERS)
+    return lines if len(lines) <= LONGEST else [*lines[: LONGEST - 1], f"...{remark}"]
+
+
+def _line_count(column: Iterable[Entry]) -> int:
+    return sum(len(lines) for _, lines in column)
+
+
+def _columns(entries: list[Entry]) -> list[list[Entry]]:
+    """Split the list so that the first of two columns is the longer one, or is all of it."""
+    if len(entries) < 2:
+        return [entries]
+    length = 0
+    while _line_count(entries[:length]) < _line_count(entries) / 2:
+        length += 1
+    return [entries[:length], entries[length:]]
+
+
+def _list(
+    picture: Picture, column: Iterable[Entry], labels: Mapping[str, str], left: float, top: float
+) -> None:
+    """Write a column of the list, the markers of what is drawn before the numbers."""
+    y = top + LINE / 2
+    for row, lines in column:
+        drawn = is_drawn(row)
+        label = labels[text_of(row, "chain")]
+        picture.chain(left + 56, y, label, lines, "#222222" if drawn else "#888888")
+        if drawn:
+            x, middle = picture.at(left + 8, y)
+            style = file_marker(look_name(row), precision(row), 7.5)
+            picture.figure.add_artist(Line2D([x], [middle], **style))
+        y += LINE * len(lines)

@@ -1,14 +1,19 @@
-"""The rows of a comparison as points: accuracy against latency, and against size."""
+"""The rows of a comparison as points (accuracy against latency or size), and their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+from matplotlib.transforms import Bbox
 
 from compress.report.chains import look_name, precision
 from compress.report.timing_words import About, timed_words
 from compress.results.table import Row, is_sound, number, text_of
 from compress.results.timed import main_timed
+
+Pair = tuple[float, float]
 
 
 class Point(NamedTuple):
@@ -63,7 +68,7 @@ def is_drawn(row: Row) -> bool:
     return is_sound(row) and number(row, "accuracy") is not None
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+def pareto_front(points: Sequence[Pair]) -> list[int]:
     """Return the indices of the points (cost, value) that no other point dominates, by cost.
 
     A point dominates another if it costs no more and is worth no less, and differs from it; so
@@ -91,6 +96,34 @@ def cut_below(values: Sequence[float], gap: float = 15.0, spread: float = 3.0) -
     return None
 
 
+def place_labels(
+    points: Sequence[Pair],
+    sizes: Sequence[Pair],
+    bounds: Bbox,
+    radius: float,
+    lines: Sequence[Bbox] = (),
+) -> list[Pair]:
+    """Return the centre of each label, so that nothing lies upon anything (all in pixels).
+
+    `sizes` are the labels' (width, height), `radius` the markers'. A label prefers the place
+    to the right and a little up. It avoids leaving `bounds` and lying upon markers or other
+    labels, and where it can the `lines` (error bars, as thin boxes) too.
+    """
+    taken = [Bbox([point, point]).padded(radius) for point in points]
+    centres = []
+    for point, size in zip(points, sizes, strict=True):
+        best, best_box, least = point, taken[0], math.inf
+        for order, (x, y) in enumerate(_candidates(point, size, radius)):
+            box = Bbox.from_bounds(x - size[0] / 2, y - size[1] / 2, *size)
+            cost = order + 1000 * box.count_overlaps(taken) + 12 * box.count_overlaps(lines)
+            cost += 5000 * (not bounds.contains(*box.min) or not bounds.contains(*box.max))
+            if cost < least:
+                best, best_box, least = (x, y), box, cost
+        centres.append(best)
+        taken.append(best_box)
+    return centres
+
+
 def _point(row: Row, labels: Mapping[str, str], x: float, bar: Sequence[float] = ()) -> Point:
     chain, xs = text_of(row, "chain"), sorted([x, *bar])
     accuracies = (number(row, f"accuracy{end}") for end in ("", "_low", "_high"))
@@ -98,3 +131,15 @@ def _point(row: Row, labels: Mapping[str, str], x: float, bar: Sequence[float] =
     ys = sorted([y, *ends])
     looks = look_name(row), precision(row)
     return Point(labels[chain], chain, x, xs[0], xs[-1], y, ys[0], ys[-1], *looks)
+
+
+def _candidates(point: Pair, size: Pair, radius: float) -> Iterator[Pair]:
+    (x, y), (w, h) = point, size
+    for ring in range(8):
+        beside, above = radius + 2 + w / 2 + ring * 8, radius + 1 + h / 2 + ring * 8
+        for rise in (0.6, -0.6, 0.0, 1.2, -1.2):  # a little off the middle: beside the bars
+            yield x + beside, y + rise * (h + ring * 8)
+            yield x - beside, y + rise * (h + ring * 8)
+        for side in (0.0, 0.6, -0.6):
+            yield x + side * w, y + above
+            yield x + side * w, y - above

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from compress.report.chains import short, step_names
 from compress.report.formatting import MISSING, cell
 from compress.report.layout import clean, cut, width
-from compress.report.markup import WIDTH, Markup, code, figure_width
+from compress.report.markup import MARKDOWN, WIDTH, code, figure_width
 from compress.results import columns
 from compress.results.record import BASELINE
 from compress.results.table import Row, text_of
@@ -45,10 +45,11 @@ class Section(NamedTuple):
     rows: Sequence[Row]
 
 
-def section_blocks(section: Section, labels: Mapping[str, str], markup: Markup) -> list[list[str]]:
-    """Return the section's title, words and tables, each as lines; nothing if it has no figure.
+def section_blocks(section: Section, labels: Mapping[str, str]) -> list[list[str]]:
+    """Return the section's title, words and tables in Markdown, each as lines.
 
-    There is more than one table where the columns do not fit beside each other.
+    Nothing if it has no figure. There is more than one table where the columns do not fit
+    beside each other.
     """
 
     def has_any(column: Column) -> bool:
@@ -60,43 +61,40 @@ def section_blocks(section: Section, labels: Mapping[str, str], markup: Markup) 
     rows = [row for row in section.rows if any(c.cell(row) != MISSING for c in drawn)]
     explained = " ".join(filter(None, (section.explained, *(c.explained for c in drawn))))
     columns = [
-        [_fitted(clean(column.name), WIDEST, cut, markup), *map(column.cell, rows)]
-        for column in drawn
+        [_fitted(clean(column.name), WIDEST, cut), *map(column.cell, rows)] for column in drawn
     ]
     groups: list[list[list[str]]] = [[]]
     for column in columns:
-        if groups[-1] and _room([*groups[-1], column], labels, markup) < SHORTEST:
+        if groups[-1] and _room([*groups[-1], column], labels) < SHORTEST:
             groups.append([])
         groups[-1].append(column)
-    tables = [_table(rows, group, labels, markup) for group in groups]
-    return [markup.heading(section.title, 2), markup.prose(explained), *tables]
+    tables = [_table(rows, group, labels) for group in groups]
+    return [MARKDOWN.heading(section.title, 2), MARKDOWN.prose(explained), *tables]
 
 
-def _table(
-    rows: Sequence[Row], columns: list[list[str]], labels: Mapping[str, str], markup: Markup
-) -> list[str]:
+def _table(rows: list[Row], columns: list[list[str]], labels: Mapping[str, str]) -> list[str]:
     numbers = [labels[text_of(row, "chain")] for row in rows]
-    room = min(LONGEST, _room(columns, labels, markup))
-    chains = [_chain(row, room, markup) for row in rows]
-    return markup.grid([*zip(["#", *numbers], ["chain", *chains], *columns, strict=True)])
+    room = min(LONGEST, _room(columns, labels))
+    chains = [_chain(row, room) for row in rows]
+    return MARKDOWN.grid([*zip(["#", *numbers], ["chain", *chains], *columns, strict=True)])
 
 
-def _room(columns: list[list[str]], labels: Mapping[str, str], markup: Markup) -> int:
+def _room(columns: list[list[str]], labels: Mapping[str, str]) -> int:
     """Return how many columns are left for the chain."""
     used = sum(figure_width(column) for column in [["#", *labels.values()], *columns])
-    return WIDTH - markup.frame(len(columns) + 2) - used
+    return WIDTH - MARKDOWN.frame(len(columns) + 2) - used
 
 
-def _chain(row: Row, room: int, markup: Markup) -> str:
+def _chain(row: Row, room: int) -> str:
     text, names = clean(text_of(row, "chain")) or MISSING, step_names(row)
-    if text != BASELINE and markup.can_be_code(text):
+    if text != BASELINE and MARKDOWN.can_be_code(text):
         return code(short(text, room - 2, names))
-    return _fitted(text, room, partial(short, names=names), markup)
+    return _fitted(text, room, partial(short, names=names))
 
 
-def _fitted(text: str, room: int, shorten: Callable[[str, int], str], markup: Markup) -> str:
+def _fitted(text: str, room: int, shorten: Callable[[str, int], str]) -> str:
     """Return the text escaped and shortened to `room`: escaped it is longer than what it shows."""
     limit = room
-    while width(shown := markup.escape(shorten(text, limit))) > room and limit > 1:
+    while width(shown := MARKDOWN.escape(shorten(text, limit))) > room and limit > 1:
         limit -= 1
     return shown

@@ -7,6 +7,7 @@ the main one in Markdown; in a terminal they would scroll it away, so there they
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from compress.report import formatting
 from compress.report.about import facts, imbalance, legend, unfinished
@@ -14,16 +15,14 @@ from compress.report.chains import by_chain, number_chains
 from compress.report.further_tables import sections
 from compress.report.layout import clean, shell_lines, width, wrap, wrap_chain
 from compress.report.markup import MARKDOWN, PLAIN, WIDTH, Markup, code, figure_width
-from compress.report.section import section_blocks
+from compress.report.section import Column, plain, section_blocks
 from compress.report.timing_words import About, warnings
 from compress.results.columns import group
 from compress.results.record import BASELINE, CONTROL
 from compress.results.table import Row, text_of
-from compress.results.timed import Timed, main_timed
+from compress.results.timed import main_timed
 
 FURTHER = "Further tables (is a difference real, latencies, what runs): table.md."
-MAIN = group("main")
-HEADER = ("Δ pt", *(column.header for column in MAIN), "ms", "speed-up")
 SHORTEST = 16  # columns of the chain
 LONGEST_NOTE = 600  # characters; results.csv has all of it
 UNVERIFIED = "unverified: its ONNX file was not shown to compute what the model does; not for use"
@@ -51,7 +50,7 @@ def _document(rows: Iterable[Row], about: About, markup: Markup) -> str:
     further = [
         block
         for section in sections(shown, labels, about)
-        for block in section_blocks(section, labels, markup)
+        for block in section_blocks(section, labels)
     ]
     tables = [main, *further] if markup is MARKDOWN else [main]
     cells = "\n".join(line for block in tables for line in block if line.startswith(markup.left))
@@ -91,27 +90,29 @@ def _main_table(
     markup: Markup,
 ) -> list[str]:
     """Return what every chain costs and gains; `footnotes` gains the rows', text -> number."""
-    timed = main_timed(about)
-    figures = [[labels[text_of(row, "chain")], *_figures(row, timed)] for row in rows]
-    accuracy = "acc % ±sd" if any("accuracy_sd" in row for row in rows) else "acc %"
-    header = ["#", accuracy, *HEADER]
-    used = sum(figure_width(column) for column in zip(header, *figures, strict=True))
-    room = max(SHORTEST, WIDTH - markup.frame(len(header) + 1) - used)
-    lines = [[header[0], "chain", *header[1:]]]
-    for row, (label, *values) in zip(rows, figures, strict=True):
+    columns = [[c.name, *map(c.cell, rows)] for c in _columns(rows, about)]
+    numbers = ["#", *(labels[text_of(row, "chain")] for row in rows)]
+    used = sum(map(figure_width, [numbers, *columns]))
+    room = max(SHORTEST, WIDTH - markup.frame(len(columns) + 2) - used)
+    header, *figures = zip(*columns, strict=True)
+    lines = [["#", "chain", *header]]
+    for row, number, values in zip(rows, numbers[1:], figures, strict=True):
         first, *more = _chain_cell(row, _marks(row, footnotes), room, markup)
-        lines.append([label, first, *values])
+        lines.append([number, first, *values])
         lines += [["", line, *([""] * len(values))] for line in more]
     return markup.grid(lines)
 
 
-def _figures(row: Row, timed: Timed) -> list[str]:
+def _columns(rows: Sequence[Row], about: About) -> list[Column]:
+    timed = main_timed(about)
+    deviations = any("accuracy_sd" in row for row in rows)
+    milliseconds = partial(formatting.show, key=timed.names["ms_p50"], write=formatting.brief)
     return [
-        formatting.accuracy(row),
-        formatting.delta(row),
-        *(formatting.cell(row, column) for column in MAIN),
-        formatting.show(row, timed.names["ms_p50"], formatting.brief),
-        formatting.speedup(row, timed),
+        Column("acc % ±sd" if deviations else "acc %", formatting.accuracy),
+        Column("Δ pt", formatting.delta),
+        *map(plain, group("main")),
+        Column("ms", milliseconds),
+        Column("speed-up", partial(formatting.speedup, timed=timed)),
     ]
 
 

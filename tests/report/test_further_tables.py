@@ -9,7 +9,6 @@ from report_rows import ABOUT, gpu, row, timed
 from compress.report.about import facts
 from compress.report.chains import short
 from compress.report.layout import cut, width
-from compress.report.markup import MARKDOWN
 from compress.report.section import Column, Section, section_blocks
 from compress.report.table import markdown, text
 from compress.report.timing_words import warnings
@@ -340,7 +339,7 @@ def test_columns_that_do_not_fit_make_a_second_table():
 
     section = Section("T", "", tuple(column(i) for i in range(5)), (BASE, row("x" * 200)))
     labels = {"baseline": "", "x" * 200: "1"}
-    title, words, first, second = section_blocks(section, labels, MARKDOWN)
+    title, words, first, second = section_blocks(section, labels)
     assert (title, words) == (["## T"], ["Of 0. Of 1. Of 2. Of 3. Of 4."])
     assert all(width(line) <= 100 for line in first + second)
     assert [first[0].count("column"), second[0].count("column")] == [3, 2]

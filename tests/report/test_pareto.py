@@ -12,14 +12,13 @@ from PIL import Image
 from report_rows import row_steps
 
 from compress.report.chains import family, look_name, number_chains, precision
-from compress.report.labels import place_labels
-from compress.report.legend import entries, file_marker
-from compress.report.pareto import _keys, pareto_png
+from compress.report.pareto import _keys, file_marker, pareto_png
 from compress.report.pareto_data import (
     cut_below,
     latency_axis,
     latency_points,
     pareto_front,
+    place_labels,
     size_points,
 )
 from compress.report.table import markdown
@@ -101,7 +100,7 @@ def test_a_float16_file_is_half_full_and_has_a_key_only_if_there_is_one():
     few, all_three = _keys([{"chain": "baseline"}, rows[2]]), _keys(rows)
     assert [key.get_label() for key in few[-3:-1]] == ["float32", "int8"]
     assert [key.get_label() for key in all_three[-4:-1]] == ["float32", "float16", "int8"]
-    found = [entry.precision for entry in entries(rows, number_chains(rows))]
+    found = list(map(precision, rows))
     assert found == ["float32", "float16", "int8"]
     looks = [file_marker("precision", number, 9.0) for number in found]
     assert [(look["fillstyle"], look["markerfacecolor"]) for look in looks] == [
