@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from compress.report import timing_words
 from compress.report.chains import number_chains
-from compress.report.timing_words import About, machine_words, plural, timed_words
+from compress.report.timing_words import About, machine_words, plural, span, timed_words
 from compress.results.derive import points
 from compress.results.record import BASELINE, CONTROL, MARGIN
 from compress.results.table import Row, is_sound, number, text_of
@@ -25,10 +25,9 @@ SEEDS = (
     "acc %: mean ± standard deviation over seeds; Δ pt: mean of the seeds' differences to their "
     "own baselines, ± half of its 95 % interval, verdict by the paired t-test over seeds and a "
     "test over the items they share, whichever is less sure; differences that are equal in all "
-    "seeds are a single replication: "
-    "their p is the largest of the seeds' own (McNemar's); speed-up: geometric mean over seeds, "
-    "± half of its interval (t with three seeds or more, else that of the timing); other "
-    "figures: means over seeds;"
+    "seeds count as a single replication: their p is the largest of the seeds' own (McNemar's); "
+    "speed-up: geometric mean over seeds, ± half of its interval (t with three seeds or more, "
+    "else that of the timing); other figures: means over seeds;"
 )
 UNEVEN = 1.2
 """The most frequent class has a note if it has more than half of the items and so many times what
@@ -97,7 +96,7 @@ def unfinished(rows: Sequence[Row], about: About) -> str:
     command = str(about.get("command") or "")
     # A run by `--fresh` would compute all of it again.
     if command and "--fresh" not in command:
-        sentence += " The command below goes on from what its store holds."
+        sentence += " The command below continues from what its store holds."
     return sentence
 
 
@@ -167,8 +166,8 @@ def imbalance(about: About) -> str:
         return ""
     return (
         f"UNEVEN CLASSES: {share:.1%} of the test items are {_class(about, counts)}, so a file "
-        f"that always answers that is right as often. Balanced accuracy (bal. %) gives every "
-        f"class the same weight."
+        f"that always gives this answer is right as often. Balanced accuracy (bal. %) gives "
+        f"every class the same weight."
     )
 
 
@@ -182,10 +181,8 @@ def _classes(about: About) -> str:
     counts = about.get("class_counts") or []
     if not any(counts):
         return ""
-    fewest, most = min(counts), max(counts)
-    each = f"{most}" if fewest == most else f"{fewest} to {most}"
     return (
-        f"Classes: {len(counts)}, with {each} test items each; the most frequent, "
+        f"Classes: {len(counts)}, with {span(counts)} test items each; the most frequent, "
         f"{_class(about, counts)}, has {majority(about):.1%} of them."
     )
 
@@ -200,7 +197,7 @@ def _number(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     others = [row for row in rows if text_of(row, "chain") != BASELINE]
     if not others:
         return ""
-    parts = [f"{plural(len(others), 'row')} beside the baseline"]
+    parts = [f"{plural(len(others), 'row')} besides the baseline"]
     for key, value, words in (
         ("role", CONTROL, "as controls"),
         ("status", "failed", "failed"),
@@ -211,5 +208,5 @@ def _number(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     sentence = ", ".join(parts)
     if len(seeds) > 1:
         sentence += f"; each is the mean of {len(seeds)} seeds ({', '.join(map(str, seeds))})"
-        sentence += ", which stand one by one in results.csv"
+        sentence += ", which results.csv lists one by one"
     return f"{sentence}."

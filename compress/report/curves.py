@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from compress.report.chains import brief, number_chains
@@ -20,10 +19,10 @@ from compress.results.record import BASELINE
 from compress.results.table import Row, text_of
 from compress.system.amounts import decimal
 
-KEYS = (
+KEYS = [
     *("chain", "seed", "training", "epoch", "loss", "train_accuracy", "validation_accuracy"),
     *("validation_loss", "samples_per_second"),
-)
+]
 PANEL = 520  # pixels, as tall
 TOP, LEFT, GAP, RIGHT, BOTTOM = 88, 96, 100, 40, 60
 MARGIN = 24  # pixels left of the heading
@@ -60,9 +59,7 @@ def curves_csv(rows: Sequence[Row]) -> str | None:
     """Return the rows as CSV; None if there are none."""
     if not rows:
         return None
-    return str(
-        pd.DataFrame(list(rows), columns=list(KEYS)).to_csv(index=False, lineterminator="\n")
-    )
+    return str(pd.DataFrame(rows, columns=KEYS).to_csv(index=False, lineterminator="\n"))
 
 
 def curves_of(rows: Iterable[Row]) -> list[Curve]:
@@ -95,11 +92,10 @@ def curves_png(rows: Sequence[Row], table: Iterable[Row], about: About) -> bytes
     shown = list(groups.values())[:MOST]
     bottom = TOP + PANEL + BOTTOM
     picture = Picture(bottom + LINE * (len(shown) + 2))
-    words = "A line is a training; chains that begin alike share it. Numbers are the table's."
+    words = "Each line is a training, which chains that begin alike share. Numbers as in the table."
     if left_out := len(groups) - len(shown):
-        words += f" {left_out} more trainings stand in curves.csv only."
-    parts = [about.get("suite"), about.get("model"), "how the trainings went"]
-    picture.heading(MARGIN, parts, words)
+        words += f" {left_out} more trainings are in curves.csv only."
+    picture.heading(MARGIN, about, "how the trainings went", words)
     wide = (WIDTH - LEFT - GAP - RIGHT) / 2
     loss = picture.panel(LEFT, TOP, wide, PANEL, "both")
     accuracy = picture.panel(LEFT + wide + GAP, TOP, wide, PANEL, "both")
@@ -107,8 +103,7 @@ def curves_png(rows: Sequence[Row], table: Iterable[Row], about: About) -> bytes
         _draw(loss, group, "loss", colour)
         _draw(accuracy, group, "validation_accuracy", colour)
         y = bottom + LINE * (i + 0.5)
-        xs, ys = zip(picture.at(28, y), picture.at(62, y), strict=True)
-        picture.figure.add_artist(Line2D(xs, ys, color=colour, linewidth=3))
+        picture.line([28, 62], y, color=colour, linewidth=3)
         picture.text(74, y, _words(group, labels), fontsize=SIZE, family=MONO)
     _dress(loss, "loss in training (log scale)", logarithmic=True)
     _dress(accuracy, "accuracy on the validation split, %", logarithmic=False)

@@ -62,28 +62,27 @@ def speedups_png(rows: Iterable[Row], about: About) -> bytes | None:
     delta_looks = DELTA_LOOKS[: 1 + any(mark.lane for one in marked for mark in one.deltas)]
     top, tall = TOP + KEY * max(1, (len(lanes) + 1) // 2), bands[-1].lower
     picture = Picture(top + tall + BOTTOM)
-    parts = [about.get("suite"), about.get("model"), "what differs from the baseline"]
     words = forest_data.explanation((one.row for one in marked), lanes, len(seeds) > 1)
-    picture.heading(LEFT, parts, words)
+    picture.heading(LEFT, about, "what differs from the baseline", words)
     for i, band in enumerate(bands):
         _name(picture, band, top, shaded=i % 2 == 0)
-    panels = []
-    for left, looks in (
-        (MIDDLE, [lane.look for lane in lanes]),
-        (MIDDLE + PANEL + GAP, delta_looks),
-    ):
-        axes = picture.panel(left, top, PANEL, tall, "x")
-        axes.set_ylim(tall, 0)  # pixels from the panel's upper edge
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        if looks:
-            keys = [Line2D([], [], label=look.label, **_style(look, True)) for look in looks]
-            style = {"loc": "lower left", "ncols": 2, "fontsize": 10.5, "labelspacing": 0.3}
-            picture.key(keys, left - 8, top - 4, **style)
-        panels.append(axes)
-    _speeds(panels[0], bands, lanes)
-    _deltas(panels[1], bands, delta_looks)
+    speed_looks = [lane.look for lane in lanes]
+    _speeds(_panel(picture, MIDDLE, top, tall, speed_looks), bands, lanes)
+    _deltas(_panel(picture, MIDDLE + PANEL + GAP, top, tall, delta_looks), bands, delta_looks)
     return picture.png()
+
+
+def _panel(picture: Picture, left: float, top: float, tall: float, looks: Sequence[Look]) -> Axes:
+    """Return axes in which y is in pixels from their upper edge, below the key of the looks."""
+    axes = picture.panel(left, top, PANEL, tall, "x")
+    axes.set_ylim(tall, 0)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    if looks:
+        keys = [Line2D([], [], label=look.label, **_style(look, True)) for look in looks]
+        style = {"loc": "lower left", "ncols": 2, "fontsize": 10.5, "labelspacing": 0.3}
+        picture.key(keys, left - 8, top - 4, **style)
+    return axes
 
 
 def _bands(marked: Sequence[Marked], labels: Mapping[str, str], lanes: int) -> list[Band]:

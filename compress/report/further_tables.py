@@ -19,8 +19,8 @@ from compress.system import amounts
 MOST = 5  # seeds in one cell
 UNEVEN = 1.5  # times as many items in a class as if all had as many
 OVER = (
-    "A control had the training alone: as many samples, and no technique. Only what a row has "
-    "over its control is the technique's."
+    "A control is trained on as many samples, without the technique. Only the difference to its "
+    "control is what a row owes to the technique."
 )
 SPEEDUP = (
     "Times as fast as the baseline, timed in turns with it: the median of ratios within rounds, "
@@ -34,7 +34,7 @@ SPEEDUP_SEEDS = (
 )
 CALL = (
     "Median / 90th percentile of a call's milliseconds; a call takes a whole batch. Speed-ups, "
-    "timed in turns, are firmer than these."
+    "which are timed in turns, are more reliable."
 )
 NOISE = (
     f"{formatting.NOISY} marks noise: half of the calls lie further apart than "

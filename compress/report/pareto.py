@@ -10,7 +10,6 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from matplotlib.transforms import Bbox
 
 from compress.report import pareto_data
 from compress.report.chains import LOOKS, Look, by_chain, look_name, number_chains, precision
@@ -138,8 +137,7 @@ def _style(point: Point, scale: float = 1.0) -> dict[str, Any]:
 
 def _heading(picture: Picture, rows: list[Row], about: About) -> None:
     items = about.get("test_items")
-    parts = [about.get("suite"), about.get("model"), f"{items} test items" if items else None]
-    picture.heading(LEFT, parts)
+    picture.heading(LEFT, about, f"{items} test items" if items else "")
     drawn = list(filter(is_drawn, rows))
     if not drawn:
         message = "nothing to draw: all rows failed, or none has an accuracy that was verified"
@@ -171,18 +169,23 @@ def _label(
 ) -> None:
     """Write the points' numbers where they hide nothing; `steps` are the front's horizontals."""
     pixels = axes.transData.transform
-    places = [tuple(map(float, pixels((p.x, max(p.y, floor))))) for p in points]
-    lines = [Bbox(pixels([(x, y), (end, y)])).padded(0, 1) for x, end, y in steps]
-    for p, place in zip(points, places, strict=True):
-        y = max(p.y, floor)
-        lines.append(Bbox(pixels([(p.x, p.y_low), (p.x, p.y_high)])).padded(1, 0))
-        lines.append(Bbox(pixels([(p.x_low, y), (p.x_high, y)])).padded(0, 1))
+    places: list[tuple[float, float]] = []
+    lines = []
+    for p in points:
+        x, y = pixels((p.x, max(p.y, floor)))
+        (left, bottom), (right, top) = pixels([(p.x_low, p.y_low), (p.x_high, p.y_high)])
+        places.append((float(x), float(y)))
+        lines += [(x - 1, bottom, x + 1, top), (left, y - 1, right, y + 1)]
         if p.chain == BASELINE:  # its star is larger than the other markers
-            lines.append(Bbox([place, place]).padded(STAR))
+            lines.append((x - STAR, y - STAR, x + STAR, y + STAR))
+    for start, end, value in steps:
+        (left, y), (right, _) = pixels([(start, value), (end, value)])
+        lines.append((left, y - 1, right, y + 1))
     texts = [p.label if p.y >= floor else f"{p.label} (↓ {p.y:.1f} %)" for p in points]
     sizes = [(9.0 * len(text) + 2, 15.0) for text in texts]
     radius = MARKER * DPI / 72 / 2
-    centres = pareto_data.place_labels(places, sizes, axes.get_window_extent(), radius, lines)
+    bounds = axes.get_window_extent().extents
+    centres = pareto_data.place_labels(places, sizes, bounds, radius, lines)
     for text, place, centre in zip(texts, places, centres, strict=True):
         far = math.dist(place, centre) > 32
         arrow = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.7} if far else None
@@ -215,12 +218,10 @@ def _line_count(column: Iterable[Entry]) -> int:
 
 def _columns(entries: list[Entry]) -> list[list[Entry]]:
     """Split the list so that the first of two columns is the longer one, or is all of it."""
-    if len(entries) < 2:
-        return [entries]
-    length = 0
-    while _line_count(entries[:length]) < _line_count(entries) / 2:
-        length += 1
-    return [entries[:length], entries[length:]]
+    split = 0
+    while _line_count(entries[:split]) < _line_count(entries) / 2:
+        split += 1
+    return [entries[:split], entries[split:]]
 
 
 def _list(
@@ -233,7 +234,5 @@ def _list(
         label = labels[text_of(row, "chain")]
         picture.chain(left + 56, y, label, lines, "#222222" if drawn else "#888888")
         if drawn:
-            x, middle = picture.at(left + 8, y)
-            style = file_marker(look_name(row), precision(row), 7.5)
-            picture.figure.add_artist(Line2D([x], [middle], **style))
+            picture.line([left + 8], y, **file_marker(look_name(row), precision(row), 7.5))
         y += LINE * len(lines)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from matplotlib.transforms import Bbox
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from compress.report.chains import look_name, precision
 from compress.report.timing_words import About, timed_words
@@ -99,28 +99,28 @@ def cut_below(values: Sequence[float], gap: float = 15.0, spread: float = 3.0) -
 def place_labels(
     points: Sequence[Pair],
     sizes: Sequence[Pair],
-    bounds: Bbox,
+    bounds: ArrayLike,
     radius: float,
-    lines: Sequence[Bbox] = (),
+    lines: Sequence[ArrayLike] = (),
 ) -> list[Pair]:
     """Return the centre of each label, so that nothing lies upon anything (all in pixels).
 
-    `sizes` are the labels' (width, height), `radius` the markers'. A label prefers the place
-    to the right and a little up. It avoids leaving `bounds` and lying upon markers or other
-    labels, and where it can the `lines` (error bars, as thin boxes) too.
+    `sizes` are the labels' (width, height), `radius` the markers', boxes are (left, bottom, right,
+    top). A label prefers the place to the right and a little up. It avoids leaving `bounds` and
+    lying upon markers or other labels, and where it can the `lines` (error bars, as thin boxes)
+    too.
     """
-    taken = [Bbox([point, point]).padded(radius) for point in points]
+    low, high = np.reshape(bounds, (2, 2))
+    taken = [np.array((x - radius, y - radius, x + radius, y + radius)) for x, y in points]
     centres = []
     for point, size in zip(points, sizes, strict=True):
-        best, best_box, least = point, taken[0], math.inf
-        for order, (x, y) in enumerate(_candidates(point, size, radius)):
-            box = Bbox.from_bounds(x - size[0] / 2, y - size[1] / 2, *size)
-            cost = order + 1000 * box.count_overlaps(taken) + 12 * box.count_overlaps(lines)
-            cost += 5000 * (not bounds.contains(*box.min) or not bounds.contains(*box.max))
-            if cost < least:
-                best, best_box, least = (x, y), box, cost
-        centres.append(best)
-        taken.append(best_box)
+        places = np.array([*_candidates(point, size, radius)])
+        boxes = np.hstack([places - np.divide(size, 2), places + np.divide(size, 2)])
+        outside = (boxes[:, :2] < low).any(1) | (boxes[:, 2:] > high).any(1)
+        cost = 1000 * _overlaps(boxes, taken) + 12 * _overlaps(boxes, lines) + 5000 * outside
+        best = (cost + np.arange(len(places))).argmin()
+        centres.append((float(places[best][0]), float(places[best][1])))
+        taken.append(boxes[best])
     return centres
 
 
@@ -143,3 +143,10 @@ def _candidates(point: Pair, size: Pair, radius: float) -> Iterator[Pair]:
         for side in (0.0, 0.6, -0.6):
             yield x + side * w, y + above
             yield x + side * w, y - above
+
+
+def _overlaps(boxes: NDArray[np.float64], others: Sequence[ArrayLike]) -> NDArray[np.int64]:
+    """Return upon how many of the others each box lies."""
+    mine, theirs = boxes[:, None], np.reshape(others, (-1, 4))
+    meet = (mine[..., :2] < theirs[:, 2:]) & (theirs[:, :2] < mine[..., 2:])
+    return meet.all(-1).sum(-1)

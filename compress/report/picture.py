@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from compress.report.chains import Look
 from compress.report.layout import clean, cut
+from compress.report.timing_words import About
 
 WIDTH = 1600  # pixels
 DPI = 100
@@ -54,11 +55,17 @@ class Picture:
         """Write a line whose middle is at `y`."""
         self.figure.text(*self.at(x, y), text, va="center", parse_math=False, **style)
 
-    def heading(self, left: float, parts: Iterable[object], words: str = "") -> None:
+    def heading(self, left: float, about: About, what: str, words: str = "") -> None:
         """Write what a picture shows, and how it is to be read; a model's name may be very long."""
+        parts = (about.get("suite"), about.get("model"), what)
         title = clean(" · ".join(cut(str(part), 60) for part in parts if part))
         self.text(left, 24, printable(title), fontsize=15, fontweight="bold")
         self.text(left, 54, words, fontsize=11, color="#444444")
+
+    def line(self, xs: Sequence[float], y: float, **style: Any) -> None:
+        """Draw a horizontal line, or the marker of one point."""
+        places = [self.at(x, y) for x in xs]
+        self.figure.add_artist(Line2D(*zip(*places, strict=True), **style))
 
     def key(self, handles: list[Line2D], x: float, y: float, **style: Any) -> None:
         """Draw what markers and colours mean."""

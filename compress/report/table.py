@@ -78,7 +78,7 @@ def _document(rows: Iterable[Row], about: About, markup: Markup) -> str:
         # A terminal's indentation would be copied into words that are broken between lines.
         indent = "    " if markup is MARKDOWN else ""
         lines = [indent + line for line in shell_lines(command, WIDTH - 4)]
-        blocks.append(["This command gives the table:", "", *lines])
+        blocks.append(["This command reproduces the table:", "", *lines])
     return "\n\n".join("\n".join(block) for block in blocks if any(block)) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from compress.results.timed import Known, Timed, timings
@@ -14,6 +14,12 @@ About = Mapping[str, Any]
 def plural(count: object, noun: str) -> str:
     """Return a count with its noun, such as `1 thread` or `4 threads`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def span(counts: Collection[int]) -> str:
+    """Return the range of some counts, such as `3 to 5`."""
+    fewest, most = min(counts), max(counts)
+    return f"{most}" if fewest == most else f"{fewest} to {most}"
 
 
 def timed_words(timed: Timed, about: About) -> str:
@@ -87,13 +93,12 @@ def effort(timed: Iterable[Timed]) -> str:
     processes = {latency["processes"] for latency in known if latency.get("processes")}
     if not processes:
         return ""
-    fewest, most = min(processes), max(processes)
-    number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     seconds = max((latency.get("seconds") or 0 for latency in known), default=0)
+    noun = "process" if processes == {1} else "processes"
     took = f" It took {duration(seconds)} in all." if seconds else ""
     return (
-        f"Timed in {number} fresh process{'' if most == 1 else 'es'} for each number of threads, "
-        f"in each of which all files take turns in random order, round by round.{took}"
+        f"Timed in {span(processes)} fresh {noun} for each number of threads, in each of which "
+        f"all files take turns in random order, round by round.{took}"
     )
 
 

@@ -282,7 +282,7 @@ def test_the_foot_says_what_the_latencies_rest_on():
         "turns in random order, round by round. It took 33 s in all."
     ) in found
     assert "Holm's procedure." in found
-    assert "1 row beside the baseline." in found
+    assert "1 row besides the baseline." in found
     assert any("governor performance; GPU H100" in fact for fact in found)
     level = timed(denominator="optimization level 'basic'", denominator_gain=1.084)
     assert (

@@ -7,7 +7,6 @@ from dataclasses import asdict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.transforms import Bbox
 from PIL import Image
 from report_rows import row_steps
 
@@ -115,7 +114,7 @@ def test_labels_lie_upon_nothing():
     points = [(100.0 + 9 * (i % 5), 100.0 + 7 * (i // 5)) for i in range(20)]
     boxes = [
         (x - 10, y - 8, x + 10, y + 8)
-        for x, y in place_labels(points, [(20.0, 16.0)] * 20, Bbox([(0, 0), (400, 400)]), 6)
+        for x, y in place_labels(points, [(20.0, 16.0)] * 20, (0, 0, 400, 400), 6)
     ]
     boxes += [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     crossed = [

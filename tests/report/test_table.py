@@ -120,8 +120,8 @@ bootstrap's 95 % interval over processes and rounds, and the verdict.
 
 ## How long does a call take?
 
-Median / 90th percentile of a call's milliseconds; a call takes a whole batch. Speed-ups, timed in
-turns, are firmer than these.
+Median / 90th percentile of a call's milliseconds; a call takes a whole batch. Speed-ups, which
+are timed in turns, are more reliable.
 
 |  #| chain                             | batch 1, 4 threads|
 | -:| --------------------------------- | -----------------:|
@@ -131,7 +131,7 @@ turns, are firmer than these.
 ## What this rests on
 
 - Data: digits, 360 test items. Model: cnn. Baseline: train(epochs=9).
-- 3 rows beside the baseline, 1 of them failed, 1 of them unverified.
+- 3 rows besides the baseline, 1 of them failed, 1 of them unverified.
 - Machine: EPYC; 4 threads; avx2; torch 2.11.0; 2026-10-02.
 - Δ pt: points against the baseline of the same seed, ± half of the paired 95 % interval; speed-up:
   times as fast as the baseline, ± half of a bootstrap's 95 % interval; kB: the ONNX file in 1000
@@ -140,7 +140,7 @@ turns, are firmer than these.
 - GPU latency was not measured: no CUDA device.
 - One note.
 
-This command gives the table:
+This command reproduces the table:
 
     compress-models run digits
 """
@@ -163,7 +163,7 @@ Against the baseline: ▲ better or faster, ≈ no difference shown.
 [3] unverified: its ONNX file was not shown to compute what the model does; not for use
 
 Data: digits, 360 test items. Model: cnn. Baseline: train(epochs=9).
-3 rows beside the baseline, 1 of them failed, 1 of them unverified.
+3 rows besides the baseline, 1 of them failed, 1 of them unverified.
 Machine: EPYC; 4 threads; avx2; torch 2.11.0; 2026-10-02.
 Δ pt: points against the baseline of the same seed, ± half of the paired 95 % interval; speed-up:
 times as fast as the baseline, ± half of a bootstrap's 95 % interval; kB: the ONNX file in 1000
@@ -174,7 +174,7 @@ One note.
 
 Further tables (is a difference real, latencies, what runs): table.md.
 
-This command gives the table:
+This command reproduces the table:
 
 compress-models run digits
 """
@@ -196,7 +196,7 @@ def test_several_seeds_make_one_row():
     assert "acc % ±sd" in shown
     assert "|   | baseline        | 90.50 ±.71|" in shown
     assert "|  1| `a()` [control] |   88.00 ±0| -2.00 ±1.0 ▼|" in shown
-    assert "each is the mean of 2 seeds (0, 1), which stand one by one in results.csv" in " ".join(
+    assert "each is the mean of 2 seeds (0, 1), which results.csv lists one by one" in " ".join(
         shown.split()
     )
     assert "[control]: added for comparison" in text(rows, {})
