@@ -97,8 +97,8 @@ def curves_png(rows: Sequence[Row], table: Iterable[Row], about: About) -> bytes
         words += f" {left_out} more trainings are in curves.csv only."
     picture.heading(MARGIN, about, "how the trainings went", words)
     wide = (WIDTH - LEFT - GAP - RIGHT) / 2
-    loss = picture.panel(LEFT, TOP, wide, PANEL, "both")
-    accuracy = picture.panel(LEFT + wide + GAP, TOP, wide, PANEL, "both")
+    loss = picture.panel(LEFT, TOP, wide, PANEL)
+    accuracy = picture.panel(LEFT + wide + GAP, TOP, wide, PANEL)
     for i, (group, colour) in enumerate(zip(shown, COLOURS, strict=False)):
         _draw(loss, group, "loss", colour)
         _draw(accuracy, group, "validation_accuracy", colour)

@@ -74,7 +74,7 @@ def speedups_png(rows: Iterable[Row], about: About) -> bytes | None:
 
 def _panel(picture: Picture, left: float, top: float, tall: float, looks: Sequence[Look]) -> Axes:
     """Return axes in which y is in pixels from their upper edge, below the key of the looks."""
-    axes = picture.panel(left, top, PANEL, tall, "x")
+    axes = picture.panel(left, top, PANEL, tall)
     axes.set_ylim(tall, 0)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

@@ -44,28 +44,21 @@ def pareto_png(rows: Iterable[Row], about: About) -> bytes:
     """
     single = ordered(rows)
     shown, seeds = by_chain(single, about)
-    faint = single if len(seeds) > 1 else []
     labels = number_chains(shown)
-    columns = _columns([(row, _lines(row)) for row in shown if row["chain"] != BASELINE])
+    columns = _columns([(row, _lines(row)) for row in shown if text_of(row, "chain") != BASELINE])
     bottom = TOP + PANEL + BOTTOM
     picture = Picture(bottom + LINE * max(map(_line_count, columns)) + 24)
     _heading(picture, shown, about)
-    latency, size = (
-        pareto_data.latency_points(shown, labels, about),
-        pareto_data.size_points(shown, labels),
-    )
-    cut = pareto_data.cut_below([point.y for point in [*latency, *size]])
+    kinds = (shown, single if len(seeds) > 1 else [])
+    latency = [pareto_data.latency_points(rows, labels, about) for rows in kinds]
+    size = [pareto_data.size_points(rows, labels) for rows in kinds]
+    cut = pareto_data.cut_below([point.y for point in [*latency[0], *size[0]]])
     wide = (WIDTH - LEFT - GAP - RIGHT) / 2
-    for left, points, of_seeds, what in (
-        (
-            LEFT,
-            latency,
-            pareto_data.latency_points(faint, labels, about),
-            pareto_data.latency_axis(about),
-        ),
-        (LEFT + wide + GAP, size, pareto_data.size_points(faint, labels), "ONNX file, kB"),
+    for left, (points, of_seeds), what in (
+        (LEFT, latency, pareto_data.latency_axis(about)),
+        (LEFT + wide + GAP, size, "ONNX file, kB"),
     ):
-        _draw(picture.panel(left, TOP, wide, PANEL, "both"), points, of_seeds, what, cut)
+        _draw(picture.panel(left, TOP, wide, PANEL), points, of_seeds, what, cut)
     for i, column in enumerate(columns):
         _list(picture, column, labels, LIST + i * (WIDTH - LIST) // 2, bottom)
     return picture.png()
@@ -190,7 +183,7 @@ def _label(
         far = math.dist(place, centre) > 32
         arrow = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.7} if far else None
         style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 11, "zorder": 5}
-        in_pixels = {"xycoords": "figure pixels", "textcoords": "figure pixels"}
+        in_pixels: dict[str, Any] = {"xycoords": "figure pixels", "textcoords": "figure pixels"}
         axes.annotate(text, place, centre, arrowprops=arrow, **in_pixels, **style)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from compress.report.chains import look_name, precision
 from compress.report.timing_words import About, timed_words
@@ -99,9 +99,9 @@ def cut_below(values: Sequence[float], gap: float = 15.0, spread: float = 3.0) -
 def place_labels(
     points: Sequence[Pair],
     sizes: Sequence[Pair],
-    bounds: ArrayLike,
+    bounds: Sequence[float],
     radius: float,
-    lines: Sequence[ArrayLike] = (),
+    lines: Sequence[Sequence[float]] = (),
 ) -> list[Pair]:
     """Return the centre of each label, so that nothing lies upon anything (all in pixels).
 
@@ -110,9 +110,9 @@ def place_labels(
     lying upon markers or other labels, and where it can the `lines` (error bars, as thin boxes)
     too.
     """
-    low, high = np.reshape(bounds, (2, 2))
-    taken = [np.array((x - radius, y - radius, x + radius, y + radius)) for x, y in points]
-    centres = []
+    low, high = np.array(bounds).reshape(2, 2)
+    taken = [[x - radius, y - radius, x + radius, y + radius] for x, y in points]
+    centres: list[Pair] = []
     for point, size in zip(points, sizes, strict=True):
         places = np.array([*_candidates(point, size, radius)])
         boxes = np.hstack([places - np.divide(size, 2), places + np.divide(size, 2)])
@@ -120,7 +120,7 @@ def place_labels(
         cost = 1000 * _overlaps(boxes, taken) + 12 * _overlaps(boxes, lines) + 5000 * outside
         best = (cost + np.arange(len(places))).argmin()
         centres.append((float(places[best][0]), float(places[best][1])))
-        taken.append(boxes[best])
+        taken.append(boxes[best].tolist())
     return centres
 
 
@@ -145,8 +145,8 @@ def _candidates(point: Pair, size: Pair, radius: float) -> Iterator[Pair]:
             yield x + side * w, y - above
 
 
-def _overlaps(boxes: NDArray[np.float64], others: Sequence[ArrayLike]) -> NDArray[np.int64]:
+def _overlaps(boxes: NDArray[np.float64], others: Sequence[Sequence[float]]) -> NDArray[np.int64]:
     """Return upon how many of the others each box lies."""
-    mine, theirs = boxes[:, None], np.reshape(others, (-1, 4))
+    mine, theirs = boxes[:, None], np.array(others).reshape(-1, 4)
     meet = (mine[..., :2] < theirs[:, 2:]) & (theirs[:, :2] < mine[..., 2:])
     return meet.all(-1).sum(-1)

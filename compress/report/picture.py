@@ -43,11 +43,11 @@ class Picture:
         """Return where a pixel is, in matplotlib's coordinates."""
         return x / WIDTH, 1 - y / self.height
 
-    def panel(self, left: float, top: float, width: float, height: float, grid: str) -> Axes:
-        """Return axes with lines of a grid along `grid` ('x', 'y' or 'both')."""
+    def panel(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Return axes with a grid."""
         box = (*self.at(left, top + height), width / WIDTH, height / self.height)
         axes = self.figure.add_axes(box, facecolor="none")
-        axes.grid(True, axis=grid, color="#e4e4e4", linewidth=0.8)
+        axes.grid(True, color="#e4e4e4", linewidth=0.8)
         axes.set_axisbelow(True)
         return axes
 
@@ -69,7 +69,12 @@ class Picture:
 
     def key(self, handles: list[Line2D], x: float, y: float, **style: Any) -> None:
         """Draw what markers and colours mean."""
-        spaces = {"handletextpad": 0.3, "columnspacing": 1.2, "borderpad": 0, "frameon": False}
+        spaces: dict[str, Any] = {
+            "handletextpad": 0.3,
+            "columnspacing": 1.2,
+            "borderpad": 0,
+            "frameon": False,
+        }
         self.figure.legend(handles=handles, bbox_to_anchor=self.at(x, y), **spaces, **style)
 
     def chain(
