@@ -23,14 +23,16 @@ def clean(text: str) -> str:
 
 def width(text: str) -> int:
     """Return how many columns a text takes."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    wide = 0 if text.isascii() else sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide
 
 
 def cut(text: str, limit: int) -> str:
     """Return the text, its end replaced by an ellipsis where it is wider than `limit`."""
     if width(text) <= limit:
         return text
-    while width(text) >= max(limit, 1):
+    text = text[: limit - 1]
+    while width(text) > limit - 1:
         text = text[:-1]
     return text.rstrip() + "…"
 
@@ -72,10 +74,10 @@ def pack(pieces: Iterable[str], first: int, later: int, measure: Measure = width
     for piece in pieces:
         if lines[-1] and is_full(piece):
             lines.append("")
-        for char in piece:
-            if is_full(char):
+        for part in piece if is_full(piece) else [piece]:
+            if is_full(part):
                 lines.append("")
-            lines[-1] += char
+            lines[-1] += part
     return [line.strip() for line in lines]
 
 

@@ -120,8 +120,8 @@ bootstrap's 95 % interval over processes and rounds, and the verdict.
 
 ## How long does a call take?
 
-Median / 90th percentile of a call's milliseconds; a call takes a whole batch. Speed-ups, which
-are timed in turns, are more reliable.
+Median / 90th percentile of a call's milliseconds; a call takes a whole batch. Speed-ups, which are
+timed in turns, are more reliable.
 
 |  #| chain                             | batch 1, 4 threads|
 | -:| --------------------------------- | -----------------:|
@@ -257,10 +257,10 @@ def test_no_html_nor_control_character_passes():
 
 
 texts = st.one_of(st.text(max_size=200), st.text("ab(,) ->'`|<\\", min_size=60, max_size=300))
-sizes = st.one_of(st.none(), st.floats(0, 1e15))
+sizes = st.one_of(st.none(), st.floats(0, 1e5))  # wider figures would leave no room for chains
 shares = st.floats(0, 1)
 points = st.floats(-1, 1)
-counts = st.integers(0, 10**14)
+counts = st.integers(0, 10**10)
 verdicts = st.sampled_from(["better", "slower", "mixed", "", None])
 SETTINGS = ("cpu", "cpu1", "cpu_batch32", "cpu64_batch100000", "on_x_cpu", "on_x_cpu1", "cuda")
 FIGURES = {
