@@ -67,7 +67,7 @@ def facts(rows: Sequence[Row], about: About, seeds: Sequence[int]) -> list[str]:
     sentences = [
         _task(about),
         _classes(about),
-        _number(rows, seeds),
+        _row_counts(rows, seeds),
         f"Machine: {machine}." if machine else "",
         _timed_on(about),
         f"{SEEDS if len(seeds) > 1 else ITEMS} {COSTS.format(setting)}",
@@ -165,8 +165,8 @@ def imbalance(about: About) -> str:
     if share <= 0.5 or share < UNEVEN / len(counts):
         return ""
     return (
-        f"UNEVEN CLASSES: {share:.1%} of the test items are {_class(about, counts)}, so a file "
-        f"that always gives this answer is right as often. Balanced accuracy (bal. %) gives "
+        f"UNEVEN CLASSES: {share:.1%} of the test items are {_largest_class(about, counts)}, so a "
+        f"file that always gives this answer is right as often. Balanced accuracy (bal. %) gives "
         f"every class the same weight."
     )
 
@@ -183,17 +183,17 @@ def _classes(about: About) -> str:
         return ""
     return (
         f"Classes: {len(counts)}, with {span(counts)} test items each; the most frequent, "
-        f"{_class(about, counts)}, has {majority(about):.1%} of them."
+        f"{_largest_class(about, counts)}, has {majority(about):.1%} of them."
     )
 
 
-def _class(about: About, counts: Sequence[int]) -> str:
+def _largest_class(about: About, counts: Sequence[int]) -> str:
     """Return the most frequent class by its name."""
     names, largest = (about.get("task") or {}).get("classes") or [], counts.index(max(counts))
     return repr(names[largest]) if largest < len(names) else f"class {largest}"
 
 
-def _number(rows: Sequence[Row], seeds: Sequence[int]) -> str:
+def _row_counts(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     others = [row for row in rows if text_of(row, "chain") != BASELINE]
     if not others:
         return ""

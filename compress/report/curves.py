@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from compress.report.chains import brief, number_chains
 from compress.report.layout import clean, cut
-from compress.report.picture import LINE, MONO, SIZE, STYLE, WIDTH, Picture, printable, say
+from compress.report.picture import LINE, MONO, SIZE, STYLE, WIDTH, Picture, note, printable
 from compress.report.timing_words import About
 from compress.results.record import BASELINE
 from compress.results.table import Row, text_of
@@ -156,4 +156,4 @@ def _dress(axes: Axes, words: str, logarithmic: bool) -> None:
             ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low, high)
             axes.yaxis.set_major_locator(FixedLocator([y for y in ticks if low <= y <= high]))
     if not values:
-        say(axes, "not measured")
+        note(axes, "not measured")

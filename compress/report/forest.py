@@ -15,7 +15,7 @@ from compress.report import forest_data
 from compress.report.chains import Look, brief, by_chain, number_chains, step_names
 from compress.report.forest_data import DELTA_LOOKS, Lane, Mark, Marked
 from compress.report.layout import clean, wrap_chain
-from compress.report.picture import LINE, STYLE, WIDTH, Picture, marker, printable, say
+from compress.report.picture import LINE, STYLE, WIDTH, Picture, marker, note, printable
 from compress.report.timing_words import About
 from compress.results.record import CONTROL
 from compress.results.table import Row, text_of
@@ -144,7 +144,7 @@ def _speeds(axes: Axes, bands: Sequence[Band], lanes: Sequence[Lane]) -> None:
             _draw(axes, mark, lanes[mark.lane].look, y)
     if not lanes:
         axes.set_xticks([])
-        say(axes, "no row has a speed-up with an interval")
+        note(axes, "no row has a speed-up with an interval")
 
 
 def _deltas(axes: Axes, bands: Sequence[Band], looks: Sequence[Look]) -> None:
@@ -161,7 +161,7 @@ def _deltas(axes: Axes, bands: Sequence[Band], looks: Sequence[Look]) -> None:
             draw(axes, mark, looks[mark.lane], band.middle(mark.lane, len(looks)))
     if not any(band.deltas for band in bands):
         axes.set_xticks([])
-        say(axes, "no row has a difference in accuracy")
+        note(axes, "no row has a difference in accuracy")
 
 
 def _draw(axes: Axes, mark: Mark, look: Look, y: float) -> None:

@@ -155,7 +155,10 @@ def _of_seeds(row: Row) -> str:
 def _by_setting(
     settings: Sequence[Timed], cell: Callable[[Row, Timed], str], about: About
 ) -> list[Column]:
-    return [Column(timed_words(timed, about), partial(cell, timed=timed)) for timed in settings]
+    def column(timed: Timed) -> Column:
+        return Column(timed_words(timed, about), lambda row: cell(row, timed))
+
+    return list(map(column, settings))
 
 
 def _gpu(rows: Sequence[Row], about: About) -> Section:

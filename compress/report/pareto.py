@@ -15,7 +15,7 @@ from compress.report import pareto_data
 from compress.report.chains import LOOKS, Look, by_chain, look_name, number_chains, precision
 from compress.report.layout import clean, wrap_chain
 from compress.report.pareto_data import Point, is_drawn
-from compress.report.picture import DPI, LINE, STYLE, WIDTH, Picture, marker, printable, say
+from compress.report.picture import DPI, LINE, STYLE, WIDTH, Picture, marker, note, printable
 from compress.report.timing_words import About
 from compress.results.record import BASELINE, CONTROL
 from compress.results.table import Row, is_sound, ordered, text_of
@@ -72,7 +72,7 @@ def _draw(
     axes.set_ylabel(f"accuracy, % ({bars})")
     if not points:
         axes.set(xticks=[], yticks=[])
-        say(axes, f"no row has both an accuracy and\n{what}")
+        note(axes, f"no row has both an accuracy and\n{what}")
         return
     floor = _limits(axes, points, seeds, cut)
     for point in points:

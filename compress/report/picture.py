@@ -107,7 +107,7 @@ def marker(look: Look, size: float, filling: str = "full", edge: float = 1.8) ->
     }
 
 
-def say(axes: Axes, words: str) -> None:
+def note(axes: Axes, words: str) -> None:
     """Write why a panel is empty into its middle."""
     style: dict[str, Any] = {"ha": "center", "va": "center", "color": "#666666"}
     axes.text(0.5, 0.5, words, transform=axes.transAxes, **style)
