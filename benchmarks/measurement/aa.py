@@ -21,8 +21,8 @@ import numpy as np
 from networks import SMALL_TO_LARGE, Network, by_name
 from trials import Trial, outcome, publish, run_trials, share, table
 
-from compress.timing.collect import Effort
-from compress.timing.measure import measure
+from compress.timing.collect import Effort, TimingRequest, collect
+from compress.timing.summary import summarise
 
 SECONDS = 6.0
 CLAIMS = ("faster", "slower")
@@ -35,7 +35,7 @@ def once(trial: dict[str, Any], networks: dict[str, Network]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.onnx"
         copy.write_bytes(network.path.read_bytes())
-        timings = measure(
+        request = TimingRequest(
             {"file": network.path, "copy": copy},
             [network.samples],
             dict.fromkeys(("file", "copy"), network.expected),
@@ -44,6 +44,7 @@ def once(trial: dict[str, Any], networks: dict[str, Network]) -> dict[str, Any]:
             effort=Effort(seconds=SECONDS),
             seed=trial["number"],
         )
+        timings = summarise(collect(request), request.seed)
     return outcome(timings, "copy", "file", setting)
 
 

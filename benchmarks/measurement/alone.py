@@ -63,7 +63,7 @@ def worker(job: dict[str, Any]) -> None:
         with np.load(job["arrays"]) as arrays:
             samples, expected = arrays[f"samples/{name}"], arrays[f"expected/{name}"]
         session = runtime.open(path, job["threads"])
-        candidates[name] = as_candidate(session, feeds_of([samples], 1), expected, 0.02)
+        candidates[name] = as_candidate(session, feeds_of([samples], 1), expected)
     gc.disable()
     for seed in map(int, sys.stdin):
         interleave(candidates, Plan(LEAD, 1), seed)

@@ -19,8 +19,8 @@ import numpy as np
 from networks import STACKS, Network, stacks
 from trials import Trial, outcome, publish, run_trials, share, table
 
-from compress.timing.collect import Effort
-from compress.timing.measure import measure
+from compress.timing.collect import Effort, TimingRequest, collect
+from compress.timing.summary import summarise
 
 ADDED = (3, 5, 10)
 SECONDS = 30.0
@@ -30,7 +30,7 @@ def once(trial: dict[str, Any], networks: dict[str, list[Network]]) -> dict[str,
     """Time a stack against itself with some layers added."""
     plain, *more = networks[trial["stack"]]
     added = more[ADDED.index(trial["added"])]
-    timings = measure(
+    request = TimingRequest(
         {"plain": plain.path, "added": added.path},
         [plain.samples],
         {"plain": plain.expected, "added": added.expected},
@@ -39,6 +39,7 @@ def once(trial: dict[str, Any], networks: dict[str, list[Network]]) -> dict[str,
         effort=Effort(seconds=SECONDS),
         seed=trial["number"],
     )
+    timings = summarise(collect(request), request.seed)
     return outcome(timings, "added", "plain", "cpu")
 
 

@@ -1,4 +1,4 @@
-"""What runs ONNX files: onnxruntime on the CPU, and what plug-ins bring.
+"""What runs ONNX files: onnxruntime on the CPU, and the runtimes of plug-ins.
 
 Needs numpy and onnxruntime alone, so that it works where models are deployed.
 """
@@ -24,18 +24,18 @@ def runtimes() -> Mapping[str, Runtime]:
     The first is the one by which files are judged. Raises UserError for a plug-in that is no
     Runtime, or whose name is in use or not of letters alone.
     """
-    found = {made.name: made() for made in BUILT_IN}
+    known = {cls.name: cls() for cls in BUILT_IN}
     for entry in entry_points(group=GROUP):
-        made = entry.load()
-        if not (isinstance(made, type) and issubclass(made, Runtime)):
+        cls = entry.load()
+        if not (isinstance(cls, type) and issubclass(cls, Runtime)):
             raise UserError(f"the plug-in {entry.value} is not a Runtime")
-        if made.name in found or not (made.name.isascii() and made.name.isalpha()):
+        if cls.name in known or not (cls.name.isascii() and cls.name.isalpha()):
             raise UserError(
-                f"the runtime {entry.value} is called {made.name!r}: columns begin with the name, "
-                f"so it must be of letters alone, and none of {', '.join(found)}"
+                f"the runtime {entry.value} is called {cls.name!r}: columns begin with the name, "
+                f"so it must be of letters alone, and none of {', '.join(known)}"
             )
-        found[made.name] = made()
-    return found
+        known[cls.name] = cls()
+    return known
 
 
 def runtime_named(name: str) -> Runtime:

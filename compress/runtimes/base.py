@@ -30,9 +30,9 @@ class Session(Protocol):
 class Runtime(ABC):
     """What opens and runs ONNX files. A plug-in is an entry point of the group `RUNTIMES`."""
 
-    name: ClassVar[str]
+    name: str
     """Of letters alone; columns of what is timed in it begin with it."""
-    title: ClassVar[str]
+    title: str
     """What a reader calls it."""
     levels: ClassVar[Sequence[str]] = ()
     """Further optimization levels; speed-ups divide by the baseline at its fastest."""
@@ -53,7 +53,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def open(self, onnx: OnnxFile, threads: int = 0, level: str = DEFAULT_LEVEL) -> Session:
-        """Open a file with so many threads (0: all at hand), unless threads are shared.
+        """Open a file with so many threads (0: all available), unless threads are shared.
 
         Raises whatever the runtime raises for a file that it cannot run.
         """

@@ -23,15 +23,21 @@ LEVELS = {
 }
 """onnxruntime's optimization levels by our names."""
 WARNINGS, ERRORS_TOO = 3, 4
-"""What its log leaves out: it repeats there what is raised as well."""
+"""What its log leaves out: what is raised is logged as well."""
 
 
-def session_options(level: str = DEFAULT_LEVEL, silence: int = WARNINGS, **entries: str) -> Any:
-    """Return onnxruntime's options of a session; `entries` are config entries, `.` as `__`."""
+def session_options(
+    level: str = DEFAULT_LEVEL, silence: int = WARNINGS, threads: int = 0, **entries: str
+) -> Any:
+    """Return onnxruntime's options of a session (0 threads: its own choice).
+
+    `entries` are config entries, with `__` for `.`.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = silence
+    options.intra_op_num_threads = threads
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
     for name, value in entries.items():
         options.add_session_config_entry(name.replace("__", "."), value)
@@ -47,8 +53,15 @@ def open_session(
     """
     import onnxruntime
 
-    given = onnx if isinstance(onnx, bytes) else fspath(onnx)
-    return onnxruntime.InferenceSession(given, options, providers=list(providers), **more)
+    model = onnx if isinstance(onnx, bytes) else fspath(onnx)
+    return onnxruntime.InferenceSession(model, options, providers=list(providers), **more)
+
+
+def versions() -> dict[str, str]:
+    """Return what all runtimes of onnxruntime consist of."""
+    import onnxruntime
+
+    return {"onnxruntime": onnxruntime.__version__}
 
 
 class OrtSession:
@@ -56,7 +69,7 @@ class OrtSession:
 
     def __init__(self, session: Any) -> None:
         self.session = session
-        self.names = [given.name for given in session.get_inputs()]
+        self.names = [node.name for node in session.get_inputs()]
 
     def run(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
         outputs: np.ndarray = self.session.run(None, feed)[0]
@@ -77,9 +90,7 @@ class OnnxruntimeCpu(Runtime):
         return ""  # this package depends on it
 
     def versions(self) -> Mapping[str, str]:
-        import onnxruntime
-
-        return {"onnxruntime": onnxruntime.__version__}
+        return versions()
 
     def share_threads(self, threads: int) -> None:
         import onnxruntime
@@ -89,9 +100,6 @@ class OnnxruntimeCpu(Runtime):
         self.shared = True
 
     def open(self, onnx: OnnxFile, threads: int = 0, level: str = DEFAULT_LEVEL) -> OrtSession:
-        options = session_options(level)
-        if self.shared:
-            options.use_per_session_threads = False
-        else:
-            options.intra_op_num_threads = threads or cpu_threads()
+        options = session_options(level, threads=0 if self.shared else threads or cpu_threads())
+        options.use_per_session_threads = not self.shared
         return OrtSession(open_session(onnx, options))

@@ -1,4 +1,4 @@
-"""What a gathering has found so far, a line per process, so that one that was stopped goes on.
+"""The results so far of a collection, a line per process, so that one that was stopped goes on.
 
 A process of a minute ago is as good as one of now: only seconds within a process are compared.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,9 @@ def question(
 
 
 class Checkpoint:
-    """Lines of a file that all answer one question; other lines are dropped.
+    """Lines of a file that all answer one question; other lines are ignored.
 
-    Without a path nothing is kept.
+    Without a path nothing is saved.
     """
 
     def __init__(self, path: Path | None, question: str) -> None:
@@ -48,28 +47,23 @@ class Checkpoint:
         self.question = question
 
     def read(self) -> list[dict[str, Any]]:
-        """Return what was kept; nothing, and an empty file, if it answers another question."""
+        """Return what was saved; a file that answers another question only is removed."""
         if self.path is None or not self.path.exists():
             return []
-        found = [line["found"] for line in self._lines(self.path)]
-        if not found:
-            self.drop()
-        return found
+        lines = map(_parsed, self.path.read_bytes().splitlines())
+        saved = [line["found"] for line in lines if line.get("question") == self.question]
+        if not saved:
+            self.path.unlink()
+        return saved
 
-    def add(self, found: Mapping[str, Any]) -> None:
+    def add(self, result: Mapping[str, Any]) -> None:
         if self.path is not None:
-            append_line(self.path, {"question": self.question, "found": found})
+            append_line(self.path, {"question": self.question, "found": result})
 
-    def drop(self) -> None:
-        """Remove the file: its content now lies elsewhere, or answers nothing any more."""
-        if self.path is not None and self.path.exists():
-            os.unlink(self.path)
 
-    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
-        for text in path.read_bytes().splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:  # half a line: the machine went down while it was written
-                continue
-            if isinstance(line, dict) and line.get("question") == self.question:
-                yield line
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError:  # half a line: the machine went down while it was written
+        return {}
+    return line if isinstance(line, dict) else {}

@@ -1,4 +1,4 @@
-"""Gathering raw seconds: fresh processes one after another, until it is known well enough.
+"""Collecting raw seconds: fresh processes one after another, until ratios are known well enough.
 
 numpy and onnxruntime are all it needs, so that it runs where models are deployed.
 """
@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,29 @@ from compress.stats.bootstrap import log_ratio, rough_half
 from compress.system.environment import cpu_threads, environment
 from compress.timing.checkpoint import Checkpoint, question
 from compress.timing.launch import LOADING, RUNNING, Launch, WorkerFailed, launch
-from compress.timing.raw_timings import CONTROL, FLOOR, LEVELS, Launched, RawTimings, process_ratio
-from compress.timing.setting import Setting, parse_setting
+from compress.timing.raw_timings import (
+    CONTROL,
+    FLOOR,
+    LEVELS,
+    Launched,
+    Measured,
+    RawTimings,
+    pairs,
+    process_ratios,
+    series_of,
+)
+from compress.timing.setting import DEFAULT, Setting, parse_setting
 
 SLOW_LEVELS = (0.9, 0.97)
 """What a level must reach in the first process and in the first two to go on.
 
-After the third its 95 % interval must reach `FLOOR`, after later ones its median: what does not
-will hardly be the denominator, and its turns cost the others'.
+After the third its 95 % interval must reach `FLOOR`, after later ones its median: a level that
+does not will hardly be the denominator, and its turns take time from the others.
 """
 DEADLY = 2
 """Processes that die at one file before the others are timed without it."""
 QUICK = 100
-"""Resamples that tell when to stop."""
+"""Resamples of the bootstrap that decides when to stop."""
 PLANNED = 24
 """Processes for every number of threads that share the budget; starting them costs some of it.
 
@@ -57,57 +67,58 @@ class Effort:
     precision: float = 0.01
     min_rounds: int = 3
     block_seconds: float = 0.002
-    timeout: float | None = None
-    """Seconds for one process."""
+
+
+@dataclass(frozen=True)
+class TimingRequest:
+    """Which files are timed against each other, on which inputs, and how.
+
+    `samples` holds one array per input of the files, each of shape (M, ...), real and
+    preprocessed; `expected` the verified logits of every file for them, (M, classes), from which
+    the outputs of timed runs may deviate a little. `settings` are names as `parse_setting` reads
+    them; `threads` are those of a setting that names none, by default all available cores.
+    `runtime` names what runs the files (see `compress.runtimes`).
+    """
+
+    files: Mapping[str, Path]
+    samples: Sequence[np.ndarray]
+    expected: Mapping[str, np.ndarray]
+    baseline: str
+    settings: Sequence[str] = DEFAULT
+    effort: Effort = Effort()
+    threads: int | None = None
+    runtime: str = ""
+    seed: int = 0
 
 
 def collect(
-    files: Mapping[str, Path],
-    samples: Sequence[np.ndarray],
-    expected: Mapping[str, np.ndarray],
+    request: TimingRequest,
     *,
-    baseline: str,
-    settings: Sequence[str],
-    effort: Effort,
-    threads: int | None = None,
-    runtime: str = "",
-    seed: int = 0,
-    tolerance: float = 0.02,
     tell: Callable[[str], None] = lambda words: None,
     checkpoint: Path | None = None,
     launch: Launch = launch,
     clock: Callable[[], float] = time.perf_counter,
 ) -> RawTimings:
-    """Time files in turns in fresh processes; arguments as in `compress.timing.measure`.
+    """Time files in turns in fresh processes.
 
-    `runtime` names what runs the files (see `compress.runtimes`). What every process found is
-    written to `checkpoint` at once, and what lies there of an earlier call with the same files,
-    inputs, effort and machine is taken as if it were found now. The caller removes that file once
-    the result lies elsewhere. `tell` is called with how far it is, in words.
-    Raises UserError for a call that cannot work.
+    A second copy of the baseline and the baseline at the runtime's other optimization levels take
+    part, all other files at the default level. A file that fails gets an error, a process that
+    crashes or hangs is a failure, and the others are still timed.
+
+    The result of every process is appended to `checkpoint` at once, and what an earlier call with
+    the same files, inputs, effort and machine has left there is used as if it were measured now.
+    The caller removes that file once the result is stored. `tell` is called with the progress, in
+    words. Raises UserError for a request that cannot work.
     """
-    wanted = [parse_setting(name) for name in settings]
-    _check(files, samples, expected, baseline, wanted, effort)
-    all_threads = threads or cpu_threads()
+    settings = [parse_setting(name) for name in request.settings]
+    _check(request)
+    effort, runtime = request.effort, runtime_named(request.runtime)
+    all_threads = request.threads or cpu_threads()
+    versions = {"runtime": dict(runtime.versions())} if request.runtime else {}
+    where = {**environment(all_threads), **versions}
+    book = Checkpoint(checkpoint, _question(request, where) if checkpoint else "")
     with tempfile.TemporaryDirectory(prefix="compress-timing-") as folder:
-        run = _Run(
-            Path(folder),
-            dict(files),
-            baseline,
-            wanted,
-            effort,
-            all_threads,
-            seed,
-            tolerance,
-            launch,
-            runtime,
-        )
-        run.save(samples, expected)
-        where = {**environment(all_threads), **run.about_runtime()}
-        asked = {**run.question(), "where": where, "settings": list(settings)}
-        book = Checkpoint(
-            checkpoint, question(files, [*samples, *expected.values()], asked) if checkpoint else ""
-        )
+        run = _Run(Path(folder), request, settings, all_threads, runtime.levels, launch)
         turns = run.resume(book.read())
         before = clock()
         while not run.enough(turns):
@@ -115,14 +126,14 @@ def collect(
                 tell(f"process {len(run.launched) + 1}, {sum(turns):.0f} of {effort.seconds:.0f} s")
                 started = clock()
                 part = run.start(count)
-                if not part.failure:  # next time it may live
+                if not part.failure:  # a failed one is tried again after a restart
                     book.add({**asdict(part), "seconds": clock() - started})
             turns.append(clock() - before)
             before = clock()
     return RawTimings(
         names=tuple(run.candidates),
-        baseline=baseline,
-        settings=tuple(setting.name for setting in wanted),
+        baseline=request.baseline,
+        settings=tuple(setting.name for setting in settings),
         all_threads=all_threads,
         launched=tuple(run.launched),
         seconds=round(sum(turns), 3),
@@ -130,75 +141,72 @@ def collect(
     )
 
 
-def _check(
-    files: Mapping[str, Path],
-    samples: Sequence[np.ndarray],
-    expected: Mapping[str, np.ndarray],
-    baseline: str,
-    settings: Sequence[Setting],
-    effort: Effort,
-) -> None:
-    if baseline not in files:
-        raise UserError(f"the baseline {baseline!r} is not among the files to time")
-    if effort.processes < 2 or not settings:
+def _check(request: TimingRequest) -> None:
+    if request.baseline not in request.files:
+        raise UserError(f"the baseline {request.baseline!r} is not among the files to time")
+    if request.effort.processes < 2 or not request.settings:
         raise UserError("timing needs at least two processes and one setting")
-    counts = {len(array) for array in samples}
+    counts = {len(array) for array in request.samples}
     if len(counts) != 1 or 0 in counts:
         raise UserError("timing needs samples, and the same number for every input")
-    for name in files:
-        if name not in expected or len(expected[name]) not in counts:
+    for name in request.files:
+        if name not in request.expected or len(request.expected[name]) not in counts:
             raise UserError(f"timing needs the verified logits of {name!r} for every sample")
 
 
+def _question(request: TimingRequest, where: Mapping[str, Any]) -> str:
+    """Return a hash of everything that the seconds depend on."""
+    other = {
+        "effort": asdict(request.effort),
+        "seed": request.seed,
+        "of": request.runtime,
+        "baseline": request.baseline,
+        "where": where,
+        "settings": list(request.settings),
+    }
+    return question(request.files, [*request.samples, *request.expected.values()], other)
+
+
 class _Run:
-    """The state of one gathering: what is timed, and what was found so far."""
+    """The state of one collection: what is timed, and the results so far."""
 
     def __init__(
         self,
         folder: Path,
-        files: dict[str, Path],
-        baseline: str,
+        request: TimingRequest,
         settings: Sequence[Setting],
-        effort: Effort,
         all_threads: int,
-        seed: int,
-        tolerance: float,
+        levels: Sequence[str],
         launch: Launch,
-        runtime: str,
     ) -> None:
-        self.runtime = runtime_named(runtime)
-        self.named = runtime
-        self.folder, self.baseline, self.settings = folder, baseline, settings
-        self.effort, self.all_threads, self.launch = effort, all_threads, launch
-        paths = {name: str(Path(path).resolve()) for name, path in files.items()}
+        self.folder, self.effort, self.seed = folder, request.effort, request.seed
+        self.baseline, self.settings, self.launch = request.baseline, settings, launch
+        self.all_threads = all_threads
+        paths = {name: str(Path(path).resolve()) for name, path in request.files.items()}
         self.files = list(paths)
-        self.candidates = {name: [path, "default"] for name, path in paths.items()}
-        self.candidates[CONTROL] = [paths[baseline], "default"]
+        self.candidates = {name: (path, "default") for name, path in paths.items()}
+        self.candidates[CONTROL] = (paths[self.baseline], "default")
         self.candidates |= {
-            name: [paths[baseline], level]
-            for name, level in LEVELS.items()
-            if level in self.runtime.levels
+            name: (paths[self.baseline], level) for name, level in LEVELS.items() if level in levels
         }
-        self.dropped: dict[int, set[str]] = {}
+        self.counts = list(dict.fromkeys(setting.threads for setting in settings))
+        """The thread counts; a turn is one process of each."""
+        self.dropped: dict[int, set[str]] = {count: set() for count in self.counts}
+        """Thread count -> optimization levels that are too slow to be timed any further."""
         self.deaths: Counter[str] = Counter()
         """How many processes died while they opened a file or ran it for the first time."""
-        self.paths = list(dict.fromkeys(paths.values()))
-        self.names_of = {path: name for name, path in paths.items()}
-        self.job: dict[str, Any] = {
-            "paths": self.paths,
-            "runtime": runtime,
-            "tolerance": tolerance,
-            "min_rounds": effort.min_rounds,
-            "block_seconds": effort.block_seconds,
-            "seconds": effort.seconds / (PLANNED * len(settings)),
-        }
-        self.seed = seed
         self.launched: list[Launched] = []
-
-    @property
-    def counts(self) -> list[int]:
-        """The thread counts; a turn is one process of each."""
-        return list(dict.fromkeys(setting.threads for setting in self.settings))
+        self.job: dict[str, Any] = {
+            "paths": list(paths.values()),
+            "runtime": request.runtime,
+            "min_rounds": self.effort.min_rounds,
+            "block_seconds": self.effort.block_seconds,
+            "seconds": self.effort.seconds / (PLANNED * len(settings)),
+            "samples": str(folder / "samples.npz"),
+            "expected": str(folder / "expected.npz"),
+        }
+        np.savez(self.job["samples"], *request.samples)
+        np.savez(self.job["expected"], *(request.expected[name] for name in paths))
 
     def enough(self, turns: Sequence[float]) -> bool:
         """Whether to stop, after turns of so many seconds."""
@@ -208,39 +216,21 @@ class _Run:
             return False
         return sum(turns) + max(turns) > self.effort.seconds or self.narrow()
 
-    def save(self, samples: Sequence[np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-        self.job["samples"] = str(self.folder / "samples.npz")
-        self.job["expected"] = str(self.folder / "expected.npz")
-        inputs: dict[str, Any] = {f"input_{i}": array for i, array in enumerate(samples)}
-        logits: dict[str, Any] = {
-            str(i): expected[self.names_of[path]] for i, path in enumerate(self.paths)
-        }
-        np.savez(self.job["samples"], **inputs)
-        np.savez(self.job["expected"], **logits)
-
-    def question(self) -> dict[str, Any]:
-        """Return what the seconds depend on, besides the files, the inputs and the machine."""
-        job = {key: value for key, value in self.job.items() if isinstance(value, int | float)}
-        return {"job": job, "effort": asdict(self.effort), "seed": self.seed, "of": self.named}
-
-    def about_runtime(self) -> dict[str, Any]:
-        """Return what the description of the machine gains by a runtime of a plug-in."""
-        return {"runtime": dict(self.runtime.versions())} if self.named else {}
-
-    def resume(self, found: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Take what earlier processes found, whole turns of them; return the turns' seconds."""
-        lines = [[one for one in found if one["threads"] == count] for count in self.counts]
+    def resume(self, results: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Take the results of earlier processes, whole turns of them; return the turns' seconds."""
+        lines = [[line for line in results if line["threads"] == count] for count in self.counts]
         turns = []
         for turn in zip(*lines, strict=False):
-            for one in turn:
-                self._take(Launched(one["threads"], one["settings"], one["failure"]))
-            turns.append(sum(one["seconds"] for one in turn))
+            for line in turn:
+                self._take(Launched(line["threads"], line["settings"], line["failure"]))
+            turns.append(sum(line["seconds"] for line in turn))
         return turns
 
     def start(self, threads: int) -> Launched:
-        """Run one process with a thread count, take what it found, and return that."""
+        """Run one process with a thread count, take its result, and return that."""
         number = len(self.launched)
-        left_out = self.dropped.get(threads, set()) | self._aside()
+        deadly = {name for name, deaths in self.deaths.items() if deaths >= DEADLY}
+        left_out = self.dropped[threads] | (deadly - {self.baseline, CONTROL})
         job = {
             **self.job,
             "candidates": {k: v for k, v in self.candidates.items() if k not in left_out},
@@ -248,51 +238,41 @@ class _Run:
             "batches": [s.batch for s in self.settings if s.threads == threads],
             "seed": self.seed * 1000 + number,
         }
-        part = replace(self._repeat(job, number), threads=threads)
+        job_path, result_path = self.folder / f"job-{number}.json", self.folder / f"{number}.json"
+        job_path.write_text(json.dumps(job))
+        failure, settings = "", {}
+        try:
+            self.launch(job_path, result_path, 600 + 20 * self.effort.seconds)
+            settings = json.loads(result_path.read_text())["settings"]
+        except WorkerFailed as error:
+            failure = f"process {number + 1}: {error}"
+            for word in (LOADING, RUNNING):
+                if error.last_line.startswith(word):
+                    self.deaths[error.last_line.removeprefix(word)] += 1
+        except (OSError, ValueError, KeyError) as error:
+            failure = f"process {number + 1} left no readable result: {error}"
+        part = Launched(threads, settings, failure)
         self._take(part)
         return part
 
     def _take(self, part: Launched) -> None:
         self.launched.append(part)
-        if part.failure:
-            return
-        lived = [p for p in self.launched if p.threads == part.threads and not p.failure]
-        left_out = self.dropped.setdefault(part.threads, set())
-        levels = [name for name in LEVELS if name in self.candidates and name not in left_out]
-        left_out |= {name for name in levels if self._slow(lived, name)}
+        if not part.failure:
+            dropped = self.dropped[part.threads]
+            levels = [name for name in LEVELS if name in self.candidates and name not in dropped]
+            dropped |= {name for name in levels if self._slow(part.threads, name)}
 
-    def _repeat(self, job: dict[str, Any], number: int) -> Launched:
-        job_path, result_path = self.folder / f"job-{number}.json", self.folder / f"{number}.json"
-        job_path.write_text(json.dumps(job))
-        effort = self.effort
-        try:
-            self.launch(job_path, result_path, effort.timeout or 600 + 20 * effort.seconds)
-            return Launched(0, json.loads(result_path.read_text())["settings"])
-        except WorkerFailed as error:
-            for word in (LOADING, RUNNING):
-                if error.said.startswith(word):
-                    self.deaths[error.said.removeprefix(word)] += 1
-            return Launched(0, failure=f"process {number + 1}: {error}")
-        except (OSError, ValueError, KeyError) as error:
-            return Launched(0, failure=f"process {number + 1} left no readable result: {error}")
-
-    def _aside(self) -> set[str]:
-        """Return the files that go no further, lest they cost the others their figures."""
-        needed = {self.baseline, CONTROL}
-        return {n for n in self.candidates if self.deaths[n] >= DEADLY and n not in needed}
-
-    def _slow(self, parts: Sequence[Launched], level: str) -> bool:
+    def _slow(self, threads: int, level: str) -> bool:
         """Whether a level is slow at every batch size, so that it need not be timed again."""
-        for batch in parts[0].settings:
-            found = [part.settings[batch] for part in parts]
-            ratios = [process_ratio(f.get(self.baseline), f.get(level)) for f in found]
-            known = np.log([ratio for ratio in ratios if ratio is not None])
-            if len(known) and not _is_slow(known):
+        for setting in (setting for setting in self.settings if setting.threads == threads):
+            baseline = self._series(setting, self.baseline)
+            ratios = process_ratios(baseline, self._series(setting, level))
+            if ratios and not _is_slow(np.log(ratios)):
                 return False
         return True
 
     def narrow(self) -> bool:
-        """Whether every file's speed-up is known to the precision that is asked for."""
+        """Whether every file's speed-up is known to the requested precision."""
         return all(
             self._narrow(setting, name)
             for setting in self.settings
@@ -301,18 +281,14 @@ class _Run:
         )
 
     def _narrow(self, setting: Setting, name: str) -> bool:
-        parts = [p for p in self.launched if p.threads == setting.threads and not p.failure]
-        found = [part.settings[str(setting.batch)] for part in parts]
-        pairs = [
-            (np.array(f[self.baseline]["medians"]), np.array(f[name]["medians"]))
-            for f in found
-            if name in f and not f[self.baseline]["error"] and not f[name]["error"]
-        ]
-        if not pairs:
+        timed = pairs(self._series(setting, self.baseline), self._series(setting, name))
+        if not timed:
             return True  # it has no speed-up, and more processes would give it none
-        before, after = [b for b, _ in pairs], [c for _, c in pairs]
-        _, error, count = log_ratio(before, after, resamples=QUICK)
+        _, error, count = log_ratio(*zip(*timed, strict=True), resamples=QUICK)
         return rough_half(error, count) <= self.effort.precision
+
+    def _series(self, setting: Setting, name: str) -> list[Measured]:
+        return series_of(self.launched, setting, name)
 
 
 def _is_slow(logs: np.ndarray) -> bool:

@@ -1,30 +1,33 @@
 """Interleaved rounds: every candidate once per round, in a random order.
 
 Only ratios within a round hold on a noisy machine, so candidates take turns, and each turn (a
-block) is long enough for the clock. The clock and the candidates are arguments; tests bring
-their own.
+block) is long enough for the clock. The clock and the candidates are arguments, so that tests can
+replace them.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+Made = TypeVar("Made")
 Clock = Callable[[], float]
+Stopwatch = Callable[[Callable[[int], Any], int], tuple[float, Any]]
 
 MAX_CALLS = 1000
 """The longest block, in calls."""
 KEPT_CALLS = 8
 """How many of a block's raw seconds are kept, evenly spaced."""
 LONG_CALL = 0.25
-"""Seconds of a call beside which coming back to a model (below a ms) does not count."""
+"""Seconds of a call beside which the delay of coming back to a model (below 1 ms) is negligible."""
 RETURN_CALLS, RETURN_SECONDS = 30, 0.008
-"""How a turn begins: with calls that do not count, at most so many and of about so many seconds.
+"""A turn begins with calls that do not count: at most so many, of about so many seconds in all.
 
 After other models have run, a model comes back slowly, and the longer the smaller its calls are.
 On Zen 4 the first call took up to 0.4 ms longer, the second 0.1 ms, the fourth none. On two cores
@@ -46,7 +49,7 @@ class Candidate:
 
     call: Callable[[int], Any]
     check: Callable[[int, Any], str] = lambda index, outputs: ""
-    stopwatch: Callable[[Callable[[int], Any], int], tuple[float, Any]] | None = None
+    stopwatch: Stopwatch | None = None
 
     def timed(self, index: int, clock: Clock) -> tuple[float, Any]:
         """Run the i-th input; return its seconds and its outputs."""
@@ -55,6 +58,40 @@ class Candidate:
         started = clock()
         outputs = self.call(index)
         return clock() - started, outputs
+
+
+def rotating(
+    run: Callable[[Any], Any],
+    inputs: Sequence[Any],
+    check: Callable[[int, Any], str],
+    stopwatch: Stopwatch | None = None,
+) -> Candidate:
+    """Return a candidate that runs inputs in turn; `check` is given an input's number."""
+    count = len(inputs)
+    return Candidate(
+        lambda index: run(inputs[index % count]),
+        lambda index, outputs: check(index % count, outputs),
+        stopwatch,
+    )
+
+
+def make_in_random_order(
+    makers: Mapping[str, Callable[[], Made]], seed: int, describe: Callable[[Exception], str]
+) -> tuple[dict[str, Made], dict[str, str]]:
+    """Return what the makers make, and a description of the error of each one that fails.
+
+    The order is random: where in memory something lies depends on what was made before it.
+    """
+    order = list(makers)
+    random.Random(seed).shuffle(order)
+    made: dict[str, Made] = {}
+    errors = {}
+    for name in order:
+        try:
+            made[name] = makers[name]()
+        except Exception as error:  # those of onnxruntime and torch share no base class
+            errors[name] = describe(error)
+    return made, errors
 
 
 @dataclass(frozen=True)
@@ -93,8 +130,8 @@ def interleave(
     """Time the candidates against each other; one that fails gets an error and drops out.
 
     Round r is entry r of every surviving candidate's lists. `alive` is called once a round and
-    raises if nobody waits for the result any more; `announce` is told who runs for the first
-    time, and '' when all have.
+    raises if nobody waits for the result any more; `announce` is given the name of each candidate
+    before its first run, and '' after the last.
     """
     started = clock()
     series = {name: Series() for name in candidates}
@@ -102,7 +139,7 @@ def interleave(
         announce(name)
         _guarded(series[name], partial(_warm, candidate, series[name], plan, clock))
     announce("")
-    # Decided for all alike: who is timed with cold caches must not compete with who is not.
+    # The same for all: a candidate with cold caches must not compete with one with warm caches.
     cold = all(one.fastest >= LONG_CALL for one in series.values() if not one.error)
     order = random.Random(seed)
     done = 0
@@ -122,7 +159,7 @@ def interleave(
 def _guarded(series: Series, action: Callable[[], str]) -> None:
     try:
         series.error = action()
-    except Exception as error:  # a file can fail in any way; the others are still to be timed
+    except Exception as error:  # a file can fail in any way; the others must still be timed
         series.error = f"{type(error).__name__}: {error}"
 
 
@@ -149,15 +186,7 @@ def _block(candidate: Candidate, series: Series, first: int, cold: bool, clock: 
     for index in range(first, first + series.block_calls):
         spent, outputs = candidate.timed(index, clock)
         seconds.append(spent)
-    series.medians.append(_median(seconds))
+    series.medians.append(statistics.median(seconds))
     step = math.ceil(len(seconds) / KEPT_CALLS)
     series.calls.append(seconds[step // 2 :: step])  # not always a block's first
     return candidate.check(first + series.block_calls - 1, outputs)
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    if len(ordered) % 2:
-        return ordered[middle]
-    return (ordered[middle - 1] + ordered[middle]) / 2

@@ -1,4 +1,4 @@
-"""Starting a process of ours that has no torch in it, and telling how it ended."""
+"""Starting a process of ours that has no torch in it, and reporting how it ended."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from compress.system.amounts import duration
 from compress.system.processes import our_python
 
 LOADING, RUNNING = "loading ", "running "
-"""What a timing process says of a file before it opens it, and before it first runs it."""
+"""What a timing process prints before a file's name when it opens it, and first runs it."""
 
 
 class WorkerFailed(RuntimeError):
-    """A timing process ended without a result; the sentence says how.
+    """A timing process ended without a result; `last_line` is what it printed last."""
 
-    `said` is the last line that it wrote: where it was.
-    """
-
-    def __init__(self, sentence: str, said: str = "") -> None:
+    def __init__(self, sentence: str, last_line: str = "") -> None:
         super().__init__(sentence)
-        self.said = said
+        self.last_line = last_line
 
 
 Launch = Callable[[Path, Path, float], None]
@@ -36,19 +35,22 @@ def launch(job: Path, result: Path, timeout: float, module: str = "compress.timi
             command, env=variables, capture_output=True, text=True, timeout=timeout
         )
     except subprocess.TimeoutExpired as error:
-        said = _last_line(error.stderr)
-        raise WorkerFailed(
-            f"the timing process took more than {duration(timeout)} and was ended ({said})", said
-        ) from None
-    if done.returncode < 0:
-        said = _last_line(done.stderr)
-        raise WorkerFailed(
-            f"the timing process was killed by signal {-done.returncode} ({said})", said
-        )
-    if done.returncode:
-        raise WorkerFailed(f"the timing process failed: {_last_line(done.stderr)}")
+        line, how = _last_line(error.stderr), f"took more than {duration(timeout)} and was ended"
+    else:
+        if not done.returncode:
+            return
+        line, how = _last_line(done.stderr), f"was killed by signal {-done.returncode}"
+        if done.returncode > 0:
+            raise WorkerFailed(f"the timing process failed: {line}")
+    raise WorkerFailed(f"the timing process {how} ({line})", line)
+
+
+def load_arrays(path: str) -> list[np.ndarray]:
+    """Return what `numpy.savez(path, *arrays)` wrote, in order."""
+    with np.load(path) as file:
+        return [file[name] for name in file.files]
 
 
 def _last_line(text: str | bytes | None) -> str:
     plain = text.decode(errors="replace") if isinstance(text, bytes) else text or ""
-    return (plain.strip().splitlines() or ["it said nothing"])[-1]
+    return (plain.strip().splitlines() or ["it printed nothing"])[-1]

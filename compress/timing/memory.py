@@ -1,7 +1,7 @@
 """Peak memory of inference: `python -m compress.timing.memory JOB.json RESULT.json`.
 
 The process holds nothing but numpy and onnxruntime, and forks a child for every file before it
-has a session of its own, so no file finds what another one left. It must not import torch.
+has a session of its own, so no file is affected by what another one left. It must not import torch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
-from compress.runtimes.onnxruntime_cpu import ERRORS_TOO, open_session, session_options
+from compress.runtimes.base import OnnxFile
+from compress.runtimes.onnxruntime_cpu import (
+    ERRORS_TOO,
+    OrtSession,
+    open_session,
+    session_options,
+)
 from compress.system.lifetime import die_with_parent
-from compress.timing.launch import WorkerFailed, launch
+from compress.timing.launch import WorkerFailed, launch, load_arrays
 
 Peak = tuple[int | None, str]
 """Bytes, or None and the reason."""
@@ -53,20 +59,16 @@ def peak_bytes(
     """
     with tempfile.TemporaryDirectory(prefix="compress-memory-") as folder:
         job, result = Path(folder) / "job.json", Path(folder) / "result.json"
-        arrays: dict[str, Any] = {f"input_{i}": array for i, array in enumerate(inputs)}
-        np.savez(Path(folder) / "inputs.npz", **arrays)
-        job.write_text(
-            json.dumps(
-                {
-                    "paths": [str(Path(path).resolve()) for path in paths],
-                    "inputs": str(Path(folder) / "inputs.npz"),
-                    "threads": threads,
-                }
-            )
-        )
+        values = {
+            "paths": [str(Path(path).resolve()) for path in paths],
+            "inputs": str(Path(folder) / "inputs.npz"),
+            "threads": threads,
+        }
+        np.savez(values["inputs"], *inputs)
+        job.write_text(json.dumps(values))
         try:
             launch(job, result, timeout, "compress.timing.memory")
-            return [(found, reason) for found, reason in json.loads(result.read_text())]
+            return [(peak, reason) for peak, reason in json.loads(result.read_text())]
         except WorkerFailed as error:
             return [(None, str(error))] * len(paths)
 
@@ -89,8 +91,8 @@ def in_child(action: Callable[[], int]) -> Peak:
     _, status = os.waitpid(child, 0)
     if not answer:
         return None, f"the process that ran the file was killed by signal {os.WTERMSIG(status)}"
-    found, reason = json.loads(answer)
-    return found, reason
+    peak, reason = json.loads(answer)
+    return peak, reason
 
 
 def _answer(writer: int, action: Callable[[], int]) -> NoReturn:
@@ -98,8 +100,8 @@ def _answer(writer: int, action: Callable[[], int]) -> NoReturn:
     try:
         answer: Peak = action(), ""
     except BaseException as error:  # whatever it is, the parent's code must not run on here
-        told = (str(error).splitlines() or [""])[0]
-        answer = None, f"{type(error).__name__}: {told[:1000]}"
+        line = (str(error).splitlines() or [""])[0]
+        answer = None, f"{type(error).__name__}: {line[:1000]}"
     os.write(writer, json.dumps(answer).encode())
     os._exit(0)
 
@@ -107,19 +109,17 @@ def _answer(writer: int, action: Callable[[], int]) -> NoReturn:
 def growth(path: str, inputs: Sequence[np.ndarray], threads: int) -> int:
     """Load and run a file in this process; return by how much its peak memory grew."""
     idle = _session(IDENTITY, 1)
-    idle.run(None, {"x": np.zeros((), np.float32)})
+    idle.run({"x": np.zeros((), np.float32)})
     before = _forget_peak()
     session = _session(path, threads)
-    feed = {given.name: array for given, array in zip(session.get_inputs(), inputs, strict=True)}
+    feed = dict(zip(session.names, inputs, strict=True))
     for _ in range(CALLS):
-        session.run(None, feed)
+        session.run(feed)
     return _peak() - before
 
 
-def _session(onnx: str | bytes, threads: int) -> Any:
-    options = session_options(silence=ERRORS_TOO)
-    options.intra_op_num_threads = threads
-    return open_session(onnx, options)
+def _session(onnx: OnnxFile, threads: int) -> OrtSession:
+    return OrtSession(open_session(onnx, session_options(silence=ERRORS_TOO, threads=threads)))
 
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -127,7 +127,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def _forget_peak() -> int:
     """Let the peak be what is resident now, where that can be done, and return it in bytes."""
-    # Where it cannot, the little that the idle graph needed at its peak counts for the file.
+    # Where it cannot, the little memory that the idle graph needed at its peak counts for the file.
     with contextlib.suppress(OSError):
         CLEAR.write_text("5")
     resident = _status("VmRSS")
@@ -151,22 +151,21 @@ def _status(field: str) -> int | None:
         lines = STATUS.read_text().splitlines()
     except OSError:
         return None
-    found = (line.split() for line in lines if line.startswith(f"{field}:"))
-    return next((1024 * int(words[1]) for words in found), None)
+    values = (line.split() for line in lines if line.startswith(f"{field}:"))
+    return next((1024 * int(words[1]) for words in values), None)
 
 
 def main(job_path: str, result_path: str, parent: str) -> None:
     die_with_parent(int(parent))
     job = json.loads(Path(job_path).read_text())
-    with np.load(job["inputs"]) as file:
-        inputs = [file[f"input_{i}"] for i in range(len(file.files))]
+    inputs = load_arrays(job["inputs"])
     import onnxruntime  # noqa: F401 - loaded once, for all children
 
-    found = []
+    peaks = []
     for path in job["paths"]:
         print(f"running {Path(path).name}", file=sys.stderr, flush=True)
-        found.append(in_child(partial(growth, path, inputs, job["threads"])))
-    Path(result_path).write_text(json.dumps(found))
+        peaks.append(in_child(partial(growth, path, inputs, job["threads"])))
+    Path(result_path).write_text(json.dumps(peaks))
 
 
 if __name__ == "__main__":

@@ -6,30 +6,30 @@ numpy and onnxruntime are all it needs, so that it runs where models are deploye
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from compress.timing.setting import parse_setting
+from compress.timing.setting import Setting, parse_setting
 
 KIND, SCHEMA = "compress-models timings", 1
-"""What a file of timings says it is."""
+"""What a file of timings identifies itself by."""
 CONTROL = "(control)"
 """A second copy of the baseline. No chain's text begins with a parenthesis."""
 LEVELS = {f"(level {name})": name for name in ("disabled", "basic", "extended")}
 """The baseline at onnxruntime's other optimization levels."""
 FLOOR = 0.01
-"""How much faster than the default such a level must be, at least, to be the denominator.
+"""By what fraction such a level must be faster than the default to be the denominator.
 
-Levels that are slower than this beyond doubt are not timed any further.
+Levels that certainly are not are not timed any further.
 """
 
 
 @dataclass(frozen=True)
 class Launched:
-    """What one process found: batch (as text) -> candidate -> its series; or why nothing."""
+    """The result of one process: batch (as text) -> candidate -> its series; or its failure."""
 
     threads: int
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -64,27 +64,42 @@ class RawTimings:
             environment=dict(values["environment"]),
         )
 
-    def series(self, setting: str, name: str) -> list[Mapping[str, Any] | None]:
+    def series(self, setting: str, name: str) -> list[Measured]:
         """Return a candidate's series, one per process that timed the setting (None: not it)."""
-        wanted = parse_setting(setting)
-        return [
-            part.settings[str(wanted.batch)].get(name)
-            for part in self.launched
-            if part.threads == wanted.threads and not part.failure
-        ]
+        return series_of(self.launched, parse_setting(setting), name)
 
     def failures(self, setting: str) -> tuple[str, ...]:
         threads = parse_setting(setting).threads
         return tuple(p.failure for p in self.launched if p.threads == threads and p.failure)
 
 
-def process_ratio(
-    baseline: Mapping[str, Any] | None, candidate: Mapping[str, Any] | None
-) -> float | None:
-    """Return one process's speed-up, the median of ratios within rounds; None if either failed."""
-    if baseline is None or candidate is None or baseline["error"] or candidate["error"]:
-        return None
-    return float(np.median(np.array(baseline["medians"]) / np.array(candidate["medians"])))
+Measured = Mapping[str, Any] | None
+"""The series of a candidate in one process (see `interleave.Series`); None if it was not timed."""
+
+
+def series_of(launched: Iterable[Launched], setting: Setting, name: str) -> list[Measured]:
+    """Return a candidate's series, one per process that timed the setting."""
+    return [
+        part.settings[str(setting.batch)].get(name)
+        for part in launched
+        if part.threads == setting.threads and not part.failure
+    ]
+
+
+def pairs(
+    baseline: Sequence[Measured], candidate: Sequence[Measured]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the medians per round of both, for every process that timed both without an error."""
+    return [
+        (np.array(b["medians"]), np.array(c["medians"]))
+        for b, c in zip(baseline, candidate, strict=True)
+        if b is not None and c is not None and not b["error"] and not c["error"]
+    ]
+
+
+def process_ratios(baseline: Sequence[Measured], candidate: Sequence[Measured]) -> list[float]:
+    """Return the speed-ups of such processes, each the median of the ratios within its rounds."""
+    return [float(np.median(b / c)) for b, c in pairs(baseline, candidate)]
 
 
 def timings_file(models: Mapping[str, str], timings: Mapping[str, Any]) -> dict[str, Any]:

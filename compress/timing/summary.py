@@ -1,4 +1,4 @@
-"""What a timing found: figures, intervals and verdicts, derived from raw seconds."""
+"""The results of a timing: figures, intervals and verdicts, derived from raw seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from compress.stats.control import Control, control_margin
 from compress.stats.ratios import Ratio, speedup, surely_fastest
 from compress.stats.spread import is_noisy, spread
 from compress.stats.verdicts import speed_verdicts
-from compress.timing.raw_timings import CONTROL, FLOOR, LEVELS, RawTimings, process_ratio
+from compress.timing.raw_timings import (
+    CONTROL,
+    FLOOR,
+    LEVELS,
+    RawTimings,
+    pairs,
+    process_ratios,
+)
 from compress.timing.setting import parse_setting
 from compress.timing.worker import DIFFERENT
 
@@ -47,7 +54,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class SettingControl(Control):
-    """What is known of a setting as a whole: its A/A control, and what speed-ups divide.
+    """What holds for a setting as a whole: its A/A control, and what speed-ups divide.
 
     `denominator` is the optimization level at which the float baseline is fastest, '' for the
     default; `levels` are its speed-ups at the others.
@@ -101,19 +108,19 @@ class Timings:
 def error_of(raw_timings: RawTimings, setting: str, name: str) -> tuple[str, bool]:
     """Return why a file has no figures at a setting ('' if it has), and whether that is its fault.
 
-    One other answer is one too many; what failed in every process is the file's fault.
+    Wrong outputs in one process are enough; so is an error in every process.
     """
     started = [part for part in raw_timings.series(setting, name) if part is not None]
     errors = [part["error"] for part in started if part["error"]]
-    other = [error for error in errors if error.startswith(DIFFERENT)]
-    if not other and len(errors) < len(started):
+    wrong = [error for error in errors if error.startswith(DIFFERENT)]
+    if not wrong and len(errors) < len(started):
         return "", False
-    reason = next(iter([*other, *errors]), "; ".join(raw_timings.failures(setting)))
+    reason = next(iter([*wrong, *errors]), "; ".join(raw_timings.failures(setting)))
     return reason or "no process has timed it", bool(errors)
 
 
 def summarise(raw_timings: RawTimings, seed: int = 0) -> Timings:
-    """Derive every figure from what the processes found.
+    """Derive every figure from the raw seconds of all processes.
 
     Verdicts: a speed-up's p is against lying within the control's bar, two-sided, by Student's t
     on the bootstrap's standard error; Holm's procedure keeps the chance of any false verdict among
@@ -139,13 +146,14 @@ class _Setting:
         self.batch = parse_setting(setting).batch
         self.series = {name: raw_timings.series(setting, name) for name in raw_timings.names}
         self.baseline = raw_timings.baseline
-        control = Control(self.ratio(self.baseline, CONTROL), self._margin())
+        ratios = process_ratios(self.series[self.baseline], self.series[CONTROL])
+        control = Control(self.ratio(self.baseline, CONTROL), control_margin(ratios))
         levels = {
             name: found
             for level, name in LEVELS.items()
             if level in self.series and (found := self.ratio(self.baseline, level)) is not None
         }
-        # One that was left out of the later processes is too slow, and known from too few.
+        # One that was left out of later processes is too slow, and was timed in too few.
         stayed = {
             name: levels[name]
             for level, name in LEVELS.items()
@@ -164,24 +172,13 @@ class _Setting:
 
     def ratio(self, over: str, name: str) -> Ratio | None:
         """Return the speed-up of one candidate over another; None if there is none."""
-        pairs = [
-            (np.array(b["medians"]), np.array(c["medians"]))
-            for b, c in zip(self.series[over], self.series[name], strict=True)
-            if b is not None and c is not None and not b["error"] and not c["error"]
-        ]
-        if not pairs:
-            return None
-        return speedup([b for b, _ in pairs], [c for _, c in pairs], self.seed)
-
-    def _margin(self) -> float:
-        pairs = zip(self.series[self.baseline], self.series[CONTROL], strict=True)
-        ratios = (process_ratio(*pair) for pair in pairs)
-        return control_margin([ratio for ratio in ratios if ratio is not None])
+        timed = pairs(self.series[over], self.series[name])
+        return speedup(*zip(*timed, strict=True), seed=self.seed) if timed else None
 
     def rows(self, files: Sequence[str]) -> dict[str, Timing]:
         rows = {name: self._row(name) for name in files}
         if self._row(self.baseline).error:
-            return rows  # one that was caught in any process is no denominator
+            return rows  # wrong outputs in one process: nothing can be compared with it
         ratios = {
             name: ratio
             for name in files

@@ -8,9 +8,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,23 +20,28 @@ import numpy as np
 from compress.runtimes import runtime_named
 from compress.runtimes.base import Runtime, Session
 from compress.system.lifetime import die_with_parent
-from compress.timing.interleave import Candidate, Plan, Series, interleave
-from compress.timing.launch import LOADING, RUNNING
+from compress.timing.interleave import (
+    Candidate,
+    Plan,
+    Series,
+    interleave,
+    make_in_random_order,
+    rotating,
+)
+from compress.timing.launch import LOADING, RUNNING, load_arrays
 
+TOLERANCE = 0.02
+"""What the outputs of timed runs may deviate by from the verified ones, see `deviation`."""
 MAX_FEEDS = 64
 STRIDE = 7
-"""Inputs by which one process begins later than the last, so that slow models see all, too."""
+"""How many inputs later each process begins than the last, so that slow models see all of them."""
 DIFFERENT = "the outputs of the timed runs differ from the verified ones"
 
 FLAT = 1e-5
-"""Outputs that differ between samples by less than this share of their size are all the same."""
+"""Outputs that vary between samples by less than this share of their size count as constant."""
 
 Feeds = tuple[list[np.ndarray], list[list[np.ndarray]]]
 """Rows of sample numbers, one per call, and the arrays of every call (one per input)."""
-
-
-class Abandoned(RuntimeError):
-    """The process that asked for this timing is gone."""
 
 
 def feed_indices(items: int, batch: int) -> list[np.ndarray]:
@@ -47,17 +51,15 @@ def feed_indices(items: int, batch: int) -> list[np.ndarray]:
     return [(start + np.arange(batch)) % items for start in starts]
 
 
-def feeds_of(samples: list[np.ndarray], batch: int) -> Feeds:
-    """Return what is fed into every file in turn; the arrays are the same for all files."""
+def feeds_of(samples: Sequence[np.ndarray], batch: int, first: int = 0) -> Feeds:
+    """Return the inputs of every file in turn, beginning with call `first` of as many as there are.
+
+    The arrays are the same for all files.
+    """
     rows = feed_indices(len(samples[0]), batch)
+    first %= len(rows)
+    rows = rows[first:] + rows[:first]
     return rows, [[np.ascontiguousarray(data[row]) for data in samples] for row in rows]
-
-
-def rotated(feeds: Feeds, by: int) -> Feeds:
-    """Return the same calls in the same order, beginning with another one."""
-    rows, arrays = feeds
-    first = by % len(rows)
-    return rows[first:] + rows[:first], arrays[first:] + arrays[:first]
 
 
 def deviation(outputs: np.ndarray, expected: np.ndarray, row: np.ndarray) -> float:
@@ -65,41 +67,38 @@ def deviation(outputs: np.ndarray, expected: np.ndarray, row: np.ndarray) -> flo
 
     Root mean squares: ‖outputs − expected[row]‖ over ‖expected − its mean over all samples‖. So
     a constant is off by about 1, however large it is. Where there is no spread to speak of, it is
-    a share of the outputs themselves. Infinite for what is no answer.
+    a share of the outputs themselves. Infinite for another shape and for outputs not finite.
     """
-    wanted = expected[row].astype(np.float64)
-    if outputs.shape != wanted.shape or not np.isfinite(outputs).all():
+    target = expected[row].astype(np.float64)
+    if outputs.shape != target.shape or not np.isfinite(outputs).all():
         return float("inf")
     size = _root_mean_square(expected)
     spread = _root_mean_square(expected - expected.mean(0, dtype=np.float64))
     scale = spread if spread > FLAT * size else size
-    return _root_mean_square(outputs - wanted) / (scale + 1e-12)
+    return _root_mean_square(outputs - target) / (scale + 1e-12)
 
 
 def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
 
 
-def as_candidate(
-    session: Session, feeds: Feeds, expected: np.ndarray, tolerance: float
-) -> Candidate:
+def as_candidate(session: Session, feeds: Feeds, expected: np.ndarray) -> Candidate:
     """Return a session over rotating real samples as something to time and check.
 
     Raises ValueError if the samples do not suit the session.
     """
     rows, arrays = feeds
-    fed = [dict(zip(session.names, given, strict=True)) for given in arrays]
 
-    def call(index: int) -> Any:
-        return session.run(fed[index % len(fed)])
+    def check(number: int, outputs: Any) -> str:
+        off = deviation(outputs, expected, rows[number])
+        return "" if off <= TOLERANCE else f"{DIFFERENT} (by {off:.1%} of their spread)"
 
-    def check(index: int, outputs: Any) -> str:
-        off = deviation(outputs, expected, rows[index % len(rows)])
-        if off <= tolerance:
-            return ""
-        return f"{DIFFERENT} (by {off:.1%} of their spread)"
+    return rotating(session.run, by_name(session, arrays), check)
 
-    return Candidate(call, check)
+
+def by_name(session: Session, arrays: list[list[np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Return the inputs of every call by name. Raises ValueError if they are not as many."""
+    return [dict(zip(session.names, inputs, strict=True)) for inputs in arrays]
 
 
 def run_job(
@@ -114,16 +113,26 @@ def run_job(
     `job["candidates"]` maps a name to a path and an optimization level. `expected` are the
     verified outputs by path.
     """
-    sessions, errors = _load(job, runtime)
+
+    def load(name: str) -> Session:
+        _announce(f"{LOADING}{name}")
+        path, level = job["candidates"][name]
+        return runtime.open(path, level=level)
+
+    sessions, errors = make_in_random_order(
+        {name: partial(load, name) for name in job["candidates"]},
+        job["seed"],
+        lambda error: f"{runtime.title} cannot load the file: {error}",
+    )
     plan = Plan(job["seconds"], job["min_rounds"], job["block_seconds"])
     settings: dict[str, dict[str, Any]] = {}
     for batch in job["batches"]:
-        feeds = rotated(feeds_of(samples, batch), STRIDE * job["seed"])
+        feeds = feeds_of(samples, batch, STRIDE * job["seed"])
         candidates = {}
         for name, session in sessions.items():
-            outputs = expected[job["candidates"][name][0]]
             try:
-                candidates[name] = as_candidate(session, feeds, outputs, job["tolerance"])
+                outputs = expected[job["candidates"][name][0]]
+                candidates[name] = as_candidate(session, feeds, outputs)
             except ValueError as error:
                 errors[name] = f"the samples do not suit the file: {error}"
         measured = interleave(
@@ -136,28 +145,12 @@ def run_job(
     return {"settings": settings}
 
 
-def _load(job: dict[str, Any], runtime: Runtime) -> tuple[dict[str, Session], dict[str, str]]:
-    """Open all files in a random order: where in memory a file lies depends on who came first."""
-    sessions: dict[str, Session] = {}
-    errors: dict[str, str] = {}
-    order = list(job["candidates"])
-    random.Random(job["seed"]).shuffle(order)
-    for name in order:
-        _announce(f"{LOADING}{name}")
-        try:
-            path, level = job["candidates"][name]
-            sessions[name] = runtime.open(path, level=level)
-        except Exception as error:  # onnxruntime's errors share no base class of their own
-            errors[name] = f"{runtime.title} cannot load the file: {error}"
-    return sessions, errors
-
-
 def _announce_run(batch: int, name: str) -> None:
     _announce(f"{RUNNING}{name}" if name else f"timing batches of {batch}")
 
 
 def _announce(text: str) -> None:
-    """Say where we are, so that a crash can be told where it happened."""
+    """Print what is being done, so that after a crash it is known where it happened."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -165,16 +158,14 @@ def main(job_path: str, result_path: str, parent: str) -> None:
     die_with_parent(int(parent))
     job = json.loads(Path(job_path).read_text())
 
-    def alive() -> None:  # where the system does not tell
+    def alive() -> None:  # for systems on which `die_with_parent` cannot work
         if os.getppid() != int(parent):
-            raise Abandoned("the process that asked for this timing is gone")
+            raise RuntimeError("the process that asked for this timing is gone")
 
     runtime = runtime_named(job["runtime"])
     runtime.share_threads(job["threads"])
-    with np.load(job["samples"]) as file:
-        samples = [file[f"input_{i}"] for i in range(len(file.files))]
-    with np.load(job["expected"]) as file:
-        expected = {path: file[str(i)] for i, path in enumerate(job["paths"])}
+    samples = load_arrays(job["samples"])
+    expected = dict(zip(job["paths"], load_arrays(job["expected"]), strict=True))
     gc.disable()
     result = run_job(job, samples, expected, runtime, alive)
     Path(result_path).write_text(json.dumps(result))

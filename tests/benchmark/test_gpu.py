@@ -49,11 +49,11 @@ from compress.results.log import Stage
 from compress.results.raw import write_values
 from compress.results.record import Key, Record, candidate_name
 from compress.results.timed import GPU, Timed
+from compress.runtimes.onnxruntime_cuda import Provider
 from compress.system.cuda import Cuda
 from compress.techniques import chain
-from compress.timing.cuda import modules as cuda_modules
-from compress.timing.cuda.files import Provider
-from compress.timing.cuda.turns import Effort
+from compress.timing import cuda as timing_cuda
+from compress.timing import interleave
 from compress.timing.interleave import Plan
 from compress.timing.raw_timings import RawTimings
 from compress.timing.summary import Timing
@@ -79,9 +79,10 @@ def contents(models: dict[Key, Model]) -> dict[Key, bytes]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_modules, "PILOT", Plan(0, 2, 0.0, warm_calls=1))
-    effort = Effort(seconds=0, repetitions=3, min_rounds=4, block_seconds=0.0)
-    monkeypatch.setattr(gpu, "Effort", lambda seconds: effort)
+    monkeypatch.setattr(timing_cuda, "PILOT", Plan(0, 2, 0.0, warm_calls=1))
+    monkeypatch.setattr(gpu, "PLAN", Plan(0, min_rounds=4, block_seconds=0.0))
+    monkeypatch.setattr(gpu, "REPETITIONS", 3)
+    monkeypatch.setattr(interleave, "RETURN_CALLS", 1)
 
 
 @pytest.fixture
@@ -199,7 +200,7 @@ def test_without_a_gpu_there_are_reasons_and_no_work(
     monkeypatch: pytest.MonkeyPatch, records: dict[Key, Record], outputs: Outputs
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpu, "absent", lambda provider: f"onnxruntime has no {provider.words}")
+    monkeypatch.setattr(Provider, "absent", lambda self: f"onnxruntime has no {self.title}")
     monkeypatch.setattr(gpu, "stacked_inputs", None)
     found, columns, about = timed(records, outputs, {}, Cuda())
     assert (columns, about) == ({}, {})
@@ -331,7 +332,7 @@ def test_the_file_has_a_speedup_of_its_own(
         figures = rows[key].figures
         low, high = figures["cuda_file_speedup_low"], figures["cuda_file_speedup_high"]
         assert low <= figures["cuda_file_speedup"] <= high
-        assert rows[key].missing["cuda_speedup"] == "the baseline's module is not at hand"
+        assert rows[key].missing["cuda_speedup"] == "the baseline's module is missing"
 
 
 def test_a_file_that_was_not_timed_has_that_as_the_reason_for_its_speedup(
@@ -355,7 +356,7 @@ def test_tf32_is_told_for_every_column_in_float32(
     outputs: Outputs,
 ) -> None:
     monkeypatch.setitem(PROVIDERS, "cuda_trt_ms_p50", HERE)
-    monkeypatch.setattr(gpu, "tf32", lambda provider: provider is HERE)
+    monkeypatch.setattr(Provider, "tf32", lambda self: self is HERE)
     found, _columns, about = timed(records, outputs, costly(models))
     assert about["gpu"]["tf32"] == {
         "cuda_torch_ms_p50": False,
@@ -385,10 +386,10 @@ def test_an_error_of_the_stage_as_a_whole_is_a_reason(
         monkeypatch.setattr(gpu, "logits_of", fails)
     else:
         monkeypatch.setattr(device, where, fails)
-    monkeypatch.setattr(gpu, "absent", lambda provider: "")
+    monkeypatch.setattr(Provider, "absent", lambda self: "")
     found, columns, _about = timed(records, outputs, costly(models), device)
     assert columns == {}
-    told = "what the GPU can do cannot be told" if where == "lacks" else "the timing on the GPU was"
+    told = "what the GPU can do is unknown" if where == "lacks" else "the timing on the GPU was"
     for key in (BASE, PRUNED, LOWERED):
         assert found[key].record.status == "ok"
         assert found[key].figures["params"] == 9

@@ -18,6 +18,7 @@ from compress.errors import UserError
 from compress.results.latency import read_timings
 from compress.results.log import Stage
 from compress.results.record import Key, Record
+from compress.timing.collect import TimingRequest
 from compress.timing.launch import WorkerFailed
 from compress.timing.raw_timings import CONTROL, LEVELS, Launched, RawTimings
 from compress.timing.setting import DEFAULT
@@ -49,8 +50,8 @@ def time(
 ) -> tuple[list[Record], Stage]:
     """Time files in 2 ms each; `error` is what all but the baseline have."""
 
-    def fake(candidates: dict[str, Path], *, baseline: str, **options: Any) -> RawTimings:
-        names = (*candidates, CONTROL)
+    def fake(request: TimingRequest, **options: Any) -> RawTimings:
+        baseline, names = request.baseline, (*request.files, CONTROL)
 
         def series(name: str) -> dict[str, Any]:
             wrong = error if name not in (baseline, CONTROL) else ""

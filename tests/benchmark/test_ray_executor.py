@@ -26,7 +26,7 @@ from compress.benchmark.plan.suite import Suite
 from compress.results.log import Stage
 from compress.system.environment import cpu_threads
 from compress.system.progress import Display, hand_on, listening
-from compress.timing.collect import Effort
+from compress.timing.collect import TimingRequest
 from compress.timing.raw_timings import RawTimings
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
@@ -235,16 +235,8 @@ def test_the_node_times_with_the_threads_that_were_named_or_with_all_of_its_own(
     plan = make_plan(suite, data=small_digits())
     spec = spec_of(plan, "", tmp_path, tmp_path, limits=Limits())
     executor = ray_executor.RayExecutor(replace(plan, given=False), spec, tmp_path, tmp_path)
-    executor.collect_timings(
-        {},
-        [],
-        {},
-        baseline="b",
-        settings=("cpu",),
-        effort=Effort(),
-        threads=plan.threads,  # the plan has a number of threads in any case
-        tell=lambda words: None,
-        checkpoint=tmp_path / "none",
-    )
+    # The plan has a number of threads in any case.
+    request = TimingRequest({}, [], {}, "b", threads=plan.threads)
+    executor.collect_timings(request, tell=lambda words: None, checkpoint=tmp_path / "none")
     [(_, asked)] = node.asked
-    assert asked.get("threads") == named
+    assert asked.threads == named

@@ -78,7 +78,7 @@ def test_a_second_runtime_brings_columns_verdicts_and_its_table(
     importlib.invalidate_caches()
     results = compress.run(
         data=small_digits(),
-        model="mlp",
+        model="mlp(width=32)",
         chain="train(epochs=1) -> prune_channels(channels=0.5)",
         out=tmp_path / "out",
         threads=1,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.timing.collect import Effort, collect
+from compress.timing.collect import Effort, TimingRequest, collect
 from compress.timing.raw_timings import RawTimings
 from compress.timing.summary import Timings, summarise
 
@@ -68,20 +68,20 @@ def raw_timings(
     machine: Machine, launch: Callable[..., None] | None = None, **options: Any
 ) -> RawTimings:
     names = list(machine.seconds)
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "effort": Effort(seconds=20),
         "threads": 2,
         "settings": ("cpu", "cpu1"),
+        **options,
     }
-    return collect(
+    request = TimingRequest(
         {name: Path(name) for name in names},
         SAMPLES,
         dict.fromkeys(names, SAMPLES[0]),
         baseline="base",
-        launch=launch or machine.launch,
-        clock=machine.clock,
-        **{**given, **options},
+        **values,
     )
+    return collect(request, launch=launch or machine.launch, clock=machine.clock)
 
 
 def timed(machine: Machine, **options: Any) -> Timings:

@@ -12,9 +12,9 @@ from made_up import SAMPLES, SECONDS, Machine, raw_timings
 
 from compress.errors import UserError
 from compress.system import processes
-from compress.timing.collect import Effort, _is_slow, collect
+from compress.timing.collect import Effort, TimingRequest, _is_slow, collect
 from compress.timing.launch import WorkerFailed, launch
-from compress.timing.raw_timings import CONTROL, LEVELS, RawTimings, process_ratio
+from compress.timing.raw_timings import CONTROL, LEVELS, RawTimings, process_ratios
 from compress.timing.summary import summarise
 
 
@@ -177,9 +177,8 @@ def test_raw_seconds_survive_json():
 def test_a_processes_ratio_is_the_median_of_its_rounds():
     one = {"error": "", "medians": [1.0, 2.0, 9.0]}
     two = {"error": "", "medians": [2.0, 2.0, 3.0]}
-    assert process_ratio(one, two) == 1
-    assert process_ratio(one, None) is None
-    assert process_ratio({**one, "error": "x"}, two) is None
+    assert process_ratios([one, one, {**one, "error": "x"}], [two, None, two]) == [1]
+    assert process_ratios([None, one], [two, {**two, "error": "x"}]) == []
 
 
 def test_wrong_calls_are_refused_before_any_process_starts():
@@ -193,26 +192,14 @@ def test_wrong_calls_are_refused_before_any_process_starts():
         raw_timings(machine, launch=never, effort=Effort(processes=1))
     with pytest.raises(UserError, match="no latency setting"):
         raw_timings(machine, launch=never, settings=("gpu",))
+    request = TimingRequest({"base": Path("b")}, SAMPLES, {}, baseline="base")
     with pytest.raises(UserError, match="verified logits of 'base'"):
-        collect(
-            {"base": Path("b")},
-            SAMPLES,
-            {},
-            baseline="base",
-            settings=("cpu",),
-            effort=Effort(),
-            launch=never,
-        )
+        collect(request, launch=never)
+    request = replace(
+        request, samples=[SAMPLES[0], SAMPLES[0][:3]], expected={"base": np.zeros((40, 1))}
+    )
     with pytest.raises(UserError, match="the same number for every input"):
-        collect(
-            {"base": Path("b")},
-            [SAMPLES[0], SAMPLES[0][:3]],
-            {"base": np.zeros((40, 1))},
-            baseline="base",
-            settings=("cpu",),
-            effort=Effort(),
-            launch=never,
-        )
+        collect(request, launch=never)
 
 
 def test_a_process_that_hangs_is_ended(monkeypatch, tmp_path):

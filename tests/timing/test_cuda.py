@@ -14,24 +14,19 @@ import torch
 from fake_cuda import IMAGES, Caching, logits, net
 from torch import Tensor, nn
 
+from compress.runtimes.torch_cuda import CHANNELS_LAST, Form, peak_bytes
 from compress.system.cuda import Cuda
-from compress.timing.cuda.modules import (
-    CHANNELS_LAST,
-    Feeds,
-    Form,
-    module_candidate,
-    peak_bytes,
-)
-from compress.timing.cuda.turns import Effort, take_turns
+from compress.timing.cuda import Feeds, module_candidate, take_turns
 from compress.timing.interleave import Plan, interleave
+from compress.timing.summary import summarise
 
-EFFORT = Effort(seconds=0.0, repetitions=5, min_rounds=6, block_seconds=0.002)
+PLAN = Plan(seconds=0.0, min_rounds=6, block_seconds=0.002)
 
 
 def test_torch_is_not_imported():
     code = (
-        "import compress.timing.cuda.modules, compress.timing.cuda.files, "
-        "compress.timing.cuda.turns, sys; assert 'torch' not in sys.modules"
+        "import compress.timing.cuda, compress.runtimes.onnxruntime_cuda, "
+        "compress.runtimes.torch_cuda, sys; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -283,7 +278,7 @@ def test_what_cannot_be_captured_is_an_error_and_the_device_lives_on():
 def test_peak_memory_holds_the_weights_at_least():
     module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4096), nn.Linear(4096, 10))
     size = sum(parameter.nbytes for parameter in module.parameters())
-    peak = peak_bytes(module, Feeds((IMAGES,), Cuda()), Cuda())
+    peak = peak_bytes(module, (IMAGES,), Cuda())
     assert size < peak < 1.2 * size + 2**20
 
 
@@ -295,8 +290,8 @@ def test_rows_take_turns_on_a_gpu():
     def make():
         return module_candidate(module, Form(), feeds, logits(module), device)
 
-    found = take_turns(
-        {"base": make, "same": make}, baseline="base", batch=1, device=device, effort=EFFORT
-    )
+    makers = {"base": make, "same": make}
+    raw = take_turns(makers, baseline="base", batch=1, device=device, plan=PLAN, repetitions=5)
+    found = summarise(raw)
     assert found["same", "cpu"].p50_ms > 0
     assert found["same", "cpu"].low < found["same", "cpu"].high

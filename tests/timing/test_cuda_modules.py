@@ -11,20 +11,11 @@ import torch
 from fake_cuda import IMAGES, Caching, Clock, Costly, Fake, Otherwise, logits, net
 from torch import Tensor, nn
 
-from compress.timing.cuda import modules
-from compress.timing.cuda.modules import (
-    CHANNELS_LAST,
-    CONTIGUOUS,
-    TOLERANCE,
-    Feeds,
-    Form,
-    deviation,
-    differs,
-    faster_layout,
-    module_candidate,
-    peak_bytes,
-)
+from compress.runtimes import torch_cuda
+from compress.runtimes.torch_cuda import CHANNELS_LAST, CONTIGUOUS, Form, peak_bytes
+from compress.timing.cuda import TOLERANCE, Feeds, differs, faster_layout, module_candidate
 from compress.timing.interleave import Plan, interleave
+from compress.timing.worker import deviation
 
 
 def run_once(module: nn.Module, form: Form, expected: np.ndarray, rounds: int = 8) -> str:
@@ -113,14 +104,14 @@ def test_a_graph_is_fed_with_every_sample_by_a_copy():
 
 def test_what_a_graph_reads_lives_as_long_as_it_is_replayed(monkeypatch):
     placed = []
-    plain = modules._placed
+    plain = torch_cuda._placed
 
     def noted(*given):
         ours = plain(*given)
         placed.append(weakref.ref(ours))
         return ours
 
-    monkeypatch.setattr(modules, "_placed", noted)
+    monkeypatch.setattr(torch_cuda, "_placed", noted)
     device = Fake()
     feeds = Feeds((IMAGES,), device)
     made = module_candidate(net(), Form(graph=True), feeds, logits(net()), device)
@@ -220,7 +211,7 @@ def test_without_images_there_is_nothing_to_choose():
 
 
 def test_peak_memory_is_without_what_lay_there_before():
-    assert peak_bytes(net(), Feeds((IMAGES,), Fake()), Fake()) == 4000
+    assert peak_bytes(net(), (IMAGES,), Fake()) == 4000
 
 
 def test_deviation_is_a_share_of_the_spread():

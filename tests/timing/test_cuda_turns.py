@@ -9,16 +9,13 @@ import pytest
 import torch
 from fake_cuda import IMAGES, Costly, Fake, logits, net
 
+from compress.runtimes.torch_cuda import Form
 from compress.system.cuda import first_line, out_of_memory
-from compress.timing.cuda.modules import (
-    Feeds,
-    Form,
-    module_candidate,
-)
-from compress.timing.cuda.turns import Effort, take_turns
+from compress.timing.cuda import Feeds, module_candidate, take_turns
+from compress.timing.interleave import Plan
 from compress.timing.summary import summarise
 
-EFFORT = Effort(seconds=0.0, repetitions=5, min_rounds=6, block_seconds=0.002)
+PLAN = Plan(seconds=0.0, min_rounds=6, block_seconds=0.002)
 
 
 class Rows:
@@ -50,14 +47,14 @@ class Rows:
         return seconds * float(np.exp(self.noise.normal(0, 0.01))), outputs
 
 
-def raw_timings(rows: Rows, effort: Effort = EFFORT, batch: int = 1):
+def raw_timings(rows: Rows, batch: int = 1):
     return take_turns(
-        rows.makers, baseline="base", batch=batch, device=rows.device, effort=effort, seed=3
+        rows.makers, baseline="base", batch=batch, device=rows.device, plan=PLAN, repetitions=5
     )
 
 
-def turns(rows: Rows, effort: Effort = EFFORT):
-    return summarise(raw_timings(rows, effort))
+def turns(rows: Rows):
+    return summarise(raw_timings(rows))
 
 
 def test_rows_have_speedups_intervals_and_verdicts_over_repetitions():

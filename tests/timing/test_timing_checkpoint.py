@@ -1,4 +1,4 @@
-"""A gathering that was stopped and started again ends as one that was not."""
+"""A collection that was stopped and started again ends as one that was not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from made_up import SAMPLES, Machine
 
 from compress.timing import checkpoint as kept_module
 from compress.timing.checkpoint import Checkpoint, question
-from compress.timing.collect import Effort, collect
+from compress.timing.collect import Effort, TimingRequest, collect
 from compress.timing.launch import WorkerFailed
 from compress.timing.raw_timings import RawTimings
 
@@ -39,16 +39,18 @@ def timed(
     launch: Callable[..., None] | None = None,
     **changes: Any,
 ) -> RawTimings:
-    given: dict[str, Any] = {"effort": EFFORT, "threads": 2, "settings": ("cpu", "cpu1"), **changes}
+    values: dict[str, Any] = {
+        "baseline": "base",
+        "effort": EFFORT,
+        "threads": 2,
+        "settings": ("cpu", "cpu1"),
+        **changes,
+    }
     return collect(
-        files,
-        SAMPLES,
-        dict.fromkeys(files, SAMPLES[0]),
-        baseline="base",
+        TimingRequest(files, SAMPLES, dict.fromkeys(files, SAMPLES[0]), **values),
         checkpoint=checkpoint,
         launch=launch or machine.launch,
         clock=machine.clock,
-        **given,
     )
 
 
@@ -107,6 +109,7 @@ def test_seconds_of_another_question_are_dropped(files: dict[str, Path], tmp_pat
     assert processes(settings=("cpu", "cpu1", "cpu_batch32")) == 10
     assert processes(threads=3) == 10
     assert processes(seed=1) == 10
+    assert processes(baseline="fast") == 10
     assert processes(effort=replace(EFFORT, block_seconds=0.005)) == 10
     files["fast"].write_text("another file")
     assert processes(effort=replace(EFFORT, block_seconds=0.005)) == 10
@@ -164,5 +167,4 @@ def test_what_other_code_found_is_not_taken_for_what_this_would_find(
 def test_without_a_path_nothing_is_kept() -> None:
     book = Checkpoint(None, "")
     book.add({"threads": 1})
-    book.drop()
     assert book.read() == []

@@ -12,7 +12,6 @@ from compress.timing.worker import (
     as_candidate,
     feed_indices,
     feeds_of,
-    rotated,
     run_job,
 )
 
@@ -65,11 +64,10 @@ def job(**candidates: str) -> dict:
         "min_rounds": 3,
         "block_seconds": 0.0,
         "seed": 0,
-        "tolerance": 0.02,
     }
 
 
-@pytest.mark.parametrize("module", ["worker", "collect", "measure", "summary", "cuda"])
+@pytest.mark.parametrize("module", ["worker", "collect", "summary", "cuda"])
 def test_torch_stays_out_of_the_process(module):
     code = f"import compress.timing.{module}, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -84,8 +82,7 @@ def test_batches_are_of_the_right_length_and_rotate_through_all_samples():
 
 
 def test_later_processes_begin_with_other_inputs():
-    rows, arrays = feeds_of(SAMPLES, 1)
-    turned, same = rotated((rows, arrays), 7)
+    turned, same = feeds_of(SAMPLES, 1, 47)
     assert [row[0] for row in turned] == [*range(7, 40), *range(7)]
     assert all((a[0] == SAMPLES[0][row]).all() for row, a in zip(turned, same, strict=True))
 
@@ -109,7 +106,7 @@ def test_what_gives_one_answer_for_all_samples_is_caught_however_large_the_answe
         def run(self, _feed):
             return constant[:1]
 
-    found = as_candidate(Constant(), feeds, constant, 0.02)
+    found = as_candidate(Constant(), feeds, constant)
     assert found.check(0, found.call(0)) == ""
     assert found.check(1, found.call(1)).startswith(DIFFERENT)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from compress.benchmark.execute.run_spec import RunSpec
 from compress.benchmark.plan.plan import Plan
 from compress.results.record import Key
-from compress.timing.collect import Effort, collect
+from compress.timing.collect import TimingRequest, collect
 from compress.timing.raw_timings import RawTimings
 
 
@@ -78,18 +76,7 @@ class Executor(Protocol):
         """Wait until at least one job has ended."""
 
     def collect_timings(
-        self,
-        files: Mapping[str, Path],
-        samples: Sequence[np.ndarray],
-        expected: Mapping[str, np.ndarray],
-        *,
-        baseline: str,
-        settings: Sequence[str],
-        effort: Effort,
-        threads: int,
-        tell: Callable[[str], None],
-        checkpoint: Path,
-        runtime: str = "",
+        self, request: TimingRequest, *, tell: Callable[[str], None], checkpoint: Path
     ) -> RawTimings:
         """Time files in turns, as `compress.timing.collect` does, with nothing beside it."""
 

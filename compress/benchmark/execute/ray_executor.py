@@ -14,12 +14,10 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from compress.benchmark.execute.executor import (
     ChainJob,
@@ -34,7 +32,7 @@ from compress.benchmark.plan.plan import Plan
 from compress.errors import UserError, unknown
 from compress.system.files import digest
 from compress.system.progress import Event, hand_on, listening, stage
-from compress.timing.collect import Effort, collect
+from compress.timing.collect import TimingRequest, collect
 from compress.timing.launch import WorkerFailed
 from compress.timing.raw_timings import RawTimings
 
@@ -175,31 +173,21 @@ class RayExecutor:
                 hand_on(event, name)
 
     def collect_timings(
-        self,
-        files: Mapping[str, Path],
-        samples: Sequence[np.ndarray],
-        expected: Mapping[str, np.ndarray],
-        *,
-        threads: int,
-        effort: Effort,
-        tell: Callable[[str], None],
-        checkpoint: Path,
-        **options: Any,
+        self, request: TimingRequest, *, tell: Callable[[str], None], checkpoint: Path
     ) -> RawTimings:
         """Time files as `compress.timing.collect` does, on a node where nothing else runs.
 
-        Nothing here shows how far it is, and there is no place on that machine to keep what was
-        found so far.
+        Nothing here shows the progress, and that machine has no place for a checkpoint.
         """
-        if self.spec.suite.threads is not None:  # else all that the node has
-            options["threads"] = threads
-        contents = {name: Path(path).read_bytes() for name, path in files.items()}
-        options |= {"samples": list(samples), "expected": dict(expected), "effort": asdict(effort)}
+        if self.spec.suite.threads is None:  # not those of this machine: all that the node has
+            request = replace(request, threads=None)
+        contents = {name: Path(path).read_bytes() for name, path in request.files.items()}
         last: Exception | None = None
         for _ in range(RETRIES):
             task = self.ray.remote(_time).options(max_retries=0, **self._whole_node())
             try:
-                return RawTimings.from_json(self.ray.get(task.remote(contents, options)))
+                answer = self.ray.get(task.remote(contents, replace(request, files={})))
+                return RawTimings.from_json(answer)
             except self.ray.exceptions.RayError as error:  # the node is gone: take another
                 last = error
         raise WorkerFailed(f"no node of the cluster lived through the timing: {last}")
@@ -311,12 +299,11 @@ def _done(spec: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     return {"outcome": asdict(outcome), "log": text}
 
 
-def _time(contents: dict[str, bytes], options: dict[str, Any]) -> dict[str, Any]:
-    """Time files on this node (JSON out)."""
+def _time(contents: dict[str, bytes], request: TimingRequest) -> dict[str, Any]:
+    """Time files of these contents on this node (JSON out)."""
     with tempfile.TemporaryDirectory(prefix="compress-timing-") as folder:
         files = {}
         for number, (name, content) in enumerate(contents.items()):
             files[name] = Path(folder) / f"{number}.onnx"
             files[name].write_bytes(content)
-        effort = Effort(**options.pop("effort"))
-        return collect(files, effort=effort, **options).to_json()
+        return collect(replace(request, files=files)).to_json()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -20,30 +20,22 @@ from compress.results.log import Stage
 from compress.results.raw import write_values
 from compress.results.record import BASELINE, Key, Record
 from compress.results.timed import GPU, PEAK
+from compress.runtimes.onnxruntime_cuda import CUDA, TENSORRT, Provider
+from compress.runtimes.torch_cuda import CHANNELS_LAST, Form, peak_bytes
 from compress.system.cuda import Cuda, first_line
 from compress.system.files import write_json
 from compress.system.progress import stage
 from compress.tasks.base import stacked_inputs
-from compress.timing.cuda.files import (
-    CUDA,
-    TENSORRT,
-    Provider,
-    absent,
-    file_candidate,
-    left_over,
-    open_file,
-    tf32,
-)
-from compress.timing.cuda.modules import (
-    CHANNELS_LAST,
+from compress.timing.cuda import (
     Feeds,
-    Form,
+    Maker,
     faster_layout,
+    file_candidate,
     module_candidate,
-    peak_bytes,
+    take_turns,
 )
-from compress.timing.cuda.turns import Effort, Maker, take_turns
 from compress.timing.interleave import Candidate
+from compress.timing.interleave import Plan as TimingPlan
 
 SAMPLES = 64
 FORMS = {
@@ -61,8 +53,8 @@ SECONDS = "raw/cuda.json"
 FILE_TOLERANCE, LOWERED_TOLERANCE = 0.02, 0.1
 """Deviations from the file's own outputs on the CPU. Rounding falls elsewhere on another device,
 and in a quantized file a step is large."""
-
-
+PLAN, REPETITIONS = TimingPlan(0.0, min_rounds=10, block_seconds=0.005), 5
+"""How a column is timed; its seconds are shared out among the repetitions."""
 RECORDS, FOUND = "records.json", "found.json"
 
 
@@ -72,21 +64,20 @@ def gpu_stage(
     stored: Callable[[Node], Entry | None],
     folder: Path,
 ) -> None:
-    """Run the stage on the records in `folder`, and leave there what it found.
+    """Run the stage on the records in `folder`, and write its result there.
 
     For a process of its own: what breaks the device, or the driver, ends with it.
     """
-    asked = json.loads((folder / RECORDS).read_text())
-    records = {(r.chain, r.seed): r for r in map(Record.from_json, asked["records"])}
+    request = json.loads((folder / RECORDS).read_text())
+    records = {r.key: r for r in map(Record.from_json, request["records"])}
     modules = {
         key: module
         for key, record in records.items()
         if record.status == "ok"
         and (module := module_of(graph.chain_run(key), graph, plan, stored)) is not None
     }
-    outputs = Outputs(Path(asked["out"]), plan.suite.seeds, lock=False)
-    found = time_on_gpu(records, plan, outputs, modules)
-    write_json(folder / FOUND, asdict(found))
+    outputs = Outputs(Path(request["out"]), plan.suite.seeds, lock=False)
+    write_json(folder / FOUND, asdict(time_on_gpu(records, plan, outputs, modules)))
 
 
 def module_of(
@@ -94,7 +85,7 @@ def module_of(
 ) -> nn.Module | None:
     """Return a row's float module from the store; None where it has none that torch could run.
 
-    Of a lowered model there is nothing to run; what no file can hold is gone with its process.
+    A lowered model has none; what could not be saved is gone with its process.
     """
     if chain_run.model == graph.start:
         return plan.start.module
@@ -129,7 +120,7 @@ def time_on_gpu(
 
 
 class _Columns:
-    """What is timed, and what was found so far."""
+    """What is timed, and the facts so far."""
 
     def __init__(
         self,
@@ -147,7 +138,7 @@ class _Columns:
         try:
             self.facts.reasons = self._everywhere()
         except Exception as error:  # of a driver that does not suit, say
-            reason = f"what the GPU can do cannot be told: {first_line(error)}"
+            reason = f"what the GPU can do is unknown: {first_line(error)}"
             self.facts.reasons = dict.fromkeys(WORDS, reason)
 
     def row(self, key: Key) -> RowFacts:
@@ -157,15 +148,15 @@ class _Columns:
         """Return why a column cannot be filled for any row."""
         if self.baseline is None:
             return dict.fromkeys(WORDS, "there is no sound baseline file")
-        gone = {column: absent(provider) for column, provider in PROVIDERS.items()}
-        torch_gone = self.device.absent()
-        if not torch_gone and self.baseline not in self.modules:
-            torch_gone = "the baseline's module is not at hand"
-        gone |= dict.fromkeys((*FORMS, PEAK), torch_gone)
-        if not torch_gone:
-            gone |= {column: self.device.lacks(form.dtype) for column, form in FORMS.items()}
-        gone |= {speedup: gone[column] for column, speedup in SPEEDUPS.items()}
-        return {column: reason for column, reason in gone.items() if reason}
+        reasons = {column: provider.absent() for column, provider in PROVIDERS.items()}
+        no_torch = self.device.absent()
+        if not no_torch and self.baseline not in self.modules:
+            no_torch = "the baseline's module is missing"
+        reasons |= dict.fromkeys((*FORMS, PEAK), no_torch)
+        if not no_torch:
+            reasons |= {column: self.device.lacks(form.dtype) for column, form in FORMS.items()}
+        reasons |= {speedup: reasons[column] for column, speedup in SPEEDUPS.items()}
+        return {column: reason for column, reason in reasons.items() if reason}
 
     def time(self, outputs: Outputs) -> None:
         """Fill all columns; an error is a reason where figures miss."""
@@ -179,26 +170,26 @@ class _Columns:
     def _give_up(self, error: Exception) -> None:
         reason = f"the timing on the GPU was given up: {first_line(error)}"
         rows = self.facts.rows.values()
-        told = {PEAK} if any(row.peak is not None for row in rows) else set()
-        told |= self.facts.raw_timings.keys() | {column for row in rows for column in row.reasons}
-        told |= {SPEEDUPS[column] for column in told & SPEEDUPS.keys()}
-        for column in WORDS.keys() - told:
+        done = {PEAK} if any(row.peak is not None for row in rows) else set()
+        done |= self.facts.raw_timings.keys() | {column for row in rows for column in row.reasons}
+        done |= {SPEEDUPS[column] for column in done & SPEEDUPS.keys()}
+        for column in WORDS.keys() - done:
             self.facts.reasons.setdefault(column, reason)
 
     def _run(self) -> None:
         """Fill one column after the other; what breaks the device ends the stage."""
-        works: dict[str, Callable[[str], None]] = {PEAK: self._peaks}
-        works |= dict.fromkeys(FORMS, self._time_modules)
-        works |= dict.fromkeys(PROVIDERS, self._time_files)
+        fill: dict[str, Callable[[str], None]] = {PEAK: self._peaks}
+        fill |= dict.fromkeys(FORMS, self._time_modules)
+        fill |= dict.fromkeys(PROVIDERS, self._time_files)
         broken = ""
-        for column, work in works.items():
+        for column in fill:
             if column in self.facts.reasons:
                 continue
             try:
                 if broken:
                     raise RuntimeError(f"the GPU broke before this was timed: {broken}")
                 with stage(f"timing on the GPU: {WORDS[column]}"):
-                    work(column)
+                    fill[column](column)
             except Exception as error:  # the other columns are still to be filled
                 for row in self.facts.rows.values():
                     row.reasons.setdefault(column, first_line(error))
@@ -215,53 +206,44 @@ class _Columns:
         self.expected = {
             key: logits_of(path, inputs, plan.threads) for key, path in self.paths.items()
         }
-        self.layouts: dict[tuple[Key, Form], str] = {}
 
     def _peaks(self, column: str) -> None:
         for key, module in self.modules.items():
             try:
-                self.row(key).peak = int(peak_bytes(module, self.feeds, self.device))
+                self.row(key).peak = peak_bytes(module, self.feeds.samples, self.device)
             except Exception as error:  # out of memory, or a kernel that is missing
                 self.row(key).reasons[column] = first_line(error)
             self.device.free()
 
     def _time_modules(self, column: str) -> None:
         form = FORMS[column]
-        makers = {self.sound[key].name: self._module(key, form) for key in self.modules}
+        makers: dict[str, Maker] = {}
+        remarked = []
+        for key, module in self.modules.items():
+            name, common = self.sound[key].name, (self.feeds, self.expected[key], self.device)
+            # Now, while nothing else lies on the device.
+            try:
+                own = replace(form, layout=faster_layout(module, form, *common))
+                makers[name] = partial(module_candidate, module, own, *common)
+                remarked += [key] if own.layout == CHANNELS_LAST else []
+            except Exception as error:  # it stands with the row, as what goes wrong later does
+                makers[name] = _failing(error)
+            finally:
+                self.device.free()
         self._take_turns(column, makers, form.batch)
-        for key in self.modules:
-            if self.layouts.get((key, form)) == CHANNELS_LAST:
-                self.row(key).remarks[column] = [f"{WORDS[column]} in channels_last"]
+        for key in remarked:
+            self.row(key).remarks[column] = [f"{WORDS[column]} in channels_last"]
         if form.dtype == "float32":
             self.facts.tf32[column] = False
-
-    def _module(self, key: Key, form: Form) -> Maker:
-        # Now, while nothing else lies on the device.
-        try:
-            own = replace(form, layout=self._layout(key, form))
-        except Exception as error:  # it stands with the row, as what goes wrong later does
-            return _failing(error)
-        finally:
-            self.device.free()
-        module, expected = self.modules[key], self.expected[key]
-        return lambda: module_candidate(module, own, self.feeds, expected, self.device)
-
-    def _layout(self, key: Key, form: Form) -> str:
-        """Return the memory format for a row in a form."""
-        if (key, form) not in self.layouts:
-            self.layouts[key, form] = faster_layout(
-                self.modules[key], form, self.feeds, self.expected[key], self.device
-            )
-        return self.layouts[key, form]
 
     def _time_files(self, column: str) -> None:
         provider = PROVIDERS[column]
         makers = {r.name: self._file(key, column, provider) for key, r in self.sound.items()}
         # TensorRT compiles every file for minutes, each time that it is opened.
         self._take_turns(column, makers, 1, repetitions=1 if provider is TENSORRT else None)
-        self.facts.tf32[column] = tf32(provider)
-        if tf32(provider):
-            rounded = f"{provider.words} with TF32 (NVIDIA_TF32_OVERRIDE=0 forbids it)"
+        self.facts.tf32[column] = provider.tf32()
+        if provider.tf32():
+            rounded = f"{provider.title} with TF32 (NVIDIA_TF32_OVERRIDE=0 forbids it)"
             for row in self.facts.rows.values():
                 row.remarks.setdefault(column, []).append(rounded)
 
@@ -269,26 +251,33 @@ class _Columns:
         samples = [sample.numpy() for sample in self.feeds.samples]
         allowed = LOWERED_TOLERANCE if key[0] in self.lowered else FILE_TOLERANCE
 
-        def make() -> Any:
-            session = open_file(self.paths[key], provider)
-            if rest := left_over(session, provider):
-                said = self.row(key).remarks.setdefault(column, [])
-                said += [] if (remark := f"{provider.words}: {rest}") in said else [remark]
-            return file_candidate(session, provider, samples, self.expected[key], 1, allowed)
+        def make() -> Candidate:
+            session = provider.open(self.paths[key])
+            if rest := session.left_over():
+                remark, remarks = f"{provider.title}: {rest}", self.row(key).remarks
+                if remark not in remarks.setdefault(column, []):
+                    remarks[column].append(remark)
+            return file_candidate(session, samples, self.expected[key], 1, allowed)
 
         return make
 
     def _take_turns(
-        self, column: str, makers: Mapping[str, Maker], batch: int, repetitions: int | None = None
+        self,
+        column: str,
+        makers: Mapping[str, Maker],
+        batch: int,
+        repetitions: int | None = None,
     ) -> None:
         assert self.baseline is not None, "without a baseline nothing is timed"
-        effort = Effort(seconds=self.plan.suite.timing_seconds / len(FORMS | PROVIDERS))
+        repetitions = repetitions or REPETITIONS
+        seconds = self.plan.suite.timing_seconds / len(FORMS | PROVIDERS)
         self.facts.raw_timings[column] = take_turns(
             makers,
             baseline=self.sound[self.baseline].name,
             batch=batch,
             device=self.device,
-            effort=replace(effort, repetitions=repetitions) if repetitions else effort,
+            plan=replace(PLAN, seconds=seconds / repetitions),
+            repetitions=repetitions,
         )
 
 

@@ -16,7 +16,7 @@ from compress.runtimes import runtimes
 from compress.system.progress import Stage as Shown
 from compress.system.progress import stage
 from compress.tasks.base import stacked_inputs
-from compress.timing.collect import Effort, collect
+from compress.timing.collect import Effort, TimingRequest, collect
 from compress.timing.launch import WorkerFailed
 from compress.timing.raw_timings import RawTimings, timings_file
 from compress.timing.summary import error_of
@@ -52,21 +52,24 @@ def time_records(
     # Kept, so that the same files can be timed on another machine, with the same inputs.
     arrays = {f"input_{i}": array for i, array in enumerate(samples)}
     outputs.sidecar(TIMING_INPUTS, arrays | {f"expected/{name}": e for name, e in expected.items()})
-    asked = {
-        "baseline": sound[baseline].name,
-        "threads": plan.threads,
-        "settings": plan.suite.timings,
-        "effort": Effort(seconds=plan.suite.timing_seconds),
-    }
+    request = TimingRequest(
+        files={record.name: outputs.folder / record.files["onnx"] for record in sound.values()},
+        samples=samples,
+        expected=expected,
+        baseline=sound[baseline].name,
+        settings=plan.suite.timings,
+        effort=Effort(seconds=plan.suite.timing_seconds),
+        threads=plan.threads,
+    )
     caught: list[Record] = []
     for number, (runtime, one) in enumerate(zip((first, *others), stages, strict=True)):
         if reason := runtime.absent():
             stages[number] = replace(one, reason=reason)
             continue
         with stage(f"timing {len(sound)} file(s) in {runtime.title} on the CPU") as shown:
-            tell = partial(_tell, shown)
-            collect_in = partial(collector, samples=samples, expected=expected, tell=tell, **asked)
-            stages[number], found = _timed(one, list(sound.values()), outputs, collect_in)
+            collect_in = partial(collector, tell=partial(_tell, shown))
+            own = replace(request, runtime=one.runtime)
+            stages[number], found = _timed(one, list(sound.values()), outputs, own, collect_in)
         if found is not None and not one.runtime:
             caught = [other for record in sound.values() if (other := _caught(found, record))]
     return caught, stages
@@ -77,15 +80,17 @@ def _tell(shown: Shown, words: str) -> None:
 
 
 def _timed(
-    one: Stage, records: Sequence[Record], outputs: Outputs, collector: Callable[..., RawTimings]
+    one: Stage,
+    records: Sequence[Record],
+    outputs: Outputs,
+    request: TimingRequest,
+    collector: Callable[..., RawTimings],
 ) -> tuple[Stage, RawTimings | None]:
     """Time files in one runtime; return where their seconds lie, and these."""
     suffix = f"-{one.runtime}" if one.runtime else ""
     checkpoint = outputs.folder / "raw" / KEPT.format(suffix)
-    files = {record.name: outputs.folder / record.files["onnx"] for record in records}
-    more = {"runtime": one.runtime} if one.runtime else {}
     try:
-        raw_timings = collector(files, checkpoint=checkpoint, **more)
+        raw_timings = collector(request, checkpoint=checkpoint)
     except WorkerFailed as error:  # a cluster has lost its nodes: what was computed stands
         return replace(one, reason=str(error)), None
     hashes = {record.name: record.hashes["onnx"] for record in records}

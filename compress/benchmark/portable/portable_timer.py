@@ -23,7 +23,7 @@ from compress.errors import UserError
 from compress.system.amounts import decimal
 from compress.system.files import write_atomic
 from compress.system.processes import PACKAGE_ROOT
-from compress.timing.collect import Effort, collect
+from compress.timing.collect import Effort, TimingRequest, collect
 from compress.timing.launch import Launch, WorkerFailed, launch
 from compress.timing.raw_timings import CONTROL, LEVELS, RawTimings, timings_file
 from compress.timing.setting import parse_setting
@@ -101,7 +101,7 @@ def time_pack(
         count = sum(key.startswith("input_") for key in arrays.files)
         samples = [arrays[f"input_{i}"] for i in range(count)]
         expected = {name: arrays[f"expected/{name}"] for name in names}
-    raw_timings = collect(
+    request = TimingRequest(
         {candidate["name"]: folder / candidate["file"] for candidate in pack["candidates"]},
         samples,
         expected,
@@ -109,10 +109,8 @@ def time_pack(
         settings=pack["settings"],
         effort=Effort(seconds=seconds or pack["seconds"]),
         threads=threads,
-        tell=_tell,
-        checkpoint=checkpoint,
-        launch=launch,
     )
+    raw_timings = collect(request, tell=_tell, checkpoint=checkpoint, launch=launch)
     if all(part.failure for part in raw_timings.launched):
         raise WorkerFailed(raw_timings.launched[0].failure)
     return raw_timings

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.timing.executed import executed
-from compress.timing.products import INT8, RULES, Kernel, products
+from compress.timing.executed import INT8, RULES, Kernel, executed, products
 
 
 def macs(op, inputs, output, dtype="float"):

@@ -9,17 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.timing.cuda import files
-from compress.timing.cuda.files import (
-    CUDA,
-    TENSORRT,
-    Provider,
-    absent,
-    file_candidate,
-    left_over,
-    open_file,
-    tf32,
-)
+from compress.runtimes import onnxruntime_cuda
+from compress.runtimes.onnxruntime_cuda import CUDA, TENSORRT, Provider
+from compress.timing.cuda import file_candidate
 from compress.timing.interleave import Plan, interleave
 
 HERE = Provider("CPUExecutionProvider", "CPU provider", device="cpu")
@@ -44,8 +36,8 @@ def linear(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("batch", [1, 32])
 def test_a_file_runs_with_bound_inputs_and_is_checked(linear, batch):
-    session = open_file(linear, HERE)
-    made = file_candidate(session, HERE, [ROWS], ROWS @ WEIGHTS, batch, 0.02)
+    session = HERE.open(linear)
+    made = file_candidate(session, [ROWS], ROWS @ WEIGHTS, batch, 0.02)
     series = interleave({"it": made}, Plan(0, 4, 0), 0)["it"]
     assert (series.error, len(series.medians)) == ("", 4)
     assert made.stopwatch is None
@@ -53,28 +45,29 @@ def test_a_file_runs_with_bound_inputs_and_is_checked(linear, batch):
 
 
 def test_a_file_with_other_outputs_is_caught(linear):
-    made = file_candidate(open_file(linear, HERE), HERE, [ROWS], ROWS @ WEIGHTS + 1, 1, 0.02)
+    made = file_candidate(HERE.open(linear), [ROWS], ROWS @ WEIGHTS + 1, 1, 0.02)
     assert "differ from those on the CPU" in made.check(0, made.call(0))
 
 
 def test_samples_that_do_not_suit_a_file_are_an_error(linear):
     with pytest.raises(ValueError, match="zip"):
-        file_candidate(open_file(linear, HERE), HERE, [ROWS] * 2, ROWS @ WEIGHTS, 1, 0.02)
+        file_candidate(HERE.open(linear), [ROWS] * 2, ROWS @ WEIGHTS, 1, 0.02)
 
 
 def test_nodes_that_other_providers_run_are_counted(linear):
-    session = open_file(linear, HERE)
-    assert left_over(session, HERE) == ""
-    assert left_over(session, CUDA) == "1 of 1 nodes run in the CPU provider (MatMul)"
+    session = HERE.open(linear)
+    assert session.left_over() == ""
+    session.provider = CUDA
+    assert session.left_over() == "1 of 1 nodes run in the CPU provider (MatMul)"
 
 
 def test_a_provider_that_is_not_there_is_a_reason(monkeypatch):
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert absent(CUDA) == "onnxruntime here has no CUDA provider"
-    assert absent(files.TENSORRT) == "onnxruntime here has no TensorRT provider"
-    assert absent(HERE) == ""
+    assert CUDA.absent() == "onnxruntime here has no CUDA provider"
+    assert TENSORRT.absent() == "onnxruntime here has no TensorRT provider"
+    assert HERE.absent() == ""
 
 
 def test_a_provider_that_does_not_start_is_an_error(monkeypatch, capsys, linear):
@@ -93,15 +86,15 @@ def test_a_provider_that_does_not_start_is_an_error(monkeypatch, capsys, linear)
     calls = []
     monkeypatch.setattr(onnxruntime, "InferenceSession", without)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(calls.append("preload")))
-    files._preload.cache_clear()
+    onnxruntime_cuda._preload.cache_clear()
     with pytest.raises(
         RuntimeError,
         match=r"could not start its CUDA provider: its CUDA and cuDNN libraries are missing, or "
         r"of another version than it was built for$",
     ):
-        open_file(linear, CUDA)
+        CUDA.open(linear)
     with pytest.raises(RuntimeError, match="its TensorRT, CUDA and cuDNN libraries"):
-        open_file(linear, TENSORRT)
+        TENSORRT.open(linear)
     cuda = ("CUDAExecutionProvider", {**CUDA.options, "use_tf32": "0"})
     assert given == [[cuda], [("TensorrtExecutionProvider", dict(TENSORRT.options)), cuda]]
     assert calls == ["preload"]
@@ -120,27 +113,27 @@ def test_an_onnxruntime_that_cannot_preload_is_none_the_worse(monkeypatch, linea
         "InferenceSession",
         lambda path, options, **_: plain(path, options, providers=["CPUExecutionProvider"]),
     )
-    files._preload.cache_clear()
+    onnxruntime_cuda._preload.cache_clear()
     with pytest.raises(RuntimeError, match="could not start its CUDA provider"):
-        open_file(linear, CUDA)
-    files._preload.cache_clear()
+        CUDA.open(linear)
+    onnxruntime_cuda._preload.cache_clear()
 
 
 def test_threads_that_wait_do_not_spin(linear):
-    options = open_file(linear, HERE).get_session_options()
+    options = HERE.open(linear).session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_what_may_round_to_tf32_is_told(monkeypatch):
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    assert [tf32(provider) for provider in (CUDA, TENSORRT, HERE)] == [False, True, False]
+    assert [provider.tf32() for provider in (CUDA, TENSORRT, HERE)] == [False, True, False]
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert [tf32(provider) for provider in (CUDA, TENSORRT, HERE)] == [False, False, False]
+    assert [provider.tf32() for provider in (CUDA, TENSORRT, HERE)] == [False, False, False]
 
 
-@pytest.mark.skipif(absent(CUDA) != "", reason="onnxruntime here has no CUDA provider")
+@pytest.mark.skipif(CUDA.absent() != "", reason="onnxruntime here has no CUDA provider")
 def test_a_file_runs_in_the_cuda_provider(linear):
-    session = open_file(linear, CUDA)
-    assert left_over(session, CUDA) == ""
-    made = file_candidate(session, CUDA, [ROWS], ROWS @ WEIGHTS, 1, 0.02)
+    session = CUDA.open(linear)
+    assert session.left_over() == ""
+    made = file_candidate(session, [ROWS], ROWS @ WEIGHTS, 1, 0.02)
     assert interleave({"it": made}, Plan(0, 4), 0)["it"].error == ""

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.timing.collect import Effort
-from compress.timing.measure import measure
+from compress.timing.collect import Effort, TimingRequest, collect
 from compress.timing.raw_timings import CONTROL
+from compress.timing.summary import summarise
 
 SAMPLES = [np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)]
 
@@ -39,14 +39,9 @@ def test_real_files_are_timed_and_a_wrong_and_a_broken_one_are_named(tmp_path):
         "broken": tmp_path / "broken.onnx",
     }
     expected = dict.fromkeys(candidates, SAMPLES[0] @ weights)
-    found = measure(
-        candidates,
-        SAMPLES,
-        expected,
-        baseline="base",
-        threads=1,
-        effort=Effort(seconds=0.5, processes=2),
-    )
+    effort = Effort(seconds=0.5, processes=2)
+    request = TimingRequest(candidates, SAMPLES, expected, "base", threads=1, effort=effort)
+    found = summarise(collect(request))
     assert found.failures == ()
     for setting in ("cpu", "cpu1", "cpu_batch32"):
         row = found["again -> quantize()", setting]
