@@ -94,7 +94,7 @@ class TimingRequest:
 def collect(
     request: TimingRequest,
     *,
-    tell: Callable[[str], None] = lambda words: None,
+    progress: Callable[[str], None] = lambda words: None,
     checkpoint: Path | None = None,
     launch: Launch = launch,
     clock: Callable[[], float] = time.perf_counter,
@@ -107,23 +107,21 @@ def collect(
 
     The result of every process is appended to `checkpoint` at once, and what an earlier call with
     the same files, inputs, effort and machine has left there is used as if it were measured now.
-    The caller removes that file once the result is stored. `tell` is called with the progress, in
-    words. Raises UserError for a request that cannot work.
+    The caller removes that file once the result is stored. `progress` is called with how far it
+    is, in words. Raises UserError for a request that cannot work.
     """
-    settings = [parse_setting(name) for name in request.settings]
     _check(request)
-    effort, runtime = request.effort, runtime_named(request.runtime)
-    all_threads = request.threads or cpu_threads()
-    versions = {"runtime": dict(runtime.versions())} if request.runtime else {}
-    where = {**environment(all_threads), **versions}
-    book = Checkpoint(checkpoint, _question(request, where) if checkpoint else "")
     with tempfile.TemporaryDirectory(prefix="compress-timing-") as folder:
-        run = _Run(Path(folder), request, settings, all_threads, runtime.levels, launch)
+        run = _Run(Path(folder), request, launch)
+        where = environment(run.all_threads)
+        if request.runtime:
+            where["runtime"] = dict(run.runtime.versions())
+        book = Checkpoint(checkpoint, _question(request, where) if checkpoint else "")
         turns = run.resume(book.read())
-        before = clock()
+        before, budget = clock(), request.effort.seconds
         while not run.enough(turns):
             for count in run.counts:
-                tell(f"process {len(run.launched) + 1}, {sum(turns):.0f} of {effort.seconds:.0f} s")
+                progress(f"process {len(run.launched) + 1}, {sum(turns):.0f} of {budget:.0f} s")
                 started = clock()
                 part = run.start(count)
                 if not part.failure:  # a failed one is tried again after a restart
@@ -133,8 +131,8 @@ def collect(
     return RawTimings(
         names=tuple(run.candidates),
         baseline=request.baseline,
-        settings=tuple(setting.name for setting in settings),
-        all_threads=all_threads,
+        settings=tuple(setting.name for setting in run.settings),
+        all_threads=run.all_threads,
         launched=tuple(run.launched),
         seconds=round(sum(turns), 3),
         environment=where,
@@ -170,26 +168,22 @@ def _question(request: TimingRequest, where: Mapping[str, Any]) -> str:
 class _Run:
     """The state of one collection: what is timed, and the results so far."""
 
-    def __init__(
-        self,
-        folder: Path,
-        request: TimingRequest,
-        settings: Sequence[Setting],
-        all_threads: int,
-        levels: Sequence[str],
-        launch: Launch,
-    ) -> None:
+    def __init__(self, folder: Path, request: TimingRequest, launch: Launch) -> None:
         self.folder, self.effort, self.seed = folder, request.effort, request.seed
-        self.baseline, self.settings, self.launch = request.baseline, settings, launch
-        self.all_threads = all_threads
+        self.baseline, self.launch = request.baseline, launch
+        self.settings = [parse_setting(name) for name in request.settings]
+        self.runtime = runtime_named(request.runtime)
+        self.all_threads = request.threads or cpu_threads()
         paths = {name: str(Path(path).resolve()) for name, path in request.files.items()}
         self.files = list(paths)
         self.candidates = {name: (path, "default") for name, path in paths.items()}
         self.candidates[CONTROL] = (paths[self.baseline], "default")
         self.candidates |= {
-            name: (paths[self.baseline], level) for name, level in LEVELS.items() if level in levels
+            name: (paths[self.baseline], level)
+            for name, level in LEVELS.items()
+            if level in self.runtime.levels
         }
-        self.counts = list(dict.fromkeys(setting.threads for setting in settings))
+        self.counts = list(dict.fromkeys(setting.threads for setting in self.settings))
         """The thread counts; a turn is one process of each."""
         self.dropped: dict[int, set[str]] = {count: set() for count in self.counts}
         """Thread count -> optimization levels that are too slow to be timed any further."""
@@ -201,7 +195,7 @@ class _Run:
             "runtime": request.runtime,
             "min_rounds": self.effort.min_rounds,
             "block_seconds": self.effort.block_seconds,
-            "seconds": self.effort.seconds / (PLANNED * len(settings)),
+            "seconds": self.effort.seconds / (PLANNED * len(self.settings)),
             "samples": str(folder / "samples.npz"),
             "expected": str(folder / "expected.npz"),
         }

@@ -54,10 +54,6 @@ class Feeds:
     device: Cuda
     _placed: dict[Form, list[tuple[Tensor, ...]]] = field(default_factory=dict)
 
-    def rows(self, batch: int) -> list[np.ndarray]:
-        """Return the numbers of the samples in every feed; feeds rotate."""
-        return feed_indices(len(self.samples[0]), batch)
-
     def placed(self, form: Form) -> list[tuple[Tensor, ...]]:
         """Return the feeds on the device, in the number type and memory format of a form."""
         import torch
@@ -69,7 +65,7 @@ class Feeds:
                     place(sample[torch.from_numpy(row)], form, self.device)
                     for sample in self.samples
                 )
-                for row in self.rows(form.batch)
+                for row in feed_indices(len(self.samples[0]), form.batch)
             ]
         return self._placed[form]
 
@@ -85,7 +81,7 @@ def module_candidate(
     `expected` are the float32 outputs of the verified file on the CPU, (M, classes). The copy that
     feeds a graph is part of its seconds. Raises what `open_module` raises.
     """
-    inputs, rows = feeds.placed(form), feeds.rows(form.batch)
+    inputs, rows = feeds.placed(form), feed_indices(len(expected), form.batch)
 
     def check(number: int, outputs: Tensor) -> str:
         on_cpu = outputs.detach().float().cpu().numpy()
@@ -181,7 +177,7 @@ def take_turns(
         if device.failure():
             break
     return RawTimings(
-        # The levels are the CPU's: nobody has timed them here.
+        # The levels are the CPU's: they are not timed here.
         names=(*everything, *LEVELS),
         baseline=baseline,
         settings=(Setting(0, batch).name,),
@@ -196,13 +192,13 @@ def _repetition(
     together: Callable[[list[str]], dict[str, Any]], names: list[str], baseline: str
 ) -> list[dict[str, Any]]:
     """Return series by candidate: of all that fit together, then of those that did not."""
-    found = together(names)
-    large = [name for name, series in found.items() if out_of_memory(series["error"])]
+    series = together(names)
+    large = [name for name, one in series.items() if out_of_memory(one["error"])]
     if baseline in large:
         # The others took its place: nothing was compared.
-        large = list(found)
+        large = list(series)
     alone = [together([baseline, name]) for name in large if name != baseline]
-    return [{k: v for k, v in found.items() if k not in large}, *alone]
+    return [{k: v for k, v in series.items() if k not in large}, *alone]
 
 
 def _together(
@@ -212,13 +208,13 @@ def _together(
     candidates, errors = make_in_random_order(
         {name: makers[name] for name in names}, seed, lambda e: f"{type(e).__name__}: {e}"
     )
-    found = {name: Series(error=text) for name, text in errors.items()}
-    found |= interleave(candidates, plan, seed)
+    series = {name: Series(error=text) for name, text in errors.items()}
+    series |= interleave(candidates, plan, seed)
     candidates.clear()
     device.free()
-    return {name: asdict(found[name]) | {"error": _told(found[name].error)} for name in names}
+    return {name: asdict(series[name]) | {"error": _short(series[name].error)} for name in names}
 
 
-def _told(error: str) -> str:
+def _short(error: str) -> str:
     text = first_line(error) if error else ""
     return f"the GPU's memory is full: {text}" if out_of_memory(text) else text

@@ -4,7 +4,7 @@ The graph that runs is not the one in the file: nodes are fused, quantized pairs
 int8 kernels, or are not. The profile of one run names every kernel with its types and shapes, from
 which `RULES` count the multiply-accumulates (MACs) of those that its CPU provider has
 (docs/OperatorKernels.md of onnxruntime 1.32). Shapes say enough for all but Einsum, whose equation
-they do not tell.
+they do not show.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def executed(onnx: OnnxFile, inputs: Sequence[np.ndarray], threads: int = 0) -> 
 
     `onnx` is a path or the content of a file, `inputs` one array per input, (N, ...); 0 threads
     are onnxruntime's own choice. Raises onnxruntime's own errors for a file that does not run.
-    Einsum is not among the products: the profile does not tell its equation.
+    Einsum is not among the products: the profile does not contain its equation.
     """
     kernels = _profile(onnx, inputs, threads)
     operators = Counter(kernel.op for kernel in kernels)
@@ -116,9 +116,9 @@ def executed(onnx: OnnxFile, inputs: Sequence[np.ndarray], threads: int = 0) -> 
 
 
 def explain(run: Executed, cpu_flags: Collection[str]) -> str:
-    """Return why an int8 file may not be faster, in a sentence; '' if nothing is to be said.
+    """Return why an int8 file may not be faster, in a sentence; '' if there is no reason.
 
-    `cpu_flags` are those of `environment.cpu_info`; nothing is said of a CPU without any.
+    `cpu_flags` are those of `environment.cpu_info`; a CPU without any is unknown, and no reason.
     """
     int8_products = run.int8_convs + run.int8_matmuls
     if not int8_products and not run.qdq_nodes:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from compress.system.amounts import duration
+from compress.system.lifetime import die_with_parent
 from compress.system.processes import our_python
 
 LOADING, RUNNING = "loading ", "running "
@@ -43,6 +47,14 @@ def launch(job: Path, result: Path, timeout: float, module: str = "compress.timi
         if done.returncode > 0:
             raise WorkerFailed(f"the timing process failed: {line}")
     raise WorkerFailed(f"the timing process {how} ({line})", line)
+
+
+def serve(answer: Callable[[Any], Any]) -> None:
+    """Be a process that `launch` has started: read its job, and write the answer to it (JSON)."""
+    job, result, parent = sys.argv[1:]
+    die_with_parent(int(parent))
+    values = answer(json.loads(Path(job).read_text()))
+    Path(result).write_text(json.dumps(values))
 
 
 def load_arrays(path: str) -> list[np.ndarray]:

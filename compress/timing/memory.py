@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -27,12 +27,14 @@ from compress.runtimes.onnxruntime_cpu import (
     session_options,
 )
 from compress.system.lifetime import die_with_parent
-from compress.timing.launch import WorkerFailed, launch, load_arrays
+from compress.timing.launch import WorkerFailed, launch, load_arrays, serve
 
 Peak = tuple[int | None, str]
 """Bytes, or None and the reason."""
 
 CALLS = 3
+TIMEOUT = 600.0
+"""Seconds for all files together."""
 IDENTITY = (
     b'\x08\x08:/\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0b\n\x01x\x12\x06\n\x04\x08\x01'
     b"\x12\x00b\x0b\n\x01y\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\r"
@@ -40,19 +42,13 @@ IDENTITY = (
 """An ONNX file that returns its one input, a float without dimensions."""
 
 
-def peak_bytes(
-    paths: Sequence[Path],
-    inputs: Sequence[np.ndarray],
-    threads: int,
-    timeout: float = 600.0,
-    launch: Callable[..., None] = launch,
-) -> list[Peak]:
+def peak_bytes(paths: Sequence[Path], inputs: Sequence[np.ndarray], threads: int) -> list[Peak]:
     """Return for every file how many bytes of memory loading and running it adds at most.
 
     Each file is loaded in a fresh process with `threads` threads, at the default optimization
     level, and runs a few times on `inputs`, one array per input, (N, ...). What is added is
     counted from a process in which onnxruntime has run a graph that does nothing: the runtime's
-    own code (some 17 MB) is no property of a file. `timeout` is for all files, in seconds.
+    own code (some 17 MB) is no property of a file.
 
     On Linux this is the growth to the peak of the resident set (`VmHWM`), elsewhere that of
     `getrusage`; where a process cannot fork there is a reason instead.
@@ -67,7 +63,7 @@ def peak_bytes(
         np.savez(values["inputs"], *inputs)
         job.write_text(json.dumps(values))
         try:
-            launch(job, result, timeout, "compress.timing.memory")
+            launch(job, result, TIMEOUT, "compress.timing.memory")
             return [(peak, reason) for peak, reason in json.loads(result.read_text())]
         except WorkerFailed as error:
             return [(None, str(error))] * len(paths)
@@ -155,9 +151,7 @@ def _status(field: str) -> int | None:
     return next((1024 * int(words[1]) for words in values), None)
 
 
-def main(job_path: str, result_path: str, parent: str) -> None:
-    die_with_parent(int(parent))
-    job = json.loads(Path(job_path).read_text())
+def main(job: dict[str, Any]) -> list[Peak]:
     inputs = load_arrays(job["inputs"])
     import onnxruntime  # noqa: F401 - loaded once, for all children
 
@@ -165,8 +159,8 @@ def main(job_path: str, result_path: str, parent: str) -> None:
     for path in job["paths"]:
         print(f"running {Path(path).name}", file=sys.stderr, flush=True)
         peaks.append(in_child(partial(growth, path, inputs, job["threads"])))
-    Path(result_path).write_text(json.dumps(peaks))
+    return peaks
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(main)

@@ -103,7 +103,7 @@ def process_ratios(baseline: Sequence[Measured], candidate: Sequence[Measured]) 
 
 
 def timings_file(models: Mapping[str, str], timings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a file of timings holds: whose seconds (name -> SHA-256), and the seconds."""
+    """Return what a file of timings holds: the files (name -> SHA-256), and their seconds."""
     return {
         "kind": KIND,
         "schema": SCHEMA,

@@ -95,10 +95,6 @@ class Timings:
     def __getitem__(self, key: tuple[str, str]) -> Timing:
         return self.rows[key]
 
-    @property
-    def environment(self) -> Mapping[str, Any]:
-        return self.raw_timings.environment
-
     def about(self) -> dict[str, Any]:
         """Return by setting what a table says of its latencies (JSON)."""
         seconds = self.raw_timings.seconds
@@ -131,9 +127,9 @@ def summarise(raw_timings: RawTimings, seed: int = 0) -> Timings:
     controls = {}
     files = [name for name in raw_timings.names if name != CONTROL and name not in LEVELS]
     for setting in raw_timings.settings:
-        found = _Setting(raw_timings, setting, seed)
-        controls[setting] = found.control
-        rows |= {(name, setting): row for name, row in found.rows(files).items()}
+        own = _Setting(raw_timings, setting, seed)
+        controls[setting] = own.control
+        rows |= {(name, setting): row for name, row in own.rows(files).items()}
     failures = dict.fromkeys(p.failure for p in raw_timings.launched if p.failure)
     return Timings(rows, controls, raw_timings, tuple(failures))
 
@@ -149,9 +145,9 @@ class _Setting:
         ratios = process_ratios(self.series[self.baseline], self.series[CONTROL])
         control = Control(self.ratio(self.baseline, CONTROL), control_margin(ratios))
         levels = {
-            name: found
+            name: ratio
             for level, name in LEVELS.items()
-            if level in self.series and (found := self.ratio(self.baseline, level)) is not None
+            if level in self.series and (ratio := self.ratio(self.baseline, level)) is not None
         }
         # One that was left out of later processes is too slow, and was timed in too few.
         stayed = {
@@ -166,7 +162,7 @@ class _Setting:
             control.margin,
             fastest,
             levels[fastest].value if fastest else None,
-            {name: round(found.value, 4) for name, found in levels.items()},
+            {name: round(ratio.value, 4) for name, ratio in levels.items()},
             sum(part is not None for part in self.series[self.baseline]),
         )
 

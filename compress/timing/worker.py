@@ -6,20 +6,17 @@ It must not import torch, whose threads would contend with the runtime's. All fi
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.runtimes import runtime_named
 from compress.runtimes.base import Runtime, Session
-from compress.system.lifetime import die_with_parent
 from compress.timing.interleave import (
     Candidate,
     Plan,
@@ -28,7 +25,7 @@ from compress.timing.interleave import (
     make_in_random_order,
     rotating,
 )
-from compress.timing.launch import LOADING, RUNNING, load_arrays
+from compress.timing.launch import LOADING, RUNNING, load_arrays, serve
 
 TOLERANCE = 0.02
 """What the outputs of timed runs may deviate by from the verified ones, see `deviation`."""
@@ -154,22 +151,21 @@ def _announce(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(job_path: str, result_path: str, parent: str) -> None:
-    die_with_parent(int(parent))
-    job = json.loads(Path(job_path).read_text())
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    """Do the job that `collect` has written: load what it names, and time it."""
+    parent = os.getppid()
 
     def alive() -> None:  # for systems on which `die_with_parent` cannot work
-        if os.getppid() != int(parent):
-            raise RuntimeError("the process that asked for this timing is gone")
+        if os.getppid() != parent:
+            raise RuntimeError("the process that started this timing is gone")
 
     runtime = runtime_named(job["runtime"])
     runtime.share_threads(job["threads"])
     samples = load_arrays(job["samples"])
     expected = dict(zip(job["paths"], load_arrays(job["expected"]), strict=True))
     gc.disable()
-    result = run_job(job, samples, expected, runtime, alive)
-    Path(result_path).write_text(json.dumps(result))
+    return run_job(job, samples, expected, runtime, alive)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(main)

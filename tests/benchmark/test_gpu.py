@@ -80,7 +80,7 @@ def contents(models: dict[Key, Model]) -> dict[Key, bytes]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing_cuda, "PILOT", Plan(0, 2, 0.0, warm_calls=1))
-    monkeypatch.setattr(gpu, "PLAN", Plan(0, min_rounds=4, block_seconds=0.0))
+    monkeypatch.setattr(gpu, "PLAN", Plan(0, min_rounds=4, block_seconds=0.0, warm_calls=1))
     monkeypatch.setattr(gpu, "REPETITIONS", 3)
     monkeypatch.setattr(interleave, "RETURN_CALLS", 1)
 
@@ -171,12 +171,7 @@ def test_every_column_has_a_figure(
     control = columns["cuda_torch_ms_p50"].known
     assert control["control"] == pytest.approx(1)
     assert control["processes"] == 3
-
-
-def test_raw_seconds_are_kept(
-    models: dict[Key, Model], records: dict[Key, Record], outputs: Outputs
-) -> None:
-    timed(records, outputs, costly(models))
+    # Raw seconds are saved.
     facts = GpuFacts.from_json(json.loads((outputs.folder / "raw" / "cuda.json").read_text()))
     series = facts.raw_timings["cuda_torch_ms_p50"].series("cpu", "baseline [seed 0]")
     np.testing.assert_allclose([one["medians"] for one in series if one], [[5e-4] * 4] * 3)
@@ -430,7 +425,7 @@ def test_raw_seconds_that_cannot_be_written_are_noted(
 
     monkeypatch.setattr(gpu, "write_values", full)
     found, _, _ = timed(records, outputs, costly(models))
-    told = "the raw seconds of the GPU could not be kept: No space left on device"
+    told = "the raw seconds of the GPU could not be saved: No space left on device"
     assert found[PRUNED].figures["cuda_note"] == told
 
 

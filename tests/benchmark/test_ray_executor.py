@@ -237,6 +237,6 @@ def test_the_node_times_with_the_threads_that_were_named_or_with_all_of_its_own(
     executor = ray_executor.RayExecutor(replace(plan, given=False), spec, tmp_path, tmp_path)
     # The plan has a number of threads in any case.
     request = TimingRequest({}, [], {}, "b", threads=plan.threads)
-    executor.collect_timings(request, tell=lambda words: None, checkpoint=tmp_path / "none")
+    executor.collect_timings(request, progress=lambda words: None, checkpoint=tmp_path / "none")
     [(_, asked)] = node.asked
     assert asked.threads == named

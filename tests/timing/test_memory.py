@@ -108,11 +108,12 @@ def test_files_in_order_and_a_broken_one_among_them(tmp_path):
     assert "INVALID_PROTOBUF" in broken[1]
 
 
-def test_if_the_process_dies_every_file_says_why(tmp_path):
+def test_if_the_process_dies_every_file_says_why(tmp_path, monkeypatch):
     def dead(*_):
         raise WorkerFailed("it was killed by signal 9")
 
-    found = peak_bytes([tmp_path / "a", tmp_path / "b"], [np.zeros(1)], 1, launch=dead)
+    monkeypatch.setattr(memory, "launch", dead)
+    found = peak_bytes([tmp_path / "a", tmp_path / "b"], [np.zeros(1)], 1)
     assert found == [(None, "it was killed by signal 9")] * 2
 
 

@@ -55,4 +55,4 @@ def test_real_files_are_timed_and_a_wrong_and_a_broken_one_are_named(tmp_path):
         assert found.controls[setting].ratio is not None
         (series, *_) = found.raw_timings.series(setting, CONTROL)
         assert min(series["medians"]) > 0
-    assert found.environment["threads"] == 1
+    assert found.raw_timings.environment["threads"] == 1

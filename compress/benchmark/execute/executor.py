@@ -76,7 +76,7 @@ class Executor(Protocol):
         """Wait until at least one job has ended."""
 
     def collect_timings(
-        self, request: TimingRequest, *, tell: Callable[[str], None], checkpoint: Path
+        self, request: TimingRequest, *, progress: Callable[[str], None], checkpoint: Path
     ) -> RawTimings:
         """Time files in turns, as `compress.timing.collect` does, with nothing beside it."""
 

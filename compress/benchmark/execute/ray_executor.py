@@ -173,7 +173,7 @@ class RayExecutor:
                 hand_on(event, name)
 
     def collect_timings(
-        self, request: TimingRequest, *, tell: Callable[[str], None], checkpoint: Path
+        self, request: TimingRequest, *, progress: Callable[[str], None], checkpoint: Path
     ) -> RawTimings:
         """Time files as `compress.timing.collect` does, on a node where nothing else runs.
 

@@ -59,10 +59,7 @@ RECORDS, FOUND = "records.json", "found.json"
 
 
 def gpu_stage(
-    plan: Plan,
-    graph: Graph,
-    stored: Callable[[Node], Entry | None],
-    folder: Path,
+    plan: Plan, graph: Graph, stored: Callable[[Node], Entry | None], folder: Path
 ) -> None:
     """Run the stage on the records in `folder`, and write its result there.
 
@@ -106,7 +103,7 @@ def time_on_gpu(
     """Time the modules and files of all `ok` records on the GPU, in turns.
 
     Returns where the facts lie (see `compress.results.gpu`). Whatever goes wrong is a reason
-    there, never an exception; after an error that breaks the device, what is left has it for one.
+    there, never an exception; an error that breaks the device is the reason for all that is left.
     """
     columns = _Columns(records, plan, modules, device or Cuda())
     if columns.sound and not columns.facts.reasons.keys() >= WORDS.keys():
@@ -114,7 +111,7 @@ def time_on_gpu(
     try:
         sha256 = write_values(outputs.folder / SECONDS, columns.facts.to_json())
     except OSError as error:
-        why = f"the raw seconds of the GPU could not be kept: {error.strerror}"
+        why = f"the raw seconds of the GPU could not be saved: {error.strerror}"
         return Stage(runtime=GPU, reason=why)
     return Stage(runtime=GPU, file=SECONDS, sha256=sha256)
 
@@ -137,7 +134,7 @@ class _Columns:
         self.facts = GpuFacts(rows={record.name: RowFacts() for record in self.sound.values()})
         try:
             self.facts.reasons = self._everywhere()
-        except Exception as error:  # of a driver that does not suit, say
+        except Exception as error:  # of an unsuitable driver, say
             reason = f"what the GPU can do is unknown: {first_line(error)}"
             self.facts.reasons = dict.fromkeys(WORDS, reason)
 
@@ -230,7 +227,7 @@ class _Columns:
                 makers[name] = _failing(error)
             finally:
                 self.device.free()
-        self._take_turns(column, makers, form.batch)
+        self._take_turns(column, makers, form.batch, REPETITIONS)
         for key in remarked:
             self.row(key).remarks[column] = [f"{WORDS[column]} in channels_last"]
         if form.dtype == "float32":
@@ -240,7 +237,7 @@ class _Columns:
         provider = PROVIDERS[column]
         makers = {r.name: self._file(key, column, provider) for key, r in self.sound.items()}
         # TensorRT compiles every file for minutes, each time that it is opened.
-        self._take_turns(column, makers, 1, repetitions=1 if provider is TENSORRT else None)
+        self._take_turns(column, makers, 1, 1 if provider is TENSORRT else REPETITIONS)
         self.facts.tf32[column] = provider.tf32()
         if provider.tf32():
             rounded = f"{provider.title} with TF32 (NVIDIA_TF32_OVERRIDE=0 forbids it)"
@@ -262,14 +259,9 @@ class _Columns:
         return make
 
     def _take_turns(
-        self,
-        column: str,
-        makers: Mapping[str, Maker],
-        batch: int,
-        repetitions: int | None = None,
+        self, column: str, makers: Mapping[str, Maker], batch: int, repetitions: int
     ) -> None:
         assert self.baseline is not None, "without a baseline nothing is timed"
-        repetitions = repetitions or REPETITIONS
         seconds = self.plan.suite.timing_seconds / len(FORMS | PROVIDERS)
         self.facts.raw_timings[column] = take_turns(
             makers,

@@ -67,7 +67,7 @@ def time_records(
             stages[number] = replace(one, reason=reason)
             continue
         with stage(f"timing {len(sound)} file(s) in {runtime.title} on the CPU") as shown:
-            collect_in = partial(collector, tell=partial(_tell, shown))
+            collect_in = partial(collector, progress=partial(_tell, shown))
             own = replace(request, runtime=one.runtime)
             stages[number], found = _timed(one, list(sound.values()), outputs, own, collect_in)
         if found is not None and not one.runtime:

@@ -110,7 +110,7 @@ def time_pack(
         effort=Effort(seconds=seconds or pack["seconds"]),
         threads=threads,
     )
-    raw_timings = collect(request, tell=_tell, checkpoint=checkpoint, launch=launch)
+    raw_timings = collect(request, progress=_tell, checkpoint=checkpoint, launch=launch)
     if all(part.failure for part in raw_timings.launched):
         raise WorkerFailed(raw_timings.launched[0].failure)
     return raw_timings
