@@ -278,7 +278,8 @@ class _Run:
         timed = pairs(self._series(setting, self.baseline), self._series(setting, name))
         if not timed:
             return True  # it has no speed-up, and more processes would give it none
-        _, error, count = log_ratio(*zip(*timed, strict=True), resamples=QUICK)
+        baseline, candidate = zip(*timed, strict=True)
+        _, error, count = log_ratio(baseline, candidate, resamples=QUICK)
         return rough_half(error, count) <= self.effort.precision
 
     def _series(self, setting: Setting, name: str) -> list[Measured]:

@@ -55,7 +55,7 @@ def peak_bytes(paths: Sequence[Path], inputs: Sequence[np.ndarray], threads: int
     """
     with tempfile.TemporaryDirectory(prefix="compress-memory-") as folder:
         job, result = Path(folder) / "job.json", Path(folder) / "result.json"
-        values = {
+        values: dict[str, Any] = {
             "paths": [str(Path(path).resolve()) for path in paths],
             "inputs": str(Path(folder) / "inputs.npz"),
             "threads": threads,

@@ -169,7 +169,10 @@ class _Setting:
     def ratio(self, over: str, name: str) -> Ratio | None:
         """Return the speed-up of one candidate over another; None if there is none."""
         timed = pairs(self.series[over], self.series[name])
-        return speedup(*zip(*timed, strict=True), seed=self.seed) if timed else None
+        if not timed:
+            return None
+        baseline, candidate = zip(*timed, strict=True)
+        return speedup(baseline, candidate, self.seed)
 
     def rows(self, files: Sequence[str]) -> dict[str, Timing]:
         rows = {name: self._row(name) for name in files}
