@@ -195,9 +195,9 @@ def run(data: str, model: str, chains: tuple[str, ...], **options: Any) -> None:
 def _import_in_parallel(options: dict[str, Any]) -> None:
     """Start the process that forks the steps' before this one spends seconds on its imports."""
     if not options["dry_run"] and options["executor"] == "local":
-        from compress.benchmark.execute.fork_client import early
+        from compress.benchmark.execute.fork_client import start_base
 
-        early()
+        start_base()
 
 
 @cli.command()

@@ -203,7 +203,7 @@ def test_nothing_lives_on_when_a_run_is_ended(tmp_path: Path, how: str) -> None:
 
 EARLY = """
 from compress.benchmark.execute import fork_client as started
-started.early()
+started.start_base()
 print(started._base[0][1].pid, flush=True)
 input()
 """
@@ -274,7 +274,7 @@ def test_what_uses_cuda_has_no_limit_on_its_addresses(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(LocalExecutor, "_started", lambda self: Server())
+    monkeypatch.setattr(LocalExecutor, "_start_server", lambda self: Server())
     suite = Suite("test", "digits", "mlp(width=8)", ("train()",), controls=False)
     plan = make_plan(suite, data=small_digits())
     spec = spec_of(plan, "", tmp_path, tmp_path, limits=Limits(memory=10**9))

@@ -1,8 +1,8 @@
-"""What other processes are told of a run: the same plan comes of it, or a refusal that says why."""
+"""What other processes know of a run: the same plan comes of it, or a refusal that says why."""
 
 from __future__ import annotations
 
-import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +31,8 @@ def spec(plan: Plan, tmp_path: Path) -> RunSpec:
     return spec_of(plan, setting, tmp_path / "store", tmp_path / "private", limits=limits)
 
 
-def test_the_same_plan_comes_of_what_json_keeps(plan: Plan, spec: RunSpec) -> None:
-    again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
+def test_the_same_plan_comes_of_a_spec_in_another_process(plan: Plan, spec: RunSpec) -> None:
+    again = pickle.loads(pickle.dumps(spec))
     assert again == spec
     made = again.make_plan(given_objects(plan))
     assert make_graph(made) == make_graph(replace(plan, cpu=spec.cpu))

@@ -1,4 +1,4 @@
-"""What a step may take: seconds, memory. And how to see what a process and its children take."""
+"""The limits of a step in seconds and memory; the memory of a process and its descendants."""
 
 from __future__ import annotations
 
@@ -56,28 +56,24 @@ class Limits:
 
 def family(pid: int) -> list[int]:
     """Return a process and all its living descendants."""
-    found, ahead = [], [pid]
-    while ahead:
-        one = ahead.pop()
-        found.append(one)
-        ahead += children(one)
-    return found
+    family = [pid]
+    for member in family:  # which grows meanwhile
+        family += children(member)
+    return family
 
 
 def children(pid: int) -> list[int]:
-    """Return what a process, or any of its threads, has started and is still there.
+    """Return the living processes that a process, or any of its threads, has started.
 
     As the kernel lists them, where it does: psutil looks at every process of the machine, which
     takes 30 ms where there are 900, and a step's are looked for every 50 ms.
     """
     found: list[int] = []
-    if (PROC / "thread-self" / "children").exists():
-        with contextlib.suppress(OSError, ValueError):  # it has just ended: it has none
-            for task in (PROC / str(pid) / "task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
-    else:
-        with contextlib.suppress(psutil.Error):
-            found += [child.pid for child in psutil.Process(pid).children()]
+    with contextlib.suppress(OSError, ValueError, psutil.Error):  # it, or a thread, has just ended
+        if not (PROC / "thread-self" / "children").exists():
+            return [child.pid for child in psutil.Process(pid).children()]
+        for task in (PROC / str(pid) / "task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 
@@ -86,16 +82,16 @@ def resident(pid: int) -> int:
 
     What several of them share is counted for each.
     """
-    return sum(map(_held, family(pid)))
+    return sum(map(_resident_alone, family(pid)))
 
 
-def _held(pid: int) -> int:
+def _resident_alone(pid: int) -> int:
     with contextlib.suppress(OSError):
         lines = (PROC / str(pid) / "status").read_text().splitlines()
-        # psutil does not tell these apart from mapped files.
-        held = [line.split()[1] for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
-        if held:
-            return 1024 * sum(map(int, held))
+        # psutil does not separate these from mapped files.
+        sizes = [line.split()[1] for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+        if sizes:
+            return 1024 * sum(map(int, sizes))
     with contextlib.suppress(psutil.Error):
         return int(psutil.Process(pid).memory_info().rss)
     return 0

@@ -21,18 +21,18 @@ from compress.system.lifetime import die_with_parent
 
 OOM_SCORE = "800"
 """If the kernel runs out of memory it ends the step, not the run."""
-ROOM = 2**28
+MARGIN = 2**28
 """Bytes that a step can map in any case, beside what was mapped when it was forked."""
 
 
 def fork() -> int:
-    """Fork; that this process may have threads is known (see `run_in_child`)."""
+    """Fork, without the warning that this process may have threads (see `run_in_child`)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, about threads
         return os.fork()
 
 
-def call_oneself(name: str) -> None:
+def set_process_name(name: str) -> None:
     """Give this process a name (of at most 15 bytes) that `ps` and `top` show. On Linux."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
@@ -51,13 +51,13 @@ def run_in_child(
     status = 1
     try:
         os.setpgid(0, 0)
-        call_oneself("compress-step")
+        set_process_name("compress-step")
         die_with_parent(parent)
-        _log_to(Path(message["log"]))
+        _log_to(message["log"])
         _limit(message["memory"])
-        os.environ["TMPDIR"] = tempfile.tempdir = message["scratch"]
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(message["scratch"])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         failed: list[BaseException] = []
 
         def guarded() -> None:
@@ -80,7 +80,7 @@ def run_in_child(
         os._exit(status)
 
 
-def _log_to(path: Path) -> None:
+def _log_to(path: str | Path) -> None:
     """Send what this process and its libraries print to a file, and the stack if it crashes."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
@@ -103,5 +103,5 @@ def _limit(memory: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if memory is not None:
             # Without room for a thread's stack beside what is mapped already nothing would start.
-            least = getattr(psutil.Process().memory_info(), "data", 0) + ROOM
+            least = getattr(psutil.Process().memory_info(), "data", 0) + MARGIN
             resource.setrlimit(resource.RLIMIT_DATA, (max(memory, least),) * 2)
