@@ -117,7 +117,7 @@ def test_the_commands(
     assert f"Written to {archive}: the models, some test items" in capsys.readouterr().out
     assert zipfile.is_zipfile(archive)
     assert command(monkeypatch, "merge", run, archive) == 2
-    assert "a.zip: it is not JSON" in capsys.readouterr().err
+    assert "a.zip: time_here.py does not write such a file" in capsys.readouterr().err
     # As after a run: 1, because two rows of this one are not ok.
     assert command(monkeypatch, "merge", run, saved(tmp_path, found)) == 1
     said = f"Columns on_{SLUG}_...: {EPYC['cpu']}, threads: 2, timed {found['date']}"

@@ -338,11 +338,12 @@ def test_what_is_not_as_it_was_packed_is_not_timed(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--seconds", "0"], "--seconds: must be a positive number, not '0'"),
-        (["--seconds", "nan"], "--seconds: must be a positive number, not 'nan'"),
-        (["--seconds", "soon"], "--seconds: must be a positive number, not 'soon'"),
-        (["--threads", "0"], "--threads: must be a whole number of at least 1, not '0'"),
-        (["--threads", "1.5"], "--threads: must be a whole number of at least 1, not '1.5'"),
+        (["--seconds", "0"], "--seconds: must be a positive number, not 0.0"),
+        (["--seconds", "nan"], "--seconds: must be a positive number, not nan"),
+        (["--seconds", "inf"], "--seconds: must be a positive number, not inf"),
+        (["--seconds", "soon"], "--seconds: invalid float value: 'soon'"),
+        (["--threads", "0"], "--threads: must be at least 1, not 0"),
+        (["--threads", "1.5"], "--threads: invalid int value: '1.5'"),
         (["--colour"], "unrecognized arguments"),
     ],
 )
