@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.benchmark.execute.fork_client import start_base
-from compress.benchmark.execute.limits import Limits
 from compress.benchmark.execute.ray_executor import executor_named
+from compress.benchmark.execute.run_spec import Limits
 from compress.benchmark.plan.metric import Function
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.rows import row_text

@@ -20,9 +20,8 @@ import compress
 from compress import techniques
 from compress.benchmark import run as bench
 from compress.benchmark.execute.executor import ChainJob, GpuJob, Job
-from compress.benchmark.execute.limits import Limits
 from compress.benchmark.execute.local_executor import LocalExecutor
-from compress.benchmark.execute.run_spec import spec_of
+from compress.benchmark.execute.run_spec import Limits, spec_of
 from compress.benchmark.plan.plan import make_plan
 from compress.benchmark.plan.suite import Suite
 from compress.results.log import Stage
@@ -168,7 +167,7 @@ main()
 
 
 def family(pid: int) -> set[int]:
-    from compress.benchmark.execute.limits import family as found
+    from compress.system.memory import family as found
 
     return set(found(pid))
 

@@ -19,8 +19,7 @@ import compress
 from compress.benchmark import run as bench
 from compress.benchmark.execute import ray_executor
 from compress.benchmark.execute.executor import ChainJob, Outcome
-from compress.benchmark.execute.limits import Limits
-from compress.benchmark.execute.run_spec import spec_of
+from compress.benchmark.execute.run_spec import Limits, spec_of
 from compress.benchmark.plan.plan import make_plan
 from compress.benchmark.plan.suite import Suite
 from compress.results.log import Stage

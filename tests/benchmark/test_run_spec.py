@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from bench_fixtures import small_digits
 
-from compress.benchmark.execute.limits import Limits
-from compress.benchmark.execute.run_spec import RunSpec, given_objects, spec_of
+from compress.benchmark.execute.run_spec import Limits, RunSpec, given_objects, spec_of
 from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.suite import Suite

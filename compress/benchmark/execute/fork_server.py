@@ -9,22 +9,26 @@ connection is closed, however that came, a server ends what it has started and i
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import gc
 import importlib
 import os
 import signal
 import sys
+import tempfile
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from compress.benchmark.execute.step_process import fork, run_in_child, set_process_name
 from compress.system.lifetime import adopt_orphans, die_with_parent, outlive_parent
 
 if TYPE_CHECKING:
@@ -34,6 +38,10 @@ LOOK = 0.05
 """Seconds between two looks at whether the run still wants its job."""
 ENDING = 10.0
 """Seconds that what was killed may take to end, which a disk that does not answer can delay."""
+OOM_SCORE = "800"
+"""If the kernel runs out of memory it ends the step, not the run."""
+MARGIN = 2**28
+"""Bytes that a step can map in any case, beside what was mapped when it was forked."""
 
 
 def serve(connection: Connection, work: Callable[[Mapping[str, Any]], None]) -> None:
@@ -173,6 +181,78 @@ def main(handle: str, parent: str) -> None:
             os.close(theirs)
     sys.stderr.flush()
     os._exit(0)  # what is frozen is not torn down, of which libraries would complain
+
+
+# --- the process of a step ----------------------------------------------------------------
+
+
+def fork() -> int:
+    """Fork, without the warning that this process may have threads (see `run_in_child`)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, about threads
+        return os.fork()
+
+
+def set_process_name(name: str) -> None:
+    """Give this process a name (of at most 15 bytes) that `ps` and `top` show. On Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name[:15])
+
+
+def run_in_child(
+    work: Callable[[Mapping[str, Any]], None], message: Mapping[str, Any], parent: int
+) -> NoReturn:
+    """Do the work of a message in this fresh fork, and end the process.
+
+    The message names its log, its scratch folder, and the limit of its memory. The work is done
+    in a thread of its own: GNU's OpenMP keeps its pool by thread, and the pool of the thread that
+    forked is not alive in the fork (it would wait for it for ever).
+    """
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        set_process_name("compress-step")
+        die_with_parent(parent)
+        _log_to(message["log"])
+        _limit(message["memory"])
+        os.environ["TMPDIR"] = tempfile.tempdir = str(message["scratch"])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with ThreadPoolExecutor(1, thread_name_prefix="step") as pool:
+            pool.submit(work, message).result()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _log_to(path: str | Path) -> None:
+    """Send what this process and its libraries print to a file, and the stack if it crashes."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
+    faulthandler.enable(sys.stderr, all_threads=True)
+
+
+def _limit(memory: int | None) -> None:
+    """Let allocations fail at the limit, as an error that training can answer, and dump no core."""
+    import resource  # which only systems that can fork have
+
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if memory is not None:
+            # Without room for a thread's stack beside what is mapped already nothing would start.
+            least = getattr(psutil.Process().memory_info(), "data", 0) + MARGIN
+            resource.setrlimit(resource.RLIMIT_DATA, (max(memory, least),) * 2)
 
 
 if __name__ == "__main__":

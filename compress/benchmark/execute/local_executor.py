@@ -16,23 +16,21 @@ import signal
 import sys
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from pathlib import Path
 
 import cloudpickle
 import psutil
 import torch
 
-from compress.benchmark.execute.executor import ChainJob, Executor, GpuJob, Job, Outcome
+from compress.benchmark.execute.executor import Executor, GpuJob, Job, Outcome
 from compress.benchmark.execute.fork_client import ForkServer, ServerFailed
 from compress.benchmark.execute.fork_server import end_group
 from compress.benchmark.execute.job import perform, read_outcome
-from compress.benchmark.execute.limits import resident
 from compress.benchmark.execute.run_spec import RunSpec, given_objects
 from compress.benchmark.plan.plan import Plan
 from compress.system.amounts import duration, size
+from compress.system.memory import resident
 from compress.system.progress import STAGES, Follower, stage
-from compress.timing.collect import collect
 
 LOOK = 0.05
 """Seconds between two looks at what a job takes."""
@@ -46,38 +44,7 @@ EVENT = re.compile(r"\d{4}-\d\d-\d\dT\S+ (begin|kept) ")
 NO_OBJECTS = pickle.dumps({})
 
 
-class _OneByOne(ABC):
-    """An executor of this machine that does one job at a time.
-
-    Two beside each other, on as many cores as they have threads, took no less time together.
-    """
-
-    workers = 1
-    collect_timings = staticmethod(collect)
-
-    def __init__(self, spec: RunSpec, about: str) -> None:
-        self.spec, self.about = spec, about
-        self.queue: list[tuple[ChainJob, str]] = []
-
-    def submit(self, job: ChainJob, name: str, alone: bool = False) -> None:
-        self.queue.append((job, name))
-
-    def wait(self) -> list[tuple[ChainJob, Outcome]]:
-        job, name = self.queue.pop(0)
-        return [(job, self.run(job, name))]
-
-    def run_gpu_stage(self, job: GpuJob) -> Outcome:
-        return self.run(job, "gpu")
-
-    @abstractmethod
-    def run(self, job: Job, name: str) -> Outcome:
-        """Do a job; `name` names its log."""
-
-    def close(self) -> None:  # noqa: B027 - nothing runs between two jobs
-        """End whatever runs."""
-
-
-class InProcessExecutor(_OneByOne):
+class InProcessExecutor(Executor):
     """An executor without isolation: jobs run in this process."""
 
     def __init__(self, plan: Plan, spec: RunSpec, reason: str) -> None:
@@ -93,7 +60,7 @@ class InProcessExecutor(_OneByOne):
             torch.set_num_threads(before)
 
 
-class LocalExecutor(_OneByOne):
+class LocalExecutor(Executor):
     """An executor that runs every job in a process of its own."""
 
     def __init__(
@@ -201,10 +168,7 @@ def _describe(status: int) -> str:
     """Describe the exit status of a process, or minus the signal that ended it."""
     if status >= 0:
         return f"exit status {status} and left no result"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = "unknown"
+    name = {number.value: number.name for number in signal.Signals}.get(-status, "unknown")
     why = ", which is how the kernel ends a process when memory runs out"
     return f"killed by signal {-status} ({name}{why if name == 'SIGKILL' else ''})"
 

@@ -14,13 +14,17 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from compress.benchmark.execute.executor import ChainJob, ExecutorFactory, GpuJob, Outcome
+from compress.benchmark.execute.executor import (
+    ChainJob,
+    Executor,
+    ExecutorFactory,
+    GpuJob,
+    Outcome,
+)
 from compress.benchmark.execute.local_executor import LocalExecutor, local_executor
 from compress.benchmark.execute.run_spec import RunSpec
 from compress.benchmark.plan.plan import Plan
@@ -62,7 +66,7 @@ def _ray() -> Any:
     return ray
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """An executor whose chain jobs are tasks on a Ray cluster."""
 
     workers = MANY
@@ -75,7 +79,8 @@ class RayExecutor:
                 "data, a module or a metric was given as an object, which other machines do not "
                 "have: name them (arrays:PATH, FILE.py:FACTORY), or use the local executor"
             )
-        self.spec, self.logs, self.ray = spec, logs, _ray()
+        super().__init__(spec, "")
+        self.logs, self.ray = logs, _ray()
         self.local = functools.partial(local_executor, plan, spec, logs, scratch)
         self.joined = not self.ray.is_initialized()
         if self.joined:
@@ -158,13 +163,7 @@ class RayExecutor:
             if name in running:
                 hand_on(event, name)
 
-    def collect_timings(
-        self,
-        files: Mapping[str, Path],
-        samples: Sequence[np.ndarray],
-        expected: Mapping[str, np.ndarray],
-        **options: Any,
-    ) -> RawTimings:
+    def collect_timings(self, files: Mapping[str, Path], **options: Any) -> RawTimings:
         """Time files as `compress.timing.collect` does, on a node where nothing else runs.
 
         No progress is shown here, and that machine has no place for a checkpoint.
@@ -177,7 +176,7 @@ class RayExecutor:
         last: Exception | None = None
         for _ in range(RETRIES):
             task = self.ray.remote(_time).options(max_retries=0, **self._whole_node())
-            reference = task.remote(contents, list(samples), dict(expected), options)
+            reference = task.remote(contents, options)
             try:
                 timings: RawTimings = self.ray.get(reference)
                 return timings
@@ -287,16 +286,11 @@ def _run(spec: RunSpec, job: ChainJob) -> tuple[Outcome, str]:
     return outcome, text
 
 
-def _time(
-    contents: Mapping[str, bytes],
-    samples: Sequence[np.ndarray],
-    expected: Mapping[str, np.ndarray],
-    options: Mapping[str, Any],
-) -> RawTimings:
+def _time(contents: Mapping[str, bytes], options: Mapping[str, Any]) -> RawTimings:
     """Time files on this node."""
     with tempfile.TemporaryDirectory(prefix="compress-timing-") as folder:
         files = {}
         for number, (name, content) in enumerate(contents.items()):
             files[name] = Path(folder) / f"{number}.onnx"
             files[name].write_bytes(content)
-        return collect(files, samples, expected, **options)
+        return collect(files, **options)

@@ -9,14 +9,55 @@ from typing import Any
 
 import torch
 
-from compress.benchmark.execute.limits import Limits
 from compress.benchmark.plan.graph import Node, make_graph
 from compress.benchmark.plan.keys import versions
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.suite import Suite
 from compress.benchmark.store.store import Entry, Store
 from compress.errors import UserError
+from compress.system.amounts import size
 from compress.system.environment import cpu_info
+from compress.system.memory import free_memory
+
+DAY = 86_400.0
+SHARE = 0.9
+"""Of the memory that is free when a run begins."""
+TORCH = 2**28
+"""Bytes: about what torch alone takes."""
+LEAST = 2**30
+"""Bytes: torch and the libraries that a step may use hold half of it before it does anything."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds and bytes that one step, or the measuring of one row, may take."""
+
+    seconds: float = DAY / 2
+    """Twelve hours: a hang is found some time, and training may take long."""
+    memory: int | None = None
+    """None: nine tenths of what is free when the run begins, and at least `LEAST`."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < float("inf"):
+            raise UserError(f"step_timeout must be positive and finite, not {self.seconds}")
+        if self.memory is not None and self.memory < TORCH:
+            raise UserError(
+                f"step_memory is {size(self.memory)}, and torch alone takes about 0.3 GB: "
+                f"give at least that"
+            )
+
+    def bytes(self) -> int:
+        """Return the limit of memory in bytes. Raises UserError if too little is free for torch."""
+        if self.memory is not None:
+            return self.memory
+        free = free_memory()
+        if free < TORCH:
+            raise UserError(
+                f"only {size(free)} of memory is free, within the limits of the container if this "
+                f"is one, and torch alone takes about 0.3 GB: end other programs or raise the "
+                f"container's limit. --step-memory GB runs steps whatever is free"
+            )
+        return max(int(SHARE * free), LEAST)
 
 
 @dataclass(frozen=True)
