@@ -141,8 +141,8 @@ class Cuda:
     def held(self) -> int:
         """Return the bytes that tensors hold now.
 
-        cuBLAS keeps a workspace from its first product on: it is made here, so that it weighs
-        on no module.
+        cuBLAS holds a workspace from its first product on: it is allocated here, so that it counts
+        for no module.
         """
         ones = torch.ones(8, 8, device=self.name)
         torch.nn.functional.linear(ones, ones, ones[0]) @ ones

@@ -46,7 +46,7 @@ def _left_in_groups(own: Path, groups: Path) -> Iterator[int]:
 
 
 def _read(path: Path) -> str:
-    """Return what the system says in a file; nothing where it has no such file."""
+    """Return the text of a file of the system; '' where it has no such file."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -146,7 +146,7 @@ def run(connection: Connection) -> None:
         with listening(Recorder(scratch / STAGES) if spec.progress else None):
             write_outcome(scratch, perform(message["job"], plan, stores, spec.progress))
 
-    outlive_parent()  # from here on the connection tells, and the children are ended first
+    outlive_parent()  # from here on the connection reports its end, and children are ended first
     connection.send({"ready": os.getpid()})
     serve(connection, work)
 

@@ -45,7 +45,7 @@ def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Out
             gpu_stage(plan, work.graph, stores.get, Path(job.folder))
         else:
             work.advance(job)
-    except Exception as error:  # a step is somebody's code: it may raise anything
+    except Exception as error:  # a step is foreign code: it may raise anything
         text = "".join(traceback.format_exception(error))[-4000:]
         rows = (*work.step_log.rows, {"kind": "traceback", "text": text})
         return Outcome(f"{type(error).__name__}: {str(error) or 'no reason was given'}", rows)

@@ -202,7 +202,7 @@ def local_executor(plan: Plan, spec: RunSpec, logs: Path, scratch: Path) -> Exec
         return LocalExecutor(spec, logs, scratch)
     try:
         objects = cloudpickle.dumps(given_objects(plan))
-    except Exception as error:  # somebody's object: anything may be raised
+    except Exception as error:  # a foreign object: anything may be raised
         cause = f"{type(error).__name__}: {error}".partition("\n")[0]
         reason = f"an object that was passed cannot be handed to another process ({cause})"
         return InProcessExecutor(plan, spec, reason)

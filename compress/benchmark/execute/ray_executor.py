@@ -115,7 +115,7 @@ class RayExecutor(Executor):
             raise UserError(
                 f"no node of the Ray cluster has {cpus} CPUs"
                 f"{' and a GPU' if gpus else ''} for a step; the largest has {most:.0f} CPUs: "
-                f"say --step-threads {max(1, int(most))} or less"
+                f"use --step-threads {max(1, int(most))} or less"
                 f"{', or --device cpu' if gpus else ''}"
             )
 

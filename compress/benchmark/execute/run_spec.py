@@ -33,7 +33,7 @@ class Limits:
     """Seconds and bytes that one step, or the measuring of one row, may take."""
 
     seconds: float = DAY / 2
-    """Twelve hours: a hang is found some time, and training may take long."""
+    """Twelve hours: a hang ends some time, and training may take long."""
     memory: int | None = None
     """None: nine tenths of what is free when the run begins, and at least `LEAST`."""
 

@@ -32,7 +32,7 @@ class _State:
     over: bool = False
     running: bool = False
     attempts: int = 0
-    """How often a measurement of it had vanished."""
+    """How often its measurement had vanished."""
 
     @property
     def is_baseline(self) -> bool:

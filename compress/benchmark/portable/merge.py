@@ -85,7 +85,7 @@ def _saved(received: Received, slug: str, run: Path) -> Stage:
 def slug_of(cpu: str, threads: int, number: int = 1) -> str:
     """Return a short name for a machine, of [a-z0-9_]; a number above 1 ends it.
 
-    The end of a long processor's name tells more than its beginning, so the end stays.
+    The end of a long processor's name identifies it better than its beginning, so the end stays.
     """
     plain = re.sub(r"\((r|tm|c)\)|@.*|\d+-core\b", " ", cpu.lower())
     words = [word for word in re.findall(r"[a-z0-9]+", plain) if word not in _NOISE]

@@ -74,7 +74,7 @@ class Timings(Struct, forbid_unknown_fields=True):
 
 
 class Head(Struct):
-    """What tells a file of timings from any other."""
+    """What identifies a file of timings."""
 
     kind: str
     schema: Count
