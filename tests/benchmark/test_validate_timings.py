@@ -103,7 +103,13 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "failed with figures": (at(*PROCESS, "failure", value="x"), "has not timed the settings"),
     "process threads": (at(*PROCESS, "threads", value=64), "has not timed the settings"),
     "batch": (at(*PROCESS, "settings", "7", value={}), "has not timed the settings"),
-    "a candidate too many": (at(*PROCESS, "settings", "1", "x", value={}), "candidates are not"),
+    "a candidate too many": (
+        at(
+            *PROCESS, "settings", "1", "x", value={"error": "it failed", "medians": [], "calls": []}
+        ),
+        "candidates are not",
+    ),
+    "a series of nothing": (at(*PROCESS, "settings", "1", BASE, value={}), "field `error`"),
     "a file left out though no process died at it": (absent, "candidates are not"),
     "no candidate": (at(*PROCESS, "settings", "1", value={}), "candidates are not"),
     "series": (at(*SERIES, value=[]), "`object`, got `array`.*launched.*settings"),
