@@ -236,8 +236,8 @@ def test_the_node_times_with_the_threads_that_were_named_or_with_all_of_its_own(
     executor = ray_executor.RayExecutor(replace(plan, given=False), spec, tmp_path, tmp_path)
     executor.collect_timings(
         {},
-        [],
-        {},
+        samples=[],
+        expected={},
         baseline="b",
         settings=("cpu",),
         effort=Effort(),
