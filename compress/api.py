@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.benchmark.execute.fork_client import early
-from compress.benchmark.execute.limits import Limits
+from compress.benchmark.execute.fork_client import start_base
 from compress.benchmark.execute.ray_executor import executor_named
+from compress.benchmark.execute.run_spec import Limits
 from compress.benchmark.plan.metric import Function
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.rows import row_text
@@ -194,7 +194,7 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
     with status `failed`. Raises RunStopped if the disk is full; what was finished is kept.
     """
     if options.get("executor", "local") == "local":
-        early()  # while this process makes the plan
+        start_base()  # while this process makes the plan
     with showing(options.get("progress", True)):
         plan, out, run_options = prepare(suite, **options)
         try:

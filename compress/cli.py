@@ -170,9 +170,9 @@ def _carry_out(name: str, dry_run: bool, **options: Any) -> None:
     """Call a function of the API by its name, or show what it would do."""
     if not dry_run and options["executor"] == "local":
         # The process that forks the steps' starts before this one spends seconds on its imports.
-        from compress.benchmark.execute.fork_client import early
+        from compress.benchmark.execute.fork_client import start_base
 
-        early()
+        start_base()
     from compress import api
 
     if dry_run:

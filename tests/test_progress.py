@@ -44,7 +44,7 @@ def clock() -> Clock:
 @pytest.fixture
 def each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every step of a stage told, however soon it follows the one before."""
-    monkeypatch.setattr(progress, "TELL", 0.0)
+    monkeypatch.setattr(progress, "REPORT", 0.0)
 
 
 def wait(display: Display, clock: Clock, seconds: float) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common import SUITE, command, publish, rows, run, table
 
-from compress.benchmark.execute.limits import family
+from compress.system.memory import family
 
 TARGETS = ("the run", "the server", "a step or timing process", "all at once")
 

@@ -18,9 +18,8 @@ from pathlib import Path
 from common import publish, table
 
 from compress.benchmark.execute.executor import ChainJob
-from compress.benchmark.execute.limits import Limits
 from compress.benchmark.execute.local_executor import InProcessExecutor, LocalExecutor
-from compress.benchmark.execute.run_spec import RunSpec, spec_of
+from compress.benchmark.execute.run_spec import Limits, RunSpec, spec_of
 from compress.benchmark.plan.graph import Graph, make_graph
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.suite import Suite

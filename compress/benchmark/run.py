@@ -20,9 +20,8 @@ from typing import Any
 
 from compress.benchmark.execute.executor import Executor, ExecutorFactory, GpuJob, Outcome
 from compress.benchmark.execute.job import record_of
-from compress.benchmark.execute.limits import Limits
 from compress.benchmark.execute.local_executor import local_executor
-from compress.benchmark.execute.run_spec import Stores, spec_of
+from compress.benchmark.execute.run_spec import Limits, Stores, spec_of
 from compress.benchmark.execute.schedule import Schedule
 from compress.benchmark.measure.gpu import FOUND, RECORDS
 from compress.benchmark.measure.gpu import time_on_gpu as time_on_gpu_here

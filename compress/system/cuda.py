@@ -1,6 +1,6 @@
-"""The GPU as torch sees it. Every call to CUDA that the timing makes stands here.
+"""The GPU as torch sees it. All calls to CUDA that the timing makes are here.
 
-So the rest can be tested with a device that is made up.
+So the rest can be tested with a fake device.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 Call = Callable[[int], Any]
 
@@ -38,14 +40,10 @@ class Cuda:
 
     def absent(self) -> str:
         """Return why there is no device, or ''."""
-        import torch
-
         return "" if torch.cuda.is_available() else "torch finds no CUDA device"
 
     def lacks(self, dtype: str) -> str:
         """Return why the device cannot compute in a number type, or ''."""
-        import torch
-
         if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return "this GPU does not compute in bfloat16"
         return ""
@@ -55,8 +53,6 @@ class Cuda:
 
         After such an error every later call fails, whatever it is.
         """
-        import torch
-
         if self.absent():
             return ""
         try:
@@ -74,8 +70,6 @@ class Cuda:
         `allow_tf32` is left alone: torch raises an error where it is read in a process that has
         set `fp32_precision` (torch's notes on CUDA semantics, TensorFloat-32).
         """
-        import torch
-
         cudnn: Any = torch.backends.cudnn
         places: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
         before = [place.fp32_precision for place in places]
@@ -92,8 +86,6 @@ class Cuda:
 
     @functools.cached_property
     def _events(self) -> tuple[Any, Any]:
-        import torch
-
         return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def stopwatch(self, call: Call, index: int) -> tuple[float, Any]:
@@ -102,8 +94,6 @@ class Cuda:
         The device waits while Python launches kernel after kernel: that is part of the seconds,
         because it is part of what a caller waits for.
         """
-        import torch
-
         start, end = self._events
         torch.cuda.synchronize()
         start.record()
@@ -134,8 +124,6 @@ class Cuda:
 
     def _warm(self, run: Callable[[], Any]) -> None:
         """Run on a side stream before a capture, as torch's notes on CUDA graphs do."""
-        import torch
-
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -145,8 +133,6 @@ class Cuda:
 
     def _record(self, run: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
         """Return the replay of a new graph, and the outputs that it writes."""
-        import torch
-
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = run()
@@ -155,11 +141,9 @@ class Cuda:
     def held(self) -> int:
         """Return the bytes that tensors hold now.
 
-        cuBLAS keeps a workspace from its first product on: it is made here, so that it weighs
-        on no module.
+        cuBLAS holds a workspace from its first product on: it is allocated here, so that it counts
+        for no module.
         """
-        import torch
-
         ones = torch.ones(8, 8, device=self.name)
         torch.nn.functional.linear(ones, ones, ones[0]) @ ones
         del ones
@@ -168,8 +152,6 @@ class Cuda:
 
     def peak(self, run: Callable[[], Any]) -> int:
         """Return the most bytes that tensors held while `run()` went on."""
-        import torch
-
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         run()
@@ -178,21 +160,17 @@ class Cuda:
 
     def free(self) -> None:
         """Give back the memory of everything that is no longer referred to."""
-        import torch
-
         gc.collect()
         with contextlib.suppress(RuntimeError):  # of a broken device, which `failure` reports
             torch.cuda.empty_cache()
 
     def about(self) -> dict[str, Any]:
         """Return what the figures depend on (JSON)."""
-        import torch
-
-        found = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(0)
         return {
-            "name": found.name,
-            "capability": f"{found.major}.{found.minor}",
-            "memory_bytes": found.total_memory,
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import platform
-import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,6 @@ def cpu_info(path: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
     return name, tuple(flag for flag in FLAGS if flag in present)
 
 
-def physical_cores(cpus: Path = CPUS) -> int | None:
-    """Return the number of cores, hyperthreads of one counted once; None where unreadable."""
-    paths = cpus.glob("cpu[0-9]*/topology/thread_siblings_list")
-    try:
-        return len({path.read_text().strip() for path in paths}) or None
-    except OSError:
-        return None
-
-
 def governor(cpus: Path = CPUS) -> str:
     """Return how the processor's clock is governed ('performance', ...); '' where unreadable."""
     try:
@@ -74,34 +65,23 @@ def governor(cpus: Path = CPUS) -> str:
         return ""
 
 
-def memory_bytes() -> int | None:
-    """Return the machine's memory in bytes; None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
 def gpu() -> tuple[str, str]:
-    """Return the names of NVIDIA's GPUs and their driver, as `nvidia-smi` tells; '' for none."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "", ""
-    command = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    """Return the names of NVIDIA's GPUs and their driver, by `nvidia-smi`; '' for none."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
         return "", ""
-    found = [line.rsplit(",", 1) for line in answer.stdout.splitlines() if "," in line]
-    if answer.returncode or not found:
+    gpus = [line.rsplit(",", 1) for line in answer.stdout.splitlines() if "," in line]
+    if not gpus:
         return "", ""
-    names = [name.strip() for name, _ in found]
-    told = [f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in names]
-    return ", ".join(dict.fromkeys(told)), found[0][1].strip()
+    counts = Counter(name.strip() for name, _ in gpus)
+    names = [f"{count} x {name}" if count > 1 else name for name, count in counts.items()]
+    return ", ".join(names), gpus[0][1].strip()
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Return what timings in this environment are to be labelled with (JSON)."""
+    """Return the description of this environment that timings are labelled with (JSON)."""
     import onnxruntime
 
     name, flags = cpu_info()
@@ -120,13 +100,15 @@ def machine() -> dict[str, Any]:
 
     `cpu_quota` is in cores, and None where no container bounds them.
     """
+    import psutil  # which other machines, where `environment` runs too, need not have
+
     name, driver = gpu()
     return {
         "logical_cores": os.cpu_count(),
-        "physical_cores": physical_cores(),
+        "physical_cores": psutil.cpu_count(logical=False),
         "cpu_quota": cpu_quota(),
         "governor": governor(),
-        "memory_bytes": memory_bytes(),
+        "memory_bytes": psutil.virtual_memory().total,
         "gpu": name,
         "driver": driver,
         "python": platform.python_version(),

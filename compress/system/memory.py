@@ -1,13 +1,15 @@
-"""How much memory is left."""
+"""How much memory is left, and what a process and its descendants hold of it."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import psutil
 
-OWN = Path("/proc/self/cgroup")
+PROC = Path("/proc")
+OWN = PROC / "self" / "cgroup"
 GROUPS = Path("/sys/fs/cgroup")
 # What the kernel takes back before an allocation fails, as in its own figure for the machine
 # (MemAvailable in /proc/meminfo: si_mem_available in mm/show_mem.c). Docker's `stats` and the
@@ -44,8 +46,51 @@ def _left_in_groups(own: Path, groups: Path) -> Iterator[int]:
 
 
 def _read(path: Path) -> str:
-    """Return what the system says in a file; nothing where it has no such file."""
+    """Return the text of a file of the system; '' where it has no such file."""
     try:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all its living descendants."""
+    family = [pid]
+    for member in family:  # which grows meanwhile
+        family += children(member)
+    return family
+
+
+def children(pid: int) -> list[int]:
+    """Return the living processes that a process, or any of its threads, has started.
+
+    As the kernel lists them, where it does: psutil looks at every process of the machine, which
+    takes 30 ms where there are 900, and a step's are looked for every 50 ms.
+    """
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError, psutil.Error):  # it, or a thread, has just ended
+        if not (PROC / "thread-self" / "children").exists():
+            return [child.pid for child in psutil.Process(pid).children()]
+        for task in (PROC / str(pid) / "task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def resident(pid: int) -> int:
+    """Return the bytes that a process and its descendants hold in memory, but for mapped files.
+
+    What several of them share is counted for each.
+    """
+    return sum(map(_resident_alone, family(pid)))
+
+
+def _resident_alone(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        lines = (PROC / str(pid) / "status").read_text().splitlines()
+        # psutil does not separate these from mapped files.
+        sizes = [line.split()[1] for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+        if sizes:
+            return 1024 * sum(map(int, sizes))
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0

@@ -1,7 +1,7 @@
-"""What a run is doing: lines in a log, a line that is kept up to date on a terminal.
+"""What a run is doing: lines in a log, or lines on a terminal that are updated in place.
 
-Whatever may take long says so with `stage`; where nobody listens, that costs nothing. The process
-of a step writes what it says to a file (`Recorder`), which the run's own process reads (`Follower`)
+Whatever may take long reports it with `stage`; without a listener, that costs nothing. The process
+of a step writes its reports to a file (`Recorder`), which the run's own process reads (`Follower`)
 and shows (`Display`).
 """
 
@@ -20,29 +20,29 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
-TELL = 0.5
-"""Seconds between two times that a stage tells how far it is."""
+REPORT = 0.5
+"""Seconds between two reports of how far a stage is."""
 TICK = 0.25
-"""Seconds between two looks at what is to be shown."""
+"""Seconds between two updates of the display."""
 STILL = 10.0
-"""Seconds after which a log tells that a stage still runs; then after 30, 90, and every minute."""
-MOST = 1 << 16
+"""Seconds after which a log reports that a stage still runs; then 30, 90, and every minute."""
+CHUNK = 1 << 16
 """Bytes of a step's file that are read at a time."""
 BAR = 60
 """Columns of a terminal that a bar with its figures may take."""
 STAGES = "stages.jsonl"
-"""What the file is called that the process of a step writes."""
+"""The name of the file that the process of a step writes."""
 LINES = 8
 """Jobs that a terminal shows at once, on as many lines."""
 
 Event = Sequence[Any]
-"""`begin` with the fields of `Running`, `at` with how far it is, or `end`; as JSON. `gone`: who
-told of the stages, so all of them."""
+"""`begin` with the fields of `Running`, `at` with how far it is, or `end`; as JSON. `gone`: the
+source of the stages has ended, and all of them with it."""
 T = TypeVar("T", bound=Sequence[Any])
 
 
 class Listener(Protocol):
-    """Gets what stages say, and from which source: '' is this process."""
+    """Gets the events of stages, and their source: '' is this process."""
 
     def take(self, event: Event, source: str = "") -> None: ...
 
@@ -55,37 +55,38 @@ _stages: list[Stage] = []
 class Stage:
     """Something that takes a while, and how far it is."""
 
-    def __init__(self, listener: Listener | None, done: int = 0, every: float = TELL) -> None:
+    def __init__(self, listener: Listener | None, done: int, every: float) -> None:
         self.listener, self.done, self.every = listener, done, every
-        self.told = float("-inf")
+        self.reported = float("-inf")
 
     def advance(self, count: int = 1, words: Callable[[], str] = str) -> None:
-        """Say that so much more is done; `words` tells more of it, and is called now and then."""
+        """Report that so much more is done; `words` gives details, and is called now and then."""
         self.done += count
-        if self.listener is not None and time.monotonic() - self.told >= self.every:
+        if self.listener is not None and time.monotonic() - self.reported >= self.every:
             self.listener.take(["at", self.done, words()])
-            self.told = time.monotonic()
+            self.reported = time.monotonic()
 
 
 @contextlib.contextmanager
 def stage(
     text: str, total: int | None = None, unit: str = "", *, done: int = 0, heading: bool = False
 ) -> Iterator[Stage]:
-    """Say what is done within this context: `done` of `total` units, where that is known.
+    """Report what is done within this context: `done` of `total` units, where that is known.
 
-    What is a `heading` stands before the stages inside it, and has no line of its own.
+    A `heading` stands before the stages inside it, and has no line of its own.
     """
-    begun = Stage(_listener, done, 0.0 if heading else TELL)
-    if begun.listener is None:
-        yield begun
+    listener = _listener
+    running = Stage(listener, done, 0.0 if heading else REPORT)
+    if listener is None:
+        yield running
         return
-    begun.listener.take(["begin", text, total, unit, done, heading])
-    _stages.append(begun)
+    listener.take(["begin", text, total, unit, done, heading])
+    _stages.append(running)
     try:
-        yield begun
+        yield running
     finally:
-        _stages.remove(begun)
-        begun.listener.take(["end"])
+        _stages.remove(running)
+        listener.take(["end"])
 
 
 def counted(batches: Iterable[T]) -> Iterator[T]:
@@ -98,7 +99,7 @@ def counted(batches: Iterable[T]) -> Iterator[T]:
 
 @contextlib.contextmanager
 def listening(listener: Listener | None) -> Iterator[None]:
-    """Have a listener get what stages say within this context."""
+    """Have a listener get the events of stages within this context."""
     global _listener
     before, _listener = _listener, listener
     try:
@@ -108,9 +109,9 @@ def listening(listener: Listener | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def showing(wanted: bool) -> Iterator[None]:
-    """Show on standard error what is done within this context, unless somebody listens already."""
-    if not wanted or _listener is not None or sys.stderr is None:
+def showing(progress: bool) -> Iterator[None]:
+    """Show on standard error what is done within this context, unless there is a listener."""
+    if not progress or _listener is not None or sys.stderr is None:
         yield
         return
     display, over = Display(sys.stderr), threading.Event()
@@ -151,14 +152,14 @@ class Recorder:
 
 
 def hand_on(event: Event | bytes, source: str) -> None:
-    """Have whoever listens here get what another process has said; as bytes, it is JSON."""
-    with contextlib.suppress(Exception):  # a step may write there what it likes
+    """Pass another process's event to the listener of this one; as bytes, it is JSON."""
+    with contextlib.suppress(Exception):  # a step may write anything there
         if _listener is not None:
             _listener.take(json.loads(event) if isinstance(event, bytes) else event, source)
 
 
 class Follower:
-    """Hands on what another process records in a file, as far as it is new."""
+    """Hands on the new events that another process records in a file."""
 
     def __init__(self, path: Path, source: str) -> None:
         self.path, self.source = path, source
@@ -170,8 +171,8 @@ class Follower:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.read)
-                content = file.read(MOST)
-        except OSError:  # nothing was said yet
+                content = file.read(CHUNK)
+        except OSError:  # there are none yet
             return
         whole = content[: content.rfind(b"\n") + 1]
         self.read += len(whole)
@@ -199,7 +200,7 @@ class Running:
     first: int = field(init=False)
     words: str = ""
     due: float = STILL
-    """Seconds after its beginning when a log tells the next time that it still runs."""
+    """Seconds after its beginning at which a log next reports that it still runs."""
 
     def __post_init__(self) -> None:
         self.first = self.done
@@ -224,7 +225,7 @@ class Display:
         self.lock = threading.RLock()
         self.drawn = ""
         self.last: list[str] = []
-        """What the last line of the log is about."""
+        """The path of the log's last line."""
 
     def take(self, event: Event, source: str = "") -> None:
         kind, *values = event
@@ -241,8 +242,8 @@ class Display:
                 running[-1].done, running[-1].words = int(values[0]), str(values[1])
             elif kind == "end" and running:
                 running.pop()
-                for around in running[-1:]:
-                    around.put_off(now - around.since)
+                for outer in running[-1:]:
+                    outer.put_off(now - outer.since)
             elif kind == "gone" and source:
                 del self.stages[source]
 
@@ -258,9 +259,9 @@ class Display:
                 elapsed = self.clock() - last.since
                 if elapsed >= last.due and not last.heading:
                     last.put_off(elapsed)
-                    told = [f"{_lasting(elapsed)} so far", last.share, last.words]
-                    self.last = []  # whoever sees this line alone must know what it is about
-                    self._log([*self._path(source), ", ".join(filter(None, told))])
+                    facts = [f"{_lasting(elapsed)} so far", last.share, last.words]
+                    self.last = []  # a reader of this line alone must know what it is about
+                    self._log([*self._path(source), ", ".join(filter(None, facts))])
 
     def say(self, line: str) -> None:
         """Write a line that stays."""
@@ -270,14 +271,14 @@ class Display:
             self.last = []
 
     def clear(self) -> None:
-        """Take away what was drawn."""
+        """Erase what was drawn."""
         with self.lock:
             if self.drawn:
                 self._write("\r\x1b[J")
             self.drawn = ""
 
     def _log(self, path: list[str]) -> None:
-        """Write a line; what the one before it was about, too, becomes white space."""
+        """Write a line; what its path shares with the line before becomes white space."""
         same = 0
         while same < min(len(path) - 1, len(self.last)) and path[same] == self.last[same]:
             same += 1
@@ -310,8 +311,8 @@ class Display:
                 initial=last.first,
                 postfix=words,
             )
-        told = f" [{', '.join(filter(None, [_lasting(elapsed), words]))}]"
-        return _tail(name, columns - len(told)) + told
+        facts = f" [{', '.join(filter(None, [_lasting(elapsed), words]))}]"
+        return _tail(name, columns - len(facts)) + facts
 
     def _columns(self) -> int:
         """Return how many columns can be written to without a new line."""
@@ -321,7 +322,7 @@ class Display:
             return 79
 
     def _path(self, source: str) -> list[str]:
-        """Return what is done, after what it is part of."""
+        """Return the texts of a source's stages, outermost first."""
         running = self.stages[""] + (self.stages[source] if source else [])
         parts = (f"{r.share} {r.text}".strip() if r.heading else r.text for r in running)
         return list(filter(None, parts))

@@ -147,8 +147,12 @@ def saved(folder: Path, values: Any, name: str = "timings.json") -> Path:
     return path
 
 
+def by_chain(results: Any) -> dict[str, dict[str, Any]]:
+    return {row["chain"]: row for row in results.rows}
+
+
 def rows(run: Path) -> dict[str, dict[str, Any]]:
-    return {row["chain"]: row for row in read_results(run).rows}
+    return by_chain(read_results(run))
 
 
 # --- what is right ----------------------------------------------------------------------------

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from compress.benchmark.execute import limits
-from compress.benchmark.execute.limits import Limits, family, resident
+from compress.benchmark.execute import run_spec
+from compress.benchmark.execute.run_spec import Limits
 from compress.errors import UserError
-from compress.system.memory import free_memory
+from compress.system import memory
+from compress.system.memory import family, free_memory, resident
 
 EATER = (
     "import time; kept = bytearray(b'x') * 100_000_000; print('ready', flush=True); time.sleep(60)"
@@ -42,7 +43,7 @@ def test_psutil_serves_where_the_kernel_lists_no_children(monkeypatch: pytest.Mo
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         listed, held = family(os.getpid()), resident(process.pid)
-        monkeypatch.setattr(limits, "PROC", Path("/nowhere"))
+        monkeypatch.setattr(memory, "PROC", Path("/nowhere"))
         assert sorted(family(os.getpid())) == sorted(listed)
         assert process.pid in listed
         # Files that are mapped count, too: psutil does not tell them apart.
@@ -126,12 +127,12 @@ def test_the_limit_is_what_is_given_or_most_of_what_is_free(
     assert Limits(memory=10**9).bytes() == 10**9
     free = free_memory()
     assert 0.8 * free < Limits().bytes() < free
-    monkeypatch.setattr(limits, "free_memory", lambda: 10**10)
+    monkeypatch.setattr(run_spec, "free_memory", lambda: 10**10)
     assert Limits().bytes() == 9 * 10**9
-    for little in (limits.TORCH, limits.LEAST):
-        monkeypatch.setattr(limits, "free_memory", lambda little=little: little)
-        assert Limits().bytes() == limits.LEAST, "enough to start in any case"
-    monkeypatch.setattr(limits, "free_memory", lambda: limits.TORCH - 1)
+    for little in (run_spec.TORCH, run_spec.LEAST):
+        monkeypatch.setattr(run_spec, "free_memory", lambda little=little: little)
+        assert Limits().bytes() == run_spec.LEAST, "enough to start in any case"
+    monkeypatch.setattr(run_spec, "free_memory", lambda: run_spec.TORCH - 1)
     with pytest.raises(UserError, match=r"only 268 MB of memory is free.* raise the container"):
         Limits().bytes()
     assert Limits(memory=10**9).bytes() == 10**9
@@ -142,7 +143,7 @@ def test_a_step_can_start_whatever_its_limit(tmp_path: Path) -> None:
     code = (
         "import os, sys, threading\n"
         "from pathlib import Path\n"
-        "from compress.benchmark.execute.step_process import fork, run_in_child\n"
+        "from compress.benchmark.execute.fork_server import fork, run_in_child\n"
         "kept = bytearray(300_000_000)\n"
         "out = Path(sys.argv[1])\n"
         "def work(message):\n"

@@ -11,7 +11,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from packed import EPYC, NAMES, SECONDS, SETTINGS, SLUG, linear, machine, rows, saved, timings
+from packed import (
+    EPYC,
+    NAMES,
+    SECONDS,
+    SETTINGS,
+    SLUG,
+    by_chain,
+    linear,
+    machine,
+    rows,
+    saved,
+    timings,
+)
 
 import compress
 from compress import cli
@@ -76,10 +88,11 @@ def test_the_description_names_the_machine(
     run: Path, tmp_path: Path, found: dict[str, Any]
 ) -> None:
     merge(run, [saved(tmp_path, found)])
-    there = read_results(run).about["elsewhere"]
+    about = read_results(run).about
+    there = about["elsewhere"]
     assert there.keys() == {SLUG}
     assert there[SLUG]["environment"] == {**EPYC, "date": found["date"]}
-    timed = of_files(read_results(run).about, SLUG)
+    timed = of_files(about, SLUG)
     assert tuple(one.setting for one in timed) == SETTINGS
     assert timed[0].known["control"] == 1
     assert timed[0].known["processes"] == 5
@@ -117,7 +130,7 @@ def test_the_commands(
     assert f"Written to {archive}: the models, some test items" in capsys.readouterr().out
     assert zipfile.is_zipfile(archive)
     assert command(monkeypatch, "merge", run, archive) == 2
-    assert "a.zip: it is not JSON" in capsys.readouterr().err
+    assert "a.zip: time_here.py does not write such a file" in capsys.readouterr().err
     # As after a run: 1, because two rows of this one are not ok.
     assert command(monkeypatch, "merge", run, saved(tmp_path, found)) == 1
     said = f"Columns on_{SLUG}_...: {EPYC['cpu']}, threads: 2, timed {found['date']}"
@@ -137,10 +150,11 @@ def test_the_same_machine_replaces_and_another_gets_a_number(
     assert merge(run, [first, third]) == [SLUG, f"{SLUG}_2"]
     assert merge(run, [second]) == [SLUG]
     assert merge(run, [third]) == [f"{SLUG}_2"]
-    measured = rows(run)["quantize()"]
+    results = read_results(run)
+    measured = by_chain(results)["quantize()"]
     assert measured[f"on_{SLUG}_cpu_speedup"] == pytest.approx(2)
     assert measured[f"on_{SLUG}_2_cpu_speedup"] == pytest.approx(4)
-    there = read_results(run).about["elsewhere"]
+    there = results.about["elsewhere"]
     assert there[SLUG]["environment"]["date"] == "2031-02-03"
     assert {path.name for path in (run / "raw").glob("elsewhere-*")} == {
         f"elsewhere-{SLUG}.json",
@@ -176,10 +190,10 @@ def test_machines_that_are_alike_are_told_apart_by_names(
         "Columns on_right_cpu_...",
     ]
     assert merge(run, [second]) == [SLUG]  # without a name, names are not looked for
-    measured = rows(run)["quantize()"]
+    results = read_results(run)
+    measured, about = by_chain(results)["quantize()"], results.about
     assert measured["on_left_cpu_speedup"] == pytest.approx(4)
     assert measured["on_right_cpu_cpu_speedup"] == pytest.approx(2)
-    about = read_results(run).about
     left, right = ([t.setting for t in of_files(about, name)] for name in ("left", "right_cpu"))
     assert left == right == [*SETTINGS]
     assert merge(run, [second], "left") == ["left"]
@@ -212,7 +226,8 @@ def test_other_outputs_there_cost_the_figures_and_say_so(
 ) -> None:
     error = f"{DIFFERENT} (by 31.0%)"
     merge(run, [saved(tmp_path, timings(unpacked, errors={INT8: error, NARROW: error}))])
-    row = rows(run)["quantize()"]
+    after = rows(run)
+    row = after["quantize()"]
     assert row["status"] == "ok"
     assert not [key for key in row if key.startswith("on_")]
     assert {key for key in row["missing"] if key.startswith("on_")} == {
@@ -227,8 +242,8 @@ def test_other_outputs_there_cost_the_figures_and_say_so(
         f"{told}: that processor has no VNNI, and sums of int8 products can saturate, which "
         f"quantize(reduce_range=True) avoids"
     )
-    assert rows(run)["quantize(reduce_range=True)"]["note"] == told
-    assert f"on_{SLUG}_cpu_ms_p50" in rows(run)["baseline"]
+    assert after["quantize(reduce_range=True)"]["note"] == told
+    assert f"on_{SLUG}_cpu_ms_p50" in after["baseline"]
 
 
 def test_with_vnni_saturation_is_not_the_reason(run: Path, tmp_path: Path, unpacked: Path) -> None:
@@ -253,13 +268,14 @@ def test_if_the_baseline_fails_there_are_times_without_speedups(
     error = f"{DIFFERENT} (by 31.0%)"
     errors = dict.fromkeys((BASE, CONTROL, *LEVELS), error)
     merge(run, [saved(tmp_path, timings(unpacked, errors=errors))])
-    row = rows(run)["quantize()"]
+    results = read_results(run)
+    row = by_chain(results)["quantize()"]
     assert row[f"on_{SLUG}_cpu_ms_p50"] == pytest.approx(1)
     assert f"on_{SLUG}_cpu_speedup" not in row
     assert row["missing"][f"on_{SLUG}_cpu_speedup"] == "the baseline has no time there"
     why = row["missing"][f"on_{SLUG}_cpu_verdict"]
     assert why.startswith(f"the baseline was not timed: {DIFFERENT}")
-    assert not of_files(read_results(run).about, SLUG)[0].trusted
+    assert not of_files(results.about, SLUG)[0].trusted
 
 
 def test_processes_that_died_are_noted(run: Path, tmp_path: Path, found: dict[str, Any]) -> None:
@@ -282,8 +298,9 @@ def test_a_later_run_has_nothing_of_it_until_it_is_merged_again(
     log = RunLog(run / "results.jsonl", {"suite": "later"})
     for name, chain in zip(NAMES, ("baseline", "quantize()", NARROW[:-9]), strict=True):
         log.record(Record(chain, 0, "ok", hashes={"onnx": found["models"][name]}))
-    assert not [key for key in rows(run)["quantize()"] if key.startswith("on_")]
-    assert "elsewhere" not in read_results(run).about
+    results = read_results(run)
+    assert not [key for key in by_chain(results)["quantize()"] if key.startswith("on_")]
+    assert "elsewhere" not in results.about
     merge(run, [path])
     assert rows(run)["quantize()"][f"on_{SLUG}_cpu_speedup"] == pytest.approx(4)
 

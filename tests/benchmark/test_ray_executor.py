@@ -6,7 +6,7 @@ import io
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +19,7 @@ import compress
 from compress.benchmark import run as bench
 from compress.benchmark.execute import ray_executor
 from compress.benchmark.execute.executor import ChainJob, Outcome
-from compress.benchmark.execute.limits import Limits
-from compress.benchmark.execute.run_spec import spec_of
+from compress.benchmark.execute.run_spec import Limits, spec_of
 from compress.benchmark.plan.plan import make_plan
 from compress.benchmark.plan.suite import Suite
 from compress.results.log import Stage
@@ -175,16 +174,16 @@ class Method:
 
 
 def test_what_every_node_is_doing_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def done(spec: object, job: dict[str, str]) -> dict[str, object]:
-        hand_on(["begin", f"step 1 of 1, of {job['chain']}", None, "", 0, False], "7")
-        if job["chain"] == "a()":
+    def run(spec: object, job: ChainJob) -> tuple[Outcome, str]:
+        hand_on(["begin", f"step 1 of 1, of {job.chain}", None, "", 0, False], "7")
+        if job.chain == "a()":
             raise OSError("the node is gone")  # and its step has not ended
         hand_on(["end"], "7")
         hand_on(["gone"], "7")
-        return {"outcome": asdict(Outcome()), "log": ""}
+        return Outcome(), ""
 
     monkeypatch.setattr(ray_executor, "_ray", Ray)
-    monkeypatch.setattr(ray_executor, "_done", done)
+    monkeypatch.setattr(ray_executor, "_run", run)
     monkeypatch.setattr(ray_executor, "_node", lambda: "10.0.0.3")
     suite = Suite("test", "digits", "mlp(width=8)", ("train()",), controls=False)
     plan = make_plan(suite, data=small_digits())
@@ -207,21 +206,21 @@ def test_what_every_node_is_doing_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 class Node(Ray):
-    """A Ray of one node that remembers what it was asked to do; its timings are empty."""
+    """A Ray of one node that remembers its requests; its timings are empty."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[tuple[Any, ...]] = []
+        self.requests: list[tuple[Any, ...]] = []
 
     def remote(self, made: Callable[..., object]) -> Any:
         assert made is ray_executor._time
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._start))
 
     def _start(self, *arguments: Any) -> None:
-        self.asked.append(arguments)
+        self.requests.append(arguments)
 
-    def get(self, task: object, timeout: float | None = None) -> dict[str, Any]:
-        return RawTimings((), "", (), 1, (), 0.0, {}).to_json()
+    def get(self, task: object, timeout: float | None = None) -> RawTimings:
+        return RawTimings((), "", (), 1, (), 0.0, {})
 
 
 @pytest.mark.parametrize("named", [None, 1, cpu_threads()])
@@ -238,5 +237,5 @@ def test_the_node_times_with_the_threads_that_were_named_or_with_all_of_its_own(
     # The plan has a number of threads in any case.
     request = TimingRequest({}, [], {}, "b", threads=plan.threads)
     executor.collect_timings(request, progress=lambda words: None, checkpoint=tmp_path / "none")
-    [(_, asked)] = node.asked
-    assert asked.threads == named
+    [(_, requested)] = node.requests
+    assert requested.threads == named

@@ -1,16 +1,15 @@
-"""What other processes are told of a run: the same plan comes of it, or a refusal that says why."""
+"""What other processes know of a run: the same plan comes of it, or a refusal that says why."""
 
 from __future__ import annotations
 
-import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from bench_fixtures import small_digits
 
-from compress.benchmark.execute.limits import Limits
-from compress.benchmark.execute.run_spec import RunSpec, given_objects, spec_of
+from compress.benchmark.execute.run_spec import Limits, RunSpec, given_objects, spec_of
 from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.suite import Suite
@@ -31,8 +30,8 @@ def spec(plan: Plan, tmp_path: Path) -> RunSpec:
     return spec_of(plan, setting, tmp_path / "store", tmp_path / "private", limits=limits)
 
 
-def test_the_same_plan_comes_of_what_json_keeps(plan: Plan, spec: RunSpec) -> None:
-    again = RunSpec.from_json(json.loads(json.dumps(spec.to_json())))
+def test_the_same_plan_comes_of_a_spec_in_another_process(plan: Plan, spec: RunSpec) -> None:
+    again = pickle.loads(pickle.dumps(spec))
     assert again == spec
     made = again.make_plan(given_objects(plan))
     assert make_graph(made) == make_graph(replace(plan, cpu=spec.cpu))

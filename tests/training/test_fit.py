@@ -137,7 +137,7 @@ def test_a_training_tells_loss_and_accuracy_within_an_epoch(
         def take(self, event: progress.Event, source: str = "") -> None:
             told.append(event)
 
-    monkeypatch.setattr(progress, "TELL", 0.0)
+    monkeypatch.setattr(progress, "REPORT", 0.0)
     data = small_digits()
     context = make_bench(data)
     losses: list[float] = []

@@ -9,24 +9,26 @@ connection is closed, however that came, a server ends what it has started and i
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import gc
 import importlib
 import os
-import pickle
 import signal
 import sys
+import tempfile
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from compress.benchmark.execute.fork_client import receive, send
-from compress.benchmark.execute.step_process import call_oneself, fork, run_in_child
 from compress.system.lifetime import adopt_orphans, die_with_parent, outlive_parent
 
 if TYPE_CHECKING:
@@ -36,42 +38,44 @@ LOOK = 0.05
 """Seconds between two looks at whether the run still wants its job."""
 ENDING = 10.0
 """Seconds that what was killed may take to end, which a disk that does not answer can delay."""
+OOM_SCORE = "800"
+"""If the kernel runs out of memory it ends the step, not the run."""
+MARGIN = 2**28
+"""Bytes that a step can map in any case, beside what was mapped when it was forked."""
 
 
 def serve(connection: Connection, work: Callable[[Mapping[str, Any]], None]) -> None:
-    """Fork a child for every message, to do its job; tell of its start and its end.
+    """Fork a child for every message, to do its job; report its start and its end.
 
-    Raises EOFError or OSError when the run has ended, or was killed.
+    A message of None means that the run has ended. Raises EOFError or OSError if it was killed.
     """
     me = os.getpid()
     adopt_orphans()
-    while True:
-        message = receive(connection)
-        assert message is not None, "without a timeout a message comes, or an error"
+    for message in iter(connection.recv, None):
         gc.collect()
         gc.freeze()  # else the child's collector touches, so copies, all there is
         pid = fork()
         if pid == 0:
             connection.close()
             run_in_child(work, message, me)
-        with contextlib.suppress(OSError):  # the child does so too; who comes first, wins
+        with contextlib.suppress(OSError):  # the child does so too, in case it comes first
             os.setpgid(pid, pid)
         try:
-            send(connection, {"pid": pid})
-            status = _ended(psutil.Process(pid), connection)
+            connection.send({"pid": pid})
+            status = _wait_for(psutil.Process(pid), connection)
         finally:
             end_group(pid)
             end_descendants()
-        send(connection, {"status": status})
+        connection.send({"status": status})
 
 
-def _ended(child: psutil.Process, connection: Connection) -> int:
-    """Wait for a child; return its exit status, or minus the signal. EOFError if the run ends."""
+def _wait_for(child: psutil.Process, connection: Connection) -> int:
+    """Return a child's exit status, or minus the signal. Raises EOFError if the run ends first."""
     while True:
         try:
             return int(child.wait(LOOK))
         except psutil.TimeoutExpired:
-            if connection.poll():  # while a job runs nothing is said but that this is the end
+            if connection.poll():  # while a job runs, no message comes but the last one
                 raise EOFError from None
 
 
@@ -83,8 +87,8 @@ def end_group(pid: int) -> None:
 
 def end_descendants() -> None:
     """Kill all that this process has started and what that has left behind, sessions or not."""
-    until = time.monotonic() + ENDING
-    while (left := psutil.Process().children(recursive=True)) and time.monotonic() < until:
+    deadline = time.monotonic() + ENDING
+    while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -117,43 +121,39 @@ def run(connection: Connection) -> None:
     """Make the plan that the run asks for, and serve it. Raises EOFError or OSError at its end."""
     import torch
 
-    from compress.benchmark.execute.executor import job_from_json
     from compress.benchmark.execute.job import perform, write_outcome
-    from compress.benchmark.execute.run_spec import RunSpec
     from compress.errors import UserError
     from compress.system.progress import STAGES, Recorder, listening
 
-    asked = receive(connection)
-    assert asked is not None, "without a timeout a message comes, or an error"
-    # Pickled by the process that started this one, over sockets that nobody else has.
-    objects = connection.recv_bytes()
+    spec, paths = connection.recv()
     try:
-        sys.path += [path for path in asked["paths"] if path not in sys.path]
-        spec = RunSpec.from_json(asked["spec"])
-        # NVML counts without starting CUDA; where it is missing, -1, the steps will tell.
+        sys.path += [path for path in paths if path not in sys.path]
+        # Pickled by the process that started this one, over sockets that no other has.
+        objects = connection.recv()
+        # NVML counts without starting CUDA; where it is missing, -1, the steps will report it.
         if spec.device == "cuda" and torch.cuda._device_count_nvml() == 0:
-            raise UserError("device cuda is asked for, and there is no GPU here")
-        plan = spec.make_plan(pickle.loads(objects) if objects else {})
+            raise UserError("device cuda was requested, and there is no GPU here")
+        plan = spec.make_plan(objects)
         stores = spec.stores
         warm(plan)
-    except Exception as error:  # told to the run, which has a user to tell
-        send(connection, {"failed": f"{type(error).__name__}: {error}"})
+    except Exception as error:  # reported to the run, which has a user to report it to
+        connection.send({"failed": f"{type(error).__name__}: {error}"})
         return
 
     def work(message: Mapping[str, Any]) -> None:
         torch.set_num_threads(plan.step_threads)
-        job, scratch = job_from_json(message["job"]), Path(message["scratch"])
+        scratch = Path(message["scratch"])
         with listening(Recorder(scratch / STAGES) if spec.progress else None):
-            write_outcome(scratch, perform(job, plan, stores, spec.progress))
+            write_outcome(scratch, perform(message["job"], plan, stores, spec.progress))
 
-    outlive_parent()  # from here on the connection tells, and the children are ended first
-    send(connection, {"ready": os.getpid()})
+    outlive_parent()  # from here on the connection reports its end, and children are ended first
+    connection.send({"ready": os.getpid()})
     serve(connection, work)
 
 
 def main(handle: str, parent: str) -> None:
     """Import everything, then fork a server for every connection that comes along the first."""
-    # Until everything is imported nobody looks at the connection.
+    # Until everything is imported nothing watches the connection.
     die_with_parent(int(parent))
     connection = Connection(int(handle))
     os.set_inheritable(int(handle), False)
@@ -163,8 +163,8 @@ def main(handle: str, parent: str) -> None:
     warm_export()
     from compress.benchmark.execute import job  # noqa: F401 - with all that it imports
 
-    call_oneself("compress-base")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the servers
+    set_process_name("compress-base")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the servers
     outlive_parent()
     me = os.getpid()
     with contextlib.suppress(EOFError, OSError):  # the process that started this one has ended
@@ -174,13 +174,85 @@ def main(handle: str, parent: str) -> None:
                 die_with_parent(me)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 connection.close()
-                call_oneself("compress-runs")
+                set_process_name("compress-runs")
                 os.setsid()
                 run(Connection(theirs))
                 break
             os.close(theirs)
     sys.stderr.flush()
     os._exit(0)  # what is frozen is not torn down, of which libraries would complain
+
+
+# --- the process of a step ----------------------------------------------------------------
+
+
+def fork() -> int:
+    """Fork, without the warning that this process may have threads (see `run_in_child`)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, about threads
+        return os.fork()
+
+
+def set_process_name(name: str) -> None:
+    """Give this process a name (of at most 15 bytes) that `ps` and `top` show. On Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name[:15])
+
+
+def run_in_child(
+    work: Callable[[Mapping[str, Any]], None], message: Mapping[str, Any], parent: int
+) -> NoReturn:
+    """Do the work of a message in this fresh fork, and end the process.
+
+    The message names its log, its scratch folder, and the limit of its memory. The work is done
+    in a thread of its own: GNU's OpenMP keeps its pool by thread, and the pool of the thread that
+    forked is not alive in the fork (it would wait for it for ever).
+    """
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        set_process_name("compress-step")
+        die_with_parent(parent)
+        _log_to(message["log"])
+        _limit(message["memory"])
+        os.environ["TMPDIR"] = tempfile.tempdir = str(message["scratch"])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with ThreadPoolExecutor(1, thread_name_prefix="step") as pool:
+            pool.submit(work, message).result()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _log_to(path: str | Path) -> None:
+    """Send what this process and its libraries print to a file, and the stack if it crashes."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, errors="replace")
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
+    faulthandler.enable(sys.stderr, all_threads=True)
+
+
+def _limit(memory: int | None) -> None:
+    """Let allocations fail at the limit, as an error that training can answer, and dump no core."""
+    import resource  # which only systems that can fork have
+
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if memory is not None:
+            # Without room for a thread's stack beside what is mapped already nothing would start.
+            least = getattr(psutil.Process().memory_info(), "data", 0) + MARGIN
+            resource.setrlimit(resource.RLIMIT_DATA, (max(memory, least),) * 2)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from __future__ import annotations
 import datetime
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from compress.benchmark.execute.executor import ChainJob, GpuJob, Job, Outcome
 from compress.benchmark.execute.run_spec import Stores
@@ -35,24 +37,18 @@ OUTCOME = "outcome.json"
 RECORD = "record"
 
 
-def failure(error: BaseException, step_log: list[dict[str, Any]]) -> Outcome:
-    """Return the outcome of a job that raised."""
-    text = "".join(traceback.format_exception(error))[-4000:]
-    said = str(error) or "no reason was given"
-    rows = [*step_log, {"kind": "traceback", "text": text}]
-    return Outcome(f"{type(error).__name__}: {said}", tuple(rows))
-
-
 def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Outcome:
-    """Do a job; whatever goes wrong is in the outcome, but for Ctrl-C."""
+    """Do a job; whatever goes wrong is in the outcome, except Ctrl-C."""
     work = _ChainWork(plan, make_graph(plan), stores, progress)
     try:
         if isinstance(job, GpuJob):
             gpu_stage(plan, work.graph, stores.get, Path(job.folder))
         else:
-            work.bring(job)
-    except Exception as error:  # a step is somebody's code: it may raise anything
-        return failure(error, work.step_log.rows)
+            work.advance(job)
+    except Exception as error:  # a step is foreign code: it may raise anything
+        text = "".join(traceback.format_exception(error))[-4000:]
+        rows = (*work.step_log.rows, {"kind": "traceback", "text": text})
+        return Outcome(f"{type(error).__name__}: {str(error) or 'no reason was given'}", rows)
     return Outcome(unsaved=work.unsaved)
 
 
@@ -65,64 +61,54 @@ class _ChainWork:
         """Of the step that is running, or ran last."""
         self.unsaved = ""
 
-    def bring(self, job: ChainJob) -> None:
+    def advance(self, job: ChainJob) -> None:
         chain_run = self.graph.chain_run(job.key)
         last = len(chain_run.nodes) - 2
         built = self._built(chain_run, min(job.until, last))
         if job.until <= last:
             if not self.unsaved:
                 return
-            # No file can hold what this step made, so this process goes on with it to the end.
+            # No file can hold this step's result, so this process goes on with it to the end.
             built = self._steps(chain_run, job.until, last, built)
         self._measure(chain_run, built)
 
     def _built(self, chain_run: ChainRun, until: int) -> Built:
-        """Return what the steps up to a number make, from the last one that the store has."""
-        done, built = self._stored(chain_run, until) or (-1, self._start(chain_run))
-        return self._steps(chain_run, done, until, built)
+        """Return the result of the steps up to a number, from the last one that is stored."""
+        for number in range(until, -1, -1):
+            node = chain_run.nodes[number]
+            if (entry := self.stores.get(node)) is not None:
+                rows = [*entry.about["before"], *entry.step_log]
+                stored = Built(entry.model(self.plan.build), node.key, StepLog(rows))
+                return self._steps(chain_run, number, until, stored)
+        return self._steps(chain_run, -1, until, self._start(chain_run))
 
     def _steps(self, chain_run: ChainRun, done: int, until: int, built: Built) -> Built:
         for number in range(done + 1, until + 1):
-            built = self._step(chain_run, chain_run.nodes[number], built)
+            built = self._step(chain_run, number, built)
         return built
-
-    def _stored(self, chain_run: ChainRun, until: int) -> tuple[int, Built] | None:
-        """Return the last of a chain run's results that the store has, and its number."""
-        for number in range(until, -1, -1):
-            node = chain_run.nodes[number]
-            entry = self.stores.get(node)
-            if entry is not None:
-                rows = [*entry.about["before"], *entry.step_log]
-                return number, Built(entry.model(self.plan.build), node.key, StepLog(rows))
-        return None
 
     def _start(self, chain_run: ChainRun) -> Built:
         """Return what enters a chain run: the baseline, or the plan's own model."""
         if chain_run.start == self.graph.start:
             return Built(self.plan.start, chain_run.start, StepLog())
-        baseline = self.graph.baseline(chain_run.seed)
-        built = replace(self._built(baseline, len(baseline.nodes) - 2), log=StepLog())
+        built = replace(self._baseline(chain_run.seed), log=StepLog())
         if self.unsaved:
-            built.log.note("the baseline cannot be kept, so it was made anew for this row")
+            built.log.note("the baseline cannot be saved, so it was made again for this row")
         return built
 
-    def _step(self, chain_run: ChainRun, node: Node, before: Built) -> Built:
+    def _step(self, chain_run: ChainRun, number: int, before: Built) -> Built:
+        node = chain_run.nodes[number]
         assert node.step is not None, "the measuring is no step"
-        context = self._bench(chain_run, node)
+        context = self._context(chain_run, node, node.step.needs)
         self.step_log = context.log
-        say("begin", node)
-        number, count = chain_run.nodes.index(node) + 1, len(chain_run.nodes) - 1
+        print_event("begin", node)
         row = stage(candidate_name(chain_run.key), heading=True)
-        with row, stage(f"step {number} of {count}, {node.text}"):
+        with row, stage(f"step {number + 1} of {len(chain_run.nodes) - 1}, {node.text}"):
             model = run(node.step, before.model, context)
+        about = {"step": node.text, "before": before.log.rows, "step_log": context.log.rows}
         try:
-            about = {
-                "step": node.text,
-                "before": before.log.rows,
-                "step_log": context.log.rows,
-            }
             self.stores.of(node).put_model(node.key, model, self.plan.build, about)
-            say("kept", node)
+            print_event("kept", node)
         except CannotSave as error:
             # Checkpoints stay: another row that needs this step need not train from the start.
             self.unsaved = str(error)
@@ -131,23 +117,22 @@ class _ChainWork:
                 context.cache.clear()
         return Built(model, node.key, StepLog([*before.log.rows, *context.log.rows]))
 
-    def _bench(self, chain_run: ChainRun, node: Node) -> StepContext:
-        context = self.plan.step_context(chain_run.seed, self.progress)
-        cache = StoredStepCache(self.stores.of(node), node.key, self.stores.since)
+    def _context(self, chain_run: ChainRun, node: Node, needs: Collection[str]) -> StepContext:
         context = replace(
-            context,
+            self.plan.step_context(chain_run.seed, self.progress),
             position=node.position,
-            log=StepLog(),
-            cache=cache,
+            cache=StoredStepCache(self.stores.of(node), node.key, self.stores.since),
             scope=node.key,
             setting=self.graph.setting,
             code=code_digest(technique_modules()),
         )
-        assert node.step is not None, "the measuring is no step"
-        if "teacher" not in node.step.needs:
+        if "teacher" not in needs:
             return context
-        baseline = self.graph.baseline(chain_run.seed)
-        return replace(context, teacher=self._built(baseline, len(baseline.nodes) - 2).model)
+        return replace(context, teacher=self._baseline(chain_run.seed).model)
+
+    def _baseline(self, seed: int) -> Built:
+        baseline = self.graph.baseline(seed)
+        return self._built(baseline, len(baseline.nodes) - 2)
 
     def _measure(self, chain_run: ChainRun, built: Built) -> None:
         node = chain_run.measured
@@ -157,20 +142,20 @@ class _ChainWork:
             record = measure_row(self.plan, folder, chain_run.row, chain_run.seed, built)
             return {RECORD: asdict(record)}
 
-        say("begin", node)
+        print_event("begin", node)
         with stage(candidate_name(chain_run.key), heading=True):
             self.stores.of(node).put(node.key, fill)
-        say("kept", node)
+        print_event("kept", node)
 
 
-def say(what: str, node: Node) -> None:
-    """Write to the log of this process what begins, and what is kept."""
+def print_event(event: str, node: Node) -> None:
+    """Write to this process's log which node begins, or is stored."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    print(f"{now} {what} {node.key[:16]} {node.text}", flush=True)
+    print(f"{now} {event} {node.key[:16]} {node.text}", flush=True)
 
 
 def record_of(entry: Entry) -> Record:
-    """Return the record that a measuring has kept."""
+    """Return the record that a measuring has stored."""
     return Record.from_json(entry.about[RECORD])
 
 
@@ -179,8 +164,8 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Return what a job has said of itself; None if it did not come to that."""
+    """Return the outcome that a job has written; None if it did not get that far."""
     try:
-        return Outcome.from_json(json.loads((folder / OUTCOME).read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
+        return msgspec.convert(json.loads((folder / OUTCOME).read_text()), Outcome)
+    except (OSError, ValueError, RecursionError):
         return None

@@ -2,34 +2,34 @@
 
 The processes are forked by a server that was spawned afresh and has torch and the data loaded. It
 is not a fork of this process, whose threads (OpenMP's, autograd's, CUDA's) would not be alive in
-it. Objects that a Python user gave go to it pickled, through a connection that only the two have.
+it. Objects that a Python user passed go to it pickled, through a connection that only the two have.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import cloudpickle
 import psutil
 import torch
 
-from compress.benchmark.execute.executor import Executor, GpuJob, Job, Outcome, SequentialExecutor
+from compress.benchmark.execute.executor import Executor, GpuJob, Job, Outcome
 from compress.benchmark.execute.fork_client import ForkServer, ServerFailed
 from compress.benchmark.execute.fork_server import end_group
 from compress.benchmark.execute.job import perform, read_outcome
-from compress.benchmark.execute.limits import resident
 from compress.benchmark.execute.run_spec import RunSpec, given_objects
 from compress.benchmark.plan.plan import Plan
 from compress.system.amounts import duration, size
+from compress.system.memory import resident
 from compress.system.progress import STAGES, Follower, stage
 
 LOOK = 0.05
@@ -38,16 +38,18 @@ LAST_WORDS = 3.0
 """Seconds that an overrunning process has to write where it hangs."""
 TAIL = 4000
 """Characters of its log that stand in the row of a job that left no result."""
-OURS = re.compile(r"\d{4}-\d\d-\d\dT\S+ (begin|kept) ")
-"""Lines of a log that jobs write themselves."""
+EVENT = re.compile(r"\d{4}-\d\d-\d\dT\S+ (begin|kept) ")
+"""Lines of a log that jobs write themselves (`print_event`)."""
+
+NO_OBJECTS = pickle.dumps({})
 
 
-class InProcessExecutor(SequentialExecutor):
+class InProcessExecutor(Executor):
     """An executor without isolation: jobs run in this process."""
 
     def __init__(self, plan: Plan, spec: RunSpec, reason: str) -> None:
-        super().__init__(f"steps ran in the caller's process: {reason}")
-        self.plan, self.spec = plan, spec
+        super().__init__(spec, f"steps ran in the caller's process: {reason}")
+        self.plan = plan
 
     def run(self, job: Job, name: str) -> Outcome:
         before = torch.get_num_threads()
@@ -58,64 +60,67 @@ class InProcessExecutor(SequentialExecutor):
             torch.set_num_threads(before)
 
 
-class LocalExecutor(SequentialExecutor):
+class LocalExecutor(Executor):
     """An executor that runs every job in a process of its own."""
 
-    def __init__(self, spec: RunSpec, logs: Path, scratch: Path, objects: bytes = b"") -> None:
-        self.spec, self.logs, self.scratch, self.objects = spec, logs, scratch, objects
+    def __init__(
+        self, spec: RunSpec, logs: Path, scratch: Path, objects: bytes = NO_OBJECTS
+    ) -> None:
+        self.logs, self.scratch, self.objects = logs, scratch, objects
         self.seconds, self.memory = spec.limits.seconds, spec.limits.bytes()
         super().__init__(
+            spec,
             f"every step ran in a process of its own; limits: {duration(self.seconds)} and "
-            f"{size(self.memory)} of memory"
+            f"{size(self.memory)} of memory",
         )
         self.server: ForkServer | None = None
 
     def run(self, job: Job, name: str) -> Outcome:
-        """Do a job in a fresh process, watch over its limits, and say how it ended."""
+        """Do a job in a fresh process, watch over its limits, and report how it ended."""
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{name}.log"
-        began = log.stat().st_size if log.exists() else 0
+        start = log.stat().st_size if log.exists() else 0
         scratch = Path(tempfile.mkdtemp(dir=self.scratch, prefix="job-"))
         try:
-            status, overrun = self._watched(job, log, scratch)
-            said = read_outcome(scratch)
+            status, overrun = self._watch(job, log, scratch)
+            outcome = read_outcome(scratch)
         except ServerFailed as error:
             return Outcome(f"ServerFailed: {error}")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if said is not None and not overrun:
-            return said
-        tail = _tail(log, began)
-        ended = overrun or f"the process was ended: {_how(status)}{_last_words(tail)}"
+        if outcome is not None and not overrun:
+            return outcome
+        tail = _tail(log, start)
+        reason = overrun or f"the process was ended: {_describe(status)}{_last_words(tail)}"
         step_log = ({"kind": "log", "text": tail[-TAIL:]},) if tail else ()
-        return Outcome(f"StepEnded: {ended}", step_log)
+        return Outcome(f"StepEnded: {reason}", step_log)
 
-    def _watched(self, job: Job, log: Path, scratch: Path) -> tuple[int, str]:
-        """Return how a job's process ended, and what it had too much of, in words; '' if nothing.
+    def _watch(self, job: Job, log: Path, scratch: Path) -> tuple[int, str]:
+        """Return the exit status of a job's process, and which limit it exceeded; '' if none.
 
         Raises ServerFailed if the server died; then the job's process is gone too.
         """
         pid, overrun = 0, ""
         follower = Follower(scratch / STAGES, "job")
         try:
-            server = self.server = self.server or self._started()
+            server = self.server = self.server or self._start_server()
             started = time.monotonic()
             # What uses CUDA maps far more than it takes: no limit on its allocations suits it.
             cuda = self.spec.device == "cuda" or isinstance(job, GpuJob)
             server.send(
                 {
-                    "job": asdict(job),
-                    "log": str(log.resolve()),
-                    "scratch": str(scratch.resolve()),
+                    "job": job,
+                    "log": log.resolve(),
+                    "scratch": scratch.resolve(),
                     "memory": None if cuda else self.memory,
                 }
             )
             while (message := server.receive(LOOK)) is None or "status" not in message:
                 follower.look()
-                pid = pid if message is None else int(message["pid"])
+                pid = pid if message is None else message["pid"]
                 if pid and not overrun and (overrun := self._overrun(pid, started)):
                     _end(pid)
-            return int(message["status"]), overrun
+            return message["status"], overrun
         except BaseException:  # Ctrl-C too
             if pid:
                 end_group(pid)  # a server that died has left it
@@ -124,11 +129,11 @@ class LocalExecutor(SequentialExecutor):
         finally:
             follower.close()
 
-    def _started(self) -> ForkServer:
-        # Where this process finds plug-ins and the classes of objects, that one must find them too.
+    def _start_server(self) -> ForkServer:
+        # It must find plug-ins and the classes of objects where this process finds them.
         paths = [path for path in sys.path if path]
         with stage("starting the process that runs the steps"):
-            return ForkServer({"spec": self.spec.to_json(), "paths": paths}, self.objects)
+            return ForkServer((self.spec, paths), self.objects)
 
     def _overrun(self, pid: int, started: float) -> str:
         if time.monotonic() - started > self.seconds:
@@ -159,37 +164,34 @@ def _end(pid: int) -> None:
     end_group(pid)
 
 
-def _how(status: int) -> str:
-    """Say how a process ended, from its exit status, or minus the signal that ended it."""
+def _describe(status: int) -> str:
+    """Describe the exit status of a process, or minus the signal that ended it."""
     if status >= 0:
         return f"exit status {status} and left no result"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = "unknown"
+    name = {number.value: number.name for number in signal.Signals}.get(-status, "unknown")
     why = ", which is how the kernel ends a process when memory runs out"
     return f"killed by signal {-status} ({name}{why if name == 'SIGKILL' else ''})"
 
 
 def _last_words(tail: str) -> str:
-    lines = [line.strip() for line in tail.splitlines() if line.strip() and not OURS.match(line)]
-    told = next((line for line in lines if line.startswith("Fatal Python error")), "")
-    said = told or (lines[-1] if lines else "")
-    return f"; its log says: {said[:300]}" if said else ""
+    lines = [line.strip() for line in tail.splitlines() if line.strip() and not EVENT.match(line)]
+    crash = next((line for line in lines if line.startswith("Fatal Python error")), "")
+    line = crash or (lines[-1] if lines else "")
+    return f"; its log says: {line[:300]}" if line else ""
 
 
-def _tail(log: Path, began: int) -> str:
+def _tail(log: Path, start: int) -> str:
     """Return the end of what a job has written to its log."""
     try:
         with open(log, "rb") as file:
             end = file.seek(0, os.SEEK_END)
-            file.seek(max(began, end - 16 * TAIL))
+            file.seek(max(start, end - 16 * TAIL))
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
     # faulthandler ends with the names of hundreds of modules, on one line.
-    kept = [line for line in text.splitlines() if not line.startswith("Extension modules:")]
-    return "\n".join(kept)
+    lines = [line for line in text.splitlines() if not line.startswith("Extension modules:")]
+    return "\n".join(lines)
 
 
 def local_executor(plan: Plan, spec: RunSpec, logs: Path, scratch: Path) -> Executor:
@@ -200,8 +202,8 @@ def local_executor(plan: Plan, spec: RunSpec, logs: Path, scratch: Path) -> Exec
         return LocalExecutor(spec, logs, scratch)
     try:
         objects = cloudpickle.dumps(given_objects(plan))
-    except Exception as error:  # somebody's object: anything may be raised
-        told = f"{type(error).__name__}: {error}".partition("\n")[0]
-        reason = f"what was given cannot be handed to another process ({told})"
+    except Exception as error:  # a foreign object: anything may be raised
+        cause = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"an object that was passed cannot be handed to another process ({cause})"
         return InProcessExecutor(plan, spec, reason)
     return LocalExecutor(spec, logs, scratch, objects)

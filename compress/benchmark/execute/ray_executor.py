@@ -1,6 +1,6 @@
 """A run's jobs on a Ray cluster that is already there: `--executor ray` or `ray:ADDRESS`.
 
-Steps that train run side by side, as many as the cluster has CPUs and GPUs for. Timing asks for
+Steps that train run side by side, as many as the cluster has CPUs and GPUs for. Timing requests
 all CPUs and GPUs of one node, since Ray's resources are logical, so that nothing runs beside it.
 Results go through the run's store, which all nodes must reach. On a node each job runs in a
 process of its own, as it does without a cluster.
@@ -14,23 +14,22 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compress.benchmark.execute.executor import (
     ChainJob,
+    Executor,
     ExecutorFactory,
     GpuJob,
     Outcome,
-    job_from_json,
 )
 from compress.benchmark.execute.local_executor import LocalExecutor, local_executor
 from compress.benchmark.execute.run_spec import RunSpec
 from compress.benchmark.plan.plan import Plan
 from compress.errors import UserError, unknown
-from compress.system.files import digest
 from compress.system.progress import Event, hand_on, listening, stage
 from compress.timing.collect import TimingRequest, collect
 from compress.timing.launch import WorkerFailed
@@ -40,13 +39,13 @@ RETRIES = 3
 """How often a job is given to another worker after one was lost."""
 MANY = 10_000
 LOOK, PATIENCE = 1.0, 10.0
-"""Seconds between two looks at what the workers say, and for which an answer is waited."""
+"""Seconds between two looks at the workers' progress, and to wait for an answer."""
 LOG = 1 << 16
 """Bytes of a job's log that come back from another machine."""
 
 
 def executor_named(name: str) -> ExecutorFactory:
-    """Return what makes the executor of a name: `local`, `ray` or `ray:ADDRESS`."""
+    """Return the factory of the executor of a name: `local`, `ray` or `ray:ADDRESS`."""
     kind, _, address = name.partition(":")
     if kind == "local" and not address:
         return local_executor
@@ -57,7 +56,7 @@ def executor_named(name: str) -> ExecutorFactory:
 
 
 def _ray() -> Any:
-    # Ray reports on its use over the network unless told not to.
+    # Ray reports on its use over the network unless this is set.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         import ray
@@ -68,7 +67,7 @@ def _ray() -> Any:
     return ray
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """An executor whose chain jobs are tasks on a Ray cluster."""
 
     workers = MANY
@@ -81,10 +80,11 @@ class RayExecutor:
                 "data, a module or a metric was given as an object, which other machines do not "
                 "have: name them (arrays:PATH, FILE.py:FACTORY), or use the local executor"
             )
-        self.spec, self.logs, self.ray = spec, logs, _ray()
-        self.here = functools.partial(local_executor, plan, spec, logs, scratch)
-        self.ours = not self.ray.is_initialized()
-        if self.ours:
+        super().__init__(spec, "")
+        self.logs, self.ray = logs, _ray()
+        self.local = functools.partial(local_executor, plan, spec, logs, scratch)
+        self.joined = not self.ray.is_initialized()
+        if self.joined:
             try:
                 self.ray.init(address=address, log_to_driver=False, logging_level="warning")
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -93,8 +93,12 @@ class RayExecutor:
                     f"`ray start --head`"
                 ) from error
         self.pending: dict[Any, tuple[ChainJob, str]] = {}
+        self.step_resources = {
+            "num_cpus": spec.step_threads,
+            "num_gpus": 1 if spec.device == "cuda" else 0,
+        }
         self._check_size()
-        # Where nobody looks, workers say nothing.
+        # Where nothing is shown, workers report nothing.
         self.board = self.ray.remote(_Board).options(num_cpus=0).remote() if spec.progress else None
         self.about = (
             f"steps ran on a Ray cluster of {len(self._nodes())} nodes, each in a process of its "
@@ -104,71 +108,59 @@ class RayExecutor:
 
     def _check_size(self) -> None:
         """Refuse what no node can ever run: Ray would wait for such a node for ever."""
-        gpu = 1 if self.spec.device == "cuda" else 0
-        found = [node["Resources"] for node in self._nodes()]
-        most = max((resources["CPU"] for resources in found), default=0)
-        if not any(
-            resources["CPU"] >= self.spec.step_threads and resources.get("GPU", 0) >= gpu
-            for resources in found
-        ):
+        cpus, gpus = self.step_resources.values()
+        nodes = self._nodes()
+        if not any(node["CPU"] >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             self.close()
+            most = max((node["CPU"] for node in nodes), default=0)
             raise UserError(
-                f"no node of the Ray cluster has {self.spec.step_threads} CPUs"
-                f"{' and a GPU' if gpu else ''} for a step; the largest has {most:.0f} CPUs: "
-                f"say --step-threads {max(1, int(most))} or less"
-                f"{', or --device cpu' if gpu else ''}"
+                f"no node of the Ray cluster has {cpus} CPUs"
+                f"{' and a GPU' if gpus else ''} for a step; the largest has {most:.0f} CPUs: "
+                f"use --step-threads {max(1, int(most))} or less"
+                f"{', or --device cpu' if gpus else ''}"
             )
 
     def submit(self, job: ChainJob, name: str, alone: bool = False) -> None:
-        """Give a job to the cluster; `alone` asks for a whole node."""
-        asked: dict[str, Any] = {"max_retries": RETRIES}
-        if alone:
-            asked |= self._whole_node()
-        else:
-            gpu = 1 if self.spec.device == "cuda" else 0
-            asked |= {"num_cpus": self.spec.step_threads, "num_gpus": gpu}
-        task = self.ray.remote(_do).options(**asked)
-        given = (self.spec.to_json(), asdict(job), self.board, name)
-        reference = task.remote(*given)
-        self.pending[reference] = (job, name)
+        """Give a job to the cluster; `alone` requests a whole node."""
+        resources = self._whole_node() if alone else self.step_resources
+        task = self.ray.remote(_do).options(max_retries=RETRIES, **resources)
+        self.pending[task.remote(self.spec, job, self.board, name)] = (job, name)
 
     def wait(self) -> list[tuple[ChainJob, Outcome]]:
         """Wait for at least one job; what could not be done on any node is an outcome too."""
         ready: list[Any] = []
         while not ready:
-            look = None if self.board is None else LOOK
-            ready, _ = self.ray.wait(list(self.pending), num_returns=1, timeout=look)
-            self._hear()
-        found = []
-        for reference in ready:
-            job, name = self.pending.pop(reference)
-            hand_on(["gone"], name)
-            try:
-                answer = self.ray.get(reference)
-            except self.ray.exceptions.RayTaskError as error:  # our own code raised on the node
-                outcome = Outcome(f"{type(error.cause).__name__}: {error.cause}")
-            except self.ray.exceptions.RayError as error:
-                first = str(error).strip().partition("\n")[0]
-                outcome = Outcome(f"{type(error).__name__}: {first} (after {RETRIES} retries)")
-            else:
-                outcome = Outcome.from_json(answer["outcome"])
-                if answer["log"]:
-                    self.logs.mkdir(parents=True, exist_ok=True)
-                    with open(self.logs / f"{name}.log", "a") as log:
-                        log.write(answer["log"])
-            found.append((job, outcome))
-        return found
+            timeout = None if self.board is None else LOOK
+            ready, _ = self.ray.wait(list(self.pending), num_returns=1, timeout=timeout)
+            self._show_progress()
+        return [self._finish(reference) for reference in ready]
 
-    def _hear(self) -> None:
-        """Hand on what the workers have said since the last time."""
+    def _finish(self, reference: Any) -> tuple[ChainJob, Outcome]:
+        job, name = self.pending.pop(reference)
+        hand_on(["gone"], name)
+        try:
+            outcome, text = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:  # our own code raised on the node
+            return job, Outcome(f"{type(error.cause).__name__}: {error.cause}")
+        except self.ray.exceptions.RayError as error:
+            first = str(error).strip().partition("\n")[0]
+            return job, Outcome(f"{type(error).__name__}: {first} (after {RETRIES} retries)")
+        if text:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            with open(self.logs / f"{name}.log", "a") as log:
+                log.write(text)
+        return job, outcome
+
+    def _show_progress(self) -> None:
+        """Hand on what the workers have reported since the last time."""
         if self.board is None:
             return
         try:
-            told = self.ray.get(self.board.read.remote(), timeout=PATIENCE)
-        except self.ray.exceptions.RayError:  # its node is lost, or slow: only words are
+            reports = self.ray.get(self.board.read.remote(), timeout=PATIENCE)
+        except self.ray.exceptions.RayError:  # its node is lost, or slow: it is progress alone
             return
         running = {name for _, name in self.pending.values()}
-        for name, event in told:
+        for name, event in reports:
             if name in running:
                 hand_on(event, name)
 
@@ -177,7 +169,7 @@ class RayExecutor:
     ) -> RawTimings:
         """Time files as `compress.timing.collect` does, on a node where nothing else runs.
 
-        Nothing here shows the progress, and that machine has no place for a checkpoint.
+        No progress is shown here, and that machine has no place for a checkpoint.
         """
         if self.spec.suite.threads is None:  # not those of this machine: all that the node has
             request = replace(request, threads=None)
@@ -185,40 +177,39 @@ class RayExecutor:
         last: Exception | None = None
         for _ in range(RETRIES):
             task = self.ray.remote(_time).options(max_retries=0, **self._whole_node())
+            reference = task.remote(contents, replace(request, files={}))
             try:
-                answer = self.ray.get(task.remote(contents, replace(request, files={})))
-                return RawTimings.from_json(answer)
+                timings: RawTimings = self.ray.get(reference)
+                return timings
             except self.ray.exceptions.RayError as error:  # the node is gone: take another
                 last = error
         raise WorkerFailed(f"no node of the cluster lived through the timing: {last}")
 
     def run_gpu_stage(self, job: GpuJob) -> Outcome:
-        with contextlib.closing(self.here()) as executor:
+        with contextlib.closing(self.local()) as executor:
             return executor.run_gpu_stage(job)
 
     def _nodes(self) -> list[dict[str, Any]]:
-        return [node for node in self.ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+        """Return the resources of every living node, and its `NodeID`."""
+        nodes = [node for node in self.ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+        return [{**node["Resources"], "NodeID": node.get("NodeID")} for node in nodes]
 
     def _whole_node(self) -> dict[str, Any]:
-        """Return what asks for all of the best node: with a GPU if the run uses one."""
+        """Return the options that request all of the best node: with a GPU if the run uses one."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        wanted = self.spec.device == "cuda"
-        nodes = sorted(
+        cuda = self.spec.device == "cuda"
+        best = max(
             self._nodes(),
-            key=lambda node: (
-                wanted and node["Resources"].get("GPU", 0) > 0,
-                node["Resources"]["CPU"],
-                node["NodeID"],
-            ),
+            key=lambda node: (cuda and node.get("GPU", 0) > 0, node["CPU"], node["NodeID"]),
+            default=None,
         )
-        if not nodes:
+        if best is None:
             raise WorkerFailed("the Ray cluster has no node left")
-        resources, name = nodes[-1]["Resources"], nodes[-1]["NodeID"]
         return {
-            "num_cpus": resources["CPU"],
-            "num_gpus": resources.get("GPU", 0),
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(name, soft=False),
+            "num_cpus": best["CPU"],
+            "num_gpus": best.get("GPU", 0),
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(best["NodeID"], soft=False),
         }
 
     def close(self) -> None:
@@ -226,37 +217,37 @@ class RayExecutor:
         for reference in self.pending:
             self.ray.cancel(reference, force=True)
         self.pending.clear()
-        if self.ours:
+        if self.joined:
             self.ray.shutdown()
 
 
 # --- on the nodes -------------------------------------------------------------------------
 
-_executors: dict[str, LocalExecutor] = {}
-"""By spec: the next job of a run that comes to this worker finds the data loaded."""
+_executors: list[LocalExecutor] = []
+"""At most one, of the run that this worker served last: its next job finds the data loaded."""
 
 
 @atexit.register
 def _leave() -> None:
     """End this worker's processes, and remove what they have left on its disk."""
-    for old in _executors.values():
-        old.close()
-        shutil.rmtree(old.scratch, ignore_errors=True)
-    _executors.clear()
+    while _executors:
+        executor = _executors.pop()
+        executor.close()
+        shutil.rmtree(executor.scratch, ignore_errors=True)
 
 
 class _Board:
-    """Where workers write what they are doing, for the run to read."""
+    """Where workers write their progress, for the run to read."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
+        self.reports: list[tuple[str, Any]] = []
 
     def write(self, name: str, event: Any) -> None:
-        self.told.append((name, event))
+        self.reports.append((name, event))
 
     def read(self) -> list[tuple[str, Any]]:
-        told, self.told = self.told, []
-        return told
+        reports, self.reports = self.reports, []
+        return reports
 
 
 class _Writer:
@@ -271,39 +262,36 @@ class _Writer:
             self.board.write.remote(self.name, list(event))
 
 
-def _do(
-    spec: dict[str, Any], job: dict[str, Any], board: Any = None, name: str = ""
-) -> dict[str, Any]:
-    """Do a job on this node (JSON in, JSON out), and say on the board what is being done."""
+def _do(spec: RunSpec, job: ChainJob, board: Any, name: str) -> tuple[Outcome, str]:
+    """Do a job on this node, with its progress on the board; return its outcome and log."""
     if board is None:
-        return _done(spec, job)
+        return _run(spec, job)
     with listening(_Writer(board, name)), stage(f"on {_node()}", heading=True):
-        return _done(spec, job)
+        return _run(spec, job)
 
 
 def _node() -> str:
     return str(_ray().util.get_node_ip_address())
 
 
-def _done(spec: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    key = digest(spec)
-    if key not in _executors:
+def _run(spec: RunSpec, job: ChainJob) -> tuple[Outcome, str]:
+    if not _executors or _executors[0].spec != spec:
         _leave()
-        place = Path(tempfile.mkdtemp(prefix="compress-job-"))
-        _executors[key] = LocalExecutor(RunSpec.from_json(spec), place / "logs", place)
-    executor = _executors[key]
-    outcome = executor.run(job_from_json(job), "job")
+        folder = Path(tempfile.mkdtemp(prefix="compress-job-"))
+        _executors.append(LocalExecutor(spec, folder / "logs", folder))
+    [executor] = _executors
+    outcome = executor.run(job, "job")
     log = executor.logs / "job.log"
     text = log.read_bytes()[-LOG:].decode(errors="replace") if log.exists() else ""
     log.unlink(missing_ok=True)
-    return {"outcome": asdict(outcome), "log": text}
+    return outcome, text
 
 
-def _time(contents: dict[str, bytes], request: TimingRequest) -> dict[str, Any]:
-    """Time files of these contents on this node (JSON out)."""
+def _time(contents: Mapping[str, bytes], request: TimingRequest) -> RawTimings:
+    """Time files of these contents on this node."""
     with tempfile.TemporaryDirectory(prefix="compress-timing-") as folder:
         files = {}
         for number, (name, content) in enumerate(contents.items()):
             files[name] = Path(folder) / f"{number}.onnx"
             files[name].write_bytes(content)
-        return collect(replace(request, files=files)).to_json()
+        return collect(replace(request, files=files))

@@ -1,22 +1,63 @@
-"""All that a process needs to know of a run: what its plan is made from, and where results are."""
+"""All that a process must know of a run: what its plan is made from, and where results are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.benchmark.execute.limits import Limits
 from compress.benchmark.plan.graph import Node, make_graph
 from compress.benchmark.plan.keys import versions
 from compress.benchmark.plan.plan import Plan, make_plan
-from compress.benchmark.plan.suite import Suite, suite_from_json
+from compress.benchmark.plan.suite import Suite
 from compress.benchmark.store.store import Entry, Store
 from compress.errors import UserError
+from compress.system.amounts import size
 from compress.system.environment import cpu_info
+from compress.system.memory import free_memory
+
+DAY = 86_400.0
+SHARE = 0.9
+"""Of the memory that is free when a run begins."""
+TORCH = 2**28
+"""Bytes: about what torch alone takes."""
+LEAST = 2**30
+"""Bytes: torch and the libraries that a step may use hold half of it before it does anything."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds and bytes that one step, or the measuring of one row, may take."""
+
+    seconds: float = DAY / 2
+    """Twelve hours: a hang ends some time, and training may take long."""
+    memory: int | None = None
+    """None: nine tenths of what is free when the run begins, and at least `LEAST`."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < float("inf"):
+            raise UserError(f"step_timeout must be positive and finite, not {self.seconds}")
+        if self.memory is not None and self.memory < TORCH:
+            raise UserError(
+                f"step_memory is {size(self.memory)}, and torch alone takes about 0.3 GB: "
+                f"give at least that"
+            )
+
+    def bytes(self) -> int:
+        """Return the limit of memory in bytes. Raises UserError if too little is free for torch."""
+        if self.memory is not None:
+            return self.memory
+        free = free_memory()
+        if free < TORCH:
+            raise UserError(
+                f"only {size(free)} of memory is free, within the limits of the container if this "
+                f"is one, and torch alone takes about 0.3 GB: end other programs or raise the "
+                f"container's limit. --step-memory GB runs steps whatever is free"
+            )
+        return max(int(SHARE * free), LEAST)
 
 
 @dataclass(frozen=True)
@@ -26,7 +67,7 @@ class Stores:
     shared: Store
     private: Store
     since: float = 0.0
-    """Steps use nothing that they kept before (seconds of the epoch)."""
+    """Steps use nothing that they cached before (seconds of the epoch)."""
 
     def of(self, node: Node) -> Store:
         return self.private if node.private else self.shared
@@ -37,19 +78,19 @@ class Stores:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Names and numbers, no objects: what other processes and machines make the same plan from."""
+    """Names and numbers, no objects: other processes and machines make the same plan from it."""
 
     suite: Suite
-    """With the precision as chosen: to ask a GPU would start CUDA in a process that forks."""
-    data_root: str | None
+    """With the precision resolved: to ask a GPU would start CUDA in a process that forks."""
+    data_root: Path | None
     """Absolute, as are all paths: workers on other machines have another current folder."""
     tune: bool
     device: str
-    allow_code: tuple[str, ...]
+    allow_code: tuple[Path, ...]
     step_threads: int
     threads: int
     cpu: tuple[str, tuple[str, ...]]
-    """What `cpu_info` told of the machine that times."""
+    """`cpu_info` of the machine that measures."""
     setting: str
     """Of the plan's graph: what every step depends on."""
     versions: Mapping[str, str]
@@ -57,63 +98,46 @@ class RunSpec:
     """Of the data."""
     transfers: Mapping[str, str]
     """Transfer sets: name -> fingerprint."""
-    shared: str
+    shared: str | Path
     """The store of what means something to other runs: a folder or a URL."""
-    private: str
+    private: Path
     """The folder of what does not."""
     limits: Limits
     since: float = 0.0
-    """Steps use nothing that was kept before (seconds of the epoch)."""
+    """Steps use nothing that was cached before (seconds of the epoch)."""
     progress: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> RunSpec:
-        """Read what `to_json` gave, after JSON has made lists of tuples."""
-        typed = {
-            "suite": suite_from_json(values["suite"]),
-            "allow_code": tuple(values["allow_code"]),
-            "cpu": (values["cpu"][0], tuple(values["cpu"][1])),
-            "limits": Limits(**values["limits"]),
-        }
-        return RunSpec(**{**values, **typed})
 
     @property
     def stores(self) -> Stores:
         return Stores(Store(self.shared), Store(self.private), self.since)
 
-    def make_plan(self, given: Mapping[str, Any]) -> Plan:
-        """Make the run's plan in this process; `given` are its objects (see `given_objects`).
+    def make_plan(self, objects: Mapping[str, Any]) -> Plan:
+        """Make the run's plan in this process, with the user's objects (see `given_objects`).
 
-        Raises UserError where what is computed here would not be what the run asks for.
+        Raises UserError where this process would compute something other than the run asks for.
         """
         plan = make_plan(
             self.suite,
-            **given,
-            data_root=None if self.data_root is None else Path(self.data_root),
+            **objects,
+            data_root=self.data_root,
             # To look for a GPU could start CUDA here, and then no fork could use it.
             device=torch.device(self.device),
-            allow_code=[Path(path) for path in self.allow_code],
+            allow_code=self.allow_code,
             step_threads=self.step_threads,
         )
         if (plan.data.fingerprint, _transfers(plan)) != (self.fingerprint, self.transfers):
             raise UserError("the data is not that of the run: it has changed, or differs here")
         plan = replace(plan, tune=self.tune, threads=self.threads, cpu=self.cpu)
-        if make_graph(plan).setting != self.setting:
-            raise UserError(self._other_setting())
-        return plan
-
-    def _other_setting(self) -> str:
+        if make_graph(plan).setting == self.setting:
+            return plan
         here = versions()
-        other = [
+        differences = [
             f"{name} {here.get(name)} instead of {version}"
             for name, version in self.versions.items()
             if here.get(name) != version
         ]
-        why = ", ".join(other) or "other code of this package, or of an allowed file"
-        return f"this process computes with {why}: all machines of a run need the same"
+        why = ", ".join(differences) or "other code of this package, or of an allowed file"
+        raise UserError(f"this process computes with {why}: all machines of a run need the same")
 
 
 def spec_of(
@@ -130,10 +154,10 @@ def spec_of(
     """Return the spec of a plan whose graph has a setting."""
     return RunSpec(
         suite=replace(plan.suite, precision=plan.precision),
-        data_root=None if data_root is None else str(data_root.expanduser().resolve()),
+        data_root=None if data_root is None else data_root.expanduser().resolve(),
         tune=plan.tune,
         device=plan.device.type,
-        allow_code=tuple(str(path.expanduser().resolve()) for path in plan.allow_code),
+        allow_code=tuple(path.expanduser().resolve() for path in plan.allow_code),
         step_threads=plan.step_threads,
         threads=plan.threads,
         cpu=cpu_info(),
@@ -141,8 +165,8 @@ def spec_of(
         versions=versions(),
         fingerprint=plan.data.fingerprint,
         transfers=_transfers(plan),
-        shared=str(shared),
-        private=str(private),
+        shared=shared,
+        private=private,
         limits=limits,
         since=since,
         progress=progress,
@@ -150,16 +174,16 @@ def spec_of(
 
 
 def given_objects(plan: Plan) -> dict[str, Any]:
-    """Return what a plan refers to by no name: arguments of `make_plan` that no spec holds."""
+    """Return the objects of a plan that have no name: arguments of `make_plan` not in a spec."""
     metric = plan.metric
     return {
         "data": plan.data,
         "model": plan.instance,
         "teachers": plan.own_teachers,
-        # One of a file is found again by its name.
+        # A metric of a file is found again by its name.
         "metric": metric.function if metric is not None and metric.file is None else None,
     }
 
 
 def _transfers(plan: Plan) -> dict[str, str]:
-    return {name: found.fingerprint for name, found in plan.transfers.items()}
+    return {name: transfer.fingerprint for name, transfer in plan.transfers.items()}

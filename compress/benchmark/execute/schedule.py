@@ -1,4 +1,4 @@
-"""Who is next: chain runs through the graph, shared nodes once, an executor that does the work."""
+"""Which job is next: chain runs through the graph, shared nodes once, an executor does the work."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from compress.benchmark.store.store import Entry
 from compress.results.record import BASELINE
 from compress.system.progress import stage
 
-AGAIN = 3
+ATTEMPTS = 3
 """How often a chain run whose results vanish is computed again: others clean the store."""
 PATIENCE = 0.5
 """Seconds between two looks at what another run is computing."""
 NO_BASELINE = "StepFailed: the baseline failed, so there is nothing to start from"
+VANISHED = "StepFailed: the row's measurement vanished from the store repeatedly"
 
 
 @dataclass
@@ -26,12 +27,16 @@ class _State:
     """How far a chain run is."""
 
     chain_run: ChainRun
-    at: int = 0
-    """The node that is next."""
+    next: int = 0
+    """The number of the node that is next."""
     over: bool = False
     running: bool = False
-    again: int = 0
-    """How often what had been measured was gone."""
+    attempts: int = 0
+    """How often its measurement had vanished."""
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.chain_run.row.text == BASELINE
 
     @property
     def last(self) -> int:
@@ -40,7 +45,7 @@ class _State:
 
 
 class Schedule:
-    """Takes every chain run of a graph to its end; `on_end` gets what was measured, or went wrong.
+    """Takes every chain run of a graph to its end; `on_end` gets its measurement, or the error.
 
     They start once their seed's baseline is there, and end after it is measured. Each step runs
     once: what others share is there when they come to it, or failed for them too.
@@ -54,13 +59,14 @@ class Schedule:
         on_end: Callable[[ChainRun, Entry | None, Outcome], None],
         name: Callable[[ChainRun], str],
     ) -> None:
-        self.graph, self.stores, self.executor = graph, stores, executor
+        self.stores, self.executor = stores, executor
         self.on_end, self.name = on_end, name
         self.states = [_State(chain_run) for chain_run in graph.chain_runs]
+        self.first = {s.chain_run.seed: s for s in self.states if s.is_baseline}
         self.failed: dict[str, Outcome] = {}
         self.unsaved: set[str] = set()
-        self.baselines: dict[int, bool] = {}
-        """Seed -> whether its baseline came about."""
+        self.measured_baselines: set[int] = set()
+        """Their seeds."""
         self.claims: dict[str, contextlib.ExitStack] = {}
 
     def run(self) -> None:
@@ -71,10 +77,13 @@ class Schedule:
             while not all(state.over for state in self.states):
                 self._fill()
                 if self._stuck():
-                    self._wait()
+                    with stage("waiting for another run on this store"):
+                        while self._stuck():
+                            time.sleep(PATIENCE)
+                            self._fill()
                 if any(state.running for state in self.states):
                     for job, outcome in self.executor.wait():
-                        self._ended(job, outcome)
+                        self._finish_job(job, outcome)
         finally:
             for claim in self.claims.values():
                 claim.close()
@@ -85,20 +94,11 @@ class Schedule:
             state.running for state in self.states
         )
 
-    def _wait(self) -> None:
-        with stage("waiting for another run on this store"):
-            while self._stuck():
-                time.sleep(PATIENCE)
-                self._fill()
-
     def _look(self, state: _State) -> None:
         """Find the first node of a chain run that is still to be computed."""
         nodes = state.chain_run.nodes
-        state.at = 0
-        for number in range(len(nodes) - 1, -1, -1):
-            if self.stores.get(nodes[number]) is not None:
-                state.at = number + 1
-                break
+        stored = (n for n in range(state.last, -1, -1) if self.stores.get(nodes[n]) is not None)
+        state.next = next(stored, -1) + 1
 
     def _fill(self) -> None:
         """Give the executor as much as it takes."""
@@ -108,8 +108,8 @@ class Schedule:
     def _start(self, state: _State) -> None:
         """Take a chain run on from what is there, and start a job for it if there is a worker."""
         nodes = state.chain_run.nodes
-        while state.at < len(nodes):
-            node = nodes[state.at]
+        while state.next < len(nodes):
+            node = nodes[state.next]
             if node.key in self.failed:
                 self._end(state, None, self.failed[node.key])
                 return
@@ -119,11 +119,11 @@ class Schedule:
             if self.stores.get(node) is None:
                 break
             self._release(node)  # another run has just finished it
-            state.at += 1
+            state.next += 1
         else:
-            self._finish(state)
+            self._hand_out(state)
             return
-        until = state.last if node.key in self.unsaved else state.at
+        until = state.last if node.key in self.unsaved else state.next
         timed = node.step is not None and "timer" in node.step.needs
         job = ChainJob(*state.chain_run.key, until)
         self.executor.submit(job, self.name(state.chain_run), alone=timed)
@@ -131,49 +131,48 @@ class Schedule:
 
     def _waiting(self) -> Iterator[_State]:
         """Yield the chain runs that can go on: the first of a seed is its baseline's."""
-        baselines = {s.chain_run.seed: s for s in self.states if s.chain_run.row.text == BASELINE}
         for state in self.states:
-            first = baselines[state.chain_run.seed]
+            seed = state.chain_run.seed
+            first = self.first[seed]
             if state.over or state.running:
                 continue
-            if state is not first and first.over and not self.baselines[state.chain_run.seed]:
+            if state is not first and first.over and seed not in self.measured_baselines:
                 self._end(state, None, Outcome(NO_BASELINE))
             elif state is first or first.over:
                 yield state
-            elif first.at == first.last and state.at <= state.last:
+            elif first.next == first.last and state.next <= state.last:
                 yield state  # its model is there, and is being measured
 
     def _claim(self, node: Node) -> bool:
-        held = contextlib.ExitStack()
-        if not held.enter_context(self.stores.of(node).claim(node.key)):
-            held.close()
+        claim = contextlib.ExitStack()
+        if not claim.enter_context(self.stores.of(node).claim(node.key)):
+            claim.close()
             return False
-        self.claims[node.key] = held
+        self.claims[node.key] = claim
         return True
 
     def _release(self, node: Node) -> None:
-        held = self.claims.pop(node.key, None)
-        if held is not None:
-            held.close()
+        if claim := self.claims.pop(node.key, None):
+            claim.close()
 
-    def _ended(self, job: ChainJob, outcome: Outcome) -> None:
+    def _finish_job(self, job: ChainJob, outcome: Outcome) -> None:
         state = next(s for s in self.states if s.running and s.chain_run.key == job.key)
         state.running = False
-        node = state.chain_run.nodes[state.at]
+        node = state.chain_run.nodes[state.next]
         self._release(node)
         if not outcome.ok:
-            # What shares this node fails with it, and is told the same.
+            # What shares this node fails with it, for the same reason.
             self.failed[node.key] = outcome
             self._end(state, None, outcome)
-        elif outcome.unsaved or node.measures or job.until > state.at:
+        elif outcome.unsaved or job.until > state.next:  # it went on to the end
             if outcome.unsaved and not node.measures:
                 self.unsaved.add(node.key)
-            state.at = len(state.chain_run.nodes)
+            state.next = len(state.chain_run.nodes)
         else:
-            state.at += 1
+            state.next += 1
 
-    def _finish(self, state: _State) -> None:
-        """Hand out what was measured; under its claim, so that nobody removes it meanwhile."""
+    def _hand_out(self, state: _State) -> None:
+        """Hand out a measurement; under its claim, so that no other run removes it meanwhile."""
         node = state.chain_run.measured
         if not self._claim(node):
             return  # another run hands it out, or removes it, at this moment
@@ -181,17 +180,16 @@ class Schedule:
             entry = self.stores.get(node)
             if entry is not None:
                 self._end(state, entry, Outcome())
-            elif state.again < AGAIN:
-                state.again += 1
+            elif state.attempts < ATTEMPTS:
+                state.attempts += 1
                 self._look(state)
             else:
-                said = "StepFailed: what was measured of the row vanished from the store repeatedly"
-                self._end(state, None, Outcome(said))
+                self._end(state, None, Outcome(VANISHED))
         finally:
             self._release(node)
 
     def _end(self, state: _State, entry: Entry | None, outcome: Outcome) -> None:
         state.over = True
-        if state.chain_run.row.text == BASELINE:
-            self.baselines[state.chain_run.seed] = entry is not None
+        if state.is_baseline and entry is not None:
+            self.measured_baselines.add(state.chain_run.seed)
         self.on_end(state.chain_run, entry, outcome)

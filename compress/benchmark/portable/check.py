@@ -11,7 +11,7 @@ from compress.zoo.weights import PICKLED, read_state
 
 
 def check_file(path: Path) -> list[str]:
-    """Return what a file of weights, an ONNX file or a folder of a saved model holds, in lines.
+    """Describe the content of a file of weights, an ONNX file or a saved model's folder, in lines.
 
     Nothing in it is run. Raises UserError with the reason if it must not be read.
     """
@@ -34,20 +34,20 @@ def _onnx(path: Path) -> list[str]:
     model = read_onnx(path)
     values = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
     opsets = ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.opset_import)
-    told = [f"{path}: {len(model.graph.node)} nodes, {values:,} values; opsets {opsets}"]
-    for kind, given in (("input", model.graph.input), ("output", model.graph.output)):
-        for value in given:
+    lines = [f"{path}: {len(model.graph.node)} nodes, {values:,} values; opsets {opsets}"]
+    for kind, tensors in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in tensors:
             shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-            told.append(f"  {kind} {value.name}: {' x '.join(map(str, shape))}")
-    outside = {
+            lines.append(f"  {kind} {value.name}: {' x '.join(map(str, shape))}")
+    external = {
         entry.value
         for tensor in model.graph.initializer
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    told += [f"  data beside it: {name}" for name in sorted(outside)]
-    told += [f"  {entry.key}: {entry.value[:80]}" for entry in model.metadata_props]
-    return told
+    lines += [f"  data beside it: {name}" for name in sorted(external)]
+    lines += [f"  {entry.key}: {entry.value[:80]}" for entry in model.metadata_props]
+    return lines
 
 
 def _folder(path: Path) -> list[str]:
@@ -59,8 +59,6 @@ def _folder(path: Path) -> list[str]:
         factory = str(blueprint["factory"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path / 'blueprint.json'} is damaged: {error!r}") from error
-    told = check_file(path / "model.safetensors")
     code = factory.partition("(")[0].rpartition(":")[0]
-    if code.endswith(".py"):
-        return [*told, f"  built by {factory}, code that runs only with --allow-code {code}"]
-    return [*told, f"  built by {factory}"]
+    why = f", code that runs only with --allow-code {code}" if code.endswith(".py") else ""
+    return [*check_file(path / "model.safetensors"), f"  built by {factory}{why}"]

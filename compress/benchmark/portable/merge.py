@@ -1,4 +1,4 @@
-"""Bringing back what other machines found: `compress-models merge RUN FILE...`.
+"""Adding the timings of other machines to a run: `compress-models merge RUN FILE...`.
 
 Their figures become further columns of the run's rows: `on_<slug>_<setting>_<figure>`, where the
 slug is the name that the user gave the machine, or made of its processor's name and its threads.
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.benchmark.portable.portable_timer import timings_file
 from compress.benchmark.portable.validate_timings import Received, read_timings
 from compress.benchmark.store.outputs import Outputs
 from compress.errors import UserError
@@ -20,20 +19,20 @@ from compress.results.log import RunLog, Stage, read_run
 from compress.results.raw import write_values
 from compress.results.record import BASELINE
 from compress.results.timed import in_order
-from compress.timing.raw_timings import RawTimings
+from compress.timing.raw_timings import RawTimings, timings_file
 
 LONGEST_SLUG = 24
 _NAME = re.compile(rf"[a-z0-9][a-z0-9_]{{0,{LONGEST_SLUG - 1}}}")
-_SAYS_NOTHING = {"cpu", "processor", "core", "cores", "gen", "with", "at"}
+_NOISE = {"cpu", "processor", "core", "cores", "gen", "with", "at"}
 
 
 def merge(run: Path, files: Sequence[Path], name: str = "") -> list[str]:
-    """Add what other machines found to the last results of a run; return the machines' slugs.
+    """Add timings of other machines to the last results of a run; return the machines' slugs.
 
     `files` are what `time_here.py` has written there. What comes from the same machine, by its
     `name` or else by its environment and settings, replaces what was merged before. Raises
     UserError, and writes nothing, if a file is not what it should be or is not about the files of
-    this run, or if two files are of machines that only a name could tell apart.
+    this run, or if two files are of machines that only a name could distinguish.
     """
     if not files:
         raise UserError("name at least one file that time_here.py has written")
@@ -52,21 +51,26 @@ def merge(run: Path, files: Sequence[Path], name: str = "") -> list[str]:
         hashes = {key: record.hashes["onnx"] for key, record in sound.items()}
         baselines = frozenset(key for key, record in sound.items() if record.chain == BASELINE)
         received = [read_timings(path, hashes, baselines) for path in files]
-        _tell_apart(files, received)
+        identities = [
+            _identity(r.raw_timings.environment, r.raw_timings.settings) for r in received
+        ]
+        _check_different(files, identities)
         known = {
             stage.machine: _identity(stage.environment, stage.settings)
             for stage in last.stages.values()
             if stage.machine
         }
         log = RunLog(results, last.about, last.name)
-        slugs = [name or _slug(one.raw_timings, known) for one in received]
-        for slug, one in zip(slugs, received, strict=True):
-            log.timings(_kept(one, slug, run))
+        slugs = []
+        for one, identity in zip(received, identities, strict=True):
+            slug = name or _slug(one.raw_timings, identity, known)
+            log.timings(_saved(one, slug, run))
+            slugs.append(slug)
     return slugs
 
 
-def _kept(received: Received, slug: str, run: Path) -> Stage:
-    """Keep what a machine found as it was checked; return where."""
+def _saved(received: Received, slug: str, run: Path) -> Stage:
+    """Save a machine's timings as they were checked; return where they are."""
     raw_timings, place = received.raw_timings, f"raw/elsewhere-{slug}.json"
     values = timings_file(received.models, raw_timings.to_json()) | {"date": received.date}
     return Stage(
@@ -81,15 +85,24 @@ def _kept(received: Received, slug: str, run: Path) -> Stage:
 def slug_of(cpu: str, threads: int, number: int = 1) -> str:
     """Return a short name for a machine, of [a-z0-9_]; a number above 1 ends it.
 
-    The end of a long processor's name tells more than its beginning, so that is what is kept.
+    The end of a long processor's name identifies it better than its beginning, so the end stays.
     """
     plain = re.sub(r"\((r|tm|c)\)|@.*|\d+-core\b", " ", cpu.lower())
-    words = [word for word in re.findall(r"[a-z0-9]+", plain) if word not in _SAYS_NOTHING]
+    words = [word for word in re.findall(r"[a-z0-9]+", plain) if word not in _NOISE]
     tail = f"_{threads}t" + (f"_{number}" if number > 1 else "")
     room = LONGEST_SLUG - len(tail)
     while len(words) > 1 and len("_".join(words)) > room:
         del words[0]
     return ("_".join(words)[:room] or "machine") + tail
+
+
+def _slug(raw_timings: RawTimings, identity: str, known: dict[str, str]) -> str:
+    """Name a machine; `known` maps slugs to identities and gains this one's."""
+    cpu, number = raw_timings.environment["cpu"], 1
+    while known.get(slug := slug_of(cpu, raw_timings.all_threads, number), identity) != identity:
+        number += 1
+    known[slug] = identity
+    return slug
 
 
 def _identity(environment: Mapping[str, Any], settings: Sequence[str] | Mapping[str, Any]) -> str:
@@ -98,25 +111,13 @@ def _identity(environment: Mapping[str, Any], settings: Sequence[str] | Mapping[
     return json.dumps([lasting, sorted(settings)], sort_keys=True)
 
 
-def _tell_apart(files: Sequence[Path], received: Sequence[Received]) -> None:
+def _check_different(files: Sequence[Path], identities: Sequence[str]) -> None:
     """Raise UserError if two files are of equal machines: one would replace the other."""
-    seen: dict[str, Path] = {}
-    for path, one in zip(files, received, strict=True):
-        other = seen.setdefault(
-            _identity(one.raw_timings.environment, one.raw_timings.settings), path
-        )
+    first: dict[str, Path] = {}
+    for path, identity in zip(files, identities, strict=True):
+        other = first.setdefault(identity, path)
         if other is not path:
             raise UserError(
-                f"{other} and {path} are of machines that are alike in everything they say: merge "
-                "them one by one, with a name for each (--as NAME; name='...' in Python)"
+                f"{other} and {path} are of machines that are alike in everything they report: "
+                "merge them one by one, with a name for each (--as NAME; name='...' in Python)"
             )
-
-
-def _slug(raw_timings: RawTimings, known: dict[str, str]) -> str:
-    """Name a machine; `known` maps slugs to identities and gains this one's."""
-    identity = _identity(raw_timings.environment, raw_timings.settings)
-    cpu, number = raw_timings.environment["cpu"], 1
-    while known.get(slug := slug_of(cpu, raw_timings.all_threads, number), identity) != identity:
-        number += 1
-    known[slug] = identity
-    return slug

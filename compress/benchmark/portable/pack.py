@@ -27,77 +27,22 @@ from compress.system.processes import PACKAGE_ROOT
 from compress.timing.collect import Effort
 
 SCHEMA = 1
+HERE = Path(__file__).resolve().parent
 
-MODULES = (
-    *(
-        "compress/__init__.py",
-        "compress/errors.py",
-        "compress/benchmark/__init__.py",
-        "compress/benchmark/portable/__init__.py",
-        "compress/system/__init__.py",
-        "compress/system/amounts.py",
-        "compress/system/files.py",
+IMPORTED = {
+    "": ("__init__", "errors"),
+    "benchmark/": ("__init__",),
+    "benchmark/portable/": ("__init__", "portable_timer"),
+    "runtimes/": ("__init__", "base", "onnxruntime_cpu"),
+    "stats/": ("__init__", "bootstrap"),
+    "system/": ("__init__", "amounts", "environment", "files", "lifetime", "processes"),
+    "timing/": (
+        *("__init__", "checkpoint", "collect", "interleave", "launch", "raw_timings", "setting"),
+        "worker",
     ),
-    *("compress/timing/__init__.py", "compress/benchmark/portable/portable_timer.py"),
-    *(
-        "compress/system/environment.py",
-        "compress/timing/collect.py",
-        "compress/timing/checkpoint.py",
-    ),
-    *("compress/timing/raw_timings.py", "compress/timing/launch.py", "compress/system/lifetime.py"),
-    "compress/system/processes.py",
-    *("compress/runtimes/__init__.py", "compress/runtimes/base.py"),
-    "compress/runtimes/onnxruntime_cpu.py",
-    *("compress/timing/interleave.py", "compress/timing/setting.py"),
-    *("compress/timing/worker.py", "compress/stats/__init__.py", "compress/stats/bootstrap.py"),
-)
-"""All that `time_here.py` imports, and they import, of this package."""
-
-TIME_HERE = '''\
-"""Time the models of this archive: `python time_here.py --help`."""
-
-import os
-import sys
-
-if sys.version_info < (3, 11):
-    sys.exit("time_here.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-# onnxruntime reports on its use over the network unless this is there when it is imported.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-try:
-    import numpy
-    import onnxruntime
-except ImportError as error:
-    sys.exit(str(error) + "; to install both: python -m pip install numpy onnxruntime")
-
-from compress.benchmark.portable.portable_timer import main
-
-sys.exit(main())
-'''
-
-README = """\
-How fast are these models on this machine?
-
-Needed: Python 3.11 or newer, numpy and onnxruntime{version}. Nothing else.
-
-    python -m pip install numpy onnxruntime
-    python time_here.py
-
-It times {models} with onnxruntime on the processor, all of them in turns, for about
-{seconds:.0f} seconds (--seconds S; large models take longer), with all cores at hand (--threads N).
-Leave the machine alone meanwhile. It prints the median times and writes timings.json (--out FILE).
-
-timings.json holds the seconds of every model, the processor's name and its abilities, the number
-of cores, the system, the version of onnxruntime, the date, and of a model that could not be timed
-the reason, in which paths are cut to their last part. Nothing else of this machine is in it, and
-nothing is sent anywhere. Take the file back to where the run is:
-
-    compress-models merge RUN timings.json
-
-This archive holds the models, what the run says of them (the chains, with any folders that these
-name) and {items} of the run's test data in {inputs}: pass it on only to those who
-may have all of it.
-"""
+}
+"""All that `time_here.py` imports of this package, and what that imports in turn."""
+MODULES = [f"compress/{folder}{name}.py" for folder, names in IMPORTED.items() for name in names]
 
 
 def pack(run: Path, out: Path | None = None) -> Path:
@@ -108,8 +53,9 @@ def pack(run: Path, out: Path | None = None) -> Path:
     """
     last = read_run(run / "results.jsonl")
     sound = [record for record in last.records.values() if record.status == "ok"]
+    baseline = next((record.name for record in sound if record.chain == BASELINE), None)
     stage = last.stages.get(("", ""))
-    if stage is None or stage.reason or not any(record.chain == BASELINE for record in sound):
+    if stage is None or stage.reason or baseline is None:
         raise UserError(
             f"{run} holds no timing to be repeated elsewhere: its last run is of an older version, "
             f"has no sound baseline or was stopped before it; let compress-models bench finish"
@@ -118,11 +64,25 @@ def pack(run: Path, out: Path | None = None) -> Path:
     texts = {
         **{path: (PACKAGE_ROOT / path).read_bytes() for path in MODULES},
         INPUTS: inputs,
-        "time_here.py": TIME_HERE.encode(),
+        "time_here.py": (HERE / "time_here.py").read_bytes(),
         "README.txt": _readme(len(sound), items, last.about).encode(),
     }
-    texts[PACK] = _manifest(last.name, sound, stage.settings, texts)
-    models = {_file(record): record for record in sound}
+    models = {f"models/{Path(r.files['onnx']).parent.name}.onnx": r for r in sound}
+    hashes = {path: sha256(content) for path, content in texts.items()}
+    manifest = {
+        "schema": SCHEMA,
+        "run": last.name,
+        "compress-models": __version__,
+        "baseline": baseline,
+        "settings": stage.settings,
+        "seconds": Effort().seconds,
+        "candidates": [
+            {"name": record.name, "chain": record.chain, "seed": record.seed, "file": path}
+            for path, record in models.items()
+        ],
+        "files": hashes | {path: record.hashes["onnx"] for path, record in models.items()},
+    }
+    texts[PACK] = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
     target = out or run / "pack.zip"
     try:
         with replacing(target) as file, zipfile.ZipFile(file, "w") as archive:
@@ -134,41 +94,14 @@ def pack(run: Path, out: Path | None = None) -> Path:
     return target
 
 
-def _file(record: Record) -> str:
-    """Return the name of a record's model in the archive."""
-    return f"models/{Path(record.files['onnx']).parent.name}.onnx"
-
-
-def _manifest(
-    run: str, sound: Sequence[Record], settings: Sequence[str], texts: Mapping[str, bytes]
-) -> bytes:
-    """Return what the portable timer reads: what is to be timed, and all hashes."""
-    values = {
-        "schema": SCHEMA,
-        "run": run,
-        "compress-models": __version__,
-        "baseline": next(record.name for record in sound if record.chain == BASELINE),
-        "settings": settings,
-        "seconds": Effort().seconds,
-        "candidates": [
-            {"name": r.name, "chain": r.chain, "seed": r.seed, "file": _file(r)} for r in sound
-        ],
-        "files": {
-            **{path: sha256(content) for path, content in texts.items()},
-            **{_file(record): record.hashes["onnx"] for record in sound},
-        },
-    }
-    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
-
-
 def _inputs(run: Path, names: Sequence[str]) -> tuple[bytes, int]:
-    """Return what is fed into the files and what comes out, as an .npz, and the number of items."""
+    """Return the inputs and expected outputs of the files, as an .npz, and the number of items."""
     path = run / "raw" / f"{SIDECAR}.npz"
     try:
         with np.load(path) as stored:
-            wanted = [key for key in stored.files if key.startswith("input_")]
-            wanted += [f"expected/{name}" for name in names]
-            arrays: dict[str, Any] = {key: stored[key] for key in wanted}
+            keys = [key for key in stored.files if key.startswith("input_")]
+            keys += [f"expected/{name}" for name in names]
+            arrays: dict[str, Any] = {key: stored[key] for key in keys}
     except (OSError, KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} does not hold the inputs of this run's timing ({error}): run "
@@ -202,10 +135,14 @@ def _model(run: Path, record: Record) -> bytes:
 def _readme(models: int, items: int, about: Mapping[str, Any]) -> str:
     versions = (about.get("environment") or {}).get("versions") or {}
     version = versions.get("onnxruntime")
-    return README.format(
-        version=f" ({version}, or another that loads the models)" if version else "",
-        models=f"{models} model{'' if models == 1 else 's'}",
-        seconds=Effort().seconds,
-        items=f"{items} item{'' if items == 1 else 's'}",
-        inputs=INPUTS,
+    return (
+        (HERE / "archive-readme.txt")
+        .read_text()
+        .format(
+            version=f" ({version}, or another that loads the models)" if version else "",
+            models=f"{models} model{'' if models == 1 else 's'}",
+            seconds=Effort().seconds,
+            items=f"{items} item{'' if items == 1 else 's'}",
+            inputs=INPUTS,
+        )
     )
