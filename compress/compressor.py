@@ -8,13 +8,12 @@ configuration, and `repr` gives the text that stands in suites, tables and model
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -25,7 +24,7 @@ from compress.ensemble import MOST_MEMBERS, settle, together
 from compress.errors import IllegalChain, StepFailed
 from compress.heads import heads_of
 from compress.model import Model, became_nonfinite, forward
-from compress.parts import Configured
+from compress.parts import Configured, kept_fractions, one_of, whole_number
 from compress.stateless_rng import seed_of
 from compress.system.progress import stage
 
@@ -82,8 +81,13 @@ class Compressor(Configured, ABC):
         """Raise IllegalChain if the step cannot work on a context, beyond what `needs` says."""
 
     def at(self, progress: float) -> Self:
-        """Return the step at a fraction of its way, for `Repeat`; by default itself."""
-        return self
+        """Return the step at a fraction of its way, for `Repeat`.
+
+        By default all that it keeps falls linearly to its kept fractions; a step without any stays
+        as it is.
+        """
+        kept = {name: 1 - progress * (1 - value) for name, value in kept_fractions(self).items()}
+        return replace(self, **kept) if kept else self
 
     def __rshift__(self, other: Compressor) -> Chain:
         return Chain(self, other)
@@ -95,54 +99,10 @@ def require(condition: bool, step: Configured, sentence: str) -> None:
         raise IllegalChain(f"{step.name()}: {sentence}")
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def require_fraction(step: Configured, name: str) -> None:
-    """Require a field to be None or a kept fraction in (0, 1]."""
-    value = getattr(step, name)
-    require(
-        value is None or (is_number(value) and 0 < value <= 1),
-        step,
-        f"{name} is the fraction that is kept, above 0 and at most 1, not {value!r}",
-    )
-
-
 def require_one_of(step: Configured, *names: str) -> None:
     """Require exactly one of some optional fields to be given."""
     given = [name for name in names if getattr(step, name) is not None]
     require(len(given) == 1, step, f"give exactly one of {', '.join(names)}; got {given or 'none'}")
-
-
-def require_name(step: Configured, name: str) -> None:
-    """Require a field to be None or the name of a model."""
-    value = getattr(step, name)
-    require(value is None or isinstance(value, str), step, f"{name} is a name, not {value!r}")
-
-
-def require_count(step: Configured, name: str, least: int = 1) -> None:
-    value = getattr(step, name)
-    require(
-        isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        step,
-        f"{name} must be a whole number of at least {least}, not {value!r}",
-    )
-
-
-def require_positive(step: Configured, *names: str, zero: bool = False) -> None:
-    """Require fields to be positive, or 0 with `zero`, or None where that is their default."""
-    for name in names:
-        value = getattr(step, name)
-        absent = value is None and getattr(type(step), name, value) is None
-        fine = absent or (is_number(value) and (value > 0 or (zero and value == 0)))
-        what = ">= 0" if zero else "positive"
-        require(fine, step, f"{name} must be {what}, not {value!r}")
-
-
-def require_choice(step: Configured, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(step, name)
-    require(value in choices, step, f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -244,15 +204,13 @@ class Repeat(Compressor):
     probabilities), such as the generations of `distill(student='same', teacher='input')`.
     """
 
-    times: int
+    times: int = field(metadata=whole_number())
     step: Compressor
-    schedule: str = "linear"
-    result: str = "last"
+    schedule: str = field(default="linear", metadata=one_of(*SCHEDULES))
+    result: str = field(default="last", metadata=one_of("last", "ensemble"))
 
     def __post_init__(self) -> None:
-        require_count(self, "times")
-        require_choice(self, "schedule", tuple(SCHEDULES))
-        require_choice(self, "result", ("last", "ensemble"))
+        super().__post_init__()
         if self.result == "ensemble":
             most = f"an ensemble has at most {MOST_MEMBERS} members"
             require(self.times <= MOST_MEMBERS, self, most)
@@ -334,11 +292,6 @@ def step_seed(seed: int, position: int) -> int:
     first one's augmented views.
     """
     return seed if position == 0 else seed_of("step", seed, position)
-
-
-def kept_at(kept: float | None, progress: float) -> float | None:
-    """Return 1 - progress * (1 - kept): how much is kept at a fraction of the way."""
-    return None if kept is None else 1 - progress * (1 - kept)
 
 
 def seed_everything(seed: int) -> None:

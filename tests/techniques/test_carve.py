@@ -21,7 +21,7 @@ from compress.errors import IllegalChain
 from compress.model import Model, forward, load, save
 from compress.techniques import chain
 from compress.techniques.blocks import Stage, stages, without
-from compress.techniques.losses.kd import divergence
+from compress.techniques.losses import divergence
 from compress.zoo.models import fresh
 
 DATA = small_digits()

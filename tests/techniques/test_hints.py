@@ -11,11 +11,9 @@ from compress.compressor import run
 from compress.errors import IllegalChain
 from compress.model import Model
 from compress.techniques import chain
+from compress.techniques.feature_pairs import channels_first, matched, recorded
+from compress.techniques.hints import Attention, Fitnets, HintLoss, attention
 from compress.techniques.hints import hints as known_hints
-from compress.techniques.hints.attention import Attention, attention
-from compress.techniques.hints.base import HintLoss
-from compress.techniques.hints.features import channels_first, matched, recorded
-from compress.techniques.hints.fitnets import Fitnets
 
 DATA = small_digits()
 
@@ -53,7 +51,7 @@ def test_what_later_layers_do_in_place_is_not_seen() -> None:
     inputs = torch.randn(2, 3, 8, 8)
     teacher.module(inputs)
     student.module(inputs)
-    seen = hints.caught[0]["0"]
+    seen = hints.of_teacher["0"]
     hints.remove()
     torch.testing.assert_close(seen, teacher.module[0](inputs))
     assert (seen < 0).any()
@@ -194,7 +192,7 @@ def test_named_layers() -> None:
         with pytest.raises(IllegalChain, match=words):
             run(chain(f"{start}{layers}))"), teacher, context)
     for layers in ("['layer1']", "['layer1:']", "[3]", "['a:b:c']"):
-        with pytest.raises(IllegalChain, match="layers are texts"):
+        with pytest.raises(IllegalChain, match="layers is a list of texts"):
             chain(f"{start}{layers}))")
 
 
