@@ -33,16 +33,16 @@ from compress.training.layout import ITEMS, memory_format, place_inputs, suits_c
 from compress.training.out_of_memory import ran_out_of_memory
 
 MEASURED_FROM = 1e13
-"""Multiply-accumulates of a training from which on trying out pays: a minute or more on a CPU."""
+"""Multiply-accumulates of a training for which trials pay off: a minute or more on a CPU."""
 MEASURED_FROM_STEPS = 2000
-"""Steps from which on it pays, whatever a step costs: trying out takes about twenty of them. Few
-multiply-accumulates are not little time: depthwise convolutions are slow, in bfloat16 above all."""
+"""Steps of a training for which trials always pay off: they take about twenty steps. Few
+multiply-accumulates need not be fast: depthwise convolutions are slow, in bfloat16 above all."""
 REPLAYED_FROM = 10.0
-"""Seconds of a training on a GPU from which on graphs are tried out: it takes a second or two."""
+"""Seconds of a training on a GPU for which graphs are tried: a trial takes a second or two."""
 COMPILED_FROM = 600.0
-"""Seconds of a training from which on compiling is tried out: it takes up to a minute itself."""
+"""Seconds of a training for which compiling is tried: a trial takes up to a minute."""
 CLEARLY = 0.9
-"""Another mode must take less than this share of the usual one's time: repeatable despite noise."""
+"""The share of the usual mode's time that another must beat, so that noise does not decide."""
 ROUNDS = 4
 
 
@@ -69,7 +69,7 @@ def usual_precision(device: torch.device) -> str:
 
 
 def default_mode(module: nn.Module, context: StepContext, batch: Batch) -> ExecutionMode:
-    """Return what usually pays: channels_last for convolutions, the precision of the hardware."""
+    """Return what is usually fastest: channels_last for convolutions, the hardware's precision."""
     inputs = batch.of(slice(ITEMS)).inputs
     return ExecutionMode(context.precision, suits_channels_last(module, inputs, context.log))
 
@@ -135,13 +135,13 @@ def autotune(
 
 
 def further_options(device: torch.device) -> dict[str, float]:
-    """Return what else a training may be, and the seconds of training from which to try each."""
+    """Return options to try one by one, and the seconds of training from which each may pay."""
     replayed = {"replayed": REPLAYED_FROM} if device.type == "cuda" else {}
     return {**replayed, "compiled": COMPILED_FROM}
 
 
 def _is_short(model: Model, steps: int, items: int) -> bool:
-    """Whether so many steps, each on so many items, are over before trying out would have paid."""
+    """Whether so many steps, each on so many items, are too few for trials to pay off."""
     if steps >= MEASURED_FROM_STEPS:
         return False
     # Backwards, a layer multiplies about twice as much as forwards.
@@ -228,9 +228,9 @@ def _fastest(new_trial: NewTrial, modes: Sequence[ExecutionMode]) -> dict[str, A
 def _with_option(
     new_trial: NewTrial, mode: ExecutionMode, option: str, steps: int
 ) -> dict[str, Any]:
-    """Time training steps with and without compiling or graphs: what pays for itself is chosen.
+    """Time training steps with and without an option; it is chosen if it pays for its preparation.
 
-    Raises NotTried where that could not be found out.
+    Raises NotTried where that cannot be decided.
     """
     fast = replace(mode, **{option: True})
     started = time.perf_counter()
@@ -295,11 +295,11 @@ def runner(module: nn.Module, mode: ExecutionMode, batch: Batch | None) -> Run:
     if mode.compiled:
         import torch._inductor.config as config
 
-        config.compile_threads = 1  # worker processes would outlive a step that is killed
+        config.compile_threads = 1  # worker processes would outlive a killed step
         before = set(vars(module))
         compiled = torch.compile(module, dynamic=False)
         for mark in set(vars(module)) - before:
-            delattr(module, mark)  # else it is a change of the model's that no file can hold
+            delattr(module, mark)  # no model file could hold it
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         return all_heads(module, compiled(*inputs))

@@ -28,7 +28,7 @@ from compress.training.stepper import AUXILIARY, LabelWeight, Loss, Stepper
 CURVE_ITEMS = 1000
 """Items of the validation split behind the curve, where it decides nothing."""
 WORTH_KEEPING = 2.0
-"""Seconds of training since the last checkpoint from which on the next one is written."""
+"""Seconds of training after a checkpoint until the next one is written."""
 CHECK_EVERY_ON_GPU = 50
 """Steps on a GPU after which it is checked whether the loss is still finite."""
 
@@ -38,7 +38,7 @@ View = Callable[[int], int]
 
 @dataclass
 class TrainingHooks:
-    """What surrounds the loop: other data than the task's own, further weights, hooks.
+    """What a technique changes in the loop: other data, further weights, callbacks.
 
     `split` takes the place of the training data; `extra` is trained along and thrown away;
     `view` says which augmented view an epoch shows; `before` and `after` are called with every
@@ -54,11 +54,11 @@ class TrainingHooks:
     labelled: bool = True
     """Whether the split's targets mean anything."""
     label_weight: LabelWeight = lambda progress: 1.0
-    """What the loss weighs the labels' loss with: auxiliary heads learn from labels alone."""
+    """The weight of the labels' loss within the loss: auxiliary heads learn from labels alone."""
     about: Mapping[str, Any] | None = None
-    """What the loss depends on, for the checkpoints' keys."""
+    """What else the loss depends on, for the checkpoints' keys."""
     nan_reason: Callable[[], str] = str
-    """Returns what else than the training has made a loss that is not finite; '' for nothing."""
+    """Returns why a loss is not finite, if not because of the training itself; else ''."""
 
 
 def labels_loss(context: StepContext) -> Loss:

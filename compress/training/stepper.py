@@ -1,4 +1,4 @@
-"""One step of an optimizer, also where a batch is more than memory holds."""
+"""One step of an optimizer, also where memory cannot hold a whole batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Loss = Callable[[Tensor, Batch], Tensor]
 """(outputs in float32, batch) -> scalar, the mean over the batch's items."""
 
 LabelWeight = Callable[[float], float]
-"""Fraction of the training that is done -> what the loss weighs the labels' loss with."""
+"""Fraction of the training that is done -> the weight of the labels' loss within the loss."""
 
 AUXILIARY = 0.3
 """The share of the labels' loss that every auxiliary head adds: Szegedy et al. 2014 (GoogLeNet),
@@ -31,7 +31,7 @@ LARGEST_NORM = 5.0
 
 
 class Stepper:
-    """Steps of an optimizer, in micro-batches where a batch is more than memory holds.
+    """Steps of an optimizer, in micro-batches where memory cannot hold a whole batch.
 
     When memory runs out the batch is halved for good, and the gradients of its micro-batches, each
     weighted by its share of the items, add up to that of the whole. Batch norm sees one of them at

@@ -166,12 +166,16 @@ def test_the_losses_by_hand() -> None:
     assert not any(m._forward_hooks for net in (teacher, student) for m in net.module.modules())
 
 
+@pytest.fixture(scope="module")
+def trained() -> Model:
+    return run(chain("train(epochs=4)"), model("resnet20(width=8)"), make_bench(DATA))
+
+
 @pytest.mark.parametrize("kind", ["fitnets", "attention"])
-def test_learning_brings_the_features_nearer(kind: str) -> None:
-    teacher = run(chain("train(epochs=4)"), model("resnet20(width=8)"), make_bench(DATA))
-    context = make_bench(DATA, teacher)
+def test_learning_brings_the_features_nearer(kind: str, trained: Model) -> None:
+    context = make_bench(DATA, trained)
     start = "distill(student='resnet20(width=8)', epochs=8, batch_size=32, loss=[], hard_weight=0"
-    made = run(chain(f"{start}, hints={kind}(weight=10.0))"), teacher, context)
+    made = run(chain(f"{start}, hints={kind}(weight=10.0))"), trained, context)
     losses = [row["loss"] for row in context.log.rows if row["kind"] == "epoch"]
     assert losses[-1] < 0.6 * losses[0]
     assert not any("projection" in name for name in made.module.state_dict())

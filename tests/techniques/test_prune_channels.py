@@ -40,7 +40,7 @@ def step_context() -> StepContext:
 
 
 NETS = [
-    "cnn-small",
+    "cnn-small(width=16)",
     "mlp",
     "resnet20",
     "torchvision:resnet18(stem='small')",
@@ -151,14 +151,16 @@ def test_a_net_that_the_graph_cannot_cut_is_left_whole_with_a_note() -> None:
 
 
 def test_fractions_in_repeat_refer_to_the_model_that_enters_it() -> None:
-    model = prepared("cnn-small")
+    model = prepared("cnn-small(width=16)")
     once = run(chain("prune_channels(channels=0.5)"), model, step_context())
     thrice = run(chain("repeat(3, prune_channels(channels=0.5))"), model, step_context())
     assert counts.macs(thrice.module, model.example) == counts.macs(once.module, model.example)
 
 
 def test_masked_weights_survive_the_cut() -> None:
-    model = run(chain("prune_weights(sparsity=0.5)"), prepared("cnn-small"), step_context())
+    model = run(
+        chain("prune_weights(sparsity=0.5)"), prepared("cnn-small(width=16)"), step_context()
+    )
     result = run(chain("prune_channels(channels=0.5)"), model, step_context())
     assert result.sparse == model.sparse
     assert all((result.module.get_parameter(name) == 0).any() for name in result.sparse)
