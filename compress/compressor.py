@@ -87,7 +87,7 @@ class Compressor(Configured, ABC):
         as it is.
         """
         kept = {name: 1 - progress * (1 - value) for name, value in kept_fractions(self).items()}
-        return replace(self, **kept) if kept else self
+        return replace(self, **kept) if kept else self  # type: ignore[type-var]
 
     def __rshift__(self, other: Compressor) -> Chain:
         return Chain(self, other)

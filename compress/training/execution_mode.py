@@ -232,7 +232,7 @@ def _with_option(
 
     Raises NotTried where that cannot be decided.
     """
-    fast = replace(mode, **{option: True})
+    fast = ExecutionMode(**{**asdict(mode), option: True})
     started = time.perf_counter()
     try:
         trial = new_trial(fast)

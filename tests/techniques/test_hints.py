@@ -168,13 +168,13 @@ def test_the_losses_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> Model:
-    return run(chain("train(epochs=4)"), model("resnet20(width=8)"), make_bench(DATA))
+    return run(chain("train(epochs=4)"), model("cnn-small(width=16)"), make_bench(DATA))
 
 
 @pytest.mark.parametrize("kind", ["fitnets", "attention"])
 def test_learning_brings_the_features_nearer(kind: str, trained: Model) -> None:
     context = make_bench(DATA, trained)
-    start = "distill(student='resnet20(width=8)', epochs=8, batch_size=32, loss=[], hard_weight=0"
+    start = "distill(student='cnn-small(width=8)', epochs=8, batch_size=32, loss=[], hard_weight=0"
     made = run(chain(f"{start}, hints={kind}(weight=10.0))"), trained, context)
     losses = [row["loss"] for row in context.log.rows if row["kind"] == "epoch"]
     assert losses[-1] < 0.6 * losses[0]
