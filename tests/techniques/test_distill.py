@@ -26,14 +26,20 @@ from compress.training import Batch, accuracy
 from compress.zoo.transfer import load_transfer
 
 
-def test_without_labels_the_student_still_learns_the_teachers_answers() -> None:
-    """With hard_weight 0 and shuffled labels, only the teacher can be the source."""
+@pytest.fixture(scope="module")
+def taught() -> tuple[Data, Model]:
     data = small_digits()
-    context = make_bench(data)
-    teacher = run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), context)
+    return data, run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), make_bench(data))
+
+
+def test_without_labels_the_student_still_learns_the_teachers_answers(
+    taught: tuple[Data, Model],
+) -> None:
+    """With hard_weight 0 and shuffled labels, only the teacher can be the source."""
+    data, teacher = taught
     raw, targets = data.train.fetch(torch.arange(len(data.train)))
     liars = TensorSplit(raw, targets.roll(1))
-    context = replace(context, teacher=teacher, train=liars, log=StepLog())
+    context = replace(make_bench(data, teacher), train=liars)
     step = chain("distill(student='mlp', epochs=15, batch_size=32, hard_weight=0)")
     assert "labels" not in step.needs
     student = run(step, teacher, context)
@@ -62,12 +68,6 @@ def test_journal_counts_samples_seen() -> None:
     context = make_bench(data)
     run(chain("train(epochs=2, batch_size=64) -> finetune(epochs=1)"), fresh_model(data), context)
     assert context.log.samples == 3 * len(data.train)
-
-
-@pytest.fixture(scope="module")
-def taught() -> tuple[Data, Model]:
-    data = small_digits()
-    return data, run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), make_bench(data))
 
 
 def student_of(text: str, taught: tuple[Data, Model], **more: Any) -> tuple[Model, StepLog]:
