@@ -32,22 +32,20 @@ WORTH_KEEPING = 2.0
 CHECK_EVERY_ON_GPU = 50
 """Steps on a GPU after which it is checked whether the loss is still finite."""
 
-View = Callable[[int], int]
-"""Epoch (from 0) -> the number of the augmented view that it shows."""
-
 
 @dataclass
 class TrainingHooks:
     """What a technique changes in the loop: other data, further weights, callbacks.
 
     `split` takes the place of the training data; `extra` is trained along and thrown away;
-    `view` says which augmented view an epoch shows; `before` and `after` are called with every
-    epoch's view; `traced` is False where the module must not be compiled or recorded.
+    `view` maps an epoch (from 0) to the augmented view that it shows; `before` and `after` are
+    called with every epoch's view; `traced` is False where the module must not be compiled or
+    recorded.
     """
 
     split: Split | None = None
     extra: nn.Module | None = None
-    view: View = lambda epoch: epoch
+    view: Callable[[int], int] = lambda epoch: epoch
     before: Callable[[int], None] = lambda view: None
     after: Callable[[int], None] = lambda view: None
     traced: bool = True
