@@ -21,22 +21,16 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-_WHERE = {
-    "bench": "compress.api",
-    "run": "compress.api",
-    "pack": "compress.api",
-    "merge": "compress.api",
-    "Results": "compress.api",
-    "Suite": "compress.benchmark.plan.suite",
-    "chain": "compress.techniques",
-    "from_arrays": "compress.zoo.data",
-    "load_data": "compress.zoo.data",
-    "load": "compress.zoo.saved",
-    "Compressor": "compress.compressor",
-    "Chain": "compress.compressor",
-    "Model": "compress.model",
-    "StepContext": "compress.context",
-    "UserError": "compress.errors",
+_MODULES = {
+    "compress.api": ("Results", "bench", "merge", "pack", "run"),
+    "compress.benchmark.plan.suite": ("Suite",),
+    "compress.compressor": ("Chain", "Compressor"),
+    "compress.context": ("StepContext",),
+    "compress.errors": ("UserError",),
+    "compress.model": ("Model",),
+    "compress.techniques": ("chain",),
+    "compress.zoo.data": ("from_arrays", "load_data"),
+    "compress.zoo.saved": ("load",),
 }
 
 __all__ = [
@@ -70,10 +64,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'compress' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'compress' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_WHERE]
+    return [*globals(), *__all__]

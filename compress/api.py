@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -58,26 +57,27 @@ class Results:
     def equivalent(self, chain: str) -> bool:
         """Whether a chain's accuracy is better than the baseline's, or equivalent to it.
 
-        Equivalent is what was shown to lose less than the margin of the run, over all its seeds.
+        Equivalent: it was shown to lose less than the margin of the run, over all its seeds.
         """
         return not self.why_not_equivalent(chain)
 
     def why_not_equivalent(self, chain: str) -> str:
         """Return why a chain is not `equivalent`, a sentence; '' if it is."""
         known = dict.fromkeys(row["chain"] for row in self.rows)
-        found = known_chain(chain, str(self.about.get("baseline", "")), known)
-        return why_not_equivalent(self.rows, self.about, found)
+        chain = known_chain(chain, str(self.about.get("baseline", "")), known)
+        return why_not_equivalent(self.rows, self.about, chain)
 
     def __str__(self) -> str:
         return text(self.rows, self.about)
 
 
 def known_chain(chain: str, baseline: str, known: Iterable[str]) -> str:
-    """Return the text of a chain's row; raise UserError if it is none of those that are known."""
-    found, texts = row_text(chain, baseline), [text for text in known if text != BASELINE]
-    if found not in texts:
-        raise unknown("chain", found, texts)
-    return found
+    """Return the text of a chain's row; raise UserError if none of the known rows has it."""
+    chain = row_text(chain, baseline)
+    chains = [name for name in known if name != BASELINE]
+    if chain not in chains:
+        raise unknown("chain", chain, chains)
+    return chain
 
 
 def prepare(
@@ -107,66 +107,64 @@ def prepare(
 
     Options as in `bench`.
     """
-    given: dict[str, Any] = {} if step_timeout is None else {"seconds": step_timeout}
-    if step_memory is not None:
-        if not 0 < step_memory < float("inf"):
-            raise UserError(f"step_memory must be positive and finite, not {step_memory}")
-        given["memory"] = int(step_memory * 1e9)
-    root = None if data_root is None else Path(data_root)
-    limits, factory = Limits(**given), executor_named(executor)
+    limits, factory = _limits(step_timeout, step_memory), executor_named(executor)
     chosen = suite if isinstance(suite, Suite) else load_suite(str(suite))
     known = [*(item.name for item in fields(Suite)), *OPTIONS]
     if foreign := changes.keys() - set(known):
-        raise unknown("option", sorted(foreign)[0], known)
+        raise unknown("option", min(foreign), known)
     options = {key: value for key in OPTIONS if (value := changes.pop(key, None)) is not None}
-    changes["options"] = {**chosen.options, **options}
-    changes["metric"] = metric if isinstance(metric, str) else None
-    own, named = _teachers(teachers or {})
-    changes["teachers"] = {**chosen.teachers, **named}
+    modules, named = _teachers(teachers or {})
+    changes |= {
+        "options": {**chosen.options, **options},
+        "metric": metric if isinstance(metric, str) else None,
+        "teachers": {**chosen.teachers, **named},
+    }
     chosen = checked(replace(chosen, **{k: v for k, v in changes.items() if v is not None}))
+    root = None if data_root is None else Path(data_root)
     plan = make_plan(
         chosen,
         data=data,
         model=model,
         metric=None if isinstance(metric, str) else metric,
-        teachers=own,
+        teachers=modules,
         data_root=root,
         device=device,
-        allow_code=tuple(Path(path) for path in allow_code),
+        allow_code=tuple(map(Path, allow_code)),
         step_threads=step_threads,
     )
     for chain in require_equivalent:
         known_chain(chain, plan.origin, (row.text for row in plan.rows))
-    folder = Path(out or Path(DEFAULT_OUT) / chosen.name)
-    return (
-        plan,
-        folder,
-        RunOptions(limits, store, fresh, root, factory, command, progress, on_record),
-    )
+    how = RunOptions(limits, store, fresh, root, factory, command, progress, on_record)
+    return plan, Path(out or Path(DEFAULT_OUT) / chosen.name), how
+
+
+def _limits(step_timeout: float | None, step_memory: float | None) -> Limits:
+    """Return the limits of a step of so many seconds and gigabytes, or the usual ones."""
+    if step_memory is not None and not 0 < step_memory < float("inf"):
+        raise UserError(f"step_memory must be positive and finite, not {step_memory}")
+    memory = None if step_memory is None else int(step_memory * 1e9)
+    return Limits(memory=memory) if step_timeout is None else Limits(step_timeout, memory)
 
 
 def _teachers(
-    given: Mapping[str, nn.Module | tuple[str, str]],
+    teachers: Mapping[str, nn.Module | tuple[str, str]],
 ) -> tuple[dict[str, nn.Module], dict[str, Named]]:
-    """Return those of the teachers that are modules, and what a suite says of all of them."""
+    """Return those of the teachers that are modules, and all of them as a suite names them."""
     from torch import nn
 
-    own, named = {}, {}
-    for name, teacher in given.items():
-        if isinstance(teacher, nn.Module):
-            own[name], named[name] = teacher, Named(type(teacher).__name__)
-        elif (
-            isinstance(teacher, tuple | list)
-            and len(teacher) == 2
-            and all(isinstance(text, str) for text in teacher)
-        ):
-            named[name] = Named(*teacher)
-        else:
-            raise UserError(
-                f"teacher {name!r} is an nn.Module, or a model's name and a file of its weights, "
-                f"such as ('resnet56', 'best.safetensors'); not {teacher!r:.100}"
-            )
-    return own, named
+    modules, named = {}, {}
+    for name, teacher in teachers.items():
+        match teacher:
+            case nn.Module():
+                modules[name], named[name] = teacher, Named(type(teacher).__name__)
+            case [str(model), str(weights)]:
+                named[name] = Named(model, weights)
+            case _:
+                raise UserError(
+                    f"teacher {name!r} is an nn.Module, or a model's name and a file of its "
+                    f"weights, such as ('resnet56', 'best.safetensors'); not {teacher!r:.100}"
+                )
+    return modules, named
 
 
 def bench(suite: str | Path | Suite, **options: Any) -> Results:
@@ -182,15 +180,15 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
     - `data_root`, `device` (auto, cpu or cuda), `allow_code` (files of yours that may run).
     - Every step runs in a process of its own, which may take `step_timeout` seconds and
       `step_memory` gigabytes; it computes on `step_threads` CPU threads (default: all).
-    - What steps make is kept in `store` (a folder, or a URL for fsspec; by default `.steps` in
-      `out`) and not computed again, unless `fresh=True` asks for that.
+    - Results of steps are stored in `store` (a folder, or a URL for fsspec; by default `.steps`
+      in `out`) and not computed again, unless `fresh=True`.
     - `executor`: 'local', or 'ray' for a Ray cluster.
     - `progress`: on standard error, what is being done and for how long: lines in a log, one that
       changes on a terminal. `on_record` is called with every finished row (a dict by column, see
       `compress-models list columns`), and again once it is compared and timed.
-    - `require_equivalent`: chains that are refused now if the suite does not have them; whether
-      they are equivalent to the baseline, `Results.equivalent` says.
-    - What is a key of suites overrides the suite's, such as `seeds=(0, 1)`.
+    - `require_equivalent`: chains that the suite must have, else they are refused now; whether
+      they are equivalent to the baseline is a question to `Results.equivalent`.
+    - Every key of suites, such as `seeds=(0, 1)`, overrides the suite's.
 
     Raises UserError before any work if something cannot work; a chain that fails later is a row
     with status `failed`. Raises RunStopped if the disk is full; what was finished is kept.
@@ -252,20 +250,17 @@ def _suite_of(
     """Return the suite of `run`'s options, and the options of `bench`."""
     from torch import nn
 
-    chains = (chain,) if isinstance(chain, str) else tuple(chain)
     suite = Suite(
         name="run",
         data=data if isinstance(data, str) else data.task.name,
         model=model if isinstance(model, str) else type(model).__name__,
-        chains=chains,
+        chains=(chain,) if isinstance(chain, str) else tuple(chain),
         weights=weights,
         controls=False,
     )
-    given = {
-        "data": None if isinstance(data, str) else data,
-        "model": model if isinstance(model, nn.Module) else None,
-    }
-    return suite, {**options, **given}
+    options["data"] = None if isinstance(data, str) else data
+    options["model"] = model if isinstance(model, nn.Module) else None
+    return suite, options
 
 
 def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:
@@ -277,10 +272,10 @@ def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:
     if margin is not None:
         check_margin(margin)
     with stage(f"writing the reports to {folder}"):
-        found = read_results(folder, margin)
-        epochs = curve_rows((record.chain, record.seed, record.log) for record in found.records)
-        write_reports(found.rows, found.about, folder, epochs)
-    return Results(folder, found.rows, found.about)
+        results = read_results(folder, margin)
+        epochs = curve_rows((record.chain, record.seed, record.log) for record in results.records)
+        write_reports(results.rows, results.about, folder, epochs)
+    return Results(folder, results.rows, results.about)
 
 
 def clean_store(
@@ -289,7 +284,7 @@ def clean_store(
     older_than: float | None = None,
     keep: float | None = None,
 ) -> str:
-    """Return the size of a store in words; clean it before if that is asked for.
+    """Clean a store where an option says so, and return its size in words.
 
     `place` is a store's folder, or that of a run. `clean` removes damaged entries and leftovers;
     `older_than` (days) also entries not used since; `keep` (gigabytes) the least recently used
@@ -306,13 +301,13 @@ def clean_store(
     if not folder.is_dir():
         raise UserError(f"there is no folder {place}")
     folder = folder / STORE if (folder / STORE).is_dir() else folder
-    store, told = Store(folder), ""
+    store, removed = Store(folder), ""
     if clean or older_than is not None or keep is not None:
-        days = None if older_than is None else older_than * 86_400
-        count, freed = store.clean(days, None if keep is None else int(keep * 1e9))
-        told = f"Removed {count} results; {amounts.size(freed)} are free again.\n"
+        seconds = None if older_than is None else older_than * 86_400
+        count, freed = store.clean(seconds, None if keep is None else int(keep * 1e9))
+        removed = f"Removed {count} results; {amounts.size(freed)} are free again.\n"
     count, size = store.size()
-    return f"{told}{folder}: {count} results, {amounts.size(size)}"
+    return f"{removed}{folder}: {count} results, {amounts.size(size)}"
 
 
 def pack(run: str | Path, out: str | Path | None = None) -> Path:
@@ -335,11 +330,6 @@ def merge(run: str | Path, files: str | Path | Sequence[str | Path], name: str =
     """
     from compress.benchmark.portable.merge import merge as add
 
-    given = [files] if isinstance(files, str | Path) else files
-    add(Path(run), [Path(file) for file in given], name)
+    several = [files] if isinstance(files, str | Path) else files
+    add(Path(run), [Path(file) for file in several], name)
     return rewrite_reports(run)
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """Return the command as it can be typed again."""
-    return shlex.join(["compress-models", *arguments])

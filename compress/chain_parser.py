@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 from compress.compressor import Chain, Compressor
 from compress.errors import IllegalChain, UserError
@@ -25,7 +25,7 @@ from compress.parts import PartKind, build, lookup, part_fields
 MAX_LENGTH = 4000
 MAX_DEPTH = 20
 SHOWN = 200
-"""Characters of a text that an error repeats."""
+"""Characters of a text that an error quotes."""
 LINE_BREAKS = str.maketrans("\n\r\f", "   ")
 
 
@@ -46,13 +46,12 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     call = _tree(f"f({rest}", text)
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-        raise UserError(f"cannot read {shown(text)}: write NAME or NAME(option=value, ...)")
+        raise UserError(f"cannot read {_shown(text)}: write NAME or NAME(option=value, ...)")
     return name, {key: _literal(value, text) for key, value in _keywords(call, text)}
 
 
 def _arrows_to_shifts(text: str) -> str:
-    if len(text) > MAX_LENGTH:
-        raise IllegalChain(f"the chain is longer than {MAX_LENGTH} characters")
+    _check_length(text)
     source = text.strip().translate(LINE_BREAKS)
     pieces, depth, last = [], 0, 0
     try:
@@ -61,17 +60,22 @@ def _arrows_to_shifts(text: str) -> str:
             if depth > MAX_DEPTH:
                 raise IllegalChain(f"the chain is nested deeper than {MAX_DEPTH}")
             if token.type == tokenize.OP and token.string == ">>":
-                raise IllegalChain(f"steps are joined by '->', not '>>': {shown(text)}")
+                raise IllegalChain(f"steps are joined by '->', not '>>': {_shown(text)}")
             if token.type == tokenize.OP and token.string == "->":
                 pieces += [source[last : token.start[1]], ">>"]
                 last = token.end[1]
     except (tokenize.TokenError, SyntaxError, ValueError, SystemError) as error:
-        # Python 3.12's tokenizer answers odd bytes with UnicodeDecodeError and SystemError, too.
+        # Python 3.12's tokenizer also raises UnicodeDecodeError and SystemError at control codes.
         raise _unreadable(text, error) from None
     return "".join([*pieces, source[last:]])
 
 
-def shown(text: str) -> str:
+def _check_length(text: str) -> None:
+    if len(text) > MAX_LENGTH:
+        raise IllegalChain(f"the text is longer than {MAX_LENGTH} characters")
+
+
+def _shown(text: str) -> str:
     """Return a text as an error quotes it."""
     return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
 
@@ -79,25 +83,25 @@ def shown(text: str) -> str:
 def _source(node: ast.expr, text: str) -> str:
     """Return a part of a text as an error quotes it; the whole where it is nested too deeply."""
     try:
-        return shown(ast.unparse(node))
+        return _shown(ast.unparse(node))
     except RecursionError:
-        return shown(text)
+        return _shown(text)
 
 
 def _unreadable(text: str, error: Exception) -> IllegalChain:
     reason = error.args[0] if error.args else error
     return IllegalChain(
-        f"cannot read {shown(text)}: {reason}. A chain looks like "
+        f"cannot read {_shown(text)}: {reason}. A chain looks like "
         f"\"distill(student='cnn-small', epochs=3) -> quantize()\""
     )
 
 
 def _tree(source: str, text: str) -> ast.expr:
-    if len(source) > MAX_LENGTH:
-        raise IllegalChain(f"the text is longer than {MAX_LENGTH} characters")
+    """Return the syntax tree of `source`; errors quote `text`."""
+    _check_length(source)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in strings: they stay as they are
+            warnings.simplefilter("ignore")  # of unknown escapes in strings, which stay as they are
             return ast.parse(source.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _unreadable(text, error) from None
@@ -105,7 +109,7 @@ def _tree(source: str, text: str) -> ast.expr:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Makes a chain of the syntax tree of its text."""
+    """Makes a chain from the syntax tree of its text."""
 
     techniques: Mapping[str, type[Compressor]]
     text: str
@@ -121,7 +125,7 @@ class _Builder:
     def call(self, node: ast.expr, kind: str, known: Mapping[str, type[Any]]) -> Any:
         """Return the step, or the part inside one, that a call makes; `known` are all of a kind."""
         if isinstance(node, ast.Name):
-            raise IllegalChain(f"write {node.id}() with parentheses in {shown(self.text)}")
+            raise IllegalChain(f"write {node.id}() with parentheses in {_shown(self.text)}")
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             raise IllegalChain(
                 f"a chain holds only steps and literals, and {_source(node, self.text)} is neither"
@@ -151,7 +155,7 @@ def _keywords(call: ast.Call, text: str) -> list[tuple[str, ast.expr]]:
     pairs = []
     for keyword in call.keywords:
         if keyword.arg is None:
-            raise IllegalChain(f"'**' is not allowed in {shown(text)}")
+            raise IllegalChain(f"'**' is not allowed in {_shown(text)}")
         pairs.append((keyword.arg, keyword.value))
     return pairs
 
@@ -165,8 +169,7 @@ def _literal(node: ast.expr, text: str) -> Any:
         ) from None
 
 
-@dataclass(frozen=True)
-class ModelName:
+class ModelName(NamedTuple):
     """A parsed model name: the source before the colon (or ''), the name, its options."""
 
     source: str
@@ -180,16 +183,15 @@ def parse_model_name(text: str) -> ModelName:
     source, colon, name = head.rpartition(":")
     if not head or (colon and not (source and name)):
         raise UserError(
-            f"cannot read the model name {shown(text)}: write NAME or SOURCE:NAME(options)"
+            f"cannot read the model name {_shown(text)}: write NAME or SOURCE:NAME(options)"
         )
     return ModelName(source, name, options)
 
 
 def model_sources(text: str) -> set[str]:
     """Return the sources (libraries, files) that a model's name refers to, members included."""
-    found = parse_model_name(text)
-    inner = found.options.get("of")
-    sources = {found.source} if found.source else set()
-    if not found.source and found.name == "ensemble" and isinstance(inner, str):
-        sources |= model_sources(inner)
-    return sources
+    source, name, options = parse_model_name(text)
+    if source:
+        return {source}
+    members = options.get("of") if name == "ensemble" else None
+    return model_sources(members) if isinstance(members, str) else set()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,140 +16,128 @@ import click
 from compress import __version__
 from compress.errors import RunStopped, UserError
 from compress.system.amounts import duration
-from compress.tasks import OPTIONS, Option
+from compress.tasks import OPTIONS
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 TERMINATED = 143
 UNWRITTEN = 120
 """As Python itself exits when its output cannot be written."""
 
-
-def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    if value is None:
-        return None
-    kind: Callable[[str], Any] = int if parameter.name == "seeds" else float
-    try:
-        return tuple(kind(part) for part in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{value!r} is not a list of numbers such as "
-            f"{'0,1,2' if kind is int else '0.485,0.456,0.406'}"
-        ) from error
+PATH = click.Path(path_type=Path)
+RUN = click.Path(path_type=Path, exists=True, file_okay=False)
+COUNT = click.IntRange(min=1)
 
 
-def _names(_: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    return None if value is None else tuple(part.strip() for part in value.split(","))
+class _Several(click.ParamType):
+    """Values of one kind, joined by commas."""
+
+    def __init__(self, kind: Callable[[str], Any], example: str) -> None:
+        self.kind, self.name, self.example = kind, "values", example
+
+    def convert(self, value: str, parameter: Any, context: Any) -> tuple[Any, ...]:
+        try:
+            return tuple(self.kind(part.strip()) for part in value.split(","))
+        except ValueError:
+            message = f"{value!r} is not a list of numbers such as {self.example}"
+            self.fail(message, parameter, context)
+
+
+FLOATS = _Several(float, "0.485,0.456,0.406")
+TASK_KINDS: dict[str, Any] = {"str": str, "int": COUNT, "floats": FLOATS}
 
 
 def _by_name(_: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    found = {name: (model, weights) for name, model, weights in value}
-    if len(found) < len(value):
+    teachers = {name: (model, weights) for name, model, weights in value}
+    if len(teachers) < len(value):
         raise click.BadParameter("a name stands twice")
-    return found or None
+    return teachers or None
 
 
-def _task_option(name: str, option: Option) -> Callable[..., Any]:
-    if option.kind == "floats":
-        return click.option(f"--{name}", callback=_numbers, help=option.help)
-    kind = click.IntRange(min=1) if option.kind == "int" else str
-    return click.option(f"--{name}", type=kind, help=option.help)
+def _option(usage: str, help: str, kind: Any = str, **settings: Any) -> Callable[..., Any]:
+    """Return an option that is written like `--out DIR`."""
+    name, _, metavar = usage.partition(" ")
+    return click.option(name, type=kind, metavar=metavar or None, help=help, **settings)
+
+
+SHARED = [
+    _option("--out DIR", "Folder for all outputs.", PATH),
+    _option("--data-root DIR", "Of data sets; else $COMPRESS_DATA_ROOT, else your cache.", PATH),
+    _option("--weights FILE", "A .safetensors or .pt file, or DEFAULT (torchvision)."),
+    click.option(
+        "--teacher",
+        "teachers",
+        nargs=3,
+        multiple=True,
+        callback=_by_name,
+        metavar="NAME MODEL WEIGHTS",
+        help="A further model, for chains with distill(teacher='NAME').",
+    ),
+    *(_option(f"--{key}", item.help, TASK_KINDS[item.kind]) for key, item in OPTIONS.items()),
+    _option("--seeds NUMBERS", "One run of every chain each, e.g. 0,1,2.", _Several(int, "0,1,2")),
+    _option("--threads", "CPU threads of the timing.", COUNT),
+    _option("--timing-seconds SECONDS", "Budget of the timing.", float),
+    _option(
+        "--timings NAMES",
+        "Latencies to time: cpu[THREADS][_batchN]. Default: cpu,cpu1,cpu_batch32.",
+        _Several(str, "cpu,cpu1"),
+    ),
+    _option("--device NAME", "auto, cpu or cuda: where to train.", default="auto"),
+    _option("--precision NAME", "auto, float32 or bfloat16: of the training."),
+    click.option(
+        "--controls/--no-controls",
+        default=None,
+        help="Whether chains that train get a control of equal cost as a further row: the "
+        "same training without the technique. By default bench adds them, run does not.",
+    ),
+    _option(
+        "--margin POINTS",
+        "A row is equivalent if a loss of accuracy of this or more is ruled out. Default: 1.",
+        float,
+    ),
+    _option(
+        "--require-equivalent CHAIN",
+        "Exit with 1 unless this chain of the table is equivalent to the baseline, or better. "
+        "May be given several times.",
+        multiple=True,
+    ),
+    _option(
+        "--metric FILE.py:NAME",
+        "A function of yours that makes a number of outputs and targets (numpy arrays): "
+        "a column beside accuracy. Needs --allow-code FILE.py.",
+    ),
+    _option(
+        "--store PLACE",
+        "Where results of steps are kept: a folder, or a URL such as s3://bucket/runs. "
+        "By default .steps in the run's folder.",
+    ),
+    click.option("--fresh", is_flag=True, help="Compute again what the store has already."),
+    click.option(
+        "--dry-run", is_flag=True, help="Show what is done and what is left; compute nothing."
+    ),
+    _option("--step-timeout SECONDS", "Of one step. Default: 43200.", float),
+    _option(
+        "--step-memory GB",
+        "Of one step and all that it starts. Default: nine tenths of what is free.",
+        float,
+    ),
+    _option("--step-threads", "CPU threads that a step computes on. Default: all.", COUNT),
+    _option(
+        "--executor NAME",
+        "local, or ray[:ADDRESS] for a Ray cluster that is already there.",
+        default="local",
+    ),
+    _option(
+        "--allow-code FILE.py",
+        "A file of yours that may be run because a model or the metric names it.",
+        PATH,
+        multiple=True,
+    ),
+]
+"""The options that `bench` and `run` share."""
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = [
-        click.option("--out", type=click.Path(path_type=Path), help="Folder for all outputs."),
-        click.option(
-            "--data-root",
-            type=click.Path(path_type=Path),
-            help="Where data sets lie; else $COMPRESS_DATA_ROOT, else your cache folder.",
-        ),
-        click.option("--weights", help="A .safetensors or .pt file, or DEFAULT (torchvision)."),
-        click.option(
-            "--teacher",
-            "teachers",
-            nargs=3,
-            multiple=True,
-            callback=_by_name,
-            metavar="NAME MODEL WEIGHTS",
-            help="A further model, for chains with distill(teacher='NAME').",
-        ),
-        *(_task_option(name, option) for name, option in OPTIONS.items()),
-        click.option("--seeds", callback=_numbers, help="One run of every chain each, e.g. 0,1,2."),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the timing."),
-        click.option("--timing-seconds", type=float, help="Budget of the timing, in seconds."),
-        click.option(
-            "--timings",
-            callback=_names,
-            metavar="NAMES",
-            help="Latencies to time: cpu[THREADS][_batchN]. Default: cpu,cpu1,cpu_batch32.",
-        ),
-        click.option("--device", default="auto", help="auto, cpu or cuda: where to train."),
-        click.option("--precision", help="auto, float32 or bfloat16: of the training."),
-        click.option(
-            "--controls/--no-controls",
-            default=None,
-            help="Whether chains that train get a control of equal cost as a further row: the "
-            "same training without the technique. By default bench adds them, run does not.",
-        ),
-        click.option(
-            "--margin",
-            type=float,
-            metavar="POINTS",
-            help="A row is equivalent if a loss of accuracy of this or more is ruled out. "
-            "Default: 1.",
-        ),
-        click.option(
-            "--require-equivalent",
-            multiple=True,
-            metavar="CHAIN",
-            help="Exit with 1 unless this chain of the table is equivalent to the baseline, or "
-            "better. May be given several times.",
-        ),
-        click.option(
-            "--metric",
-            metavar="FILE.py:NAME",
-            help="A function of yours that makes a number of outputs and targets (numpy arrays): "
-            "a column beside accuracy. Needs --allow-code FILE.py.",
-        ),
-        click.option(
-            "--store",
-            metavar="PLACE",
-            help="Where results of steps are kept: a folder, or a URL such as s3://bucket/runs. "
-            "By default .steps in the run's folder.",
-        ),
-        click.option("--fresh", is_flag=True, help="Compute again what the store has already."),
-        click.option(
-            "--dry-run", is_flag=True, help="Show what is done and what is left; compute nothing."
-        ),
-        click.option(
-            "--step-timeout", type=float, metavar="SECONDS", help="Of one step. Default: 43200."
-        ),
-        click.option(
-            "--step-memory",
-            type=float,
-            metavar="GB",
-            help="Of one step and all that it starts. Default: nine tenths of what is free.",
-        ),
-        click.option(
-            "--step-threads",
-            type=click.IntRange(min=1),
-            help="CPU threads that a step computes on. Default: all.",
-        ),
-        click.option(
-            "--executor",
-            default="local",
-            metavar="NAME",
-            help="local, or ray[:ADDRESS] for a Ray cluster that is already there.",
-        ),
-        click.option(
-            "--allow-code",
-            multiple=True,
-            type=click.Path(path_type=Path),
-            metavar="FILE.py",
-            help="A file of yours that may be run because a model or the metric names it.",
-        ),
-    ]
-    for option in reversed(options):
+    for option in reversed(SHARED):
         command = option(command)
     return command
 
@@ -162,47 +151,41 @@ def cli() -> None:
 @cli.command()
 @click.argument("suite")
 @_shared
-def bench(suite: str, **options: Any) -> None:
+def bench(**options: Any) -> None:
     """Run SUITE, a built-in name or a TOML file, and write its tables, plots and models."""
-    _import_in_parallel(options)
-    from compress.api import bench as run_suite
-    from compress.api import preview
-
-    if options.pop("dry_run"):
-        click.echo(preview(suite, **options))
-        return
-    _finish(run_suite(suite, **_options(options)), options["require_equivalent"])
+    _carry_out("bench", **options)
 
 
 @cli.command()
 @click.option("--data", default="digits", show_default=True, help="See: list data.")
 @click.option("--model", default="cnn-small", show_default=True, help="See: list models.")
-@click.option("--chain", "chains", required=True, multiple=True, help="Such as 'a() -> b()'.")
+@click.option("--chain", required=True, multiple=True, help="Such as 'a() -> b()'.")
 @_shared
-def run(data: str, model: str, chains: tuple[str, ...], **options: Any) -> None:
+def run(**options: Any) -> None:
     """Run one chain (or several) beside its baseline."""
-    _import_in_parallel(options)
-    from compress.api import preview
-    from compress.api import run as run_chains
-
-    if options.pop("dry_run"):
-        click.echo(preview(data=data, model=model, chain=chains, **options))
-        return
-    results = run_chains(data=data, model=model, chain=chains, **_options(options))
-    _finish(results, options["require_equivalent"])
+    _carry_out("run", **options)
 
 
-def _import_in_parallel(options: dict[str, Any]) -> None:
-    """Start the process that forks the steps' before this one spends seconds on its imports."""
-    if not options["dry_run"] and options["executor"] == "local":
+def _carry_out(name: str, dry_run: bool, **options: Any) -> None:
+    """Call a function of the API by its name, or show what it would do."""
+    if not dry_run and options["executor"] == "local":
+        # The process that forks the steps' starts before this one spends seconds on its imports.
         from compress.benchmark.execute.fork_client import early
 
         early()
+    from compress import api
+
+    if dry_run:
+        click.echo(api.preview(**options))
+        return
+    command = shlex.join(["compress-models", *sys.argv[1:]])
+    results = getattr(api, name)(**options, command=command, on_record=_announcer())
+    _finish(results, options["require_equivalent"])
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--margin", type=float, metavar="POINTS", help="Instead of the run's own.")
+@click.argument("out", type=RUN)
+@_option("--margin POINTS", "Instead of the run's own.", float)
 def report(out: Path, margin: float | None) -> None:
     """Write the tables and plots of a run anew from what it has measured."""
     from compress.api import rewrite_reports
@@ -211,12 +194,11 @@ def report(out: Path, margin: float | None) -> None:
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.zip",
-    help="By default pack.zip in the run's folder.",
+@click.argument("run", type=RUN)
+@_option(
+    "--out FILE.zip",
+    "By default pack.zip in the run's folder.",
+    click.Path(path_type=Path, dir_okay=False),
 )
 def pack(run: Path, out: Path | None) -> None:
     """Pack the files of RUN, a run's folder, to be timed on another machine.
@@ -230,8 +212,8 @@ def pack(run: Path, out: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("run", type=RUN)
+@click.argument("files", type=PATH, nargs=-1, required=True)
 @click.option(
     "--as",
     "name",
@@ -246,32 +228,31 @@ def merge(run: Path, files: tuple[Path, ...], name: str) -> None:
     results = add(run, files, name)
     for slug, there in results.about["elsewhere"].items():
         machine = there["environment"]
-        name, threads = machine["cpu"] or "unnamed processor", machine["threads"]
-        click.echo(f"Columns on_{slug}_...: {name}, threads: {threads}, timed {machine['date']}")
+        cpu, threads = machine["cpu"] or "unnamed processor", machine["threads"]
+        click.echo(f"Columns on_{slug}_...: {cpu}, threads: {threads}, timed {machine['date']}")
     _finish(results)
 
 
 @cli.command()
 @click.argument("place")
 @click.option("--clean", is_flag=True, help="Remove damaged entries and leftovers of dead runs.")
-@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Not used since.")
-@click.option(
-    "--keep",
-    type=click.FloatRange(min=0),
-    metavar="GB",
-    help="Remove the least recently used until no more than this is left.",
+@_option("--older-than DAYS", "Remove what was not used since.", click.FloatRange(min=0))
+@_option(
+    "--keep GB",
+    "Remove the least recently used until no more than this is left.",
+    click.FloatRange(min=0),
 )
 def store(place: str, clean: bool, older_than: float | None, keep: float | None) -> None:
-    """Show the size of PLACE, a run's folder or a store, and clean it if that is asked for."""
+    """Show the size of PLACE, a run's folder or a store, and clean it if an option says so."""
     from compress.api import clean_store
 
     click.echo(clean_store(place, clean, older_than, keep))
 
 
 @cli.command()
-@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("files", type=PATH, nargs=-1, required=True)
 def check(files: tuple[Path, ...]) -> None:
-    """Tell what FILES hold and whether they are safe to read; nothing in them is run.
+    """Describe FILES, and say whether they are safe to read; nothing in them is run.
 
     ONNX files, weights (.safetensors, .pt) and folders of saved models.
     """
@@ -288,32 +269,33 @@ def check(files: tuple[Path, ...]) -> None:
 )
 def list_names(what: str) -> None:
     """List what can be named."""
-    found = _known(what)
-    for name in found if what == "columns" else sorted(found):
-        click.echo(f"{name}\n    {found[name]}")
+    described = _described(what)
+    for name in described if what == "columns" else sorted(described):
+        click.echo(f"{name}\n    {described[name]}")
 
 
-def _known(what: str) -> dict[str, str]:
-    if what in ("techniques", "losses", "hints"):
-        from compress.techniques import hints, losses, techniques
-
-        table = {"techniques": techniques, "losses": losses, "hints": hints}[what]
-        return {_signature(cls): _first_line(cls) for cls in table().values()}
+def _described(what: str) -> Mapping[str, str]:
+    """Return everything of a kind that can be named: name -> description."""
     if what == "models":
         from compress.zoo.models import MODELS
 
-        return dict(MODELS)
+        return MODELS
     if what == "data":
         from compress.zoo.data import DATA
 
-        return dict(DATA)
+        return DATA
     if what == "columns":
         from compress.results.columns import described
 
         return described()
-    from compress.benchmark.plan.suite import suite_names
+    if what == "suites":
+        from compress.benchmark.plan.suite import suite_names
 
-    return suite_names()
+        return suite_names()
+    from compress.techniques import hints, losses, techniques
+
+    table = {"techniques": techniques, "losses": losses, "hints": hints}[what]
+    return {_signature(cls): _first_paragraph(cls) for cls in table().values()}
 
 
 def _signature(cls: Any) -> str:
@@ -328,39 +310,33 @@ def _signature(cls: Any) -> str:
     return f"{cls.name()}({', '.join(shown)})"
 
 
-def _first_line(cls: Any) -> str:
+def _first_paragraph(cls: Any) -> str:
     return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
 
 
-def _options(options: dict[str, Any]) -> dict[str, Any]:
-    from compress.api import command_line
+def _announcer() -> Callable[[Mapping[str, Any]], None]:
+    """Return what writes a line for a finished row, and one more only if its status changes.
 
-    return {**options, "command": command_line(sys.argv[1:]), "on_record": _teller()}
-
-
-def _teller() -> Callable[[Any], None]:
-    """Return what writes a line for a finished row, and one more only if its status changes."""
-    told: set[tuple[str, int, str]] = set()
-
-    def tell(row: Any) -> None:
-        key = (row["chain"], row["seed"], row["status"])
-        if key not in told:
-            told.add(key)
-            _say(row)
-
-    return tell
-
-
-def _say(row: Any) -> None:
-    """Write a row's line, so that a log of a long run shows how far it is."""
+    So a log of a long run shows how far it is.
+    """
     from compress.system.progress import say
 
-    accuracy = row.get("accuracy")
-    figures = "" if accuracy is None else f", {100 * accuracy:.2f} %"
-    seconds = row.get("seconds")
-    took = "" if seconds is None else f", {duration(seconds)}"
-    why = f": {row['error']}" if row["error"] else ""
-    say(f"{row['chain']} [seed {row['seed']}]: {row['status']}{figures}{took}{why}")
+    announced: set[tuple[str, int, str]] = set()
+
+    def announce(row: Mapping[str, Any]) -> None:
+        key = (row["chain"], row["seed"], row["status"])
+        if key in announced:
+            return
+        announced.add(key)
+        figures = [row["status"]]
+        if row.get("accuracy") is not None:
+            figures.append(f"{100 * row['accuracy']:.2f} %")
+        if row.get("seconds") is not None:
+            figures.append(duration(row["seconds"]))
+        why = f": {row['error']}" if row["error"] else ""
+        say(f"{row['chain']} [seed {row['seed']}]: {', '.join(figures)}{why}")
+
+    return announce
 
 
 def _finish(results: Any, equivalent: Sequence[str] = ()) -> None:
@@ -387,12 +363,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(WRONG_CALL)
-    except UserError as error:
+    except (UserError, RunStopped) as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(WRONG_CALL)
-    except RunStopped as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(SOME_ROWS_FAILED)
+        sys.exit(WRONG_CALL if isinstance(error, UserError) else SOME_ROWS_FAILED)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped. What was finished is kept; run again to go on.", err=True)
         sys.exit(TERMINATED if stopped else INTERRUPTED)
@@ -415,7 +388,3 @@ def command() -> NoReturn:
     sys.stderr.flush()
     atexit._run_exitfuncs()
     os._exit(status)
-
-
-if __name__ == "__main__":
-    command()

@@ -11,8 +11,7 @@ import itertools
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -23,7 +22,7 @@ from compress.context import StepContext
 from compress.ensemble import MOST_MEMBERS, settle, together
 from compress.errors import IllegalChain, StepFailed
 from compress.heads import heads_of
-from compress.model import Model, became_nonfinite, forward
+from compress.model import Model, became_nonfinite, forward, on_device_of
 from compress.parts import Configured, kept_fractions, one_of, whole_number
 from compress.stateless_rng import seed_of
 from compress.system.progress import stage
@@ -105,8 +104,46 @@ def require_one_of(step: Configured, *names: str) -> None:
     require(len(given) == 1, step, f"give exactly one of {', '.join(names)}; got {given or 'none'}")
 
 
+class _Composite(Compressor):
+    """A step made of others: it needs, builds and names whatever they do."""
+
+    @property
+    def inner(self) -> tuple[Compressor, ...]:
+        """The steps that it is made of."""
+        return self.steps
+
+    def _all(self, names: str) -> frozenset[str]:
+        return frozenset().union(*(getattr(step, names) for step in self.inner))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self._all("needs")
+
+    @property
+    def students(self) -> frozenset[str]:
+        return self._all("students")
+
+    @property
+    def teachers(self) -> frozenset[str]:
+        return self._all("teachers")
+
+    @property
+    def transfers(self) -> frozenset[str]:
+        return self._all("transfers")
+
+    @property
+    def builds(self) -> bool:
+        return any(step.builds for step in self.inner)
+
+    def check(self, context: StepContext) -> None:
+        for step in self.inner:
+            step.check(context)
+            # What comes out of a step is known when it has run.
+            context = replace(context, enters=None)
+
+
 @dataclass(frozen=True, init=False, repr=False)
-class Chain(Compressor):
+class Chain(_Composite):
     """Steps one after another: `Chain(a, b)` is the text `a -> b`. Chains flatten."""
 
     parts: tuple[Compressor, ...]
@@ -132,32 +169,12 @@ class Chain(Compressor):
         object.__setattr__(self, "parts", flat)
 
     @property
-    def lowers(self) -> bool:  # type: ignore[override]
-        return self.parts[-1].lowers
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset().union(*(part.needs for part in self.parts))
-
-    @property
-    def students(self) -> frozenset[str]:
-        return frozenset().union(*(part.students for part in self.parts))
-
-    @property
-    def teachers(self) -> frozenset[str]:
-        return frozenset().union(*(part.teachers for part in self.parts))
-
-    @property
-    def transfers(self) -> frozenset[str]:
-        return frozenset().union(*(part.transfers for part in self.parts))
-
-    @property
-    def builds(self) -> bool:
-        return any(part.builds for part in self.parts)
-
-    @property
     def steps(self) -> tuple[Compressor, ...]:
         return self.parts
+
+    @property
+    def lowers(self) -> bool:  # type: ignore[override]
+        return self.parts[-1].lowers
 
     @property
     def restarts(self) -> bool:  # type: ignore[override]
@@ -165,12 +182,6 @@ class Chain(Compressor):
 
     def at(self, progress: float) -> Chain:  # type: ignore[override]
         return Chain(*(part.at(progress) for part in self.parts))
-
-    def check(self, context: StepContext) -> None:
-        for part in self.parts:
-            part.check(context)
-            # What comes out of a step is known when it has run.
-            context = replace(context, enters=None)
 
     def compress(self, model: Model, context: StepContext) -> Model:
         for part in self.parts:
@@ -196,11 +207,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True, repr=False)
-class Repeat(Compressor):
+class Repeat(_Composite):
     """Run a step `times` times, further each time: `at(schedule(i / times))`, i = 1..times.
 
     Fractions inside refer to the model that enters the outermost `repeat`. With
-    `result='ensemble'` all models that the step has made answer together (the mean of their
+    `result='ensemble'` the results of all rounds become one ensemble (the mean of their
     probabilities), such as the generations of `distill(student='same', teacher='input')`.
     """
 
@@ -211,55 +222,28 @@ class Repeat(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.result == "ensemble":
-            most = f"an ensemble has at most {MOST_MEMBERS} members"
-            require(self.times <= MOST_MEMBERS, self, most)
-        require(
-            isinstance(self.step, Compressor), self, f"the second value is a step, not {self.step}"
-        )
-        require(
-            not self.step.lowers,
-            self,
-            f"{self.step!r} ends in a step that writes the deployed file, which cannot be repeated",
-        )
-        require(
-            not self.step.restarts,
-            self,
-            f"{self.step.steps[0].name()} starts from fresh weights each time; it cannot be "
-            f"repeated",
-        )
+        small = self.result == "last" or self.times <= MOST_MEMBERS
+        require(small, self, f"an ensemble has at most {MOST_MEMBERS} members")
+        step = self.step
+        require(isinstance(step, Compressor), self, f"the second value is a step, not {step}")
+        lowers = f"{step!r} ends in a step that writes the deployed file, which cannot be repeated"
+        require(not step.lowers, self, lowers)
+        first = step.steps[0].name()
+        restarts = f"{first} starts from fresh weights each time, so it cannot be repeated"
+        require(not step.restarts, self, restarts)
 
     @property
-    def needs(self) -> frozenset[str]:
-        return self.step.needs
-
-    @property
-    def students(self) -> frozenset[str]:
-        return self.step.students
-
-    @property
-    def teachers(self) -> frozenset[str]:
-        return self.step.teachers
-
-    @property
-    def transfers(self) -> frozenset[str]:
-        return self.step.transfers
-
-    @property
-    def builds(self) -> bool:
-        return self.step.builds
+    def inner(self) -> tuple[Compressor, ...]:
+        return (self.step,)
 
     def at(self, progress: float) -> Repeat:  # type: ignore[override]
         return replace(self, step=self.step.at(progress))
 
-    def check(self, context: StepContext) -> None:
-        self.step.check(context)
-
     def compress(self, model: Model, context: StepContext) -> Model:
         if context.origin is None:
             context = replace(context, origin=model.copy())
-        made = []
-        # Of a repeat inside this one each time counts: none of all these has another one's seed.
+        models = []
+        # The rounds of a repeat inside this one count too, so that no two have the same seed.
         inner = max(times for _, times in leaves(self.step))
         for i in range(self.times):
             step = self.step.at(SCHEDULES[self.schedule]((i + 1) / self.times))
@@ -267,8 +251,8 @@ class Repeat(Compressor):
             seed = context.seed if i == 0 else seed_of("repeat", context.seed, i * inner + 1)
             with stage(f"round {i + 1} of {self.times}, {step!r}"):
                 model = run(step, model, replace(context, seed=seed))
-            made.append(model)
-        return model if self.result == "last" else together(made)
+            models.append(model)
+        return model if self.result == "last" else together(models)
 
     def __repr__(self) -> str:
         more = "" if self.schedule == "linear" else f", schedule={self.schedule!r}"
@@ -286,7 +270,7 @@ def leaves(step: Compressor, times: int = 1) -> list[tuple[Compressor, int]]:
 
 
 def step_seed(seed: int, position: int) -> int:
-    """Return the seed of the step with so many before it in its chain, the baseline's own included.
+    """Return the seed of the step at a position in its chain, the baseline's own step included.
 
     With one seed for all, a second training would see the items in the first one's order, in the
     first one's augmented views.
@@ -301,18 +285,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-@contextmanager
-def preserve_rng_state(device: torch.device) -> Iterator[None]:
-    """Put the generators of Python, numpy and torch (also of the device) back afterwards."""
-    python, arrays = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(arrays)
-
-
 def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
     """Apply a compressor to a copy of `model`, seeded, and check what it returns.
 
@@ -323,10 +295,10 @@ def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
         raise IllegalChain(f"{compressor!r} cannot follow a step that wrote the deployed file")
     for need in sorted(compressor.needs):
         if not context.has(need):
-            raise IllegalChain(f"{compressor.name()} needs {need}, which is not at hand")
+            raise IllegalChain(f"{compressor.name()} needs {need}, and the context has none")
     compressor.check(context)
     if isinstance(compressor, (Chain, Repeat)):
-        # Their parts come back through here one by one, each with a copy of its own.
+        # Their steps come through here one by one, each with a copy of its own.
         return compressor.compress(model, context)
     context = replace(
         context,
@@ -338,7 +310,7 @@ def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
     started, before = time.perf_counter(), len(context.log.rows)
     result = compressor.compress(model.copy(), context)
     seconds = time.perf_counter() - started
-    # What processes spent on it that were stopped.
+    # The time of processes that were stopped before they finished the step.
     seconds += sum(row.get("earlier_seconds", 0.0) for row in context.log.rows[before:])
     context.log.row("step", step=repr(compressor), seconds=round(seconds, 3))
     _check(compressor, model, result)
@@ -348,15 +320,14 @@ def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
 def _check(compressor: Compressor, model: Model, result: object) -> None:
     if not isinstance(result, Model):
         raise StepFailed(f"{compressor!r} returned {type(result).__name__} and not a Model")
-    if odd := became_nonfinite(result.module.state_dict(), model.module.state_dict()):
-        raise StepFailed(f"{compressor!r} left values that are not finite in {odd[0]}")
+    if names := became_nonfinite(result.module.state_dict(), model.module.state_dict()):
+        raise StepFailed(f"{compressor!r} left values that are not finite in {names[0]}")
     result.module.eval()
-    inputs = model.items()
-    expected = forward(model.module, inputs).shape
+    expected = forward(model.module, model.items()).shape
     if heads_of(model.module) is not None and heads_of(result.module) is None:
         settle(result, expected[1:])  # it was built anew
-    device = next(result.module.parameters(), torch.empty(0)).device
-    outputs = forward(result.module, tuple(tensor.to(device) for tensor in inputs))
+    inputs = on_device_of(result.module, model.items())
+    outputs = forward(result.module, inputs)
     if outputs.shape != expected:
         raise StepFailed(
             f"{compressor!r} changed the shape of the outputs from {tuple(expected)} to "
@@ -364,12 +335,11 @@ def _check(compressor: Compressor, model: Model, result: object) -> None:
         )
     if not outputs.isfinite().all():
         raise StepFailed(f"{compressor!r} gives outputs that are not finite")
-    again = forward(result.module, tuple(tensor.flip(0).to(device) for tensor in inputs)).flip(0)
+    again = forward(result.module, tuple(tensor.flip(0) for tensor in inputs)).flip(0)
     if (again - outputs).abs().max() > 1e-3 * outputs.abs().max():
         raise StepFailed(
             f"{compressor!r} gives an item other outputs in another order: the model remembers "
-            f"what it was given before, or mixes the items of a batch"
+            f"earlier inputs, or mixes the items of a batch"
         )
-    absent = result.sparse - dict(result.module.named_parameters()).keys()
-    if absent:
+    if absent := result.sparse - dict(result.module.named_parameters()).keys():
         raise StepFailed(f"{compressor!r} lists sparse weights that do not exist: {absent}")

@@ -1,4 +1,4 @@
-"""What a step is given besides a model: the context, its log, and the cache of a store."""
+"""What a step may use besides a model: the context, its log, and the cache of a store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StepLog:
         self.rows.append({"kind": kind, **values})
 
     def note(self, text: str) -> None:
-        """Say something that a reader of the table must know."""
+        """Add a sentence that a reader of the table must know."""
         self.row("note", text=text)
 
     @property
@@ -50,7 +50,7 @@ class Transfer:
 
 
 class CacheEntry(Protocol):
-    """What lies on a cache under a key: files in a folder, and what is said about them (JSON)."""
+    """What a cache holds under a key: files in a folder, and JSON about them."""
 
     @property
     def folder(self) -> Path: ...
@@ -60,11 +60,11 @@ class CacheEntry(Protocol):
 
 
 class StepCache(Protocol):
-    """Keeps what outlives a step: measured answers, what teachers said, states of a training.
+    """Stores what outlives a step: measured answers, teachers' outputs, states of a training.
 
-    `put` keeps what `fill` writes into the folder that it is given and what it returns (JSON),
-    whole or not at all; it raises OSError where the disk does not take it. What is `temporary` is
-    forgotten when the step's own result is kept.
+    `put` stores what `fill` writes into its argument, a folder, and the JSON that it returns, as a
+    whole or not at all; it raises OSError where the disk does not take it. `temporary` entries are
+    removed when the step's own result is stored.
     """
 
     def get(self, key: str, temporary: bool = False) -> CacheEntry | None: ...
@@ -92,10 +92,9 @@ class StepContext:
     """Makes a fresh, untrained model of a name (a student), for this task."""
     transfers: Mapping[str, Transfer] = field(default_factory=dict)
     """Transfer sets by the name of their data source."""
-    timer: Callable[..., Any] | None = None
     origin: Model | None = None
     enters: Model | None = None
-    """In a check: a model with the layers of the one that enters, where they are known."""
+    """In a check: a model with the layers of the one that enters the step, where they are known."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float32"
     tune: bool = False
@@ -118,24 +117,24 @@ class StepContext:
         return present is not None and not (isinstance(present, Split) and len(present) == 0)
 
     def cached(self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Any:
-        """Return the answer to a measured question: that of the cache, or a new one, then kept.
+        """Return the answer to a measured question: the cache's, or a new one, which it stores.
 
         A measured choice is an input of a step: given the same answers, equal seeds give equal
         weights.
         """
         name = digest({"question": dict(key), "code": self.code})
-        known = None if self.cache is None else self.cache.get(name)
-        if known is not None:
-            return known.about["answer"]
+        entry = None if self.cache is None else self.cache.get(name)
+        if entry is not None:
+            return entry.about["answer"]
         answer = dict(measure())
         if self.cache is not None:
-            with contextlib.suppress(OSError):  # a full disk: the answer is at hand all the same
+            with contextlib.suppress(OSError):  # a full disk; the answer is known all the same
                 self.cache.put(name, lambda _: {"answer": answer})
                 # Another process may have been faster: then its answer holds for both.
-                known = self.cache.get(name)
-        return answer if known is None else known.about["answer"]
+                entry = self.cache.get(name)
+        return answer if entry is None else entry.about["answer"]
 
     def student(self, name: str) -> Model:
         if self.build is None:
-            raise UserError(f"this context cannot build a student, and {name!r} is asked for")
+            raise UserError(f"this context cannot build the student {name!r}")
         return self.build(name)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.dataflow import DataFlow, tensors_in
-from compress.model import forward
+from compress.model import forward, on_device_of
 from compress.tasks.base import Tensors
 
 aten = torch.ops.aten
@@ -81,30 +81,26 @@ class Counts:
 
 
 def count(module: nn.Module, example: Tensors) -> Counts:
-    """Count a module at the batch size of `example`, as the head of this file says."""
-    parameters = list(module.parameters())
-    seen, used = _counted(module, example)
-    kept = [parameter for number, parameter in enumerate(parameters) if used >> number & 1]
-    size = sum(parameter.numel() for parameter in kept)
+    """Count a module at the batch size of `example`, by the convention at the top of this file."""
+    macs, used, uncounted = _counted(module, example)
+    params = sum(parameter.numel() for parameter in used)
     return Counts(
-        macs=seen.macs(used),
-        params=size,
-        nonzero_params=sum(int(parameter.count_nonzero()) for parameter in kept),
-        unused_params=sum(parameter.numel() for parameter in parameters) - size,
-        uncounted=dict(sorted(seen.uncounted.items())),
+        macs=macs,
+        params=params,
+        nonzero_params=sum(int(parameter.count_nonzero()) for parameter in used),
+        unused_params=sum(parameter.numel() for parameter in module.parameters()) - params,
+        uncounted=dict(sorted(uncounted.items())),
     )
 
 
 def macs(module: nn.Module, example: Tensors) -> int:
     """Return the multiply-accumulates alone, for searches."""
-    seen, used = _counted(module, example)
-    return seen.macs(used)
+    return _counted(module, example)[0]
 
 
 def deployed(module: nn.Module, example: Tensors) -> list[nn.Parameter]:
     """Return the parameters that the logits of eval mode depend on."""
-    _, used = _counted(module, example)
-    return [value for number, value in enumerate(module.parameters()) if used >> number & 1]
+    return _counted(module, example)[1]
 
 
 def left_out(uncounted: Mapping[str, int]) -> str:
@@ -120,20 +116,26 @@ def left_out(uncounted: Mapping[str, int]) -> str:
     return f"MACs leave out {', '.join(calls)}" if calls else ""
 
 
-def _counted(module: nn.Module, example: Tensors) -> tuple[_Counter, int]:
-    """Run a module in eval mode, and put it back; return what was seen, and the logits' sources."""
+def _counted(
+    module: nn.Module, example: Tensors
+) -> tuple[int, list[nn.Parameter], Mapping[str, int]]:
+    """Run a module in eval mode, then restore its mode.
+
+    Returns the MACs and the parameters that the logits depend on, and the operators not counted.
+    """
     training, fast = module.training, torch.backends.mha.get_fastpath_enabled()
-    device = next(module.parameters(), torch.empty(0)).device
-    inputs = tuple(tensor.to(device) for tensor in example)
+    inputs, parameters = on_device_of(module, example), list(module.parameters())
     # The fused attention of eval mode has no formula.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         module.eval()
-        with _Counter(module.parameters()) as seen:
-            return seen, seen.sources(forward(module, inputs))
+        with _Counter(parameters) as counter:
+            sources = counter.sources(forward(module, inputs))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         module.train(training)
+    used = [parameter for bit, parameter in enumerate(parameters) if sources >> bit & 1]
+    return counter.macs(sources), used, counter.uncounted
 
 
 Sizes = tuple[int, ...]
@@ -195,18 +197,18 @@ class _Counter(DataFlow):
             self.uncounted[_name(func)] += 1
         return result, 0
 
-    def _branches(self, wanted: Any, yes: Any, no: Any, operands: Any) -> tuple[Any, int]:
+    def _branches(self, condition: Any, yes: Any, no: Any, operands: Any) -> tuple[Any, int]:
         """Return the result of the first branch; the costlier of both counts."""
-        results, costs, found, whole = [], [], 0, self.flops
+        results, costs, sources, outside = [], [], 0, self.flops
         for branch in (yes, no):
             self.flops = {}
             with self:
                 results.append(branch(*operands))
             costs.append(sum(self.flops.values()))
             for result in tensors_in(results[-1]):
-                found |= self.sources(result)
-        self.flops = whole
-        return results[0], found | self._product(max(costs))
+                sources |= self.sources(result)
+        self.flops = outside
+        return results[0], sources | self._product(max(costs))
 
     def _product(self, flops: int) -> int:
         bit = self.mark()

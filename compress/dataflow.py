@@ -47,23 +47,23 @@ class DataFlow(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        given = {_place(value) for value in tensors_in((args, options))}
-        result, found = self.call(func, args, options)
-        for place in given:
-            found |= self._sources.get(place, 0)
+        read = {_place(value) for value in tensors_in((args, options))}
+        result, sources = self.call(func, args, options)
+        for place in read:
+            sources |= self._sources.get(place, 0)
         for place in map(_place, tensors_in(result)):
             # A new tensor may lie where another one was, whose sources are forgotten.
-            before = self._sources.get(place, 0) if place in given else 0
-            self._sources[place] = before | found
+            before = self._sources.get(place, 0) if place in read else 0
+            self._sources[place] = before | sources
         for number, name in _written(func):
             written = args[number] if number < len(args) else options.get(name)
             for place in map(_place, tensors_in(written)):
-                self._sources[place] = self._sources.get(place, 0) | found
+                self._sources[place] = self._sources.get(place, 0) | sources
         return result
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors of what an operator takes or gives."""
+    """Yield the tensors of what an operator takes or returns."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, list | tuple):
@@ -74,7 +74,7 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
 
 
 def _place(tensor: Tensor) -> int:
-    """Return what tells a tensor's memory from that of others; views of one share it."""
+    """Return what identifies a tensor's memory, which its views share."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # a sparse tensor has no storage

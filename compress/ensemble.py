@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compress.errors import IllegalChain
 from compress.find_heads import Judge, settle_heads
 from compress.heads import main_output
-from compress.model import INSTANCE, Blueprint, Model
+from compress.model import INSTANCE, Blueprint, Model, on_device_of
 
 AVERAGES = ("probabilities", "logits")
 MOST_MEMBERS = 64
@@ -35,7 +35,7 @@ def averaged(outputs: Sequence[Tensor], average: str, weights: Sequence[float] =
 
 
 class Ensemble(nn.Module):
-    """Members that take the same inputs, and the average of what they give."""
+    """Members that take the same inputs, and the average of their outputs."""
 
     def __init__(self, members: Sequence[nn.Module], average: str = "probabilities") -> None:
         super().__init__()
@@ -55,8 +55,7 @@ def settle(model: Model, shape: Sequence[int], judge: Judge | None = None) -> Te
 
     Returns the logits of one item. Raises UserError where nothing decides (`compress.heads`).
     """
-    device = next(model.module.parameters(), torch.empty(0)).device
-    inputs = tuple(tensor.to(device) for tensor in model.items())
+    inputs = on_device_of(model.module, model.items())
     for part in model.module.modules():
         for member in part.members if isinstance(part, Ensemble) else ():
             settle_heads(member, inputs, shape, judge)

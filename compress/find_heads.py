@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +26,7 @@ from compress.heads import (
     set_heads,
     tensors_of,
 )
+from compress.stateless_rng import preserve_rng_state
 from compress.tasks.base import Tensors
 
 CLEARLY = 4.0
@@ -49,18 +47,18 @@ def settle_heads(
     """
     with torch.no_grad():
         outputs = module(*(tensor[:1] for tensor in inputs))
-    found = tensors_of(outputs)
-    paths = candidates(found, (1, *shape))
-    said = ""
+    tensors = tensors_of(outputs)
+    paths = candidates(tensors, (1, *shape))
+    note = ""
     if len(paths) > 1 and judge is not None:
-        paths, said = _judged(module, paths, judge)
-    main = only_one(found, paths, outputs, said)
-    set_heads(module, _in_training(module, inputs, shape, Heads(main, note=said)))
-    return found[main]
+        paths, note = _most_accurate(module, paths, judge)
+    main = only_one(tensors, paths, outputs, note)
+    set_heads(module, _with_training(module, inputs, shape, Heads(main, note=note)))
+    return tensors[main]
 
 
-def _judged(module: nn.Module, paths: list[Path], judge: Judge) -> tuple[list[Path], str]:
-    """Return the output that is clearly the most accurate, else all; and what was found."""
+def _most_accurate(module: nn.Module, paths: list[Path], judge: Judge) -> tuple[list[Path], str]:
+    """Return the output that is clearly the most accurate, else all of them; and a note."""
     accuracies, count = judge(module, paths)
     order = sorted(range(len(paths)), key=lambda number: -accuracies[number])
     # With one more right and one more wrong each, it suits few items too: Agresti and Caffo 2000.
@@ -70,18 +68,18 @@ def _judged(module: nn.Module, paths: list[Path], judge: Judge) -> tuple[list[Pa
     where = f"accurate on {count} validation items ({figures})"
     if best - other <= CLEARLY * error:
         return paths, f"no name tells which are the logits, and none is clearly the most {where}"
-    chosen = paths[order[0]]
-    return [chosen], (
-        f"no name tells which of the model's outputs are the logits: {path_name(chosen)} was "
+    best_path = paths[order[0]]
+    return [best_path], (
+        f"no name tells which of the model's outputs are the logits: {path_name(best_path)} was "
         f"taken, the most {where}"
     )
 
 
-def _in_training(
+def _with_training(
     module: nn.Module, inputs: Tensors, shape: Sequence[int], heads: Heads
 ) -> Heads | None:
-    """Complete what is known of eval mode; None where both modes return one tensor."""
-    with warnings.catch_warnings(), _same_chance():
+    """Add the heads of training mode to that of eval mode; None where both return one tensor."""
+    with warnings.catch_warnings(), preserve_rng_state():
         warnings.simplefilter("ignore")
         try:
             trained = copy.deepcopy(module).train()
@@ -97,7 +95,7 @@ def _in_training(
 
 
 def _run_in_training(trained: nn.Module, inputs: Tensors) -> tuple[Tensors, Any]:
-    """Return what a module gives in training mode, and for which inputs."""
+    """Return the inputs that a module takes in training mode, and its outputs."""
     with torch.no_grad():
         try:
             return inputs, trained(*inputs)
@@ -106,54 +104,43 @@ def _run_in_training(trained: nn.Module, inputs: Tensors) -> tuple[Tensors, Any]
             return many, trained(*many)
 
 
-@contextlib.contextmanager
-def _same_chance() -> Iterator[None]:
-    """Put the generators of random numbers back."""
-    ours, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(arrays)
-
-
 def _matched(
     module: nn.Module, trained: nn.Module, inputs: Tensors, shape: Sequence[int], heads: Heads
 ) -> Heads:
-    """Find the heads among what training mode returns."""
-    outputs, flow = _followed(trained, inputs)
-    found = tensors_of(outputs)
-    paths = candidates(found, shape)
+    """Find the heads among the outputs of training mode."""
+    outputs, flow = _traced(trained, inputs)
+    tensors = tensors_of(outputs)
+    paths = candidates(tensors, shape)
     if len(paths) > 1:
-        whole, plain = _followed(module, inputs)
-        logits = pick(whole, heads.main)
-        used = plain.sources(logits)
-        paths = [path for path in paths if flow.sources(found[path]) == used]
+        eval_outputs, eval_flow = _traced(module, inputs)
+        logits = pick(eval_outputs, heads.main)
+        used = eval_flow.sources(logits)
+        paths = [path for path in paths if flow.sources(tensors[path]) == used]
         paths = _equal(module, inputs, paths, logits) if len(paths) > 1 else paths
     try:
-        main = only_one(found, paths, outputs, "none, or not one alone, is what eval mode returns")
+        main = only_one(tensors, paths, outputs, "none, or several, equal what eval mode returns")
     except UserError as error:
         return replace(heads, untrainable=f"in training mode {error}")
-    own = flow.sources(found[main])
+    own = flow.sources(tensors[main])
     auxiliary = tuple(
         path
-        for path, tensor in found.items()
+        for path, tensor in tensors.items()
         if path != main and fits(tensor, shape) and flow.sources(tensor) & ~own
     )
     return replace(heads, training=main, auxiliary=auxiliary)
 
 
-def _followed(module: nn.Module, inputs: Tensors) -> tuple[Any, DataFlow]:
+def _traced(module: nn.Module, inputs: Tensors) -> tuple[Any, DataFlow]:
+    """Return a module's outputs, and from which parameters each was computed."""
     with torch.no_grad(), DataFlow(module.parameters()) as flow:
         return module(*inputs), flow
 
 
 def _equal(module: nn.Module, inputs: Tensors, paths: Sequence[Path], logits: Tensor) -> list[Path]:
-    """Return an output of training mode that has the values of the logits of eval mode.
+    """Return an output of training mode whose values equal the logits of eval mode, or nothing.
 
-    For outputs of the same parameters, such as logits and probabilities. Of two equals, as the two
-    passes of R-Drop are, one will do.
+    For outputs of the same parameters, such as logits and probabilities. Of two equal ones, such as
+    the two passes of R-Drop, the first is taken.
     """
     trained = copy.deepcopy(module)
     with torch.no_grad(), as_in_training(trained):

@@ -62,13 +62,12 @@ class Heads:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Heads:
-        main, training = tuple(values["main"]), tuple(values["training"])
-        auxiliary = tuple(map(tuple, values["auxiliary"]))
-        return Heads(main, training, auxiliary, values["untrainable"], values["note"])
+        paths = {key: tuple(values[key]) for key in ("main", "training")}
+        return Heads(**{**values, **paths, "auxiliary": tuple(map(tuple, values["auxiliary"]))})
 
 
 def heads_of(module: nn.Module) -> Heads | None:
-    """Return what was decided for a module; None where it returns one tensor in every mode."""
+    """Return the heads decided for a module; None where it returns one tensor in every mode."""
     return vars(module).get(ATTRIBUTE)
 
 
@@ -80,43 +79,38 @@ def has_auxiliary(module: nn.Module) -> bool:
 
 def set_heads(module: nn.Module, heads: Heads | None) -> None:
     """Have a module, and every copy of it, carry what was decided."""
-    vars(module).pop(ATTRIBUTE, None)
-    if heads is not None:
+    if heads is None:
+        vars(module).pop(ATTRIBUTE, None)
+    else:
         setattr(module, ATTRIBUTE, heads)
 
 
 def heads_by_path(module: nn.Module) -> dict[str, Heads]:
-    """Return what was decided for a module and its parts (members of ensembles), by path."""
-    found = {path: heads_of(part) for path, part in module.named_modules()}
-    return {path: heads for path, heads in found.items() if heads is not None}
+    """Return the heads decided for a module and its parts (members of ensembles), by path."""
+    return {path: heads for path, part in module.named_modules() if (heads := heads_of(part))}
 
 
 def set_all_heads(module: nn.Module, heads: Mapping[str, Heads]) -> None:
     """Have a module of the same parts carry what `heads_by_path` returned."""
-    for path, decided in heads.items():
-        set_heads(module.get_submodule(path), decided)
+    for path, part_heads in heads.items():
+        set_heads(module.get_submodule(path), part_heads)
 
 
 def main_output(module: nn.Module, outputs: Any) -> Tensor:
-    """Return the logits from what a forward pass of a module returned."""
+    """Return the logits from the outputs of a module's forward pass."""
     if isinstance(outputs, Tensor):
         return outputs
     heads = heads_of(module)
     if heads is None:
-        found = tensors_of(outputs)
-        return found[only_one(found, candidates(found), outputs)]
+        tensors = tensors_of(outputs)
+        return tensors[only_one(tensors, candidates(tensors), outputs)]
     if module.training and heads.untrainable:
         raise UserError(heads.untrainable)
     path = heads.training if module.training else heads.main
-    try:
-        picked = pick(outputs, path)
-    except (LookupError, TypeError, AttributeError):
-        picked = None
-    if not isinstance(picked, Tensor):
-        raise UserError(
-            f"the model's outputs have changed: {path_name(path)} was a tensor of logits"
-        )
-    return picked
+    with contextlib.suppress(LookupError, TypeError, AttributeError):
+        if isinstance(logits := pick(outputs, path), Tensor):
+            return logits
+    raise UserError(f"the model's outputs have changed: {path_name(path)} was a tensor of logits")
 
 
 def all_heads(module: nn.Module, outputs: Any) -> tuple[Tensor, ...]:
@@ -140,8 +134,10 @@ def heads_in_training(module: nn.Module, inputs: Tensors) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def as_in_training(module: nn.Module) -> Iterator[None]:
-    """Have a module return what it does in training; norms and dropout, which have no parts of
-    their own, do what they do in eval mode: nothing is drawn, and no statistics change."""
+    """Have a module return its training outputs, with norms and dropout as in eval mode.
+
+    Those are modules without parts of their own: nothing is drawn, and no statistics change.
+    """
     modes = {part: part.training for part in module.modules()}
     for part in modes:
         part.training = part is module or any(True for _ in part.children())
@@ -154,7 +150,7 @@ def as_in_training(module: nn.Module) -> Iterator[None]:
 
 
 class _WithoutDropout(TorchFunctionMode):
-    """Passes by dropout that is called as a function, which no module's mode switches off."""
+    """Skips dropout that is called as a function, which no module's mode switches off."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -165,7 +161,7 @@ class _WithoutDropout(TorchFunctionMode):
 
 
 def tensors_of(outputs: Any, deepest: int = DEEPEST) -> dict[Path, Tensor]:
-    """Return every tensor in what a module returned, by its path."""
+    """Return every tensor in a module's outputs, by its path."""
     if isinstance(outputs, Tensor):
         return {(): outputs}
     if deepest == 0:
@@ -191,7 +187,7 @@ def _entries(outputs: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def pick(outputs: Any, path: Path) -> Any:
-    """Return what a path leads to."""
+    """Return what a path leads to in a module's outputs."""
     for key in path:
         named = isinstance(key, str) and not isinstance(outputs, Mapping)
         outputs = getattr(outputs, str(key)) if named else outputs[key]
@@ -201,48 +197,45 @@ def pick(outputs: Any, path: Path) -> Any:
 # --- the rule -----------------------------------------------------------------------------
 
 
-def candidates(found: Mapping[Path, Tensor], shape: Sequence[int] | None = None) -> list[Path]:
+def candidates(tensors: Mapping[Path, Tensor], shape: Sequence[int] | None = None) -> list[Path]:
     """Return the path of the logits, or all paths between which neither name nor shape decides."""
-    fitting = [path for path in found if fits(found[path], shape)]
-    ranks = {path: rank for path in found if (rank := _rank(path)) is not None}
+    fitting = [path for path in tensors if fits(tensors[path], shape)]
+    ranks = {path: rank for path in tensors if (rank := _rank(path)) is not None}
     # `logits` are never anything else; what is called `output` may be features.
     ranks = {path: rank for path, rank in ranks.items() if rank[0] == 0 or path in fitting}
     best = [path for path, rank in ranks.items() if rank == min(ranks.values())]
-    if len(best) == 1 or len(found) == 1:
-        return best or list(found)
+    if len(best) == 1 or len(tensors) == 1:
+        return best or list(tensors)
     return [path for path in best if path in fitting] or best or fitting
 
 
 def fits(tensor: Tensor, shape: Sequence[int] | None) -> bool:
-    """Whether a tensor may be logits: they have the shape given, if that is known."""
+    """Whether a tensor may be logits: floats, of the expected shape if that is known."""
     return tensor.is_floating_point() and (shape is None or [*tensor.shape] == [*shape])
 
 
 def _rank(path: Path) -> tuple[int, int] | None:
-    """Return how surely a path's name means the logits, and how deep it stands; None if neither."""
-    places = {key: place for place, key in reversed([*enumerate(path)]) if key in NAMES}
-    return min(((NAMES.index(str(key)), place) for key, place in places.items()), default=None)
+    """Return how surely a name in a path means the logits, and how deep it is; None without one."""
+    named = [(NAMES.index(str(key)), depth) for depth, key in enumerate(path) if key in NAMES]
+    return min(named, default=None)
 
 
 def only_one(
-    found: Mapping[Path, Tensor], paths: Sequence[Path], outputs: Any, why: str = ""
+    tensors: Mapping[Path, Tensor], paths: Sequence[Path], outputs: Any, why: str = ""
 ) -> Path:
-    """Return the one path there is; raise UserError where there are several, or none."""
+    """Return the only path; raise UserError where there are several, or none."""
     if len(paths) == 1:
         return paths[0]
-    if not found:
+    if not tensors:
         raise UserError(f"the model returned {type(outputs).__name__}, not a tensor. {REMEDY}")
     if not why:
         several = "several may be the logits, and no name tells which"
         why = several if paths else "none has the shape of the task's outputs"
-    raise UserError(f"the model returns {_words(found)}: {why}. {REMEDY}")
-
-
-def _words(found: Mapping[Path, Tensor]) -> str:
-    return ", ".join(
+    shapes = ", ".join(
         f"{path_name(path)} of shape ({', '.join(['N', *map(str, tensor.shape[1:])])})"
-        for path, tensor in found.items()
+        for path, tensor in tensors.items()
     )
+    raise UserError(f"the model returns {shapes}: {why}. {REMEDY}")
 
 
 def path_name(path: Path) -> str:

@@ -7,74 +7,26 @@ factory and its arguments, and the difference between the model and a fresh buil
 from __future__ import annotations
 
 import copy
-import functools
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from compress.errors import CannotSave, UserError
-from compress.heads import ATTRIBUTE, Heads, heads_by_path, main_output, set_all_heads
+from compress.heads import Heads, heads_by_path, main_output, set_all_heads
+from compress.rebuild import decode, difference, encode, place_tensors, rebuilt
 from compress.system.files import digest, sha256, write_atomic, write_json
 from compress.tasks.base import InputSpec, Tensors
 
 FORMAT = 1
 INSTANCE = "(instance)"
 """The factory of a module that a Python user gave: only their process can build it again."""
-# What reading a damaged or foreign file can raise.
-DAMAGE = (
-    *(ValueError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError, OSError),
-    SafetensorError,
-)
-
-
-class Skipped(nn.Identity):
-    """In the place of a block that was taken out: also of one that is called with a mask."""
-
-    def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
-        return input
-
-
-# The closed vocabulary of layers that steps may emit: class, and the constructor's arguments
-# as they can be read back from an instance.
-VOCABULARY: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "Conv2d": (
-        nn.Conv2d,
-        (
-            "in_channels",
-            "out_channels",
-            "kernel_size",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "bias",
-            "padding_mode",
-        ),
-    ),
-    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
-    "BatchNorm1d": (
-        nn.BatchNorm1d,
-        ("num_features", "eps", "momentum", "affine", "track_running_stats"),
-    ),
-    "BatchNorm2d": (
-        nn.BatchNorm2d,
-        ("num_features", "eps", "momentum", "affine", "track_running_stats"),
-    ),
-    "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
-    "Sequential": (nn.Sequential, ()),
-    "Identity": (nn.Identity, ()),
-    "Skipped": (Skipped, ()),
-    "ReLU": (nn.ReLU, ("inplace",)),
-}
 
 
 @dataclass(frozen=True)
@@ -135,17 +87,21 @@ class Model:
         return replace(self, module=copy.deepcopy(self.module), hints=hints)
 
 
-def items_like(given: Tensors, count: int = 2, seed: int = 0) -> Tensors:
-    """Return `count` items shaped like the given ones: noise, or of integers those again."""
+def items_like(items: Tensors, count: int = 2, seed: int = 0) -> Tensors:
+    """Return `count` items shaped like others: noise, or of integers those again."""
     generator = torch.Generator().manual_seed(seed)
-    made = []
-    for tensor in given:
-        if tensor.is_floating_point():
-            shape = (count, *tensor.shape[1:])
-            made.append(torch.randn(shape, generator=generator, dtype=tensor.dtype))
-        else:
-            made.append(tensor[torch.arange(count) % len(tensor)].clone())
-    return tuple(made)
+    return tuple(
+        torch.randn((count, *tensor.shape[1:]), generator=generator, dtype=tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor[torch.arange(count) % len(tensor)].clone()
+        for tensor in items
+    )
+
+
+def on_device_of(module: nn.Module, inputs: Tensors) -> Tensors:
+    """Return inputs on the device of a module's parameters (the CPU where it has none)."""
+    device = next(module.parameters(), torch.empty(0)).device
+    return tuple(tensor.to(device) for tensor in inputs)
 
 
 def forward(module: nn.Module, inputs: Tensors) -> Tensor:
@@ -209,12 +165,13 @@ def save(
     """
     description, tensors = pack(model, build)
     again = unpack(description, tensors, build)
-    inputs = model.items()
-    ours, theirs = _tensors(model.module), _tensors(again.module)
-    if ours.keys() != theirs.keys() or not all(_same_bits(ours[k], theirs[k]) for k in ours):
+    before, after = _tensors(model.module), _tensors(again.module)
+    if before.keys() != after.keys() or not all(map(_same_bits, before.values(), after.values())):
         raise CannotSave("the saved model does not have the same tensors when loaded again")
-    before, after = forward(model.module, inputs), forward(again.module, inputs)
-    if not torch.allclose(before, after, rtol=1e-4, atol=1e-5 * float(before.abs().max() + 1)):
+    inputs = model.items()
+    outputs, outputs_again = forward(model.module, inputs), forward(again.module, inputs)
+    tolerance = 1e-5 * float(outputs.abs().max() + 1)
+    if not torch.allclose(outputs, outputs_again, rtol=1e-4, atol=tolerance):
         raise CannotSave("the saved model does not give the same outputs when loaded again")
     folder.mkdir(parents=True, exist_ok=True)
     if model.onnx is not None:
@@ -223,151 +180,48 @@ def save(
     write_json(folder / "blueprint.json", {**description, "about": dict(about or {})})
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.detach().cpu(), b.detach())
-
-
 def pack(model: Model, build: Builder) -> tuple[dict[str, Any], bytes]:
     """Return the blueprint as JSON, and the tensors in the safetensors format."""
     if model.blueprint is None:
         raise CannotSave("no factory builds this module, so it cannot be rebuilt from a file")
-    ours, fresh = model.module, build(model.blueprint)
-    named = _tensors(ours)
+    module, tensors = model.module, _tensors(model.module)
     first: dict[int, str] = {}
-    tied: dict[str, str] = {}
-    for name, tensor in named.items():
-        if id(tensor) in first:
-            tied[name] = first[id(tensor)]
-        else:
-            first[id(tensor)] = name
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    tied = {name: first[id(tensor)] for name, tensor in tensors.items()}
+    tied = {name: other for name, other in tied.items() if other != name}
     description = {
         "format": FORMAT,
         "factory": model.blueprint.factory,
-        "arguments": _encode(dict(model.blueprint.arguments)),
-        **_difference(ours, fresh),
-        "shapes": {name: list(tensor.shape) for name, tensor in named.items()},
+        "arguments": encode(dict(model.blueprint.arguments)),
+        **difference(module, build(model.blueprint)),
+        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "tied": tied,
-        "frozen": sorted(frozen_names(ours)),
+        "frozen": sorted(frozen_names(module)),
         "sparse": sorted(model.sparse),
         "hints": dict(model.hints),
-        "heads": {path: heads.to_json() for path, heads in heads_by_path(ours).items()},
+        "heads": {path: heads.to_json() for path, heads in heads_by_path(module).items()},
         "probe": [_encode_input(tensor) for tensor in model.probe],
         "inputs": [[one.name, {str(k): v for k, v in one.dynamic.items()}] for one in model.inputs],
     }
     # Clones: safetensors refuses views that share memory, and channels_last strides.
     stored = {
         name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in named.items()
+        for name, tensor in tensors.items()
         if name not in tied
     }
     return json.loads(json.dumps(description)), save_tensors(stored)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    named.update(module.named_buffers(remove_duplicate=False))
-    return named
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
-def _difference(ours: nn.Module, fresh: nn.Module) -> dict[str, Any]:
-    fresh_modules = dict(fresh.named_modules(remove_duplicate=False))
-    replaced: dict[str, Any] = {}
-    attributes: dict[str, Any] = {}
-    our_paths = set()
-    for path, module in ours.named_modules(remove_duplicate=False):
-        our_paths.add(path)
-        parent = path.rpartition(".")[0]
-        other = fresh_modules.get(path)
-        if (path and parent in replaced) or other is None or type(other) is not type(module):
-            replaced[path] = _constructor(path, module)
-        elif changed := _changed_attributes(path, module, other):
-            attributes[path] = changed
-    removed = [
-        path
-        for path in fresh_modules
-        if path not in our_paths and path.rpartition(".")[0] in our_paths - replaced.keys()
-    ]
-    return {"modules": replaced, "attributes": attributes, "removed": removed}
-
-
-def _constructor(path: str, module: nn.Module) -> dict[str, Any]:
-    name = type(module).__name__
-    cls, arguments = VOCABULARY.get(name, (None, ()))
-    if cls is not type(module):
-        raise CannotSave(f"layer {path!r} is a {name}, which is not in the vocabulary of layers")
-    values = {key: getattr(module, key, None) for key in arguments}
-    if "bias" in values:
-        values["bias"] = values["bias"] is not None
-    return {"type": name, "arguments": _encode(values)}
-
-
-@functools.cache
-def _internal() -> frozenset[str]:
-    return frozenset({*vars(nn.Module()), ATTRIBUTE})
-
-
-def _own_attributes(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if key not in _internal()}
-
-
-def _changed_attributes(path: str, module: nn.Module, fresh: nn.Module) -> dict[str, Any]:
-    ours, theirs = _own_attributes(module), _own_attributes(fresh)
-    changed = {}
-    for key in sorted(ours.keys() | theirs.keys()):
-        if key in ours and key in theirs and _same(ours[key], theirs[key]):
-            continue
-        if key not in ours or key not in theirs or not _plain(ours[key]):
-            raise CannotSave(
-                f"attribute {key!r} of layer {path!r} differs from a fresh build and is not a "
-                f"plain value, so the model cannot be saved"
-            )
-        changed[key] = _encode(ours[key])
-    return changed
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _same(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if _plain(a) or isinstance(a, (set, frozenset)):
-        return bool(a == b)
-    # Functions, partials, enums, modules held outside the tree: equal but for their address.
-    return _anonymous(a) == _anonymous(b)
-
-
-def _anonymous(value: Any) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return {"tuple": [_encode(item) for item in value]}
-    if isinstance(value, list):
-        return [_encode(item) for item in value]
-    if isinstance(value, Mapping):
-        return {"dict": {key: _encode(item) for key, item in value.items()}}
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    if isinstance(value, dict):
-        if "tuple" in value:
-            return tuple(_decode(item) for item in value["tuple"])
-        return {key: _decode(item) for key, item in value["dict"].items()}
-    return value
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.detach().cpu(), b.detach())
 
 
 # --- loading ----------------------------------------------------------------------------
@@ -377,17 +231,16 @@ def load(folder: Path, build: Builder) -> Model:
     """Rebuild a saved model. Raises UserError if the files are missing, damaged or foreign."""
     try:
         description = json.loads((folder / "blueprint.json").read_text())
-        tensors = (folder / "model.safetensors").read_bytes()
-        model = unpack(description, tensors, build)
+        model = unpack(description, (folder / "model.safetensors").read_bytes(), build)
+        lowered = folder / "model.onnx"
+        if description.get("about", {}).get("lowered") and lowered.exists():
+            model = replace(model, onnx=lowered.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no saved model: {error.filename} is missing") from error
     except UserError:
         raise
-    except DAMAGE as error:
+    except Exception as error:  # what a damaged or foreign file leads to may raise anything
         raise UserError(f"the model saved in {folder} is damaged: {error!r}") from error
-    lowered = folder / "model.onnx"
-    if description.get("about", {}).get("lowered") and lowered.exists():
-        model = replace(model, onnx=lowered.read_bytes())
     return model
 
 
@@ -395,41 +248,23 @@ def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Mo
     """Rebuild a model from the two parts that `pack` returned."""
     if description.get("format") != FORMAT:
         raise UserError(f"blueprint format {description.get('format')!r} is not known here")
-    blueprint = Blueprint(description["factory"], _decode(description["arguments"]))
-    module = build(blueprint)
-    for path in description["removed"]:
-        parent, leaf = _parent(module, path)
-        del parent._modules[leaf]
-    for path, spec in description["modules"].items():
-        made = _construct(path, spec)
-        if path:
-            parent, leaf = _parent(module, path)
-            parent._modules[leaf] = made
-        else:
-            module = made
-    for path, changed in description["attributes"].items():
-        owner = module.get_submodule(path)
-        for key, value in changed.items():
-            # Only plain values in the place of plain values: nothing that could be called.
-            if not _plain(_own_attributes(owner).get(key, ())) or key not in _own_attributes(owner):
-                raise UserError(f"layer {path!r} has no plain attribute {key!r} to set")
-            setattr(owner, key, _decode(value))
-    stored = load_tensors(tensors)
-    tied = description["tied"]
-    if set(description["shapes"]) != stored.keys() | tied.keys():
+    blueprint = Blueprint(description["factory"], decode(description["arguments"]))
+    module = rebuilt(build(blueprint), description)
+    stored, tied, shapes = load_tensors(tensors), description["tied"], description["shapes"]
+    if set(shapes) != stored.keys() | tied.keys():
         raise UserError("blueprint.json and model.safetensors name different tensors")
     for name, tensor in stored.items():
-        if list(tensor.shape) != description["shapes"][name]:
+        if list(tensor.shape) != shapes[name]:
             raise UserError(
                 f"model.safetensors has {name} of shape {list(tensor.shape)}, but blueprint.json "
-                f"says {description['shapes'][name]}"
+                f"says {shapes[name]}"
             )
-    # A file of an earlier version does not tell: then what the factory froze is frozen.
-    frozen = description.get("frozen", frozen_names(module) & set(description["shapes"]))
-    _place_tensors(module, stored, tied)
-    heads = {path: Heads.from_json(told) for path, told in description.get("heads", {}).items()}
-    set_all_heads(module, heads)
-    _freeze(module, frozenset(frozen))
+    # Files of an earlier version do not say what is frozen: then it is what the factory froze.
+    frozen = description.get("frozen", frozen_names(module) & set(shapes))
+    place_tensors(module, stored, tied)
+    heads = description.get("heads", {})
+    set_all_heads(module, {path: Heads.from_json(values) for path, values in heads.items()})
+    _set_frozen(module, set(frozen))
     return Model(
         module.eval(),
         tuple(map(_decode_input, description["probe"])),
@@ -444,62 +279,22 @@ def unpack(description: Mapping[str, Any], tensors: bytes, build: Builder) -> Mo
 
 
 def _encode_input(tensor: Tensor) -> dict[str, Any]:
-    """Return an input as JSON: of floats shape and type alone, for what they are is anybody's."""
-    told = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-    return told if tensor.is_floating_point() else {**told, "values": tensor.flatten().tolist()}
+    """Return an input as JSON: of floats, which may be private, the shape and type alone."""
+    kind = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+    return kind if tensor.is_floating_point() else {**kind, "values": tensor.flatten().tolist()}
 
 
-def _decode_input(told: Mapping[str, Any]) -> Tensor:
-    dtype = getattr(torch, told["dtype"])
-    if "values" in told:
-        return torch.tensor(told["values"], dtype=dtype).view(told["shape"])
-    [made] = items_like((torch.empty(told["shape"], dtype=dtype),), told["shape"][0])
-    return made
+def _decode_input(saved: Mapping[str, Any]) -> Tensor:
+    shape, dtype = saved["shape"], getattr(torch, saved["dtype"])
+    if "values" in saved:
+        return torch.tensor(saved["values"], dtype=dtype).view(shape)
+    return items_like((torch.empty(shape, dtype=dtype),), shape[0])[0]
 
 
-def _freeze(module: nn.Module, names: frozenset[str]) -> None:
+def _set_frozen(module: nn.Module, names: set[str]) -> None:
     """Let all parameters be trained but those of some names."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     if unknown := names - parameters.keys():
         raise UserError(f"blueprint.json freezes {min(unknown)}, and there is no such parameter")
     for name, parameter in parameters.items():
         parameter.requires_grad_(parameter.is_floating_point() and name not in names)
-
-
-def _construct(path: str, spec: Mapping[str, Any]) -> nn.Module:
-    if spec["type"] not in VOCABULARY:
-        raise UserError(f"layer {path!r} has the unknown type {spec['type']!r}")
-    cls, allowed = VOCABULARY[spec["type"]]
-    arguments = _decode(spec["arguments"])
-    if foreign := arguments.keys() - set(allowed):
-        raise UserError(f"layer {path!r} has unknown arguments {sorted(foreign)}")
-    return cls(**arguments)
-
-
-def _parent(module: nn.Module, path: str) -> tuple[nn.Module, str]:
-    parent, _, leaf = path.rpartition(".")
-    return module.get_submodule(parent), leaf
-
-
-def _place_tensors(
-    module: nn.Module, stored: Mapping[str, Tensor], tied: Mapping[str, str]
-) -> None:
-    placed: dict[str, Tensor] = {}
-    buffers = dict(module.named_buffers(remove_duplicate=False))
-    for name in [*stored, *tied]:
-        owner, leaf = _parent(module, name)
-        if name in tied:
-            tensor = placed[tied[name]]
-        elif name in buffers:
-            tensor = stored[name]
-        else:
-            tensor = nn.Parameter(stored[name], requires_grad=False)
-        placed[name] = tensor
-        if leaf in owner._buffers:
-            owner._buffers[leaf] = tensor
-        else:
-            owner._parameters[leaf] = tensor  # type: ignore[assignment]
-    for name in [*dict(module.named_parameters(remove_duplicate=False)), *buffers]:
-        if name not in placed:
-            owner, leaf = _parent(module, name)
-            (owner._buffers if leaf in owner._buffers else owner._parameters)[leaf] = None

@@ -36,7 +36,7 @@ class Configured:
 
     @classmethod
     def modernized(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return options of chain text, those of earlier versions in today's form."""
+        """Return options of chain text, with those of earlier versions in today's form."""
         return options
 
     def __post_init__(self) -> None:
@@ -77,12 +77,12 @@ class Part(Configured):
     """A small technique inside a technique: options that only make sense together, and a job.
 
     A kind of parts is a subclass (`Loss`, `Hint`), a part a frozen dataclass below it. The first
-    paragraph of a part's docstring is what `compress-models list` tells of it.
+    paragraph of a part's docstring is its description in `compress-models list`.
     """
 
 
 def settings_of(cls: type[Configured]) -> list[dataclasses.Field[Any]]:
-    """Return a class's own settings, then those that it shares with ever more others."""
+    """Return a class's own settings, then inherited ones, those of the farthest base last."""
     shared = {
         name: distance
         for distance, base in enumerate(cls.__mro__)
@@ -99,7 +99,7 @@ def by_name(
     `group` is that of the packages' entry points. Raises UserError if one of them takes a name that
     is in use or does not derive from `base`.
     """
-    found = {cls.name(): cls for cls in built_in}
+    classes = {cls.name(): cls for cls in built_in}
     for entry in entry_points(group=group):
         cls = entry.load()
         if not (isinstance(cls, type) and issubclass(cls, base)):
@@ -107,10 +107,10 @@ def by_name(
         name = cls.name()
         if keyword.iskeyword(name):
             raise UserError(f"the plug-in {entry.value} takes the name {name!r} of Python")
-        if name in found:
+        if name in classes:
             raise UserError(f"the plug-in {entry.value} takes the name {name!r}, in use")
-        found[name] = cls
-    return found
+        classes[name] = cls
+    return classes
 
 
 def lookup(kind: str, name: str, known: Mapping[str, type[Any]]) -> type[Any]:
@@ -148,7 +148,7 @@ class PartKind:
         return self.base.name()
 
     def part(self, value: object) -> Part:
-        """Return a part itself, or the one of a name, with its defaults."""
+        """Return a part as it is, or the part of a name, with its defaults."""
         if isinstance(value, self.base):
             return value
         table = self.table()

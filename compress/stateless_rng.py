@@ -1,14 +1,19 @@
 """Random numbers that depend on an item, on a view of it and on a seed, and on nothing else.
 
 An image is augmented alike in whatever batch, order, process or run it comes, so what a teacher
-has said of a view of it can be kept, and a training that was stopped goes on exactly.
+answers to a view of it can be stored, and a training that was stopped goes on exactly. Global
+generators are not drawn from; where other code draws, `preserve_rng_state` puts them back.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,3 +70,15 @@ def _signed(value: int) -> int:
 def _shifted_right(values: Tensor, places: int) -> Tensor:
     """Shift right and fill with zeros: torch's own shift of int64 repeats the sign."""
     return (values >> places) & (2 ** (64 - places) - 1)
+
+
+@contextmanager
+def preserve_rng_state(device: torch.device | None = None) -> Iterator[None]:
+    """Put the generators of Python, numpy and torch (also of a CUDA device) back afterwards."""
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device and device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)

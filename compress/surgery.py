@@ -27,15 +27,15 @@ def weighted_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def matrix_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return, by name, the weights that are multiplied with inputs, attention's included."""
-    found: dict[str, nn.Parameter] = {}
+    weights: dict[str, nn.Parameter] = {}
     for path, layer in module.named_modules():
         names = ["weight"] if isinstance(layer, WEIGHTED) else []
         if isinstance(layer, nn.MultiheadAttention):
             names = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
         for name in names:
             if isinstance(parameter := getattr(layer, name), nn.Parameter):
-                found[f"{path}.{name}" if path else name] = parameter
-    return found
+                weights[f"{path}.{name}" if path else name] = parameter
+    return weights
 
 
 def replace_layer(module: nn.Module, path: str, layer: nn.Module) -> None:
@@ -66,8 +66,8 @@ def thawed(module: nn.Module) -> Iterator[None]:
 def output_layers(module: nn.Module, example: Tensors) -> list[str]:
     """Return the paths of the weighted layers that produce the logits, auxiliary heads' included.
 
-    Found by walking the autograd graph from the outputs to the first weights of convolutions
-    or linear layers on every way, whatever lies between (norms, activations, pooling).
+    The autograd graph is followed from the outputs back to the first weights of convolutions or
+    linear layers on every path, whatever lies between (norms, activations, pooling).
     """
     owners = {
         id(layer.weight): path
@@ -76,7 +76,7 @@ def output_layers(module: nn.Module, example: Tensors) -> list[str]:
     }
     with thawed(module), torch.enable_grad():
         outputs = heads_in_training(module, example)
-    found: list[str] = []
+    layers: list[str] = []
     seen, waiting = set(), [output.grad_fn for output in outputs]
     while waiting:
         node = waiting.pop()
@@ -84,10 +84,10 @@ def output_layers(module: nn.Module, example: Tensors) -> list[str]:
             continue
         seen.add(node)
         direct = _direct_weights(node, owners)
-        found += [path for path in direct if path not in found]
+        layers += [path for path in direct if path not in layers]
         if not direct:
             waiting += [following for following, _ in node.next_functions]
-    return found
+    return layers
 
 
 def _direct_weights(node: torch.autograd.graph.Node, owners: dict[int, str]) -> list[str]:

@@ -35,6 +35,12 @@ def data() -> compress.load_data:
     return compress.from_arrays(*stripes(400, 0), *stripes(100, 1), classes=["rows", "columns"])
 
 
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the timing processes, which have tests of their own."""
+    monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
+
+
 def test_ones_own_module_and_data(data: object, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2))
@@ -70,6 +76,7 @@ def make(num_classes, in_channels, hidden=8):
 """
 
 
+@pytest.mark.usefixtures("untimed")
 def test_ones_own_factory_comes_back_only_when_allowed(data: object, tmp_path: Path) -> None:
     code = tmp_path / "mine.py"
     code.write_text(FACTORY)
@@ -82,8 +89,6 @@ def test_ones_own_factory_comes_back_only_when_allowed(data: object, tmp_path: P
         chain="train(epochs=4) -> factorize(rank=0.4)",
         out=tmp_path / "b",
         allow_code=[code],
-        timing_seconds=0.5,
-        timings=("cpu",),
         progress=False,
     )
     assert results.ok, str(results)
@@ -106,6 +111,7 @@ def test_a_failing_baseline_fails_every_row_and_says_why(data: object, tmp_path:
     assert "the baseline failed" in results.frame["error"].iloc[1]
 
 
+@pytest.mark.usefixtures("untimed")
 def test_seeds_give_a_row_each(data: object, tmp_path: Path) -> None:
     results = compress.run(
         data=data,
@@ -113,8 +119,6 @@ def test_seeds_give_a_row_each(data: object, tmp_path: Path) -> None:
         chain="train(epochs=2) -> finetune(epochs=1)",
         out=tmp_path,
         seeds=(0, 1),
-        timing_seconds=0.5,
-        timings=("cpu",),
         progress=False,
     )
     assert results.ok, str(results)
@@ -145,6 +149,7 @@ def make(num_classes):
 """
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_model_that_cannot_be_saved_still_gets_its_row_and_file(
     data: object, tmp_path: Path
 ) -> None:
@@ -156,8 +161,6 @@ def test_a_model_that_cannot_be_saved_still_gets_its_row_and_file(
         chain="train(epochs=1) -> prune_weights(sparsity=0.5)",
         out=tmp_path / "out",
         allow_code=[code],
-        timing_seconds=0.5,
-        timings=("cpu",),
         progress=False,
     )
     assert results.ok, str(results)
@@ -178,13 +181,14 @@ def test_options_are_never_silently_ignored(data: object, tmp_path: Path) -> Non
         compress.run(data=data, model=nn.Linear(3, 2), chain="quantize()", out=tmp_path)
 
 
+@pytest.mark.usefixtures("untimed")
 def test_ones_own_module_teaches(data: object, tmp_path: Path) -> None:
     """It says the contrary of every label, so a student that is always wrong learnt from it."""
     contrary = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
     images, labels = stripes(200, 2)
     inputs = torch.from_numpy(images / 255).float().flatten(1)
-    wanted = torch.from_numpy(np.eye(2)[1 - labels]).float()
-    fitted = torch.linalg.lstsq(inputs, wanted).solution
+    opposite = torch.from_numpy(np.eye(2)[1 - labels]).float()
+    fitted = torch.linalg.lstsq(inputs, opposite).solution
     with torch.no_grad():
         contrary[1].weight.copy_(20 * fitted.T)
     weights = tmp_path / "contrary.safetensors"
@@ -202,8 +206,6 @@ def test_ones_own_module_teaches(data: object, tmp_path: Path) -> None:
             teachers={"contrary": teacher},
             allow_code=[code],
             out=tmp_path / str(number),
-            timing_seconds=0.5,
-            timings=("cpu",),
             progress=False,
         )
         assert results.ok, str(results)
@@ -223,24 +225,23 @@ def test_a_teacher_that_cannot_teach_is_refused(data: object, tmp_path: Path) ->
             compress.run(data=data, chain="train()", teachers={"own": teacher}, out=tmp_path)
 
 
+@pytest.mark.usefixtures("untimed")
 def test_two_instances_in_one_folder_are_not_mixed_up(data: object, tmp_path: Path) -> None:
     """Both are a Sequential; what one run made must not be taken for the other's."""
-    found = []
+    files = []
     for hidden in (2, 32):
         module = nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 2))
         module.train()
         results = compress.run(
             data=data,
             model=module,
-            chain="train(epochs=4) -> distill(student='mlp(width=16)', epochs=2)",
+            chain="train(epochs=1) -> distill(student='mlp(width=16)', epochs=1)",
             out=tmp_path,
-            timing_seconds=0.5,
-            timings=("cpu",),
             progress=False,
         )
         assert module.training
-        found.append((tmp_path / results.frame["onnx_path"].iloc[1]).read_bytes())
-    assert found[0] != found[1]
+        files.append((tmp_path / results.frame["onnx_path"].iloc[1]).read_bytes())
+    assert files[0] != files[1]
 
 
 def test_an_instance_that_cannot_be_reset_is_not_trained_from_its_old_weights(
@@ -257,12 +258,6 @@ def test_an_instance_that_cannot_be_reset_is_not_trained_from_its_old_weights(
     results = compress.run(data=data, model=Own(), chain="train() -> quantize()", out=tmp_path)
     assert list(results.frame["status"]) == ["failed", "failed"]
     assert "no reset_parameters()" in results.frame["error"].iloc[0]
-
-
-@pytest.fixture
-def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the timing processes, which have tests of their own."""
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
 
 
 @pytest.mark.usefixtures("untimed")
@@ -285,8 +280,8 @@ def test_ones_own_metric_is_a_column(data: object, tmp_path: Path) -> None:
     (_, targets) = data.test.fetch(torch.arange(100))  # type: ignore[attr-defined]
     for row in results.rows:
         folder = (tmp_path / row["onnx_path"]).parent
-        with np.load(tmp_path / "raw" / f"{folder.name}.npz") as kept:
-            right = kept["predictions"] == targets.numpy()
+        with np.load(tmp_path / "raw" / f"{folder.name}.npz") as answers:
+            right = answers["predictions"] == targets.numpy()
         assert row["metric"] == pytest.approx(right[targets.numpy() == 0].mean())
     code = tmp_path / "mine.py"
     code.write_text("def half(outputs, targets):\n    return 0.5\n")
@@ -320,9 +315,10 @@ def test_one_chain_gets_no_control_unless_it_is_asked_for(
     assert chains() == [("baseline", ""), (chain, "")]
     control = "finetune(epochs=1)"
     assert chains(controls=True) == [("baseline", ""), (chain, control), (control, "")]
-    assert capfd.readouterr() == ("", ""), "it is quiet where progress is not wanted"
+    assert capfd.readouterr() == ("", ""), "progress=False prints nothing"
 
 
+@pytest.mark.usefixtures("untimed")
 def test_what_is_finished_when_a_run_is_stopped_is_compared(data: object, tmp_path: Path) -> None:
     stopped = []
 
@@ -371,10 +367,10 @@ def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
 
 
 @pytest.mark.usefixtures("untimed")
-def test_equivalence_is_asked_of_results_and_rows_are_told_twice(
+def test_equivalence_is_a_question_to_results_and_rows_are_reported_twice(
     data: object, tmp_path: Path
 ) -> None:
-    told: list[Mapping[str, Any]] = []
+    seen: list[Mapping[str, Any]] = []
     chain = "train(epochs=2) -> prune_weights(sparsity=0.01)"
     options: dict[str, Any] = {"data": data, "model": "mlp(width=16)", "progress": False}
     with pytest.raises(compress.UserError, match="unknown chain"):
@@ -382,7 +378,7 @@ def test_equivalence_is_asked_of_results_and_rows_are_told_twice(
     with pytest.raises(compress.UserError, match="margin must be above 0"):
         compress.run(**options, chain=chain, out=tmp_path / "x", margin=-1.0)
     assert not (tmp_path / "x").exists(), "refused before any work"
-    results = compress.run(**options, chain=chain, out=tmp_path, margin=60.0, on_record=told.append)
+    results = compress.run(**options, chain=chain, out=tmp_path, margin=60.0, on_record=seen.append)
     assert results.about["margin"] == 60.0
     assert results.rows[1]["accuracy_verdict"] == "equivalent"
     assert results.equivalent(chain)
@@ -395,7 +391,7 @@ def test_equivalence_is_asked_of_results_and_rows_are_told_twice(
     narrow = rewrite_reports(tmp_path, margin=1e-6)
     assert not narrow.equivalent(chain)
     assert rewrite_reports(tmp_path).equivalent(chain), "the run's own margin stays"
-    assert [row["chain"] for row in told] == [row["chain"] for row in results.rows] * 2
-    assert told[1]["accuracy"] == told[3]["accuracy"]
-    assert "accuracy_verdict" not in told[1]
-    assert told[2:] == list(results.rows)
+    assert [row["chain"] for row in seen] == [row["chain"] for row in results.rows] * 2
+    assert seen[1]["accuracy"] == seen[3]["accuracy"]
+    assert "accuracy_verdict" not in seen[1]
+    assert seen[2:] == list(results.rows)

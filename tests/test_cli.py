@@ -123,9 +123,9 @@ def test_a_wrong_call_exits_with_2_and_a_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.py").write_text(SEVEN)
     assert call(monkeypatch, *arguments) == 2
-    said = capsys.readouterr().err
-    assert sentence in " ".join(said.split())
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert sentence in " ".join(message.split())
+    assert "Traceback" not in message
 
 
 def test_a_student_with_another_number_of_classes(
@@ -169,8 +169,8 @@ def test_list(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "list", what) == 0
-    said = capsys.readouterr().out
-    assert all(words in said for words in LISTED[what]), said
+    listed = capsys.readouterr().out
+    assert all(words in listed for words in LISTED[what]), listed
 
 
 def test_python_m_compress_is_the_command() -> None:
@@ -191,6 +191,15 @@ chains = [
     "prune_channels(macs=0.5)",
     "finetune(epochs=1, learning_rate=1e6, optimizer='sgd')",
 ]
+"""
+
+SMALLER = """
+data = "digits"
+model = "mlp(width=8)"
+baseline = "train(epochs=1)"
+timing_seconds = 0.3
+timings = ["cpu"]
+chains = ["prune_weights(sparsity=0.5)"]
 """
 
 NAMES = tuple(column.name for column in COLUMNS)
@@ -221,14 +230,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The last chain cannot learn at that rate: its row failed, the others are there.
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Written to out" in done.stdout
-    (folder / "said").write_text(done.stderr)
+    (folder / "stderr.txt").write_text(done.stderr)
     return folder / "out"
 
 
 def test_a_log_tells_what_every_row_is_doing(finished: Path) -> None:
-    lines = (finished.parent / "said").read_text().splitlines()
-    told = [line[5:].strip() for line in lines if re.match(r"\d\d:\d\d  ", line)]
-    begun = [line for line in told if not line.partition(" s so far")[1]]
+    lines = (finished.parent / "stderr.txt").read_text().splitlines()
+    progress = [line[5:].strip() for line in lines if re.match(r"\d\d:\d\d  ", line)]
+    begun = [line for line in progress if not line.partition(" s so far")[1]]
     measuring = [
         "writing the ONNX file",
         "verifying the file on 360 items",
@@ -281,37 +290,37 @@ def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> 
 
 
 def test_controls_see_as_many_samples_and_are_compared(finished: Path) -> None:
-    found = {row["chain"]: row for row in read_results(finished).rows}
-    student = found["distill(student='mlp', epochs=4)"]
-    control = found["train(student='mlp', epochs=4)"]
+    by_chain = {row["chain"]: row for row in read_results(finished).rows}
+    student = by_chain["distill(student='mlp', epochs=4)"]
+    control = by_chain["train(student='mlp', epochs=4)"]
     assert (student["role"], control["role"]) == ("", "control")
     assert student["control"] == control["chain"]
     assert control["train_samples"] == student["train_samples"] > 0
     difference = student["accuracy"] - control["accuracy"]
     assert student["control_delta"] == pytest.approx(difference)
-    assert [name for name, row in found.items() if "control_p" in row] == [student["chain"]]
+    assert [name for name, row in by_chain.items() if "control_p" in row] == [student["chain"]]
 
 
 def test_comparisons_follow_from_the_answers_that_are_kept(finished: Path) -> None:
-    found = read_results(finished).rows
-    with np.load(finished / "raw" / "targets.npz") as kept:
-        targets = kept["targets"]
-    right, said = {}, {}
-    for row in found:
+    results = read_results(finished).rows
+    with np.load(finished / "raw" / "targets.npz") as answers:
+        targets = answers["targets"]
+    right, predictions = {}, {}
+    for row in results:
         if row["status"] != "ok":
             assert "agreement" not in row
             continue
         folder = (finished / row["onnx_path"]).parent
-        with np.load(finished / "raw" / f"{folder.name}.npz") as kept:
-            said[row["chain"]] = kept["predictions"]
-            right[row["chain"]] = kept["predictions"] == targets
-            assert (right[row["chain"]] == kept["correct"]).all()
-            assert ((kept["confidence"] >= 0.1) & (kept["confidence"] <= 1)).all()
+        with np.load(finished / "raw" / f"{folder.name}.npz") as answers:
+            predictions[row["chain"]] = answers["predictions"]
+            right[row["chain"]] = answers["predictions"] == targets
+            assert (right[row["chain"]] == answers["correct"]).all()
+            assert ((answers["confidence"] >= 0.1) & (answers["confidence"] <= 1)).all()
         before, after = right["baseline"], right[row["chain"]]
         lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
         assert row["accuracy"] == pytest.approx(after.mean())
         assert row["balanced_accuracy"] == pytest.approx(
-            balanced_accuracy_score(targets, said[row["chain"]])
+            balanced_accuracy_score(targets, predictions[row["chain"]])
         )
         if row["chain"] != "baseline":
             p = scipy.stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
@@ -320,7 +329,7 @@ def test_comparisons_follow_from_the_answers_that_are_kept(finished: Path) -> No
     assert len(right) == 5
 
 
-def test_the_run_says_what_it_was_measured_on(finished: Path) -> None:
+def test_the_run_records_what_it_was_measured_on(finished: Path) -> None:
     about = read_results(finished).about
     assert len(about["split_hash"]) == len(about["preprocessing_hash"]) == 64
     assert "Holm" in about["multiplicity"]
@@ -357,9 +366,9 @@ def test_a_row_that_must_be_equivalent_and_is_not_exits_with_1(
     words = ["run", "--chain", "train() -> quantize()", "--require-equivalent"]
     failed = "finetune(epochs=1, learning_rate=1e6, optimizer='sgd')"
     assert call(monkeypatch, *words, "prune_channels(macs=0.5)", *words[3:], failed) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("Not equivalent: finetune(epochs=1, optimizer='sgd', learning_rate=1")
-    assert "is not shown to be equivalent within 99 points: its row is failed" in said
+    message = capsys.readouterr().err
+    assert message.startswith("Not equivalent: finetune(epochs=1, optimizer='sgd', learning_rate=1")
+    assert "is not shown to be equivalent within 99 points: its row is failed" in message
     close = compress.api.Results(finished, *_read(finished, margin=0.001))
     why = close.why_not_equivalent("prune_channels(macs=0.5)")
     row = next(row for row in close.rows if row["chain"] == "prune_channels(macs=0.5)")
@@ -368,8 +377,8 @@ def test_a_row_that_must_be_equivalent_and_is_not_exits_with_1(
 
 
 def _read(out: Path, margin: float) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
-    found = read_results(out, margin)
-    return found.rows, found.about
+    results = read_results(out, margin)
+    return results.rows, results.about
 
 
 def test_outputs_lie_where_they_should(finished: Path) -> None:
@@ -390,14 +399,11 @@ MEASURED = {"seconds", "peak_bytes"}
 """Columns besides the timings that a machine answers a little differently each time."""
 
 
-def test_running_again_does_no_step_twice(finished: Path) -> None:
+def test_running_again_does_no_step_twice(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = {path: path.stat().st_ino for path in (finished / ".steps").iterdir()}
     before = rows(finished)
-    subprocess.run(
-        [sys.executable, "-m", "compress", "bench", "small.toml", "--out", "out"],
-        cwd=finished.parent,
-        capture_output=True,
-    )
+    monkeypatch.chdir(finished.parent)
+    assert call(monkeypatch, "bench", "small.toml", "--out", "out") == 1
     assert {path: path.stat().st_ino for path in (finished / ".steps").iterdir()} == entries
     for old, new in zip(before, rows(finished), strict=True):
         for column in set(NAMES) - {c for c in NAMES if c.startswith("cpu")} - MEASURED:
@@ -407,19 +413,19 @@ def test_running_again_does_no_step_twice(finished: Path) -> None:
 
 def test_files_of_the_current_folder_are_not_run_by_the_timing(tmp_path: Path) -> None:
     """A user's own compress.py or random.py must neither run unasked nor break the timing."""
-    (tmp_path / "small.toml").write_text(SUITE.replace("epochs=8", "epochs=1"))
+    (tmp_path / "small.toml").write_text(SMALLER)
     for name in ("compress.py", "random.py", "onnxruntime.py"):
         (tmp_path / name).write_text("raise SystemExit('run unasked')")
     script = f"import sys; sys.path.remove(''); sys.path.insert(0, {str(ROOT)!r}); "
     script += "from compress.cli import main; sys.argv[1:] = ['bench', 'small.toml']; main()"
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True)
     table = rows(tmp_path / "compress-out" / "small")
-    assert [row["status"] for row in table] == STATES
-    assert all(row["cpu_ms_p50"] for row in table[:4])
+    assert [row["status"] for row in table] == ["ok", "ok"]
+    assert all(row["cpu_ms_p50"] for row in table)
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_so(tmp_path: Path) -> None:
-    (tmp_path / "small.toml").write_text(SUITE)
+    (tmp_path / "small.toml").write_text(SMALLER)
     # A shell that starts a job in the background has it ignore Ctrl-C; this one must not.
     process = subprocess.Popen(
         [sys.executable, "-m", "compress", "bench", "small.toml", "--out", "out"],
@@ -432,9 +438,9 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(tmp_path: Path) -> None:
     assert process.stderr is not None
     assert next(line for line in process.stderr if line.startswith("baseline [seed 0]: ok"))
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "What was finished is kept" in said
+    assert "What was finished is kept" in stderr
     assert rows(tmp_path / "out")[0]["status"] == "ok"
 
 

@@ -70,10 +70,10 @@ def step_context() -> StepContext:
 
 
 def test_the_input_is_copied() -> None:
-    given = model()
-    before = given.module[1].weight.clone()
-    result = run(Scale(2.0), given, step_context())
-    assert torch.equal(given.module[1].weight, before)
+    original = model()
+    before = original.module[1].weight.clone()
+    result = run(Scale(2.0), original, step_context())
+    assert torch.equal(original.module[1].weight, before)
     assert torch.equal(result.module[1].weight, 2 * before)
 
 
@@ -132,11 +132,11 @@ COMPOSED = st.recursive(
 def test_no_two_steps_of_a_chain_have_the_same_seed(
     step: Compressor, seed: int, position: int
 ) -> None:
-    found = drawn(step, seed=seed, position=position)
-    assert len(set(found)) == len(found) == sum(times for _, times in leaves(step))
+    seeds = drawn(step, seed=seed, position=position)
+    assert len(set(seeds)) == len(seeds) == sum(times for _, times in leaves(step))
     if position == 0:
-        assert found[0] == seed, "what is done in one step has the seed that it was given"
-    assert drawn(step, seed=seed, position=position) == found
+        assert seeds[0] == seed, "what is done in one step has the seed that it was given"
+    assert drawn(step, seed=seed, position=position) == seeds
 
 
 def test_a_chain_gives_each_step_the_seed_of_its_position() -> None:
@@ -149,8 +149,8 @@ def test_a_chain_gives_each_step_the_seed_of_its_position() -> None:
 
 
 def test_the_source_of_a_foreign_technique_is_part_of_its_key() -> None:
-    found = foreign_sources(chain("finetune()") >> Repeat(2, Scale(2.0)))
-    assert list(found) == [f"{__name__}.Scale"]
+    sources = foreign_sources(chain("finetune()") >> Repeat(2, Scale(2.0)))
+    assert list(sources) == [f"{__name__}.Scale"]
     assert foreign_sources(chain("finetune() -> quantize()")) == {}
     parts = Distill(loss=Huber(delta=1.0)) >> Repeat(2, Distill(loss=(Kd(), Huber(delta=2.0))))
     assert list(foreign_sources(parts)) == [f"{__name__}.Huber"]
@@ -205,11 +205,11 @@ def test_losses_of_others_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_measured_answer_is_asked_once(tmp_path: Path) -> None:
     context = replace(make_bench(small_digits()), cache=Folder(tmp_path))
-    asked: list[int] = []
+    calls: list[int] = []
 
     def measure() -> dict[str, int]:
-        asked.append(1)
-        return {"answer": len(asked)}
+        calls.append(1)
+        return {"answer": len(calls)}
 
     assert context.cached({"what": 1}, measure) == {"answer": 1}
     assert context.cached({"what": 1}, measure) == {"answer": 1}

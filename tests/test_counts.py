@@ -87,9 +87,9 @@ class Calls(nn.Module):
 def test_macs_of_functions(
     function: Callable[..., Tensor], shapes: list[tuple[int, ...]], expected: int
 ) -> None:
-    given = tuple(torch.ones(shape) for shape in shapes)
-    assert counts.count(Calls(function), given).macs == expected
-    assert counts.macs(Calls(function), given) == expected
+    inputs = tuple(torch.ones(shape) for shape in shapes)
+    assert counts.count(Calls(function), inputs).macs == expected
+    assert counts.macs(Calls(function), inputs) == expected
 
 
 def test_a_transposed_and_a_depthwise_convolution() -> None:
@@ -122,9 +122,9 @@ def test_a_block_of_a_vision_transformer() -> None:
     width, hidden, tokens = 32, 64, 10
     block = EncoderBlock(4, width, hidden, 0.0, 0.0, nn.LayerNorm)
     attention = 4 * tokens * width * width + 2 * tokens * tokens * width
-    found = counts.count(block, (torch.zeros(1, tokens, width),))
-    uncounted = found.uncounted
-    assert found.macs == attention + 2 * tokens * width * hidden
+    result = counts.count(block, (torch.zeros(1, tokens, width),))
+    uncounted = result.uncounted
+    assert result.macs == attention + 2 * tokens * width * hidden
     assert (uncounted["native_layer_norm"], uncounted["gelu"], uncounted["add"]) == (2, 1, 2)
 
 
@@ -135,9 +135,9 @@ def test_what_is_not_counted_is_named_with_its_calls() -> None:
         *(nn.Flatten(), nn.Linear(8, 4)),
     )
     example = (torch.zeros(1, 3, 10, 10),)
-    found = counts.count(net.train(), example)
-    uncounted = dict(found.uncounted)
-    assert found.macs == counts.macs(net, example)
+    result = counts.count(net.train(), example)
+    uncounted = dict(result.uncounted)
+    assert result.macs == counts.macs(net, example)
     assert net.training
     assert uncounted.pop("_native_batch_norm_legit_no_training") == 1
     assert uncounted == {"relu": 2, "max_pool2d_with_indices": 1, "mean": 1}
@@ -150,8 +150,8 @@ def test_moving_values_about_is_no_arithmetic() -> None:
         padded = nn.functional.pad(torch.cat(parts, 1), (1, 1))
         return padded[:, torch.tensor([1, 0])].clone().roll(1)
 
-    found = counts.count(Calls(shuffle), (torch.ones(4, 3),))
-    assert (found.macs, found.uncounted) == (0, {})
+    result = counts.count(Calls(shuffle), (torch.ones(4, 3),))
+    assert (result.macs, result.uncounted) == (0, {})
 
 
 def test_operators_that_may_hold_macs_are_said_to_be_left_out() -> None:
@@ -197,11 +197,11 @@ class TwoHeads(nn.Module):
 def test_only_what_the_logits_depend_on_is_counted() -> None:
     net = TwoHeads().eval()
     nn.init.zeros_(net.out.bias)
-    found = counts.count(net, (torch.zeros(2, 6),))
-    assert found.params == (6 * 8 + 8) + (8 * 3 + 3)
-    assert found.nonzero_params == found.params - 3
-    assert found.unused_params == 8 * 3 + 3 + 7
-    assert found.macs == 2 * (6 * 8 + 8 * 3) == counts.macs(net, (torch.zeros(2, 6),))
+    result = counts.count(net, (torch.zeros(2, 6),))
+    assert result.params == (6 * 8 + 8) + (8 * 3 + 3)
+    assert result.nonzero_params == result.params - 3
+    assert result.unused_params == 8 * 3 + 3 + 7
+    assert result.macs == 2 * (6 * 8 + 8 * 3) == counts.macs(net, (torch.zeros(2, 6),))
     used = [*net.body.parameters(), *net.out.parameters()]
     assert [*map(id, counts.deployed(net, (torch.zeros(1, 6),)))] == [*map(id, used)]
 
@@ -210,11 +210,11 @@ def test_only_what_the_logits_depend_on_is_counted() -> None:
 def test_googlenet_has_the_published_cost_without_its_auxiliary_heads(training: bool) -> None:
     published = torchvision.models.GoogLeNet_Weights.DEFAULT.meta
     net = torchvision.models.googlenet(init_weights=False).train(training)
-    found = counts.count(net, (torch.zeros(1, 3, 224, 224),))
-    assert found.params == published["num_params"] == 6_624_904
-    assert found.macs / 1e9 == pytest.approx(published["_ops"], abs=5e-4)
+    result = counts.count(net, (torch.zeros(1, 3, 224, 224),))
+    assert result.params == published["num_params"] == 6_624_904
+    assert result.macs / 1e9 == pytest.approx(published["_ops"], abs=5e-4)
     heads = [*net.aux1.parameters(), *net.aux2.parameters()]
-    assert found.unused_params == sum(parameter.numel() for parameter in heads)
+    assert result.unused_params == sum(parameter.numel() for parameter in heads)
     assert net.training == training
 
 
@@ -229,6 +229,6 @@ def test_of_two_branches_the_costlier_counts() -> None:
             return self.c(torch.cond(inputs.sum() > 0, yes, no, (inputs,)))
 
     for sign in (1, -1):
-        found = counts.count(Branches().eval(), (sign * torch.ones(2, 8),))
-        assert found.macs == 2 * 3 * 64
-        assert (found.params, found.unused_params) == (3 * 72, 0)
+        result = counts.count(Branches().eval(), (sign * torch.ones(2, 8),))
+        assert result.macs == 2 * 3 * 64
+        assert (result.params, result.unused_params) == (3 * 72, 0)

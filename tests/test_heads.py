@@ -93,7 +93,7 @@ def test_values_that_are_called_logits_are_never_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "said"),
+    ("outputs", "message"),
     [
         ((MAIN, OTHER), r"'0' of shape \(N, 10\), '1' of shape \(N, 10\): several may be"),
         ({"a": MAIN, "b": OTHER, "c": WIDE}, r"'c' of shape \(N, 32\): several may be"),
@@ -101,8 +101,8 @@ def test_values_that_are_called_logits_are_never_passed_over() -> None:
         ([WIDE, WIDE], "none has the shape of the task's outputs"),
     ],
 )
-def test_what_nothing_decides_is_refused_with_names_and_shapes(outputs: Any, said: str) -> None:
-    with pytest.raises(UserError, match=f"{said}.*a dictionary that has them as 'logits'"):
+def test_what_nothing_decides_is_refused_with_names_and_shapes(outputs: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"{message}.*a dictionary that has them as 'logits'"):
         logits_of(outputs)
 
 
@@ -170,10 +170,10 @@ def test_heads_of_training_mode_are_told_apart(
     module = settled(give, norm=norm)
     assert heads_of(module) == expected
     features = F.relu(module.norm(module.a(IMAGES[0])))
-    wanted = module.out(F.relu(module.b(features)).mean((2, 3)))
-    torch.testing.assert_close(main_output(module, module(*IMAGES)), wanted)
+    logits = module.out(F.relu(module.b(features)).mean((2, 3)))
+    torch.testing.assert_close(main_output(module, module(*IMAGES)), logits)
     main, *others = heads_in_training(module, IMAGES)
-    torch.testing.assert_close(main, wanted)
+    torch.testing.assert_close(main, logits)
     assert len(others) == len(expected.auxiliary)
     for head in others:
         torch.testing.assert_close(head, module.aux(features.mean((2, 3))))
@@ -263,7 +263,7 @@ def test_torchvisions_googlenet() -> None:
     outputs = module.train()(*inputs)
     heads = all_heads(module, outputs)
     expected = [outputs.logits, outputs.aux_logits2, outputs.aux_logits1]
-    assert all(head is wanted for head, wanted in zip(heads, expected, strict=True))
+    assert all(head is tensor for head, tensor in zip(heads, expected, strict=True))
 
 
 @pytest.mark.parametrize("side", [299, 128])

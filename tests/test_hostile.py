@@ -21,10 +21,10 @@ with pytest.MonkeyPatch.context() as patch:
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_it_is_refused_and_not_executed(name: str, tmp_path: Path) -> None:
-    good, said = outcome(name, tmp_path)
-    assert good, said
-    assert "Traceback" not in said
-    assert len(said) < 2000
+    good, message = outcome(name, tmp_path)
+    assert good, message
+    assert "Traceback" not in message
+    assert len(message) < 2000
 
 
 def test_a_random_text_has_no_other_answer_than_the_stated_error() -> None:
@@ -39,10 +39,10 @@ def test_a_random_text_has_no_other_answer_than_the_stated_error() -> None:
         chance = random.Random(1)
         ends = {"parsed": 0, "refused": 0}
         for _ in range(1500):
-            given = text(chance)
+            sample = text(chance)
             for parse in PARSERS.values():
                 try:
-                    parse(given)
+                    parse(sample)
                 except UserError:
                     ends["refused"] += 1
                 else:

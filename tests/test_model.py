@@ -22,7 +22,7 @@ from compress.zoo import build_module, fresh
 
 def task(side: int = 8, channels: int = 1, classes: int = 3) -> ImageClassification:
     preprocessing = Preprocessing(channels, (side, side), (0.5,) * channels, (0.2,) * channels)
-    return ImageClassification("made", tuple(map(str, range(classes))), preprocessing)
+    return ImageClassification("original", tuple(map(str, range(classes))), preprocessing)
 
 
 def stirred(module: nn.Module) -> nn.Module:
@@ -36,19 +36,19 @@ def stirred(module: nn.Module) -> nn.Module:
 
 
 def model(name: str = "resnet20(width=2)", **changes) -> Model:
-    made = fresh(name, task())
-    stirred(made.module)
-    return replace(made, **changes)
+    original = fresh(name, task())
+    stirred(original.module)
+    return replace(original, **changes)
 
 
-def outputs(made: Model) -> torch.Tensor:
-    return forward(made.module, items_like(made.probe, 3))
+def outputs(original: Model) -> torch.Tensor:
+    return forward(original.module, items_like(original.probe, 3))
 
 
-def there_and_back(made: Model, folder) -> Model:
-    save(made, folder, build_module, {"why": "test"})
+def there_and_back(original: Model, folder) -> Model:
+    save(original, folder, build_module, {"why": "test"})
     again = load(folder, build_module)
-    assert torch.equal(outputs(made), outputs(again))
+    assert torch.equal(outputs(original), outputs(again))
     assert not again.module.training
     return again
 
@@ -63,54 +63,54 @@ VIT = (
     "name", ["resnet20(width=2)", "cnn-small(width=4)", "mlp", "torchvision:squeezenet1_1", VIT]
 )
 def test_what_is_loaded_gives_the_same_outputs(name, tmp_path):
-    made = fresh(name, task(32 if "torchvision" in name else 8))
-    stirred(made.module)
-    again = there_and_back(made, tmp_path)
-    assert again.blueprint == made.blueprint
-    assert again.probe[0].shape == made.probe[0].shape
+    original = fresh(name, task(32 if "torchvision" in name else 8))
+    stirred(original.module)
+    again = there_and_back(original, tmp_path)
+    assert again.blueprint == original.blueprint
+    assert again.probe[0].shape == original.probe[0].shape
     assert again.probe[0].std() > 0, "different items, not zeros"
 
 
 def test_notes_of_the_steps_come_back(tmp_path):
-    made = model(sparse=frozenset({"conv1.weight"}), hints={"ranges": {"conv1": [0.0, 2.5]}})
-    again = there_and_back(made, tmp_path)
+    original = model(sparse=frozenset({"conv1.weight"}), hints={"ranges": {"conv1": [0.0, 2.5]}})
+    again = there_and_back(original, tmp_path)
     assert again.sparse == {"conv1.weight"}
     assert again.hints == {"ranges": {"conv1": [0.0, 2.5]}}
     assert json.loads((tmp_path / "blueprint.json").read_text())["about"] == {"why": "test"}
 
 
 def test_narrower_layers_come_back(tmp_path):
-    made = model()
-    block = made.module.layer2[1]
+    original = model()
+    block = original.module.layer2[1]
     block.conv1 = nn.Conv2d(4, 3, 3, padding=1, bias=False)
     block.bn1 = nn.BatchNorm2d(3)
     block.conv2 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-    made.module.eval()
-    again = there_and_back(made, tmp_path)
+    original.module.eval()
+    again = there_and_back(original, tmp_path)
     assert again.module.layer2[1].conv1.out_channels == 3
     assert again.module.layer2[1].bn1.num_features == 3
 
 
 def test_layers_narrowed_in_place_come_back(tmp_path):
     """As torch-pruning does it: slices of the tensors, and new numbers in the attributes."""
-    made = model()
-    block = made.module.layer1[0]
+    original = model()
+    block = original.module.layer1[0]
     block.conv1.weight = nn.Parameter(block.conv1.weight[:1].detach())
     block.conv1.out_channels = block.bn1.num_features = block.conv2.in_channels = 1
     for name in ("weight", "bias"):
         setattr(block.bn1, name, nn.Parameter(getattr(block.bn1, name)[:1].detach()))
     block.bn1.running_mean, block.bn1.running_var = block.bn1.running_mean[:1], torch.ones(1)
     block.conv2.weight = nn.Parameter(block.conv2.weight[:, :1].detach())
-    there_and_back(made, tmp_path)
+    there_and_back(original, tmp_path)
 
 
 def test_replaced_and_removed_modules_come_back(tmp_path):
-    made = model("cnn-small(width=4)")
-    net = made.module
+    original = model("cnn-small(width=4)")
+    net = original.module
     net[3] = nn.Sequential(nn.Conv2d(4, 2, (3, 1), padding=(1, 0)), nn.Conv2d(2, 8, (1, 3), 1))
     net[3][1].padding = (0, 1)
     net[1] = nn.Identity()
-    there_and_back(made, tmp_path)
+    there_and_back(original, tmp_path)
     shorter = model("mlp")
     del shorter.module[5]
     again = there_and_back(shorter, tmp_path / "shorter")
@@ -118,42 +118,42 @@ def test_replaced_and_removed_modules_come_back(tmp_path):
 
 
 def test_a_norm_folded_away_comes_back(tmp_path):
-    made = model()
-    made.module.conv1 = nn.Conv2d(1, 2, 3, padding=1, bias=True)
-    made.module.bn1 = nn.Identity()
-    there_and_back(made, tmp_path)
+    original = model()
+    original.module.conv1 = nn.Conv2d(1, 2, 3, padding=1, bias=True)
+    original.module.bn1 = nn.Identity()
+    there_and_back(original, tmp_path)
 
 
 def test_a_bias_taken_away_comes_back(tmp_path):
-    made = model()
-    made.module.linear.bias = None
-    again = there_and_back(made, tmp_path)
+    original = model()
+    original.module.linear.bias = None
+    again = there_and_back(original, tmp_path)
     assert again.module.linear.bias is None
 
 
 def test_tied_tensors_stay_tied(tmp_path):
-    made = model()
-    made.module.layer1[1].conv1.weight = made.module.layer1[0].conv1.weight
-    again = there_and_back(made, tmp_path).module
+    original = model()
+    original.module.layer1[1].conv1.weight = original.module.layer1[0].conv1.weight
+    again = there_and_back(original, tmp_path).module
     assert again.layer1[1].conv1.weight is again.layer1[0].conv1.weight
     assert "layer1.1.conv1.weight" in json.loads((tmp_path / "blueprint.json").read_text())["tied"]
 
 
 def test_a_changed_plain_attribute_comes_back(tmp_path):
-    made = model()
-    made.module.layer2[0].shortcut.before = 0
-    made.module.layer2[0].shortcut.after = 2
-    made.module.bn1.eps = 0.5
-    again = there_and_back(made, tmp_path).module
+    original = model()
+    original.module.layer2[0].shortcut.before = 0
+    original.module.layer2[0].shortcut.after = 2
+    original.module.bn1.eps = 0.5
+    again = there_and_back(original, tmp_path).module
     assert (again.layer2[0].shortcut.before, again.bn1.eps) == (0, 0.5)
 
 
 def test_channels_last_weights_are_saved(tmp_path):
-    made = model()
-    made.module.to(memory_format=torch.channels_last)
-    save(made, tmp_path, build_module)
+    original = model()
+    original.module.to(memory_format=torch.channels_last)
+    save(original, tmp_path, build_module)
     again = load(tmp_path, build_module)
-    torch.testing.assert_close(outputs(again), outputs(made))
+    torch.testing.assert_close(outputs(again), outputs(original))
 
 
 def test_what_the_format_cannot_hold_is_refused(tmp_path):
@@ -246,18 +246,18 @@ np.save(Path(sys.argv[1]) / "out.npy", forward(model.module, items_like(model.pr
 
 
 def test_another_process_gets_the_same_outputs(tmp_path):
-    made = model()
-    made.module.layer2[1].bn1 = nn.Identity()
-    save(made, tmp_path, build_module)
+    original = model()
+    original.module.layer2[1].bn1 = nn.Identity()
+    save(original, tmp_path, build_module)
     subprocess.run([sys.executable, "-c", READER, str(tmp_path)], check=True, timeout=120)
-    ours = forward(made.module, items_like(made.probe)).numpy()
+    ours = forward(original.module, items_like(original.probe)).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), ours, rtol=1e-5, atol=1e-6)
 
 
 def test_a_copy_shares_no_tensor():
-    made = model()
-    copy = made.copy()
-    ours = {tensor.data_ptr() for tensor in made.module.state_dict().values()}
+    original = model()
+    copy = original.copy()
+    ours = {tensor.data_ptr() for tensor in original.module.state_dict().values()}
     assert not ours & {tensor.data_ptr() for tensor in copy.module.state_dict().values()}
 
 
@@ -269,17 +269,17 @@ def test_items_like_others_have_the_kind_of_each_input():
 
 
 def test_real_items_are_taken_where_there_are_enough():
-    made = Model(nn.Identity(), (torch.arange(6.0).view(3, 2),))
-    assert made.items(2)[0].tolist() == [[0, 1], [2, 3]]
-    assert made.example[0].tolist() == [[0, 1]]
-    assert made.items(4)[0].shape == (4, 2)
+    original = Model(nn.Identity(), (torch.arange(6.0).view(3, 2),))
+    assert original.items(2)[0].tolist() == [[0, 1], [2, 3]]
+    assert original.example[0].tolist() == [[0, 1]]
+    assert original.items(4)[0].shape == (4, 2)
 
 
 def test_integer_inputs_come_back_as_they_were():
     ids, lengths = torch.tensor([[3, 1, 4], [1, 5, 9]]), torch.tensor([[3], [2]])
     named = (InputSpec("ids", {0: "batch", 1: "length"}), InputSpec("lengths"))
-    made = replace(model(), probe=(ids, lengths), inputs=named)
-    back = unpack(*pack(made, build_module), build_module)
+    original = replace(model(), probe=(ids, lengths), inputs=named)
+    back = unpack(*pack(original, build_module), build_module)
     assert [tensor.tolist() for tensor in back.probe] == [ids.tolist(), lengths.tolist()]
     assert back.inputs == named
     assert [one.name for one in back.signature] == ["ids", "lengths"]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.model import Skipped, forward
+from compress.model import forward
+from compress.rebuild import Skipped
 from compress.surgery import replace_layer
 from compress.tasks.base import Tensors
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.compressor import preserve_rng_state
 from compress.context import StepContext
 from compress.counts import macs
 from compress.heads import all_heads
 from compress.model import Model
+from compress.stateless_rng import preserve_rng_state
 from compress.system.environment import cpu_info
 from compress.system.files import digest
 from compress.system.progress import stage

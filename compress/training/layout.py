@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from compress.compressor import preserve_rng_state
 from compress.context import StepLog
+from compress.stateless_rng import preserve_rng_state
 from compress.tasks.base import Tensors
 
 ITEMS = 2
