@@ -8,12 +8,11 @@ configuration, and `repr` gives the text that stands in suites, tables and model
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -24,7 +23,7 @@ from compress.ensemble import MOST_MEMBERS, settle, together
 from compress.errors import IllegalChain, StepFailed
 from compress.heads import heads_of
 from compress.model import Model, became_nonfinite, forward, on_device_of
-from compress.parts import Configured
+from compress.parts import Configured, kept_fractions, one_of, whole_number
 from compress.stateless_rng import seed_of
 from compress.system.progress import stage
 
@@ -81,8 +80,13 @@ class Compressor(Configured, ABC):
         """Raise IllegalChain if the step cannot work on a context, beyond what `needs` says."""
 
     def at(self, progress: float) -> Self:
-        """Return the step at a fraction of its way, for `Repeat`; by default itself."""
-        return self
+        """Return the step at a fraction of its way, for `Repeat`.
+
+        By default all that it keeps falls linearly to its kept fractions; a step without any stays
+        as it is.
+        """
+        kept = {name: 1 - progress * (1 - value) for name, value in kept_fractions(self).items()}
+        return replace(self, **kept) if kept else self  # type: ignore[type-var]
 
     def __rshift__(self, other: Compressor) -> Chain:
         return Chain(self, other)
@@ -94,49 +98,10 @@ def require(condition: bool, step: Configured, sentence: str) -> None:
         raise IllegalChain(f"{step.name()}: {sentence}")
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def require_fraction(step: Configured, name: str) -> None:
-    """Require a field to be None or a kept fraction in (0, 1]."""
-    value = getattr(step, name)
-    sound = value is None or (is_number(value) and 0 < value <= 1)
-    allowed = "the fraction that is kept, above 0 and at most 1"
-    require(sound, step, f"{name} is {allowed}, not {value!r}")
-
-
 def require_one_of(step: Configured, *names: str) -> None:
     """Require exactly one of some optional fields to be given."""
     given = [name for name in names if getattr(step, name) is not None]
     require(len(given) == 1, step, f"give exactly one of {', '.join(names)}; got {given or 'none'}")
-
-
-def require_name(step: Configured, name: str) -> None:
-    """Require a field to be None or the name of a model."""
-    value = getattr(step, name)
-    require(value is None or isinstance(value, str), step, f"{name} is a name, not {value!r}")
-
-
-def require_count(step: Configured, name: str, least: int = 1) -> None:
-    value = getattr(step, name)
-    sound = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    require(sound, step, f"{name} must be a whole number of at least {least}, not {value!r}")
-
-
-def require_positive(step: Configured, *names: str, zero: bool = False) -> None:
-    """Require fields to be positive, or 0 with `zero`, or None where that is their default."""
-    for name in names:
-        value = getattr(step, name)
-        absent = value is None and getattr(type(step), name, value) is None
-        sound = absent or (is_number(value) and (value > 0 or (zero and value == 0)))
-        allowed = ">= 0" if zero else "positive"
-        require(sound, step, f"{name} must be {allowed}, not {value!r}")
-
-
-def require_choice(step: Configured, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(step, name)
-    require(value in choices, step, f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 class _Composite(Compressor):
@@ -250,15 +215,13 @@ class Repeat(_Composite):
     probabilities), such as the generations of `distill(student='same', teacher='input')`.
     """
 
-    times: int
+    times: int = field(metadata=whole_number())
     step: Compressor
-    schedule: str = "linear"
-    result: str = "last"
+    schedule: str = field(default="linear", metadata=one_of(*SCHEDULES))
+    result: str = field(default="last", metadata=one_of("last", "ensemble"))
 
     def __post_init__(self) -> None:
-        require_count(self, "times")
-        require_choice(self, "schedule", tuple(SCHEDULES))
-        require_choice(self, "result", ("last", "ensemble"))
+        super().__post_init__()
         small = self.result == "last" or self.times <= MOST_MEMBERS
         require(small, self, f"an ensemble has at most {MOST_MEMBERS} members")
         step = self.step
@@ -313,11 +276,6 @@ def step_seed(seed: int, position: int) -> int:
     first one's augmented views.
     """
     return seed if position == 0 else seed_of("step", seed, position)
-
-
-def kept_at(kept: float | None, progress: float) -> float | None:
-    """Return 1 - progress * (1 - kept): how much is kept at a fraction of the way."""
-    return None if kept is None else 1 - progress * (1 - kept)
 
 
 def seed_everything(seed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import keyword
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,11 +14,17 @@ from typing import Any, ClassVar
 
 from compress.errors import IllegalChain, UserError, unknown
 
-_KIND = "kind of parts"
+_KIND, _RULE, _KEPT = "kind of parts", "rule", "kept fraction"
 
 
 class Configured:
-    """A frozen dataclass whose fields are its configuration and whose `repr` is its chain text."""
+    """A frozen dataclass whose fields are its configuration and whose `repr` is its chain text.
+
+    A field says in its metadata which values it takes: a rule, such as `whole_number()`, or parts
+    (`takes`). None is always fine where it is the default, and a list becomes a tuple. A class
+    whose settings depend on one another checks that in a `__post_init__` of its own, after this
+    one's.
+    """
 
     always_shown: ClassVar[tuple[str, ...]] = ()
     """Settings that the text names even where they have their defaults."""
@@ -31,6 +38,30 @@ class Configured:
     def modernized(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return options of chain text, with those of earlier versions in today's form."""
         return options
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if value is None and item.default is None:
+                continue
+            if _KIND in item.metadata:
+                value = self._parts(item.name, item.metadata[_KIND], value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            object.__setattr__(self, item.name, value)
+            if _RULE in item.metadata:
+                sentence, holds = item.metadata[_RULE]
+                if not holds(value):
+                    raise IllegalChain(f"{self.name()}: {item.name} {sentence}, not {value!r}")
+
+    def _parts(self, name: str, kind: PartKind, value: Any) -> Any:
+        """Return the parts that a value names: a tuple of them for a list; of one part, itself."""
+        listed = kind.several and isinstance(value, (list, tuple))
+        try:
+            parts = tuple(map(kind.part, value if listed else [value]))
+        except IllegalChain as error:
+            raise IllegalChain(f"{self.name()}: {name}: {error}") from None
+        return parts[0] if len(parts) == 1 else parts
 
     def __repr__(self) -> str:
         shown = []
@@ -131,7 +162,7 @@ class PartKind:
 def takes(
     base: type[Part], table: Callable[[], Mapping[str, type[Any]]], several: bool = False
 ) -> Mapping[str, Any]:
-    """Return the metadata of a dataclass field that takes parts; `settle` checks its value."""
+    """Return the metadata of a dataclass field that takes parts, by name or built."""
     return {_KIND: PartKind(base, table, several)}
 
 
@@ -141,14 +172,61 @@ def part_fields(cls: type) -> Mapping[str, PartKind]:
     return {key: item.metadata[_KIND] for key, item in fields.items() if _KIND in item.metadata}
 
 
-def settle(owner: Configured, name: str) -> None:
-    """Replace a field's names by parts, and a list by a tuple, or by its only part."""
-    kind, value = part_fields(type(owner))[name], getattr(owner, name)
-    if value is None and not kind.several:
-        return
-    listed = kind.several and isinstance(value, (list, tuple))
-    try:
-        parts = tuple(map(kind.part, value if listed else [value]))
-    except IllegalChain as error:
-        raise IllegalChain(f"{owner.name()}: {name}: {error}") from None
-    object.__setattr__(owner, name, parts[0] if len(parts) == 1 else parts)
+def rule(sentence: str, holds: Callable[[Any], bool]) -> Mapping[str, Any]:
+    """Return the metadata of a dataclass field whose values must satisfy `holds`.
+
+    The error says `<field> <sentence>, not <value>`.
+    """
+    return {_RULE: (sentence, holds)}
+
+
+def whole_number(least: int = 1) -> Mapping[str, Any]:
+    """The rule of a whole number."""
+    return rule(
+        f"must be a whole number of at least {least}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+    )
+
+
+def positive() -> Mapping[str, Any]:
+    return rule("must be positive", lambda value: is_number(value) and value > 0)
+
+
+def positive_or_zero() -> Mapping[str, Any]:
+    return rule("must be >= 0", lambda value: is_number(value) and value >= 0)
+
+
+def kept_fraction() -> Mapping[str, Any]:
+    """The rule of how much of a model is kept, which `Repeat` approaches step by step."""
+    fraction = rule(
+        "is the fraction that is kept, above 0 and at most 1",
+        lambda value: is_number(value) and 0 < value <= 1,
+    )
+    return {**fraction, _KEPT: True}
+
+
+def kept_fractions(owner: Configured) -> dict[str, float]:
+    """Return the kept fractions among the settings that are given."""
+    names = [item.name for item in dataclasses.fields(owner) if _KEPT in item.metadata]  # type: ignore[arg-type]
+    return {name: getattr(owner, name) for name in names if getattr(owner, name) is not None}
+
+
+def one_of(*choices: str) -> Mapping[str, Any]:
+    return rule(f"must be one of {', '.join(choices)}", choices.__contains__)
+
+
+def flag() -> Mapping[str, Any]:
+    return rule("is True or False", lambda value: isinstance(value, bool))
+
+
+def a_name() -> Mapping[str, Any]:
+    return rule("is a name", lambda value: isinstance(value, str))
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def are_names(value: object) -> bool:
+    """Whether a value is a tuple of texts."""
+    return isinstance(value, tuple) and all(isinstance(name, str) for name in value)

@@ -148,9 +148,6 @@ def test_deploys_as_a_verified_file(text: str, results: dict[str, Model], data: 
     assert verdict.ok, verdict.reason
 
 
-PAIRS = list(itertools.product(TEXTS, TEXTS))
-
-
 def legal(first: str, second: str) -> bool:
     """Say by the rules in words whether a pair may chain (an oracle apart from the code's)."""
     if first.startswith(("quantize", "cast")):
@@ -162,15 +159,17 @@ def legal(first: str, second: str) -> bool:
     return not restarts or (starts_fresh and "student" in second)
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_every_ordered_pair_chains_or_refuses_with_a_reason(first: str, second: str) -> None:
-    if legal(first, second):
-        pair = chain(f"{first} -> {second}")
-        assert isinstance(pair, Chain)
-        assert [repr(step) for step in pair.steps] == [repr(chain(first)), repr(chain(second))]
-    else:
-        with pytest.raises(IllegalChain, match=r"deployed|fresh weights"):
-            chain(f"{first} -> {second}")
+@pytest.mark.parametrize("first", TEXTS)
+def test_every_ordered_pair_chains_or_refuses_with_a_reason(first: str) -> None:
+    for second in TEXTS:
+        text = f"{first} -> {second}"
+        if legal(first, second):
+            pair = chain(text)
+            assert isinstance(pair, Chain), text
+            assert [repr(step) for step in pair.steps] == [repr(chain(first)), repr(chain(second))]
+        else:
+            with pytest.raises(IllegalChain, match=r"deployed|fresh weights"):
+                chain(text)
 
 
 SAMPLE = [

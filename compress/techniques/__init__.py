@@ -48,19 +48,4 @@ def chain(text: str) -> Compressor:
     return parse_chain(text, techniques())
 
 
-__all__ = [
-    "Carve",
-    "Cast",
-    "Distill",
-    "Factorize",
-    "Finetune",
-    "PruneChannels",
-    "PruneWeights",
-    "Quantize",
-    "Repeat",
-    "Train",
-    "chain",
-    "hints",
-    "losses",
-    "techniques",
-]
+__all__ = ["chain", "hints", "losses", "techniques"]

@@ -27,14 +27,14 @@ class Stage:
     removable: frozenset[str]
 
     def among(self, wanted: Callable[[str], bool]) -> Stage:
-        """Return the stage with those of its blocks that are wanted."""
+        """Return the stage with only the blocks that are wanted."""
         blocks = tuple(path for path in self.blocks if wanted(path))
         return Stage(blocks, self.removable & set(blocks))
 
     def evenly(self, count: int) -> tuple[str, ...]:
         """Return `count` blocks, evenly spread, with all that cannot be removed.
 
-        Fewer than those that must stay, or than one, are never returned.
+        At least one, and at least those that must stay.
         """
         fixed = [i for i, path in enumerate(self.blocks) if path not in self.removable]
         total = len(self.blocks)
@@ -55,8 +55,8 @@ def stages(module: nn.Module, inputs: Tensors) -> list[Stage]:
     with all its weights set to zero, except those of its norms, its output still depends on its
     input; and the module must work without it: `nn.TransformerEncoder` looks into its first layer.
     """
-    seen = _passes(module, inputs)
-    found: list[Stage] = []
+    calls = _single_calls(module, inputs)
+    result: list[Stage] = []
     inside: list[str] = []
     for path, container in module.named_modules():
         if not isinstance(container, CONTAINERS) or any(
@@ -66,20 +66,20 @@ def stages(module: nn.Module, inputs: Tensors) -> list[Stage]:
         groups: dict[type[nn.Module], list[str]] = {}
         for name, child in container.named_children():
             place = f"{path}.{name}" if path else name
-            parts = type(child) not in CONTAINERS and any(True for _ in child.parameters())
-            if place in seen and parts:
+            has_weights = any(True for _ in child.parameters())
+            if place in calls and has_weights and type(child) not in CONTAINERS:
                 groups.setdefault(type(child), []).append(place)
         for places in groups.values():
             removable = frozenset(
                 place
                 for place in places
-                if _goes_past(module.get_submodule(place), *seen[place])
+                if _has_bypass(module.get_submodule(place), *calls[place])
                 and _works_without(module, place, inputs)
             )
             if removable:
-                found.append(Stage(tuple(places), removable))
+                result.append(Stage(tuple(places), removable))
                 inside += places
-    return found
+    return result
 
 
 def without(module: nn.Module, paths: Sequence[str]) -> nn.Module:
@@ -89,54 +89,55 @@ def without(module: nn.Module, paths: Sequence[str]) -> nn.Module:
     return module
 
 
-def _passes(module: nn.Module, inputs: Tensors) -> dict[str, tuple[Tensor, Tensor]]:
+def _single_calls(module: nn.Module, inputs: Tensors) -> dict[str, tuple[Tensor, Tensor]]:
     """Return input and output of every submodule that is called once, with one tensor each.
 
-    Further arguments may be there if they say nothing, such as a mask that is None.
+    Further arguments may be passed if they carry nothing, such as a mask that is None.
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    odd: set[str] = set()
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
+    unsuitable: set[str] = set()
     handles = []
     for path, layer in module.named_modules():
 
-        def note(_layer: nn.Module, given: Any, named: Any, output: Any, path: str = path) -> None:
-            first, *others = [*given, *named.values()] or [None]
-            if path in found or not given or any(x is not None and x is not False for x in others):
-                odd.add(path)
+        def record(
+            _layer: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path
+        ) -> None:
+            first, *others = [*args, *kwargs.values()] or [None]
+            if path in calls or not args or any(x is not None and x is not False for x in others):
+                unsuitable.add(path)
             elif isinstance(first, Tensor) and isinstance(output, Tensor):
-                found[path] = (first.detach().clone(), output.detach())
+                calls[path] = (first.detach().clone(), output.detach())
 
-        handles.append(layer.register_forward_hook(note, with_kwargs=True))
+        handles.append(layer.register_forward_hook(record, with_kwargs=True))
     try:
         forward(module, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return {path: pair for path, pair in found.items() if path not in odd}
+    return {path: call for path, call in calls.items() if path not in unsuitable}
 
 
-def _goes_past(block: nn.Module, given: Tensor, output: Tensor) -> bool:
-    if given.shape != output.shape or not given.is_floating_point():
+def _has_bypass(block: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+    """Whether the input reaches the output of a block whose weights are zero."""
+    if inputs.shape != output.shape or not inputs.is_floating_point():
         return False
     empty = copy.deepcopy(block).eval()
     # Transformers in their first form end a block with a norm, which would let nothing past.
     norms = {id(p) for m in empty.modules() if isinstance(m, NORMS) for p in m.parameters()}
     others = [parameter for parameter in empty.parameters() if id(parameter) not in norms]
+    # Another input: had the output been made by the weights alone, it would stay the same. Not a
+    # constant more: a norm takes that away.
+    ripples = torch.arange(inputs.numel(), dtype=inputs.dtype, device=inputs.device).cos()
     with torch.no_grad():
         for parameter in others or empty.parameters():
             parameter.zero_()
         try:
-            result = empty(given)
-        except TypeError:  # it needs the further arguments that it was given
+            result = empty(inputs)
+        except TypeError:  # it needs further arguments
             return False
-    if not isinstance(result, Tensor) or not bool(result.isfinite().all()):
-        return False
-    # Another input: had the output been made by the weights alone, it would stay the same. Not a
-    # constant more: a norm takes that away.
-    ripples = torch.arange(given.numel(), dtype=given.dtype, device=given.device).cos()
-    with torch.no_grad():
-        other = empty(given + ripples.view_as(given))
-    return not torch.allclose(result, other)
+        if not isinstance(result, Tensor) or not bool(result.isfinite().all()):
+            return False
+        return not torch.allclose(result, empty(inputs + ripples.view_as(inputs)))
 
 
 def _works_without(module: nn.Module, path: str, inputs: Tensors) -> bool:
@@ -144,7 +145,7 @@ def _works_without(module: nn.Module, path: str, inputs: Tensors) -> bool:
     replace_layer(module, path, Skipped())
     try:
         forward(module, inputs)
-    except Exception:  # somebody's code misses the block: whatever it says, the block has to stay
+    except Exception:  # whatever the model's own code raises, the block has to stay
         return False
     finally:
         replace_layer(module, path, block)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from compress.compressor import Compressor, kept_at, require, require_choice, require_fraction
+from compress.compressor import Compressor, require
 from compress.context import StepContext
 from compress.errors import IllegalChain, nearest
 from compress.model import Model, forward
+from compress.parts import are_names, kept_fraction, one_of, rule
 from compress.tasks.base import Tensors, stacked_inputs
 from compress.techniques.blocks import Stage, stages, without
-from compress.techniques.losses.kd import divergence
 from compress.techniques.prune_channels import PruneChannels
 
-JUDGED = 256
+MEASURED_ON = 256
 """Calibration items on which the effect of a removal is measured."""
 CHUNK = 64
 
@@ -35,34 +35,23 @@ class Carve(Compressor):
     that fraction of the channels as well, as `prune_channels(channels=...)` does.
     """
 
-    ratio: float | None = None
-    by: str = "even"
-    blocks: tuple[str, ...] = ()
-    width: float | None = None
+    ratio: float | None = field(default=None, metadata=kept_fraction())
+    by: str = field(default="even", metadata=one_of("even", "effect"))
+    blocks: tuple[str, ...] = field(default=(), metadata=rule("is a list of names", are_names))
+    width: float | None = field(default=None, metadata=kept_fraction())
 
     def __post_init__(self) -> None:
-        if isinstance(self.blocks, list):
-            object.__setattr__(self, "blocks", tuple(self.blocks))
-        require_fraction(self, "ratio")
-        require_fraction(self, "width")
-        require_choice(self, "by", ("even", "effect"))
-        sound = isinstance(self.blocks, tuple) and all(isinstance(b, str) for b in self.blocks)
-        require(sound, self, f"blocks is a list of names, not {self.blocks!r}")
+        super().__post_init__()
         require(self.ratio is None or not self.blocks, self, "give ratio or blocks, not both")
-        judged = self.by == "even" or self.ratio is not None
-        require(judged, self, "by='effect' says which blocks a ratio keeps, and there is no ratio")
-        given = self.ratio is not None or bool(self.blocks) or self.width is not None
-        require(given, self, "give ratio, blocks or width")
+        measurable = self.by == "even" or self.ratio is not None
+        what = "by='effect' says which blocks a ratio keeps, and there is no ratio"
+        require(measurable, self, what)
+        removes = self.ratio is not None or bool(self.blocks) or self.width is not None
+        require(removes, self, "give ratio, blocks or width")
 
     @property
     def needs(self) -> frozenset[str]:
-        judged = self.by == "effect" and self.ratio is not None
-        return frozenset({"calibration"} if judged else ())
-
-    def at(self, progress: float) -> Self:
-        return replace(
-            self, ratio=kept_at(self.ratio, progress), width=kept_at(self.width, progress)
-        )
+        return frozenset({"calibration"} if self.by == "effect" else ())
 
     def check(self, context: StepContext) -> None:
         if self.blocks and context.enters is not None:
@@ -87,23 +76,25 @@ class Carve(Compressor):
     def _shortened(self, model: Model, context: StepContext) -> Model:
         origin = context.origin or model
         whole = stages(origin.module, origin.items())
-        there = dict(model.module.named_modules())
+        layers = dict(model.module.named_modules())
         # Of the blocks of the origin, those that earlier steps have not taken out.
-        left = [stage.among(lambda p: not isinstance(there.get(p), nn.Identity)) for stage in whole]
+        left = [
+            stage.among(lambda path: not isinstance(layers.get(path), nn.Identity))
+            for stage in whole
+        ]
         removed = self._removed(model, context, whole, left)
         kept = [path for stage in left for path in stage.blocks if path not in removed]
-        self._tell(context, whole, kept)
+        self._note_missed_target(context, whole, kept)
         if not removed:
             return model
         context.log.row("carve", kept=kept, removed=removed)
-        sparse = {
-            name for name in model.sparse if not any(name.startswith(f"{p}.") for p in removed)
-        }
-        module = without(model.module, removed)
-        return replace(model, module=module, sparse=frozenset(sparse), hints={})
+        inside = tuple(f"{path}." for path in removed)
+        sparse = frozenset(name for name in model.sparse if not name.startswith(inside))
+        return replace(model, module=without(model.module, removed), sparse=sparse, hints={})
 
-    def _tell(self, context: StepContext, whole: list[Stage], kept: list[str]) -> None:
-        """Say where the target could not be reached."""
+    def _note_missed_target(
+        self, context: StepContext, whole: list[Stage], kept: list[str]
+    ) -> None:
         total = sum(len(stage.blocks) for stage in whole)
         if not total:
             context.log.note(
@@ -124,9 +115,11 @@ class Carve(Compressor):
     def _removed(
         self, model: Model, context: StepContext, whole: list[Stage], left: list[Stage]
     ) -> list[str]:
-        """Return the paths of the blocks that go; `left` are the stages as they are now."""
+        """Return the paths of the blocks to remove; `left` are the stages as they are now."""
+        candidates = [path for stage in left for path in stage.blocks if path in stage.removable]
         if self.blocks:
-            return self._others(whole, left)
+            self._check_blocks(whole)
+            return [path for path in candidates if path not in self.blocks]
         if self.by == "even":
             return [
                 path
@@ -134,36 +127,27 @@ class Carve(Compressor):
                 for path in now.blocks
                 if path not in now.evenly(self._target(len(before.blocks)))
             ]
-        total = sum(len(stage.blocks) for stage in whole)
-        return self._least_missed(model, context, left, max(1, self._target(total)))
+        target = max(1, self._target(sum(len(stage.blocks) for stage in whole)))
+        excess = sum(len(stage.blocks) for stage in left) - target
+        return self._of_least_effect(model, context, candidates, excess)
 
-    def _others(self, whole: list[Stage], left: list[Stage]) -> list[str]:
-        self._check_blocks(whole)
-        return [
-            path
-            for stage in left
-            for path in stage.blocks
-            if path in stage.removable and path not in self.blocks
-        ]
-
-    def _least_missed(
-        self, model: Model, context: StepContext, left: list[Stage], target: int
+    def _of_least_effect(
+        self, model: Model, context: StepContext, candidates: list[str], count: int
     ) -> list[str]:
-        """Remove, one by one, the block without which the answers change least."""
+        """Choose up to `count` blocks, one by one the one whose removal changes answers least."""
         assert context.calibration is not None, "run() has checked needs"
-        inputs = stacked_inputs(context.task, context.calibration, JUDGED)
+        inputs = stacked_inputs(context.task, context.calibration, MEASURED_ON)
         inputs = tuple(tensor.to(context.device) for tensor in inputs)
-        here = replace(model, module=copy.deepcopy(model.module).to(context.device))
-        expected = _answers(here.module, inputs)
-        candidates = [path for stage in left for path in stage.blocks if path in stage.removable]
-        count = sum(len(stage.blocks) for stage in left)
+        module = copy.deepcopy(model.module).to(context.device)
+        expected = _answers(module, inputs)
         removed: list[str] = []
         effects: list[float] = []
-        while count - len(removed) > target and candidates:
+        while len(removed) < count and candidates:
             trials = {}
             for path in candidates:
-                trial = without(copy.deepcopy(here.module), [*removed, path])
-                trials[path] = float(divergence(_answers(trial, inputs), expected))
+                answers = _answers(without(copy.deepcopy(module), [*removed, path]), inputs)
+                divergence = F.kl_div(answers, expected, reduction="batchmean", log_target=True)
+                trials[path] = float(divergence)
             best = min(trials, key=lambda path: trials[path])
             removed.append(best)
             effects.append(round(trials[best], 6))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from compress.compressor import Compressor, require
+from compress.compressor import Compressor
 from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.half import to_float16
 from compress.model import Model
+from compress.parts import rule
 from compress.tasks.base import Subset, prepared_batches
 
 ITEMS = 64
@@ -32,16 +33,13 @@ class Cast(Compressor):
 
     lowers = True
 
-    to: str
-
-    def __post_init__(self) -> None:
-        require(
-            self.to != "bfloat16",
-            self,
-            "onnxruntime's CPU provider, by which every file is verified, cannot run bfloat16: "
-            "use cast('float16')",
+    to: str = field(
+        metadata=rule(
+            "must be 'float16' (onnxruntime's CPU provider, by which every file is verified, "
+            "cannot run bfloat16)",
+            lambda value: value == "float16",
         )
-        require(self.to == "float16", self, f"to must be 'float16', not {self.to!r}")
+    )
 
     @property
     def needs(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.heads import as_in_training, has_auxiliary, heads_in_training, tensors_of
-from compress.model import Model, forward, frozen_names
+from compress.model import forward, frozen_names
 from compress.surgery import freeze, output_layers, thawed
 from compress.system.amounts import decimal
 from compress.tasks.base import Tensors
@@ -31,22 +31,20 @@ class Cut:
     kept: dict[str, int] = field(default_factory=dict)
 
 
-def cut_channels(model: Model, widths: Mapping[str, float], round_to: int) -> Cut:
-    """Cut, in a copy, each group to the width asked for its root, rounded to `round_to`.
+def cut_channels(
+    module: nn.Module, inputs: Tensors, widths: Mapping[str, float], round_to: int
+) -> Cut:
+    """Cut, in a copy, each group to the width given for its root, rounded to `round_to`.
 
     `widths` maps the path of a group's root layer to the number of channels to keep; it is
-    rounded to the nearest multiple, at least one multiple, never up beyond what is there.
+    rounded to the nearest multiple, at least one multiple, never beyond the present width.
     """
-    module = copy.deepcopy(model.module)
-    return _cut(module, model.items(), widths, round_to)
-
-
-def _cut(module: nn.Module, inputs: Tensors, widths: Mapping[str, float], round_to: int) -> Cut:
     from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
+    module = copy.deepcopy(module)
     cut, frozen = Cut(module), frozen_names(module)
     graph = _graph(module, inputs)
-    alive: dict[str, Tensor] = {}
+    remaining: dict[str, Tensor] = {}
     for path, width in widths.items():
         root = module.get_submodule(path)
         prune = graph.get_pruner_of_module(root).prune_out_channels
@@ -54,20 +52,17 @@ def _cut(module: nn.Module, inputs: Tensors, widths: Mapping[str, float], round_
         group = graph.get_pruning_group(root, prune, list(range(count)))
         partitions = _partitions(graph, group, count)
         keep = _rounded(width, count, round_to * partitions)
-        cut.kept[path] = keep
+        cut.kept[path] = count
         if keep >= count:
             continue
         scores = GroupMagnitudeImportance(p=2)(group)
         if scores is None or len(scores) != count:
-            cut.kept[path] = count
             continue
-        doomed = _least(scores, count - keep, partitions)
-        group = graph.get_pruning_group(root, prune, doomed)
-        if not graph.check_pruning_group(group):
-            cut.kept[path] = count
-            continue
-        _record(graph, group, alive, cut)
-        group.prune()
+        group = graph.get_pruning_group(root, prune, _least(scores, count - keep, partitions))
+        if graph.check_pruning_group(group):
+            _record(graph, group, remaining, cut)
+            group.prune()
+            cut.kept[path] = keep
     freeze(module, frozen)  # what was cut are new tensors
     module.eval()
     return cut
@@ -120,8 +115,8 @@ def _least(scores: Tensor, number: int, partitions: int) -> list[int]:
     return sorted((chosen + torch.arange(partitions)[:, None] * size).flatten().tolist())
 
 
-def _record(graph: Any, group: Any, alive: dict[str, Tensor], cut: Cut) -> None:
-    """Note which outputs of which layers a group removes, in the numbering of the original."""
+def _record(graph: Any, group: Any, remaining: dict[str, Tensor], cut: Cut) -> None:
+    """Record which outputs of which layers a group removes, in the numbering of the original."""
     names = {layer: path for path, layer in cut.module.named_modules()}
     for dependency, index in group:
         layer = dependency.target.module
@@ -130,11 +125,11 @@ def _record(graph: Any, group: Any, alive: dict[str, Tensor], cut: Cut) -> None:
         if not isinstance(getattr(layer, "weight", None), Tensor):
             continue
         path = names[layer]
-        left = alive.get(path, torch.arange(graph.get_out_channels(layer)))
-        cut.removed.setdefault(path, []).extend(left[index].tolist())
-        mask = torch.ones(len(left), dtype=torch.bool)
+        before = remaining.get(path, torch.arange(graph.get_out_channels(layer)))
+        cut.removed.setdefault(path, []).extend(before[index].tolist())
+        mask = torch.ones(len(before), dtype=torch.bool)
         mask[index] = False
-        alive[path] = left[mask]
+        remaining[path] = before[mask]
 
 
 def zeroed(module: nn.Module, removed: Mapping[str, Collection[int]]) -> nn.Module:
@@ -144,9 +139,9 @@ def zeroed(module: nn.Module, removed: Mapping[str, Collection[int]]) -> nn.Modu
         for path, index in removed.items():
             layer = result.get_submodule(path)
             axis = 1 if isinstance(layer, OUTPUTS_SECOND) else 0
-            for tensor, along in ((layer.weight, axis), (getattr(layer, "bias", None), 0)):
+            for tensor, dim in ((layer.weight, axis), (getattr(layer, "bias", None), 0)):
                 if isinstance(tensor, Tensor):
-                    tensor.index_fill_(along, torch.tensor(list(index)), 0)
+                    tensor.index_fill_(dim, torch.tensor(list(index)), 0)
     return result
 
 
@@ -215,7 +210,7 @@ def _trial_reason(trial: nn.Module, inputs: Tensors, roots: Mapping[str, int]) -
         return ""
     widths = {path: count / 2 for path, count in roots.items()}
     try:
-        cut = _cut(copy.deepcopy(trial), inputs, widths, round_to=1)
+        cut = cut_channels(trial, inputs, widths, round_to=1)
     except ImportError:
         raise
     except Exception as error:

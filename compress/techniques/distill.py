@@ -4,38 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.compressor import (
-    is_number,
-    require,
-    require_choice,
-    require_count,
-    require_name,
-    require_positive,
-)
+from compress.compressor import require
 from compress.context import StepContext
 from compress.ensemble import AVERAGES
 from compress.errors import IllegalChain, unknown
 from compress.model import Model
-from compress.parts import settle, takes
+from compress.parts import (
+    a_name,
+    are_names,
+    is_number,
+    one_of,
+    positive_or_zero,
+    rule,
+    takes,
+    whole_number,
+)
 from compress.tasks.base import Split, arrangement
 from compress.techniques.flat_options import with_parts
-from compress.techniques.hints import Hint, hints
-from compress.techniques.hints.base import HintLoss
-from compress.techniques.losses import Kd, Loss, losses
-from compress.techniques.schedules import SHAPES, between
-from compress.techniques.soft_labels import Showing, SoftLabels
-from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, find_teachers
-from compress.techniques.train import fresh_model, same_again
+from compress.techniques.hints import Hint, HintLoss, hints
+from compress.techniques.losses import SHAPES, Kd, Loss, between, losses
+from compress.techniques.soft_labels import SoftLabels
+from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, known_teachers
+from compress.techniques.train import fresh_model, reborn
 from compress.training import Batch, Training, TrainingHooks, fit
 from compress.training import Loss as BatchLoss
 
 SAME = "same"
+
+
+def _teaches(value: object) -> bool:
+    return isinstance(value, str) or (are_names(value) and value != ())
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(is_number, value))
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,28 +57,32 @@ class Distill(Training):
       list of these: an ensemble, whose 'probabilities' or 'logits' are averaged (`average`),
       weighted by `teacher_weights`.
     - `loss`: a loss, by name or with its options, such as `dkd(beta=1.0)`, or a list of them;
-      `[]` for none, where hints are all that the teacher gives.
-    - With `annealing` ('linear', 'cosine') the losses fade out, and the hard one comes to
-      `final_hard_weight`, by default what it has and what they lose (Clark et al. 2019,
+      `[]` for none, where only hints come from the teacher.
+    - With `annealing` ('linear', 'cosine') the losses fade out, and the weight of the hard one
+      moves to `final_hard_weight`, by default its own plus theirs (Clark et al. 2019,
       section 3.2).
     - `hints`: 'fitnets', 'attention', or one with its options, such as `fitnets(weight=10.0)`.
     - `transfer`: a data source whose images take the place of the training data, labelled or not.
     - `views`: how many augmented views of each item there are, shown in turns, an epoch each; by
-      default every epoch has its own. What the teacher says of a view is kept and reused; with 0
+      default every epoch has its own. The teacher's answers for a view are kept and reused; with 0
       it is asked each time.
     """
 
-    student: str | None = None
-    teacher: str | tuple[str, ...] = BASELINE
+    student: str | None = field(default=None, metadata=a_name())
+    teacher: str | tuple[str, ...] = field(
+        default=BASELINE, metadata=rule("is a name or a list of names", _teaches)
+    )
     loss: Loss | tuple[Loss, ...] = field(default=Kd(), metadata=takes(Loss, losses, several=True))
-    hard_weight: float = 0.1
-    annealing: str = "constant"
-    final_hard_weight: float | None = None
-    average: str = "probabilities"
-    teacher_weights: tuple[float, ...] = ()
+    hard_weight: float = field(default=0.1, metadata=positive_or_zero())
+    annealing: str = field(default="constant", metadata=one_of(*SHAPES))
+    final_hard_weight: float | None = field(default=None, metadata=positive_or_zero())
+    average: str = field(default="probabilities", metadata=one_of(*AVERAGES))
+    teacher_weights: tuple[float, ...] = field(
+        default=(), metadata=rule("is a list of numbers", _are_numbers)
+    )
     hints: Hint | None = field(default=None, metadata=takes(Hint, hints))
-    transfer: str | None = None
-    views: int | None = None
+    transfer: str | None = field(default=None, metadata=a_name())
+    views: int | None = field(default=None, metadata=whole_number(least=0))
 
     @classmethod
     def modernized(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -79,50 +90,33 @@ class Distill(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, "loss")
-        settle(self, "hints")
-        require_name(self, "student")
-        require_name(self, "transfer")
-        require_choice(self, "average", AVERAGES)
-        require_choice(self, "annealing", tuple(SHAPES))
-        if self.views is not None:
-            require_count(self, "views", least=0)
         self._check_teachers()
         self._check_weights()
 
     def _check_teachers(self) -> None:
-        teacher, weights = self.teacher, self.teacher_weights
-        names = [teacher] if isinstance(teacher, str) else teacher
-        sound = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-        sound = sound and bool(names)
-        require(sound, self, f"teacher is a name or a list of names, not {teacher!r}")
-        sound = isinstance(weights, (list, tuple))
-        require(sound, self, f"teacher_weights is a list, not {weights!r}")
-        object.__setattr__(self, "teacher", teacher if isinstance(teacher, str) else tuple(names))
-        object.__setattr__(self, "teacher_weights", tuple(weights))
-        if weights:
-            fine = len(weights) == len(names) and all(is_number(w) and w > 0 for w in weights)
-            require(fine, self, f"teacher_weights are {len(names)} positive numbers, one a teacher")
-        if len(names) == 1:
+        count, weights = len(self.teacher_names), self.teacher_weights
+        if count == 1:
             require(not weights, self, "teacher_weights needs several teachers")
             require(self.average == "probabilities", self, "average needs several teachers")
             return
+        if weights:
+            what = f"teacher_weights are {count} positive numbers, one a teacher"
+            require(len(weights) == count and all(w > 0 for w in weights), self, what)
         for loss in self.losses:
-            sound = not loss.wants_logits or self.average == "logits"
+            possible = not loss.wants_logits or self.average == "logits"
             what = f"{loss.name()}() learns from several teachers with average='logits'"
-            require(sound, self, what)
+            require(possible, self, what)
         require(self.hints is None, self, "hints come from one teacher, not from an ensemble")
 
     def _check_weights(self) -> None:
-        require_positive(self, "hard_weight", "final_hard_weight", zero=True)
-        taught = bool(self.losses) or self.hints is not None
-        require(taught, self, "nothing is learnt from the teacher: that is train() or finetune()")
-        alike = {repr(replace(loss, weight=1.0)) for loss in self.losses}
-        once = len(alike) == len(self.losses)
+        learns = bool(self.losses) or self.hints is not None
+        require(learns, self, "nothing is learnt from the teacher: that is train() or finetune()")
+        different = {repr(replace(loss, weight=1.0)) for loss in self.losses}
+        once = len(different) == len(self.losses)
         require(once, self, "two of the losses differ in their weight alone: add it up in one")
         if self.annealing == "constant":
-            sound = self.final_hard_weight is None
-            require(sound, self, "final_hard_weight needs annealing='linear' or 'cosine'")
+            unset = self.final_hard_weight is None
+            require(unset, self, "final_hard_weight needs annealing='linear' or 'cosine'")
             return
         require(bool(self.losses), self, "annealing fades out losses, and there are none")
         stays = self.final_hard_weight != 0 or self.hints is not None
@@ -160,16 +154,16 @@ class Distill(Training):
 
     @property
     def wants_labels(self) -> bool:
-        """Whether the loss looks at labels at any time."""
+        """Whether the loss uses labels at any time."""
         hard = self.hard_weight > 0 or self.hard_gain > 0
         return hard or any(loss.wants_labels for loss in self.losses)
 
     @property
     def needs(self) -> frozenset[str]:
-        found = super().needs | ({"labels"} if self.wants_labels else set())
+        needs = super().needs | ({"labels"} if self.wants_labels else set())
         if self.transfer is not None:
-            found -= {"train", "labels"}
-        return found | ({"teacher"} if BASELINE in self.teacher_names else set())
+            needs -= {"train", "labels"}
+        return needs | ({"teacher"} if BASELINE in self.teacher_names else set())
 
     @property
     def students(self) -> frozenset[str]:
@@ -183,13 +177,16 @@ class Distill(Training):
     def transfers(self) -> frozenset[str]:
         return frozenset() if self.transfer is None else frozenset({self.transfer})
 
+    def learner(self, context: StepContext) -> Model | None:
+        return context.student(str(self.student)) if self.students else context.enters
+
     def check(self, context: StepContext) -> None:
         super().check(context)
-        self._check_pairs(context)
+        self._check_hints(context)
         for loss in self.losses:
             if loss.wants_single_classes and context.task.mixes:
                 raise IllegalChain(
-                    f"distill: {loss.name()}() looks at each item's class, and mixup gives "
+                    f"distill: {loss.name()}() needs each item's class, and mixup gives "
                     f"mixtures of two: use another loss, or data without mixup"
                 )
         if self.transfer is None:
@@ -199,122 +196,116 @@ class Distill(Training):
         if self.wants_labels and not context.transfers[self.transfer].labelled:
             raise IllegalChain(
                 f"distill: the transfer set {self.transfer} has no labels of this task's classes, "
-                f"and hard_weight, annealing and losses such as dkd() look at labels: set "
+                f"and hard_weight, annealing and losses such as dkd() need labels: set "
                 f"hard_weight=0 and leave out the others"
             )
 
-    def _check_pairs(self, context: StepContext) -> None:
-        """Refuse hints that teacher and student do not give, where both are known beforehand."""
-        known = None if self.hints is None else self._known_teacher(context)
-        if self.hints is None or known is None:
+    def _check_hints(self, context: StepContext) -> None:
+        """Refuse hints whose layers do not exist, where the models are known beforehand."""
+        if self.hints is None:
+            return
+        [name] = self.teacher_names
+        teacher = known_teachers(context, context.enters).get(name)
+        if teacher is None:
             return
         with torch.random.fork_rng(devices=[]):
-            teacher, student = known.copy(), self.learner(context)
+            teacher, student = teacher.copy(), self.learner(context)
             if student is None:
                 self.hints.check_teacher(teacher)
             else:
                 HintLoss(self.hints, teacher, student.copy())
 
-    def _known_teacher(self, context: StepContext) -> Model | None:
-        [name] = self.teacher_names
-        if name == BASELINE:
-            return context.teacher
-        return context.enters if name == INPUT else context.models.get(name)
-
-    def learner(self, context: StepContext) -> Model | None:
-        return context.student(str(self.student)) if self.students else context.enters
-
     def compress(self, model: Model, context: StepContext) -> Model:
-        models = find_teachers(self.teacher_names, model, context)
+        known = known_teachers(context, model)
+        for name in self.teacher_names:
+            if name not in known:
+                raise unknown("teacher", name, known)
+        models = [known[name] for name in self.teacher_names]
         student = self._student(model, context)
         for one in models:
             check_pair(one, student)
         teacher = Teacher(models, context, self.average, self.teacher_weights)
-        split = context.train if self.transfer is None else context.transfers[self.transfer].items
+        transfer = None if self.transfer is None else context.transfers[self.transfer]
+        split = context.train if transfer is None else transfer.items
         assert split is not None, "run() has checked needs"
-        hints = self._hints(teacher, student)
-        labels = self._labels(teacher, context, split, hints is not None)
-        views = self._views(context)
+        hints = None
+        if self.hints is not None:
+            hints = HintLoss(self.hints, teacher.models[0], student)
+            context.log.row("hints", pairs=[list(pair) for pair in hints.pairs])
         if (self.views or 0) > 1 and not context.task.augmented:
             context.log.note(f"views={self.views}: without augmentation all views look the same")
+        labels = self._labels(teacher, context, split)
         hooks = TrainingHooks(
             split=split,
             extra=hints,
-            view=lambda epoch: epoch % views,
+            view=lambda epoch: epoch % self._views(context),
             before=labels.before,
             after=labels.after,
             traced=hints is None,
-            labelled=self.transfer is None or context.transfers[self.transfer].labelled,
+            labelled=transfer is None or transfer.labelled,
             label_weight=self._hard_weight,
             about={"teacher": teacher.identity()},
-            blames=labels.blames,
+            nan_reason=labels.nan_reason,
         )
         try:
-            made = fit(student, context, self, self._loss(labels, hints, context), hooks)
+            trained = fit(student, context, self, self._loss(labels, hints, context), hooks)
         finally:
             if hints is not None:
                 hints.remove()
             teacher.forget()
-        labels.tell()
-        return made
+        labels.write_log()
+        return trained
 
     def _student(self, model: Model, context: StepContext) -> Model:
         if self.student is None:
             return model
         if self.student == SAME:
-            return same_again(model, context)
+            return reborn(model, context)
         return fresh_model(self.student, model, context)
-
-    def _hints(self, teacher: Teacher, student: Model) -> HintLoss | None:
-        if self.hints is None:
-            return None
-        inside = HintLoss(self.hints, teacher.models[0], student)
-        teacher.context.log.row("hints", pairs=[list(pair) for pair in inside.pairs])
-        return inside
 
     def _views(self, context: StepContext) -> int:
         """Return how many augmented views there are: without augmentation all look the same."""
-        if context.task.augmented:
-            return self.views or self.epochs
-        return 1
+        return (self.views or self.epochs) if context.task.augmented else 1
 
-    def _labels(
-        self, teacher: Teacher, context: StepContext, split: Split, features: bool
-    ) -> SoftLabels:
-        key: dict[str, Any] = {
+    def _labels(self, teacher: Teacher, context: StepContext, split: Split) -> SoftLabels:
+        key = {
             "teacher": teacher.identity(),
             "transfer": self.transfer and context.transfers[self.transfer].fingerprint,
             "items": arrangement(split),
             # Sums within a batch are rounded otherwise in batches of another size or order.
             "batches": [self.batch_size, context.seed],
         }
-        # With hints the layers inside the teacher are needed, so it is asked in any case.
-        keep = not features and self.views != 0
-        given = self.views is not None
-        showing = Showing(len(split), self._views(context), self.epochs, keep, given)
-        return SoftLabels(teacher.ask, context, key, showing)
+        return SoftLabels(
+            teacher.ask,
+            context,
+            key,
+            items=len(split),
+            views=self._views(context),
+            epochs=self.epochs,
+            # Hints need the layers inside the teacher, so it answers in any case.
+            keep=self.hints is None and self.views != 0,
+            limited=self.views is None,
+        )
 
     def _hard_weight(self, progress: float) -> float:
         """Return the weight of the hard loss: it gains what the soft ones lose by annealing."""
-        left = between(1.0, 0.0, self.annealing, progress)
-        return self.hard_weight + (1 - left) * self.hard_gain
+        share = between(1.0, 0.0, self.annealing, progress)
+        return self.hard_weight + (1 - share) * self.hard_gain
 
-    def _loss(self, labels: SoftLabels, inside: HintLoss | None, context: StepContext) -> BatchLoss:
-        share = partial(between, 1.0, 0.0, self.annealing)
-
+    def _loss(self, labels: SoftLabels, hints: HintLoss | None, context: StepContext) -> BatchLoss:
         def loss(outputs: Tensor, batch: Batch) -> Tensor:
             answers = labels(batch)
-            left = share(batch.progress)
+            share = between(1.0, 0.0, self.annealing, batch.progress)
             hard_weight = self._hard_weight(batch.progress)
             value = outputs.new_zeros(())
             for part in self.losses:
-                if left > 0:
+                if share > 0:
                     soft = part(outputs, answers, batch.targets, batch.progress)
-                    value = value + part.weight * left * soft
+                    value = value + part.weight * share * soft
             if hard_weight > 0:
                 value = value + hard_weight * context.task.loss(outputs, batch.targets)
-            if inside is not None:
-                value = value + inside.hint.weight * inside.value()
+            if hints is not None:
+                value = value + hints.hint.weight * hints.value()
             return value
 
         return loss

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compress import counts
-from compress.compressor import Compressor, kept_at, require_fraction, require_one_of
+from compress.compressor import Compressor, require_one_of
 from compress.context import StepContext
 from compress.model import Model
+from compress.parts import kept_fraction
 from compress.surgery import replace_layer, weighted_layers
 
 
@@ -28,27 +29,20 @@ class Factorize(Compressor):
     searched). A layer that would not get cheaper, and any grouped one, is left alone.
     """
 
-    rank: float | None = None
-    energy: float | None = None
-    macs: float | None = None
+    rank: float | None = field(default=None, metadata=kept_fraction())
+    energy: float | None = field(default=None, metadata=kept_fraction())
+    macs: float | None = field(default=None, metadata=kept_fraction())
 
     def __post_init__(self) -> None:
-        for name in ("rank", "energy", "macs"):
-            require_fraction(self, name)
+        super().__post_init__()
         require_one_of(self, "rank", "energy", "macs")
 
-    def at(self, progress: float) -> Self:
-        return replace(
-            self,
-            rank=kept_at(self.rank, progress),
-            energy=kept_at(self.energy, progress),
-            macs=kept_at(self.macs, progress),
-        )
-
     def compress(self, model: Model, context: StepContext) -> Model:
-        spectra = [Spectrum(path, layer) for path, layer in factorizable(model.module)]
+        spectra = []
         for path, layer in weighted_layers(model.module):
-            if not _supported(layer):
+            if _supported(layer):
+                spectra.append(Spectrum(path, layer))
+            else:
                 context.log.row("layer", layer=path, left_alone="a grouped or 1-d/3-d convolution")
         if self.macs is not None:
             ranks = _ranks_for_macs(self.macs, model, context, spectra)
@@ -68,30 +62,19 @@ class Factorize(Compressor):
         )
 
 
-def _supported(layer: nn.Module) -> bool:
+def _supported(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     return isinstance(layer, nn.Linear) or (
         isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
     )
 
 
-def factorizable(module: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
-    """Return (path, layer) of the layers that can be factorized."""
-    return [(p, layer) for p, layer in weighted_layers(module) if _supported(layer)]  # type: ignore[misc]
-
-
-@dataclass
 class Spectrum:
     """A layer with the singular value decomposition of its weight, computed once."""
 
-    path: str
-    layer: nn.Conv2d | nn.Linear
-    u: Tensor = field(init=False)
-    s: Tensor = field(init=False)
-    vh: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, path: str, layer: nn.Conv2d | nn.Linear) -> None:
+        self.path, self.layer = path, layer
         # float64: the discarded energy is a small difference of large sums.
-        matrix = self.layer.weight.detach().double().flatten(1)
+        matrix = layer.weight.detach().double().flatten(1)
         self.u, self.s, self.vh = torch.linalg.svd(matrix, full_matrices=False)
 
     @property
@@ -120,35 +103,29 @@ class Spectrum:
         return {**row, "rank": rank, "relative_error": self.error(rank)}
 
     def factors(self, rank: int) -> nn.Sequential:
-        """Return the two layers; the square root of each singular value goes to either side."""
+        """Return the two layers; each takes the square root of every singular value."""
         root = self.s[:rank].sqrt()
         first_weight = (root[:, None] * self.vh[:rank]).float()
         second_weight = (self.u[:, :rank] * root).float()
         layer, bias = self.layer, self.layer.bias is not None
-        first: nn.Module
-        second: nn.Module
+        first: Any
+        second: Any
         if isinstance(layer, nn.Conv2d):
-            first = nn.Conv2d(
-                layer.in_channels,
-                rank,
-                layer.kernel_size,  # type: ignore[arg-type]
-                layer.stride,  # type: ignore[arg-type]
-                layer.padding,  # type: ignore[arg-type]
-                layer.dilation,  # type: ignore[arg-type]
-                bias=False,
-            )
+            shared = ("kernel_size", "stride", "padding", "dilation")
+            options = {name: getattr(layer, name) for name in shared}
+            first = nn.Conv2d(layer.in_channels, rank, **options, bias=False)
             second = nn.Conv2d(rank, layer.out_channels, 1, bias=bias)
         else:
             first = nn.Linear(layer.in_features, rank, bias=False)
             second = nn.Linear(rank, layer.out_features, bias=bias)
-        first.weight.data = first_weight.view(first.weight.shape).contiguous()  # type: ignore[operator, union-attr]
-        second.weight.data = second_weight.view(second.weight.shape).contiguous()  # type: ignore[operator, union-attr]
+        first.weight.data = first_weight.view(first.weight.shape).contiguous()
+        second.weight.data = second_weight.view(second.weight.shape).contiguous()
         # What is frozen stays frozen: both factors of a frozen weight.
         for factor in (first, second):
-            factor.weight.requires_grad_(layer.weight.requires_grad)  # type: ignore[operator, union-attr]
+            factor.weight.requires_grad_(layer.weight.requires_grad)
         if layer.bias is not None:
-            second.bias.data = layer.bias.detach().clone()  # type: ignore[union-attr]
-            second.bias.requires_grad_(layer.bias.requires_grad)  # type: ignore[operator, union-attr]
+            second.bias.data = layer.bias.detach().clone()
+            second.bias.requires_grad_(layer.bias.requires_grad)
         return nn.Sequential(first, second)
 
 
@@ -187,6 +164,7 @@ def _ranks_for_macs(
     reached = cost(ranks) / (limit / target)
     if reached > target:
         context.log.note(
-            f"factorize: {target:.2f} of the MACs was asked for, {reached:.2f} is the least"
+            f"factorize: the target was {target:.2f} of the MACs, the least possible is "
+            f"{reached:.2f}"
         )
     return ranks

@@ -1,11 +1,12 @@
-"""Training on labels from the weights that are there, for recovery after another step."""
+"""Training on labels from the current weights, for recovery after another step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compress.context import StepContext
 from compress.model import Model
+from compress.parts import positive
 from compress.training import Training, fit, labels_loss
 
 
@@ -13,7 +14,7 @@ from compress.training import Training, fit, labels_loss
 class Finetune(Training):
     """Train on with the task's loss; weights that a pruning step masked stay zero."""
 
-    learning_rate: float = 5e-4
+    learning_rate: float = field(default=5e-4, metadata=positive())
 
     @property
     def needs(self) -> frozenset[str]:

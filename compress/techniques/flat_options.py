@@ -1,13 +1,12 @@
-"""Options that `distill` had before losses and hints had their own; texts still may have them."""
+"""Options that `distill` had before losses and hints had their own: older texts still use them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from compress.compressor import is_number
 from compress.errors import IllegalChain
-from compress.parts import build, lookup
+from compress.parts import build, is_number, lookup
 from compress.techniques.hints import hints
 from compress.techniques.losses import Logits, losses
 
@@ -23,15 +22,15 @@ OF_HINT = {"hint_weight": "weight", "hint_layers": "layers"}
 def with_parts(options: Mapping[str, Any], hard_weight: float) -> dict[str, Any]:
     """Return options of `distill`, the flat ones put into its loss and hints.
 
-    `hard_weight` is what it is by default. Raises IllegalChain where they fit no loss or hint.
+    `hard_weight` is its default. Raises IllegalChain where they fit no loss or hint.
     """
     options = dict(options)
-    soft, inside = _taken(options, OF_LOSS), _taken(options, OF_HINT)
+    soft, of_hint = _taken(options, OF_LOSS), _taken(options, OF_HINT)
     squared = options.pop("logits_weight", 0)
     if soft or squared != 0:
         _put_losses(options, soft, squared, hard_weight)
-    if inside:
-        options["hints"] = _built("hint", options.get("hints"), hints(), inside)
+    if of_hint:
+        options["hints"] = _built("hint", options.get("hints"), hints(), of_hint)
     elif options.get("hints") == "none":
         del options["hints"]
     return options
@@ -41,22 +40,22 @@ def _put_losses(
     options: dict[str, Any], soft: Mapping[str, Any], squared: Any, hard_weight: float
 ) -> None:
     both = {name: value for name, value in soft.items() if name == "standardize" and squared != 0}
-    made = []
+    parts = []
     if soft.get("weight", 1) != 0:
-        made = [_built("loss", options.get("loss", "kd"), losses(), soft)]
+        parts = [_built("loss", options.get("loss", "kd"), losses(), soft)]
     elif idle := (soft.keys() - both.keys() - {"weight"}) | (options.keys() & {"loss"}):
         raise IllegalChain(f"distill: soft_weight is 0: leave out {', '.join(sorted(idle))}")
     if squared != 0:
         hard = options.get("hard_weight", hard_weight)
         if options.get("annealing", "constant") != "constant" and is_number(hard):
             # The hard loss did not gain what the squared difference lost.
-            options["final_hard_weight"] = hard + sum(loss.weight for loss in made)
-        made.append(Logits(weight=squared, **both))
-    options["loss"] = made
+            options["final_hard_weight"] = hard + sum(loss.weight for loss in parts)
+        parts.append(Logits(weight=squared, **both))
+    options["loss"] = parts
 
 
 def _taken(options: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Take flat options out of others, under their names of today."""
+    """Take flat options out of others, under their present names."""
     return {names[key]: options.pop(key) for key in list(options) if key in names}
 
 
@@ -64,5 +63,5 @@ def _built(kind: str, name: object, known: Mapping[str, type[Any]], options: Any
     if not isinstance(name, str):
         example = f"{next(iter(known))}(weight=2.0)"
         what = ", ".join(options)
-        raise IllegalChain(f"distill: {what} stands inside a {kind}'s parentheses: {example}")
+        raise IllegalChain(f"distill: {what} belongs inside a {kind}'s parentheses: {example}")
     return build(lookup(kind, name, known), **options)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, field, replace
 
 from compress import counts
-from compress.compressor import Compressor, kept_at, require_count, require_fraction, require_one_of
+from compress.compressor import Compressor, require_one_of
 from compress.context import StepContext
 from compress.errors import StepFailed
 from compress.model import Model
+from compress.parts import kept_fraction, whole_number
 from compress.techniques.channel_groups import (
     OUTPUT,
     Cut,
@@ -19,6 +19,7 @@ from compress.techniques.channel_groups import (
 )
 
 GRID = 128
+"""Steps of the search for the width that meets a target."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,20 +36,13 @@ class PruneChannels(Compressor):
 
     imports = ("torch_pruning",)
 
-    macs: float | None = None
-    channels: float | None = None
-    round_to: int = 8
+    macs: float | None = field(default=None, metadata=kept_fraction())
+    channels: float | None = field(default=None, metadata=kept_fraction())
+    round_to: int = field(default=8, metadata=whole_number())
 
     def __post_init__(self) -> None:
-        require_fraction(self, "macs")
-        require_fraction(self, "channels")
+        super().__post_init__()
         require_one_of(self, "macs", "channels")
-        require_count(self, "round_to")
-
-    def at(self, progress: float) -> Self:
-        return replace(
-            self, macs=kept_at(self.macs, progress), channels=kept_at(self.channels, progress)
-        )
 
     def compress(self, model: Model, context: StepContext) -> Model:
         origin = context.origin or model
@@ -69,7 +63,7 @@ class PruneChannels(Compressor):
             widths = {
                 path: _width(origin, path, width) * self.channels for path, width in roots.items()
             }
-            cut = cut_channels(model, widths, self.round_to)
+            cut = cut_channels(model.module, model.items(), widths, self.round_to)
         else:
             assert self.macs is not None
             cut = self._cut_to_macs(self.macs, model, origin, roots, context)
@@ -89,11 +83,11 @@ class PruneChannels(Compressor):
         roots: dict[str, int],
         context: StepContext,
     ) -> Cut:
-        whole = counts.macs(origin.module, origin.example)
+        whole, inputs = counts.macs(origin.module, origin.example), model.items()
 
         def cut_at(step: int) -> tuple[Cut, float]:
             widths = {path: width * step / GRID for path, width in roots.items()}
-            cut = cut_channels(model, widths, self.round_to)
+            cut = cut_channels(model.module, inputs, widths, self.round_to)
             return cut, counts.macs(cut.module, model.example) / whole
 
         best, reached = cut_at(GRID)
@@ -110,8 +104,8 @@ class PruneChannels(Compressor):
                 high = middle
         if reached > target:
             context.log.note(
-                f"prune_channels: {target:.2f} of the MACs was asked for, {reached:.2f} is the "
-                f"least that can be reached"
+                f"prune_channels: the target was {target:.2f} of the MACs, the least possible is "
+                f"{reached:.2f}"
             )
         return best
 

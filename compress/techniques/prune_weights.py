@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from compress.compressor import Compressor, is_number, require, require_choice
+from compress.compressor import Compressor
 from compress.context import StepContext
 from compress.counts import deployed
 from compress.model import Model
+from compress.parts import is_number, one_of, rule
 from compress.surgery import matrix_weights
 
 
@@ -24,18 +25,13 @@ class PruneWeights(Compressor):
     zero already count towards the target. This saves bytes once compressed, not time.
     """
 
-    sparsity: float
-    scope: str = "global"
-
-    def __post_init__(self) -> None:
-        value = self.sparsity
-        require(
-            is_number(value) and 0 <= value < 1,
-            self,
-            f"sparsity is the fraction of weights that becomes zero, at least 0 and below 1, "
-            f"not {value!r}",
+    sparsity: float = field(
+        metadata=rule(
+            "is the fraction of weights that becomes zero, at least 0 and below 1",
+            lambda value: is_number(value) and 0 <= value < 1,
         )
-        require_choice(self, "scope", ("global", "layer"))
+    )
+    scope: str = field(default="global", metadata=one_of("global", "layer"))
 
     def at(self, progress: float) -> Self:
         return replace(self, sparsity=self.sparsity * progress)

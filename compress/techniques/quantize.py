@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from compress.compressor import Compressor, require, require_choice, require_count
+from compress.compressor import Compressor
 from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.int8 import quantize_onnx
 from compress.model import Model
+from compress.parts import flag, one_of, whole_number
 from compress.system.environment import cpu_info, saturates
 from compress.tasks.base import Subset, prepared_batches
-
-METHODS = ("minmax", "percentile", "entropy")
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,14 +30,9 @@ class Quantize(Compressor):
     lowers = True
     imports = ("onnxruntime.quantization",)
 
-    calibration: int = 256
-    method: str = "minmax"
-    reduce_range: bool = False
-
-    def __post_init__(self) -> None:
-        require_count(self, "calibration")
-        require_choice(self, "method", METHODS)
-        require(isinstance(self.reduce_range, bool), self, "reduce_range is True or False")
+    calibration: int = field(default=256, metadata=whole_number())
+    method: str = field(default="minmax", metadata=one_of("minmax", "percentile", "entropy"))
+    reduce_range: bool = field(default=False, metadata=flag())
 
     @property
     def needs(self) -> frozenset[str]:
@@ -48,7 +42,7 @@ class Quantize(Compressor):
         assert context.calibration is not None, "run() has checked needs"
         count = min(self.calibration, len(context.calibration))
         if count < self.calibration:
-            context.log.note(f"quantize: only {count} calibration items are at hand")
+            context.log.note(f"quantize: only {count} calibration items are available")
         items = Subset(context.calibration, torch.arange(count))
         batches = [inputs for inputs, _ in prepared_batches(context.task, items, 32)]
         quantized, report = quantize_onnx(

@@ -1,8 +1,8 @@
-"""What a teacher says of every item, asked once and kept.
+"""A teacher's answers for every item, computed once and kept.
 
-An item's augmented view is a function of its number, the view's number and the seed, so a view's
-answers are right in whatever order the items come. They are kept as float16, by item number, under
-a hash of what they depend on: other epochs, students, chains and runs use them, too.
+An item's augmented view is a function of its number, the view's number and the seed, so the answers
+for a view are right in whatever order the items come. They are kept as float16, by item number,
+under a hash of what they depend on: other epochs, students, chains and runs use them, too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ FILE = "logits.npy"
 KEPT_BYTES = 1e9
 """Of all views together: more is kept only if the number of views is given."""
 MEMORY_SHARE = 0.25
-"""Of what is free: so much may the views that are held take."""
-PLACE_SHARE = 0.02
-"""Of a GPU's memory that is free: so much may one view take there, beside the training."""
+"""The share of free memory that the views held there may take."""
+GPU_SHARE = 0.02
+"""The share of a GPU's free memory that one view may take there, beside the training."""
 LARGEST = 6e4
 """Beyond it, a logit does not fit into a float16."""
 
@@ -41,75 +40,74 @@ Ask = Callable[[Tensors], Tensor]
 """Inputs -> the teacher's logits in float32."""
 
 
-@dataclass(frozen=True)
-class Showing:
-    """What is shown of a teacher's answers in a training."""
-
-    items: int
-    views: int
-    """How many views of each item there are, in turns."""
-    epochs: int
-    keep: bool = True
-    """Whether answers are rounded to float16, so that reusing them changes nothing."""
-    given: bool = False
-    """Whether the number of views was asked for."""
-
-
 class SoftLabels:
     """A teacher's answers for the batches of one training, view by view.
 
-    `key` is what they depend on besides the view and the context's setting. Where nothing tells
-    what the context's data are (`setting` is empty) no cache is used.
+    `key` is what they depend on besides the view and the context's setting; where nothing
+    identifies the context's data (`setting` is empty) no cache is used. `views` of each of `items`
+    are shown in turns, an epoch each. With `keep`, answers are rounded to float16, so that reusing
+    them changes nothing; `limited` says that more than KEPT_BYTES are not kept.
     """
 
     def __init__(
-        self, ask: Ask, context: StepContext, key: Mapping[str, Any], showing: Showing
+        self,
+        ask: Ask,
+        context: StepContext,
+        key: Mapping[str, Any],
+        *,
+        items: int,
+        views: int,
+        epochs: int,
+        keep: bool,
+        limited: bool,
     ) -> None:
-        self.ask, self.context, self.showing = ask, context, showing
+        self.ask, self.context, self.keep = ask, context, keep
         self.key = {**key, "setting": context.setting}
-        self.shape = (showing.items, *context.task.output_shape())
-        self.unsaved = "" if context.cache is None or not context.setting else self._too_much()
+        self.shape = (items, *context.task.output_shape())
+        self.view_bytes = 2 * math.prod(self.shape)
+        self.views_repeat = views < epochs
+        self.cache = context.cache if context.setting else None
+        self.not_kept = ""
         """Why no cache is used, where there is one."""
-        self.uses_cache = context.cache is not None and bool(context.setting) and not self.unsaved
+        total = self.view_bytes * views
+        if self.cache is not None and keep and limited and total > KEPT_BYTES:
+            self._stop_keeping(
+                f"the answers of {views} epochs take {size(total)}. With views=K "
+                f"there are K views, shown in turns, and they are kept"
+            )
         self.known: np.ndarray | None = None
+        """The answers for the current view, where they exist already."""
         self.filling: Tensor | None = None
+        """The answers for the current view as they come, where they are to be kept."""
         self.view: int | None = None
-        """Of what is known."""
         self.held: dict[int, np.ndarray] = {}
         """Views that no cache has taken and that are shown again."""
-        self.odd: Tensor | None = None
-        """Whether an answer was no number."""
+        self.has_nan: Tensor | None = None
         self.asked = self.reused = 0
         self.seconds = 0.0
-
-    @property
-    def bytes(self) -> int:
-        """Of one view."""
-        return 2 * math.prod(self.shape)
 
     def before(self, view: int) -> None:
         """Look up a view, or get ready to keep it."""
         self.filling = None
-        if not self.showing.keep or (view == self.view and self.known is not None):
+        if not self.keep or (view == self.view and self.known is not None):
             return
         self.view, self.known = view, self.held.get(view)
-        if self.known is None and self.uses_cache:
-            assert self.context.cache is not None, "there is one"
+        if self.known is None and self.cache is not None:
             try:
-                kept = self.context.cache.get(self._name(view))
-                if kept is not None:
-                    self.known = np.load(kept.folder / FILE, mmap_mode="r")
+                entry = self.cache.get(self._name(view))
+                if entry is not None:
+                    self.known = np.load(entry.folder / FILE, mmap_mode="r")
             except OSError as error:
                 self._stop_keeping(f"the store could not be read ({error})")
-        if self.known is not None or not (self.uses_cache or self._again()):
+        if self.known is not None or (self.cache is None and not self.views_repeat):
             return
-        if self._fits():
+        if (len(self.held) + 1) * self.view_bytes <= MEMORY_SHARE * free_memory():
             self.filling = torch.full(
-                self.shape, torch.nan, dtype=torch.float16, device=self._place()
+                self.shape, torch.nan, dtype=torch.float16, device=self._filling_device()
             )
         else:
-            self.unsaved = (
-                f"one view takes {size(self.bytes)}, more than a quarter of the memory that "
+            self.not_kept = (
+                f"one view takes {size(self.view_bytes)}, more than a quarter of the memory that "
                 f"is free; the teacher was asked again in every epoch"
             )
 
@@ -117,16 +115,16 @@ class SoftLabels:
         """Return the teacher's logits for a batch, (N, classes) in float32."""
         if self.known is not None:
             answers = torch.from_numpy(self.known[batch.index.numpy()])
-            # A last batch of one item is not trained on: what is said of it was not asked.
+            # A last batch of one item is not trained on: the teacher was not asked about it.
             absent = answers.isnan().flatten(1).any(1)
             if bool(absent.any()):
-                answers[absent] = self._asked(batch.of(absent)).to("cpu", answers.dtype)
+                answers[absent] = self._ask(batch.of(absent)).to("cpu", answers.dtype)
             self.reused += len(batch) - int(absent.sum())
             return answers.to(batch.inputs[0].device, non_blocking=True).float()
-        answers = self._asked(batch)
+        answers = self._ask(batch)
         if self.filling is not None:
-            place = self.filling.device
-            self.filling[batch.index.to(place, non_blocking=True)] = answers.to(place)
+            device = self.filling.device
+            self.filling[batch.index.to(device, non_blocking=True)] = answers.to(device)
         return answers.float()
 
     def after(self, view: int) -> None:
@@ -134,74 +132,58 @@ class SoftLabels:
         if self.filling is None:
             return
         filled, self.filling = self.filling.cpu().numpy(), None
-        if self.uses_cache:
-            assert self.context.cache is not None, "there is one"
 
-            def fill(folder: Path) -> Mapping[str, Any]:
-                np.save(folder / FILE, filled)
-                return {"soft_labels": self.key, "view": view}
+        def fill(folder: Path) -> Mapping[str, Any]:
+            np.save(folder / FILE, filled)
+            return {"soft_labels": self.key, "view": view}
 
+        if self.cache is not None:
             try:
-                self.context.cache.put(self._name(view), fill)
+                self.cache.put(self._name(view), fill)
                 return
             except OSError as error:
                 self._stop_keeping(f"the disk did not take it ({error})")
-        if self._again():
+        if self.views_repeat:
             self.held[view] = filled
 
-    def _stop_keeping(self, why: str) -> None:
-        self.unsaved, self.uses_cache = why, False
-
-    def blames(self) -> str:
-        """Say that the teacher is at fault, if it has given what is no number."""
-        if self.odd is None or not bool(self.odd):
+    def nan_reason(self) -> str:
+        """Return that the teacher is at fault, if any of its answers was NaN; '' if none was."""
+        if self.has_nan is None or not bool(self.has_nan):
             return ""
         return "the teacher's answers are not numbers (NaN) from there on"
 
-    def tell(self) -> None:
-        """Write to the log how often the teacher was asked."""
-        step_log = self.context.log
-        told: dict[str, Any] = {"asked": self.asked, "reused": self.reused}
+    def write_log(self) -> None:
+        """Write to the log for how many items the teacher was asked."""
+        counts: dict[str, Any] = {"asked": self.asked, "reused": self.reused}
         if self.context.device.type == "cpu":  # a GPU answers while this process goes on
-            told["seconds"] = round(self.seconds, 3)
-        step_log.row("soft_labels", **told)
-        if self.unsaved:
-            step_log.note(f"what the teacher said was not kept for other steps: {self.unsaved}")
+            counts["seconds"] = round(self.seconds, 3)
+        self.context.log.row("soft_labels", **counts)
+        if self.not_kept:
+            self.context.log.note(
+                f"the teacher's answers were not kept for other steps: {self.not_kept}"
+            )
 
-    def _asked(self, batch: Batch) -> Tensor:
+    def _ask(self, batch: Batch) -> Tensor:
         started = time.perf_counter()
         answers = self.ask(batch.inputs)
-        # Later on, what is no number shows in the loss, and the epochs before it are kept. To look
-        # at every answer on a GPU would wait for it.
-        odd = answers.isnan().any()
-        self.odd = odd if self.odd is None else self.odd | odd
-        if not self.asked and bool(odd):
+        # Later on, NaN shows in the loss, and the epochs before it are kept. To look at every
+        # answer on a GPU would wait for it.
+        has_nan = answers.isnan().any()
+        self.has_nan = has_nan if self.has_nan is None else self.has_nan | has_nan
+        if not self.asked and bool(has_nan):
             raise StepFailed("the teacher's answers are not numbers (NaN): nothing can be learnt")
         self.seconds += time.perf_counter() - started
         self.asked += len(batch)
-        return answers.clamp(-LARGEST, LARGEST).half() if self.showing.keep else answers
+        return answers.clamp(-LARGEST, LARGEST).half() if self.keep else answers
 
-    def _again(self) -> bool:
-        """Whether views are shown more than once."""
-        return self.showing.views < self.showing.epochs
-
-    def _place(self) -> torch.device:
+    def _filling_device(self) -> torch.device:
         """Return where answers are gathered: to fetch each batch's from a GPU would stop it."""
         device = self.context.device
-        roomy = device.type == "cuda" and self.bytes <= PLACE_SHARE * free_on(device)
+        roomy = device.type == "cuda" and self.view_bytes <= GPU_SHARE * free_on(device)
         return device if roomy else torch.device("cpu")
 
-    def _fits(self) -> bool:
-        return (len(self.held) + 1) * self.bytes <= MEMORY_SHARE * free_memory()
-
-    def _too_much(self) -> str:
-        total = self.bytes * self.showing.views
-        if not self.showing.keep or self.showing.given or total <= KEPT_BYTES:
-            return ""
-        return (
-            f"the answers of {self.showing.views} epochs take {size(total)}. With views=K "
-            f"there are K views, shown in turns, and they are kept"
-        )
+    def _stop_keeping(self, reason: str) -> None:
+        self.not_kept, self.cache = reason, None
 
     def _name(self, view: int) -> str:
         return digest({"soft_labels": self.key, "view": view})

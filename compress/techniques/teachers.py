@@ -1,4 +1,4 @@
-"""Who teaches: one model or an ensemble, looked up by name."""
+"""The teacher of a distillation: one model or an ensemble."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from compress.context import StepContext
 from compress.ensemble import averaged
-from compress.errors import IllegalChain, unknown
+from compress.errors import IllegalChain
 from compress.heads import main_output
 from compress.model import Model, forward, identity
 from compress.tasks.base import Tensors
-from compress.training import autocast, place_inputs, suits_channels_last, to_device
+from compress.training.execution_mode import autocast, to_device
 from compress.training.graphs import ReplayedAnswers, refuse_hooks
+from compress.training.layout import place_inputs, suits_channels_last
 
 REPLAYED_AFTER = 20
 """Batches of one shape after which a teacher on a GPU is recorded: that costs as much as a few."""
@@ -32,12 +33,12 @@ class Teacher:
         self.context, self.average, self.weights = context, average, tuple(weights)
         self.replayed: ReplayedAnswers | None = None
         self.asked: Counter[tuple[torch.Size, ...]] = Counter()
-        self.channels_last = [self._placed(model) for model in self.models]
+        self.channels_last = [self._place(model) for model in self.models]
 
-    def _placed(self, model: Model) -> bool:
-        """Place a teacher where it answers; return whether it does so in channels_last."""
-        some = tuple(tensor.to(self.context.device) for tensor in model.items())
-        last = suits_channels_last(model.module, some, self.context.log, trains=False)
+    def _place(self, model: Model) -> bool:
+        """Move a teacher to the device; return whether it runs in channels_last there."""
+        inputs = tuple(tensor.to(self.context.device) for tensor in model.items())
+        last = suits_channels_last(model.module, inputs, self.context.log, trains=False)
         to_device(model.module, self.context, last).eval().requires_grad_(False)
         return last
 
@@ -60,12 +61,12 @@ class Teacher:
             for model in self.models:
                 refuse_hooks(model.module)
             self.replayed = ReplayedAnswers(self._ask, inputs)
-        except Exception as error:  # whatever it is, the plain way is there
+        except Exception as error:  # whatever it is, plain passes still work
             self.context.log.row("teacher", replayed=False, reason=str(error)[:300])
 
     def _ask(self, inputs: Tensors) -> Tensor:
         outputs = []
-        with torch.no_grad(), autocast(self.context):
+        with torch.no_grad(), autocast(self.context.device, self.context.precision):
             for model, last in zip(self.models, self.channels_last, strict=True):
                 placed = place_inputs(inputs, last)
                 outputs.append(main_output(model.module, model.module(*placed)).float())
@@ -82,34 +83,24 @@ class Teacher:
         }
 
 
-def find_teachers(names: Sequence[str], model: Model, context: StepContext) -> list[Model]:
-    """Return the models of some names: the baseline, the one that enters, those of the suite."""
-    found = []
-    for name in names:
-        if name == INPUT:
-            found.append(model)
-        elif name == BASELINE:
-            assert context.teacher is not None, "run() has checked needs"
-            found.append(context.teacher)
-        elif name in context.models:
-            found.append(context.models[name])
-        else:
-            raise unknown("teacher", name, [BASELINE, INPUT, *context.models])
-    return found
+def known_teachers(context: StepContext, enters: Model | None) -> dict[str, Model]:
+    """Return by name every model that can teach a step: the baseline, its input, the suite's."""
+    models = {**context.models, BASELINE: context.teacher, INPUT: enters}
+    return {name: model for name, model in models.items() if model is not None}
 
 
 def check_pair(teacher: Model, student: Model) -> None:
-    """Refuse a student that takes other inputs or gives outputs of another shape."""
+    """Raise IllegalChain for a student whose inputs or outputs have other shapes."""
     shapes = [[tuple(t.shape[1:]) for t in model.example] for model in (teacher, student)]
     if shapes[0] != shapes[1]:
         raise IllegalChain(
-            f"the teacher takes inputs of shape {shapes[0]} and the student {shapes[1]}: both "
-            f"see the same items, so both need the same"
+            f"the teacher takes inputs of shape {shapes[0]} and the student {shapes[1]}: "
+            f"both get the same items, so the shapes must be equal"
         )
-    taught = forward(teacher.module, teacher.example).shape
-    learnt = forward(student.module.eval(), teacher.example).shape
-    if taught != learnt:
+    expected = forward(teacher.module, teacher.example).shape
+    outputs = forward(student.module.eval(), teacher.example).shape
+    if outputs != expected:
         raise IllegalChain(
-            f"the student has {learnt[-1]} outputs and the teacher {taught[-1]}: both need one "
+            f"the student has {outputs[-1]} outputs and the teacher {expected[-1]}: both need one "
             f"for every class of the task"
         )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from compress.compressor import require_name, seed_everything
+from compress.compressor import seed_everything
 from compress.context import StepContext
 from compress.errors import IllegalChain
 from compress.model import INSTANCE, Model
+from compress.parts import a_name
 from compress.stateless_rng import seed_of
 from compress.surgery import replace_layer
 from compress.training import Training, fit, labels_loss
@@ -25,11 +26,7 @@ class Train(Training):
     which is the control of a distilled one.
     """
 
-    student: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_name(self, "student")
+    student: str | None = field(default=None, metadata=a_name())
 
     @property
     def restarts(self) -> bool:  # type: ignore[override]
@@ -60,30 +57,30 @@ def fresh_model(student: str | None, model: Model, context: StepContext) -> Mode
     return replace(model, sparse=frozenset(), hints={})
 
 
-def same_again(model: Model, context: StepContext) -> Model:
-    """Return a model of the architecture of `model`, whatever steps made of it, untrained.
+def reborn(model: Model, context: StepContext) -> Model:
+    """Return an untrained model of the present architecture of `model`, cut by steps or not.
 
     Its weights are not those that `model` began with, even where both have the context's seed.
     """
     seed_everything(seed_of("born again", context.seed))
     fresh: dict[str, Tensor] = {}
     if model.blueprint is not None and model.blueprint.factory != INSTANCE:
-        made = context.student(model.blueprint.factory)
-        whole = dict(made.module.named_modules())
+        built = context.student(model.blueprint.factory)
+        layers = dict(built.module.named_modules())
         for path, layer in model.module.named_modules():
-            # What carving took out.
-            if isinstance(layer, nn.Identity) and path in whole:
-                replace_layer(made.module, path, type(layer)())
-        if _shapes(made) == _shapes(model):
-            return made
-        fresh = dict(made.module.named_parameters())
+            # Carving has replaced blocks by identities.
+            if isinstance(layer, nn.Identity) and path in layers:
+                replace_layer(built.module, path, type(layer)())
+        if _shapes(built) == _shapes(model):
+            return built
+        fresh = dict(built.module.named_parameters())
         context.log.note(
             "the student has the shapes that steps before it made, so its layers have their own "
             "fresh weights, not those that the model's factory gives them"
         )
-    again = model.copy()
-    reset(again.module, fresh)
-    return replace(again, sparse=frozenset(), hints={})
+    student = model.copy()
+    reset(student.module, fresh)
+    return replace(student, sparse=frozenset(), hints={})
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
@@ -94,35 +91,36 @@ def reset(module: nn.Module, fresh: Mapping[str, Tensor] | None = None) -> None:
     """Give every layer of a module instance fresh weights by its own `reset_parameters`.
 
     Parameters of layers without such a method are taken from `fresh`, by name. Raises IllegalChain
-    if they are not there in their shape. Frozen weights keep their values, for no training would
-    make good what is lost, and so do the buffers of a layer that is frozen as a whole.
+    if they are missing or have another shape. Frozen weights keep their values, since no training
+    could restore them, and so do the buffers of a layer that is frozen as a whole.
     """
-    kept = [(tensor, tensor.detach().clone()) for tensor in _frozen_tensors(module)]
+    frozen = [(tensor, tensor.detach().clone()) for tensor in _frozen_tensors(module)]
     for path, layer in module.named_modules():
-        again = getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None))
-        if callable(again):
-            again()
+        reinitialize = getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None))
+        if callable(reinitialize):
+            reinitialize()
             continue
         for name, parameter in layer.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            given = (fresh or {}).get(f"{path}.{name}" if path else name)
-            if given is None or given.shape != parameter.shape:
+            value = (fresh or {}).get(f"{path}.{name}" if path else name)
+            if value is None or value.shape != parameter.shape:
                 raise IllegalChain(
                     f"fresh weights are needed, and layer {path or 'at the top'!r} "
                     f"({type(layer).__name__}) has no reset_parameters(): give the model as "
                     f"'file.py:factory', or train on with finetune(...) or distill(...)"
                 )
             with torch.no_grad():
-                parameter.copy_(given)
+                parameter.copy_(value)
     with torch.no_grad():
-        for tensor, value in kept:
+        for tensor, value in frozen:
             tensor.copy_(value)
 
 
 def _frozen_tensors(module: nn.Module) -> Iterator[Tensor]:
     for layer in module.modules():
-        own = list(layer.parameters(recurse=False))
-        yield from (parameter for parameter in own if not parameter.requires_grad)
-        if own and not any(parameter.requires_grad for parameter in own):
+        parameters = list(layer.parameters(recurse=False))
+        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+        yield from frozen
+        if frozen and len(frozen) == len(parameters):
             yield from layer.buffers(recurse=False)

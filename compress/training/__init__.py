@@ -2,8 +2,7 @@
 
 from compress.training.batch_loader import Batch
 from compress.training.evaluate import accuracy, evaluate
-from compress.training.execution_mode import ExecutionMode, autocast, to_device
-from compress.training.layout import place_inputs, suits_channels_last
+from compress.training.execution_mode import ExecutionMode
 from compress.training.loop import Loss, TrainingHooks, fit, labels_loss
 from compress.training.settings import Training, one_cycle
 
@@ -14,12 +13,8 @@ __all__ = [
     "Training",
     "TrainingHooks",
     "accuracy",
-    "autocast",
     "evaluate",
     "fit",
     "labels_loss",
     "one_cycle",
-    "place_inputs",
-    "suits_channels_last",
-    "to_device",
 ]

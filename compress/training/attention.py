@@ -1,9 +1,8 @@
 """Attention in float32 within a training in bfloat16.
 
 On CPUs torch's kernels of scaled dot product attention take up to three times as long in bfloat16
-as in float32 where sequences are short, and less where they are long:
-`benchmarks/distillation/attention.py` shows both. `compress.training.execution_mode` therefore
-tries both.
+as in float32 where sequences are short, and less time where they are long
+(`benchmarks/distillation/attention.py`). `compress.training.execution_mode` therefore tries both.
 """
 
 from __future__ import annotations
@@ -11,9 +10,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 
 def has_attention(module: nn.Module) -> bool:
@@ -25,12 +26,12 @@ def has_attention(module: nn.Module) -> bool:
 def attention_in_float32() -> Iterator[None]:
     """Within this context autocast on the CPU computes scaled dot product attention in float32.
 
-    Whatever calls it: the rule of autocast for this operation is replaced, for all threads.
+    Autocast's rule for this operation is replaced, for all callers and threads.
     """
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
-            # Some versions of torch tell once that an operation was replaced.
+            # Some versions of torch warn once that an operation was replaced.
             warnings.filterwarnings("ignore", message="Warning only once for all operators")
             library.impl("scaled_dot_product_attention", _in_float32, "AutocastCPU")
         yield
@@ -38,29 +39,10 @@ def attention_in_float32() -> Iterator[None]:
         library._destroy()
 
 
-def _in_float32(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    mask = None if attn_mask is None else _raised(attn_mask)
+def _in_float32(*args: Any, **kwargs: Any) -> Tensor:
+    args, kwargs = tree_map_only(Tensor, _raised, (args, kwargs))
     with torch.autocast("cpu", enabled=False):
-        return nn.functional.scaled_dot_product_attention(
-            _raised(query),
-            _raised(key),
-            _raised(value),
-            mask,
-            dropout_p,
-            is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-        )
+        return nn.functional.scaled_dot_product_attention(*args, **kwargs)
 
 
 def _raised(tensor: Tensor) -> Tensor:

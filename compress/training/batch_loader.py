@@ -15,15 +15,15 @@ from compress.tasks.base import Split, Subset, Task, Tensors, TensorSplit
 
 CHUNK = 1024
 MEMORY_SHARE = 0.25
-"""Of the memory that is free: as much may a split's raw items take."""
+"""The share of free memory that a split's raw items may take."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Some items, as a loss sees them.
 
-    `index` (int64, shape (N,)) are their numbers in the split and `view` tells which of its
-    augmented views each shows: the same number and view give the same inputs. `targets` are
+    `index` (int64, shape (N,)) are their numbers in the split and `view` is the number of the
+    augmented view that each shows: the same number and view give the same inputs. `targets` are
     those of the split, or probabilities where the task mixes items. `progress` is the fraction
     of the training that is done.
     """
@@ -37,18 +37,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
-    def part(self, begin: int, end: int) -> Batch:
-        """Return the items from `begin` to before `end`."""
-        return self.of(slice(begin, end))
-
-    def of(self, chosen: slice | Tensor) -> Batch:
+    def of(self, items: slice | Tensor) -> Batch:
         """Return some of the items: a slice, or those that are true in a tensor of the length."""
-        here = chosen if isinstance(chosen, slice) else chosen.to(self.targets.device)
+        on_device = items if isinstance(items, slice) else items.to(self.targets.device)
         return replace(
             self,
-            index=self.index[chosen],
-            inputs=tuple(tensor[here] for tensor in self.inputs),
-            targets=self.targets[here],
+            index=self.index[items],
+            inputs=tuple(tensor[on_device] for tensor in self.inputs),
+            targets=self.targets[on_device],
         )
 
 
@@ -87,15 +83,13 @@ class BatchLoader:
 
 
 def resident(split: Split, device: torch.device) -> Split:
-    """Return a split with all its raw items in memory, on the device, if they fit in well.
+    """Return a split with all its raw items in memory, on the device, if they easily fit.
 
     Decoding image files and resizing is then done once and not in every epoch, and a GPU need
     not wait for copies.
     """
-    if device.type == "cpu" and _in_memory(split):
-        return split
     count = len(split)
-    if count == 0:
+    if count == 0 or (device.type == "cpu" and _in_memory(split)):
         return split
     raw, targets = split.fetch(torch.zeros(1, dtype=torch.int64))
     each = sum(tensor.nbytes for tensor in (*raw, targets))

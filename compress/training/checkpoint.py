@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,73 +50,60 @@ class TrainingState:
     """The weights of the best epoch."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name, and the states of the generators of random numbers."""
-        found = {
-            f"{name}/{key}": value
-            for name, module in self.modules.items()
-            for key, value in module.state_dict().items()
+        """Return all tensors as 'group/name', and the states of the random number generators."""
+        groups: dict[str, dict[str, Any]] = {
+            name: module.state_dict() for name, module in self.modules.items()
         }
-        found |= {f"best/{key}": value for key, value in self.best.items()}
         for number, state in self.optimizer.state_dict()["state"].items():
-            found |= {
-                f"optimizer/{number}/{key}": value
-                for key, value in state.items()
-                if isinstance(value, Tensor)
-            }
-        found["random/cpu"] = torch.get_rng_state()
-        found |= {f"random/{name}": value for name, value in _generators().items()}
+            groups[f"optimizer/{number}"] = state
+        groups["best"] = self.best
+        groups["random"] = {"cpu": torch.get_rng_state(), "host": _host_generators()}
         if torch.cuda.is_initialized():
-            found["random/cuda"] = torch.cuda.get_rng_state()
+            groups["random"]["cuda"] = torch.cuda.get_rng_state()
         # Clones: safetensors refuses views that share memory, and channels_last strides.
-        return {key: value.detach().cpu().contiguous().clone() for key, value in found.items()}
+        return {
+            f"{group}/{name}": value.detach().cpu().contiguous().clone()
+            for group, values in groups.items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
 
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` returned. Raises KeyError or RuntimeError if it does not fit."""
-        grouped: dict[str, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            group, _, key = name.partition("/")
-            grouped.setdefault(group, {})[key] = value
-        for name, module in self.modules.items():
-            module.load_state_dict(grouped.get(name, {}))
-        self.best = grouped.get("best", {})
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            group, _, name = key.partition("/")
+            groups.setdefault(group, {})[name] = value
+        for group, module in self.modules.items():
+            module.load_state_dict(groups.get(group, {}))
+        self.best = groups.get("best", {})
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in grouped.get("optimizer", {}).items():
-            number, _, key = name.partition("/")
-            state.setdefault(int(number), {})[key] = value
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": state})
+        for key, value in groups.get("optimizer", {}).items():
+            number, _, name = key.partition("/")
+            state.setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         # In the strides of the parameters, which fused optimizers insist on.
         for parameter, values in self.optimizer.state.items():
-            for key, value in values.items():
+            for name, value in values.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    values[key] = torch.empty_like(parameter).copy_(value)
-        torch.set_rng_state(grouped["random"]["cpu"])
-        _set_generators(grouped["random"])
-        if "cuda" in grouped["random"]:
-            torch.cuda.set_rng_state(grouped["random"]["cuda"])
+                    values[name] = torch.empty_like(parameter).copy_(value)
+        torch.set_rng_state(groups["random"]["cpu"])
+        _set_host_generators(groups["random"]["host"])
+        if "cuda" in groups["random"]:
+            torch.cuda.set_rng_state(groups["random"]["cuda"])
 
 
-def _generators() -> dict[str, Tensor]:
-    """Return the states of Python's and numpy's generators: a layer may draw from them."""
-    version, words, gauss = random.getstate()
-    name, keys, place, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
-    assert (version, name) == (3, "MT19937"), "the states that are known"
-    waiting = float("nan") if gauss is None else float(gauss)
-    return {
-        "python": torch.tensor(words, dtype=torch.int64),
-        "python_gauss": torch.tensor(waiting, dtype=torch.float64),
-        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-        "numpy_rest": torch.tensor([place, has_gauss, cached], dtype=torch.float64),
-    }
+def _host_generators() -> Tensor:
+    """Return the states of Python's and numpy's generators, as JSON: a layer may draw from them."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    text = json.dumps([random.getstate(), [name, keys.tolist(), *rest]])  # type: ignore[union-attr]
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def _set_generators(states: Mapping[str, Tensor]) -> None:
-    gauss = float(states["python_gauss"])
-    words = tuple(map(int, states["python"]))
-    random.setstate((3, words, None if math.isnan(gauss) else gauss))
-    place, has_gauss, cached = map(float, states["numpy_rest"])
-    keys = states["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))
+def _set_host_generators(state: Tensor) -> None:
+    (version, words, gauss), numpy_state = json.loads(bytes(state.tolist()))
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(tuple(numpy_state))
 
 
 class Checkpoints:
@@ -125,47 +111,39 @@ class Checkpoints:
 
     def __init__(self, cache: StepCache | None, question: Mapping[str, Any], epochs: int) -> None:
         self.cache, self.question = cache, dict(question)
+        self.entry: CacheEntry | None = None
+        """The checkpoint of the latest epoch that was kept when the training was stopped."""
         self.last: int | None = None
         self.full = ""
-        """Why nothing more is kept: what the disk said."""
-        self.found = self._find(epochs)
+        """Why nothing more is kept: the disk's error."""
+        if cache is None:
+            return
+        for epoch in range(epochs, 0, -1):
+            if self.entry is not None:
+                # A kill may have come between keeping that one and dropping the one before it.
+                cache.drop(self._key(epoch))
+            else:
+                self.entry = cache.get(self._key(epoch), temporary=True)
+                self.last = epoch if self.entry is not None else None
 
     @property
     def reached(self) -> TrainingProgress:
         """How far the training had come when it was stopped; not at all, if nothing is kept."""
-        return (
-            TrainingProgress()
-            if self.found is None
-            else TrainingProgress(**self.found.about["state"])
-        )
-
-    def _find(self, epochs: int) -> CacheEntry | None:
-        """Look for the latest epoch that was kept."""
-        if self.cache is None:
-            return None
-        for epoch in range(epochs, 0, -1):
-            kept = self.cache.get(self._key(epoch), temporary=True)
-            if kept is not None:
-                self.last = epoch
-                # A kill may have come between keeping this one and dropping the one before it.
-                for earlier in range(epoch - 1, 0, -1):
-                    self.cache.drop(self._key(earlier))
-                return kept
-        return None
+        return TrainingProgress(**({} if self.entry is None else self.entry.about["state"]))
 
     def resume(self, training: TrainingState) -> None:
         """Bring a training to the latest epoch that was kept."""
-        if self.found is not None:
-            training.take(load_file(self.found.folder / TENSORS))
+        if self.entry is not None:
+            training.restore(load_file(self.entry.folder / TENSORS))
 
     def keep(self, training: TrainingState, state: TrainingProgress) -> None:
-        """Keep the state after an epoch, then forget the one before it."""
+        """Keep the state after an epoch, then drop the one before it."""
         if self.cache is None or self.full:
             return
         about = {"state": json.loads(json.dumps(vars(state)))}
 
         def fill(folder: Path) -> Mapping[str, Any]:
-            # As bytes: what `save_file` raises on a full disk is no OSError.
+            # As bytes: on a full disk `save_file` raises an error that is no OSError.
             (folder / TENSORS).write_bytes(save(training.tensors()))
             return about
 
@@ -174,14 +152,10 @@ class Checkpoints:
         except OSError as error:  # a full disk: the training itself can go on
             self.full = str(error)
             return
-        self._drop()
-        self.last = state.epoch
-
-    def _drop(self) -> None:
-        if self.cache is not None and self.last is not None:
+        if self.last is not None:
             with contextlib.suppress(OSError):
                 self.cache.drop(self._key(self.last))
-            self.last = None
+        self.last = state.epoch
 
     def _key(self, epoch: int) -> str:
         return digest({"checkpoint": self.question, "epoch": epoch})

@@ -1,4 +1,4 @@
-"""How well a module does on a split."""
+"""The accuracy and loss of a module on a split."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def accuracy(
 def evaluate(
     module: nn.Module, task: Task, split: Split, device: torch.device | str = "cpu"
 ) -> tuple[float, float]:
-    """Return the accuracy on a split and the mean of the task's loss; the module is left in eval.
+    """Return the accuracy on a split and the mean of the task's loss, in eval mode.
 
     The module computes in float32, as the deployed file does; batches are halved where memory
     does not suffice for them.

@@ -30,18 +30,18 @@ _failed: list[str] = []
 
 
 class NotReplayable(Exception):
-    """What a module does cannot be told by a recording of it; the text says why."""
+    """A recording would not do what the module does; the text says why."""
 
 
 class NotTried(NotReplayable):
-    """Nothing is known of the module: this process, or its memory, does not allow a recording."""
+    """The module was not judged: this process, or its memory, does not allow a recording."""
 
 
 class Replayed:
     """A module in training whose passes, forwards and backwards, are replayed.
 
     Inputs of another shape than the recorded ones (the last batch of an epoch), and calls without
-    gradients, take the plain way. Outputs, one or several, are valid until the next call. Raises
+    gradients, are not replayed. Outputs, one or several, are valid until the next call. Raises
     NotReplayable, or RuntimeError from CUDA where something cannot be recorded, such as a wait for
     the device.
     """
@@ -69,8 +69,8 @@ class Replayed:
             raise NotReplayable("two of its parameters would share one gradient")
 
     def __call__(self, *inputs: Tensor) -> Any:
-        alike = [tensor.shape for tensor in inputs] == self.shapes
-        if alike and torch.is_grad_enabled() and self.module.training:
+        recorded_shapes = [tensor.shape for tensor in inputs] == self.shapes
+        if recorded_shapes and torch.is_grad_enabled() and self.module.training:
             return self.recorded(*inputs)
         return self.run(*inputs)
 
@@ -80,14 +80,14 @@ class Replayed:
         before = [buffer.detach().clone() for buffer in self._buffers()]
         with unchanged(self.module):
             with _autocast(precision):
-                given = run(*inputs)
-            outputs = [given] if isinstance(given, Tensor) else list(given)
+                result = run(*inputs)
+            outputs = [result] if isinstance(result, Tensor) else list(result)
             value = torch.zeros((), device=outputs[0].device)
             for output in outputs:
                 direction = torch.linspace(-1, 1, output.numel(), device=output.device)
                 value = value + (output.float().flatten() * direction).sum()
-            found = torch.autograd.grad(value, parameters, allow_unused=True)
-            gradients = [gradient for gradient in found if gradient is not None]
+            all_gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+            gradients = [gradient for gradient in all_gradients if gradient is not None]
             changes = [now - then for now, then in zip(self._buffers(), before, strict=True)]
             return [[output.detach().clone() for output in outputs], gradients, changes]
 
@@ -96,9 +96,9 @@ class Replayed:
 
 
 class ReplayedAnswers:
-    """What a function without gradients makes of inputs of one shape, replayed.
+    """A function without gradients on inputs of one shape, replayed.
 
-    Raises what `Replayed` raises. Inputs of another shape take the plain way.
+    Raises what `Replayed` raises. Inputs of another shape are not replayed.
     """
 
     def __init__(self, run: Callable[[Tensors], Tensor], inputs: Tensors) -> None:
@@ -106,19 +106,19 @@ class ReplayedAnswers:
 
         self.run, self.inputs = run, _copied(inputs)
         self.shapes = [tensor.shape for tensor in inputs]
-        ours = self.inputs
-        with _same_chance():
-            run(ours)  # as above
+        recorded = self.inputs
+        with _generators_put_back():
+            run(recorded)  # as above
             with _recording():
-                self.captured = Cuda().capture(lambda: run(ours))
+                self.captured = Cuda().capture(lambda: run(recorded))
         others = tuple(tensor.flip(0) for tensor in inputs)
         compare("outputs", [run(others)], [self(others)])
 
     def __call__(self, inputs: Tensors) -> Tensor:
         if [tensor.shape for tensor in inputs] != self.shapes:
             return self.run(inputs)
-        for ours, theirs in zip(self.inputs, inputs, strict=True):
-            ours.copy_(theirs)
+        for recorded, given in zip(self.inputs, inputs, strict=True):
+            recorded.copy_(given)
         self.captured.replay()
         outputs: Tensor = self.captured.outputs
         return outputs.clone()
@@ -217,7 +217,7 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         for part in parts
     ]
     rebound, counted = False, False
-    with _same_chance():
+    with _generators_put_back():
         try:
             yield
         finally:
@@ -236,17 +236,17 @@ def unchanged(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _same_chance() -> Iterator[None]:
-    """Put all generators back; raise NotReplayable if those of the host were asked."""
+def _generators_put_back() -> Iterator[None]:
+    """Put all generators back; raise NotReplayable if those of the host have drawn."""
     on_device = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    ours, theirs, arrays = random.getstate(), torch.get_rng_state(), np.random.get_state()
-    before = _host_chance()
+    python, host, arrays = random.getstate(), torch.get_rng_state(), np.random.get_state()
+    before = _host_generators()
     try:
         yield
     finally:
-        after = _host_chance()
-        random.setstate(ours)
-        torch.set_rng_state(theirs)
+        after = _host_generators()
+        random.setstate(python)
+        torch.set_rng_state(host)
         np.random.set_state(arrays)
     if on_device is not None:
         torch.cuda.set_rng_state(on_device)
@@ -254,7 +254,7 @@ def _same_chance() -> Iterator[None]:
         raise NotReplayable("it draws random numbers on the host, which a recording repeats")
 
 
-def _host_chance() -> tuple[object, ...]:
+def _host_generators() -> tuple[object, ...]:
     _, numbers, place, *_ = np.random.get_state()
-    ours = torch.get_rng_state().numpy().tobytes()
-    return random.getstate(), np.asarray(numbers).tobytes(), place, ours
+    torch_state = torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), np.asarray(numbers).tobytes(), place, torch_state

@@ -1,7 +1,7 @@
 """In which memory layout a module runs: channels_last suits convolutions, and not every module.
 
 `x.view(x.size(0), -1)`, with which most tutorials flatten, fails on what a convolution gives in
-channels_last. Which modules run there is found out by trying it on a few items.
+channels_last. Whether a module can run there is decided by trying it on a few items.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from compress.stateless_rng import preserve_rng_state
 from compress.tasks.base import Tensors
 
 ITEMS = 2
-"""That a layout is tried on: batch norm has no variance over one."""
+"""Items that a layout is tried on: batch norm has no variance over one."""
 NEAR = {"outputs": 0.005, "gradients": 0.25}
-"""How far results may be from the plain layout's in any case, as `_off` tells it.
+"""How far results may always be from the plain layout's, as a `_distance`.
 
 Rounding moves outputs by a millionth, and gradients, where a ReLU changes sides, by hundredths.
-What is read in a wrong order is off by 0.7.
+Values read in a wrong order have a distance of 0.7.
 """
 NUDGE = 1e-6
 """The share of itself by which every weight is moved to see how much a module magnifies rounding:
-a batch norm over two items can make anything of it."""
+a batch norm over two items can magnify it to any extent."""
 NOISE = 10.0
 """Results may also be so many times as far away as such a nudge moves them."""
 
@@ -51,11 +51,11 @@ def place_inputs(inputs: Tensors, channels_last: bool) -> Tensors:
 def suits_channels_last(
     module: nn.Module, inputs: Tensors, step_log: StepLog, trains: bool = True
 ) -> bool:
-    """Whether a module has convolutions and gives in channels_last what it gives otherwise.
+    """Whether a module has convolutions and gives the same results in channels_last.
 
     `inputs` are a few items on the device that it will run on. Where it `trains`, it is tried in
     train mode, forwards and backwards; in eval mode in any case. Copies run, and random numbers
-    are drawn as if none had. A module that fails does not suit; the log says why.
+    are drawn as if none had. A module that fails is not suited; the log says why.
     """
     if not any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
         return False
@@ -63,7 +63,7 @@ def suits_channels_last(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reason = _difference(module, inputs, trains)
-    except Exception as error:  # a module is somebody's code: it may raise anything
+    except Exception as error:  # the model's own code may raise anything
         reason = f"{type(error).__name__}: {error}"[:300]
     if reason:
         step_log.row("layout", channels_last=False, reason=reason)
@@ -71,36 +71,36 @@ def suits_channels_last(
 
 
 Results = list[tuple[str, list[Tensor]]]
-"""Outputs in eval mode on inputs in the plain layout; outputs in use; gradients."""
+"""Outputs in eval mode on inputs in the plain layout; outputs in training; gradients."""
 
 
 def _difference(module: nn.Module, inputs: Tensors, trains: bool) -> str:
-    """Say what differs in channels_last by more than rounding ('' if nothing does)."""
+    """Return what differs in channels_last by more than rounding ('' if nothing does)."""
     plain = _results(module, inputs, False, trains)
     last = _results(module, inputs, True, trains)
     noise: list[float] = []
     for number, (what, expected) in enumerate(plain):
-        off = _off(expected, last[number][1])
-        if off <= NEAR[what]:
+        distance = _distance(expected, last[number][1])
+        if distance <= NEAR[what]:
             continue
         if not noise:
             nudged = _results(module, inputs, False, trains, NUDGE)
-            noise = [_off(one, other) for (_, one), (_, other) in zip(plain, nudged, strict=True)]
-        if not off <= NOISE * noise[number]:
-            return f"{what} in channels_last differ by {off:.0%}"
+            noise = [_distance(a, b) for (_, a), (_, b) in zip(plain, nudged, strict=True)]
+        if not distance <= NOISE * noise[number]:
+            return f"{what} in channels_last differ by {distance:.0%}"
     return ""
 
 
 def _results(
     module: nn.Module, inputs: Tensors, channels_last: bool, trains: bool, nudge: float = 0.0
 ) -> Results:
-    """Return what a copy of a module gives in a memory layout, its weights moved a little."""
+    """Return the results of a copy of a module in a memory layout, its weights moved a little."""
     device = inputs[0].device
-    ours = copy.deepcopy(module).to(device).to(memory_format=memory_format(channels_last))
-    parameters = [parameter for parameter in ours.parameters() if parameter.requires_grad]
+    module = copy.deepcopy(module).to(device).to(memory_format=memory_format(channels_last))
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if nudge:
         with torch.no_grad():
-            for weight in filter(Tensor.is_floating_point, ours.parameters()):
+            for weight in filter(Tensor.is_floating_point, module.parameters()):
                 ripples = torch.arange(weight.numel(), device=device).cos().view(weight.shape)
                 weight.mul_(1 + nudge * ripples)
     # Copies of the inputs, too: a first layer may work in place. Between epochs models are judged
@@ -111,15 +111,15 @@ def _results(
     )
     with preserve_rng_state(device), _EqualDraws(device):
         with torch.no_grad():
-            found: Results = [("outputs", _tensors(ours.eval()(*plain)))]
+            results: Results = [("outputs", _tensors(module.eval()(*plain)))]
             if not trains:
-                return [*found, ("outputs", _tensors(ours(*placed)))]
+                return [*results, ("outputs", _tensors(module(*placed)))]
         with torch.enable_grad():
-            outputs = _tensors(ours.train()(*placed))
+            outputs = _tensors(module.train()(*placed))
             value = sum((_weighed(output) for output in outputs), torch.zeros((), device=device))
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     used = [gradient for gradient in gradients if gradient is not None]
-    return [*found, ("outputs", [output.detach() for output in outputs]), ("gradients", used)]
+    return [*results, ("outputs", [output.detach() for output in outputs]), ("gradients", used)]
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
@@ -134,24 +134,25 @@ def _weighed(output: Tensor) -> Tensor:
     return (output.flatten() * weights).sum()
 
 
-def _off(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+def _distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """Return the length of the difference, as a share of both lengths: from 0 to 1."""
-    if not ours or [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+    if not first or [tensor.shape for tensor in first] != [tensor.shape for tensor in second]:
         return math.inf
     squares = [0.0, 0.0, 0.0]
-    for one, other in zip(ours, theirs, strict=True):
+    for one, other in zip(first, second, strict=True):
         # A mask of infinities is equal to itself, and so is what is no number.
         pair = [torch.nan_to_num(tensor, 0.0, 1.0, -1.0) for tensor in (one, other)]
         for place, tensor in enumerate((*pair, pair[0] - pair[1])):
             squares[place] += float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
-    first, second, difference = map(math.sqrt, squares)
-    return difference / (first + second) if first + second else 0.0
+    one_length, other_length, difference = map(math.sqrt, squares)
+    both = one_length + other_length
+    return difference / both if both else 0.0
 
 
 class _EqualDraws(TorchDispatchMode):
-    """Has dropout and its like draw the same numbers in every layout.
+    """Makes dropout and similar layers draw the same numbers in every layout.
 
-    They draw in the order in which values lie in memory: within this context, in the plain one.
+    They draw in the order of values in memory: within this context, in that of the plain layout.
     """
 
     supports_higher_order_operators = True
@@ -168,12 +169,12 @@ class _EqualDraws(TorchDispatchMode):
             return func(*args, **kwargs)
         plain_args, plain_kwargs = tree_map_only(Tensor, _plain, (args, kwargs))
         with preserve_rng_state(self.device):
-            found = func(*args, **kwargs)
+            results = func(*args, **kwargs)
         expected = func(*plain_args, **plain_kwargs)
-        for ours, theirs in zip(tree_leaves(found), tree_leaves(expected), strict=True):
-            if isinstance(ours, Tensor):
-                ours.copy_(theirs)
-        return found
+        for result, plain in zip(tree_leaves(results), tree_leaves(expected), strict=True):
+            if isinstance(result, Tensor):
+                result.copy_(plain)
+        return results
 
 
 def _plain(tensor: Tensor) -> Tensor:

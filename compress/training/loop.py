@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,41 +25,38 @@ from compress.training.execution_mode import ExecutionMode, Run, autotune, runne
 from compress.training.settings import Training, one_cycle, refuse_frozen
 from compress.training.stepper import AUXILIARY, LabelWeight, Loss, Stepper
 
-WATCHED = 1000
+CURVE_ITEMS = 1000
 """Items of the validation split behind the curve, where it decides nothing."""
 WORTH_KEEPING = 2.0
-"""Seconds of training since the last checkpoint from which on the next one is written."""
-
-LOOK = 50
-"""Steps on a GPU after which it is seen whether the loss is still finite."""
-
-View = Callable[[int], int]
-"""Epoch (from 0) -> the number of the augmented view that it shows."""
+"""Seconds of training after a checkpoint until the next one is written."""
+CHECK_EVERY_ON_GPU = 50
+"""Steps on a GPU after which it is checked whether the loss is still finite."""
 
 
 @dataclass
 class TrainingHooks:
-    """What surrounds the loop: other data than the task's own, further weights, hooks.
+    """What a technique changes in the loop: other data, further weights, callbacks.
 
     `split` takes the place of the training data; `extra` is trained along and thrown away;
-    `view` says which augmented view an epoch shows; `before` and `after` are called with every
-    epoch's view; `traced` is False where the module must not be compiled or recorded.
+    `view` maps an epoch (from 0) to the augmented view that it shows; `before` and `after` are
+    called with every epoch's view; `traced` is False where the module must not be compiled or
+    recorded.
     """
 
     split: Split | None = None
     extra: nn.Module | None = None
-    view: View = lambda epoch: epoch
+    view: Callable[[int], int] = lambda epoch: epoch
     before: Callable[[int], None] = lambda view: None
     after: Callable[[int], None] = lambda view: None
     traced: bool = True
     labelled: bool = True
     """Whether the split's targets mean anything."""
     label_weight: LabelWeight = lambda progress: 1.0
-    """What the loss weighs the labels' loss with: auxiliary heads learn from labels alone."""
+    """The weight of the labels' loss within the loss: auxiliary heads learn from labels alone."""
     about: Mapping[str, Any] | None = None
-    """What the loss depends on, for the checkpoints' keys."""
-    blames: Callable[[], str] = str
-    """Says what else than the training has made a loss that is not finite; '' for nothing."""
+    """What else the loss depends on, for the checkpoints' keys."""
+    nan_reason: Callable[[], str] = str
+    """Returns why a loss is not finite, if not because of the training itself; else ''."""
 
 
 def labels_loss(context: StepContext) -> Loss:
@@ -98,8 +94,7 @@ class _Fit:
         hooks: TrainingHooks,
     ) -> None:
         split = hooks.split if hooks.split is not None else context.train
-        if split is None:
-            raise StepFailed("there is no training data")
+        assert split is not None, "run() has checked needs"
         heads = heads_of(model.module)
         if heads is not None and heads.untrainable:
             raise StepFailed(heads.untrainable)
@@ -109,18 +104,26 @@ class _Fit:
         )
         if len(self.loader) == 0:
             raise StepFailed(f"{len(split)} training item(s) are too few to train on")
-        self.begun = len(context.log.rows)
-        # Without a scope nothing tells this training from others on the cache.
+        self.total_steps = settings.epochs * len(self.loader)
+        self.first_row = len(context.log.rows)
+        question = {
+            "scope": context.scope,
+            "settings": repr(settings),
+            "seed": context.seed,
+            "weights": weights_hash(model.module),
+            "about": dict(hooks.about or {}),
+        }
+        # Without a scope nothing distinguishes this training from others on the cache.
         cache = context.cache if context.scope else None
-        self.checkpoints = Checkpoints(cache, self._question(), settings.epochs)
+        self.checkpoints = Checkpoints(cache, question, settings.epochs)
         self.reached = self.checkpoints.reached
-        self.earlier = self.reached.seconds
-        first: Batch | None = None
+        self.earlier_seconds = self.reached.seconds
+        # A batch like most of those to come.
+        batch = self.loader.batch(torch.arange(min(settings.batch_size, len(split))), 0)
         if self.reached.mode:
             self.mode = ExecutionMode(**self.reached.mode)
         else:
-            first = self._first()
-            self.mode = self._pace(first)
+            self.mode = autotune(model, context, self.total_steps, batch, hooks.traced)
         self.module = to_device(model.module, context, self.mode.channels_last)
         self.masks = {
             name: value.detach() != 0
@@ -132,132 +135,126 @@ class _Fit:
             self.modules["extra"] = hooks.extra.to(context.device)
         parameters = [p for module in self.modules.values() for p in module.parameters()]
         self.optimizer = _optimizer(parameters, settings)
-        self.refused = ""
-        """Why a training that was chosen to be replayed is not."""
-        run = self._runner(first)
+        self.not_replayed = ""
+        """Why a training that was to be replayed is not."""
+        run = self._runner(batch)
         self.stepper = Stepper(
             run, parameters, self.optimizer, loss, context, self.mode, hooks.label_weight
         )
         self.stepper.micro_batches = self.reached.micro_batches
         self.state = TrainingState(self.modules, self.optimizer)
-        self.watched = self._watched()
+        self.validation = self._validation()
 
-    def _question(self) -> dict[str, Any]:
-        return {
-            "scope": self.context.scope,
-            "settings": repr(self.settings),
-            "seed": self.context.seed,
-            "weights": weights_hash(self.model.module),
-            "about": dict(self.hooks.about or {}),
-        }
-
-    def _runner(self, first: Batch | None) -> Run:
+    def _runner(self, batch: Batch) -> Run:
         # A batch that is halved is of another shape than a recorded one.
         if self.mode.replayed and self.reached.micro_batches == 1:
             try:
-                return runner(self.module, self.mode, first if first is not None else self._first())
-            except Exception as error:  # whatever it is, the plain way is there, and a note says so
-                self.refused = str(error).strip().partition("\n")[0][:300]
+                return runner(self.module, self.mode, batch)
+            except Exception as error:  # whatever it is, plain passes work, and a note says so
+                self.not_replayed = str(error).strip().partition("\n")[0][:300]
         self.mode = replace(self.mode, replayed=False)
         return runner(self.module, self.mode, None)
 
-    def _first(self) -> Batch:
-        """Return a batch like most of those to come."""
-        size = min(self.settings.batch_size, len(self.loader.split))
-        return self.loader.batch(torch.arange(size), 0)
-
-    def _pace(self, first: Batch) -> ExecutionMode:
-        steps = self.settings.epochs * len(self.loader)
-        return autotune(self.model, self.context, steps, first, self.hooks.traced)
+    def _validation(self) -> Split | None:
+        """Return the items that are judged after every epoch, in memory if they fit."""
+        split = self.context.validation
+        if split is None or len(split) == 0:
+            return None
+        items = split if self.settings.judges else some_of(split, CURVE_ITEMS)
+        return items if self.context.task.ragged else resident(items, torch.device("cpu"))
 
     def run(self) -> Model:
-        settings, context = self.settings, self.context
+        settings, context, reached = self.settings, self.context, self.reached
         self.checkpoints.resume(self.state)
-        if self.reached.epoch:
-            del context.log.rows[self.begun :]
-            context.log.rows += self.reached.rows
-        if self.refused:
-            context.log.note(f"training could not be replayed as CUDA graphs: {self.refused}")
-        unsaved = time.perf_counter()
-        with showing(context.progress), self._stage() as shown:
-            for epoch in range(self.reached.epoch, settings.epochs):
-                if self._waited_enough():
-                    break
+        if reached.epoch:
+            context.log.rows[self.first_row :] = reached.rows
+        if self.not_replayed:
+            context.log.note(f"training could not be replayed as CUDA graphs: {self.not_replayed}")
+        last_kept = time.perf_counter()
+        items, unit = len(self.loader.split), context.task.unit
+        shown = stage(
+            f"training on {items:,} {unit}",
+            settings.epochs * items,
+            unit,
+            done=reached.epoch * items,
+        )
+        with showing(context.progress), shown as progress:
+            while reached.epoch < settings.epochs and not self._out_of_patience():
                 good = _copied(self.module)
                 started = time.perf_counter()
-                row = self._epoch(epoch, shown)
-                self.reached.seconds += time.perf_counter() - started
-                sound = not became_nonfinite(self.module.state_dict(), good)
-                if not (math.isfinite(row["loss"]) and sound):
+                row = self._epoch(reached.epoch, progress)
+                reached.seconds += time.perf_counter() - started
+                finite = not became_nonfinite(self.module.state_dict(), good)
+                if not (math.isfinite(row["loss"]) and finite):
                     self._fall_back(row, good)
                     break
-                self._watch(row)
+                self._validate(row)
                 context.log.row("epoch", **row)
-                self.reached.epoch = epoch + 1
-                if time.perf_counter() - unsaved >= WORTH_KEEPING:
+                reached.epoch += 1
+                if time.perf_counter() - last_kept >= WORTH_KEEPING:
                     self._keep()
-                    unsaved = time.perf_counter()
+                    last_kept = time.perf_counter()
         return self._finish()
 
-    def _epoch(self, epoch: int, shown: Stage) -> dict[str, Any]:
+    def _epoch(self, epoch: int, progress: Stage) -> dict[str, Any]:
         """Train for an epoch and return its row: mean loss, and accuracy while it was trained."""
         for module in self.modules.values():
             module.train()
         view = self.hooks.view(epoch)
         total = torch.zeros((), device=self.context.device)
-        right = torch.zeros((), dtype=torch.int64, device=self.context.device)
-        count, batches = 0, len(self.loader)
-        # A look at a GPU's figures waits for it.
-        look = 1 if self.context.device.type == "cpu" else LOOK
-        total_batches = batches * self.settings.epochs
+        correct = torch.zeros((), dtype=torch.int64, device=self.context.device)
+        count = 0
+        # To look at a GPU's figures waits for it.
+        check_every = 1 if self.context.device.type == "cpu" else CHECK_EVERY_ON_GPU
         started = time.perf_counter()
         self.hooks.before(view)
-        for number, batch in enumerate(self.loader.epoch(epoch, view)):
-            step = epoch * batches + number
-            rate = self.settings.learning_rate * one_cycle((step + 0.5) / total_batches)
+        for number, batch in enumerate(self.loader.epoch(epoch, view), 1):
+            step = epoch * len(self.loader) + number - 1
+            rate = self.settings.learning_rate * one_cycle((step + 0.5) / self.total_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            value, good = self.stepper.step(replace(batch, progress=step / total_batches))
+            loss, good = self.stepper.step(replace(batch, progress=step / self.total_steps))
             self._mask()
-            total, right, count = total + value * len(batch), right + good, count + len(batch)
-            shown.advance(len(batch), partial(self._words, epoch, total, right, count))
-            if (number + 1) % look == 0 and not math.isfinite(float(total)):
+            total, correct, count = total + loss * len(batch), correct + good, count + len(batch)
+            progress.advance(len(batch), partial(self._words, epoch, total, correct, count))
+            if number % check_every == 0 and not math.isfinite(float(total)):
                 break
-        else:  # of an epoch that was broken off, not all of the view was seen
+        else:  # an epoch that broke off has not seen the whole view
             self.hooks.after(view)
         self.reached.samples += count
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(total) / count}
         if self.hooks.labelled:
-            row["train_accuracy"] = float(right) / count
+            row["train_accuracy"] = float(correct) / count
         row["samples_per_second"] = round(count / seconds, 1)
         return row
 
-    def _words(self, epoch: int, total: Tensor, right: Tensor, count: int) -> str:
-        """Return what is said of an epoch so far."""
+    def _words(self, epoch: int, total: Tensor, correct: Tensor, count: int) -> str:
+        """Return what progress shows of an epoch so far."""
         words = f"epoch {epoch + 1} of {self.settings.epochs}, loss {float(total) / count:.4f}"
-        return words + (f", accuracy {float(right) / count:.1%}" if self.hooks.labelled else "")
+        return words + (f", accuracy {float(correct) / count:.1%}" if self.hooks.labelled else "")
 
     def _mask(self) -> None:
         with torch.no_grad():
             for name, mask in self.masks.items():
                 self.module.get_parameter(name).mul_(mask)
 
-    def _watch(self, row: dict[str, Any]) -> None:
+    def _validate(self, row: dict[str, Any]) -> None:
         """Judge the epoch on the validation split, and remember the best one's weights."""
-        if self.watched is None:
+        if self.validation is None:
             return
-        judged = self.settings.judges
-        score, loss = evaluate(self.module, self.context.task, self.watched, self.context.device)
+        task, device, reached = self.context.task, self.context.device, self.reached
+        score, loss = evaluate(self.module, task, self.validation, device)
         row["validation_accuracy"], row["validation_loss"] = score, loss
-        reached = self.reached
+        if not self.settings.judges:
+            return
         # Among equally accurate epochs the one of lower loss: small splits are full of ties.
-        if judged and (reached.best is None or (score, -loss) > (reached.best, -reached.best_loss)):
+        if reached.best is None or (score, -loss) > (reached.best, -reached.best_loss):
             reached.best, reached.best_epoch, reached.best_loss = score, row["epoch"], loss
             if self.settings.keep == "best":
                 self.state.best = _copied(self.module)
 
-    def _waited_enough(self) -> bool:
+    def _out_of_patience(self) -> bool:
         patience, reached = self.settings.patience, self.reached
         if patience is None or reached.epoch - reached.best_epoch < patience:
             return False
@@ -271,7 +268,7 @@ class _Fit:
         """Return to the state before an epoch whose loss was not finite."""
         epoch, loss = row["epoch"], row["loss"]
         usual = f"try a smaller learning_rate than {self.settings.learning_rate}"
-        advice = self.hooks.blames() or usual
+        advice = self.hooks.nan_reason() or usual
         what = f"the loss became {loss}" if not math.isfinite(loss) else "weights became infinite"
         if epoch == 1:
             raise StepFailed(f"{what} in epoch {epoch}: {advice}")
@@ -285,59 +282,41 @@ class _Fit:
     def _keep(self) -> None:
         self.reached.micro_batches = self.stepper.micro_batches
         self.reached.mode = asdict(self.stepper.mode)
-        self.reached.rows = self.context.log.rows[self.begun :]
+        self.reached.rows = self.context.log.rows[self.first_row :]
         self.checkpoints.keep(self.state, self.reached)
-
-    def _watched(self) -> Split | None:
-        """Return the items that are judged after every epoch, in memory if they fit."""
-        split = self.context.validation
-        if split is None or len(split) == 0:
-            return None
-        some = split if self.settings.judges else some_of(split, WATCHED)
-        return some if self.context.task.ragged else resident(some, torch.device("cpu"))
 
     def _finish(self) -> Model:
         if self.state.best:
             self.module.load_state_dict(self.state.best)
-        reached = self.reached
-        told = {
-            "samples": reached.samples,
-            "seconds": round(reached.seconds, 3),
-            "earlier_seconds": round(self.earlier, 3),
-            "precision": self.mode.precision,
-            "pace": str(self.stepper.mode),
-        }
-        if reached.best_epoch:
-            told["best_epoch"] = reached.best_epoch
+        log, reached = self.context.log, self.reached
         if self.checkpoints.full:
-            self.context.log.note(
+            log.note(
                 f"the state of the training could not be kept along the way "
                 f"({self.checkpoints.full})"
             )
         if has_auxiliary(self.module):
-            self.context.log.note(self._said_of_auxiliary_heads())
-        self.context.log.row("fit", **told, **self.stepper.about(self.settings.batch_size))
+            log.note(self._note_of_auxiliary_heads())
+        log.row(
+            "fit",
+            samples=reached.samples,
+            seconds=round(reached.seconds, 3),
+            earlier_seconds=round(self.earlier_seconds, 3),
+            precision=self.mode.precision,
+            pace=str(self.stepper.mode),
+            **({"best_epoch": reached.best_epoch} if reached.best_epoch else {}),
+            **self.stepper.about(self.settings.batch_size),
+        )
         module = self.module.to("cpu").to(memory_format=torch.contiguous_format).eval()
         return replace(self.model, module=module, hints={})
 
-    def _said_of_auxiliary_heads(self) -> str:
-        weights = [self.hooks.label_weight(progress) for progress in (0.0, 1.0)]
-        if not any(weights):
+    def _note_of_auxiliary_heads(self) -> str:
+        if not any(self.hooks.label_weight(progress) for progress in (0.0, 1.0)):
             return (
                 "auxiliary heads were not trained: they learn from labels, and the loss uses none"
             )
         return (
             f"auxiliary heads were trained along: each adds {AUXILIARY} of the labels' loss; they "
             f"are not deployed"
-        )
-
-    def _stage(self) -> AbstractContextManager[Stage]:
-        items, unit = len(self.loader.split), self.context.task.unit
-        return stage(
-            f"training on {items:,} {unit}",
-            self.settings.epochs * items,
-            unit,
-            done=self.reached.epoch * items,
         )
 
 

@@ -1,24 +1,23 @@
-"""The settings that all steps that train share."""
+"""The settings of every step that trains."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from compress.compressor import Compressor, require_choice, require_count, require_positive
+from compress.compressor import Compressor
 from compress.context import StepContext
 from compress.errors import IllegalChain
 from compress.model import Model
-
-OPTIMIZERS = ("adamw", "sgd")
+from compress.parts import one_of, positive, positive_or_zero, whole_number
 
 
 @dataclass(frozen=True, repr=False)
 class Training(Compressor):
-    """The settings that all steps that train share.
+    """The settings of every step that trains.
 
     The learning rate rises linearly over the first fifth of the steps and falls along a cosine
     to zero (after the one-cycle policy, Smith and Topin 2018); `learning_rate` is its peak.
@@ -31,23 +30,13 @@ class Training(Compressor):
 
     always_shown = ("epochs",)
 
-    epochs: int = 1
-    optimizer: str = "adamw"
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    batch_size: int = 128
-    keep: str = "last"
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        require_count(self, "epochs")
-        require_count(self, "batch_size", least=2)
-        require_choice(self, "optimizer", OPTIMIZERS)
-        require_choice(self, "keep", ("last", "best"))
-        require_positive(self, "learning_rate")
-        require_positive(self, "weight_decay", zero=True)
-        if self.patience is not None:
-            require_count(self, "patience")
+    epochs: int = field(default=1, metadata=whole_number())
+    optimizer: str = field(default="adamw", metadata=one_of("adamw", "sgd"))
+    learning_rate: float = field(default=2e-3, metadata=positive())
+    weight_decay: float = field(default=0.01, metadata=positive_or_zero())
+    batch_size: int = field(default=128, metadata=whole_number(least=2))
+    keep: str = field(default="last", metadata=one_of("last", "best"))
+    patience: int | None = field(default=None, metadata=whole_number())
 
     @property
     def judges(self) -> bool:
@@ -65,7 +54,7 @@ class Training(Compressor):
             refuse_frozen(learner.module, self)
 
     def learner(self, context: StepContext) -> Model | None:
-        """Return a model with the layers of the one that is trained, where they are known."""
+        """Return a model with the layers of the one that is trained, if they are known."""
         return context.enters
 
 

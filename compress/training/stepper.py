@@ -1,4 +1,4 @@
-"""One step of an optimizer, also where a batch is more than memory holds."""
+"""One step of an optimizer, also where memory cannot hold a whole batch."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Loss = Callable[[Tensor, Batch], Tensor]
 """(outputs in float32, batch) -> scalar, the mean over the batch's items."""
 
 LabelWeight = Callable[[float], float]
-"""Fraction of the training that is done -> what the loss weighs the labels' loss with."""
+"""Fraction of the training that is done -> the weight of the labels' loss within the loss."""
 
 AUXILIARY = 0.3
 """The share of the labels' loss that every auxiliary head adds: Szegedy et al. 2014 (GoogLeNet),
-section 5. (torchvision has no other figure: its reference training takes models of one output.)"""
+section 5. (torchvision's reference training gives no figure: it takes models of one output.)"""
 LARGEST_NORM = 5.0
 """Of all gradients together; beyond it they are scaled down."""
 
 
 class Stepper:
-    """Steps of an optimizer, in micro-batches where a batch is more than memory holds.
+    """Steps of an optimizer, in micro-batches where memory cannot hold a whole batch.
 
     When memory runs out the batch is halved for good, and the gradients of its micro-batches, each
     weighted by its share of the items, add up to that of the whole. Batch norm sees one of them at
@@ -57,13 +57,13 @@ class Stepper:
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Take one step; return the mean loss and the number of right answers, detached.
 
-        Memory that runs out in the optimizer itself is told: smaller batches do not help there, and
-        some weights may have been moved already.
+        Memory that runs out in the optimizer itself is an error: smaller batches do not help there,
+        and some weights may have been moved already.
         """
-        found = self._gradients(batch)
+        result = self._gradients(batch)
         nn.utils.clip_grad_norm_(self.parameters, LARGEST_NORM)
         self.optimizer.step()
-        return found
+        return result
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Leave the batch's gradients in the parameters, in micro-batches that memory holds."""
@@ -74,7 +74,7 @@ class Stepper:
                 # Batch norm has no variance over one item, so a part has two at least.
                 if not ran_out_of_memory(error) or 4 * self.micro_batches > len(batch):
                     raise
-                said = str(error).strip().partition("\n")[0]
+                message = str(error).strip().partition("\n")[0]
             self.optimizer.zero_grad(set_to_none=True)
             if isinstance(self.run, Replayed):
                 # The recording holds the memory of a whole batch: without it one may fit.
@@ -85,10 +85,10 @@ class Stepper:
             if self.context.device.type == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
-            self.context.log.row("memory", micro_batches=self.micro_batches, error=said)
+            self.context.log.row("memory", micro_batches=self.micro_batches, error=message)
 
     def about(self, batch_size: int) -> dict[str, int]:
-        """Return what the record says of the batches, and note it if they were not whole."""
+        """Return the size of micro-batches for the log, with a note, if batches were split."""
         if self.micro_batches == 1:
             return {}
         self.context.log.note(
@@ -105,15 +105,15 @@ class Stepper:
         pieces = max(1, min(self.micro_batches, count // 2))
         for index in range(pieces):
             begin, end = index * count // pieces, (index + 1) * count // pieces
-            some = batch.part(begin, end)
+            part = batch.of(slice(begin, end))
             with execution_context(self.context, self.mode):
-                heads = self.run(*place_inputs(some.inputs, self.mode.channels_last))
+                heads = self.run(*place_inputs(part.inputs, self.mode.channels_last))
             # The loss is computed in float32: bfloat16 keeps three digits only.
             outputs, *others = (head.float() for head in heads)
-            value = self.loss(outputs, some)
+            value = self.loss(outputs, part)
             weight = AUXILIARY * self.label_weight(batch.progress)
             for head in others if weight else ():
-                value = value + weight * self.context.task.loss(head, some.targets)
+                value = value + weight * self.context.task.loss(head, part.targets)
             value = value * ((end - begin) / count)
             if not value.requires_grad:
                 raise StepFailed(
@@ -122,5 +122,5 @@ class Stepper:
                 )
             value.backward()
             total = total + value.detach()
-            right = right + self.context.task.correct(outputs.detach(), some.targets).sum()
+            right = right + self.context.task.correct(outputs.detach(), part.targets).sum()
         return total, right

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,16 @@ from bench_fixtures import build, fresh_model, make_bench, small_digits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
 
 from compress.compressor import run, seed_everything
 from compress.deploy.export import export
 from compress.errors import IllegalChain
 from compress.model import Model, forward, load, save
-from compress.techniques import chain
+from compress.techniques import carve, chain
 from compress.techniques.blocks import Stage, stages, without
-from compress.techniques.losses.kd import divergence
+from compress.techniques.losses import divergence
 from compress.zoo.models import fresh
 
 DATA = small_digits()
@@ -54,26 +57,37 @@ def test_the_blocks_of_a_resnet() -> None:
     assert fixed == ["layer2.0", "layer3.0"], "they halve the picture"
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "expected"),
-    [
-        ("resnet18", 64, [2, 2, 2, 2]),
-        ("mobilenet_v2", 64, [17]),
-        ("vit_b_32", 224, [12]),
-        ("convnext_tiny", 64, [3, 3, 9, 3]),
-        ("swin_t", 64, [2, 2, 6, 2]),
-    ],
-)
-def test_the_blocks_of_torchvision(name: str, size: int, expected: list[int]) -> None:
-    from torchvision import models
+TORCHVISION: dict[str, tuple[Callable[..., nn.Module], list[int]]] = {
+    "resnet18": (models.resnet18, [2, 2, 2, 2]),
+    "mobilenet_v2": (models.mobilenet_v2, [17]),
+    "vit_b_32, narrower": (
+        partial(models.VisionTransformer, 64, 32, num_layers=12, num_heads=2, hidden_dim=16,
+                mlp_dim=32),
+        [12],
+    ),
+    "convnext_tiny, narrower": (
+        partial(models.ConvNeXt, [
+            CNBlockConfig(8, 16, 3), CNBlockConfig(16, 24, 3), CNBlockConfig(24, 32, 9),
+            CNBlockConfig(32, None, 3),
+        ]),
+        [3, 3, 9, 3],
+    ),
+    "swin_t, narrower": (
+        partial(models.SwinTransformer, [4, 4], 8, [2, 2, 6, 2], [1, 2, 4, 8], [7, 7]),
+        [2, 2, 6, 2],
+    ),
+}  # fmt: skip
 
-    module = models.get_model(name, weights=None, num_classes=4).eval()
-    example = (torch.zeros(1, 3, size, size),)
-    found = stages(module, example)
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_the_blocks_of_torchvision(name: str) -> None:
+    make, expected = TORCHVISION[name]
+    module = make(num_classes=4).eval()
+    found = stages(module, (torch.zeros(1, 3, 64, 64),))
     assert [len(stage.blocks) for stage in found] == expected
     paths = [path for stage in found for path in stage.removable]
     with torch.no_grad():
-        assert without(module, paths)(torch.rand(2, 3, size, size)).shape == (2, 4)
+        assert without(module, paths)(torch.rand(2, 3, 64, 64)).shape == (2, 4)
 
 
 def test_plain_layers_of_equal_shape_are_no_blocks() -> None:
@@ -84,7 +98,7 @@ def test_plain_layers_of_equal_shape_are_no_blocks() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> Model:
-    return run(chain("train(epochs=3)"), fresh_model(DATA, "resnet32(width=4)"), make_bench(DATA))
+    return run(chain("train(epochs=1)"), fresh_model(DATA, "resnet32(width=4)"), make_bench(DATA))
 
 
 def test_what_stays_keeps_its_weights(trained: Model, tmp_path: Path) -> None:
@@ -170,12 +184,14 @@ def test_in_steps_it_comes_to_the_same_number(trained: Model) -> None:
     assert count == [3, 3, 3]
 
 
-def test_by_effect_in_steps_comes_to_the_same_number(trained: Model) -> None:
+def test_by_effect_in_steps_comes_to_the_same_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages that have nothing left to remove still count."""
-    context = make_bench(DATA, trained)
-    made = run(chain("repeat(3, carve(ratio=0.3, by='effect'))"), trained, context)
+    monkeypatch.setattr(carve, "MEASURED_ON", 16)
+    model = fresh_model(DATA, "resnet20(width=4)")
+    context = make_bench(DATA, model)
+    made = run(chain("repeat(3, carve(ratio=0.3, by='effect'))"), model, context)
     kept = [row["kept"] for row in context.log.rows if row["kind"] == "carve"]
-    assert [len(paths) for paths in kept] == [12, 8, 5]  # 0.767, 0.533 and 0.3 of 15
+    assert [len(paths) for paths in kept] == [7, 5, 3]  # 0.767, 0.533 and 0.3 of 9
     blocks = [p for p, m in made.module.named_modules() if type(m).__name__ == "Block"]
     assert blocks == kept[-1]
 

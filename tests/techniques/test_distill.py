@@ -20,21 +20,26 @@ from compress.model import Model
 from compress.tasks.base import Data, TensorSplit
 from compress.techniques import chain
 from compress.techniques.distill import Distill
-from compress.techniques.losses import Kd
-from compress.techniques.schedules import between
+from compress.techniques.losses import Kd, between
 from compress.techniques.teachers import Teacher
 from compress.training import Batch, accuracy
 from compress.zoo.transfer import load_transfer
 
 
-def test_without_labels_the_student_still_learns_the_teachers_answers() -> None:
-    """With hard_weight 0 and shuffled labels, only the teacher can be the source."""
+@pytest.fixture(scope="module")
+def taught() -> tuple[Data, Model]:
     data = small_digits()
-    context = make_bench(data)
-    teacher = run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), context)
+    return data, run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), make_bench(data))
+
+
+def test_without_labels_the_student_still_learns_the_teachers_answers(
+    taught: tuple[Data, Model],
+) -> None:
+    """With hard_weight 0 and shuffled labels, only the teacher can be the source."""
+    data, teacher = taught
     raw, targets = data.train.fetch(torch.arange(len(data.train)))
     liars = TensorSplit(raw, targets.roll(1))
-    context = replace(context, teacher=teacher, train=liars, log=StepLog())
+    context = replace(make_bench(data, teacher), train=liars)
     step = chain("distill(student='mlp', epochs=15, batch_size=32, hard_weight=0)")
     assert "labels" not in step.needs
     student = run(step, teacher, context)
@@ -63,12 +68,6 @@ def test_journal_counts_samples_seen() -> None:
     context = make_bench(data)
     run(chain("train(epochs=2, batch_size=64) -> finetune(epochs=1)"), fresh_model(data), context)
     assert context.log.samples == 3 * len(data.train)
-
-
-@pytest.fixture(scope="module")
-def taught() -> tuple[Data, Model]:
-    data = small_digits()
-    return data, run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), make_bench(data))
 
 
 def student_of(text: str, taught: tuple[Data, Model], **more: Any) -> tuple[Model, StepLog]:
@@ -217,7 +216,7 @@ def test_beta_weighs_what_is_said_of_the_other_classes(taught: tuple[Data, Model
     for beta in (0.0, 1.0, 4.0):
         step = chain(f"distill(loss=dkd(beta={beta}, weight=1), hard_weight=0)")
         assert isinstance(step, Distill)
-        loss = step._loss(step._labels(calls, context, data.train, False), None, context)
+        loss = step._loss(step._labels(calls, context, data.train), None, context)
         values.append(float(loss(outputs, batch)))
     alone, once, fourfold = values
     assert once > alone
@@ -290,7 +289,7 @@ def test_annealing_ends_at_the_labels_alone(taught: tuple[Data, Model]) -> None:
     assert isinstance(step, Distill)
     assert "labels" in chain("distill(annealing='linear', hard_weight=0)").needs
     calls = Teacher([teacher], context, "logits", ())
-    labels = step._labels(calls, context, data.train, False)
+    labels = step._labels(calls, context, data.train)
     loss = step._loss(labels, None, context)
     raw, targets = data.train.fetch(torch.arange(16))
     inputs = data.task.prepare(raw, context.device)
@@ -322,7 +321,7 @@ def test_all_three_targets_at_once_each_with_its_weight(
     step = chain(f"distill(loss={losses}, {options})")
     assert isinstance(step, Distill)
     calls = Teacher([teacher], context, "logits", ())
-    loss = step._loss(step._labels(calls, context, data.train, False), None, context)
+    loss = step._loss(step._labels(calls, context, data.train), None, context)
     raw, targets = data.train.fetch(torch.arange(16))
     inputs = data.task.prepare(raw, context.device)
     outputs = torch.randn(16, 10, generator=torch.Generator().manual_seed(0))
@@ -349,7 +348,7 @@ def test_the_temperature_falls_along_its_schedule(taught: tuple[Data, Model]) ->
     step = chain("distill(loss=kd(temperature=8, final_temperature=2, weight=1), hard_weight=0)")
     assert isinstance(step, Distill)
     calls = Teacher([teacher], context, "logits", ())
-    loss = step._loss(step._labels(calls, context, data.train, False), None, context)
+    loss = step._loss(step._labels(calls, context, data.train), None, context)
     raw, targets = data.train.fetch(torch.arange(16))
     inputs = data.task.prepare(raw, context.device)
     outputs = torch.randn(16, 10)
@@ -406,10 +405,12 @@ def test_dkd_is_refused_where_items_are_mixed(taught: tuple[Data, Model]) -> Non
         ("teacher=['a', 3]", "a name or a list of names"),
         ("teacher=5", "a name or a list of names, not 5"),
         ("teacher={'a', 'b'}", "a name or a list of names"),
-        ("teacher_weights=0.5", "teacher_weights is a list, not 0.5"),
+        ("teacher_weights=0.5", "teacher_weights is a list of numbers, not 0.5"),
         ("hints=fitnets(layers='a:b')", "layers is a list"),
         ("teacher=['baseline', 'input'], teacher_weights=[1]", "2 positive numbers"),
-        ("teacher_weights=[0]", "1 positive numbers"),
+        ("teacher=['a', 'b'], teacher_weights=[1, 0]", "2 positive numbers"),
+        ("teacher=['a', 'b'], teacher_weights=[1, 'x']", "teacher_weights is a list of numbers"),
+        ("teacher_weights=[0]", "teacher_weights needs several teachers"),
         ("annealing='step'", "constant, linear, cosine"),
         ("hard_weight=-1", "hard_weight must be >= 0, not -1"),
         ("average='median'", "probabilities, logits"),

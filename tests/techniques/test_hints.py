@@ -11,11 +11,9 @@ from compress.compressor import run
 from compress.errors import IllegalChain
 from compress.model import Model
 from compress.techniques import chain
+from compress.techniques.feature_pairs import channels_first, matched, recorded
+from compress.techniques.hints import Attention, Fitnets, HintLoss, attention
 from compress.techniques.hints import hints as known_hints
-from compress.techniques.hints.attention import Attention, attention
-from compress.techniques.hints.base import HintLoss
-from compress.techniques.hints.features import channels_first, matched, recorded
-from compress.techniques.hints.fitnets import Fitnets
 
 DATA = small_digits()
 
@@ -53,7 +51,7 @@ def test_what_later_layers_do_in_place_is_not_seen() -> None:
     inputs = torch.randn(2, 3, 8, 8)
     teacher.module(inputs)
     student.module(inputs)
-    seen = hints.caught[0]["0"]
+    seen = hints.of_teacher["0"]
     hints.remove()
     torch.testing.assert_close(seen, teacher.module[0](inputs))
     assert (seen < 0).any()
@@ -168,12 +166,16 @@ def test_the_losses_by_hand() -> None:
     assert not any(m._forward_hooks for net in (teacher, student) for m in net.module.modules())
 
 
+@pytest.fixture(scope="module")
+def trained() -> Model:
+    return run(chain("train(epochs=4)"), model("cnn-small(width=16)"), make_bench(DATA))
+
+
 @pytest.mark.parametrize("kind", ["fitnets", "attention"])
-def test_learning_brings_the_features_nearer(kind: str) -> None:
-    teacher = run(chain("train(epochs=4)"), model("resnet20(width=8)"), make_bench(DATA))
-    context = make_bench(DATA, teacher)
-    start = "distill(student='resnet20(width=8)', epochs=8, batch_size=32, loss=[], hard_weight=0"
-    made = run(chain(f"{start}, hints={kind}(weight=10.0))"), teacher, context)
+def test_learning_brings_the_features_nearer(kind: str, trained: Model) -> None:
+    context = make_bench(DATA, trained)
+    start = "distill(student='cnn-small(width=8)', epochs=8, batch_size=32, loss=[], hard_weight=0"
+    made = run(chain(f"{start}, hints={kind}(weight=10.0))"), trained, context)
     losses = [row["loss"] for row in context.log.rows if row["kind"] == "epoch"]
     assert losses[-1] < 0.6 * losses[0]
     assert not any("projection" in name for name in made.module.state_dict())
@@ -194,7 +196,7 @@ def test_named_layers() -> None:
         with pytest.raises(IllegalChain, match=words):
             run(chain(f"{start}{layers}))"), teacher, context)
     for layers in ("['layer1']", "['layer1:']", "[3]", "['a:b:c']"):
-        with pytest.raises(IllegalChain, match="layers are texts"):
+        with pytest.raises(IllegalChain, match="layers is a list of texts"):
             chain(f"{start}{layers}))")
 
 

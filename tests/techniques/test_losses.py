@@ -16,9 +16,18 @@ from scipy import special, stats
 from compress.errors import IllegalChain
 from compress.techniques import chain
 from compress.techniques.distill import Distill
-from compress.techniques.losses import BUILT_IN, Dist, Dkd, Kd, Logits, Loss, SoftenedLoss, losses
-from compress.techniques.losses.base import standardized
-from compress.techniques.losses.dist import correlation
+from compress.techniques.losses import (
+    BUILT_IN,
+    Dist,
+    Dkd,
+    Kd,
+    Logits,
+    Loss,
+    SoftenedLoss,
+    correlation,
+    losses,
+    standardized,
+)
 
 HEATS = [0.5, 1.0, 4.0]
 

@@ -158,7 +158,7 @@ def test_a_full_disk_is_told_and_costs_nothing(context: StepContext, teacher: Mo
     context.cache.full = True
     made = run(chain(f"{MLP}, views=2)"), teacher, context)
     assert equal(made, expected)
-    [note] = [text for text in context.log.notes if "teacher said was not kept" in text]
+    [note] = [text for text in context.log.notes if "answers were not kept" in text]
     assert "No space left on device" in note
     [told] = [row for row in context.log.rows if row["kind"] == "soft_labels"]
     assert (told["asked"], told["reused"]) == (2 * N, 2 * N), "from memory"
@@ -172,7 +172,7 @@ def test_too_much_to_keep_is_told(
     assert isinstance(context.cache, Folder)
     context.cache.entries.clear()
     made = run(chain(f"{MLP})"), teacher, context)
-    [note] = [text for text in context.log.notes if "was not kept" in text]
+    [note] = [text for text in context.log.notes if "were not kept" in text]
     assert "the answers of 4 epochs take 25.6 kB. With views=K" in note
     assert not context.cache.entries
     assert equal(made, expected), "whatever is kept, answers are rounded alike"
@@ -191,7 +191,7 @@ def test_memory_that_does_not_suffice_for_a_view_changes_nothing(
     assert told == {"asked": 4 * N, "reused": 0}
     assert small.cache.puts == 0  # type: ignore[union-attr]
     run(chain(f"{MLP})"), teacher, small)
-    [note] = [text for text in small.log.notes if "was not kept" in text]
+    [note] = [text for text in small.log.notes if "were not kept" in text]
     assert "more than a quarter of the memory" in note
 
 
@@ -202,7 +202,7 @@ def test_a_store_that_cannot_be_read_costs_only_time(context: StepContext, teach
     without = replace(context, scope="")  # checkpoints have their own tests
     made = run(chain(f"{MLP}, views=2)"), teacher, without)
     assert equal(made, expected)
-    [note] = [text for text in context.log.notes if "was not kept" in text]
+    [note] = [text for text in context.log.notes if "were not kept" in text]
     assert "the store could not be read" in note
     assert "Connection timed out" in note
 

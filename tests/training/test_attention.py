@@ -89,9 +89,9 @@ def test_it_is_tried_where_it_may_pay() -> None:
     context = replace(make_bench(small_digits()), precision="bfloat16")
     plain = [ExecutionMode("bfloat16"), ExecutionMode("float32")]
     tried = [*plain, ExecutionMode("bfloat16", float32_attention=True)]
-    assert pace_module._ways(layer, context, plain[0]) == tried
-    assert pace_module._ways(nn.Linear(2, 2), context, plain[0]) == plain
-    assert pace_module._ways(layer, replace(context, precision="float32"), plain[1]) == plain[1:]
-    assert (
-        pace_module._ways(layer, replace(context, device=torch.device("cuda")), plain[0]) == plain
-    )
+    candidates = pace_module._candidates
+    assert candidates(layer, context, plain[0]) == tried
+    assert candidates(nn.Linear(2, 2), context, plain[0]) == plain
+    assert candidates(layer, replace(context, precision="float32"), plain[1]) == plain[1:]
+    on_gpu = replace(context, device=torch.device("cuda"))
+    assert candidates(layer, on_gpu, plain[0]) == plain

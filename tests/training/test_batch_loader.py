@@ -81,7 +81,7 @@ def test_a_view_is_the_same_in_every_epoch_and_batch() -> None:
 
 def test_a_part_of_a_batch() -> None:
     batch = BatchLoader(DATA.train, DATA.task, CPU, 0, 64).batch(torch.arange(10), 4)
-    part = batch.part(3, 7)
+    part = batch.of(slice(3, 7))
     assert len(part) == 4
     assert part.index.tolist() == [3, 4, 5, 6]
     assert torch.equal(part.inputs[0], batch.inputs[0][3:7])

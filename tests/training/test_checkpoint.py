@@ -119,7 +119,7 @@ def test_the_optimizers_state_comes_back_in_the_strides_of_the_weights() -> None
     (ours, layer), (theirs, other) = parts(), parts()
     layer(torch.ones(2, 3, 8, 8)).sum().backward()
     ours.optimizer.step()
-    theirs.take(ours.tensors())
+    theirs.restore(ours.tensors())
     kept = theirs.optimizer.state[other.weight]["momentum_buffer"]
     assert kept.stride() == other.weight.stride() != torch.empty(4, 3, 3, 3).stride()
     assert torch.equal(kept, ours.optimizer.state[layer.weight]["momentum_buffer"])
@@ -303,5 +303,5 @@ def test_layers_may_draw_from_the_generators_of_python_and_numpy(tmp_path: Path)
     expected = [drawn() for _ in range(700)]
     random.seed(0)
     np.random.seed(0)
-    parts.take(load_file(tmp_path / "state.safetensors"))
+    parts.restore(load_file(tmp_path / "state.safetensors"))
     assert [drawn() for _ in range(700)] == expected

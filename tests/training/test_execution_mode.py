@@ -205,9 +205,11 @@ def test_inputs_get_the_layout_of_the_module() -> None:
 def test_on_a_gpu_graphs_come_first_and_compiling_must_beat_them(
     context: StepContext, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert list(pace_module.manners(torch.device("cuda"))) == ["replayed", "compiled"]
-    assert list(pace_module.manners(CPU)) == ["compiled"]
-    monkeypatch.setattr(pace_module, "manners", lambda device: {"replayed": 20, "compiled": 600})
+    assert list(pace_module.further_options(torch.device("cuda"))) == ["replayed", "compiled"]
+    assert list(pace_module.further_options(CPU)) == ["compiled"]
+    monkeypatch.setattr(
+        pace_module, "further_options", lambda device: {"replayed": 20, "compiled": 600}
+    )
     usual = "float32, channels_last"
     ways = {**USUAL, f"{usual}, replayed": 0.02, f"{usual}, compiled, replayed": 0.019}
     bare = replace(context, cache=None)

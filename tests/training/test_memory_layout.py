@@ -23,7 +23,8 @@ from compress.model import INSTANCE, Blueprint, Model, forward
 from compress.tasks.base import Data
 from compress.techniques import chain
 from compress.techniques.teachers import Teacher
-from compress.training import ExecutionMode, loop, suits_channels_last
+from compress.training import ExecutionMode, loop
+from compress.training.layout import suits_channels_last
 from compress.training.loop import _Fit
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))

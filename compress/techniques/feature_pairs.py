@@ -1,8 +1,7 @@
-"""What layers inside a model give, and which of a teacher's and a student's go together."""
+"""Features of layers inside a model, and which layers of teacher and student pair up."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,27 +17,27 @@ MOST_PAIRS = 4
 
 
 def recorded(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
-    """Return what every submodule gives for some inputs, by path, in the order of their calls.
+    """Return the output of every submodule for some inputs, by path, in the order of their calls.
 
     Only single tensors of the shape (N, C, H, W), (N, H, W, C) or (N, tokens, width) count as
     features, and channels are moved to the front; a submodule that is called several times is
     left out.
     """
     size = image_size(inputs)
-    found: OrderedDict[str, Tensor] = OrderedDict()
-    often: set[str] = set()
+    features: dict[str, Tensor] = {}
+    repeated: set[str] = set()
     handles = []
     for path, layer in module.named_modules():
         if not path:
             continue
 
-        def note(_layer: nn.Module, _inputs: Any, output: Any, path: str = path) -> None:
-            if path in found:
-                often.add(path)
+        def record(_layer: nn.Module, _inputs: Any, output: Any, path: str = path) -> None:
+            if path in features:
+                repeated.add(path)
             if isinstance(output, Tensor) and output.ndim in (3, 4):
-                found[path] = channels_first(output, size)
+                features[path] = channels_first(output, size)
 
-        handles.append(layer.register_forward_hook(note))
+        handles.append(layer.register_forward_hook(record))
     device = next(module.parameters(), torch.empty(0)).device
     try:
         with torch.no_grad():
@@ -46,7 +45,7 @@ def recorded(module: nn.Module, inputs: Tensors) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return {path: output for path, output in found.items() if path not in often}
+    return {path: output for path, output in features.items() if path not in repeated}
 
 
 def image_size(inputs: Tensors) -> tuple[int, ...] | None:
@@ -55,17 +54,17 @@ def image_size(inputs: Tensors) -> tuple[int, ...] | None:
 
 
 def channels_first(features: Tensor, size: tuple[int, ...] | None) -> Tensor:
-    """Return features of images as (N, C, H, W); of Swin's layers they are (N, H, W, C).
+    """Return features of images as (N, C, H, W); those of Swin's layers are (N, H, W, C).
 
-    Which of the two they are shows in the proportions of the images, whose height and width are
-    `size`. Where both orders suit them, channels are taken to come first.
+    Which of the two they are is recognised by the proportions of the images, whose height and
+    width are `size`. Where both orders fit them, channels are taken to come first.
     """
-    if features.ndim != 4 or size is None or _suits(features.shape[2:], size):
+    if features.ndim != 4 or size is None or _fits(features.shape[2:], size):
         return features
-    return features.permute(0, 3, 1, 2) if _suits(features.shape[1:3], size) else features
+    return features.permute(0, 3, 1, 2) if _fits(features.shape[1:3], size) else features
 
 
-def _suits(grid: Sequence[int], size: Sequence[int]) -> bool:
+def _fits(grid: Sequence[int], size: Sequence[int]) -> bool:
     """Whether one stride, rounded to a whole pixel, leads from an image's size to a grid."""
     strides = [
         (whole / (part + 1), whole / (part - 0.99)) for part, whole in zip(grid, size, strict=True)
@@ -75,7 +74,7 @@ def _suits(grid: Sequence[int], size: Sequence[int]) -> bool:
 
 
 def matched(teacher: Model, student: Model) -> list[tuple[str, str]]:
-    """Return pairs of (teacher's, student's) layers that see the same grid.
+    """Return pairs of (teacher's, student's) layers whose features lie on the same grid.
 
     Of images, the last layer of each at every height x width that both have and that is larger
     than one pixel, at most the four last ones; the first layers of a block that leads to another
@@ -83,18 +82,20 @@ def matched(teacher: Model, student: Model) -> list[tuple[str, str]]:
     tokens, the ends of the four quarters of each one's widest repeated stack. Raises IllegalChain
     if there are none.
     """
-    theirs = recorded(teacher.module, teacher.items())
-    ours = recorded(student.module, student.items())
-    last = [_ends(teacher.module, theirs), _ends(student.module, ours)]
-    common = [grid for grid in last[0] if grid in last[1]]
-    pairs = [(last[0][grid], last[1][grid]) for grid in common[-MOST_PAIRS:]]
-    tokens = [_tokens(teacher.module, theirs), _tokens(student.module, ours)]
-    if not pairs or (len(tokens[0]) > 1 and len(tokens[1]) > 1):
-        parts = min(MOST_PAIRS, *(len(paths) for paths in tokens))
-        pairs = [
-            (_at(tokens[0], (part + 1) / parts), _at(tokens[1], (part + 1) / parts))
-            for part in range(parts)
+    models = (teacher, student)
+    features = [recorded(model.module, model.items()) for model in models]
+    ends = [_ends(m.module, f) for m, f in zip(models, features, strict=True)]
+    common = [grid for grid in ends[0] if grid in ends[1]]
+    pairs = [(ends[0][grid], ends[1][grid]) for grid in common[-MOST_PAIRS:]]
+    stacks = [_token_stack(m.module, f) for m, f in zip(models, features, strict=True)]
+    shorter = min(map(len, stacks))
+    if not pairs or shorter > 1:
+        count = min(MOST_PAIRS, shorter)
+        at_ends = [
+            [stack[max(0, round((i + 1) / count * len(stack)) - 1)] for i in range(count)]
+            for stack in stacks
         ]
+        pairs = list(zip(*at_ends, strict=True))
     if not pairs:
         raise IllegalChain(
             "no layer of the student has features of the same height and width as one of the "
@@ -108,22 +109,23 @@ def _ends(module: nn.Module, features: Mapping[str, Tensor]) -> dict[tuple[int, 
     grids = {path: grid_of(value) for path, value in features.items() if value.ndim == 4}
     ends: dict[tuple[int, ...], str] = {}
     inside: dict[tuple[int, ...], str] = {}
+    """Layers of a block that leads to another size: the end only where there is no other."""
     for path, grid in grids.items():
         if grid[0] * grid[1] == 1:
             continue
-        parts = path.split(".")
-        blocks = (".".join(parts[:count]) for count in range(1, len(parts)))
-        others = any(
+        names = path.split(".")
+        blocks = (".".join(names[:count]) for count in range(1, len(names)))
+        resized = any(
             grids.get(block, grid) != grid
             and not isinstance(module.get_submodule(block), nn.Sequential)
             for block in blocks
         )
-        (inside if others else ends)[grid] = path
-    found = dict.fromkeys(grid for grid in grids.values() if grid in ends or grid in inside)
-    return {grid: ends.get(grid) or inside[grid] for grid in found}
+        (inside if resized else ends)[grid] = path
+    order = dict.fromkeys(grid for grid in grids.values() if grid in ends or grid in inside)
+    return {grid: ends.get(grid) or inside[grid] for grid in order}
 
 
-def _tokens(module: nn.Module, features: Mapping[str, Tensor]) -> list[str]:
+def _token_stack(module: nn.Module, features: Mapping[str, Tensor]) -> list[str]:
     """Return the longest stack of layers of one class that give tokens, the outermost of equals."""
     stacks: dict[tuple[str, type[nn.Module]], list[str]] = {}
     for path, value in features.items():
@@ -133,26 +135,11 @@ def _tokens(module: nn.Module, features: Mapping[str, Tensor]) -> list[str]:
     return max(stacks.values(), key=lambda paths: (len(paths), -paths[0].count(".")), default=[])
 
 
-def _at(paths: Sequence[str], fraction: float) -> str:
-    return paths[max(0, round(fraction * len(paths)) - 1)]
-
-
-def named_pairs(texts: Sequence[str], teacher: Model, student: Model) -> list[tuple[str, str]]:
-    """Return the pairs that texts of the form 'teacher.layer:student.layer' name."""
-    pairs = []
-    for text in texts:
-        theirs, _, ours = text.partition(":")
-        check_layer(theirs, teacher, "teacher")
-        check_layer(ours, student, "student")
-        pairs.append((theirs, ours))
-    return pairs
-
-
-def check_layer(path: str, model: Model, whose: str) -> None:
-    """Raise IllegalChain if a model has no such layer."""
+def check_layer(path: str, model: Model, role: str) -> None:
+    """Raise IllegalChain if a model (the 'teacher' or 'student') has no such layer."""
     known = [name for name, _ in model.module.named_modules() if name]
     if path not in known:
-        raise IllegalChain(f"the {whose} has no layer {path!r}. {nearest(path, known)}")
+        raise IllegalChain(f"the {role} has no layer {path!r}. {nearest(path, known)}")
 
 
 def grid_of(features: Tensor) -> tuple[int, ...]:
