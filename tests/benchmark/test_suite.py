@@ -31,7 +31,10 @@ def test_true_and_false_are_no_numbers_but_switch_the_controls() -> None:
     [
         (GOOD + "chain = ['a']", "unknown key in suite mine 'chain'. Did you mean 'chains'"),
         ("data = 'digits'\nmodel = 'mlp'", "the key 'chains' is missing"),
-        (GOOD + "seeds = ['a']", "suite mine: seeds = ['a']: Expected `int`, got `str` - at `$[0]`"),
+        (
+            GOOD + "seeds = ['a']",
+            "suite mine: seeds = ['a']: Expected `int`, got `str` - at `$[0]`",
+        ),
         (GOOD + "seeds = [1, 1]", "different whole numbers"),
         (GOOD + "mean = [0.5]", "give mean and std together"),
         (GOOD + "threads = 0", "threads must be at least 1"),
