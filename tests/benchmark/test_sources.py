@@ -222,4 +222,4 @@ def test_a_plug_in_depends_on_all_that_it_may_import() -> None:
     assert {"compress.techniques.carve", "compress.deploy.half", "compress.surgery"} <= found
     assert not found & REPORTING
     rest = found - techniques_may_import() - HANDING
-    assert rest <= followed("compress.benchmark.store.step_cache") | {"compress"}
+    assert rest <= followed("compress.benchmark.store.store") | {"compress"}

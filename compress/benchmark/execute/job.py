@@ -21,8 +21,7 @@ from compress.benchmark.measure.row import Built, measure_row
 from compress.benchmark.plan.graph import ChainRun, Graph, Node, make_graph
 from compress.benchmark.plan.keys import code_digest, technique_modules
 from compress.benchmark.plan.plan import Plan
-from compress.benchmark.store.step_cache import StoredStepCache
-from compress.benchmark.store.store import Entry
+from compress.benchmark.store.store import Entry, StoredStepCache
 from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.errors import CannotSave

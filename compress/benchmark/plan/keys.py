@@ -27,7 +27,7 @@ LIBRARIES = (
 OPTIONAL = ("timm",)
 """Libraries of models that may be missing."""
 RUNNING = (
-    *("compress.compressor", "compress.benchmark.store.step_cache", "compress.zoo.data"),
+    *("compress.compressor", "compress.benchmark.store.store", "compress.zoo.data"),
     *("compress.zoo.models", "compress.zoo.transfer", "compress.zoo.weights"),
 )
 """What makes a step's input and runs it, whatever the step."""

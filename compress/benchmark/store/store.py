@@ -27,6 +27,8 @@ from compress.model import Builder, Model, load, save
 from compress.system.files import digest, fsync_file, fsync_folder, sha256, sha256_file, write_json
 
 ENTRY, CLAIMS, DAMAGED, WRITING = "entry.json", "claims", "damaged", ".writing"
+MADE = "made"
+"""When an entry of a step's cache was written, among the notes about it."""
 KEY_LENGTH = 64
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 """What a file system answers that has no locks."""
@@ -276,6 +278,46 @@ class Store:
         if not self.remote.has(entry.key):
             self.remote.send(entry)
         self._sent.add(entry.key)
+
+
+class StoredStepCache:
+    """The store as a step sees it, for what the step saves beside its own result.
+
+    What is temporary lasts until the step has its result, whose key is `owner`; this process has
+    claimed it. Entries from before `since` (seconds of the epoch) are computed anew, in a fresh
+    run.
+    """
+
+    def __init__(self, store: Store, owner: str, since: float = 0.0) -> None:
+        self.store, self.owner, self.since = store, owner, since
+        self.temporary: set[str] = set()
+
+    def get(self, key: str, temporary: bool = False) -> Entry | None:
+        entry = self.store.get(key)
+        if entry is not None and entry.about.get(MADE, 0.0) < self.since:
+            self.store.drop(key)
+            return None
+        if temporary and entry is not None:
+            self.temporary.add(key)
+        return entry
+
+    def put(
+        self, key: str, fill: Callable[[Path], Mapping[str, Any]], temporary: bool = False
+    ) -> Entry:
+        entry = self.store.put(key, lambda folder: {**fill(folder), MADE: time.time()}, self.owner)
+        if temporary:
+            self.temporary.add(key)
+        return entry
+
+    def drop(self, key: str) -> None:
+        self.store.drop(key)
+        self.temporary.discard(key)
+
+    def clear(self) -> None:
+        """Remove what was temporary: the step has its result."""
+        for key in sorted(self.temporary):
+            with contextlib.suppress(OSError):  # it costs room, and that is all
+                self.drop(key)
 
 
 def _drop(folder: Path) -> None:
