@@ -121,7 +121,7 @@ def watched(function: Callable[..., Any], seen: set[str]) -> Callable[..., Any]:
     """Note the modules of ours whose functions are called while a function runs."""
 
     def wrapper(*arguments: Any, **options: Any) -> Any:
-        profile = cProfile.Profile()
+        profile = cProfile.Profile(subcalls=False, builtins=False)
         try:
             return profile.runcall(function, *arguments, **options)
         finally:

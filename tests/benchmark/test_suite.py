@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compress.benchmark.plan.plan import make_plan
@@ -107,8 +109,14 @@ def test_plans_that_cannot_work(keys: str, sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
-def test_weights_are_looked_for_below_the_data_root(shared_data: Path) -> None:
-    plan = make_plan(load_suite("cifar10"), data_root=shared_data)
+def test_weights_are_looked_for_below_the_data_root(shared_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").symlink_to(shared_data / "weights")
+    (tmp_path / "cifar10").mkdir()
+    shutil.copy(shared_data / "cifar10" / "classes.json", tmp_path / "cifar10")
+    for name in ("train-0.npz", "test.npz"):  # some photographs are enough for a plan
+        with np.load(shared_data / "cifar10" / name) as arrays:
+            np.savez(tmp_path / "cifar10" / name, x=arrays["x"][:500], y=arrays["y"][:500])
+    plan = make_plan(load_suite("cifar10"), data_root=tmp_path)
     assert plan.baseline is None
     assert "resnet56-cifar10" in plan.origin
     assert plan.data.task.preprocessing.mean == (0.485, 0.456, 0.406)

@@ -1,7 +1,7 @@
 """From a built model to a record: deploy, verify, count, and see how often it is right.
 
-What is said of a row in relation to others (its place in the run's folder, its difference to the
-baseline, its control) is not known here: the same model measured for another run is measured.
+A row's relation to others (its place in the run's folder, its difference to the baseline, its
+control) is not known here: a model is measured once for all runs.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Measured:
 def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> Record:
     """Deploy a built model into a folder and measure it there.
 
-    The folder gets `model.onnx` (or `unverified.onnx`), where they can be had
-    `model.safetensors` and `blueprint.json`, and `answers.npz`; of a baseline also `targets.npz`.
+    The folder gets `model.onnx` (or `unverified.onnx`), `model.safetensors` and `blueprint.json`
+    where the model can be saved, and `answers.npz`; of a baseline also `targets.npz`.
     """
     started = time.perf_counter()
     model, task = built.model, plan.data.task
@@ -112,7 +112,7 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
 
 
 def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
-    """Save what a Python user can load again; say so where that cannot be done."""
+    """Save the model so that a Python user can load it; return notes where that is impossible."""
     if plan.instance is not None:
         return ["a module instance: the ONNX file is the only artifact"]
     chain, task = full_chain(plan, row), plan.data.task.describe()
@@ -181,7 +181,7 @@ def _answer(
     measured.missing |= answers.missing
     measured.hashes["split"] = split_hash(data, answers.arrays["targets"])
     measured.hashes["preprocessing"] = preprocessing_hash(data)
-    # What the file must answer while it is timed, so that it is only run in limited processes.
+    # The expected outputs while it is timed, so that it is only run in limited processes.
     timed = {TIMED: answers.logits[spaced(SAMPLES, len(answers.logits))]}
     measured.hashes["answers"] = write_arrays(folder / ANSWERS, {**answers.arrays, **timed})
     if row.chain is None:

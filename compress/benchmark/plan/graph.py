@@ -1,7 +1,7 @@
 """The plan as a graph: chains share their common beginnings, and everything has a key.
 
-A chain run is what one row and seed need: its steps one after another, then the measuring of what
-they made. Nodes with equal keys are one node, so `distill(...)` runs once for `distill(...)`,
+A chain run is what one row and seed need: its steps one after another, then the measuring of their
+result. Nodes with equal keys are one node, so `distill(...)` runs once for `distill(...)`,
 `distill(...) -> quantize()` and `distill(...) -> prune_channels(...) -> quantize()`.
 """
 
@@ -81,7 +81,7 @@ class Graph:
     """All chain runs of a plan, those of a seed after its baseline's."""
 
     start: str
-    """Key of the plan's own model, which no step has made."""
+    """Key of the plan's own model, which no step has changed."""
     chain_runs: tuple[ChainRun, ...]
     setting: str
     """A hash of what steps depend on: data but for the test split, task, device, threads,
@@ -103,7 +103,7 @@ def make_graph(plan: Plan) -> Graph:
     """Give everything that a plan computes its key."""
     inputs = {**plan.step_inputs, "versions": versions()}
     setting = digest({**inputs, "ours": code_digest(technique_modules())})
-    # What is measured of given weights depends on all of that too, with no step in between.
+    # Of weights from a file all of that matters to the measuring too, with no step in between.
     entering = {**inputs, "ours": code_digest(step_modules())}
     weights = None if plan.baseline is not None else weights_hash(plan.start.module)
     start = digest({"model": plan.suite.model, "weights": weights, "entering": entering})
@@ -122,7 +122,7 @@ class _Keys:
     def __init__(self, plan: Plan, inputs: Mapping[str, Any]) -> None:
         self.plan, self.inputs = plan, inputs
         self.teachers = {name: identity(model) for name, model in plan.teachers.items()}
-        self.transfers = {name: found.fingerprint for name, found in plan.transfers.items()}
+        self.transfers = {name: data.fingerprint for name, data in plan.transfers.items()}
         self.measuring = {
             "test": plan.data.test_identity(),
             "metric": None if plan.metric is None else plan.metric.identity(),

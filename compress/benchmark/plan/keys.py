@@ -100,12 +100,12 @@ def followed(*modules: str) -> frozenset[str]:
     way to a module: what it offers to others matters to nobody there.
     """
     reached: set[str] = set()
-    ahead = list(modules)
-    while ahead:
-        module = ahead.pop()
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
         if module not in reached:
             reached.add(module)
-            ahead += imported(module)
+            pending += imported(module)
     return frozenset(reached)
 
 

@@ -43,7 +43,7 @@ class Plan:
     suite: Suite
     data: Data
     start: Model
-    """The model before the baseline's step, with its weights if they are given."""
+    """The model before the baseline's step, with the suite's weights if it names some."""
     baseline: Compressor | None
     rows: tuple[Row, ...]
     teachers: Mapping[str, Model]
@@ -63,9 +63,9 @@ class Plan:
     given: bool = False
     """Whether data, modules or the metric are objects of this process, not names."""
     step_threads: int = 1
-    """CPU threads of every step: sums are rounded otherwise with another number of them."""
+    """CPU threads of every step: another number of them rounds sums differently."""
     cpu: object = None
-    """Of the machine that asked for the plan, as `cpu_info` tells it; None: this one."""
+    """`cpu_info` of the machine that the run was started on; None: this one."""
 
     @property
     def origin(self) -> str:
@@ -115,7 +115,7 @@ class Plan:
         }
 
     def _code_of_models(self) -> set[Path]:
-        """Return the allowed files, but not one that only the metric names: no step sees it."""
+        """Return the allowed files, except one that only the metric names: no step runs it."""
         allowed = {path.expanduser().resolve() for path in self.allow_code}
         if self.metric is None or self.metric.file is None:
             return allowed
@@ -236,7 +236,7 @@ def _device(name: str | torch.device) -> torch.device:
         raise UserError(f"device must be auto, cpu or cuda, not {name!r}")
     cuda = name != "cpu" and torch.cuda.is_available()
     if name == "cuda" and not cuda:
-        raise UserError("device cuda is asked for, and torch finds no CUDA device here")
+        raise UserError("device is cuda, and torch finds no CUDA device here")
     return torch.device("cuda" if cuda else "cpu")
 
 
@@ -278,7 +278,10 @@ def _model(
 
 
 def _check_row(row: Row, plan: Plan, context: StepContext) -> None:
-    """Build every student, and refuse unknown teachers and what a step needs and has not."""
+    """Refuse a row whose teachers or inputs are missing, or that trains what it cannot.
+
+    Builds every student, which may be refused too.
+    """
     chain = plan.baseline if row.chain is None else row.chain
     model = plan.start
     for step, _ in () if chain is None else leaves(chain):

@@ -29,7 +29,7 @@ class Row:
     chain: Compressor | None
     """None for the baseline itself."""
     role: str = ""
-    """'control' if no one asked for the row, but another one needs it beside it."""
+    """'control' if the suite does not have the row, but another one is compared with it."""
     control: str = ""
     """The text of the row that is this one's control of equal cost; '' if there is none."""
     uncontrolled: str = ""

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write there, and what lies where."""
+"""The folder of a run: its lock, and the places of its files."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ TIMING_INPUTS = "timing-inputs"
 
 
 class Outputs:
-    """A writable folder, locked against other runs until `lock` is closed."""
+    """A writable folder, locked against other runs until `lock` is released."""
 
     def __init__(self, folder: Path, seeds: tuple[int, ...], lock: bool = True) -> None:
         self.folder = folder
         self.seeds = seeds
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held = locked(folder / ".lock") if lock else contextlib.nullcontext()
+            lock_held = locked(folder / ".lock") if lock else contextlib.nullcontext()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-        if held is None:
+        if lock_held is None:
             raise UserError(
                 f"another run is writing to {folder}: wait for it, or give --out elsewhere"
             )
-        self.lock = held
+        self.lock = lock_held
 
     @property
     def logs(self) -> Path:

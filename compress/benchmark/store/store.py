@@ -1,4 +1,4 @@
-"""What was computed, on disk, found by a hash of everything that went into it.
+"""Results on disk, each under a hash of everything that it depends on.
 
 An entry is a folder of files and an `entry.json` that lists their hashes. It appears whole, by a
 rename, and is believed only if every hash is right; a damaged one is set aside. So chains share
@@ -31,12 +31,12 @@ MADE = "made"
 """When an entry of a step's cache was written, among the notes about it."""
 KEY_LENGTH = 64
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-"""What a file system answers that has no locks."""
+"""Errors of file systems without locks."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What lies under a key: its folder, and what its writer noted about it (JSON)."""
+    """A stored result: its folder, and its writer's notes about it (JSON)."""
 
     key: str
     folder: Path
@@ -126,10 +126,10 @@ class Store:
     def put(
         self, key: str, fill: Callable[[Path], Mapping[str, Any]], owner: str | None = None
     ) -> Entry:
-        """Keep what `fill` writes into a folder and what it returns about it (JSON).
+        """Store what `fill` writes into a folder, with the notes that it returns (JSON).
 
-        What a dead writer has left goes when `owner` (by default `key`) is claimed again.
-        Raises what `fill` raises, and OSError if the disk does not take it; then nothing is kept.
+        What a dead writer has left is removed when `owner` (by default `key`) is claimed again.
+        Raises what `fill` raises, and OSError if the disk is full; then nothing is stored.
         """
         with self._writing(owner or key) as name:
             folder = Path(name)
@@ -146,7 +146,7 @@ class Store:
         return entry
 
     def put_model(self, key: str, model: Model, build: Builder, about: Mapping[str, Any]) -> Entry:
-        """Keep a step's result. Raises CannotSave for a model that no file can hold."""
+        """Store a step's result. Raises CannotSave for a model that no file can hold."""
 
         def fill(folder: Path) -> Mapping[str, Any]:
             save(model, folder, build)
@@ -155,7 +155,7 @@ class Store:
         return self.put(key, fill)
 
     def drop(self, key: str) -> None:
-        """Forget what lies under a key."""
+        """Remove the entry of a key."""
         if (self.folder / key).exists():
             _drop(self.folder / key)
         if self.remote is not None:
@@ -208,7 +208,7 @@ class Store:
 
         `older_than` (seconds) removes entries not used for so long; `keep_bytes` removes the
         least recently used until so many bytes are left. An entry that a run is computing or
-        reading is left alone, as far as its claim tells.
+        reading, and has claimed, is left alone.
         """
         before = folder_bytes(self.folder)
         for left in [*self.folder.glob(f"{WRITING}-*"), *self.folder.glob(f"{DAMAGED}/*")]:
@@ -283,8 +283,8 @@ class Store:
 class StoredStepCache:
     """The store as a step sees it, for what the step saves beside its own result.
 
-    What is temporary lasts until the step has its result, whose key is `owner`; this process has
-    claimed it. Entries from before `since` (seconds of the epoch) are computed anew, in a fresh
+    What is temporary lasts until the step has its result, under the key `owner`, which this process
+    has claimed. Entries from before `since` (seconds of the epoch) are computed anew, in a fresh
     run.
     """
 
@@ -334,7 +334,7 @@ def _temporary(parent: Path, prefix: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def locked(path: Path) -> contextlib.AbstractContextManager[Any] | None:
-    """Lock a file until what is returned is left; None if somebody else has locked it.
+    """Lock a file until the returned context ends; return None if another process has locked it.
 
     Raises OSError, with one of `NO_LOCKS`, on a file system that has no locks.
     """
