@@ -20,14 +20,7 @@ from compress.benchmark.measure.accuracy import measure_answers
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.provenance import full_chain, metadata, preprocessing_hash, split_hash
 from compress.benchmark.plan.rows import Row
-from compress.benchmark.store.outputs import (
-    ANSWERS,
-    DEPLOYABLE,
-    SAMPLES,
-    TARGETS,
-    TIMED,
-    UNVERIFIED,
-)
+from compress.benchmark.store import outputs
 from compress.context import StepLog
 from compress.deploy.export import export, stamp
 from compress.deploy.stored import stored
@@ -83,7 +76,7 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
         inputs = stacked_inputs(task, plan.data.test, VERIFY_ITEMS)
         others = other_lengths(task, plan.data.test)
     verdict = verify(onnx, model, inputs, lowered=model.lowered, others=others)
-    path = folder / (DEPLOYABLE if verdict.ok else UNVERIFIED)
+    path = folder / (outputs.DEPLOYABLE if verdict.ok else outputs.UNVERIFIED)
     write_atomic(path, onnx)
     measured = Measured(notes=list(built.log.notes), log=list(built.log.rows))
     measured.hashes |= {"onnx": sha256(onnx), "key": built.key}
@@ -182,7 +175,7 @@ def _answer(
     measured.hashes["split"] = split_hash(data, answers.arrays["targets"])
     measured.hashes["preprocessing"] = preprocessing_hash(data)
     # The expected outputs while it is timed, so that it is only run in limited processes.
-    timed = {TIMED: answers.logits[spaced(SAMPLES, len(answers.logits))]}
-    measured.hashes["answers"] = write_arrays(folder / ANSWERS, {**answers.arrays, **timed})
+    timed = {outputs.TIMED: answers.logits[spaced(outputs.SAMPLES, len(answers.logits))]}
+    measured.hashes["answers"] = write_arrays(folder / outputs.ANSWERS, {**answers.arrays, **timed})
     if row.chain is None:
-        write_arrays(folder / TARGETS, {"targets": answers.arrays["targets"]})
+        write_arrays(folder / outputs.TARGETS, {"targets": answers.arrays["targets"]})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,6 +15,7 @@ from compress.results.record import MARGIN
 from compress.tasks import OPTIONS
 from compress.timing.setting import DEFAULT, parse_setting
 
+BUILT_IN = Path(__file__).resolve().parents[2] / "suites"
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -62,22 +62,18 @@ class Suite:
 
 def suite_names() -> dict[str, str]:
     """Return the built-in suites: name -> description."""
-    return {
-        item.name.removesuffix(".toml"): parse_suite(item.name, item.read_text()).description
-        for item in sorted(resources.files("compress.suites").iterdir(), key=lambda i: i.name)
-        if item.name.endswith(".toml")
-    }
+    paths = sorted(BUILT_IN.glob("*.toml"))
+    return {path.stem: parse_suite(path.stem, path.read_text()).description for path in paths}
 
 
 def load_suite(name: str) -> Suite:
     """Return a built-in suite by name, or the suite in a TOML file."""
-    if not name.endswith(".toml"):
-        built_in = resources.files("compress.suites") / f"{name}.toml"
-        if "/" in name or not built_in.is_file():
-            raise unknown("suite", name, [*suite_names(), "FILE.toml"])
-        return parse_suite(name, built_in.read_text())
     path = Path(name)
-    if not path.is_file():
+    if not name.endswith(".toml"):
+        if name not in suite_names():
+            raise unknown("suite", name, [*suite_names(), "FILE.toml"])
+        path = BUILT_IN / f"{name}.toml"
+    elif not path.is_file():
         raise UserError(f"there is no suite file {name}; built in are {', '.join(suite_names())}")
     try:
         return parse_suite(path.stem, path.read_text())
