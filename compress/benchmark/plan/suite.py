@@ -94,7 +94,7 @@ def parse_suite(name: str, text: str) -> Suite:
         try:
             values[key] = msgspec.convert(value, types[key])
         except msgspec.ValidationError as error:
-            raise UserError(f"suite {name}: {key} = {value!r}: {error}") from error
+            raise UserError(f"suite {name}: {key} = {value!r:.100}: {error}") from error
         for teacher, table in value.items() if key == "teachers" else ():
             for extra in table.keys() - {"model", "weights"}:
                 raise unknown(f"key of teacher {teacher!r}", extra, ["model", "weights"])

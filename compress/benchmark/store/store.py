@@ -114,9 +114,13 @@ class Store:
     def get(self, key: str) -> Entry | None:
         """Return the entry of a key, every hash checked; None if it is absent or damaged."""
         entry = self._read(key)
+        if self.remote is None:
+            return entry
         if entry is not None:
-            self._send(entry)  # where the object store lacks it: a run died before it was sent
-        elif self.remote is not None and self.remote.has(key):
+            if key not in self._sent and not self.remote.has(key):
+                self.remote.send(entry)  # a run died before it did
+            self._sent.add(key)
+        elif self.remote.has(key):
             with self._writing(key) as folder:
                 self.remote.fetch(key, Path(folder))
                 self._place(Path(folder), key)
@@ -142,7 +146,9 @@ class Store:
             fsync_folder(folder)
             self._place(folder, key)
         entry = Entry(key, self.folder / key, about, files)
-        self._send(entry)
+        if self.remote is not None:
+            self.remote.send(entry)
+            self._sent.add(key)
         return entry
 
     def put_model(self, key: str, model: Model, build: Builder, about: Mapping[str, Any]) -> Entry:
@@ -270,14 +276,6 @@ class Store:
                 raise
             # Another run was faster; what it wrote under this key is as good.
         fsync_folder(self.folder)
-
-    def _send(self, entry: Entry) -> None:
-        """Copy an entry to the object store, if there is one that lacks it."""
-        if self.remote is None or entry.key in self._sent:
-            return
-        if not self.remote.has(entry.key):
-            self.remote.send(entry)
-        self._sent.add(entry.key)
 
 
 class StoredStepCache:
