@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compress.benchmark.plan.keys import foreign_sources
-from compress.benchmark.store.step_cache import StoredStepCache
-from compress.benchmark.store.store import Store
+from compress.benchmark.store.store import Store, StoredStepCache
 from compress.compressor import Chain, Compressor, Repeat, leaves, run, step_seed
 from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, StepFailed, UserError

@@ -16,8 +16,7 @@ from common import publish, small_disk, table
 from PIL import Image
 from torch import nn
 
-from compress.benchmark.store.step_cache import StoredStepCache
-from compress.benchmark.store.store import Store
+from compress.benchmark.store.store import Store, StoredStepCache
 from compress.compressor import run, seed_everything
 from compress.context import StepContext, StepLog
 from compress.errors import StepFailed, UserError

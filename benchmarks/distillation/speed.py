@@ -30,8 +30,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from compress.benchmark.store.step_cache import StoredStepCache
-from compress.benchmark.store.store import Store
+from compress.benchmark.store.store import Store, StoredStepCache
 from compress.compressor import run, seed_everything
 from compress.context import StepContext, StepLog
 from compress.counts import macs

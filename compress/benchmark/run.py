@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,7 @@ from compress.benchmark.execute.run_spec import Limits, Stores, spec_of
 from compress.benchmark.execute.schedule import Schedule
 from compress.benchmark.measure.gpu import FOUND, RECORDS
 from compress.benchmark.measure.gpu import time_on_gpu as time_on_gpu_here
-from compress.benchmark.measure.latency import KEPT, time_records
-from compress.benchmark.measure.memory import memory_records
+from compress.benchmark.measure.latency import CHECKPOINT, memory_records, time_records
 from compress.benchmark.plan.graph import ChainRun, Graph, make_graph
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.provenance import about
@@ -58,10 +57,10 @@ class RunOptions:
     data_root: Path | None = None
     executor: ExecutorFactory = local_executor
     command: str = ""
-    """What gives the table again; a run from Python has none."""
+    """The command line that repeats the run; a run from Python has none."""
     progress: bool = True
     on_record: Callable[[Mapping[str, Any]], None] = lambda row: None
-    """Called with what every row says by itself, by column, when it is finished."""
+    """Called with the columns of every row, without comparisons, when it is finished."""
 
     def store_of(self, out: Path) -> str | Path:
         """Return where a run in a folder keeps results of steps."""
@@ -70,22 +69,22 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunRecords:
-    """The records of a run so far, written down as they come."""
+    """The records of a run so far, written to its log as they come."""
 
     log: RunLog
     folder: Path
     on_record: Callable[[Mapping[str, Any]], None]
-    found: dict[Key, Record] = field(default_factory=dict)
-
-    def keep(self, record: Record) -> None:
-        """Take a finished row, and say so."""
-        self.add(record)
-        self.on_record(row_alone(record, self.folder))
+    by_key: dict[Key, Record] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
-        """Take what a row has gained."""
-        self.found[record.key] = record
+        """Take a row's record, or what it has gained."""
+        self.by_key[record.key] = record
         self.log.record(record)
+
+    def finish(self, record: Record) -> None:
+        """Add the record of a finished row, and report the row."""
+        self.add(record)
+        self.on_record(row_alone(record, self.folder))
 
 
 def run_plan(plan: Plan, out: Path, options: RunOptions | None = None) -> list[Record]:
@@ -95,10 +94,18 @@ def run_plan(plan: Plan, out: Path, options: RunOptions | None = None) -> list[R
     """
     options = options or RunOptions()
     outputs = Outputs(out, plan.suite.seeds)
-    with outputs.lock, _disk_may_be_full(out):
-        _check_writable(options.store_of(out))
-        with outputs.scratch() as scratch:
-            return _run_stages(plan, outputs, options, scratch)
+    try:
+        with outputs.lock:
+            _check_writable(options.store_of(out))
+            with outputs.scratch() as scratch:
+                return _run_stages(plan, outputs, options, Path(scratch))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunStopped(
+            f"the disk is full ({error.strerror}), so the run in {out} stopped. What was "
+            f"finished is kept: free some space and run again"
+        ) from error
 
 
 def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path) -> list[Record]:
@@ -113,48 +120,49 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
         since=time.time() if options.fresh else 0.0,
         progress=options.progress,
     )
+    stores = spec.stores
     if options.fresh:
-        forget(graph, spec.stores, outputs)
+        forget(graph, stores, outputs)
     with contextlib.closing(options.executor(plan, spec, outputs.logs, scratch)) as executor:
         order = [[row.text, seed] for seed in plan.suite.seeds for row in plan.rows]
-        told = {**about(plan, options.command), "order": order, "isolation": executor.about}
-        log = RunLog(outputs.folder / "results.jsonl", told)
+        description = about(plan, options.command)
+        description |= {"order": order, "isolation": executor.about}
+        log = RunLog(outputs.folder / "results.jsonl", description)
         records = RunRecords(log, outputs.folder, options.on_record)
-        found = records.found
-        build_rows(graph, spec.stores, outputs, executor, records)
-        for record in memory_records(found, plan, outputs):
+        build_rows(graph, stores, outputs, executor, records)
+        for record in memory_records(records.by_key, plan, outputs):
             records.add(record)
-        caught, stages = time_records(found, plan, outputs, executor.collect_timings)
-        for record in caught:
-            records.keep(record)
+        deviating, stages = time_records(records.by_key, plan, outputs, executor.collect_timings)
+        for record in deviating:
+            records.finish(record)
             outputs.withdraw(record)
         # Last: without these lines the seconds count for nothing, with them all of them do.
-        for timed in stages:
+        for timed in (*stages, time_on_gpu(records.by_key, plan, outputs, executor, scratch)):
             log.timings(timed)
-        log.timings(time_on_gpu(found, plan, outputs, executor, scratch))
-    return list(found.values())
+    return list(records.by_key.values())
 
 
 def forget(graph: Graph, stores: Stores, outputs: Outputs) -> None:
-    """Remove what the stores have of a run, but for what another run computes or reads now."""
+    """Remove a run's results from the stores, except what another run computes or reads now."""
     for node in graph.nodes.values():
         store = stores.of(node)
         with store.claim(node.key) as mine:
             if mine:
                 store.drop(node.key)
-    for left in (outputs.folder / "raw").glob(KEPT.format("*")):
-        left.unlink(missing_ok=True)
+    for checkpoint in (outputs.folder / "raw").glob(CHECKPOINT.format("*")):
+        checkpoint.unlink(missing_ok=True)
 
 
 def build_rows(
     graph: Graph, stores: Stores, outputs: Outputs, executor: Executor, records: RunRecords
 ) -> None:
-    """Make and measure the model of every row and seed; each record is kept when it is finished."""
+    """Make and measure the model of every row and seed; add each record when it is finished."""
 
     def end(chain_run: ChainRun, entry: Entry | None, outcome: Outcome) -> None:
-        records.keep(row_record(chain_run, entry, outcome, outputs))
+        records.finish(row_record(chain_run, entry, outcome, outputs))
         rows.advance()
-        if "No space left" in outcome.error and _little_space(stores.shared.folder):
+        folder = stores.shared.folder
+        if "No space left" in outcome.error and shutil.disk_usage(folder).free < LITTLE:
             raise OSError(errno.ENOSPC, outcome.error)
 
     def name(chain_run: ChainRun) -> str:
@@ -174,8 +182,8 @@ def row_record(
     else:
         record = outputs.publish(entry.folder, record_of(entry))
         if row.uncontrolled:
-            why = {"control_verdict": row.uncontrolled}
-            record = replace(record, missing={**record.missing, **why})
+            reason = {"control_verdict": row.uncontrolled}
+            record = replace(record, missing={**record.missing, **reason})
     return replace(record, role=row.role, control=row.control, steps=row.steps)
 
 
@@ -190,8 +198,8 @@ def time_on_gpu(
         return time_on_gpu_here(records, plan, outputs, {})
     folder = scratch / "gpu"
     folder.mkdir(exist_ok=True)
-    asked = {"out": str(outputs.folder.resolve()), "records": list(map(asdict, records.values()))}
-    write_json(folder / RECORDS, asked)
+    request = {"out": str(outputs.folder.resolve()), "records": list(map(asdict, records.values()))}
+    write_json(folder / RECORDS, request)
     outcome = executor.run_gpu_stage(GpuJob(str(folder.resolve())))
     if not outcome.ok:
         return Stage(runtime=GPU, reason=f"the timing on the GPU ended early: {outcome.error}")
@@ -208,20 +216,3 @@ def _check_writable(place: str | Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write to the store {place}: {error.strerror}") from error
-
-
-def _little_space(folder: Path) -> bool:
-    return shutil.disk_usage(folder if folder.exists() else Path()).free < LITTLE
-
-
-@contextlib.contextmanager
-def _disk_may_be_full(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunStopped(
-            f"the disk is full ({error.strerror}), so the run in {folder} stopped. What was "
-            f"finished is kept: free some space and run again"
-        ) from error

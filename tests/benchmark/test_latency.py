@@ -121,7 +121,7 @@ def test_nodes_that_are_lost_are_the_reason(outputs: Outputs) -> None:
 
 
 def test_what_was_timed_so_far_is_removed_once_the_whole_is_kept(outputs: Outputs) -> None:
-    kept = outputs.folder / "raw" / latency.KEPT.format("")
+    kept = outputs.folder / "raw" / latency.CHECKPOINT.format("")
     kept.parent.mkdir()
     kept.write_text("of a run that was stopped")
     time(outputs, records(outputs, "baseline"))

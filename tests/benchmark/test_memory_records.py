@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from bench_fixtures import small_digits
 
-from compress.benchmark.measure import memory
+from compress.benchmark.measure import latency
 from compress.benchmark.store.outputs import Outputs
 from compress.results.record import Record
 
@@ -28,7 +28,7 @@ def test_peaks_go_to_the_sound_rows(monkeypatch: pytest.MonkeyPatch, outputs: Ou
         asked.append((paths, [array.shape for array in inputs], threads))
         return [(5000, ""), (None, "killed by signal 9")]
 
-    monkeypatch.setattr(memory, "peak_bytes", fake)
+    monkeypatch.setattr(latency, "peak_bytes", fake)
     given = [
         Record("baseline", 0, "ok", {"macs": 7}, files={"onnx": "a.onnx"}),
         Record("wrong()", 0, "unverified", {"macs": 7}),
@@ -36,7 +36,7 @@ def test_peaks_go_to_the_sound_rows(monkeypatch: pytest.MonkeyPatch, outputs: Ou
     ]
     plan = SimpleNamespace(data=small_digits(), threads=3)
     keyed = {(record.chain, record.seed): record for record in given}
-    found = memory.memory_records(keyed, plan, outputs)  # type: ignore[arg-type]
+    found = latency.memory_records(keyed, plan, outputs)  # type: ignore[arg-type]
     folder = outputs.folder
     assert asked == [([folder / "a.onnx", folder / "b.onnx"], [(1, 1, 8, 8)], 3)]
     assert [record.chain for record in found] == ["baseline", "large()"]
@@ -48,7 +48,7 @@ def test_peaks_go_to_the_sound_rows(monkeypatch: pytest.MonkeyPatch, outputs: Ou
 def test_without_a_sound_row_no_process_starts(
     monkeypatch: pytest.MonkeyPatch, outputs: Outputs
 ) -> None:
-    monkeypatch.setattr(memory, "peak_bytes", None)
+    monkeypatch.setattr(latency, "peak_bytes", None)
     records = {("baseline", 0): Record("baseline", 0, "failed", error="why")}
     plan = SimpleNamespace(data=small_digits(), threads=1)
-    assert memory.memory_records(records, plan, outputs) == []  # type: ignore[arg-type]
+    assert latency.memory_records(records, plan, outputs) == []  # type: ignore[arg-type]

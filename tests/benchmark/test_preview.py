@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 import compress
+from compress import api
 from compress.api import preview
 from compress.benchmark import run as bench
 from compress.results.log import Stage
@@ -20,8 +22,13 @@ OPTIONS = {"chain": CHAINS, "model": "mlp(width=8)", "progress": False}
 
 
 @pytest.fixture(autouse=True)
-def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute steps alone, in this process: no file is timed, and no report written."""
     monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
+    monkeypatch.setattr(bench, "memory_records", lambda *_: [])
+    monkeypatch.setattr(api, "write_reports", lambda *_: None)
+    monkeypatch.setattr(api, "early", lambda: None)
+    monkeypatch.delattr(os, "fork")
 
 
 def lines(text: str) -> dict[str, str]:

@@ -15,11 +15,18 @@ from cases import TEXTS
 from compress.benchmark.execute import job as job_module
 from compress.benchmark.execute.executor import ChainJob
 from compress.benchmark.execute.job import Stores, perform
-from compress.benchmark.plan import sources
+from compress.benchmark.plan import keys as keys_module
 from compress.benchmark.plan.graph import make_graph
-from compress.benchmark.plan.keys import HANDING, measuring_modules, step_modules
+from compress.benchmark.plan.keys import (
+    HANDING,
+    files,
+    followed,
+    imported,
+    measuring_modules,
+    step_modules,
+    techniques_may_import,
+)
 from compress.benchmark.plan.plan import Plan, make_plan
-from compress.benchmark.plan.sources import files, followed, imported, techniques_may_import
 from compress.benchmark.plan.suite import Suite
 from compress.benchmark.store.store import Store
 from compress.techniques import BUILT_IN, chain
@@ -114,7 +121,7 @@ def watched(function: Callable[..., Any], seen: set[str]) -> Callable[..., Any]:
     """Note the modules of ours whose functions are called while a function runs."""
 
     def wrapper(*arguments: Any, **options: Any) -> Any:
-        profile = cProfile.Profile()
+        profile = cProfile.Profile(subcalls=False, builtins=False)
         try:
             return profile.runcall(function, *arguments, **options)
         finally:
@@ -154,12 +161,12 @@ def changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
         for number, module in enumerate(modules):
             places[module] = tmp_path / f"{number}.py"
             places[module].write_bytes(files()[module].read_bytes() + b"\n# changed\n")
-        monkeypatch.setattr(sources, "files", lambda: places)
-        sources.code_digest.cache_clear()
+        monkeypatch.setattr(keys_module, "files", lambda: places)
+        keys_module.code_digest.cache_clear()
 
     yield change
     monkeypatch.undo()
-    sources.code_digest.cache_clear()
+    keys_module.code_digest.cache_clear()
 
 
 STEPS = ("finetune(epochs=1)", "prune_weights(sparsity=0.5)", "quantize()", "cast('float16')")
@@ -215,4 +222,4 @@ def test_a_plug_in_depends_on_all_that_it_may_import() -> None:
     assert {"compress.techniques.carve", "compress.deploy.half", "compress.surgery"} <= found
     assert not found & REPORTING
     rest = found - techniques_may_import() - HANDING
-    assert rest <= followed("compress.benchmark.store.step_cache") | {"compress"}
+    assert rest <= followed("compress.benchmark.store.store") | {"compress"}

@@ -24,8 +24,7 @@ from compress.benchmark.execute.run_spec import Stores
 from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.suite import Named, Suite
-from compress.benchmark.store.step_cache import StoredStepCache
-from compress.benchmark.store.store import Entry, Store
+from compress.benchmark.store.store import Entry, Store, StoredStepCache
 from compress.compressor import run
 from compress.errors import CannotSave, IllegalChain, UserError
 from compress.model import weights_hash

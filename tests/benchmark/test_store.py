@@ -207,6 +207,12 @@ def test_an_object_store_through_fsspec(tmp_path: Path, monkeypatch: pytest.Monk
     assert str(entry.folder).startswith(str(tmp_path / "there"))
     (tmp_path / "bucket" / ("d" * 64)).mkdir()  # another machine is still copying into it
     assert Store(url).get("d" * 64) is None
+    copy = tmp_path / "bucket" / KEY / "x"
+    copy.write_bytes(b"34")  # what is damaged there is not believed, and is replaced
+    monkeypatch.setenv("COMPRESS_MIRROR", str(tmp_path / "elsewhere"))
+    assert Store(url).get(KEY) is None
+    Store(url).put(KEY, lambda folder: {"bytes": (folder / "x").write_bytes(b"12")})
+    assert copy.read_bytes() == b"12"
     Store(url).drop(KEY)
     assert Store(url).get(KEY) is None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compress.benchmark.plan.plan import make_plan
@@ -31,26 +33,29 @@ def test_true_and_false_are_no_numbers_but_switch_the_controls() -> None:
     [
         (GOOD + "chain = ['a']", "unknown key in suite mine 'chain'. Did you mean 'chains'"),
         ("data = 'digits'\nmodel = 'mlp'", "the key 'chains' is missing"),
-        (GOOD + "seeds = ['a']", "'a' does not fit in a list of ints"),
+        (
+            GOOD + "seeds = ['a']",
+            "suite mine: seeds = ['a']: Expected `int`, got `str` - at `$[0]`",
+        ),
         (GOOD + "seeds = [1, 1]", "different whole numbers"),
         (GOOD + "mean = [0.5]", "give mean and std together"),
         (GOOD + "threads = 0", "threads must be at least 1"),
-        (GOOD + "size = 'big'", "must be of kind int"),
+        (GOOD + "size = 'big'", "size = 'big': Expected `int`, got `str`"),
         (GOOD + "precision = 'half'", "precision must be one of"),
-        (GOOD + "controls = 1", "controls must be of kind bool, not 1"),
-        (GOOD + "threads = true", "threads must be of kind int, not True"),
-        (GOOD + "seeds = [true]", "True does not fit in a list of ints"),
+        (GOOD + "controls = 1", "controls = 1: Expected `bool`, got `int`"),
+        (GOOD + "threads = true", "threads = True: Expected `int | null`, got `bool`"),
+        (GOOD + "seeds = [true]", "seeds = [True]: Expected `int`, got `bool`"),
         (GOOD + "margin = 0", "margin must be above 0 and at most 100, in points"),
         (GOOD + "margin = 100.5", "not 100.5: it is the loss that a row must be shown"),
         (GOOD + "margin = nan", "margin must be above 0"),
-        (GOOD + "margin = '1 %'", "margin must be of kind float"),
-        (GOOD + "metric = 5", "metric must be of kind str"),
+        (GOOD + "margin = '1 %'", "margin = '1 %': Expected `float`, got `str`"),
+        (GOOD + "metric = 5", "metric = 5: Expected `str | null`, got `int`"),
         (GOOD + "timing_seconds = 0", "timing_seconds must be positive"),
         ("data = 'digits'\nmodel = 'mlp'\nchains = []", "it has no chains"),
         ("data = ", "not valid TOML"),
-        (GOOD + "[teachers.big]\nweights = 'x'", "needs a model"),
+        (GOOD + "[teachers.big]\nweights = 'x'", "Object missing required field `model`"),
         (GOOD + "[teachers.input]\nmodel = 'mlp'", "cannot be called 'input'"),
-        (GOOD + "[teachers.big]\nmodel = 'mlp'\nwidth = 3", "unknown key of"),
+        (GOOD + "[teachers.big]\nmodel = 'mlp'\nwidth = 3", "unknown key of teacher 'big' 'width'"),
     ],
 )
 def test_refused_with_a_sentence(text: str, sentence: str) -> None:
@@ -104,8 +109,14 @@ def test_plans_that_cannot_work(keys: str, sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
-def test_weights_are_looked_for_below_the_data_root(shared_data: Path) -> None:
-    plan = make_plan(load_suite("cifar10"), data_root=shared_data)
+def test_weights_are_looked_for_below_the_data_root(shared_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").symlink_to(shared_data / "weights")
+    (tmp_path / "cifar10").mkdir()
+    shutil.copy(shared_data / "cifar10" / "classes.json", tmp_path / "cifar10")
+    for name in ("train-0.npz", "test.npz"):  # some photographs are enough for a plan
+        with np.load(shared_data / "cifar10" / name) as arrays:
+            np.savez(tmp_path / "cifar10" / name, x=arrays["x"][:500], y=arrays["y"][:500])
+    plan = make_plan(load_suite("cifar10"), data_root=tmp_path)
     assert plan.baseline is None
     assert "resnet56-cifar10" in plan.origin
     assert plan.data.task.preprocessing.mean == (0.485, 0.456, 0.406)

@@ -16,8 +16,7 @@ from caches import Folder
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from compress.benchmark.store.step_cache import StoredStepCache
-from compress.benchmark.store.store import Store
+from compress.benchmark.store.store import Store, StoredStepCache
 from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.model import Model

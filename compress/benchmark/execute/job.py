@@ -21,11 +21,9 @@ from compress.benchmark.execute.run_spec import Stores
 from compress.benchmark.measure.gpu import gpu_stage
 from compress.benchmark.measure.row import Built, measure_row
 from compress.benchmark.plan.graph import ChainRun, Graph, Node, make_graph
-from compress.benchmark.plan.keys import technique_modules
+from compress.benchmark.plan.keys import code_digest, technique_modules
 from compress.benchmark.plan.plan import Plan
-from compress.benchmark.plan.sources import code_digest
-from compress.benchmark.store.step_cache import StoredStepCache
-from compress.benchmark.store.store import Entry
+from compress.benchmark.store.store import Entry, StoredStepCache
 from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.errors import CannotSave

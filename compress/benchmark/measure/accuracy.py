@@ -1,4 +1,4 @@
-"""What an ONNX file answers to the test split, item by item."""
+"""The outputs of an ONNX file for the test split, item by item."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ NOT_FINITE = "the file gives outputs that are not finite numbers"
 
 @dataclass(frozen=True)
 class Answered:
-    """What a file said of every one of N test items."""
+    """A file's answers to N test items."""
 
     arrays: Mapping[str, np.ndarray]
     """As `compress.results.accuracy.Answers` reads them."""
     logits: np.ndarray
     """float32, shape (N, K)."""
     figures: Mapping[str, float]
-    """The user's metric, if it could be had."""
+    """The user's metric, if it returned a number."""
     missing: Mapping[str, str]
-    """Column -> why it could not."""
+    """Column -> why it is empty."""
 
 
 def measure_answers(
@@ -56,9 +56,9 @@ def measure_answers(
 def answered(
     task: Task, logits: np.ndarray, targets: np.ndarray, metric: Metric | None = None
 ) -> Answered:
-    """Return what logits (N, K) say of items with these targets (N,).
+    """Return the answers that logits (N, K) are to items with these targets (N,).
 
-    Ranks are only told where there are more than ten classes.
+    They have ranks only where there are more than ten classes.
     """
     logits = logits.astype(np.float32, copy=False)  # exponentials of float16 would be too coarse
     arrays = {

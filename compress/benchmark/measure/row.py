@@ -1,7 +1,7 @@
 """From a built model to a record: deploy, verify, count, and see how often it is right.
 
-What is said of a row in relation to others (its place in the run's folder, its difference to the
-baseline, its control) is not known here: the same model measured for another run is measured.
+A row's relation to others (its place in the run's folder, its difference to the baseline, its
+control) is not known here: a model is measured once for all runs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,7 @@ from compress.benchmark.measure.accuracy import measure_answers
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.provenance import full_chain, metadata, preprocessing_hash, split_hash
 from compress.benchmark.plan.rows import Row
-from compress.benchmark.store.outputs import (
-    ANSWERS,
-    DEPLOYABLE,
-    SAMPLES,
-    TARGETS,
-    TIMED,
-    UNVERIFIED,
-)
+from compress.benchmark.store import outputs
 from compress.context import StepLog
 from compress.deploy.export import export, stamp
 from compress.deploy.stored import stored
@@ -50,15 +43,11 @@ EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_n
 
 @dataclass(frozen=True)
 class Built:
-    """What a chain made: the model, its key in the store, its log."""
+    """A chain's result: the model, its key in the store, its log."""
 
     model: Model
     key: str
     log: StepLog
-
-    @property
-    def seconds(self) -> float:
-        return float(sum(row["seconds"] for row in self.log.rows if row["kind"] == "step"))
 
 
 @dataclass
@@ -75,55 +64,52 @@ class Measured:
 def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> Record:
     """Deploy a built model into a folder and measure it there.
 
-    The folder gets `model.onnx` (or `unverified.onnx`), where they can be had
-    `model.safetensors` and `blueprint.json`, and `answers.npz`; of a baseline also `targets.npz`.
+    The folder gets `model.onnx` (or `unverified.onnx`), `model.safetensors` and `blueprint.json`
+    where the model can be saved, and `answers.npz`; of a baseline also `targets.npz`.
     """
     started = time.perf_counter()
-    model = built.model
-    # What the file says of itself is written before it is verified, hashed and timed.
+    model, task = built.model, plan.data.task
+    # The file's metadata is written before it is verified, hashed and timed.
     with stage("writing the ONNX file"):
         onnx = stamp(model.onnx or export(model), metadata(plan, row, seed))
         # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
-        inputs = stacked_inputs(plan.data.task, plan.data.test, VERIFY_ITEMS)
-        others = other_lengths(plan.data.task, plan.data.test)
+        inputs = stacked_inputs(task, plan.data.test, VERIFY_ITEMS)
+        others = other_lengths(task, plan.data.test)
     verdict = verify(onnx, model, inputs, lowered=model.lowered, others=others)
-    path = folder / (DEPLOYABLE if verdict.ok else UNVERIFIED)
+    path = folder / (outputs.DEPLOYABLE if verdict.ok else outputs.UNVERIFIED)
     write_atomic(path, onnx)
-    found = Measured(notes=list(built.log.notes))
-    found.hashes |= {"onnx": sha256(onnx), "key": built.key}
+    measured = Measured(notes=list(built.log.notes), log=list(built.log.rows))
+    measured.hashes |= {"onnx": sha256(onnx), "key": built.key}
     with stage("saving the model, counting its operations and bytes"):
-        found.notes += _save(plan, row, model, folder)
-        _count(model, onnx, found)
-    _answer(plan, folder, row, path, verdict, found)
-    _execute(path, [tensor[:1].numpy() for tensor in inputs], plan.threads, found)
+        measured.notes += _save(plan, row, model, folder)
+        _count(model, onnx, measured)
+    _answer(plan, folder, row, path, verdict, measured)
+    _execute(path, [tensor[:1].numpy() for tensor in inputs], plan.threads, measured)
     if np.isfinite(verdict.max_abs_error):
-        found.figures["top1_agreement"] = float(verdict.top1_agreement)
-        found.figures["max_abs_error"] = float(verdict.max_abs_error)
-    found.figures["train_samples"] = built.log.samples
-    found.figures["seconds"] = round(built.seconds, 3)
-    spent = {"kind": "measuring", "seconds": round(time.perf_counter() - started, 3)}
+        measured.figures["top1_agreement"] = float(verdict.top1_agreement)
+        measured.figures["max_abs_error"] = float(verdict.max_abs_error)
+    steps = float(sum(line["seconds"] for line in built.log.rows if line["kind"] == "step"))
+    measured.figures |= {"train_samples": built.log.samples, "seconds": round(steps, 3)}
+    seconds = round(time.perf_counter() - started, 3)
     return Record(
         row.text,
         seed,
         "ok" if verdict.ok else "unverified",
-        found.figures,
+        measured.figures,
         error=verdict.reason,
-        notes=tuple(found.notes),
-        missing=found.missing,
-        hashes=found.hashes,
-        log=(*built.log.rows, *found.log, spent),
+        notes=tuple(measured.notes),
+        missing=measured.missing,
+        hashes=measured.hashes,
+        log=(*measured.log, {"kind": "measuring", "seconds": seconds}),
     )
 
 
 def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
-    """Save what a Python user can load again; say so where that cannot be done."""
+    """Save the model so that a Python user can load it; return notes where that is impossible."""
     if plan.instance is not None:
         return ["a module instance: the ONNX file is the only artifact"]
-    about = {
-        "task": plan.data.task.describe(),
-        "chain": full_chain(plan, row),
-        "lowered": model.lowered,
-    }
+    chain, task = full_chain(plan, row), plan.data.task.describe()
+    about = {"task": task, "chain": chain, "lowered": model.lowered}
     try:
         # The file that is deployed lies there already, stamped.
         save(replace(model, onnx=None), folder, plan.build, about)
@@ -132,64 +118,64 @@ def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
     return []
 
 
-def _count(model: Model, onnx: bytes, found: Measured) -> None:
+def _count(model: Model, onnx: bytes, measured: Measured) -> None:
     counted = counts.count(model.module, model.example)
-    found.figures |= {
+    measured.figures |= {
         "params": counted.params,
         "nonzero_params": counted.nonzero_params,
         "macs": counted.macs,
         "onnx_bytes": len(onnx),
         "gzip_bytes": len(gzip.compress(onnx, compresslevel=6, mtime=0)),
     }
-    found.log.append({"kind": "counts", "uncounted": dict(counted.uncounted)})
+    measured.log.append({"kind": "counts", "uncounted": dict(counted.uncounted)})
     if left_out := counts.left_out(counted.uncounted):
-        found.notes.append(left_out)
+        measured.notes.append(left_out)
     if counted.unused_params:
-        found.notes.append(
+        measured.notes.append(
             f"{counted.unused_params:,} parameters that the deployed file does without, such as "
             f"those of heads that are only used in training, are not counted"
         )
     if (heads := heads_of(model.module)) is not None and heads.note:
-        found.notes.append(heads.note)
+        measured.notes.append(heads.note)
     if model.sparse:
-        found.figures["sparse_tensors"] = len(model.sparse)
-    found.figures |= stored(onnx) if model.lowered else {"precision": "float32"}
+        measured.figures["sparse_tensors"] = len(model.sparse)
+    measured.figures |= stored(onnx) if model.lowered else {"precision": "float32"}
 
 
-def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, found: Measured) -> None:
-    """Tell what onnxruntime executes for one item, and what keeps an int8 file from its speed."""
+def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, measured: Measured) -> None:
+    """Note what onnxruntime executes for one item, and what keeps an int8 file from its speed."""
     try:
         run = executed(path, inputs, threads)
     except Exception as error:
-        # Whether the file is sound was verified; what it executes is told where it can be.
-        reason = f"what the file executes cannot be told: {type(error).__name__}: {error}"
-        found.missing |= dict.fromkeys((*EXECUTED, "int8_macs_share"), reason)
+        # Whether the file is sound was verified; these columns are not worth the row.
+        reason = f"what the file executes is not known: {type(error).__name__}: {error}"
+        measured.missing |= dict.fromkeys((*EXECUTED, "int8_macs_share"), reason)
         return
-    found.figures |= {name: getattr(run, name) for name in EXECUTED}
-    found.figures |= {"int8_macs": run.int8_macs, "executed_macs": run.macs}
-    found.log.append({"kind": "executed", "macs": run.macs, "operators": dict(run.operators)})
+    measured.figures |= {name: getattr(run, name) for name in EXECUTED}
+    measured.figures |= {"int8_macs": run.int8_macs, "executed_macs": run.macs}
+    measured.log.append({"kind": "executed", "macs": run.macs, "operators": dict(run.operators)})
     if slowed := explain(run, cpu_info()[1]):
-        found.notes.append(slowed)
+        measured.notes.append(slowed)
 
 
 def _answer(
-    plan: Plan, folder: Path, row: Row, path: Path, verdict: Verification, found: Measured
+    plan: Plan, folder: Path, row: Row, path: Path, verdict: Verification, measured: Measured
 ) -> None:
-    """Ask the file for all test items; one that failed verification, if it runs at all."""
+    """Run the file on all test items; one that failed verification, if it runs at all."""
     data = plan.data
     try:
         answers = measure_answers(path, data.task, data.test, plan.threads, plan.metric)
     except Exception as error:
         if verdict.ok:
             raise
-        found.missing["accuracy"] = f"the file does not run: {error}"
+        measured.missing["accuracy"] = f"the file does not run: {error}"
         return
-    found.figures |= answers.figures
-    found.missing |= answers.missing
-    found.hashes["split"] = split_hash(data, answers.arrays["targets"])
-    found.hashes["preprocessing"] = preprocessing_hash(data)
-    # What the file must answer while it is timed, so that it is only run in limited processes.
-    timed = {TIMED: answers.logits[spaced(SAMPLES, len(answers.logits))]}
-    found.hashes["answers"] = write_arrays(folder / ANSWERS, {**answers.arrays, **timed})
+    measured.figures |= answers.figures
+    measured.missing |= answers.missing
+    measured.hashes["split"] = split_hash(data, answers.arrays["targets"])
+    measured.hashes["preprocessing"] = preprocessing_hash(data)
+    # The expected outputs while it is timed, so that it is only run in limited processes.
+    timed = {outputs.TIMED: answers.logits[spaced(outputs.SAMPLES, len(answers.logits))]}
+    measured.hashes["answers"] = write_arrays(folder / outputs.ANSWERS, {**answers.arrays, **timed})
     if row.chain is None:
-        write_arrays(folder / TARGETS, {"targets": answers.arrays["targets"]})
+        write_arrays(folder / outputs.TARGETS, {"targets": answers.arrays["targets"]})

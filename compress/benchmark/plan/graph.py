@@ -1,15 +1,18 @@
 """The plan as a graph: chains share their common beginnings, and everything has a key.
 
-A chain run is what one row and seed need: its steps one after another, then the measuring of what
-they made. Nodes with equal keys are one node, so `distill(...)` runs once for `distill(...)`,
+A chain run is what one row and seed need: its steps one after another, then the measuring of their
+result. Nodes with equal keys are one node, so `distill(...)` runs once for `distill(...)`,
 `distill(...) -> quantize()` and `distill(...) -> prune_channels(...) -> quantize()`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from compress.benchmark.plan.keys import (
+    code_digest,
     foreign_sources,
     measuring_modules,
     step_key,
@@ -20,7 +23,6 @@ from compress.benchmark.plan.keys import (
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.provenance import metadata
 from compress.benchmark.plan.rows import Row
-from compress.benchmark.plan.sources import code_digest
 from compress.compressor import Compressor, leaves
 from compress.model import identity, weights_hash
 from compress.results.record import BASELINE, SCHEMA, Key
@@ -79,7 +81,7 @@ class Graph:
     """All chain runs of a plan, those of a seed after its baseline's."""
 
     start: str
-    """Key of the plan's own model, which no step has made."""
+    """Key of the plan's own model, which no step has changed."""
     chain_runs: tuple[ChainRun, ...]
     setting: str
     """A hash of what steps depend on: data but for the test split, task, device, threads,
@@ -99,35 +101,29 @@ class Graph:
 
 def make_graph(plan: Plan) -> Graph:
     """Give everything that a plan computes its key."""
-    given = None if plan.baseline is not None else weights_hash(plan.start.module)
-    common = {**plan.step_inputs, "versions": versions()}
-    setting = digest({**common, "ours": code_digest(technique_modules())})
-    # What is measured of given weights depends on all of that too, with no step in between.
-    entering = {**common, "ours": code_digest(step_modules())}
-    start = digest({"model": plan.suite.model, "weights": given, "setting": digest(entering)})
+    inputs = {**plan.step_inputs, "versions": versions()}
+    setting = digest({**inputs, "ours": code_digest(technique_modules())})
+    # Of weights from a file all of that matters to the measuring too, with no step in between.
+    entering = {**inputs, "ours": code_digest(step_modules())}
+    weights = None if plan.baseline is not None else weights_hash(plan.start.module)
+    start = digest({"model": plan.suite.model, "weights": weights, "entering": entering})
+    keys = _Keys(plan, inputs)
     chain_runs = []
     for seed in plan.suite.seeds:
-        maker = _Maker(plan, seed)
-        first = maker.chain_run(plan.rows[0], plan.baseline, start, "")
-        chain_runs.append(first)
-        position = 0 if plan.baseline is None else len(leaves(plan.baseline))
-        chain_runs += [
-            maker.chain_run(row, row.chain, first.model, first.model, position)
-            for row in plan.rows[1:]
-            if row.chain is not None
-        ]
+        baseline = keys.chain_run(plan.rows[0], seed, start)
+        others = [keys.chain_run(row, seed, baseline.model) for row in plan.rows[1:]]
+        chain_runs += [baseline, *others]
     return Graph(start, tuple(chain_runs), setting)
 
 
-class _Maker:
-    """Makes the chain runs of one seed."""
+class _Keys:
+    """Gives keys to the steps and the measuring of a plan's rows."""
 
-    def __init__(self, plan: Plan, seed: int) -> None:
-        self.plan, self.seed = plan, seed
-        self.private = plan.instance is not None
+    def __init__(self, plan: Plan, inputs: Mapping[str, Any]) -> None:
+        self.plan, self.inputs = plan, inputs
         self.teachers = {name: identity(model) for name, model in plan.teachers.items()}
-        self.context = {**plan.step_inputs, "versions": versions(), "seed": seed}
-        self.judged = {
+        self.transfers = {name: data.fingerprint for name, data in plan.transfers.items()}
+        self.measuring = {
             "test": plan.data.test_identity(),
             "metric": None if plan.metric is None else plan.metric.identity(),
             "threads": plan.threads,
@@ -136,37 +132,31 @@ class _Maker:
             "schema": SCHEMA,
         }
 
-    def chain_run(
-        self, row: Row, chain: Compressor | None, start: str, baseline: str, position: int = 0
-    ) -> ChainRun:
-        nodes: list[Node] = []
-        parent, private = start, self.private
+    def chain_run(self, row: Row, seed: int, start: str) -> ChainRun:
+        """Return a row's chain run from the model of a key: of all but the baseline, its model."""
+        plan, key, position = self.plan, start, 0
+        chain = plan.baseline if row.chain is None else row.chain
+        if row.chain is not None and plan.baseline is not None:
+            position = len(leaves(plan.baseline))
+        nodes, private = [], plan.instance is not None
         for step in () if chain is None else chain.steps:
-            private = private or not step.teachers.isdisjoint(self.plan.own_teachers)
-            nodes.append(self._step(step, parent, baseline, private, position))
-            parent = nodes[-1].key
+            # Of what enters, a student from fresh weights has nothing.
+            alone = step.restarts and bool(step.students) and plan.instance is None
+            private = private or not step.teachers.isdisjoint(plan.own_teachers)
+            context = {
+                **self.inputs,
+                "seed": seed,
+                "position": position,
+                "ours": code_digest(step_modules(step)),
+                "foreign": foreign_sources(step),
+                "baseline": start if "teacher" in step.needs else None,
+                "teachers": {n: self.teachers[n] for n in step.teachers & self.teachers.keys()},
+                "transfers": {name: self.transfers[name] for name in step.transfers},
+            }
+            key = step_key("" if alone else key, repr(step), context)
+            nodes.append(Node(key, repr(step), step, private, position))
             position += len(leaves(step))
-        about = {**self.judged, "of": parent, "metadata": metadata(self.plan, row, self.seed)}
-        key = digest({MEASURE: about})
-        private = private or (self.plan.metric is not None and self.plan.metric.file is None)
-        nodes.append(Node(key, MEASURE, None, private))
-        return ChainRun(row, self.seed, tuple(nodes), start)
-
-    def _step(
-        self, step: Compressor, parent: str, baseline: str, private: bool, position: int
-    ) -> Node:
-        taught = "teacher" in step.needs
-        # Of what enters, a student from fresh weights has nothing.
-        alone = step.restarts and bool(step.students) and not self.private
-        about = self.context | {
-            "ours": code_digest(step_modules(step)),
-            "foreign": foreign_sources(step),
-        }
-        about["position"] = position
-        about |= {"baseline": baseline} if taught else {}
-        named = {n: self.teachers[n] for n in sorted(step.teachers) if n in self.teachers}
-        about |= {"teachers": named} if named else {}
-        sets = {name: self.plan.transfers[name].fingerprint for name in sorted(step.transfers)}
-        about |= {"transfers": sets} if sets else {}
-        key = step_key("" if alone else parent, repr(step), about)
-        return Node(key, repr(step), step, private, position)
+        measuring = {**self.measuring, "of": key, "metadata": metadata(plan, row, seed)}
+        private = private or (plan.metric is not None and plan.metric.file is None)
+        nodes.append(Node(digest({MEASURE: measuring}), MEASURE, None, private))
+        return ChainRun(row, seed, tuple(nodes), start)

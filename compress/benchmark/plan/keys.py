@@ -1,18 +1,21 @@
-"""What a result depends on, as hashes: the input, the text, libraries, our code, others' code."""
+"""What a result depends on, as hashes: the input, the text, libraries, our code, others' code.
+
+Of our own code that is what ran: the imports of a step, or of the measuring, followed to their end.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from compress.benchmark.plan.sources import followed, techniques_may_import
 from compress.compressor import Compressor
 from compress.parts import Configured
 from compress.system.files import digest, sha256
@@ -24,17 +27,19 @@ LIBRARIES = (
 OPTIONAL = ("timm",)
 """Libraries of models that may be missing."""
 RUNNING = (
-    *(
-        "compress.compressor",
-        "compress.benchmark.store.step_cache",
-        "compress.zoo.data",
-        "compress.zoo.models",
-    ),
-    *("compress.zoo.transfer", "compress.zoo.weights"),
+    *("compress.compressor", "compress.benchmark.store.store", "compress.zoo.data"),
+    *("compress.zoo.models", "compress.zoo.transfer", "compress.zoo.weights"),
 )
 """What makes a step's input and runs it, whatever the step."""
 HANDING = frozenset({"compress.benchmark.execute.job", "compress.benchmark.plan.plan"})
 """What hands a step its input. Most of what these import is for other purposes."""
+PACKAGE = Path(__file__).resolve().parents[2]
+OUTSIDE = {"benchmark", "results", "report", "suites", "api", "cli", "__main__"}
+"""What no technique may import, a plug-in's neither."""
+IMPORT = re.compile(
+    r"^[ \t]*(?:from (compress[\w.]*) import (\([^)]*\)|.*)|import (compress[\w.]*))", re.MULTILINE
+)
+FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:(?:[ \t].*)?\n)+", re.MULTILINE)
 
 
 def step_key(parent: str, step: str, context: Mapping[str, Any]) -> str:
@@ -45,11 +50,7 @@ def step_key(parent: str, step: str, context: Mapping[str, Any]) -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that a result depends on."""
-    found = {name: _version(name) for name in LIBRARIES}
-    for name in OPTIONAL:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    return {name: _version(name) for name in (*LIBRARIES, *filter(find_spec, OPTIONAL))}
 
 
 def _version(name: str) -> str:
@@ -79,6 +80,59 @@ def measuring_modules() -> frozenset[str]:
     return followed("compress.benchmark.measure.row") | HANDING
 
 
+def techniques_may_import() -> frozenset[str]:
+    """Return all modules of ours that a plug-in's technique may import."""
+    rooms = {module: module.split(".")[1:2] for module in files()}
+    return frozenset(module for module, room in rooms.items() if room and room[0] not in OUTSIDE)
+
+
+@functools.cache
+def code_digest(modules: frozenset[str]) -> str:
+    """Return a hash of the files of some modules of ours."""
+    return digest({module: sha256(files()[module].read_bytes()) for module in modules})
+
+
+@functools.cache
+def followed(*modules: str) -> frozenset[str]:
+    """Return modules of ours and all that they import, inside functions too.
+
+    A package's `__init__` counts where names are imported from it, not where it is passed on the
+    way to a module: what it offers to others matters to nobody there.
+    """
+    reached: set[str] = set()
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
+        if module not in reached:
+            reached.add(module)
+            pending += imported(module)
+    return frozenset(reached)
+
+
+@functools.cache
+def imported(module: str) -> frozenset[str]:
+    """Return the modules of ours that one imports when it runs.
+
+    A test holds this against the parsed files, and that nothing is imported in other ways.
+    """
+    modules: set[str] = set()
+    for base, imports, plain in IMPORT.findall(FOR_TYPES.sub("", files()[module].read_text())):
+        names = {f"{base}.{name}" for name in re.findall(r"\w+", imports)}
+        inside = names & files().keys()
+        modules |= inside if inside and inside == names else {*inside, base or plain}
+    return frozenset(modules)
+
+
+@functools.cache
+def files() -> dict[str, Path]:
+    """Return the file of every module of ours, by the module's name."""
+    paths = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(("compress", *path.relative_to(PACKAGE).with_suffix("").parts))
+        paths[name.removesuffix(".__init__")] = path
+    return paths
+
+
 def foreign_sources(step: Configured) -> dict[str, str]:
     """Return a hash of the code of every class in a step that is not ours, by its name.
 
@@ -95,13 +149,12 @@ def foreign_sources(step: Configured) -> dict[str, str]:
 
 def _classes(step: Configured) -> set[type[Configured]]:
     """Return the classes of a step, of all steps inside it, and of their parts."""
-    inner: list[object] = [*vars(step).values()]
-    inner += [part for part in getattr(step, "steps", ()) if part is not step]
-    found: set[type[Configured]] = {type(step)}
-    for value in inner:
+    classes = {type(step)}
+    inner = [part for part in getattr(step, "steps", ()) if part is not step]
+    for value in (*vars(step).values(), inner):
         for part in value if isinstance(value, (list, tuple)) else (value,):
-            found |= _classes(part) if isinstance(part, Configured) else set()
-    return found
+            classes |= _classes(part) if isinstance(part, Configured) else set()
+    return classes
 
 
 def _is_ours(cls: type[Configured]) -> bool:
@@ -112,6 +165,6 @@ def _is_ours(cls: type[Configured]) -> bool:
 def _package_digest(module: str, source: str | None) -> str:
     """Return a hash of the package that a module is in, or of its own file if it is in none."""
     places = getattr(sys.modules.get(module.partition(".")[0]), "__path__", [])
-    files = sorted(path for place in places for path in Path(place).rglob("*.py"))
-    files = files or ([Path(source)] if source else [])
-    return digest([[path.name, sha256(path.read_bytes())] for path in files])
+    sources = sorted(path for place in places for path in Path(place).rglob("*.py"))
+    sources = sources or ([Path(source)] if source else [])
+    return digest([[path.name, sha256(path.read_bytes())] for path in sources])

@@ -28,10 +28,10 @@ class Metric:
     name: str
     function: Function
     file: Path | None = None
-    """Where it was imported from; None for a function that a Python user gave."""
+    """The file that it was imported from; None for a function from a Python user."""
 
     def identity(self) -> dict[str, str]:
-        """Return what tells this metric from others, as far as it can be told (JSON)."""
+        """Return what distinguishes this metric from others: its name and its file (JSON)."""
         content = "" if self.file is None else sha256(self.file.read_bytes())
         return {"name": self.name, "file": content}
 
@@ -48,10 +48,10 @@ class Metric:
         return float(number), ""
 
     def check(self, task: Task) -> None:
-        """Call the function once on random logits and made-up targets, two of every class.
+        """Call the function once on random logits and synthetic targets, two of every class.
 
-        So a metric that needs all classes can be had, and nothing is read. Raises UserError if
-        it does not return one finite number.
+        So a metric that needs every class passes, and no data is read. Raises UserError if it
+        does not return one finite number.
         """
         targets = np.repeat(np.arange(task.output_shape()[-1]), 2)
         outputs = np.random.default_rng(0).normal(size=(len(targets), *task.output_shape()))
@@ -64,17 +64,17 @@ class Metric:
             )
 
 
-def find_metric(given: str | Function | None, allow_code: Collection[Path]) -> Metric | None:
+def find_metric(metric: str | Function | None, allow_code: Collection[Path]) -> Metric | None:
     """Return the metric of a function, or import that of `FILE.py:NAME`; None for None.
 
     Raises UserError if the file is missing, not in `allow_code` or has no such function.
     """
-    if given is None:
+    if metric is None:
         return None
-    if not isinstance(given, str):
-        return Metric(getattr(given, "__name__", type(given).__name__), given)
-    place, _, name = given.rpartition(":")
+    if not isinstance(metric, str):
+        return Metric(getattr(metric, "__name__", type(metric).__name__), metric)
+    place, _, name = metric.rpartition(":")
     if not place.endswith(".py") or not name.isidentifier():
-        raise UserError(f"metric must be FILE.py:NAME, such as 'mine.py:macro_f1', not {given!r}")
+        raise UserError(f"metric must be FILE.py:NAME, such as 'mine.py:macro_f1', not {metric!r}")
     function = load_function(place, name, "metric", allow_code)
     return Metric(name, function, Path(place).expanduser().resolve())

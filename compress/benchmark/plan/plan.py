@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -13,13 +13,13 @@ from torch import nn
 
 from compress.benchmark.plan.metric import Function, Metric, find_metric
 from compress.benchmark.plan.rows import Row, rows_of
-from compress.benchmark.plan.suite import Suite
+from compress.benchmark.plan.suite import Named, Suite
 from compress.chain_parser import model_sources
 from compress.compressor import Compressor, leaves, seed_everything
 from compress.context import StepContext, Transfer
 from compress.ensemble import settle
 from compress.errors import IllegalChain, UserError, unknown
-from compress.find_heads import Judge
+from compress.heads import Path as OutputPath
 from compress.heads import heads_of
 from compress.model import INSTANCE, Blueprint, Model
 from compress.system.environment import cpu_threads
@@ -43,14 +43,12 @@ class Plan:
     suite: Suite
     data: Data
     start: Model
-    """The model before the baseline's step, with its weights if they are given."""
+    """The model before the baseline's step, with the suite's weights if it names some."""
     baseline: Compressor | None
     rows: tuple[Row, ...]
     teachers: Mapping[str, Model]
     transfers: Mapping[str, Transfer]
     """Transfer sets that chains name, by the name of their data source."""
-    origin: str
-    """In words: where the baseline comes from."""
     device: torch.device
     precision: str
     tune: bool
@@ -65,9 +63,18 @@ class Plan:
     given: bool = False
     """Whether data, modules or the metric are objects of this process, not names."""
     step_threads: int = 1
-    """CPU threads of every step: sums are rounded otherwise with another number of them."""
+    """CPU threads of every step: another number of them rounds sums differently."""
     cpu: object = None
-    """Of the machine that asked for the plan, as `cpu_info` tells it; None: this one."""
+    """`cpu_info` of the machine that the run was started on; None: this one."""
+
+    @property
+    def origin(self) -> str:
+        """In words: where the baseline comes from."""
+        if self.baseline is not None:
+            return repr(self.baseline)
+        if self.suite.weights is not None:
+            return f"the given weights ({Path(self.suite.weights).name})"
+        return "the module instance as it was given"
 
     def fresh(self, name: str) -> Model:
         return fresh(name, self.data.task, self.allow_code, like=self.start)
@@ -108,7 +115,7 @@ class Plan:
         }
 
     def _code_of_models(self) -> set[Path]:
-        """Return the allowed files, but not one that only the metric names: no step sees it."""
+        """Return the allowed files, except one that only the metric names: no step runs it."""
         allowed = {path.expanduser().resolve() for path in self.allow_code}
         if self.metric is None or self.metric.file is None:
             return allowed
@@ -134,73 +141,77 @@ def make_plan(
     """Look everything up, build every model once, and refuse what cannot work.
 
     `data`, `model` (an instance), `metric` (a function) and `teachers` (instances, by names that
-    the suite has) take the place of the suite's names, for Python users. A device by name is
-    looked for; a `torch.device` was found before. Raises UserError.
+    the suite has) take the place of the suite's names, for Python users. A `torch.device` is taken
+    as it is, without a look whether it is there. Raises UserError.
     """
     if data is not None and suite.options:
         raise UserError(
             f"{', '.join(suite.options)} belong to a data source by name: give them to "
             f"from_arrays() or load_data() instead"
         )
-    # Parsing is cheap and data may be large: a typing error is told at once.
+    # Parsing is cheap and data may be large: a typing error is reported at once.
     baseline, rows = rows_of(
         suite, suite.weights is not None or model is not None, named=model is None
     )
     for path in allow_code:
         if not path.is_file():
             raise UserError(f"--allow-code: there is no file {path}")
-    given = bool(teachers) or any(thing is not None for thing in (data, model, metric))
+    if step_threads is not None and step_threads < 1:
+        raise UserError(f"step_threads must be at least 1, not {step_threads}")
+    by_name = data is None and model is None and metric is None and not teachers
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     if data is None:
         with stage(f"reading {suite.data}"):
-            data = load_data(suite.data, data_root, **suite.options)
+            data = load_data(suite.data, data_root, **suite.options)  # type: ignore[arg-type]
     if judge is not None:
         judge.check(data.task)
-    where = _device(device)
+    device = _device(device)
     suite = _with_weights_found(suite, data_root)
-    if step_threads is not None and step_threads < 1:
-        raise UserError(f"step_threads must be at least 1, not {step_threads}")
-    start = _start(suite, data, model, allow_code)
+    seed_everything(suite.seeds[0])
+    start = _model("the model", Named(suite.model, suite.weights), model, data, allow_code)
+    own_teachers = dict(teachers or {})
+    models = {}
+    for name, named in suite.teachers.items():
+        if named.weights is None and name not in own_teachers:
+            raise UserError(f"teacher {name!r} needs weights: an untrained model teaches nothing")
+        own = own_teachers.get(name)
+        models[name] = _model(f"teacher {name!r}", named, own, data, allow_code)
+    transfers = {}
+    for name in sorted({name for row in rows if row.chain for name in row.chain.transfers}):
+        with stage(f"reading {name}"):
+            transfers[name] = load_transfer(name, data, data_root)
     plan = Plan(
         suite=suite,
         data=data,
         start=start,
         baseline=baseline,
         rows=rows,
-        teachers={},
-        transfers={},
-        origin=_origin(suite, baseline, model),
-        device=where,
-        precision=usual_precision(where) if suite.precision == "auto" else suite.precision,
+        teachers=models,
+        transfers=transfers,
+        device=device,
+        precision=usual_precision(device) if suite.precision == "auto" else suite.precision,
         tune=suite.precision == "auto",
         threads=suite.threads or cpu_threads(),
         allow_code=tuple(allow_code),
         metric=judge,
         instance=None if model is None else start.module,
-        own_teachers=dict(teachers or {}),
-        given=given,
+        own_teachers=own_teachers,
+        given=not by_name,
         step_threads=step_threads or cpu_threads(),
     )
-    plan = replace(plan, teachers=_teachers(suite, plan))
-    names = {name for row in rows if row.chain for name in row.chain.transfers}
-    found = {}
-    for name in sorted(names):
-        with stage(f"reading {name}"):
-            found[name] = load_transfer(name, data, data_root)
-    plan = replace(plan, transfers=found)
     # Several rows may have one student: it is built once, and copied where it is changed.
     context = replace(plan.step_context(0, False), enters=start, build=lru_cache(2)(plan.fresh))
     if baseline is not None:
         baseline.check(context)
     for row in rows:
-        _check_names(row, plan, replace(context, teacher=start))
+        _check_row(row, plan, replace(context, teacher=start))
     return plan
 
 
 def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
     """Look for files of weights as they are named, then below the data root."""
 
-    def find(weights: str | None, option: str = "--weights FILE") -> str | None:
+    def find(weights: str | None, option: str) -> str | None:
         if weights is None or weights == DEFAULT or Path(weights).expanduser().exists():
             return weights
         below = find_root(data_root) / weights
@@ -215,94 +226,70 @@ def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
         name: replace(named, weights=find(named.weights, f"--teacher {name} {named.model} FILE"))
         for name, named in suite.teachers.items()
     }
-    return replace(suite, weights=find(suite.weights), teachers=teachers)
+    return replace(suite, weights=find(suite.weights, "--weights FILE"), teachers=teachers)
 
 
 def _device(name: str | torch.device) -> torch.device:
     if isinstance(name, torch.device):
         return name
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
+    if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device must be auto, cpu or cuda, not {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda is asked for, and torch finds no CUDA device here")
-    return torch.device(name)
+    cuda = name != "cpu" and torch.cuda.is_available()
+    if name == "cuda" and not cuda:
+        raise UserError("device is cuda, and torch finds no CUDA device here")
+    return torch.device("cuda" if cuda else "cpu")
 
 
-def _start(
-    suite: Suite, data: Data, instance: nn.Module | None, allow_code: Collection[Path]
+def _model(
+    what: str, named: Named, own: nn.Module | None, data: Data, allow_code: Collection[Path]
 ) -> Model:
-    seed_everything(suite.seeds[0])
-    if instance is None:
-        if suite.weights is None:
-            return fresh(suite.model, data.task, allow_code)
-        return _trained(suite.model, suite.weights, data, allow_code)
-    model = _of_instance(instance, data)
-    if suite.weights is not None:
-        load_weights(model.module, suite.weights, suite.model)
-    _check_fits("the model", model, data)
-    return model
+    """Build a model by name with its weights, or wrap a copy of a Python user's own module.
 
-
-def _trained(name: str, weights: str, data: Data, allow_code: Collection[Path]) -> Model:
-    load = partial(load_weights, source=weights, model_name=name)
-    return fresh(name, data.task, allow_code, load=load, judge=_judge(data))
-
-
-def _judge(data: Data) -> Judge:
-    """Return what measures several outputs of a trained model on validation data."""
-    return lambda module, paths: accuracies(module, data.task, data.validation, paths)
-
-
-def _of_instance(instance: nn.Module, data: Data) -> Model:
-    # A copy: the caller's module keeps its mode, device and type.
-    module = copy.deepcopy(instance).cpu().float().eval()
+    Raises UserError, which calls the module `what`, if it does not fit the data.
+    """
     task = data.task
-    return Model(module, task.probe(), blueprint=Blueprint(INSTANCE), inputs=task.inputs)
 
+    def load(module: nn.Module) -> None:
+        if named.weights is not None:
+            load_weights(module, named.weights, named.model)
 
-def _check_fits(what: str, model: Model, data: Data) -> None:
-    """Refuse a module that does not take the data's inputs, or gives other outputs."""
+    def judge(module: nn.Module, paths: Sequence[OutputPath]) -> tuple[Sequence[float], int]:
+        return accuracies(module, task, data.validation, paths)
+
+    if own is None:
+        trained = named.weights is not None
+        return fresh(named.model, task, allow_code, load=load, judge=judge if trained else None)
+    # A copy: the caller's module keeps its mode, device and type.
+    module = copy.deepcopy(own).cpu().float().eval()
+    load(module)
+    model = Model(module, task.probe(), blueprint=Blueprint(INSTANCE), inputs=task.inputs)
     try:
-        shape = tuple(settle(model, data.task.output_shape(), _judge(data)).shape)
+        shape = tuple(settle(model, task.output_shape(), judge).shape)
     except UserError as error:
         raise UserError(str(error).replace("the model", what, 1)) from error
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         raise UserError(f"{what} does not take the data's inputs: {error}") from error
-    if shape != (1, *data.task.output_shape()):
+    expected = (1, *task.output_shape())
+    if shape != expected:
         raise UserError(
-            f"{what} gives outputs of shape {shape} for one item, and the data needs "
-            f"{(1, *data.task.output_shape())}"
+            f"{what} gives outputs of shape {shape} for one item, and the data needs {expected}"
         )
+    return model
 
 
-def _origin(suite: Suite, baseline: Compressor | None, instance: nn.Module | None) -> str:
-    if baseline is not None:
-        return repr(baseline)
-    if instance is not None and suite.weights is None:
-        return "the module instance as it was given"
-    return f"the given weights ({Path(str(suite.weights)).name})"
+def _check_row(row: Row, plan: Plan, context: StepContext) -> None:
+    """Refuse a row whose teachers or inputs are missing, or that trains what it cannot.
 
-
-def _teachers(suite: Suite, plan: Plan) -> dict[str, Model]:
-    teachers = {}
-    for name, named in suite.teachers.items():
-        own = plan.own_teachers.get(name)
-        if own is not None:
-            teachers[name] = _of_instance(own, plan.data)
-            _check_fits(f"teacher {name!r}", teachers[name], plan.data)
-            continue
-        if named.weights is None:
-            raise UserError(f"teacher {name!r} needs weights: an untrained model teaches nothing")
-        teachers[name] = _trained(named.model, named.weights, plan.data, plan.allow_code)
-    return teachers
-
-
-def _check_names(row: Row, plan: Plan, context: StepContext) -> None:
+    Builds every student, which may be refused too.
+    """
     chain = plan.baseline if row.chain is None else row.chain
-    if chain is not None:
-        _check_trainable(chain, context)
+    model = plan.start
+    for step, _ in () if chain is None else leaves(chain):
+        for name in sorted(step.students):
+            model = context.student(name)
+        heads = heads_of(model.module)
+        if isinstance(step, Training) and heads is not None and heads.untrainable:
+            raise IllegalChain(f"{step!r} cannot train: {heads.untrainable}")
     if row.chain is None:
         return
     for name in sorted(row.chain.teachers - {"baseline"}):
@@ -310,17 +297,5 @@ def _check_names(row: Row, plan: Plan, context: StepContext) -> None:
             raise unknown("teacher", name, ["baseline", "input", *plan.teachers])
     for need in sorted(row.chain.needs):
         if not context.has(need):
-            raise IllegalChain(f"{row.text} needs {need}, which is not at hand")
+            raise IllegalChain(f"{row.text} needs {need}, and none was given")
     row.chain.check(context)
-
-
-def _check_trainable(chain: Compressor, context: StepContext) -> None:
-    """Build every student, and refuse to train a model that does not say which its logits are."""
-    assert context.enters is not None, "the plan's own model"
-    model = context.enters
-    for step, _ in leaves(chain):
-        for name in sorted(step.students):
-            model = context.student(name)
-        heads = heads_of(model.module)
-        if isinstance(step, Training) and heads is not None and heads.untrainable:
-            raise IllegalChain(f"{step!r} cannot train: {heads.untrainable}")

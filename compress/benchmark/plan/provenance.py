@@ -1,4 +1,4 @@
-"""What a run, and every file it makes, says of itself."""
+"""The description of a run and of the machine, and the metadata of every file it makes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,11 @@ from compress.tasks.base import Data
 
 
 def about(plan: Plan, command: str) -> dict[str, Any]:
-    """Return what the report says about the run as a whole (JSON)."""
+    """Return what the report needs to know about the run as a whole (JSON)."""
     data = plan.data
     notes = [data.note] if data.note else []
     if plan.baseline is None:
-        notes.append(
-            "the model came with weights, and nobody knows whether they have seen the "
-            "validation split"
-        )
+        notes.append("the model came with weights, which may have seen the validation split")
     parts = ("train", "validation", "calibration", "test")
     return {
         "suite": plan.suite.name,
@@ -92,9 +89,14 @@ def environment(
 
     Names neither host, user nor path.
     """
+    described = {**timing_environment(threads), **machine()}
+    if not described["gpu"]:  # where NVIDIA's own tool is missing
+        import torch
+
+        if torch.cuda.is_available():
+            described["gpu"] = torch.cuda.get_device_name()
     return {
-        **timing_environment(threads),
-        **_machine(),
+        **described,
         "device": device,
         "precision": precision,
         "seeds": list(seeds),
@@ -102,17 +104,6 @@ def environment(
         "git": _git_state(),
         "date": datetime.date.today().isoformat(),
     }
-
-
-def _machine() -> dict[str, Any]:
-    """Return the machine; torch names a GPU where NVIDIA's own tool is missing."""
-    found = machine()
-    if not found["gpu"]:
-        import torch
-
-        if torch.cuda.is_available():
-            found["gpu"] = torch.cuda.get_device_name()
-    return found
 
 
 def _git_state() -> str | None:
@@ -125,11 +116,12 @@ def _git_state() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git says, None if it says nothing or fails."""
+    """Return what git answers, None if it answers nothing or fails."""
+    command = ["git", *arguments]
     try:
-        answer = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10
+        answer = subprocess.check_output(
+            command, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None if answer.returncode == 0 else None
+    return answer.strip() or None

@@ -1,16 +1,24 @@
-"""The rows of a table, from the texts of a suite: the baseline, the chains, their controls."""
+"""The rows of a table, from the texts of a suite: the baseline, the chains, their controls.
+
+A chain that trains differs from its baseline in two ways: by the technique, and by the training.
+Its control of equal cost has the training only, with as many samples and the same settings, so
+what the chain has over its control is the technique's.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compress.benchmark.plan.controls import control_of
 from compress.benchmark.plan.suite import Suite
-from compress.compressor import Chain, Compressor, Repeat
+from compress.compressor import Chain, Compressor, Repeat, leaves
 from compress.errors import IllegalChain, UserError
 from compress.results.record import BASELINE, CONTROL, Step
 from compress.techniques import chain as parse
+from compress.techniques.finetune import Finetune
+from compress.techniques.train import Train
+from compress.training import Training
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Row:
     chain: Compressor | None
     """None for the baseline itself."""
     role: str = ""
-    """'control' if no one asked for the row, but another one needs it beside it."""
+    """'control' if the suite does not have the row, but another one is compared with it."""
     control: str = ""
     """The text of the row that is this one's control of equal cost; '' if there is none."""
     uncontrolled: str = ""
@@ -29,8 +37,20 @@ class Row:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What a record says of the chain's steps."""
-        return () if self.chain is None else tuple(map(_told, self.chain.steps))
+        """The chain's steps as a record has them."""
+        return () if self.chain is None else tuple(map(_recorded, self.chain.steps))
+
+
+def _recorded(step: Compressor) -> Step:
+    return Step(
+        step.name(),
+        repr(step),
+        trains="train" in step.needs,
+        lowers=step.lowers,
+        builds=step.builds,
+        restarts=step.restarts,
+        steps=tuple(map(_recorded, step.step.steps)) if isinstance(step, Repeat) else (),
+    )
 
 
 def rows_of(
@@ -41,38 +61,51 @@ def rows_of(
     `named` is False where the suite's model is an object of a Python user, which no name builds.
     Raises IllegalChain for chains that do not fit together, UserError for one that stands twice.
     """
-    baseline = None if suite.baseline is None else parse(suite.baseline)
-    parsed = [parse(text) for text in suite.chains]
-    if baseline is None and suite.weights is None:
-        baseline = _common_start(parsed, has_weights)
-    elif baseline is not None and not _is_baseline(baseline):
+    chains = [parse(text) for text in suite.chains]
+    baseline = _baseline(suite, chains, has_weights)
+    rows = [Row(BASELINE, None)]
+    for chain in chains:
+        first, *rest = chain.steps
+        if not _is_baseline(first):
+            rest = [first, *rest]
+        elif repr(first) != repr(baseline):
+            why = "weights are given: leave out the step, or the weights"
+            if baseline is not None:
+                why = f"the baseline is {baseline!r}, and a suite has one"
+            raise IllegalChain(f"{chain!r} starts from {first!r}, but {why}")
+        if not rest:
+            continue
+        row = rest[0] if len(rest) == 1 else Chain(*rest)
+        if repr(row) in {other.text for other in rows}:
+            raise UserError(f"the chain {row!r} stands twice in the suite")
+        rows.append(Row(repr(row), row))
+    return baseline, with_controls(rows, suite.controls, suite.model if named else "")
+
+
+def _baseline(suite: Suite, chains: list[Compressor], has_weights: bool) -> Compressor | None:
+    """Return the baseline's step: the suite's own, or that with which the first chain begins."""
+    if suite.baseline is None:
+        starts = [chain.steps[0] for chain in chains if _is_baseline(chain.steps[0])]
+        if suite.weights is None and not starts and not has_weights:
+            raise IllegalChain(
+                "the model has no weights: begin the chain with train(epochs=...), or give weights"
+            )
+        return starts[0] if starts and suite.weights is None else None
+    baseline = parse(suite.baseline)
+    if not _is_baseline(baseline):
         raise IllegalChain(
             f"the baseline must be one step from fresh weights, train(...) without a student, "
             f"not {baseline!r}"
         )
-    if baseline is not None and suite.weights is not None:
+    if suite.weights is not None:
         raise IllegalChain(
             f"{baseline!r} starts from fresh weights, and weights are given too: leave out one"
         )
-    rows = [Row(BASELINE, None)]
-    for chain in parsed:
-        steps = chain.steps
-        if _is_baseline(steps[0]):
-            if repr(steps[0]) != repr(baseline):
-                why = (
-                    f"the baseline is {baseline!r}, and a suite has one"
-                    if baseline
-                    else "weights are given: leave out the step, or the weights"
-                )
-                raise IllegalChain(f"{chain!r} starts from {steps[0]!r}, but {why}")
-            steps = steps[1:]
-        if not steps:
-            continue
-        rest = steps[0] if len(steps) == 1 else Chain(*steps)
-        if repr(rest) in {row.text for row in rows}:
-            raise UserError(f"the chain {rest!r} stands twice in the suite")
-        rows.append(Row(repr(rest), rest))
-    return baseline, with_controls(rows, suite.controls, suite.model if named else "")
+    return baseline
+
+
+def _is_baseline(step: Compressor) -> bool:
+    return step.restarts and not step.builds and len(step.steps) == 1
 
 
 def row_text(chain: str, baseline: str) -> str:
@@ -90,45 +123,73 @@ def row_text(chain: str, baseline: str) -> str:
 
 def with_controls(rows: Sequence[Row], add: bool, model: str = "") -> tuple[Row, ...]:
     """Return the rows, each with its control if that is a row too; `add` the ones that are not."""
-    found: list[Row] = []
+    controlled: list[Row] = []
     added: list[Row] = []
     for row in rows:
         control = None if row.chain is None else control_of(row.chain, model)
-        if control is not None and control.step is None:
-            row = replace(row, uncontrolled=control.reason if add else "")
+        if isinstance(control, str):
+            row = replace(row, uncontrolled=control if add else "")
         elif control is not None:
-            there = [other.text for other in [*rows, *added] if other.chain == control.step]
-            if not there and add:
-                added.append(Row(repr(control.step), control.step, role=CONTROL))
-                there = [added[-1].text]
-            row = replace(row, control=there[0] if there else "")
-        found.append(row)
-    return (*found, *added)
+            texts = [other.text for other in [*rows, *added] if other.chain == control]
+            if not texts and add:
+                texts = [repr(control)]
+                added.append(Row(texts[0], control, role=CONTROL))
+            row = replace(row, control=texts[0] if texts else "")
+        controlled.append(row)
+    return (*controlled, *added)
 
 
-def _is_baseline(step: Compressor) -> bool:
-    return step.restarts and not step.builds and len(step.steps) == 1
+def control_of(chain: Compressor, model: str = "") -> Training | str | None:
+    """Return the control of a chain, or in words why it has none although it trains.
+
+    None if it does not train or is itself such a control. For a chain that trains a student, the
+    control is the student trained on labels: `train(student=...)` with the settings of the step
+    that trained it; otherwise the baseline trained on: `finetune(...)` with those of the step that
+    trains longest. Both get the epochs of all the chain's steps. `model` names the suite's model,
+    whose architecture a student may have.
+    """
+    if type(chain) in (Finetune, Train):
+        return None
+    steps = leaves(chain)
+    for step, _ in steps:
+        if _trains_in_its_own_way(step):
+            return f"{step.name()} trains in its own way, which no control repeats"
+    trainings = [(step, times) for step, times in steps if isinstance(step, Training)]
+    if not trainings:
+        return None
+    if any(step.transfers for step, _ in trainings):
+        return "it learns from a transfer set, which labels alone cannot do"
+    taught = [step for step, _ in trainings if step.builds]
+    longest, _ = max(trainings, key=lambda pair: pair[0].epochs * pair[1])
+    # A later student learns from an earlier one: the last is what is deployed.
+    source = taught[-1] if taught else longest
+    # By value: the control's class has other defaults.
+    settings = {item.name: getattr(source, item.name) for item in dataclasses.fields(Training)}
+    settings["epochs"] = sum(step.epochs * times for step, times in trainings)
+    if not taught:
+        return Finetune(**settings)
+    student = _name_of_student(steps, model)
+    if not student:
+        return "no name builds its student with fresh weights"
+    return Train(student=student, **settings)
 
 
-def _common_start(chains: list[Compressor], has_weights: bool) -> Compressor | None:
-    starts = [chain.steps[0] for chain in chains if _is_baseline(chain.steps[0])]
-    if not starts:
-        if has_weights:
-            return None
-        raise IllegalChain(
-            "the model has no weights: begin the chain with train(epochs=...), or give weights"
-        )
-    return starts[0]
+def _name_of_student(steps: Sequence[tuple[Compressor, int]], model: str) -> str:
+    """Return the name of the last student's architecture; '' if steps before it made it."""
+    name, entering, shaped = "", model, False
+    for step, _ in steps:
+        if step.students:
+            (entering,) = step.students
+            name, shaped = entering, False
+        elif step.builds:
+            name = "" if shaped else entering
+        elif not isinstance(step, Training):
+            shaped = True
+    return name
 
 
-def _told(step: Compressor) -> Step:
-    inner = step.step.steps if isinstance(step, Repeat) else ()
-    return Step(
-        step.name(),
-        repr(step),
-        "train" in step.needs,
-        step.lowers,
-        step.builds,
-        step.restarts,
-        tuple(map(_told, inner)),
-    )
+def _trains_in_its_own_way(step: Compressor) -> bool:
+    """Whether a plug-in uses the training data, or students, otherwise than our steps do."""
+    if isinstance(step, Training):
+        return len(step.students) > 1
+    return "train" in step.needs or bool(step.students)

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write there, and what lies where."""
+"""The folder of a run: its lock, and the places of its files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,58 +30,55 @@ TIMING_INPUTS = "timing-inputs"
 
 
 class Outputs:
-    """A writable folder, locked against other runs until `lock` is closed."""
+    """A writable folder, locked against other runs until `lock` is released."""
 
     def __init__(self, folder: Path, seeds: tuple[int, ...], lock: bool = True) -> None:
         self.folder = folder
         self.seeds = seeds
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held = locked(folder / ".lock") if lock else contextlib.nullcontext()
+            lock_held = locked(folder / ".lock") if lock else contextlib.nullcontext()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-        if held is None:
+        if lock_held is None:
             raise UserError(
                 f"another run is writing to {folder}: wait for it, or give --out elsewhere"
             )
-        self.lock = held
+        self.lock = lock_held
 
     @property
     def logs(self) -> Path:
         return self.folder / "logs"
 
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """Make a folder for what lasts as long as the run; those of dead runs go."""
+    def scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """Return a folder for what lasts as long as the run; remove those of dead runs."""
         for left in self.folder.glob(f"{SCRATCH}-*"):
             shutil.rmtree(left, ignore_errors=True)  # nobody else has the lock
-        made = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{SCRATCH}-"))
-        try:
-            yield made
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+        return tempfile.TemporaryDirectory(
+            dir=self.folder, prefix=f"{SCRATCH}-", ignore_cleanup_errors=True
+        )
 
-    def publish(self, made: Path, record: Record) -> Record:
-        """Copy what was measured, a folder, to where a row's files lie; name the file if sound."""
-        folder = self.model(record.chain, record.seed)
+    def publish(self, measured: Path, record: Record) -> Record:
+        """Copy the files of a measuring to where a row's files lie, and name them in its record."""
+        folder = self.model(*record.key)
         folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in measured.iterdir()} - {ENTRY}
         raw = {ANSWERS: f"{folder.name}.npz", TARGETS: TARGETS}
-        names = {path.name for path in made.iterdir()}
-        for stale in {path.name for path in folder.iterdir()} - names:
-            if not (folder / stale).is_dir():
-                (folder / stale).unlink(missing_ok=True)
-        for name in sorted(names - {ENTRY, ANSWERS, TARGETS}):
-            copy_atomic(made / name, folder / name)
+        for stale in folder.iterdir():
+            if stale.name not in names and not stale.is_dir():
+                stale.unlink(missing_ok=True)
+        for name in sorted(names - raw.keys()):
+            copy_atomic(measured / name, folder / name)
         for name in sorted(names & raw.keys()):
             if name == ANSWERS or record.seed == self.seeds[0]:
-                copy_atomic(made / name, self.folder / "raw" / raw[name])
+                copy_atomic(measured / name, self.folder / "raw" / raw[name])
         files = {"answers": f"raw/{raw[ANSWERS]}"} if ANSWERS in names else {}
         if record.status == "ok":
             files["onnx"] = str((folder / DEPLOYABLE).relative_to(self.folder))
         return replace(record, files=files)
 
     def withdraw(self, record: Record) -> None:
-        """Take the name of a file that is sound from that of a record."""
+        """Rename a record's file from that of a sound one to that of an unverified one."""
         path = self.model(*record.key) / DEPLOYABLE
         path.rename(path.with_name(UNVERIFIED))
 

@@ -1,4 +1,4 @@
-"""What was computed, on disk, found by a hash of everything that went into it.
+"""Results on disk, each under a hash of everything that it depends on.
 
 An entry is a folder of files and an `entry.json` that lists their hashes. It appears whole, by a
 rename, and is believed only if every hash is right; a damaged one is set aside. So chains share
@@ -22,20 +22,21 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compress.benchmark.store.object_store import Remote, open_remote
 from compress.errors import UserError
 from compress.model import Builder, Model, load, save
-from compress.system.files import digest, fsync_file, fsync_folder, sha256_file, write_json
+from compress.system.files import digest, fsync_file, fsync_folder, sha256, sha256_file, write_json
 
 ENTRY, CLAIMS, DAMAGED, WRITING = "entry.json", "claims", "damaged", ".writing"
+MADE = "made"
+"""When an entry of a step's cache was written, among the notes about it."""
 KEY_LENGTH = 64
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-"""What a file system answers that has no locks."""
+"""Errors of file systems without locks."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What lies under a key: its folder, and what was said of it when it was written (JSON)."""
+    """A stored result: its folder, and its writer's notes about it (JSON)."""
 
     key: str
     folder: Path
@@ -55,62 +56,103 @@ class Entry:
         return model
 
 
+class ObjectStore:
+    """A place that fsspec reaches, such as `s3://bucket/runs`, with a local folder as its mirror.
+
+    Entries are copied whole; `entry.json` goes last, so that what has one is complete. Raises
+    UserError where fsspec, or its driver, is missing.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec
+        except ImportError:
+            raise UserError(
+                f"the store {url} needs fsspec, which is not installed: "
+                f"pip install 'compress-models[cluster]', or name a folder"
+            ) from None
+        try:
+            self.files, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError, OSError) as error:
+            raise UserError(f"the store {url} cannot be reached: {error}") from error
+        from platformdirs import user_cache_dir
+
+        base = os.environ.get("COMPRESS_MIRROR") or user_cache_dir("compress-models")
+        self.root = root.rstrip("/")
+        self.mirror = Path(base) / "mirrors" / sha256(url.encode())[:16]
+
+    def has(self, key: str) -> bool:
+        return bool(self.files.exists(f"{self.root}/{key}/{ENTRY}"))
+
+    def drop(self, key: str) -> None:
+        if self.has(key):
+            self.files.rm(f"{self.root}/{key}", recursive=True)
+
+    def fetch(self, key: str, folder: Path) -> None:
+        """Copy an entry's files into a folder. Raises OSError if the place does not answer."""
+        for path in self.files.ls(f"{self.root}/{key}", detail=False):
+            name = str(path).rstrip("/").rpartition("/")[2]
+            if name not in ("", ".", ".."):
+                self.files.get_file(str(path), str(folder / name))
+
+    def send(self, entry: Entry) -> None:
+        """Copy an entry's files to the place, `entry.json` last."""
+        self.files.makedirs(f"{self.root}/{entry.key}", exist_ok=True)
+        for name in (*sorted(entry.files), ENTRY):
+            self.files.put_file(str(entry.folder / name), f"{self.root}/{entry.key}/{name}")
+
+
 class Store:
     """A folder of entries, or an object store (`s3://...`) with a folder that mirrors it."""
 
     def __init__(self, place: str | Path) -> None:
-        self.remote: Remote | None = None
+        self.remote = ObjectStore(str(place)) if "://" in str(place) else None
+        self.folder = self.remote.mirror if self.remote else Path(place).expanduser()
         self._sent: set[str] = set()
         """Keys that the object store is known to have."""
-        if "://" in str(place):
-            self.remote = open_remote(str(place))
-            place = self.remote.mirror
-        self.folder = Path(place).expanduser()
 
     def get(self, key: str) -> Entry | None:
         """Return the entry of a key, every hash checked; None if it is absent or damaged."""
         entry = self._read(key)
-        if entry is not None and self.remote is not None:
-            self._send_again(entry)
-        if entry is None and self.remote is not None and self.remote.has(key):
-            with self._writing(key) as made:
-                self.remote.fetch(key, made)
-                self._place(made, key)
+        if self.remote is None:
+            return entry
+        if entry is not None:
+            if key not in self._sent and not self.remote.has(key):
+                self.remote.send(entry)  # a run died before it did
+            self._sent.add(key)
+        elif self.remote.has(key):
+            with self._writing(key) as folder:
+                self.remote.fetch(key, Path(folder))
+                self._place(Path(folder), key)
             entry = self._read(key)
         return entry
-
-    def _send_again(self, entry: Entry) -> None:
-        """Send an entry of the mirror that the object store lacks: a run died before it did."""
-        if self.remote is None or entry.key in self._sent:
-            return
-        if not self.remote.has(entry.key):
-            self.remote.send(entry.key, entry.folder, [*entry.files, ENTRY])
-        self._sent.add(entry.key)
 
     def put(
         self, key: str, fill: Callable[[Path], Mapping[str, Any]], owner: str | None = None
     ) -> Entry:
-        """Keep what `fill` writes into a folder and what it returns about it (JSON).
+        """Store what `fill` writes into a folder, with the notes that it returns (JSON).
 
-        What a dead writer has left goes when `owner` (by default `key`) is claimed again.
-        Raises what `fill` raises, and OSError if the disk does not take it; then nothing is kept.
+        What a dead writer has left is removed when `owner` (by default `key`) is claimed again.
+        Raises what `fill` raises, and OSError if the disk is full; then nothing is stored.
         """
-        with self._writing(owner or key) as made:
-            about = json.loads(json.dumps(dict(fill(made))))
-            files = {path.name: sha256_file(path) for path in sorted(made.iterdir())}
-            for name in files:
-                fsync_file(made / name)
+        with self._writing(owner or key) as name:
+            folder = Path(name)
+            about = json.loads(json.dumps(dict(fill(folder))))
+            files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+            for file in files:
+                fsync_file(folder / file)
             body = {"key": key, "files": files, "about": about}
-            write_json(made / ENTRY, {"sha256": digest(body), "body": body})
-            fsync_folder(made)
-            self._place(made, key)
+            write_json(folder / ENTRY, {"sha256": digest(body), "body": body})
+            fsync_folder(folder)
+            self._place(folder, key)
+        entry = Entry(key, self.folder / key, about, files)
         if self.remote is not None:
-            self.remote.send(key, self.folder / key, [*files, ENTRY])
+            self.remote.send(entry)
             self._sent.add(key)
-        return Entry(key, self.folder / key, about, files)
+        return entry
 
     def put_model(self, key: str, model: Model, build: Builder, about: Mapping[str, Any]) -> Entry:
-        """Keep a step's result. Raises CannotSave for a model that no file can hold."""
+        """Store a step's result. Raises CannotSave for a model that no file can hold."""
 
         def fill(folder: Path) -> Mapping[str, Any]:
             save(model, folder, build)
@@ -119,7 +161,7 @@ class Store:
         return self.put(key, fill)
 
     def drop(self, key: str) -> None:
-        """Forget what lies under a key."""
+        """Remove the entry of a key."""
         if (self.folder / key).exists():
             _drop(self.folder / key)
         if self.remote is not None:
@@ -128,9 +170,9 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """Say to other runs on this store that a key is being computed here.
+        """Tell other runs on this store that a key is being computed here.
 
-        Yields False, at once, if another run has said so; a run that dies says nothing any more.
+        Yields False, at once, if another run has claimed it; the claim of a run that dies ends.
         """
         place = self.folder / CLAIMS
         place.mkdir(parents=True, exist_ok=True)
@@ -140,11 +182,13 @@ class Store:
             if error.errno not in NO_LOCKS:
                 raise
             lock = contextlib.nullcontext()  # both compute, and both results are good
-        with lock or contextlib.nullcontext():
-            if lock is not None:
-                for left in self.folder.glob(f"{WRITING}-{key}-*"):
-                    shutil.rmtree(left, ignore_errors=True)  # its writer is dead: we have the claim
-            yield lock is not None
+        if lock is None:
+            yield False
+            return
+        with lock:
+            for left in self.folder.glob(f"{WRITING}-{key}-*"):
+                shutil.rmtree(left, ignore_errors=True)  # its writer is dead: we have the claim
+            yield True
 
     def entries(self) -> Iterator[Path]:
         """Yield the folders of all entries, sound or not."""
@@ -153,8 +197,8 @@ class Store:
                 if len(path.name) == KEY_LENGTH and (path / ENTRY).exists():
                     yield path
 
-    def told(self) -> Iterator[Mapping[str, Any]]:
-        """Yield what is said about every entry, unchecked: for estimates only."""
+    def unchecked(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the notes about every entry, no hash checked: for estimates only."""
         for path in self.entries():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 yield json.loads((path / ENTRY).read_text())["body"]["about"]
@@ -166,32 +210,29 @@ class Store:
     def clean(
         self, older_than: float | None = None, keep_bytes: int | None = None
     ) -> tuple[int, int]:
-        """Remove damaged entries, leftovers of dead runs, and old entries; say how many and bytes.
+        """Remove damaged entries, leftovers of dead runs, and old entries; return count and bytes.
 
         `older_than` (seconds) removes entries not used for so long; `keep_bytes` removes the
         least recently used until so many bytes are left. An entry that a run is computing or
-        reading is left alone, as far as its claim tells.
+        reading, and has claimed, is left alone.
         """
         before = folder_bytes(self.folder)
-        removed = 0
         for left in [*self.folder.glob(f"{WRITING}-*"), *self.folder.glob(f"{DAMAGED}/*")]:
             key = left.name.removeprefix(f"{WRITING}-").rpartition("-")[0]
             with self.claim(key or left.name) as mine:
                 if mine:
                     shutil.rmtree(left, ignore_errors=True)
-        by_age = sorted(self.entries(), key=lambda path: (path / ENTRY).stat().st_mtime)
-        now, left_bytes = time.time(), folder_bytes(self.folder)
-        for path in by_age:
-            old = older_than is not None and now - (path / ENTRY).stat().st_mtime > older_than
-            much = keep_bytes is not None and left_bytes > keep_bytes
-            if not old and not much:
+        used = {path: (path / ENTRY).stat().st_mtime for path in self.entries()}
+        removed, left_bytes = 0, folder_bytes(self.folder)
+        for path in sorted(used, key=lambda path: used[path]):
+            old = older_than is not None and time.time() - used[path] > older_than
+            if not old and (keep_bytes is None or left_bytes <= keep_bytes):
                 continue
             with self.claim(path.name) as mine:
-                if not mine:
-                    continue
-                left_bytes -= folder_bytes(path)
-                _drop(path)
-                removed += 1
+                if mine:
+                    left_bytes -= folder_bytes(path)
+                    _drop(path)
+                    removed += 1
         return removed, before - folder_bytes(self.folder)
 
     def _read(self, key: str) -> Entry | None:
@@ -201,12 +242,14 @@ class Store:
         try:
             sealed = json.loads((folder / ENTRY).read_bytes())
             body = sealed["body"]
-            if digest(body) != sealed["sha256"] or body["key"] != key:
-                raise UserError(f"{ENTRY} is not what was written")
-            for name, expected in body["files"].items():
-                if Path(name).name != name or sha256_file(folder / name) != expected:
-                    raise UserError(f"{name} is not what was written")
+            sound = digest(body) == sealed["sha256"] and body["key"] == key
+            sound = sound and all(
+                Path(name).name == name and sha256_file(folder / name) == expected
+                for name, expected in body["files"].items()
+            )
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            sound = False
+        if not sound:
             self._set_aside(folder)
             return None
         with contextlib.suppress(OSError):
@@ -220,19 +263,14 @@ class Store:
         with contextlib.suppress(OSError):  # another run was faster
             folder.rename(Path(tempfile.mkdtemp(dir=place, prefix=f"{folder.name[:12]}-")) / "was")
 
-    @contextlib.contextmanager
-    def _writing(self, key: str) -> Iterator[Path]:
+    def _writing(self, key: str) -> tempfile.TemporaryDirectory[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{WRITING}-{key}-"))
-        try:
-            yield made
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+        return _temporary(self.folder, f"{WRITING}-{key}-")
 
-    def _place(self, made: Path, key: str) -> None:
-        made.chmod(0o755)
+    def _place(self, folder: Path, key: str) -> None:
+        folder.chmod(0o755)
         try:
-            made.rename(self.folder / key)
+            folder.rename(self.folder / key)
         except OSError:
             if not (self.folder / key / ENTRY).exists():
                 raise
@@ -240,16 +278,61 @@ class Store:
         fsync_folder(self.folder)
 
 
+class StoredStepCache:
+    """The store as a step sees it, for what the step saves beside its own result.
+
+    What is temporary lasts until the step has its result, under the key `owner`, which this process
+    has claimed. Entries from before `since` (seconds of the epoch) are computed anew, in a fresh
+    run.
+    """
+
+    def __init__(self, store: Store, owner: str, since: float = 0.0) -> None:
+        self.store, self.owner, self.since = store, owner, since
+        self.temporary: set[str] = set()
+
+    def get(self, key: str, temporary: bool = False) -> Entry | None:
+        entry = self.store.get(key)
+        if entry is not None and entry.about.get(MADE, 0.0) < self.since:
+            self.store.drop(key)
+            return None
+        if temporary and entry is not None:
+            self.temporary.add(key)
+        return entry
+
+    def put(
+        self, key: str, fill: Callable[[Path], Mapping[str, Any]], temporary: bool = False
+    ) -> Entry:
+        entry = self.store.put(key, lambda folder: {**fill(folder), MADE: time.time()}, self.owner)
+        if temporary:
+            self.temporary.add(key)
+        return entry
+
+    def drop(self, key: str) -> None:
+        self.store.drop(key)
+        self.temporary.discard(key)
+
+    def clear(self) -> None:
+        """Remove what was temporary: the step has its result."""
+        for key in sorted(self.temporary):
+            with contextlib.suppress(OSError):  # it costs room, and that is all
+                self.drop(key)
+
+
 def _drop(folder: Path) -> None:
     """Remove an entry so that no reader finds half of it."""
-    with contextlib.suppress(OSError):
-        gone = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{WRITING}-{folder.name}-"))
-        folder.rename(gone / "was")
-        shutil.rmtree(gone, ignore_errors=True)
+    with (
+        contextlib.suppress(OSError),
+        _temporary(folder.parent, f"{WRITING}-{folder.name}-") as gone,
+    ):
+        folder.rename(Path(gone) / "was")
+
+
+def _temporary(parent: Path, prefix: str) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True)
 
 
 def locked(path: Path) -> contextlib.AbstractContextManager[Any] | None:
-    """Lock a file until what is returned is left; None if somebody else has locked it.
+    """Lock a file until the returned context ends; return None if another process has locked it.
 
     Raises OSError, with one of `NO_LOCKS`, on a file system that has no locks.
     """
