@@ -11,9 +11,11 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from compress.errors import UserError
 from compress.results.record import SCHEMA, Key, Record
@@ -39,8 +41,7 @@ class Stage:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Stage:
-        known = {key: values[key] for key in Stage.__dataclass_fields__ if key in values}
-        return Stage(**{**known, "settings": tuple(map(str, known["settings"]))})
+        return msgspec.convert(values, Stage)
 
 
 class RunLog:
@@ -87,24 +88,30 @@ class Run:
             stage = Stage.from_json(line)
             self.stages[stage.machine, stage.runtime] = stage
 
-    def ordered(self) -> Run:
-        """Return the run with its rows as its table shows them.
-
-        Lines are written as rows are finished, which on a cluster is in any order.
-        """
-        order = {tuple(key): number for number, key in enumerate(self.about.get("order", []))}
-        keys = sorted(self.records, key=lambda key: order.get(key, len(order)))
-        return Run(self.name, {key: self.records[key] for key in keys}, self.about, self.stages)
-
 
 def read_run(path: Path) -> Run:
     """Return the last run that has rows, so that one that was stopped early hides no other.
 
-    A half-written line (a crash) is passed over. Raises UserError for a missing file or one of
-    another version.
+    Its rows are in the order of its table: their lines are written as rows are finished, which on
+    a cluster is in any order. A half-written line (a crash) is skipped. Raises UserError for a
+    missing file or one of another version.
     """
     if not path.is_file():
-        raise UserError(f"there is no {path}: name the folder that a run has written")
+        raise UserError(f"there is no {path}: name the folder of a run")
+    try:
+        run = _last_run(path)
+        order = {tuple(key): number for number, key in enumerate(run.about.get("order", []))}
+        keys = sorted(run.records, key=lambda key: order.get(key, len(order)))
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"{path} is damaged: a line is nested too deeply") from None
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from error
+    return replace(run, records={key: run.records[key] for key in keys})
+
+
+def _last_run(path: Path) -> Run:
     runs: dict[str, Run] = {}
     older = False
     for line in path.read_bytes().splitlines():
@@ -112,28 +119,20 @@ def read_run(path: Path) -> Run:
             values = json.loads(line)
         except ValueError:
             continue
-        except RecursionError:
-            raise UserError(f"{path} is damaged: a line is nested too deeply") from None
         schema = values.get("schema") if isinstance(values, dict) else None
         if schema == 1:
             older = True
-            continue
-        if schema != SCHEMA:
-            raise UserError(f"{path} has schema {schema!r}, and {SCHEMA} is known")
-        try:
+        elif schema == SCHEMA:
             runs.setdefault(values["run"], Run(values["run"])).add(values)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path} is damaged: {error!r}") from error
-    told = [run for run in runs.values() if run.records] or list(runs.values())
-    if older and not (told and told[-1].records):
+        else:
+            raise UserError(f"{path} has schema {schema!r}, and this version reads {SCHEMA}")
+    with_rows = [run for run in runs.values() if run.records]
+    if older and not with_rows:
         raise UserError(
-            f"{path} was written by an older version (schema 1), which kept figures and not all "
-            f"that they follow from: the table beside it still stands, and running the suite again "
-            f"derives it anew"
+            f"{path} was written by an older version (schema 1), which stored figures without all "
+            f"of the measurements behind them: the table beside it remains valid, and running the "
+            f"suite again creates a new one"
         )
-    if not told:
+    if not runs:
         raise UserError(f"{path} holds no run")
-    try:
-        return told[-1].ordered()
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error!r}") from error
+    return (with_rows or list(runs.values()))[-1]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 SCHEMA = 2
 BASELINE = "baseline"
 MARGIN = 1.0
@@ -33,12 +35,11 @@ class Step:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Step:
-        known = {key: values[key] for key in Step.__dataclass_fields__ if key in values}
-        return Step(**{**known, "steps": tuple(map(Step.from_json, known.get("steps") or ()))})
+        return msgspec.convert(values, Step)
 
 
 def flat(steps: Iterable[Step]) -> Iterator[Step]:
-    """Yield every step that is a technique, in order, and of a `repeat` what it repeats."""
+    """Yield every step that is a technique, in order; for a `repeat`, those it repeats."""
     for step in steps:
         yield from flat(step.steps) if step.steps else (step,)
 
@@ -79,10 +80,8 @@ class Record:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Record:
-        """Read what `asdict` gave. Raises KeyError, TypeError or AttributeError for other JSON."""
-        known = {key: values[key] for key in Record.__dataclass_fields__ if key in values}
-        known |= {"notes": tuple(known["notes"]), "log": tuple(known["log"])}
-        return Record(**{**known, "steps": tuple(map(Step.from_json, known["steps"]))})
+        """Read what `asdict` gave. Raises ValueError for other JSON; further keys are ignored."""
+        return msgspec.convert(values, Record)
 
 
 def candidate_name(key: Key) -> str:

@@ -9,7 +9,7 @@ import pytest
 from made_runs import ITEMS, Written, answers, right
 
 from compress.results.record import Record
-from compress.stats.pairs import Difference, lower_bound, noninferiority_p, paired_interval
+from compress.stats.pairs import Difference
 from compress.stats.proportions import wilson
 
 
@@ -72,7 +72,8 @@ def test_rows_are_compared_with_their_baseline(run: Written) -> None:
     assert up["agreement"] == 0.75
     assert (down["accuracy_delta"], down["lost"], down["gained"]) == (-0.05, 2, 0)
     assert down["accuracy_verdict"] == "not shown"
-    assert (up["accuracy_delta_low"], up["accuracy_delta_high"]) == paired_interval(0, 10, ITEMS)
+    interval = Difference(0, 10, ITEMS).interval
+    assert (up["accuracy_delta_low"], up["accuracy_delta_high"]) == interval
 
 
 def test_agreement_is_about_answers_and_not_about_being_right(run: Written) -> None:
@@ -118,8 +119,9 @@ def test_equivalence(run: Written, lost: int, gained: int, margin: float, verdic
     found = run.read(margin)
     row = found.rows[1]
     assert row["accuracy_verdict"] == verdict
-    assert row["accuracy_bound"] == lower_bound(lost, gained, items)
-    assert row["equivalence_p"] == noninferiority_p(lost, gained, items, margin / 100)
+    expected = Difference(lost, gained, items)
+    assert row["accuracy_bound"] == expected.bound
+    assert row["equivalence_p"] == expected.noninferiority_p(margin / 100)
     if verdict in ("equivalent", "not shown"):
         assert (row["accuracy_bound"] > -margin / 100) == (verdict == "equivalent")
     assert found.about["margin"] == margin
@@ -135,7 +137,7 @@ def test_the_widest_margin_holds_whatever_is_lost(run: Written) -> None:
 def test_equivalence_is_adjusted_for_the_number_of_rows(run: Written) -> None:
     """By itself p is just below 5 %; beside four more of that kind none is claimed."""
     items, lost = 1000, 2
-    margin = -100 * lower_bound(lost, 0, items) * 1.05
+    margin = -100 * Difference(lost, 0, items).bound * 1.05
     assert 0.02 < Difference(lost, 0, items).noninferiority_p(margin / 100) < 0.05
     run.row(record("baseline"), right(900, items))
     run.row(record("a()"), right(900 - lost, items))

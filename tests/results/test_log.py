@@ -139,7 +139,7 @@ def test_foreign_schemas_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         read_run(path)
     path.write_text(json.dumps({"schema": 99}) + "\n")
-    with pytest.raises(UserError, match="has schema 99, and 2 is known"):
+    with pytest.raises(UserError, match="has schema 99, and this version reads 2"):
         read_run(path)
 
 
@@ -149,7 +149,7 @@ def test_results_of_the_first_version_are_refused_and_do_not_stand_in_the_way(
     path = tmp_path / "results.jsonl"
     old = {"schema": 1, "kind": "row", "run": "x", **asdict(Record("baseline", 0, "ok"))}
     path.write_text(json.dumps(old) + "\n")
-    words = r"an older version \(schema 1\).* the table beside it still stands, and running"
+    words = r"an older version \(schema 1\).* the table beside it remains valid, and running"
     with pytest.raises(UserError, match=words):
         read_results(tmp_path)
     RunLog(path, {"suite": "a"})
