@@ -13,12 +13,7 @@ from compress.results.draft import Draft, Drafts
 from compress.results.raw import Missing, read_arrays
 from compress.results.record import BASELINE, Key, Record
 from compress.stats.pairs import difference
-from compress.stats.proportions import (
-    balanced_accuracy,
-    calibration_error,
-    top_accuracy,
-    wilson,
-)
+from compress.stats.proportions import balanced_accuracy, calibration_error, top_accuracy, wilson
 from compress.stats.verdicts import difference_verdicts, equivalence_verdicts
 
 MOST_CLASSES = 1_000_000
@@ -127,21 +122,21 @@ def _compare(
         draft.missing[f"{question}_verdict"] = reason
         return
     before, after = answers[other.record.key], answers[record.key]
-    found = difference(before.correct, after.correct)
-    low, high = found.interval
+    paired = difference(before.correct, after.correct)
+    low, high = paired.interval
     draft.figures |= {
-        f"{question}_delta": found.value,
+        f"{question}_delta": paired.value,
         f"{question}_delta_low": low,
         f"{question}_delta_high": high,
-        f"{question}_p": found.p,
+        f"{question}_p": paired.p,
     }
     if question == "accuracy":
         draft.figures |= {
             "agreement": float((before.predictions == after.predictions).mean()),
-            "lost": found.lost,
-            "gained": found.gained,
-            "accuracy_bound": found.bound,
-            "equivalence_p": found.noninferiority_p(margin),
+            "lost": paired.lost,
+            "gained": paired.gained,
+            "accuracy_bound": paired.bound,
+            "equivalence_p": paired.noninferiority_p(margin),
         }
         return
     ours, theirs = (one.record.measured.get("train_samples") for one in (draft, other))

@@ -16,6 +16,7 @@ from compress.results.timed import (
     GPU,
     LATENCY,
     PLAIN,
+    SEEDS_KINDS,
     Column,
     Timed,
     of_files,
@@ -25,16 +26,6 @@ from compress.results.timed import (
 )
 from compress.timing.setting import DEFAULT
 
-SEEDS_KINDS = {
-    "mean": "mean",
-    "difference": "mean of paired differences, tested over seeds and over items",
-    "ratio": "geometric mean; the verdict that they share, else mixed",
-    "first": "what they share",
-    "status": "ok if any is",
-    "said": "all that is said, each once",
-    "none": "left out",
-}
-"""How several seeds are combined (see `compress.results.seeds`)."""
 SEEDS = PLAIN["seeds"]
 """Columns of seeds.csv alone."""
 

@@ -63,13 +63,9 @@ class Draft:
             for column, prefix in REASON_PREFIXES.items()
             if column in self.missing
         ]
+        names = ("chain", "seed", "status", "role", "control", "error")
         return {
-            "chain": record.chain,
-            "seed": record.seed,
-            "status": record.status,
-            "role": record.role,
-            "control": record.control,
-            "error": record.error,
+            **{name: getattr(record, name) for name in names},
             "note": "; ".join([*self.notes, *reasons]),
             "cuda_note": "",
             **({"onnx_path": record.files["onnx"]} if "onnx" in record.files else {}),

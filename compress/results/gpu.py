@@ -105,12 +105,13 @@ def _parse(values: Mapping[str, Any]) -> tuple[GpuFacts, dict[str, _Column]]:
 def _add_row(draft: Draft, facts: GpuFacts, columns: Mapping[str, _Column]) -> None:
     name = draft.record.name
     row = facts.rows.get(name) or RowFacts()
-    found: dict[str, Any] = {} if row.peak is None else {PEAK: row.peak}
     reasons, remarks, noisy = dict(row.reasons), [], False
+    if row.peak is not None:
+        draft.figures[PEAK] = row.peak
     for key, column in columns.items():
         if (timing := column.timings.get(name)) is None:
             continue
-        found |= figures(column.timed, timing)
+        draft.figures |= figures(column.timed, timing)
         if timing.error:
             reasons[key] = timing.error
         else:
@@ -120,24 +121,25 @@ def _add_row(draft: Draft, facts: GpuFacts, columns: Mapping[str, _Column]) -> N
             reasons[SPEEDUPS[key]] = timing.error or NO_RATIO
         elif key in SPEEDUPS and timing.low is not None and not timing.verdict:
             reasons[column.timed.names["verdict"]] = UNJUDGED
-    reasons = {key: reason for key, reason in (reasons | facts.reasons).items() if key not in found}
-    _fill(found, reasons, any(step.lowers for step in flat(draft.record.steps)))
+    reasons |= facts.reasons
+    reasons = {key: reason for key, reason in reasons.items() if key not in draft.figures}
+    _complete(reasons, draft)
     sentences = _sentences(reasons, set(facts.reasons.values()))
-    draft.figures |= found | {"cuda_note": "; ".join([*dict.fromkeys(remarks), *sentences])}
+    draft.figures["cuda_note"] = "; ".join([*dict.fromkeys(remarks), *sentences])
     draft.missing |= reasons
     if noisy:
         draft.notes.append(noise(" on the GPU"))
 
 
-def _fill(found: Mapping[str, Any], reasons: dict[str, str], lowered: bool) -> None:
+def _complete(reasons: dict[str, str], draft: Draft) -> None:
     """Give every column without a figure a reason."""
     for column, speedup in SPEEDUPS.items():
-        if column in reasons and speedup not in found:
+        if column in reasons and speedup not in draft.figures:
             reasons.setdefault(speedup, reasons[column])
+    lowered = any(step.lowers for step in flat(draft.record.steps))
     for column in WORDS:
-        if column not in found:
-            usual = LOWERED if lowered else NO_MODULE
-            reasons.setdefault(column, reasons.get(TORCH, usual))
+        if column not in draft.figures:
+            reasons.setdefault(column, reasons.get(TORCH, LOWERED if lowered else NO_MODULE))
 
 
 def _sentences(reasons: Mapping[str, str], general: set[str]) -> list[str]:

@@ -1,9 +1,9 @@
-"""`results.jsonl`: what a run writes down, append-only, one JSON object a line.
+"""`results.jsonl`: the log of a run, append-only, one JSON object a line.
 
-`run` lines say what was run and where; `row` lines what was measured for a chain and seed, with
-the environment, so that a line stands for itself (of several, the last counts); `about` lines what
-became known of the run as a whole; `timings` lines where the raw seconds of a machine and runtime
-lie, or why there are none.
+A `run` line describes what was run and where. A `row` line holds what was measured for a chain and
+seed, with the environment, so that it can be read by itself (of several, the last counts). An
+`about` line adds to the description. A `timings` line names the file with the raw seconds of a
+machine and runtime, or the reason why there is none.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from compress.system.files import append_line
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the raw seconds of one machine and runtime lie, or why there are none."""
+    """The file with the raw seconds of one machine and runtime, or why there is none."""
 
     machine: str = ""
     """The short name of another machine; '' for the run's own."""
     runtime: str = ""
-    """'' for onnxruntime's CPU provider; of others, how their columns' names begin."""
+    """'' for onnxruntime's CPU provider; otherwise the prefix of its columns' names."""
     title: str = ""
-    """A runtime's name for people."""
+    """The runtime's display name."""
     settings: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     file: str = ""
@@ -45,7 +45,7 @@ class Stage:
 
 
 class RunLog:
-    """Writes the lines of one run: a new one, or one of that name that is in the file already."""
+    """Writes the lines of one run: a new one, or the one called `run` that the file has already."""
 
     def __init__(self, path: Path, about: Mapping[str, Any], run: str = "") -> None:
         self.path = path
@@ -57,10 +57,6 @@ class RunLog:
     def record(self, record: Record) -> None:
         self._write("row", {**asdict(record), "environment": self.environment})
 
-    def about(self, news: Mapping[str, Any]) -> None:
-        """Add to the run's description; a key that it had already gets the new value."""
-        self._write("about", {"about": dict(news)})
-
     def timings(self, stage: Stage) -> None:
         self._write("timings", asdict(stage))
 
@@ -70,7 +66,7 @@ class RunLog:
 
 @dataclass
 class Run:
-    """What the lines of one run say."""
+    """The content of one run's lines."""
 
     name: str
     records: dict[Key, Record] = field(default_factory=dict)

@@ -139,8 +139,9 @@ class _Group:
             _intervals(tested, f"{key}_low", f"{key}_high"),
             _values(tested, p),
         )
-        found = {key: one.value, f"{key}_low": one.low, f"{key}_high": one.high, p: one.p}
-        return found | (self._equivalence(tested) if question == "accuracy" else {})
+        equivalence = self._equivalence(tested) if question == "accuracy" else {}
+        tail = {f"{key}_low": one.low, f"{key}_high": one.high, p: one.p}
+        return {key: one.value, **tail, **equivalence}
 
     def _equivalence(self, tested: Sequence[Row]) -> dict[str, Any]:
         needed = ("lost", "gained", "items")

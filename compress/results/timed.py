@@ -1,4 +1,4 @@
-"""What a latency refers to: machine, runtime and setting, and the columns of its figures."""
+"""Columns as columns.toml lists them, and what was timed: machine, runtime, setting, columns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Column:
     unit: str = ""
     dtype: str = REAL
     seeds: str = "mean"
-    """How several seeds are combined: a key of `compress.results.columns.SEEDS_KINDS`."""
+    """How several seeds are combined: a key of `SEEDS_KINDS`."""
     group: str = "row"
     header: str = ""
     """In a table; '' for a column that no table shows by itself."""
@@ -53,6 +53,8 @@ class Form:
 
 _TABLES = tomllib.loads((resources.files("compress.results") / "columns.toml").read_text())
 FORMS = tuple(Form(name, **values) for name, values in _TABLES.pop("forms").items())
+SEEDS_KINDS = _TABLES.pop("over_seeds")
+"""How several seeds are combined (see `compress.results.seeds`), in words."""
 PLAIN = {
     section: tuple(Column(name, **values) for name, values in table.items())
     for section, table in _TABLES.items()
@@ -67,13 +69,13 @@ PEAK = "cuda_peak_bytes"
 
 @dataclass(frozen=True)
 class Timed:
-    """What was timed, and what is known of the timing as a whole."""
+    """One timing of all rows: its machine, runtime and setting, and its figures' columns."""
 
     setting: str
     words: str
-    """The setting as a reader says it, such as `batch 1, 1 thread`."""
+    """The setting in words, such as `batch 1, 1 thread`."""
     where: str
-    """With it the machine and runtime, such as `on arm_4t at batch 1, 1 thread`."""
+    """The same with the machine and runtime, such as `on arm_4t at batch 1, 1 thread`."""
     names: Mapping[str, str]
     """Name of a figure of `LATENCY` -> its column."""
     machine: str = ""
@@ -81,7 +83,7 @@ class Timed:
     runtime: str = ""
     """'' for onnxruntime's CPU provider."""
     title: str = ""
-    """The runtime's name for people."""
+    """The runtime's display name."""
     header: str = ""
     explained: str = ""
     known: Known = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Timed:
 def timed_files(
     setting: str, machine: str = "", runtime: str = "", title: str = "", known: Known | None = None
 ) -> Timed:
-    """Return what files are timed as at a setting of threads and items at once."""
+    """Return the timing of files at a setting of threads and batch size."""
     prefix = (f"on_{machine}_" if machine else "") + (f"{runtime}_" if runtime else "") + setting
     words = parse_setting(setting).words
     where = f"on {machine} " if machine else ""
@@ -107,7 +109,7 @@ def timed_files(
 
 
 def timed_on_gpu(form: Form, known: Known | None = None) -> Timed:
-    """Return what is timed on the GPU in one form."""
+    """Return the timing of one form on the GPU."""
     names = {"per_s" if form.column.endswith("per_s") else "ms_p50": form.column}
     if form.speed:
         names |= {f.name: f"{form.speed}_{f.name}" for f in LATENCY if f.seeds == "ratio"}
@@ -125,22 +127,22 @@ def timed_on_gpu(form: Form, known: Known | None = None) -> Timed:
 
 
 def timings(about: Mapping[str, Any]) -> tuple[Timed, ...]:
-    """Return all that was timed, of a run's description as it is derived."""
+    """Return all timings of a run, from its description as it is derived."""
     return tuple(Timed(**one) for one in about.get("timings") or ())
 
 
 def described(timed: Iterable[Timed]) -> list[dict[str, Any]]:
-    """Return what a run's description holds of what was timed (JSON)."""
+    """Return timings as a run's description holds them (JSON)."""
     return list(map(asdict, timed))
 
 
 def of_files(about: Mapping[str, Any], machine: str = "", runtime: str = "") -> tuple[Timed, ...]:
-    """Return what was timed on a machine in a runtime, by default here in onnxruntime's CPU's."""
+    """Return the timings on a machine in a runtime; by default here, in onnxruntime on the CPU."""
     return tuple(t for t in timings(about) if (t.machine, t.runtime) == (machine, runtime))
 
 
 def main_timed(about: Mapping[str, Any]) -> Timed:
-    """Return the setting of the main table and picture: `cpu` if it was timed."""
+    """Return the timing of the main table and picture: `cpu` if it was timed."""
     return next(iter(of_files(about)), timed_files(DEFAULT[0]))
 
 

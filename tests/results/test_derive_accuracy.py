@@ -34,11 +34,11 @@ def test_a_file_by_itself(run: Written) -> None:
     assert "top5" not in row
 
 
-def test_one_class_in_97_of_100_items(run: Written) -> None:
+def test_one_class_in_97_of_100_items(tmp_path: Path) -> None:
+    run = Written(tmp_path, task={"classes": ["sound", "broken"]})
     targets = np.r_[np.zeros(97, int), np.ones(3, int)]
     always = np.zeros(100, int)
     said = {**answers(targets == always, always), "targets": targets}
-    run.log.about({"task": {"classes": ["sound", "broken"]}})
     run.row(record("baseline"), said)
     found = run.read()
     assert (found.rows[0]["accuracy"], found.rows[0]["balanced_accuracy"]) == (0.97, 0.5)
@@ -108,12 +108,11 @@ def test_more_rows_make_a_claim_harder(run: Written) -> None:
         (0, 20, 1.0, "better"),
     ],
 )
-def test_equivalence(run: Written, lost: int, gained: int, margin: float, verdict: str) -> None:
-    items = 2000
+def test_equivalence(tmp_path: Path, lost: int, gained: int, margin: float, verdict: str) -> None:
+    run, items = Written(tmp_path, margin=50.0), 2000
     before = right(1900, items)
     after = before.copy()
     after[:lost], after[1900 : 1900 + gained] = False, True
-    run.log.about({"margin": 50.0})
     run.row(record("baseline"), before)
     run.row(record("a()"), after)
     found = run.read(margin)

@@ -91,7 +91,7 @@ def test_damaged_or_missing_answers_are_the_reason(
     else:
         path.write_bytes(content)
     base, pruned, _ = rewrite_reports(tmp_path).rows
-    why = "cannot be read (No such file" if content is None else "is not what was measured"
+    why = "cannot be read (No such file" if content is None else "was changed after it was measured"
     assert why in base["missing"]["accuracy"]
     assert f"no accuracy: raw/baseline.npz {why}" in base["note"]
     assert "accuracy" not in base
@@ -123,7 +123,7 @@ def test_answers_with_the_right_hash_that_are_none(tmp_path: Path) -> None:
 def test_nothing_outside_is_read(tmp_path: Path, place: str) -> None:
     run = Written(tmp_path / "run")
     run.row(Record("a()", 0, "ok", files={"answers": place}))
-    why = f"{place} does not lie in the run's folder raw/"
+    why = f"{place} is not in the run's folder raw/"
     assert run.rows()["a() 0"]["missing"]["accuracy"] == why
 
 
@@ -134,7 +134,7 @@ def test_damaged_seconds_are_the_reason(tmp_path: Path) -> None:
     assert run.rows()["baseline 0"]["cpu_ms_p50"] == 2.0
     (tmp_path / stage.file).write_text("{}")
     row = run.rows()["baseline 0"]
-    why = "raw/timing.json is not what was measured (its SHA-256 is another)"
+    why = "raw/timing.json was changed after it was measured (its SHA-256 differs)"
     assert row["missing"]["cpu_ms_p50"] == why
     assert row["note"] == f"not timed: {why}"
     assert not run.read().about["timings"]
