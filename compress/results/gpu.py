@@ -60,7 +60,8 @@ class GpuFacts:
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
-        return {**values, "timings": values.pop("raw_timings")}
+        values["timings"] = values.pop("raw_timings")
+        return values
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> GpuFacts:
