@@ -21,8 +21,8 @@ from compress.report.curves import curve_rows
 from compress.report.table import text
 from compress.report.write import write_reports
 from compress.results.derive import read_results
-from compress.results.equivalence import why_not_equivalent
 from compress.results.record import BASELINE
+from compress.results.seeds import why_not_equivalent
 from compress.results.table import Row, frame
 from compress.system import amounts
 from compress.system.progress import showing, stage

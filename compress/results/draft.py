@@ -1,4 +1,4 @@
-"""A row on its way: a record, and what was derived of it so far."""
+"""A row being derived: a record, and the figures, reasons and notes that follow from it so far."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compress.results.record import Key, Record
+from compress.system.amounts import size
 
-TOLD = {
+REASON_PREFIXES = {
     "metric": "",
     "peak_bytes": "no peak memory: ",
     "int8_convs": "",
     "ece": "no calibration error: ",
 }
-"""Columns whose reason for being empty stands in the row's note, and how it begins."""
+"""Columns whose reason for being empty is part of the row's note, and how it begins there."""
+ALIKE = 0.9
+"""Below this agreement with its float module (top-1), a lowered file's row says so."""
 
 
 @dataclass
@@ -28,7 +31,25 @@ class Draft:
 
     @staticmethod
     def of(record: Record) -> Draft:
-        return Draft(record, dict(record.measured), dict(record.missing), list(record.notes))
+        """Start a row, with the shares and notes that follow from the record's own counts."""
+        draft = Draft(record, dict(record.measured), dict(record.missing), list(record.notes))
+        figures, notes = draft.figures, draft.notes
+        if figures.get("executed_macs"):
+            figures["int8_macs_share"] = figures["int8_macs"] / figures["executed_macs"]
+        elif "executed_macs" in figures:
+            reason = "the file has neither convolutions nor matrix products"
+            draft.missing["int8_macs_share"] = reason
+        if figures.get("sparse_tensors"):
+            zeros = 1 - figures["nonzero_params"] / figures["params"]
+            gzipped = size(figures["gzip_bytes"])
+            notes.append(f"{zeros:.0%} of the parameters are zero; gzipped, the file has {gzipped}")
+        if draft.ok and (same := figures.get("top1_agreement", 1.0)) < ALIKE:
+            notes.append(
+                f"the file gives the answer of its float module for only {same:.0%} of the items"
+            )
+        if (reason := draft.missing.get("control_verdict", "")) and not record.control:
+            notes.append(f"no control of equal cost: {reason}")
+        return draft
 
     @property
     def ok(self) -> bool:
@@ -37,15 +58,15 @@ class Draft:
     def row(self) -> dict[str, Any]:
         """Return the flat row of a table (see `compress.results.columns`)."""
         record = self.record
-        told = [f"{words}{self.missing[key]}" for key, words in TOLD.items() if key in self.missing]
+        reasons = [
+            f"{prefix}{self.missing[column]}"
+            for column, prefix in REASON_PREFIXES.items()
+            if column in self.missing
+        ]
+        names = ("chain", "seed", "status", "role", "control", "error")
         return {
-            "chain": record.chain,
-            "seed": record.seed,
-            "status": record.status,
-            "role": record.role,
-            "control": record.control,
-            "error": record.error,
-            "note": "; ".join([*self.notes, *told]),
+            **{name: getattr(record, name) for name in names},
+            "note": "; ".join([*self.notes, *reasons]),
             "cuda_note": "",
             **({"onnx_path": record.files["onnx"]} if "onnx" in record.files else {}),
             **self.figures,

@@ -1,21 +1,22 @@
-"""What the GPU stage says of every row: a figure or a reason in each of its columns."""
+"""Figures of the GPU stage: every row gets a figure or a reason in each of its columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compress.errors import UserError
+import msgspec
+
 from compress.results.draft import Draft, Drafts
-from compress.results.latency import figures, noise
+from compress.results.latency import figures, noise, read_stage
 from compress.results.log import Stage
-from compress.results.raw import Missing, read_values
+from compress.results.raw import Missing
 from compress.results.record import flat
 from compress.results.timed import FORMS, PEAK, Timed, timed_on_gpu
 from compress.timing.raw_timings import RawTimings
-from compress.timing.summary import Timings, summarise
+from compress.timing.summary import Timing, summarise
 
 TORCH = FORMS[0].column
 SPEEDUPS = {form.column: f"{form.speed}_speedup" for form in FORMS if form.speed}
@@ -27,14 +28,14 @@ WORDS = {
 }
 """Every column that has a figure or a reason, in a reader's words."""
 LOWERED = "the file is int8 or float16, and torch has only the float32 module"
-NO_MODULE = "the row's module is not at hand"
+NO_MODULE = "the row's module is not available"
 NO_RATIO = "the baseline could not be timed on the GPU"
 UNJUDGED = "the baseline and its copy differed too much for any verdict"
 
 
 @dataclass
 class RowFacts:
-    """What the stage found of one row, besides seconds."""
+    """What the stage measured of one row, besides seconds."""
 
     peak: int | None = None
     reasons: dict[str, str] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class RowFacts:
 
 @dataclass
 class GpuFacts:
-    """What the stage found."""
+    """What the stage measured."""
 
     device: Mapping[str, Any] = field(default_factory=dict)
     tf32: dict[str, bool] = field(default_factory=dict)
@@ -53,107 +54,96 @@ class GpuFacts:
     reasons: dict[str, str] = field(default_factory=dict)
     """Column -> why it cannot be filled for any row."""
     raw_timings: dict[str, RawTimings] = field(default_factory=dict)
-    """By column."""
+    """By column; in a file they are called `timings`."""
     rows: dict[str, RowFacts] = field(default_factory=dict)
     """By the name under which a row is timed."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "device": dict(self.device),
-            "tf32": self.tf32,
-            "reasons": self.reasons,
-            "timings": {column: one.to_json() for column, one in self.raw_timings.items()},
-            "rows": {name: vars(row) for name, row in self.rows.items()},
-        }
+        values = asdict(self)
+        values["timings"] = values.pop("raw_timings")
+        return values
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> GpuFacts:
-        """Read what `to_json` gave. Raises KeyError, TypeError or ValueError for other content."""
-        return GpuFacts(
-            dict(values["device"]),
-            dict(values["tf32"]),
-            dict(values["reasons"]),
-            {column: RawTimings.from_json(one) for column, one in values["timings"].items()},
-            {name: RowFacts(**row) for name, row in values["rows"].items()},
-        )
+        """Read what `to_json` gave. Raises KeyError or ValueError for other content."""
+        return msgspec.convert({**values, "raw_timings": values["timings"]}, GpuFacts)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What was timed in one form, and every row's timing by its name."""
+
+    timed: Timed
+    timings: Mapping[str, Timing]
 
 
 def add_gpu(stage: Stage, drafts: Drafts, folder: Path, about: dict[str, Any]) -> tuple[Timed, ...]:
     """Add a figure or a reason in every column of the GPU to all sound rows."""
-    facts, timings = _read(stage, folder)
+    try:
+        facts, columns = read_stage(folder, stage, _parse)
+    except Missing as error:
+        facts, columns = GpuFacts(reasons=dict.fromkeys(WORDS, str(error))), {}
     if facts.device:
         about["gpu"] = {"device": facts.device, "tf32": facts.tf32}
     for draft in drafts.values():
         if draft.ok:
-            _add_row(draft, facts, timings)
-    return tuple(_timed(form.column, timings) for form in FORMS if form.column in timings)
+            _add_row(draft, facts, columns)
+    return tuple(columns[form.column].timed for form in FORMS if form.column in columns)
 
 
-def _read(stage: Stage, folder: Path) -> tuple[GpuFacts, dict[str, Timings]]:
-    try:
-        if stage.reason:
-            raise Missing(stage.reason)
-        values = read_values(folder, stage.file, stage.sha256)
-        try:
-            facts = GpuFacts.from_json(values)
-            return facts, {column: summarise(one) for column, one in facts.raw_timings.items()}
-        except (LookupError, TypeError, ValueError, AttributeError, UserError) as error:
-            raise Missing(f"{stage.file} is damaged ({error!r})") from error
-    except Missing as error:
-        return GpuFacts(reasons=dict.fromkeys(WORDS, str(error))), {}
+def _parse(values: Mapping[str, Any]) -> tuple[GpuFacts, dict[str, _Column]]:
+    facts = GpuFacts.from_json(values)
+    forms = {form.column: form for form in FORMS}
+    columns = {}
+    for column, raw_timings in facts.raw_timings.items():
+        all_timings = summarise(raw_timings)
+        [known] = all_timings.about().values()
+        by_name = {name: timing for (name, _), timing in all_timings.rows.items()}
+        columns[column] = _Column(timed_on_gpu(forms[column], known), by_name)
+    return facts, columns
 
 
-def _timed(column: str, timings: Mapping[str, Timings]) -> Timed:
-    form = next(form for form in FORMS if form.column == column)
-    if column not in timings:
-        return timed_on_gpu(form)
-    [known] = timings[column].about().values()
-    return timed_on_gpu(form, known)
-
-
-def _add_row(draft: Draft, facts: GpuFacts, timings: Mapping[str, Timings]) -> None:
+def _add_row(draft: Draft, facts: GpuFacts, columns: Mapping[str, _Column]) -> None:
     name = draft.record.name
     row = facts.rows.get(name) or RowFacts()
-    found: dict[str, Any] = {} if row.peak is None else {PEAK: row.peak}
     reasons, remarks, noisy = dict(row.reasons), [], False
-    for column, all_rows in timings.items():
-        [setting] = all_rows.raw_timings.settings
-        if (timing := all_rows.rows.get((name, setting))) is None:
+    if row.peak is not None:
+        draft.figures[PEAK] = row.peak
+    for key, column in columns.items():
+        if (timing := column.timings.get(name)) is None:
             continue
-        timed = _timed(column, timings)
-        found |= figures(timed, timing)
+        draft.figures |= figures(column.timed, timing)
         if timing.error:
-            reasons[column] = timing.error
+            reasons[key] = timing.error
         else:
-            remarks += row.remarks.get(column, [])
+            remarks += row.remarks.get(key, [])
             noisy |= timing.noisy
-        if column in SPEEDUPS and timing.speedup is None:
-            reasons[SPEEDUPS[column]] = timing.error or NO_RATIO
-        elif column in SPEEDUPS and timing.low is not None and not timing.verdict:
-            reasons[timed.names["verdict"]] = UNJUDGED
-    reasons = {
-        column: why for column, why in (reasons | facts.reasons).items() if column not in found
-    }
-    _fill(found, reasons, any(step.lowers for step in flat(draft.record.steps)))
-    told = _told(reasons, set(facts.reasons.values()))
-    draft.figures |= found | {"cuda_note": "; ".join([*dict.fromkeys(remarks), *told])}
+        if key in SPEEDUPS and timing.speedup is None:
+            reasons[SPEEDUPS[key]] = timing.error or NO_RATIO
+        elif key in SPEEDUPS and timing.low is not None and not timing.verdict:
+            reasons[column.timed.names["verdict"]] = UNJUDGED
+    reasons |= facts.reasons
+    reasons = {key: reason for key, reason in reasons.items() if key not in draft.figures}
+    _complete(reasons, draft)
+    sentences = _sentences(reasons, set(facts.reasons.values()))
+    draft.figures["cuda_note"] = "; ".join([*dict.fromkeys(remarks), *sentences])
     draft.missing |= reasons
     if noisy:
         draft.notes.append(noise(" on the GPU"))
 
 
-def _fill(found: Mapping[str, Any], reasons: dict[str, str], lowered: bool) -> None:
+def _complete(reasons: dict[str, str], draft: Draft) -> None:
     """Give every column without a figure a reason."""
     for column, speedup in SPEEDUPS.items():
-        if column in reasons and speedup not in found:
+        if column in reasons and speedup not in draft.figures:
             reasons.setdefault(speedup, reasons[column])
+    lowered = any(step.lowers for step in flat(draft.record.steps))
     for column in WORDS:
-        if column not in found:
-            usual = LOWERED if lowered else NO_MODULE
-            reasons.setdefault(column, reasons.get(TORCH, usual))
+        if column not in draft.figures:
+            reasons.setdefault(column, reasons.get(TORCH, LOWERED if lowered else NO_MODULE))
 
 
-def _told(reasons: Mapping[str, str], general: set[str]) -> list[str]:
+def _sentences(reasons: Mapping[str, str], general: set[str]) -> list[str]:
     """Return a sentence for every reason; those that hold everywhere need no columns."""
     columns: dict[str, list[str]] = {}
     for column, words in WORDS.items():

@@ -1,12 +1,11 @@
-"""What the raw seconds of files say: medians, speed-ups, verdicts, here and on other machines."""
+"""Latencies from the raw seconds of files: medians, speed-ups, verdicts, here and elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from compress.errors import UserError
 from compress.results.draft import Draft, Drafts
 from compress.results.log import Stage
 from compress.results.raw import Missing, read_values
@@ -23,34 +22,47 @@ MOST_ROUNDS = 5_000_000
 SAFE_INT8 = 64
 """With weights no larger than this, sums of two products of 8 bits fit 16 bits."""
 
+T = TypeVar("T")
+
 
 def add_latency(
     stage: Stage, drafts: Drafts, folder: Path, about: dict[str, Any]
 ) -> tuple[Timed, ...]:
-    """Add what a machine and runtime found of all sound rows' files; return what was timed."""
+    """Add a machine and runtime's timing of all sound rows' files; return what was timed."""
     if stage.machine:
         about.setdefault("elsewhere", {})[stage.machine] = {"environment": stage.environment}
-    sound = {draft.record.name: draft for draft in drafts.values() if draft.ok}
+    sound = [draft for draft in drafts.values() if draft.ok]
     try:
-        if stage.reason:
-            raise Missing(stage.reason)
         models, timings = read_timings(folder, stage)
     except Missing as error:
-        for draft in sound.values():
-            _add_untimed(draft, _timed(stage), str(error))
+        note, columns = f"not timed: {error}", [one.names["ms_p50"] for one in _timed(stage, {})]
+        for draft in sound:
+            draft.missing |= dict.fromkeys(columns, str(error))
+            draft.notes += [note] if note not in draft.notes else []
         return ()
     raw_timings = timings.raw_timings
-    known = timings.about()
-    timed = _timed(stage, known)
+    timed = _timed(stage, timings.about())
     where = _where(stage, raw_timings)
-    told = [] if where else _denominator(drafts, raw_timings.baseline)
-    for name, draft in sound.items():
-        if name in raw_timings.names and models.get(name) == draft.record.hashes.get("onnx"):
-            draft.notes += told
+    denominator = [] if where else _denominator(drafts, raw_timings.baseline)
+    for draft in sound:
+        name, onnx = draft.record.name, draft.record.hashes.get("onnx")
+        if name in raw_timings.names and models.get(name) == onnx:
+            draft.notes += denominator
             _add_row(draft, timed, timings, where)
     if not stage.machine and not stage.runtime:
         about["timed_on"] = dict(raw_timings.environment)
     return timed
+
+
+def read_stage(folder: Path, stage: Stage, parse: Callable[[dict[str, Any]], T]) -> T:
+    """Return what a stage's file holds. Raises Missing."""
+    if stage.reason:
+        raise Missing(stage.reason)
+    values = read_values(folder, stage.file, stage.sha256)
+    try:
+        return parse(values)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Missing(f"{stage.file} is damaged ({error!r})") from error
 
 
 def read_timings(folder: Path, stage: Stage) -> tuple[dict[str, str], Timings]:
@@ -58,41 +70,43 @@ def read_timings(folder: Path, stage: Stage) -> tuple[dict[str, str], Timings]:
 
     Raises Missing.
     """
-    values = read_values(folder, stage.file, stage.sha256)
-    try:
-        raw_timings = RawTimings.from_json(values["timings"])
-        rounds = [
-            len(series["medians"])
-            for part in raw_timings.launched
-            for found in part.settings.values()
-            for series in found.values()
-        ]
-        if max(rounds, default=0) * len(raw_timings.launched) > MOST_ROUNDS:
-            raise ValueError("too many rounds")
-        return dict(values["models"]), summarise(raw_timings)
-    except (LookupError, TypeError, ValueError, AttributeError, UserError) as error:
-        raise Missing(f"{stage.file} is damaged ({error!r})") from error
+    return read_stage(folder, stage, _parse)
 
 
-def _timed(stage: Stage, known: Mapping[str, Any] | None = None) -> tuple[Timed, ...]:
+def _parse(values: Mapping[str, Any]) -> tuple[dict[str, str], Timings]:
+    raw_timings = RawTimings.from_json(values["timings"])
+    rounds = [
+        len(series["medians"])
+        for process in raw_timings.launched
+        for by_name in process.settings.values()
+        for series in by_name.values()
+    ]
+    if max(rounds, default=0) * len(raw_timings.launched) > MOST_ROUNDS:
+        raise ValueError("too many rounds")
+    return dict(values["models"]), summarise(raw_timings)
+
+
+def _timed(stage: Stage, known: Mapping[str, Any]) -> tuple[Timed, ...]:
     return tuple(
-        timed_files(name, stage.machine, stage.runtime, stage.title, (known or {}).get(name))
+        timed_files(name, stage.machine, stage.runtime, stage.title, known.get(name))
         for name in stage.settings
     )
 
 
 def _where(stage: Stage, raw_timings: RawTimings) -> str:
     """Return how a note begins that is not about this machine and the usual runtime."""
-    threads = raw_timings.all_threads
-    machine = stage.environment.get("cpu") or "another machine"
-    parts = [f"on {machine} ({threads} thread{'' if threads == 1 else 's'})"]
-    parts = parts if stage.machine else []
-    parts += [f"in {stage.title or stage.runtime}"] if stage.runtime else []
+    parts = []
+    if stage.machine:
+        threads = raw_timings.all_threads
+        machine = stage.environment.get("cpu") or "another machine"
+        parts.append(f"on {machine} ({threads} thread{'' if threads == 1 else 's'})")
+    if stage.runtime:
+        parts.append(f"in {stage.title or stage.runtime}")
     return f"{' '.join(parts)}: " if parts else ""
 
 
 def _denominator(drafts: Drafts, baseline: str) -> list[str]:
-    """Say if speed-ups do not refer to the first seed's baseline, because that one is not sound."""
+    """Return a note if speed-ups refer to another baseline than the first seed's, which failed."""
     baselines = [draft.record for draft in drafts.values() if draft.record.chain == BASELINE]
     used = next((record for record in baselines if record.name == baseline), None)
     if used is None or used is baselines[0]:
@@ -104,20 +118,14 @@ def _denominator(drafts: Drafts, baseline: str) -> list[str]:
     ]
 
 
-def _add_untimed(draft: Draft, timed: Iterable[Timed], reason: str) -> None:
-    draft.missing |= {one.names["ms_p50"]: reason for one in timed}
-    if (note := f"not timed: {reason}") not in draft.notes:
-        draft.notes.append(note)
-
-
 def _add_row(draft: Draft, timed: Sequence[Timed], timings: Timings, where: str) -> None:
-    """Add a file's figures; one whose outputs are others there has none."""
+    """Add a file's figures; a file with other outputs than expected has none."""
     name = draft.record.name
     rows = [(one, timings[name, one.setting]) for one in timed]
     wrong = next((row.error for _, row in rows if row.wrong), "")
     for one, row in rows:
-        if wrong or row.error:
-            draft.missing[one.names["ms_p50"]] = wrong or row.error
+        if reason := wrong or row.error:
+            draft.missing[one.names["ms_p50"]] = reason
             continue
         draft.figures |= figures(one, row)
         if row.speedup is None:
@@ -125,18 +133,18 @@ def _add_row(draft: Draft, timed: Sequence[Timed], timings: Timings, where: str)
         if reason := _unjudged(name, one.setting, timings):
             draft.missing[one.names["verdict"]] = reason
     if wrong:
-        draft.notes.append(f"{where}{_explained(wrong, draft, timings.raw_timings)}")
-        return
-    reasons = dict.fromkeys(row.error for _, row in rows if row.error)
-    said = [*(f"not timed: {reason}" for reason in reasons), *timings.failures]
-    if noisy := [one.words for one, row in rows if row.noisy]:
-        said.append(noise(f" ({'; '.join(noisy)})"))
-    draft.notes += [f"{where}{note}" for note in said]
+        notes = [_explained(wrong, draft, timings.raw_timings)]
+    else:
+        reasons = dict.fromkeys(row.error for _, row in rows if row.error)
+        notes = [*(f"not timed: {reason}" for reason in reasons), *timings.failures]
+        if noisy := [one.words for one, row in rows if row.noisy]:
+            notes.append(noise(f" ({'; '.join(noisy)})"))
+    draft.notes += [f"{where}{note}" for note in notes]
 
 
 def figures(timed: Timed, row: Timing) -> dict[str, Any]:
     """Return the columns of one file's timing."""
-    found = {
+    values = {
         "ms_p50": row.p50_ms,
         "ms_p90": row.p90_ms,
         "ms_iqr": row.iqr_ms,
@@ -147,9 +155,9 @@ def figures(timed: Timed, row: Timing) -> dict[str, Any]:
         "verdict": row.verdict or None,
     }
     return {
-        timed.names[figure]: value
-        for figure, value in found.items()
-        if value is not None and figure in timed.names
+        column: values[figure]
+        for figure, column in timed.names.items()
+        if values[figure] is not None
     }
 
 
@@ -175,11 +183,11 @@ def _explained(error: str, draft: Draft, raw_timings: RawTimings) -> str:
     """Say what other outputs mean: there, the file is not what was measured here."""
     if not error.startswith(DIFFERENT):
         return error
-    told = f"{error}, so it computes something else there, and its accuracy does not hold there"
+    note = f"{error}, so it computes something else there, and its accuracy does not hold there"
     wide = draft.record.measured.get("int8_largest", 0) > SAFE_INT8
     if wide and saturates(tuple(raw_timings.environment.get("cpu_flags") or ())):
-        told += (
+        note += (
             ": that processor has no VNNI, and sums of int8 products can saturate, which "
             "quantize(reduce_range=True) avoids"
         )
-    return told
+    return note

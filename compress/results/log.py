@@ -1,9 +1,9 @@
-"""`results.jsonl`: what a run writes down, append-only, one JSON object a line.
+"""`results.jsonl`: the log of a run, append-only, one JSON object a line.
 
-`run` lines say what was run and where; `row` lines what was measured for a chain and seed, with
-the environment, so that a line stands for itself (of several, the last counts); `about` lines what
-became known of the run as a whole; `timings` lines where the raw seconds of a machine and runtime
-lie, or why there are none.
+A `run` line describes what was run and where. A `row` line holds what was measured for a chain and
+seed, with the environment, so that it can be read by itself (of several, the last counts). An
+`about` line adds to the description. A `timings` line names the file with the raw seconds of a
+machine and runtime, or the reason why there is none.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from compress.errors import UserError
 from compress.results.record import SCHEMA, Key, Record
@@ -22,14 +24,14 @@ from compress.system.files import append_line
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the raw seconds of one machine and runtime lie, or why there are none."""
+    """The file with the raw seconds of one machine and runtime, or why there is none."""
 
     machine: str = ""
     """The short name of another machine; '' for the run's own."""
     runtime: str = ""
-    """'' for onnxruntime's CPU provider; of others, how their columns' names begin."""
+    """'' for onnxruntime's CPU provider; otherwise the prefix of its columns' names."""
     title: str = ""
-    """A runtime's name for people."""
+    """The runtime's display name."""
     settings: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     file: str = ""
@@ -39,12 +41,11 @@ class Stage:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Stage:
-        known = {key: values[key] for key in Stage.__dataclass_fields__ if key in values}
-        return Stage(**{**known, "settings": tuple(map(str, known["settings"]))})
+        return msgspec.convert(values, Stage)
 
 
 class RunLog:
-    """Writes the lines of one run: a new one, or one of that name that is in the file already."""
+    """Writes the lines of one run: a new one, or the one called `run` that the file has already."""
 
     def __init__(self, path: Path, about: Mapping[str, Any], run: str = "") -> None:
         self.path = path
@@ -56,10 +57,6 @@ class RunLog:
     def record(self, record: Record) -> None:
         self._write("row", {**asdict(record), "environment": self.environment})
 
-    def about(self, news: Mapping[str, Any]) -> None:
-        """Add to the run's description; a key that it had already gets the new value."""
-        self._write("about", {"about": dict(news)})
-
     def timings(self, stage: Stage) -> None:
         self._write("timings", asdict(stage))
 
@@ -69,7 +66,7 @@ class RunLog:
 
 @dataclass
 class Run:
-    """What the lines of one run say."""
+    """The content of one run's lines."""
 
     name: str
     records: dict[Key, Record] = field(default_factory=dict)
@@ -87,24 +84,30 @@ class Run:
             stage = Stage.from_json(line)
             self.stages[stage.machine, stage.runtime] = stage
 
-    def ordered(self) -> Run:
-        """Return the run with its rows as its table shows them.
-
-        Lines are written as rows are finished, which on a cluster is in any order.
-        """
-        order = {tuple(key): number for number, key in enumerate(self.about.get("order", []))}
-        keys = sorted(self.records, key=lambda key: order.get(key, len(order)))
-        return Run(self.name, {key: self.records[key] for key in keys}, self.about, self.stages)
-
 
 def read_run(path: Path) -> Run:
     """Return the last run that has rows, so that one that was stopped early hides no other.
 
-    A half-written line (a crash) is passed over. Raises UserError for a missing file or one of
-    another version.
+    Its rows are in the order of its table: their lines are written as rows are finished, which on
+    a cluster is in any order. A half-written line (a crash) is skipped. Raises UserError for a
+    missing file or one of another version.
     """
     if not path.is_file():
-        raise UserError(f"there is no {path}: name the folder that a run has written")
+        raise UserError(f"there is no {path}: name the folder of a run")
+    try:
+        run = _last_run(path)
+        order = {tuple(key): number for number, key in enumerate(run.about.get("order", []))}
+        keys = sorted(run.records, key=lambda key: order.get(key, len(order)))
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"{path} is damaged: a line is nested too deeply") from None
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from error
+    return replace(run, records={key: run.records[key] for key in keys})
+
+
+def _last_run(path: Path) -> Run:
     runs: dict[str, Run] = {}
     older = False
     for line in path.read_bytes().splitlines():
@@ -112,28 +115,20 @@ def read_run(path: Path) -> Run:
             values = json.loads(line)
         except ValueError:
             continue
-        except RecursionError:
-            raise UserError(f"{path} is damaged: a line is nested too deeply") from None
         schema = values.get("schema") if isinstance(values, dict) else None
         if schema == 1:
             older = True
-            continue
-        if schema != SCHEMA:
-            raise UserError(f"{path} has schema {schema!r}, and {SCHEMA} is known")
-        try:
+        elif schema == SCHEMA:
             runs.setdefault(values["run"], Run(values["run"])).add(values)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path} is damaged: {error!r}") from error
-    told = [run for run in runs.values() if run.records] or list(runs.values())
-    if older and not (told and told[-1].records):
+        else:
+            raise UserError(f"{path} has schema {schema!r}, and this version reads {SCHEMA}")
+    with_rows = [run for run in runs.values() if run.records]
+    if older and not with_rows:
         raise UserError(
-            f"{path} was written by an older version (schema 1), which kept figures and not all "
-            f"that they follow from: the table beside it still stands, and running the suite again "
-            f"derives it anew"
+            f"{path} was written by an older version (schema 1), which stored figures without all "
+            f"of the measurements behind them: the table beside it remains valid, and running the "
+            f"suite again creates a new one"
         )
-    if not told:
+    if not runs:
         raise UserError(f"{path} holds no run")
-    try:
-        return told[-1].ordered()
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error!r}") from error
+    return (with_rows or list(runs.values()))[-1]

@@ -1,4 +1,4 @@
-"""What was measured and is too large for a line: answers per item, and raw seconds, by hash."""
+"""Measurements that are too large for a line of the log: answers per item, and raw seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNPACKED = 4_000_000_000
 
 
 class Missing(Exception):
-    """A file that cannot be had as it was written; the sentence says why."""
+    """A file that cannot be read as it was written; the message says why."""
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
@@ -61,14 +61,14 @@ def read_values(folder: Path, place: str, digest: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Missing(f"{place} is damaged ({error})") from error
     if not isinstance(values, dict):
-        raise Missing(f"{place} is damaged (no object)")
+        raise Missing(f"{place} is damaged (it is not an object)")
     return values
 
 
 def _content(folder: Path, place: str, digest: str) -> bytes:
     path = folder / place
     if not path.resolve().is_relative_to((folder / "raw").resolve()):
-        raise Missing(f"{place} does not lie in the run's folder raw/")
+        raise Missing(f"{place} is not in the run's folder raw/")
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
@@ -77,5 +77,5 @@ def _content(folder: Path, place: str, digest: str) -> bytes:
     if len(content) > LARGEST:
         raise Missing(f"{place} is too large")
     if sha256(content) != digest:
-        raise Missing(f"{place} is not what was measured (its SHA-256 is another)")
+        raise Missing(f"{place} was changed after it was measured (its SHA-256 differs)")
     return content

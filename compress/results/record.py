@@ -1,4 +1,4 @@
-"""A row of a run: what was run, what was measured of it, and why a figure is missing."""
+"""A row of a run: its steps, what was measured, and why a figure is missing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 SCHEMA = 2
 BASELINE = "baseline"
 MARGIN = 1.0
 """Points: by default, a loss of accuracy that stays below this does not matter."""
 CONTROL = "control"
-"""The role of a row that nobody asked for: another one needs it beside it."""
+"""The role of a row that was added because another row is compared with it."""
 
 Key = tuple[str, int]
 """A row's chain text and seed."""
@@ -19,43 +21,42 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a chain, so that no reader of results has to parse its text."""
+    """A step of a chain, so that readers of results need not parse its text."""
 
     name: str
     text: str
     trains: bool = False
     lowers: bool = False
     builds: bool = False
-    """Whether what comes out is a model that the step has built: a student."""
+    """Whether its output is a model that the step has built: a student."""
     restarts: bool = False
     steps: tuple[Step, ...] = ()
     """What a `repeat` repeats."""
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Step:
-        known = {key: values[key] for key in Step.__dataclass_fields__ if key in values}
-        return Step(**{**known, "steps": tuple(map(Step.from_json, known.get("steps") or ()))})
+        return msgspec.convert(values, Step)
 
 
 def flat(steps: Iterable[Step]) -> Iterator[Step]:
-    """Yield every step that is a technique, in order, and of a `repeat` what it repeats."""
+    """Yield every step that is a technique, in order; for a `repeat`, those it repeats."""
     for step in steps:
         yield from flat(step.steps) if step.steps else (step,)
 
 
 @dataclass(frozen=True)
 class Record:
-    """Raw facts alone: what follows from them is derived when results are read."""
+    """Raw facts only: figures that follow from them are derived when results are read."""
 
     chain: str
     seed: int
     status: str
     """'ok', 'failed', or 'unverified': the file was not shown to compute what its module does."""
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """Counts, bytes, seconds, and what the verification and the user's own metric found."""
+    """Counts, bytes, seconds, and the results of the verification and the user's own metric."""
     error: str = ""
     notes: tuple[str, ...] = ()
-    """What the steps and the measuring said themselves."""
+    """From the steps and the measuring."""
     missing: Mapping[str, str] = field(default_factory=dict)
     """Column -> why it is empty."""
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class Record:
     """The chain of the row that is this one's control of equal cost; '' if it has none."""
     steps: tuple[Step, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
-    """Where they lie in the run's folder: `onnx` (of a sound row), `answers`."""
+    """Paths in the run's folder: `onnx` (of a sound row), `answers`."""
 
     @property
     def key(self) -> Key:
@@ -79,10 +80,8 @@ class Record:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Record:
-        """Read what `asdict` gave. Raises KeyError, TypeError or AttributeError for other JSON."""
-        known = {key: values[key] for key in Record.__dataclass_fields__ if key in values}
-        known |= {"notes": tuple(known["notes"]), "log": tuple(known["log"])}
-        return Record(**{**known, "steps": tuple(map(Step.from_json, known["steps"]))})
+        """Read what `asdict` gave. Raises ValueError for other JSON; further keys are ignored."""
+        return msgspec.convert(values, Record)
 
 
 def candidate_name(key: Key) -> str:

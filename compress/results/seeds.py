@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from compress.results.accuracy import fraction
-from compress.results.columns import SEEDS, Column, columns
+from compress.results.accuracy import QUESTIONS, fraction, judge
+from compress.results.columns import SEEDS, columns
+from compress.results.derive import points
 from compress.results.record import BASELINE, MARGIN
-from compress.results.table import Row, number, ordered, text_of, to_csv
-from compress.results.timed import timings
+from compress.results.table import Row, is_sound, number, ordered, text_of, to_csv
+from compress.results.timed import Column, timings
 from compress.stats.pairs import Difference
 from compress.stats.replication import (
+    Interval,
     deviation,
-    mean,
     mean_difference,
     mean_lower_bound,
     mean_noninferiority_p,
     mean_ratio,
 )
-from compress.stats.verdicts import common_verdict, difference_verdicts, equivalence_verdicts
+from compress.stats.verdicts import BETTER, EQUIVALENT, common_verdict
+from compress.system.amounts import decimal
 
 ALIKE = 1.05  # the largest of the seeds' figures over the smallest, above which a note says so
 BAD = {"failed": "failed", "unverified": "were not verified"}
-QUESTIONS = ("accuracy", "control")
 
 
 def seeds_of(rows: Iterable[Row]) -> list[int]:
@@ -47,17 +49,41 @@ def over_seeds(rows: Iterable[Row], about: Mapping[str, Any]) -> list[dict[str, 
         groups.setdefault(text_of(row, "chain"), []).append(row)
     merged = [_Group(group, about, len(seeds_of(shown))).merged() for group in groups.values()]
     for question in QUESTIONS:
-        _judge(merged, question)
+        judge(merged, question)
     return merged
 
 
 def seeds_csv(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
     """Return what `over_seeds` makes of the rows, as CSV."""
-    kept = [column for column in columns(about) if column.seeds != "none"]
-    at = [column.name for column in kept].index("accuracy")
-    count, names, scatter, values = SEEDS
-    order = [kept[0], count, names, *kept[1 : at + 1], scatter, values, *kept[at + 1 :]]
+    shown = [column for column in columns(about) if column.seeds != "none"]
+    after = [column.name for column in shown].index("accuracy") + 1
+    order = [shown[0], *SEEDS[:2], *shown[1:after], *SEEDS[2:], *shown[after:]]
     return to_csv(over_seeds(rows, about), about, order)
+
+
+def why_not_equivalent(rows: Iterable[Row], about: Mapping[str, Any], chain: str) -> str:
+    """Return why a chain's row (over all seeds) is not equivalent within the margin; '' if it is.
+
+    A better one is. Raises KeyError for a chain that has no row.
+    """
+    single = list(rows)
+    merged = over_seeds(single, about) if len(seeds_of(single)) > 1 else single
+    row = {text_of(row, "chain"): row for row in merged}[chain]
+    if text_of(row, "accuracy_verdict") in (BETTER, EQUIVALENT):
+        return ""
+    claim = f"{chain} is not shown to be equivalent within {points(about['margin'])}: "
+    if not is_sound(row):
+        error = text_of(row, "error")
+        return claim + f"its row is {text_of(row, 'status')}" + (f" ({error})" if error else "")
+    delta, bound = number(row, "accuracy_delta"), number(row, "accuracy_bound")
+    if delta is None or bound is None:
+        reasons = row.get("missing") or {}
+        return claim + str(reasons.get("accuracy_verdict") or "it has no comparison")
+    return claim + (
+        f"its accuracy differs from the baseline's by {100 * delta:+.2f} points, and by the lower "
+        f"95 % bound it may differ by {100 * bound:+.2f} "
+        f"(p {decimal(row['equivalence_p'], 2)} before the adjustment for the number of rows)"
+    )
 
 
 class _Group:
@@ -68,53 +94,54 @@ class _Group:
         self.good = [row for row in group if text_of(row, "status") not in BAD]
         self.used = self.good or group
         self.columns = columns(about)
+        self.is_baseline = text_of(group[0], "chain") == BASELINE
 
     def merged(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            column.name: next((t for row in self.group if (t := text_of(row, column.name))), "")
-            for column in self.columns
-            if column.seeds == "first"
+        row: dict[str, Any] = {
+            "steps": next((row["steps"] for row in self.group if row.get("steps")), []),
+            "n": len(self.good),
+            "seeds": " ".join(str(row.get("seed")) for row in self.good),
         }
-        found["steps"] = next((row["steps"] for row in self.group if row.get("steps")), [])
-        found |= {"n": len(self.good), "seeds": " ".join(str(row.get("seed")) for row in self.good)}
         for column in self.columns:
-            if column.seeds == "mean" and (values := _values(self.used, column.name)):
+            if column.seeds == "first":
+                texts = (text_of(one, column.name) for one in self.group)
+                row[column.name] = next(filter(None, texts), "")
+            elif column.seeds == "mean" and (values := _values(self.used, column.name)):
                 # A count that all seeds share stays a whole number.
-                found[column.name] = values[0] if len(set(values)) == 1 else mean(values)
-        found |= self._accuracies()
-        for question in QUESTIONS:
-            found |= self._difference(question)
+                row[column.name] = values[0] if len(set(values)) == 1 else fmean(values)
+        accuracies = _values(self.good, "accuracy")
+        row["accuracy_seeds"] = " ".join(map(repr, accuracies))
+        if len(accuracies) > 1:
+            row["accuracy_sd"] = deviation(accuracies)
+        if not self.is_baseline:
+            for question in QUESTIONS:
+                row |= self._difference(question)
         for timed in timings(self.about):
-            found |= self._speed(timed.names)
-        found["status"] = self._status()
-        found["error"] = "" if self.good else _joined(self.group, "error")
-        found["cuda_note"] = "; ".join(_remarks(self.group))
-        found["note"] = "; ".join(self._notes())
-        return found
-
-    def _accuracies(self) -> dict[str, Any]:
-        values = _values(self.good, "accuracy")
-        found: dict[str, Any] = {"accuracy_seeds": " ".join(map(repr, values))}
-        return found | ({"accuracy_sd": deviation(values)} if len(values) > 1 else {})
+            row |= self._speed(timed.names)
+        states = {text_of(one, "status") for one in self.group}
+        bad = "unverified" if "unverified" in states else "failed"
+        return row | {
+            "status": "ok" if self.good else bad,
+            "error": "" if self.good else _joined(self.group, "error"),
+            "cuda_note": "; ".join(_remarks(self.group)),
+            "note": "; ".join(self._notes()),
+        }
 
     def _difference(self, question: str) -> dict[str, Any]:
         """The mean difference; one to a row that was not verified has no p, and enters no test."""
-        key = f"{question}_delta"
+        key, p = f"{question}_delta", f"{question}_p"
         compared = [row for row in self.good if number(row, key) is not None]
-        if not compared or text_of(compared[0], "chain") == BASELINE:
-            return {}
-        wanted = (key, f"{key}_low", f"{key}_high", f"{question}_p")
-        tested = [row for row in compared if number(row, f"{question}_p") is not None]
+        tested = [row for row in compared if number(row, p) is not None]
         if not tested:
-            return {key: mean(_values(compared, key))}
-        if len(tested) == 1:
-            figures = [number(tested[0], name) for name in wanted]
-        else:
-            intervals = [(number(row, f"{key}_low"), number(row, f"{key}_high")) for row in tested]
-            one = mean_difference(_values(tested, key), intervals, _values(tested, f"{question}_p"))
-            figures = [one.value, one.low, one.high, one.p]
-        found = dict(zip(wanted, figures, strict=True))
-        return found | (self._equivalence(tested) if question == "accuracy" else {})
+            return {key: fmean(_values(compared, key))} if compared else {}
+        one = mean_difference(
+            _values(tested, key),
+            _intervals(tested, f"{key}_low", f"{key}_high"),
+            _values(tested, p),
+        )
+        equivalence = self._equivalence(tested) if question == "accuracy" else {}
+        tail = {f"{key}_low": one.low, f"{key}_high": one.high, p: one.p}
+        return {key: one.value, **tail, **equivalence}
 
     def _equivalence(self, tested: Sequence[Row]) -> dict[str, Any]:
         needed = ("lost", "gained", "items")
@@ -132,20 +159,11 @@ class _Group:
         timed = [row for row in self.used if (number(row, key) or 0) > 0]
         if not timed or key is None:
             return {}
-        ends = names["speedup_low"], names["speedup_high"]
-        intervals = [(number(row, ends[0]), number(row, ends[1])) for row in timed]
-        one = mean_ratio(_values(timed, key), intervals)
-        found: dict[str, Any] = {key: one.value, ends[0]: one.low, ends[1]: one.high}
+        low, high = names["speedup_low"], names["speedup_high"]
+        one = mean_ratio(_values(timed, key), _intervals(timed, low, high))
         verdict = common_verdict(text_of(row, names["verdict"]) for row in timed)
-        if verdict and text_of(timed[0], "chain") != BASELINE:
-            found[names["verdict"]] = verdict
-        return found
-
-    def _status(self) -> str:
-        if self.good:
-            return "ok"
-        states = {text_of(row, "status") for row in self.group}
-        return "unverified" if "unverified" in states else "failed"
+        shown = {names["verdict"]: verdict} if verdict and not self.is_baseline else {}
+        return {key: one.value, low: one.low, high: one.high, **shown}
 
     def _notes(self) -> Iterator[str]:
         group, good, total = self.group, self.good, self.total
@@ -154,13 +172,15 @@ class _Group:
                 yield f"{len(bad)} of {total} seeds {verb} ({_joined(bad, 'error') or 'no reason'})"
         if missing := total - len(group):
             yield f"{missing} of {total} seeds missing"
+        needed = ("accuracy_delta", "accuracy_p")
+        compared = sum(all(number(row, key) is not None for key in needed) for row in good)
         if len(good) == 1 < total:
             yield "a single seed is left: its p and interval are over test items"
-        elif 0 < (compared := _compared(good)) < len(good):
+        elif not self.is_baseline and 0 < compared < len(good):
             yield f"compared with the baseline in {compared} of {len(good)} seeds"
         yield from filter(None, (self._apart(column) for column in self.columns if column.apart))
-        if told := _joined(good or group, "note"):
-            yield told
+        if notes := _joined(self.used, "note"):
+            yield notes
 
     def _apart(self, column: Column) -> str:
         """Say how far the seeds' figures lie apart, if that is far."""
@@ -171,44 +191,29 @@ class _Group:
         return f"{column.apart}: up to {apart:.0f} % apart between seeds"
 
 
-def _judge(merged: Sequence[dict[str, Any]], question: str) -> None:
-    tested = [row for row in merged if row.get(f"{question}_p") is not None]
-    values, ps = ([row[f"{question}_{what}"] for row in tested] for what in ("delta", "p"))
-    within = [row.get("equivalence_p") for row in tested]
-    if question == "accuracy" and None not in within:
-        found = equivalence_verdicts(values, ps, [float(p) for p in within if p is not None])
-    else:
-        found = difference_verdicts(values, ps)
-    for row, verdict in zip(tested, found, strict=True):
-        row[f"{question}_verdict"] = verdict
-
-
 def _values(rows: Sequence[Row], key: str) -> list[float]:
     return [value for row in rows if (value := number(row, key)) is not None]
 
 
+def _intervals(rows: Sequence[Row], low: str, high: str) -> list[Interval]:
+    return [(number(row, low), number(row, high)) for row in rows]
+
+
 def _remarks(group: Sequence[Row]) -> dict[str, None]:
-    """Return what is said of the GPU for any seed; a row's note is a list of remarks."""
+    """Return the remarks on the GPU for any seed; a row's note is a list of them."""
     notes = [text_of(row, "cuda_note").rstrip(".") for row in group]
     return dict.fromkeys(remark for note in notes for remark in note.split("; ") if remark)
 
 
-def _compared(good: Sequence[Row]) -> int:
-    if good and text_of(good[0], "chain") == BASELINE:
-        return len(good)
-    needed = ("accuracy_delta", "accuracy_p")
-    return sum(all(number(row, key) is not None for key in needed) for row in good)
-
-
 def _joined(rows: Sequence[Row], key: str) -> str:
-    """The rows' texts, each once; one that not all rows have is told with its seeds."""
-    told: dict[str, list[str]] = {}
+    """Join the rows' texts, each once; a text that not all rows have names its seeds."""
+    seeds_by_text: dict[str, list[str]] = {}
     for row in rows:
         if text := text_of(row, key):
-            told.setdefault(text, []).append(str(row.get("seed")))
+            seeds_by_text.setdefault(text, []).append(str(row.get("seed")))
     return "; ".join(
         text
         if len(seeds) == len(rows)
         else f"seed{'' if len(seeds) == 1 else 's'} {', '.join(seeds)}: {text}"
-        for text, seeds in told.items()
+        for text, seeds in seeds_by_text.items()
     )

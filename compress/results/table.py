@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from compress.results.columns import TEXT, WHOLE, Column, columns
+from compress.results.columns import columns
 from compress.results.record import BASELINE
+from compress.results.timed import TEXT, WHOLE, Column
 
 Row = Mapping[str, Any]
 """A figure or text by column; and `steps` (see `compress.results.record`), `missing`: reasons."""
@@ -47,9 +48,9 @@ def frame(
     Its columns are `only`, or those of the run that is described in `about`; other keys are left
     out. Accuracies are fractions, sizes bytes, latencies milliseconds.
     """
-    wanted = ordered(rows)
+    in_order = ordered(rows)
     shown = columns(about) if only is None else only
-    return pd.DataFrame({c.name: _column(c, [row.get(c.name) for row in wanted]) for c in shown})
+    return pd.DataFrame({c.name: _column(c, [row.get(c.name) for row in in_order]) for c in shown})
 
 
 def to_csv(
@@ -69,15 +70,11 @@ def to_csv(
 def _column(column: Column, values: list[Any]) -> pd.Series[Any]:
     if column.dtype == TEXT:
         return pd.Series(values, dtype=object)
-    if column.dtype == WHOLE and all(_missing(v) or v == int(v) for v in values):
+    if column.dtype == WHOLE and all(pd.isna(v) or v == int(v) for v in values):
         # A float in between would round what does not fit its 53 bits.
-        whole = [None if _missing(value) else int(value) for value in values]
+        whole = [None if pd.isna(value) else int(value) for value in values]
         return pd.Series(whole, dtype="Int64")
-    return pd.Series([math.nan if _missing(value) else value for value in values], dtype="float64")
-
-
-def _missing(value: Any) -> bool:
-    return bool(value is None or value is pd.NA or value != value)
+    return pd.Series([math.nan if pd.isna(value) else value for value in values], dtype="float64")
 
 
 def _harmless(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""What one file's answers say: shares of right ones with their interval, and of which classes."""
+"""One file's answers: shares of right ones, with their interval, by class, and by confidence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 from compress.stats.levels import Z
 
 TOP = 5
+BINS = 15
+"""Of confidence, for the calibration error."""
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -38,21 +40,34 @@ def top_accuracy(ranks: np.ndarray, top: int = TOP) -> float:
     return float((ranks < top).mean())
 
 
-def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:
-    """Return how many of the targets (N,) each class has, int64 (classes,)."""
-    return np.bincount(targets, minlength=classes)
-
-
-def majority_share(targets: np.ndarray) -> float:
-    """Return the share of the most frequent target: the accuracy of always answering that."""
-    return float(np.unique_counts(targets).counts.max() / len(targets))
-
-
 def balanced_accuracy(targets: np.ndarray, predictions: np.ndarray) -> float:
-    """Return the mean, over the classes that occur among the targets, of the share found of each.
+    """Return the mean share of right answers over the classes that occur among the targets.
 
     Always answering one class gives 1 / classes, however many items that class has.
     """
     _, place, counts = np.unique(targets, return_inverse=True, return_counts=True)
-    found = np.bincount(place, weights=predictions == targets)
-    return float((found / counts).mean())
+    right = np.bincount(place, weights=predictions == targets)
+    return float((right / counts).mean())
+
+
+def confidences(logits: np.ndarray) -> np.ndarray:
+    """Return the largest softmax probability of every item, float64 (N,), of logits (N, K).
+
+    It is not a number where the logits are not finite.
+    """
+    with np.errstate(invalid="ignore"):
+        # The largest exponential is exp(0) = 1.
+        shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return 1 / shifted.sum(1, dtype=np.float64)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """Return the expected calibration error (Guo et al. 2017, eq. 3), in [0, 1].
+
+    The mean over items of |accuracy - mean confidence| of their bin; bin m of M holds the
+    confidences in ((m - 1) / M, m / M]. Both arguments have shape (N,).
+    """
+    edges = np.arange(1, bins) / bins
+    chosen = np.digitize(confidence, edges, right=True)
+    gaps = np.bincount(chosen, weights=correct.astype(float) - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from compress.stats.bootstrap import RESAMPLES, log_ratio
-from compress.stats.levels import ALPHA, student
-from compress.stats.multiplicity import holm
+from compress.stats.levels import student
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,3 @@ def minimum_effect_p(ratio: Ratio, margin: float) -> float:
 
     beyond = np.array([size - least, size + least]) / ratio.error
     return float(min(1.0, t.sf(beyond, ratio.processes - 1).sum()))
-
-
-def surely_fastest(ratios: Mapping[str, Ratio], margin: float) -> str:
-    """Return the fastest of those that are faster than the margin beyond doubt; '' if none is."""
-    adjusted = holm([minimum_effect_p(ratio, margin) for ratio in ratios.values()])
-    sure = [
-        name
-        for (name, ratio), p in zip(ratios.items(), adjusted, strict=True)
-        if p <= ALPHA and ratio.value > 1
-    ]
-    return max(sure, key=lambda name: ratios[name].value, default="")

@@ -1,4 +1,4 @@
-"""What several seeds say together: the seed is what is replicated.
+"""Several seeds together: the seed is what is replicated.
 
 All seeds answer the same test items and are timed beside the same baseline. What these share does
 not show in how the seeds scatter, so no interval is narrower than a single seed's own, on average:
@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from compress.stats.levels import ALPHA, Z, student
-from compress.stats.pairs import Difference, lower_bound, noninferiority_p
+from compress.stats.pairs import Difference
 
 EQUAL = 1e-9
 """Accuracies are multiples of one item's share: what differs by less differs by rounding."""
@@ -31,29 +32,25 @@ class Mean:
     p: float | None
 
 
-def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def deviation(values: Sequence[float]) -> float:
     """Return the standard deviation of a sample, its sum of squares divided by n - 1."""
-    centre = mean(values)
+    centre = fmean(values)
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
 def mean_difference(
     differences: Sequence[float], intervals: Sequence[Interval], ps: Sequence[float]
 ) -> Mean:
-    """Return the mean of two or more seeds' paired differences (fractions), tested against 0.
+    """Return the mean of the seeds' paired differences (fractions), tested against 0.
 
     A difference must hold for other seeds and for other test items, so p is the larger one of the
     paired t-test's over seeds and a z-test's whose standard error is the mean of the seeds' own,
     read from their `intervals` (low, high) over test items. The interval is the wider one of the
     two, within [-1, 1].
 
-    Differences that are equal in all seeds have no t. They are what a deterministic chain gives,
-    whose seeds are one replication and not several: p is the largest of the seeds' own `ps` and
-    the interval spans theirs.
+    Differences that are equal in all seeds have no t, nor has a single one. They are what a
+    deterministic chain gives, whose seeds are one replication and not several: p is the largest of
+    the seeds' own `ps` and the interval spans theirs.
     """
     if _alike(differences):
         return Mean(differences[0], *envelope(intervals), max(ps))
@@ -61,7 +58,7 @@ def mean_difference(
 
     test = ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(1 - ALPHA)
-    value = mean(differences)
+    value = fmean(differences)
     shared = _mean_half(intervals)
     error = shared / Z
     by_items = 2 * float(norm.sf(abs(value) / error)) if error else 0.0
@@ -84,8 +81,8 @@ def mean_noninferiority_p(differences: Sequence[Difference], margin: float) -> f
     from scipy.stats import t
 
     error = deviation(values) / math.sqrt(len(values))
-    by_seeds = float(t.sf((mean(values) + margin) / error, len(values) - 1))
-    return max(by_seeds, noninferiority_p(*_mean_counts(differences), margin))
+    by_seeds = float(t.sf((fmean(values) + margin) / error, len(values) - 1))
+    return max(by_seeds, _mean_counts(differences).noninferiority_p(margin))
 
 
 def mean_lower_bound(differences: Sequence[Difference]) -> float:
@@ -97,12 +94,13 @@ def mean_lower_bound(differences: Sequence[Difference]) -> float:
     if _alike(values):
         return min(one.bound for one in differences)
     below = student(len(values) - 1, ALPHA) * deviation(values) / math.sqrt(len(values))
-    return max(-1.0, min(mean(values) - below, lower_bound(*_mean_counts(differences))))
+    return max(-1.0, min(fmean(values) - below, _mean_counts(differences).bound))
 
 
-def _mean_counts(differences: Sequence[Difference]) -> tuple[float, float, int]:
+def _mean_counts(differences: Sequence[Difference]) -> Difference:
     (items,) = {one.items for one in differences}
-    return mean([one.lost for one in differences]), mean([one.gained for one in differences]), items
+    lost, gained = fmean(one.lost for one in differences), fmean(one.gained for one in differences)
+    return Difference(lost, gained, items)
 
 
 def mean_ratio(ratios: Sequence[float], intervals: Sequence[Interval]) -> Mean:
@@ -113,7 +111,7 @@ def mean_ratio(ratios: Sequence[float], intervals: Sequence[Interval]) -> Mean:
     `intervals`. There is no p: verdicts are the timing's.
     """
     logs = [math.log(ratio) for ratio in ratios]
-    centre = mean(logs)
+    centre = fmean(logs)
     if len(logs) < 3 or _alike(logs):
         return Mean(math.exp(centre), *envelope(intervals), None)
     from scipy.stats import t
@@ -127,7 +125,7 @@ def mean_ratio(ratios: Sequence[float], intervals: Sequence[Interval]) -> Mean:
 def _mean_half(intervals: Sequence[Interval]) -> float:
     """Return the mean half width of the intervals that have both ends, 0 if none has."""
     halves = [(b - a) / 2 for a, b in intervals if a is not None and b is not None]
-    return mean(halves) if halves else 0.0
+    return fmean(halves) if halves else 0.0
 
 
 def _alike(values: Sequence[float]) -> bool:
@@ -136,8 +134,7 @@ def _alike(values: Sequence[float]) -> bool:
 
 def envelope(intervals: Sequence[Interval]) -> Interval:
     """Return from the lowest to the highest end; (None, None) if an end is missing."""
-    lows = [low for low, _ in intervals if low is not None]
-    highs = [high for _, high in intervals if high is not None]
-    if not intervals or len(lows) < len(intervals) or len(highs) < len(intervals):
+    ends = [(low, high) for low, high in intervals if low is not None and high is not None]
+    if not ends or len(ends) < len(intervals):
         return None, None
-    return min(lows), max(highs)
+    return min(low for low, _ in ends), max(high for _, high in ends)

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from compress.stats.levels import ALPHA
-from compress.stats.multiplicity import holm
 from compress.stats.ratios import Ratio, minimum_effect_p
 
 BETTER, WORSE, EQUIVALENT, NOT_SHOWN = "better", "worse", "equivalent", "not shown"
 FASTER, SLOWER, INDISTINGUISHABLE = "faster", "slower", "indistinguishable"
 MIXED = "mixed"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values adjusted by Holm's step-down procedure (Holm 1979), in their own order.
+
+    The i-th smallest of m becomes the largest of (m - j + 1) · p_j over j <= i, and at most 1.
+    Claiming those that are then at most 0.05 makes any false claim at all with a probability of
+    at most 5 %, whatever the dependence between the comparisons. Raises ValueError for a value
+    that is not a probability.
+    """
+    values = np.asarray(p_values, dtype=float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p-values must lie between 0 and 1, and not all do: {list(p_values)}")
+    order = np.argsort(values, kind="stable")
+    steps = np.arange(len(values), 0, -1) * values[order]
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return adjusted.tolist()
 
 
 def difference_verdicts(values: Sequence[float], ps: Sequence[float]) -> list[str]:
@@ -35,12 +54,8 @@ def equivalence_verdicts(
     and surely by less than the margin, is equivalent: that is what a margin is for, and the
     interval tells how much it lost.
     """
-    found = difference_verdicts(values, ps)
-    within = [p <= ALPHA for p in holm(noninferiority_ps)]
-    return [
-        EQUIVALENT if inside and verdict != BETTER else verdict
-        for verdict, inside in zip(found, within, strict=True)
-    ]
+    verdicts = zip(difference_verdicts(values, ps), holm(noninferiority_ps), strict=True)
+    return [EQUIVALENT if p <= ALPHA and verdict != BETTER else verdict for verdict, p in verdicts]
 
 
 def speed_verdicts(ratios: Sequence[Ratio], bar: float, trusted: bool) -> list[str]:
@@ -56,9 +71,16 @@ def speed_verdicts(ratios: Sequence[Ratio], bar: float, trusted: bool) -> list[s
     ]
 
 
+def surely_fastest(ratios: Mapping[str, Ratio], bar: float) -> str:
+    """Return the fastest of those that are faster than the bar beyond doubt; '' if none is."""
+    verdicts = zip(ratios, speed_verdicts(list(ratios.values()), bar, trusted=True), strict=True)
+    sure = [name for name, verdict in verdicts if verdict == FASTER]
+    return max(sure, key=lambda name: ratios[name].value, default="")
+
+
 def common_verdict(verdicts: Iterable[str]) -> str:
     """Return what all seeds' verdicts are, `mixed` if they differ, '' if any has none."""
-    found = set(verdicts)
-    if not found or "" in found:
+    different = set(verdicts)
+    if not different or "" in different:
         return ""
-    return found.pop() if len(found) == 1 else MIXED
+    return different.pop() if len(different) == 1 else MIXED

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from compress.stats.control import Control, control_margin
-from compress.stats.ratios import Ratio, speedup, surely_fastest
+from compress.stats.ratios import Ratio, speedup
 from compress.stats.spread import is_noisy, spread
-from compress.stats.verdicts import speed_verdicts
+from compress.stats.verdicts import speed_verdicts, surely_fastest
 from compress.timing.raw_timings import (
     CONTROL,
     FLOOR,

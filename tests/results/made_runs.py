@@ -1,4 +1,4 @@
-"""Runs as they are written down, made up item by item and second by second."""
+"""Synthetic runs, written item by item and second by second."""
 
 from __future__ import annotations
 
@@ -27,9 +27,15 @@ def right(count: int, items: int = ITEMS) -> np.ndarray:
 def answers(correct: np.ndarray, predictions: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Answers of two classes in turns, confident by 0.75."""
     targets = np.arange(len(correct)) % 2
-    said = np.where(correct, targets, 1 - targets) if predictions is None else predictions
+    if predictions is None:
+        predictions = np.where(correct, targets, 1 - targets)
     confidence = np.full(len(correct), 0.75)
-    return {"predictions": said, "correct": correct, "confidence": confidence, "targets": targets}
+    return {
+        "predictions": predictions,
+        "correct": correct,
+        "confidence": confidence,
+        "targets": targets,
+    }
 
 
 class Written:
@@ -41,11 +47,11 @@ class Written:
         self.records: list[Record] = []
 
     def row(
-        self, record: Record, said: Mapping[str, np.ndarray] | np.ndarray | None = None
+        self, record: Record, content: Mapping[str, np.ndarray] | np.ndarray | None = None
     ) -> Record:
         """Write a row and its answers (or just which are right)."""
-        if said is not None:
-            arrays = answers(said) if isinstance(said, np.ndarray) else said
+        if content is not None:
+            arrays = answers(content) if isinstance(content, np.ndarray) else content
             place = f"raw/{len(self.records)}.npz"
             digest = write_arrays(self.folder / place, arrays)
             hashes = {"onnx": f"hash of {record.name}", **record.hashes, "answers": digest}
@@ -70,9 +76,9 @@ class Written:
         values = timings_file(hashes, raw_timings.to_json())
         digest = write_values(self.folder / place, values)
         known = {"environment": raw_timings.environment, "settings": tuple(settings)}
-        made = Stage(**{**known, "file": place, "sha256": digest, **stage})
-        self.log.timings(made)
-        return made
+        written = Stage(**{**known, "file": place, "sha256": digest, **stage})
+        self.log.timings(written)
+        return written
 
     def read(self, margin: float | None = None) -> Derived:
         return read_results(self.folder, margin)
@@ -94,8 +100,8 @@ def collect(
 
     def series(name: str, number: int) -> dict[str, Any]:
         key = (base if name == CONTROL or name in LEVELS else name).partition(" [")[0]
-        given = seconds.get(key, 0.002)
-        each = given[number] if isinstance(given, Sequence) else given
+        each = seconds.get(key, 0.002)
+        each = each[number] if isinstance(each, Sequence) else each
         return {"error": errors.get(key, ""), "medians": [each] * 3, "calls": [[each, each]] * 3}
 
     launched = [

@@ -9,7 +9,7 @@ import pytest
 from made_runs import ITEMS, Written, answers, right
 
 from compress.results.record import Record
-from compress.stats.pairs import Difference, lower_bound, noninferiority_p, paired_interval
+from compress.stats.pairs import Difference
 from compress.stats.proportions import wilson
 
 
@@ -34,11 +34,11 @@ def test_a_file_by_itself(run: Written) -> None:
     assert "top5" not in row
 
 
-def test_one_class_in_97_of_100_items(run: Written) -> None:
+def test_one_class_in_97_of_100_items(tmp_path: Path) -> None:
+    run = Written(tmp_path, task={"classes": ["sound", "broken"]})
     targets = np.r_[np.zeros(97, int), np.ones(3, int)]
     always = np.zeros(100, int)
     said = {**answers(targets == always, always), "targets": targets}
-    run.log.about({"task": {"classes": ["sound", "broken"]}})
     run.row(record("baseline"), said)
     found = run.read()
     assert (found.rows[0]["accuracy"], found.rows[0]["balanced_accuracy"]) == (0.97, 0.5)
@@ -72,7 +72,8 @@ def test_rows_are_compared_with_their_baseline(run: Written) -> None:
     assert up["agreement"] == 0.75
     assert (down["accuracy_delta"], down["lost"], down["gained"]) == (-0.05, 2, 0)
     assert down["accuracy_verdict"] == "not shown"
-    assert (up["accuracy_delta_low"], up["accuracy_delta_high"]) == paired_interval(0, 10, ITEMS)
+    interval = Difference(0, 10, ITEMS).interval
+    assert (up["accuracy_delta_low"], up["accuracy_delta_high"]) == interval
 
 
 def test_agreement_is_about_answers_and_not_about_being_right(run: Written) -> None:
@@ -107,19 +108,19 @@ def test_more_rows_make_a_claim_harder(run: Written) -> None:
         (0, 20, 1.0, "better"),
     ],
 )
-def test_equivalence(run: Written, lost: int, gained: int, margin: float, verdict: str) -> None:
-    items = 2000
+def test_equivalence(tmp_path: Path, lost: int, gained: int, margin: float, verdict: str) -> None:
+    run, items = Written(tmp_path, margin=50.0), 2000
     before = right(1900, items)
     after = before.copy()
     after[:lost], after[1900 : 1900 + gained] = False, True
-    run.log.about({"margin": 50.0})
     run.row(record("baseline"), before)
     run.row(record("a()"), after)
     found = run.read(margin)
     row = found.rows[1]
     assert row["accuracy_verdict"] == verdict
-    assert row["accuracy_bound"] == lower_bound(lost, gained, items)
-    assert row["equivalence_p"] == noninferiority_p(lost, gained, items, margin / 100)
+    expected = Difference(lost, gained, items)
+    assert row["accuracy_bound"] == expected.bound
+    assert row["equivalence_p"] == expected.noninferiority_p(margin / 100)
     if verdict in ("equivalent", "not shown"):
         assert (row["accuracy_bound"] > -margin / 100) == (verdict == "equivalent")
     assert found.about["margin"] == margin
@@ -135,7 +136,7 @@ def test_the_widest_margin_holds_whatever_is_lost(run: Written) -> None:
 def test_equivalence_is_adjusted_for_the_number_of_rows(run: Written) -> None:
     """By itself p is just below 5 %; beside four more of that kind none is claimed."""
     items, lost = 1000, 2
-    margin = -100 * lower_bound(lost, 0, items) * 1.05
+    margin = -100 * Difference(lost, 0, items).bound * 1.05
     assert 0.02 < Difference(lost, 0, items).noninferiority_p(margin / 100) < 0.05
     run.row(record("baseline"), right(900, items))
     run.row(record("a()"), right(900 - lost, items))

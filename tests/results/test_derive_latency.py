@@ -78,11 +78,11 @@ def test_other_outputs_there_cost_the_figures_and_wide_int8_weights_may_be_why(
     errors = {"a()": error, "b()": error}
     run.timings(SECONDS, errors=errors, machine="other", environment=there)
     rows = run.rows()
-    told = f"on Other 7 (2 threads): {error}, so it computes something else there, and its "
-    told += "accuracy does not hold there"
+    note = f"on Other 7 (2 threads): {error}, so it computes something else there, and its "
+    note += "accuracy does not hold there"
     why = ": that processor has no VNNI, and sums of int8 products can saturate, which "
-    assert rows["a() 0"]["note"] == f"{told}{why}quantize(reduce_range=True) avoids"
-    assert rows["b() 0"]["note"] == told, "its weights are float, whatever its chain says"
+    assert rows["a() 0"]["note"] == f"{note}{why}quantize(reduce_range=True) avoids"
+    assert rows["b() 0"]["note"] == note, "its weights are float, whatever its chain says"
     assert not [key for key in rows["a() 0"] if key.startswith("on_")]
     assert rows["a() 0"]["missing"]["on_other_cpu_ms_p50"] == error
     assert rows["a() 0"]["status"] == "ok"
@@ -106,7 +106,7 @@ def test_a_file_that_failed_has_its_reason_and_a_dead_process_is_noted(run: Writ
 
 
 def test_without_seconds_every_sound_row_says_why(run: Written) -> None:
-    run.row(Record("odd()", 0, "unverified"), right(3))
+    run.row(Record("bad()", 0, "unverified"), right(3))
     stage = run.timings(SECONDS, settings=("cpu", "cpu1"), reason="all nodes are lost")
     assert stage.reason
     rows = run.rows()
@@ -114,7 +114,7 @@ def test_without_seconds_every_sound_row_says_why(run: Written) -> None:
         ("cpu_ms_p50", "cpu1_ms_p50"), "all nodes are lost"
     )
     assert rows["a() 0"]["note"] == "not timed: all nodes are lost"
-    assert rows["odd() 0"]["note"] == ""
+    assert rows["bad() 0"]["note"] == ""
 
 
 def test_if_the_baseline_fails_there_are_times_without_speedups(run: Written) -> None:

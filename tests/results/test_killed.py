@@ -40,13 +40,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def killed(whole: Path, out: Path, rows: int) -> list[dict[str, Any]]:
     """Lay out what a run leaves that is killed after so many rows; return the whole run's rows."""
-    said = list(map(json.loads, (whole / "results.jsonl").read_text().splitlines()))
-    seen: dict[str, dict[str, Any]] = {}
-    for line in said:
+    lines = list(map(json.loads, (whole / "results.jsonl").read_text().splitlines()))
+    first: dict[str, dict[str, Any]] = {}
+    for line in lines:
         if line["kind"] == "row":
-            seen.setdefault(line["chain"], line)  # as it was when it was measured
-    kept = [line for line in said if line["kind"] == "run"] + list(seen.values())[:rows]
-    (out / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+            first.setdefault(line["chain"], line)  # as it was when it was measured
+    left = [line for line in lines if line["kind"] == "run"] + list(first.values())[:rows]
+    (out / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in left))
     (out / "raw").symlink_to(whole / "raw")
     return [dict(row) for row in rewrite_reports(whole).rows]
 
@@ -68,8 +68,8 @@ def test_what_a_killed_run_has_not_got_to_is_said(whole: Path, tmp_path: Path) -
     killed(whole, tmp_path, 2)
     _, pruned = rewrite_reports(tmp_path).rows
     assert pruned["accuracy_verdict"] in ("better", "equivalent", "worse", "not shown")
-    said = " ".join((tmp_path / "table.md").read_text().split())
-    assert "NOT FINISHED: 1 of 3 rows is missing, and no file was timed." in said
+    table = " ".join((tmp_path / "table.md").read_text().split())
+    assert "NOT FINISHED: 1 of 3 rows is missing, and no file was timed." in table
 
 
 def test_a_run_that_goes_on_is_derived_as_well(whole: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_damaged_or_missing_answers_are_the_reason(
     else:
         path.write_bytes(content)
     base, pruned, _ = rewrite_reports(tmp_path).rows
-    why = "cannot be read (No such file" if content is None else "is not what was measured"
+    why = "cannot be read (No such file" if content is None else "was changed after it was measured"
     assert why in base["missing"]["accuracy"]
     assert f"no accuracy: raw/baseline.npz {why}" in base["note"]
     assert "accuracy" not in base
@@ -102,7 +102,7 @@ def test_damaged_or_missing_answers_are_the_reason(
 
 def test_answers_with_the_right_hash_that_are_none(tmp_path: Path) -> None:
     good = answers(right(3))
-    odd: dict[str, dict[str, np.ndarray]] = {
+    damaged: dict[str, dict[str, np.ndarray]] = {
         "short()": {**good, "targets": good["targets"][:-1]},
         "floats()": {**good, "predictions": good["predictions"] / 2},
         "less()": {key: value for key, value in good.items() if key != "correct"},
@@ -112,7 +112,7 @@ def test_answers_with_the_right_hash_that_are_none(tmp_path: Path) -> None:
         "flat()": {key: value[None] for key, value in good.items()},
     }
     run = Written(tmp_path)
-    for chain, arrays in odd.items():
+    for chain, arrays in damaged.items():
         run.row(Record(chain, 0, "ok"), arrays)
     for row in run.read().rows:
         assert "is damaged" in row["missing"]["accuracy"], row["chain"]
@@ -123,7 +123,7 @@ def test_answers_with_the_right_hash_that_are_none(tmp_path: Path) -> None:
 def test_nothing_outside_is_read(tmp_path: Path, place: str) -> None:
     run = Written(tmp_path / "run")
     run.row(Record("a()", 0, "ok", files={"answers": place}))
-    why = f"{place} does not lie in the run's folder raw/"
+    why = f"{place} is not in the run's folder raw/"
     assert run.rows()["a() 0"]["missing"]["accuracy"] == why
 
 
@@ -134,7 +134,7 @@ def test_damaged_seconds_are_the_reason(tmp_path: Path) -> None:
     assert run.rows()["baseline 0"]["cpu_ms_p50"] == 2.0
     (tmp_path / stage.file).write_text("{}")
     row = run.rows()["baseline 0"]
-    why = "raw/timing.json is not what was measured (its SHA-256 is another)"
+    why = "raw/timing.json was changed after it was measured (its SHA-256 differs)"
     assert row["missing"]["cpu_ms_p50"] == why
     assert row["note"] == f"not timed: {why}"
     assert not run.read().about["timings"]
@@ -146,5 +146,5 @@ def test_results_are_json(tmp_path: Path) -> None:
     run.row(Record("baseline", 0, "ok"), right(20))
     run.timings({})
     found = run.read()
-    for told in (list(found.rows), found.about):
-        assert json.loads(json.dumps(told)) == told
+    for values in (list(found.rows), found.about):
+        assert json.loads(json.dumps(values)) == values

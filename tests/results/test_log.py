@@ -13,6 +13,7 @@ from compress.errors import UserError
 from compress.results.derive import read_results
 from compress.results.log import RunLog, Stage, read_run
 from compress.results.record import Record, flat
+from compress.system.files import append_line
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -72,12 +73,13 @@ def test_the_later_line_of_a_stage_counts(tmp_path: Path) -> None:
     assert found == {("", ""): stages[1], ("x", ""): stages[2], ("", "cuda"): stages[3]}
 
 
-def test_what_becomes_known_later_is_added_to_the_description(tmp_path: Path) -> None:
+def test_an_about_line_adds_to_the_description(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     log = RunLog(path, {"suite": "a", "isolation": ""})
     log.record(Record("baseline", 0, "ok"))
-    log.about({"isolation": "none", "more": "f00"})
-    RunLog(path, {"suite": "b"}).about({"more": "bar"})
+    line = {"schema": 2, "kind": "about", "run": log.run}
+    append_line(path, {**line, "about": {"isolation": "none", "more": "f00"}})
+    append_line(path, {**line, "run": RunLog(path, {}).run, "about": {"more": "bar"}})
     run = read_run(path)
     assert len(run.records) == 1
     assert run.about == {"suite": "a", "isolation": "none", "more": "f00"}
@@ -139,7 +141,7 @@ def test_foreign_schemas_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         read_run(path)
     path.write_text(json.dumps({"schema": 99}) + "\n")
-    with pytest.raises(UserError, match="has schema 99, and 2 is known"):
+    with pytest.raises(UserError, match="has schema 99, and this version reads 2"):
         read_run(path)
 
 
@@ -149,7 +151,7 @@ def test_results_of_the_first_version_are_refused_and_do_not_stand_in_the_way(
     path = tmp_path / "results.jsonl"
     old = {"schema": 1, "kind": "row", "run": "x", **asdict(Record("baseline", 0, "ok"))}
     path.write_text(json.dumps(old) + "\n")
-    words = r"an older version \(schema 1\).* the table beside it still stands, and running"
+    words = r"an older version \(schema 1\).* the table beside it remains valid, and running"
     with pytest.raises(UserError, match=words):
         read_results(tmp_path)
     RunLog(path, {"suite": "a"})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.stats.calibration import calibration_error, confidences
+from compress.stats.proportions import calibration_error, confidences
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(2, 12))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compress.stats.multiplicity import holm
+from compress.stats.verdicts import holm
 
 PROBABILITIES = st.lists(st.floats(0, 1), max_size=12)
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.stats.calibration import calibration_error, confidences
 from compress.stats.control import Control
-from compress.stats.multiplicity import holm
 from compress.stats.pairs import Difference
-from compress.stats.proportions import wilson
+from compress.stats.proportions import calibration_error, confidences, wilson
 from compress.stats.ratios import Ratio, minimum_effect_p, speedup
 from compress.stats.replication import deviation, mean_difference, mean_ratio
 from compress.stats.spread import spread
+from compress.stats.verdicts import holm
 
 
 @pytest.mark.parametrize(

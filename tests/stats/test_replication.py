@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from compress.stats.pairs import Difference, lower_bound, noninferiority_p
+from compress.stats.pairs import Difference
 from compress.stats.replication import (
     deviation,
     envelope,
@@ -122,8 +122,8 @@ def test_equivalence_over_seeds_by_hand():
 def test_equivalence_must_hold_for_other_items_too():
     """Seeds that nearly agree are no further samples of test items: these are what binds."""
     seeds = [Difference(60, 40, 10_000), Difference(61, 40, 10_000), Difference(59, 40, 10_000)]
-    assert mean_noninferiority_p(seeds, 0.005) == noninferiority_p(60, 40, 10_000, 0.005)
-    assert mean_lower_bound(seeds) == lower_bound(60, 40, 10_000)
+    assert mean_noninferiority_p(seeds, 0.005) == Difference(60, 40, 10_000).noninferiority_p(0.005)
+    assert mean_lower_bound(seeds) == Difference(60, 40, 10_000).bound
 
 
 def test_a_deterministic_chain_is_one_replication():
@@ -150,7 +150,7 @@ def test_the_mean_bound_is_where_the_test_says_five_percent(flips, margin):
     assert -1 <= bound <= np.mean([seed.value for seed in seeds])
     # No surer than a single table of the mean counts, which is no surer than the seeds on average.
     lost, gained = np.mean(flips, axis=0)
-    assert bound <= lower_bound(lost, gained, 200) + 1e-12
+    assert bound <= Difference(lost, gained, 200).bound + 1e-12
     assume(abs(bound + margin) > 1e-9)
     assert (bound > -margin) == (p < 0.05)
 

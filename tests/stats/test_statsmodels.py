@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.stats.multiplicity import holm
-from compress.stats.pairs import flips, mcnemar
+from compress.stats.pairs import difference
 from compress.stats.proportions import wilson
+from compress.stats.verdicts import holm
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -26,10 +26,9 @@ def test_mcnemar_and_wilson_on_random_tables(seed: int) -> None:
         [int((before & after).sum()), int((before & ~after).sum())],
         [int((~before & after).sum()), int((~before & ~after).sum())],
     ]
-    assert flips(before, after) == (table[0][1], table[1][0])
-    assert mcnemar(*flips(before, after)) == pytest.approx(
-        theirs(table, exact=True).pvalue, rel=1e-9
-    )
+    found = difference(before, after)
+    assert (found.lost, found.gained) == (table[0][1], table[1][0])
+    assert found.p == pytest.approx(theirs(table, exact=True).pvalue, rel=1e-9)
     right = int(after.sum())
     assert wilson(right, count) == pytest.approx(
         proportion_confint(right, count, 0.05, method="wilson"), abs=1e-12

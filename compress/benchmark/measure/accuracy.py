@@ -11,8 +11,7 @@ import torch
 
 from compress.benchmark.plan.metric import Metric
 from compress.deploy.session import predict, session
-from compress.stats.calibration import confidences
-from compress.stats.proportions import TOP, target_ranks
+from compress.stats.proportions import TOP, confidences, target_ranks
 from compress.system.progress import stage
 from compress.tasks.base import Split, Task, Tensors, prepared_batches
 
