@@ -17,9 +17,6 @@ from compress.benchmark.plan.rows import row_text
 from compress.benchmark.plan.suite import Named, Suite, check_margin, checked, load_suite
 from compress.benchmark.run import STORE, RunOptions, run_plan
 from compress.errors import UserError, unknown
-from compress.report.curves import curve_rows
-from compress.report.table import text
-from compress.report.write import write_reports
 from compress.results.derive import read_results
 from compress.results.record import BASELINE
 from compress.results.seeds import why_not_equivalent
@@ -68,6 +65,8 @@ class Results:
         return why_not_equivalent(self.rows, self.about, chain)
 
     def __str__(self) -> str:
+        from compress.report.table import text
+
         return text(self.rows, self.about)
 
 
@@ -268,6 +267,10 @@ def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:
 
     `margin` (points of accuracy) takes the place of the run's own.
     """
+    # Only now: drawing imports for a second, which no first row should wait for.
+    from compress.report.curves import curve_rows
+    from compress.report.write import write_reports
+
     folder = Path(out)
     if margin is not None:
         check_margin(margin)

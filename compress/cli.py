@@ -16,6 +16,7 @@ import click
 from compress import __version__
 from compress.errors import RunStopped, UserError
 from compress.system.amounts import duration
+from compress.system.processes import importing
 from compress.tasks import OPTIONS
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
@@ -173,7 +174,8 @@ def _carry_out(name: str, dry_run: bool, **options: Any) -> None:
         from compress.benchmark.execute.fork_client import start_base
 
         start_base()
-    from compress import api
+    with importing():
+        from compress import api
 
     if dry_run:
         click.echo(api.preview(**options))

@@ -141,9 +141,8 @@ def _without_gpu() -> contextlib.AbstractContextManager[None]:
 def _one_registry() -> contextlib.AbstractContextManager[None]:
     """Have the exporter build its table of operators once in a process, and in its forks never.
 
-    It parses the sources of 500 functions for it, which takes longer than to export a small
-    model. The table is only read, since we bring no operators of our own. Where torch keeps it
-    in another place, it is built every time.
+    The table is only read, since we bring no operators of our own. Where torch keeps it in
+    another place, it is built every time.
     """
     try:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
@@ -151,13 +150,33 @@ def _one_registry() -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
     if "from_torchlib" not in vars(ONNXRegistry):
         return contextlib.nullcontext()
-    build = functools.partial(_cached_call, ONNXRegistry.from_torchlib)
+    build = functools.partial(_build_registry, ONNXRegistry.from_torchlib)
     return _replaced(ONNXRegistry, from_torchlib=staticmethod(build))
 
 
+class _Signature:
+    """A parsed function of the exporter's, which is parsed only if more than its domain is used."""
+
+    def __init__(self, parse: Callable[[], Any], domain: str) -> None:
+        self._parse, self.domain = parse, domain
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parse(), name)
+
+
 @functools.cache
-def _cached_call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    return function(*args, **options)
+def _build_registry(build: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Build the table without parsing the sources of 500 functions for the domain of each."""
+    from onnxscript import values
+
+    owner = getattr(values, "TracedOnnxFunction", None)
+    parsed = vars(owner).get("function_ir") if owner else None
+    if not isinstance(parsed, property) or parsed.fget is None:
+        return build(*args, **options)
+    parse = parsed.fget
+    lazy = property(lambda one: _Signature(lambda: parse(one), one.opset.domain))
+    with _replaced(owner, function_ir=lazy):
+        return build(*args, **options)
 
 
 class _Errors(logging.Handler):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -19,3 +22,17 @@ def our_python(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]
     """Return the command that runs a module of ours in a fresh Python, and its environment."""
     # -P: a file of the user's current folder must not be taken for one of our modules.
     return [sys.executable, "-P", "-m", module, *arguments], worker_environment()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import large libraries without the garbage collector, which finds nothing among them.
+
+    They make millions of objects, all of which stay: searching them takes a sixth of the time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

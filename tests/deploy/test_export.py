@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxscript.values import TracedOnnxFunction
 from torch import nn
 from torch.onnx._internal.exporter import _registration
 
@@ -120,6 +121,29 @@ def test_the_exporters_table_is_built_once_and_changes_nothing(monkeypatch, tabl
     assert registry.__dict__["from_torchlib"] is before
 
 
+def test_the_table_is_the_exporters_own_although_no_source_is_parsed(monkeypatch, table):
+    def content(registry):
+        return {
+            str(target): [(each.onnx_function, str(each.signature)) for each in functions]
+            for target, functions in registry.functions.items()
+        }
+
+    function = TracedOnnxFunction.function_ir
+    parsed = []
+    counting = property(lambda one: parsed.append(one) or function.fget(one))
+    monkeypatch.setattr(TracedOnnxFunction, "function_ir", counting)
+    deploy._build_registry.cache_clear()
+    built = deploy._build_registry(_registration.ONNXRegistry.from_torchlib)
+    assert not parsed
+    assert content(built) == content(table)
+    assert TracedOnnxFunction.function_ir is counting
+    # A version of the exporter that uses more gets more.
+    functions = [each.onnx_function for found in table.functions.values() for each in found]
+    one = next(each for each in functions if isinstance(each, TracedOnnxFunction))
+    lazy = deploy._Signature(lambda: one.function_ir, "domain")
+    assert (lazy.domain, lazy.name, len(parsed)) == ("domain", one.name, 1)
+
+
 def test_an_exporter_that_keeps_its_table_elsewhere_still_exports(monkeypatch, table):
     class Base(_registration.ONNXRegistry):
         @classmethod
@@ -132,9 +156,9 @@ def test_an_exporter_that_keeps_its_table_elsewhere_still_exports(monkeypatch, t
     model = deploy_models.built("mlp")
     file = export(model)
     monkeypatch.setattr(_registration, "ONNXRegistry", Elsewhere)
-    misses = deploy._cached_call.cache_info().misses
+    misses = deploy._build_registry.cache_info().misses
     assert export(model) == file
-    assert deploy._cached_call.cache_info().misses == misses
+    assert deploy._build_registry.cache_info().misses == misses
     assert "from_torchlib" not in vars(Elsewhere)
 
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psutil
 
 from compress.system.lifetime import adopt_orphans, die_with_parent, outlive_parent
+from compress.system.processes import importing
 
 if TYPE_CHECKING:
     from compress.benchmark.plan.plan import Plan
@@ -133,9 +134,10 @@ def run(connection: Connection) -> None:
         # NVML counts without starting CUDA; where it is missing, -1, the steps will report it.
         if spec.device == "cuda" and torch.cuda._device_count_nvml() == 0:
             raise UserError("device cuda was requested, and there is no GPU here")
-        plan = spec.make_plan(objects)
-        stores = spec.stores
-        warm(plan)
+        with importing():
+            plan = spec.make_plan(objects)
+            stores = spec.stores
+            warm(plan)
     except Exception as error:  # reported to the run, which has a user to report it to
         connection.send({"failed": f"{type(error).__name__}: {error}"})
         return
@@ -157,11 +159,12 @@ def main(handle: str, parent: str) -> None:
     die_with_parent(int(parent))
     connection = Connection(int(handle))
     os.set_inheritable(int(handle), False)
-    import torch
+    with importing():
+        import torch
 
-    torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    warm_export()
-    from compress.benchmark.execute import job  # noqa: F401 - with all that it imports
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        warm_export()
+        from compress.benchmark.execute import job  # noqa: F401 - with all that it imports
 
     set_process_name("compress-base")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the servers
