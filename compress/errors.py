@@ -36,3 +36,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return a question that names the nearest known names, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+
+
+def first_line(error: object) -> str:
+    """Return the first line of an error's text, which says what; the rest is advice."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def out_of_memory(text: str) -> bool:
+    """Whether an error of torch's or of onnxruntime's says that the device's memory is full."""
+    return "out of memory" in text.lower() or "failed to allocate memory" in text.lower()

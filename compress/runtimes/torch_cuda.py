@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compress.system.cuda import Cuda
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from compress.system.cuda import Cuda
 
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from compress.errors import first_line, out_of_memory
+
 Call = Callable[[int], Any]
 
 
@@ -174,14 +176,3 @@ class Cuda:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-
-
-def first_line(error: object) -> str:
-    """Return the first line of an error's text, which says what; the rest is advice."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
-
-
-def out_of_memory(text: str) -> bool:
-    """Whether an error of torch's or of onnxruntime's says that the device's memory is full."""
-    return "out of memory" in text.lower() or "failed to allocate memory" in text.lower()

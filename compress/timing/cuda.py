@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.errors import first_line, out_of_memory
 from compress.runtimes.onnxruntime_cuda import ProviderSession
 from compress.runtimes.torch_cuda import CHANNELS_LAST, CONTIGUOUS, Form, open_module, place
-from compress.system.cuda import Cuda, first_line, out_of_memory
 from compress.timing.interleave import (
     Candidate,
     Plan,
@@ -33,6 +33,8 @@ from compress.timing.worker import by_name, deviation, feed_indices, feeds_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from compress.system.cuda import Cuda
 
 PILOT = Plan(seconds=0.1, min_rounds=7)
 """How the memory formats of a module are compared before the timing that counts."""

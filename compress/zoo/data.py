@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,8 @@ def data_root(root: Path | None = None) -> Path:
 def digits() -> Source:
     """Return the 1797 8x8 digits of scikit-learn, their 17 levels stretched to 0..255."""
     # From its file: to import scikit-learn takes longer than to train a small net on them.
-    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
-    raw = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    place = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    raw = np.loadtxt(str(place), delimiter=",")
     images = np.round(raw[:, :-1].reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
     labels = raw[:, -1].astype(np.int64)
     # NumPy freezes the stream of RandomState, so everyone has the same test split.

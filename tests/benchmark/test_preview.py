@@ -11,6 +11,7 @@ import compress
 from compress import api
 from compress.api import preview
 from compress.benchmark import run as bench
+from compress.report import write
 from compress.results.log import Stage
 
 CHAINS = (
@@ -26,8 +27,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute steps alone, in this process: no file is timed, and no report written."""
     monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
     monkeypatch.setattr(bench, "memory_records", lambda *_: [])
-    monkeypatch.setattr(api, "write_reports", lambda *_: None)
-    monkeypatch.setattr(api, "early", lambda: None)
+    monkeypatch.setattr(write, "write_reports", lambda *_: None)
+    monkeypatch.setattr(api, "start_base", lambda: None)
     monkeypatch.delattr(os, "fork")
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from fake_cuda import IMAGES, Costly, Fake, logits, net
 
+from compress.errors import first_line, out_of_memory
 from compress.runtimes.torch_cuda import Form
-from compress.system.cuda import first_line, out_of_memory
 from compress.timing.cuda import Feeds, module_candidate, take_turns
 from compress.timing.interleave import Plan
 from compress.timing.summary import summarise

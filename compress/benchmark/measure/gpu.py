@@ -15,6 +15,7 @@ from compress.benchmark.plan.graph import ChainRun, Graph, Node
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.store.outputs import Outputs
 from compress.benchmark.store.store import Entry
+from compress.errors import first_line
 from compress.results.gpu import SPEEDUPS, WORDS, GpuFacts, RowFacts
 from compress.results.log import Stage
 from compress.results.raw import write_values
@@ -22,7 +23,7 @@ from compress.results.record import BASELINE, Key, Record
 from compress.results.timed import GPU, PEAK
 from compress.runtimes.onnxruntime_cuda import CUDA, TENSORRT, Provider
 from compress.runtimes.torch_cuda import CHANNELS_LAST, Form, peak_bytes
-from compress.system.cuda import Cuda, first_line
+from compress.system.cuda import Cuda
 from compress.system.files import write_json
 from compress.system.progress import stage
 from compress.tasks.base import stacked_inputs
