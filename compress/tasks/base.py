@@ -155,7 +155,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of a data source. Only the harness hands out `test`.
+    """The splits of a data source. Only measuring uses `test`; no step gets it.
 
     `fingerprint` is a SHA-256 over the content of the source, `training_fingerprint` over what is
     not for testing ('': over all of it, which then never changes). The validation split is a

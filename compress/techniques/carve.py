@@ -25,7 +25,7 @@ CHUNK = 64
 
 @dataclass(frozen=True, repr=False)
 class Carve(Compressor):
-    """Take residual blocks out of the model; those that stay keep their weights.
+    """Remove residual blocks (`drop_blocks`, depth pruning); the others keep their weights.
 
     `ratio` is the fraction of blocks that is kept: in every stage evenly spread ones
     (`by='even'`, as DistilBERT takes every second layer: Sanh et al. 2019, section 3), or, over
