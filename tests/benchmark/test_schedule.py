@@ -55,7 +55,7 @@ class Fake:
         self.pending: list[ChainJob] = []
         self.before: Callable[[str], None] = lambda text: None
 
-    def submit(self, job: ChainJob, name: str, alone: bool = False) -> None:
+    def submit(self, job: ChainJob, name: str) -> None:
         self.pending.append(job)
         self.most = max(self.most, len(self.pending))
 

@@ -65,8 +65,8 @@ class Executor:
         self.spec, self.about = spec, about
         self.queue: list[tuple[ChainJob, str]] = []
 
-    def submit(self, job: ChainJob, name: str, alone: bool = False) -> None:
-        """Start a job; `name` names its log; `alone`: nothing may run beside it."""
+    def submit(self, job: ChainJob, name: str) -> None:
+        """Start a job; `name` names its log."""
         self.queue.append((job, name))
 
     def wait(self) -> list[tuple[ChainJob, Outcome]]:

@@ -120,10 +120,9 @@ class RayExecutor(Executor):
                 f"{', or --device cpu' if gpus else ''}"
             )
 
-    def submit(self, job: ChainJob, name: str, alone: bool = False) -> None:
-        """Give a job to the cluster; `alone` requests a whole node."""
-        resources = self._whole_node() if alone else self.step_resources
-        task = self.ray.remote(_do).options(max_retries=RETRIES, **resources)
+    def submit(self, job: ChainJob, name: str) -> None:
+        """Give a job to the cluster."""
+        task = self.ray.remote(_do).options(max_retries=RETRIES, **self.step_resources)
         self.pending[task.remote(self.spec, job, self.board, name)] = (job, name)
 
     def wait(self) -> list[tuple[ChainJob, Outcome]]:

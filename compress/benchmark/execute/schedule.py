@@ -124,9 +124,8 @@ class Schedule:
             self._hand_out(state)
             return
         until = state.last if node.key in self.unsaved else state.next
-        timed = node.step is not None and "timer" in node.step.needs
         job = ChainJob(*state.chain_run.key, until)
-        self.executor.submit(job, self.name(state.chain_run), alone=timed)
+        self.executor.submit(job, self.name(state.chain_run))
         state.running = True
 
     def _waiting(self) -> Iterator[_State]:
