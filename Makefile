@@ -15,8 +15,7 @@ test: setup
 	for folder in distillation measurement robustness; do \
 		MYPYPATH=benchmarks/$$folder:benchmarks/robustness:benchmarks/measurement $(BIN)/mypy \
 		--no-warn-unused-configs --explicit-package-bases benchmarks/$$folder/*.py || exit; done
-	# Three at once, also on two cores: many tests wait for processes that they have started.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The tables in reports/: each takes long and needs its data (see README).
 mnist: setup
