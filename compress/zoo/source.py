@@ -114,7 +114,9 @@ def assemble(
     source = replace(source, **changes)
     if source.mean is None or source.std is None:
         usual_mean, usual_std = channel_statistics(train)
-        source = replace(source, mean=source.mean or usual_mean, std=source.std or usual_std)
+        own_mean = usual_mean if source.mean is None else source.mean
+        own_std = usual_std if source.std is None else source.std
+        source = replace(source, mean=own_mean, std=own_std)
     new_size = height_width(size) or source.size
     if new_size != source.size:
         change = partial(resize, size=new_size)
