@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from fake_cuda import Caching, Costly, Fake, Otherwise
+from gpu_rows import derived
 from torch import nn
 from written import write_onnx
 
@@ -41,22 +42,18 @@ from compress.benchmark.store.store import Store
 from compress.compressor import run
 from compress.deploy.export import export
 from compress.model import Model
-from compress.results import gpu as results_gpu
 from compress.results.draft import Draft
 from compress.results.gpu import LOWERED as IS_LOWERED
-from compress.results.gpu import UNJUDGED, WORDS, GpuFacts, RowFacts, add_gpu
+from compress.results.gpu import WORDS, GpuFacts
 from compress.results.log import Stage
-from compress.results.raw import write_values
-from compress.results.record import Key, Record, candidate_name
-from compress.results.timed import GPU, Timed
+from compress.results.record import Key, Record
+from compress.results.timed import Timed
 from compress.runtimes.onnxruntime_cuda import Provider
 from compress.system.cuda import Cuda
 from compress.techniques import chain
 from compress.timing import cuda as timing_cuda
 from compress.timing import interleave
 from compress.timing.interleave import Plan
-from compress.timing.raw_timings import RawTimings
-from compress.timing.summary import Timing
 
 HERE = Provider("CPUExecutionProvider", "CPU provider", device="cpu")
 CHAINS = ("baseline", "prune_channels(channels=0.5)", "quantize(calibration=64)")
@@ -108,21 +105,6 @@ def plan() -> Any:
     rows = [Row("baseline", None), *(Row(text, chain(text)) for text in CHAINS[1:])]
     suite = SimpleNamespace(timing_seconds=0.0)
     return SimpleNamespace(data=small_digits(), threads=1, rows=rows, suite=suite)
-
-
-def derived(
-    records: dict[Key, Record], stage: Stage, folder: Path
-) -> tuple[dict[Key, Draft], dict[str, Timed], dict[str, Any]]:
-    """Return what follows from the stage's facts: sound rows, what was timed by column, about."""
-    drafts = {key: Draft.of(record) for key, record in records.items()}
-    about: dict[str, Any] = {}
-    found = add_gpu(stage, drafts, folder, about)
-    sound = {key: draft for key, draft in drafts.items() if draft.ok}
-    for draft in sound.values():
-        for column in WORDS:
-            told = (column in draft.figures, column in draft.missing)
-            assert sorted(told) == [False, True], f"{column}: {told}"
-    return sound, {one.setting: one for one in found}, about
 
 
 def timed(
@@ -278,48 +260,9 @@ def test_a_graph_has_the_memory_format_in_which_it_is_faster(
     assert "CUDA graph in channels_last" not in base["cuda_note"]
 
 
-def fixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: GpuFacts, timing: Timing) -> Any:
-    """Return the row of a float and of a lowered file, all of whose timings are alike."""
-    made = SimpleNamespace(
-        raw_timings=SimpleNamespace(settings=("cpu",)),
-        rows={(candidate_name(key), "cpu"): timing for key in (PRUNED, LOWERED)},
-        about=lambda: {"cpu": {}},
-    )
-    monkeypatch.setattr(results_gpu, "summarise", lambda raw_timings: made)
-    stage = Stage(runtime=GPU, file="raw/cuda.json", sha256="")
-    sha256 = write_values(tmp_path / stage.file, facts.to_json())
-    steps = Row(LOWERED[0], chain(LOWERED[0])).steps
-    records = {PRUNED: Record(*PRUNED, "ok"), LOWERED: Record(*LOWERED, "ok", steps=steps)}
-    found, _, _ = derived(records, replace(stage, sha256=sha256), tmp_path)
-    return found[PRUNED], found[LOWERED]
-
-
-def of(*columns: str) -> dict[str, RawTimings]:
-    return dict.fromkeys(columns, RawTimings((), "", ("cpu",), 0, (), 1.0, {}))
-
-
-TIMING = Timing(1, p50_ms=2.0, iqr_ms=0.1, speedup=1.5, low=1.4, high=1.6, verdict="faster")
-
-
-def test_the_file_has_a_speedup_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-    records: dict[Key, Record],
-    outputs: Outputs,
-    tmp_path: Path,
+def test_every_file_has_a_speedup_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, records: dict[Key, Record], outputs: Outputs
 ) -> None:
-    facts = GpuFacts(raw_timings=of("cuda_ms_p50", "cuda_trt_ms_p50"))
-    with monkeypatch.context() as patch:
-        row, _ = fixed(patch, tmp_path, facts, TIMING)
-        assert {key: value for key, value in row.figures.items() if key != "cuda_note"} == {
-            "cuda_ms_p50": 2.0,
-            "cuda_trt_ms_p50": 2.0,
-            "cuda_file_speedup": 1.5,
-            "cuda_file_speedup_low": 1.4,
-            "cuda_file_speedup_high": 1.6,
-            "cuda_file_verdict": "faster",
-        }
-        row, _ = fixed(patch, tmp_path, facts, replace(TIMING, verdict=""))
-        assert row.missing["cuda_file_verdict"] == UNJUDGED
     monkeypatch.setitem(PROVIDERS, "cuda_ms_p50", HERE)
     rows, _, _ = timed(records, outputs, {})
     assert rows[BASE].figures["cuda_file_speedup"] == 1
@@ -328,20 +271,6 @@ def test_the_file_has_a_speedup_of_its_own(
         low, high = figures["cuda_file_speedup_low"], figures["cuda_file_speedup_high"]
         assert low <= figures["cuda_file_speedup"] <= high
         assert rows[key].missing["cuda_speedup"] == "the baseline's module is missing"
-
-
-def test_a_file_that_was_not_timed_has_that_as_the_reason_for_its_speedup(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    facts = GpuFacts(raw_timings=of("cuda_ms_p50"))
-    row, _ = fixed(monkeypatch, tmp_path, facts, Timing(1, error="Conv: no kernel"))
-    for column in ("cuda_ms_p50", "cuda_file_speedup"):
-        assert row.missing[column] == "Conv: no kernel"
-    missing = RowFacts(reasons={"cuda_ms_p50": "no memory"})
-    facts = GpuFacts(rows={candidate_name(LOWERED): missing})
-    _, row = fixed(monkeypatch, tmp_path, facts, TIMING)
-    assert row.missing["cuda_file_speedup"] == "no memory"
-    assert row.missing["cuda_speedup"] == IS_LOWERED
 
 
 def test_tf32_is_told_for_every_column_in_float32(
@@ -482,14 +411,6 @@ def test_the_stage_finds_its_modules_in_the_store(tmp_path: Path, outputs: Outpu
     stage = Stage.from_json(json.loads((tmp_path / FOUND).read_text()))
     found, _, _ = derived({r.key: r for r in records}, stage, outputs.folder)
     assert [key[0] for key in found] == list(CHAINS)
-
-
-def test_noise_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    facts = GpuFacts(raw_timings=of("cuda_ms_p50"))
-    row, _ = fixed(monkeypatch, tmp_path, facts, replace(TIMING, iqr_ms=0.5))
-    assert "noisy latency on the GPU: half of the calls" in row.row()["note"]
-    row, _ = fixed(monkeypatch, tmp_path, facts, TIMING)
-    assert row.row()["note"] == ""
 
 
 def test_a_stage_that_dies_is_every_rows_reason(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from compress.benchmark.execute.run_spec import RunSpec
 from compress.benchmark.plan.plan import Plan
 from compress.results.record import Key
-from compress.timing.collect import TimingRequest, collect
+from compress.timing.collect import TimingRequest
 from compress.timing.raw_timings import RawTimings
 
 
@@ -51,42 +51,27 @@ class Outcome:
         return not self.error
 
 
-class Executor:
-    """Does the work of a run's stages: this one does one job after another, on this machine.
+class Executor(Protocol):
+    """Does the work of a run's stages; local processes and a Ray cluster both do."""
 
-    Two beside each other, on as many cores as they have threads, took no less time together.
-    """
-
-    workers = 1
+    workers: int
     """How many chain jobs it takes at once."""
-
-    def __init__(self, spec: RunSpec, about: str) -> None:
-        """`about` describes how steps are isolated."""
-        self.spec, self.about = spec, about
-        self.queue: list[tuple[ChainJob, str]] = []
+    about: str
+    """How steps are isolated, in words for the report."""
 
     def submit(self, job: ChainJob, name: str) -> None:
         """Start a job; `name` names its log."""
-        self.queue.append((job, name))
 
     def wait(self) -> list[tuple[ChainJob, Outcome]]:
         """Wait until at least one job has ended."""
-        job, name = self.queue.pop(0)
-        return [(job, self.run(job, name))]
-
-    def run(self, job: Job, name: str) -> Outcome:
-        """Do a job at once."""
-        raise NotImplementedError
 
     def run_gpu_stage(self, job: GpuJob) -> Outcome:
         """Run the GPU stage on the caller's machine, and wait for it."""
-        return self.run(job, "gpu")
 
     def collect_timings(
         self, request: TimingRequest, *, progress: Callable[[str], None], checkpoint: Path
     ) -> RawTimings:
         """Time files in turns, as `compress.timing.collect` does, with nothing beside it."""
-        return collect(request, progress=progress, checkpoint=checkpoint)
 
     def close(self) -> None:
         """End whatever runs."""

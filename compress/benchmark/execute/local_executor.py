@@ -16,13 +16,15 @@ import signal
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import cloudpickle
 import psutil
 import torch
 
-from compress.benchmark.execute.executor import Executor, GpuJob, Job, Outcome
+from compress.benchmark.execute.executor import ChainJob, Executor, GpuJob, Job, Outcome
 from compress.benchmark.execute.fork_client import ForkServer, ServerFailed
 from compress.benchmark.execute.fork_server import end_group
 from compress.benchmark.execute.job import perform, read_outcome
@@ -31,6 +33,8 @@ from compress.benchmark.plan.plan import Plan
 from compress.system.amounts import duration, size
 from compress.system.memory import resident
 from compress.system.progress import STAGES, Follower, stage
+from compress.timing.collect import TimingRequest, collect
+from compress.timing.raw_timings import RawTimings
 
 LOOK = 0.05
 """Seconds between two looks at what a job takes."""
@@ -44,7 +48,47 @@ EVENT = re.compile(r"\d{4}-\d\d-\d\dT\S+ (begin|kept) ")
 NO_OBJECTS = pickle.dumps({})
 
 
-class InProcessExecutor(Executor):
+class SequentialExecutor(ABC):
+    """An executor that does one job after another, on this machine.
+
+    Two beside each other, on as many cores as they have threads, took no less time together.
+    """
+
+    workers = 1
+
+    def __init__(self, spec: RunSpec, about: str) -> None:
+        self.spec, self.about = spec, about
+        self.queue: list[tuple[ChainJob, str]] = []
+
+    @abstractmethod
+    def run(self, job: Job, name: str) -> Outcome:
+        """Do a job at once."""
+
+    def submit(self, job: ChainJob, name: str) -> None:
+        """Put a job in the queue."""
+        self.queue.append((job, name))
+
+    def wait(self) -> list[tuple[ChainJob, Outcome]]:
+        """Do the next job."""
+        job, name = self.queue.pop(0)
+        return [(job, self.run(job, name))]
+
+    def run_gpu_stage(self, job: GpuJob) -> Outcome:
+        """Run the GPU stage at once."""
+        return self.run(job, "gpu")
+
+    def collect_timings(
+        self, request: TimingRequest, *, progress: Callable[[str], None], checkpoint: Path
+    ) -> RawTimings:
+        """Time files in turns."""
+        return collect(request, progress=progress, checkpoint=checkpoint)
+
+    def close(self) -> None:
+        """Forget what is in the queue."""
+        self.queue.clear()
+
+
+class InProcessExecutor(SequentialExecutor):
     """An executor without isolation: jobs run in this process."""
 
     def __init__(self, plan: Plan, spec: RunSpec, reason: str) -> None:
@@ -60,7 +104,7 @@ class InProcessExecutor(Executor):
             torch.set_num_threads(before)
 
 
-class LocalExecutor(Executor):
+class LocalExecutor(SequentialExecutor):
     """An executor that runs every job in a process of its own."""
 
     def __init__(
@@ -150,6 +194,7 @@ class LocalExecutor(Executor):
 
     def close(self) -> None:
         """End what runs, and the server; also when the run is stopped."""
+        super().close()
         if self.server is not None:
             self.server.close()
         self.server = None

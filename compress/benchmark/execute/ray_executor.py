@@ -21,7 +21,6 @@ from typing import Any
 
 from compress.benchmark.execute.executor import (
     ChainJob,
-    Executor,
     ExecutorFactory,
     GpuJob,
     Outcome,
@@ -67,7 +66,7 @@ def _ray() -> Any:
     return ray
 
 
-class RayExecutor(Executor):
+class RayExecutor:
     """An executor whose chain jobs are tasks on a Ray cluster."""
 
     workers = MANY
@@ -80,8 +79,7 @@ class RayExecutor(Executor):
                 "data, a module or a metric was given as an object, which other machines do not "
                 "have: name them (arrays:PATH, FILE.py:FACTORY), or use the local executor"
             )
-        super().__init__(spec, "")
-        self.logs, self.ray = logs, _ray()
+        self.spec, self.logs, self.ray = spec, logs, _ray()
         self.local = functools.partial(local_executor, plan, spec, logs, scratch)
         self.joined = not self.ray.is_initialized()
         if self.joined:
