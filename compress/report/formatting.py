@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from compress.results.columns import Column
@@ -22,6 +23,8 @@ SIGNS = {
     "indistinguishable": "≈",
     "mixed": "?",
 }
+LONG = 1e8
+"""From here on a figure would leave its table no room for chains."""
 UNTRUSTED = "!"
 NOISY = "~"
 
@@ -117,8 +120,10 @@ def p_value(value: float) -> str:
 def plain(value: float) -> str:
     """Return a positive figure with three significant digits, or all those before the point.
 
-    Below a thousandth one digit is enough.
+    Below a thousandth one digit is enough; from `LONG` on a prefix stands for the digits.
     """
+    if LONG <= value < math.inf:
+        return amounts.count(value)
     return amounts.decimal(value, 1 if 0 < value < 1e-3 else 3, zeros=True)
 
 
@@ -197,7 +202,7 @@ def _points(value: float, decimals: int = 2) -> str:
 
 def _ratio(value: float) -> str:
     if value >= 9999.5:
-        return amounts.decimal(value)
+        return plain(value)
     return f"{value:.{_decimals(value)}f}"
 
 

@@ -139,7 +139,7 @@ def test_intervals_of_few_seeds_do_not_squeeze_the_axis():
     assert high <= 2 * 1.2
 
 
-MANY = [BASE, *(row(f"prune_channels(macs=0.{i})", -i / 100, 1 + i / 9) for i in range(1, 16))]
+MANY = [BASE, *(row(f"prune_channels(macs=0.{i})", -i / 100, 1 + i / 9) for i in range(1, 30))]
 CASES = {
     "two": [BASE, row("a()", 0.01, 1.5)],
     "many": MANY,

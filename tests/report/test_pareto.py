@@ -181,7 +181,7 @@ MANY = [
     _row("baseline", 0.98, 9.0),
     *(
         _row(f"prune_channels(macs=0.{i}) -> quantize()", 0.9 + i / 300, i / 2)
-        for i in range(1, 13)
+        for i in range(1, 20)
     ),
 ]
 FAMILIES = (

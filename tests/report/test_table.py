@@ -257,10 +257,10 @@ def test_no_html_nor_control_character_passes():
 
 
 texts = st.one_of(st.text(max_size=200), st.text("ab(,) ->'`|<\\", min_size=60, max_size=300))
-sizes = st.one_of(st.none(), st.floats(0, 1e5))  # wider figures would leave no room for chains
+sizes = st.one_of(st.none(), st.floats(0, 1e15))
 shares = st.floats(0, 1)
 points = st.floats(-1, 1)
-counts = st.integers(0, 10**10)
+counts = st.integers(0, 10**14)
 verdicts = st.sampled_from(["better", "slower", "mixed", "", None])
 SETTINGS = ("cpu", "cpu1", "cpu_batch32", "cpu64_batch100000", "on_x_cpu", "on_x_cpu1", "cuda")
 FIGURES = {
@@ -316,9 +316,22 @@ WIDE = {
     "cpu_speedup_low": 0.0,
 }
 
+WIDEST = WIDE | {
+    "accuracy": 1.0,
+    "accuracy_delta_low": -1.0,
+    "accuracy_delta_high": 1.0,
+    "accuracy_verdict": "better",
+    "params": 10**14 - 1,
+    "onnx_bytes": 99_999_999_499,
+    "cpu_speedup": 9999.4,
+    "cpu_speedup_high": 1e9,
+    "cpu_verdict": "faster",
+}
+
 
 @settings(max_examples=120, deadline=None)
 @example([WIDE], "", True)
+@example([WIDEST, WIDEST | {"status": "unverified"}], "", True)
 @example([{"chain": "baseline", "metric": 1.0}], "<" * 60, True)
 @given(st.lists(hostile_rows, max_size=4), texts, st.booleans())
 def test_no_line_is_wider_than_100_columns_and_every_table_is_whole(rows, words, trusted):
