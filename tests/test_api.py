@@ -16,6 +16,7 @@ from torch import nn
 import compress
 from compress.api import rewrite_reports
 from compress.benchmark import run as bench
+from compress.report import write
 from compress.results.log import Stage
 from compress.results.record import Record
 
@@ -37,8 +38,16 @@ def data() -> compress.load_data:
 
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the timing processes, which have tests of their own."""
+    """Leave out the timing processes and the pictures, which have tests of their own."""
     monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
+    for picture in ("pareto_png", "speedups_png", "curves_png"):
+        monkeypatch.setattr(write, picture, lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests whose chains begin alike find the steps of one another."""
+    return tmp_path_factory.mktemp("store")
 
 
 def test_ones_own_module_and_data(data: object, tmp_path: Path) -> None:
@@ -112,12 +121,13 @@ def test_a_failing_baseline_fails_every_row_and_says_why(data: object, tmp_path:
 
 
 @pytest.mark.usefixtures("untimed")
-def test_seeds_give_a_row_each(data: object, tmp_path: Path) -> None:
+def test_seeds_give_a_row_each(data: object, store: Path, tmp_path: Path) -> None:
     results = compress.run(
         data=data,
         model="mlp(width=16)",
         chain="train(epochs=2) -> finetune(epochs=1)",
         out=tmp_path,
+        store=store,
         seeds=(0, 1),
         progress=False,
     )
@@ -261,7 +271,7 @@ def test_an_instance_that_cannot_be_reset_is_not_trained_from_its_old_weights(
 
 
 @pytest.mark.usefixtures("untimed")
-def test_ones_own_metric_is_a_column(data: object, tmp_path: Path) -> None:
+def test_ones_own_metric_is_a_column(data: object, store: Path, tmp_path: Path) -> None:
     """By function and by name; what fails on the real outputs is a reason, and no failed row."""
 
     def rows_right(outputs: np.ndarray, targets: np.ndarray) -> float:
@@ -272,8 +282,8 @@ def test_ones_own_metric_is_a_column(data: object, tmp_path: Path) -> None:
             raise ValueError("no more than 4")
         return 0.0
 
-    options = {"data": data, "model": "mlp(width=16)", "progress": False}
-    chain = "train(epochs=4) -> quantize(reduce_range=True)"  # sound on any CPU
+    options = {"data": data, "model": "mlp(width=16)", "store": store, "progress": False}
+    chain = "train(epochs=2) -> finetune(epochs=1)"
     results = compress.run(**options, chain=chain, metric=rows_right, out=tmp_path)
     assert results.ok
     assert results.about["metric"] == "rows_right"
@@ -285,10 +295,11 @@ def test_ones_own_metric_is_a_column(data: object, tmp_path: Path) -> None:
         assert row["metric"] == pytest.approx(right[targets.numpy() == 0].mean())
     code = tmp_path / "mine.py"
     code.write_text("def half(outputs, targets):\n    return 0.5\n")
+    chain = "train(epochs=2)"
     results = compress.run(
         **options, chain=chain, metric=f"{code}:half", allow_code=[code], out=tmp_path
     )
-    assert [row["metric"] for row in results.rows] == [0.5, 0.5]
+    assert [row["metric"] for row in results.rows] == [0.5]
     results = compress.run(**options, chain=chain, metric=picky, out=tmp_path)
     assert results.ok
     assert all("the metric picky raised ValueError: no more" in row["note"] for row in results.rows)
@@ -297,14 +308,15 @@ def test_ones_own_metric_is_a_column(data: object, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("untimed")
 def test_one_chain_gets_no_control_unless_it_is_asked_for(
-    data: object, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    data: object, store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def chains(**more: bool) -> list[tuple[str, str]]:
         results = compress.run(
             data=data,
             model="mlp(width=16)",
-            chain="train(epochs=1) -> prune_weights(sparsity=0.5) -> finetune(epochs=1)",
+            chain="train(epochs=2) -> prune_weights(sparsity=0.5) -> finetune(epochs=1)",
             out=tmp_path,
+            store=store,
             progress=False,
             **more,
         )
@@ -319,7 +331,9 @@ def test_one_chain_gets_no_control_unless_it_is_asked_for(
 
 
 @pytest.mark.usefixtures("untimed")
-def test_what_is_finished_when_a_run_is_stopped_is_compared(data: object, tmp_path: Path) -> None:
+def test_what_is_finished_when_a_run_is_stopped_is_compared(
+    data: object, store: Path, tmp_path: Path
+) -> None:
     stopped = []
 
     def stop(row: Mapping[str, Any]) -> None:
@@ -333,6 +347,7 @@ def test_what_is_finished_when_a_run_is_stopped_is_compared(data: object, tmp_pa
             model="mlp(width=16)",
             chain=["train(epochs=2) -> finetune(epochs=1)", "finetune(epochs=2)"],
             out=tmp_path,
+            store=store,
             progress=False,
             on_record=stop,
         )
@@ -343,8 +358,9 @@ def test_what_is_finished_when_a_run_is_stopped_is_compared(data: object, tmp_pa
     assert "accuracy_verdict" not in stopped[0]
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
-    data: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: object, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def caught(records: dict[tuple[str, int], Record], *_: object) -> object:
         record = records["prune_weights(sparsity=0.9)", 0]
@@ -356,6 +372,7 @@ def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
         model="mlp(width=16)",
         chain=["train(epochs=2) -> prune_weights(sparsity=0.9)", "quantize()"],
         out=tmp_path,
+        store=store,
         progress=False,
     )
     _, pruned, int8 = results.rows
@@ -368,11 +385,12 @@ def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
 
 @pytest.mark.usefixtures("untimed")
 def test_equivalence_is_a_question_to_results_and_rows_are_reported_twice(
-    data: object, tmp_path: Path
+    data: object, store: Path, tmp_path: Path
 ) -> None:
     seen: list[Mapping[str, Any]] = []
     chain = "train(epochs=2) -> prune_weights(sparsity=0.01)"
     options: dict[str, Any] = {"data": data, "model": "mlp(width=16)", "progress": False}
+    options["store"] = store
     with pytest.raises(compress.UserError, match="unknown chain"):
         compress.run(**options, chain=chain, out=tmp_path / "x", require_equivalent=["quantize()"])
     with pytest.raises(compress.UserError, match="margin must be above 0"):
