@@ -260,7 +260,7 @@ def places(values: Any, head: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @settings(
     max_examples=150,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
 def test_whatever_is_changed_is_refused_in_words_or_can_be_merged(
