@@ -185,6 +185,7 @@ data = "digits"
 model = "cnn-small(width=16)"
 baseline = "train(epochs=8)"
 timing_seconds = 1.5
+threads = 1
 chains = [
     "train(epochs=8) -> quantize(reduce_range=True)",
     "distill(student='mlp', epochs=4)",
