@@ -18,6 +18,7 @@ from compress.errors import UserError
 from compress.system.amounts import size
 from compress.system.environment import cpu_info
 from compress.system.memory import free_memory
+from compress.zoo.image_files import keep_pixels
 
 DAY = 86_400.0
 SHARE = 0.9
@@ -111,6 +112,10 @@ class RunSpec:
     def stores(self) -> Stores:
         return Stores(Store(self.shared), Store(self.private), self.since)
 
+    def keep_pixels(self, plan: Plan) -> str:
+        """Keep a plan's decoded images in the store; return in words why not, '' if it can be."""
+        return keep_pixels(plan.data, self.stores.shared.folder)
+
     def make_plan(self, objects: Mapping[str, Any]) -> Plan:
         """Make the run's plan in this process, with the user's objects (see `given_objects`).
 
@@ -125,6 +130,7 @@ class RunSpec:
             allow_code=self.allow_code,
             step_threads=self.step_threads,
         )
+        self.keep_pixels(plan)
         if (plan.data.fingerprint, _transfers(plan)) != (self.fingerprint, self.transfers):
             raise UserError("the data is not that of the run: it has changed, or differs here")
         plan = replace(plan, tune=self.tune, threads=self.threads, cpu=self.cpu)

@@ -24,10 +24,11 @@ from compress.benchmark.store import outputs
 from compress.context import StepLog
 from compress.deploy.export import export, stamp
 from compress.deploy.stored import stored
-from compress.deploy.verify import Verification, verify
+from compress.deploy.verify import Verification, verification_items, verify
 from compress.errors import CannotSave
 from compress.heads import heads_of
 from compress.model import Model, save
+from compress.results.accuracy import WEIGHTS
 from compress.results.raw import write_arrays
 from compress.results.record import Record
 from compress.system.environment import cpu_info
@@ -36,7 +37,6 @@ from compress.system.progress import stage
 from compress.tasks.base import other_lengths, spaced, stacked_inputs
 from compress.timing.executed import executed, explain
 
-VERIFY_ITEMS = 512
 EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes")
 """Columns that `compress.timing.executed` fills."""
 
@@ -72,17 +72,24 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
     # The file's metadata is written before it is verified, hashed and timed.
     with stage("writing the ONNX file"):
         onnx = stamp(model.onnx or export(model), metadata(plan, row, seed))
+        counted = counts.count(model.module, model.example)
         # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
-        inputs = stacked_inputs(task, plan.data.test, VERIFY_ITEMS)
+        items = verification_items(counted.macs, model.lowered)
+        inputs = stacked_inputs(task, plan.data.test, items)
         others = other_lengths(task, plan.data.test)
-    verdict = verify(onnx, model, inputs, lowered=model.lowered, others=others)
+    verdict = verify(onnx, model, inputs, model.lowered, others, counted.macs)
     path = folder / (outputs.DEPLOYABLE if verdict.ok else outputs.UNVERIFIED)
     write_atomic(path, onnx)
+    if code := task.script():
+        write_atomic(folder / outputs.SCRIPT, code.encode())
     measured = Measured(notes=list(built.log.notes), log=list(built.log.rows))
     measured.hashes |= {"onnx": sha256(onnx), "key": built.key}
+    if row.chain is None and plan.baseline is None:
+        [classes] = task.output_shape()
+        measured.log.append({"kind": WEIGHTS, "classes": classes, "promised": plan.promised})
     with stage("saving the model, counting its operations and bytes"):
         measured.notes += _save(plan, row, model, folder)
-        _count(model, onnx, measured)
+        _count(model, counted, onnx, measured)
     _answer(plan, folder, row, path, verdict, measured)
     _execute(path, [tensor[:1].numpy() for tensor in inputs], plan.threads, measured)
     if np.isfinite(verdict.max_abs_error):
@@ -118,8 +125,7 @@ def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
     return []
 
 
-def _count(model: Model, onnx: bytes, measured: Measured) -> None:
-    counted = counts.count(model.module, model.example)
+def _count(model: Model, counted: counts.Counts, onnx: bytes, measured: Measured) -> None:
     measured.figures |= {
         "params": counted.params,
         "nonzero_params": counted.nonzero_params,

@@ -19,6 +19,8 @@ from compress.results.record import Record
 from compress.system.files import copy_atomic, sha256
 
 DEPLOYABLE, UNVERIFIED = "model.onnx", "unverified.onnx"
+SCRIPT = "preprocess.py"
+"""Makes the input of the file beside it."""
 ANSWERS, TARGETS = "answers.npz", "targets.npz"
 SAMPLES = 64
 """Test items, evenly spaced, on which files are timed."""

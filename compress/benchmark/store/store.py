@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from compress.errors import UserError
 from compress.model import Builder, Model, load, save
 from compress.system.files import digest, fsync_file, fsync_folder, sha256, sha256_file, write_json
+from compress.system.pixel_cache import cached_sets, remove_set
 
 ENTRY, CLAIMS, DAMAGED, WRITING = "entry.json", "claims", "damaged", ".writing"
 MADE = "made"
@@ -223,10 +224,16 @@ class Store:
                 if mine:
                     shutil.rmtree(left, ignore_errors=True)
         used = {path: (path / ENTRY).stat().st_mtime for path in self.entries()}
+        used |= {path: path.stat().st_mtime for path in cached_sets(self.folder)}
         removed, left_bytes = 0, folder_bytes(self.folder)
         for path in sorted(used, key=lambda path: used[path]):
             old = older_than is not None and time.time() - used[path] > older_than
             if not old and (keep_bytes is None or left_bytes <= keep_bytes):
+                continue
+            if path.suffix:
+                left_bytes -= file_bytes(path)
+                remove_set(path)
+                removed += 1
                 continue
             with self.claim(path.name) as mine:
                 if mine:
@@ -349,5 +356,11 @@ def folder_bytes(folder: Path) -> int:
     for place, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_size
+                total += file_bytes(Path(place, name))
     return total
+
+
+def file_bytes(path: Path) -> int:
+    """Return the bytes that a file takes; one with holes takes less than its length."""
+    found = os.lstat(path)
+    return min(found.st_size, getattr(found, "st_blocks", found.st_size) * 512)

@@ -1,0 +1,117 @@
+"""The pixels of image files on disk, so that every image is decoded once for all steps and runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.system.amounts import size
+
+FOLDER = "images"
+"""Below a store's folder."""
+SHARE = 0.5
+"""Of the disk's free room that the pixels of one split may take."""
+SUM = 4
+"""Bytes of a checksum."""
+
+
+class PixelCache:
+    """One file of uint8 images of one shape, filled as they are decoded, and one of checksums.
+
+    An image counts if its checksum is right: it covers the pixels and a mark of the image file.
+    So what a crash left half written, a changed file, and damage are decoded again. The files are
+    read and not mapped: mapped pages would count as memory of the process that looks at them.
+    """
+
+    def __init__(self, folder: Path, key: str, count: int, shape: tuple[int, int, int]) -> None:
+        self.folder, self.key = folder, key
+        self.count, self.bytes = count, int(np.prod(shape))
+        self.files: tuple[int, int] | None = None
+        self.broken = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "files": None}
+
+    def refusal(self) -> str:
+        """Return why there is no room for all images; '' if there is."""
+        needed = self.count * self.bytes
+        pixels = self.folder / f"{self.key}.pixels"
+        try:
+            if pixels.exists():
+                return ""
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            return str(error)
+        if needed <= SHARE * free:
+            return ""
+        return f"they take {size(needed)}, and {size(free)} is free there"
+
+    def read(self, number: int, mark: bytes, into: np.ndarray) -> bool:
+        """Put an image's pixels into an array (contiguous); return False if they are not there."""
+        files = self._open()
+        if files is None or not mark:
+            return False
+        try:
+            known = os.pread(files[1], SUM, number * SUM)
+            got = os.preadv(files[0], [_bytes(into)], number * self.bytes)
+        except OSError:
+            return False
+        return got == self.bytes and known == _sum(mark, into)
+
+    def write(self, number: int, mark: bytes, pixels: np.ndarray) -> None:
+        """Keep an image's pixels (contiguous). A full disk ends that, and costs time alone."""
+        files = self._open()
+        if files is None or not mark:
+            return
+        try:
+            os.pwrite(files[0], _bytes(pixels), number * self.bytes)
+            os.pwrite(files[1], _sum(mark, pixels), number * SUM)
+        except OSError:
+            self.broken = True
+
+    def _open(self) -> tuple[int, int] | None:
+        """Return the open files of pixels and of checksums; None where they cannot be had."""
+        if self.files is None and not self.broken:
+            opened = []
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for name, length in (("pixels", self.bytes), ("sums", SUM)):
+                    path = self.folder / f"{self.key}.{name}"
+                    opened.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644))
+                    if os.fstat(opened[-1]).st_size < self.count * length:
+                        os.ftruncate(opened[-1], self.count * length)
+                os.utime(self.folder / f"{self.key}.pixels")  # used now
+                self.files = (opened[0], opened[1])
+            except OSError:
+                self.broken = True
+                for file in opened:
+                    os.close(file)
+        return self.files
+
+
+def _bytes(pixels: np.ndarray) -> memoryview:
+    return pixels.reshape(-1).data
+
+
+def _sum(mark: bytes, pixels: np.ndarray) -> bytes:
+    # Never zero, which is what the file holds for images that are not there.
+    value = zlib.crc32(_bytes(pixels), zlib.crc32(mark))
+    return (value or 1).to_bytes(SUM, "little")
+
+
+def cached_sets(folder: Path) -> Iterable[Path]:
+    """Return the files of pixels below a store's folder, each beside its `.sums`."""
+    return sorted((folder / FOLDER).glob("*.pixels"))
+
+
+def remove_set(pixels: Path) -> None:
+    """Remove a file of pixels and its checksums; who reads them reads on."""
+    pixels.unlink(missing_ok=True)
+    pixels.with_suffix(".sums").unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Pixels on disk: what is read is what was written, whatever happens to the files."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from compress.system.pixel_cache import PixelCache, cached_sets, remove_set
+
+SHAPE = (4, 5, 3)
+
+
+def made(folder: Path, count: int = 6) -> PixelCache:
+    return PixelCache(folder / "images", "key", count, SHAPE)
+
+
+def image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, SHAPE, dtype=np.uint8)
+
+
+def test_what_was_written_is_read_by_others(tmp_path: Path) -> None:
+    cache = made(tmp_path)
+    into = np.zeros(SHAPE, np.uint8)
+    assert not cache.read(2, b"mark", into), "nothing is there"
+    cache.write(2, b"mark", image(2))
+    for other in (cache, made(tmp_path), pickle.loads(pickle.dumps(cache))):
+        assert other.read(2, b"mark", into)
+        np.testing.assert_array_equal(into, image(2))
+        assert not other.read(3, b"mark", into), "another image"
+        assert not other.read(2, b"changed", into), "another file of this name"
+        assert not other.read(2, b"", into), "no file at all"
+
+
+def test_black_images_are_found_and_empty_places_are_not(tmp_path: Path) -> None:
+    cache, into = made(tmp_path), np.ones(SHAPE, np.uint8)
+    cache.write(0, b"m", np.zeros(SHAPE, np.uint8))
+    assert cache.read(0, b"m", into)
+    assert not into.any()
+    assert not cache.read(1, b"m", into)
+
+
+@pytest.mark.parametrize("name", ["key.pixels", "key.sums"])
+def test_damage_is_seen(tmp_path: Path, name: str) -> None:
+    cache, into = made(tmp_path), np.zeros(SHAPE, np.uint8)
+    for number in range(6):
+        cache.write(number, b"m", image(number))
+    path = tmp_path / "images" / name
+    content = bytearray(path.read_bytes())
+    content[3 * len(content) // 6] ^= 1  # of the fourth image
+    path.write_bytes(content)
+    assert [made(tmp_path).read(number, b"m", into) for number in range(6)] == [
+        *[True] * 3,
+        False,
+        *[True] * 2,
+    ]
+    path.write_bytes(content[: len(content) // 2])
+    assert not made(tmp_path).read(5, b"m", into)
+
+
+def test_a_disk_without_room_costs_time_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(free=6 * 60)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    assert made(tmp_path).refusal() == "they take 360 B, and 360 B is free there"
+    free.free = 12 * 60
+    cache = made(tmp_path)
+    assert cache.refusal() == ""
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    cache.write(0, b"m", image(0))
+    assert not cache.read(0, b"m", np.zeros(SHAPE, np.uint8))
+    (tmp_path / "file").write_text("")
+    broken = PixelCache(tmp_path / "file", "key", 1, SHAPE)
+    assert "Not a directory" in broken.refusal() or "exists" in broken.refusal()
+    broken.write(0, b"m", image(0))
+    assert not broken.read(0, b"m", np.zeros(SHAPE, np.uint8))
+
+
+def test_sets_can_be_listed_and_removed(tmp_path: Path) -> None:
+    made(tmp_path).write(0, b"m", image(0))
+    [pixels] = cached_sets(tmp_path)
+    remove_set(pixels)
+    assert not list((tmp_path / "images").iterdir())
