@@ -29,6 +29,7 @@ from compress.benchmark.measure.latency import CHECKPOINT, memory_records, time_
 from compress.benchmark.plan.graph import ChainRun, Graph, make_graph
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.provenance import about
+from compress.benchmark.plan.teachers import judged_teachers
 from compress.benchmark.store.outputs import Outputs
 from compress.benchmark.store.store import Entry
 from compress.errors import RunStopped, UserError
@@ -38,7 +39,7 @@ from compress.results.record import Key, Record
 from compress.results.timed import GPU
 from compress.system.cuda import Cuda
 from compress.system.files import write_json
-from compress.system.progress import stage
+from compress.system.progress import say, stage
 
 STORE = ".steps"
 LITTLE = 64 * 2**20
@@ -121,12 +122,17 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
         progress=options.progress,
     )
     stores = spec.stores
+    unkept = spec.keep_pixels(plan)
     if options.fresh:
         forget(graph, stores, outputs)
     with contextlib.closing(options.executor(plan, spec, outputs.logs, scratch)) as executor:
         order = [[row.text, seed] for seed in plan.suite.seeds for row in plan.rows]
         description = about(plan, options.command)
         description |= {"order": order, "isolation": executor.about}
+        teachers = list(judged_teachers(plan))
+        for sentence in teachers if options.progress else ():
+            say(sentence)
+        description["notes"] += filter(None, [unkept, *teachers])
         log = RunLog(outputs.folder / "results.jsonl", description)
         records = RunRecords(log, outputs.folder, options.on_record)
         build_rows(graph, stores, outputs, executor, records)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.results.doubt import doubt_of
 from compress.results.draft import Draft, Drafts
 from compress.results.raw import Missing, read_arrays
 from compress.results.record import BASELINE, Key, Record
@@ -17,6 +18,8 @@ from compress.stats.proportions import balanced_accuracy, calibration_error, top
 from compress.stats.verdicts import difference_verdicts, equivalence_verdicts
 
 MOST_CLASSES = 1_000_000
+WEIGHTS = "weights"
+"""The kind of a log's line about weights that a baseline came with."""
 QUESTIONS = {"accuracy": "the baseline", "control": "its control"}
 """How the columns of a comparison begin, and the row that it is with."""
 
@@ -73,6 +76,12 @@ def add_own_accuracy(draft: Draft, folder: Path) -> Answers | None:
         "balanced_accuracy": balanced_accuracy(answers.targets, answers.predictions),
         "items": len(answers.correct),
     }
+    for line in draft.record.log:
+        if line["kind"] == WEIGHTS:
+            right = int(answers.correct.sum())
+            told = (right, len(answers.correct), line["classes"], line["promised"])
+            if doubt := doubt_of(*told):
+                draft.notes.append(f"DOUBTFUL WEIGHTS: {doubt}")
     if np.isfinite(answers.confidence).all():
         draft.figures["ece"] = calibration_error(answers.confidence, answers.correct)
     if answers.ranks is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +14,86 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress.chain_parser import parse_model_name
-from compress.errors import UserError
+from compress.chain_parser import ModelName, parse_model_name
+from compress.errors import UserError, unknown
 
 DEFAULT = "DEFAULT"
 PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+"""Where checkpoints have averaged weights, which are meant to be used: they come first."""
+WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
+COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
+"""Last parts of names under which libraries keep what is no weight."""
 SHOWN = 5
 SAFE_TORCH = (2, 11)
 
 
-def load_weights(module: nn.Module, source: str | Path, model_name: str) -> str:
-    """Copy weights into `module`, and return a short description of where they come from.
+def load_weights(
+    module: nn.Module, source: str | Path, model_name: str, new_head: bool = False
+) -> str:
+    """Copy weights into `module`, and return in words where they come from.
 
-    `source` is a .safetensors or .pt/.pth/.bin file, or `DEFAULT` for torchvision's own weights
-    of a torchvision model, which are downloaded once. Raises UserError if they cannot be read
-    safely, or do not fit; then the module is unchanged.
+    `source` is a .safetensors or .pt/.pth/.bin file, `FILE:KEY` for one of several sets of weights
+    in it, or `DEFAULT` for those that torchvision or timm have for their models, which are
+    downloaded once. With `new_head`, layers that differ in the number of classes alone keep the
+    module's own weights. Raises UserError if they cannot be read safely, or do not fit; then the
+    module is unchanged.
     """
     if str(source) == DEFAULT:
-        state, origin = _torchvision_weights(module, model_name)
+        state, origin = _library_weights(model_name)
     else:
-        path = Path(source).expanduser()
-        state, origin = read_state(path), path.name
-    state = _without_prefixes(state, module)
-    _check_fit(module, state, origin, model_name)
+        path, key = file_and_key(source)
+        state, origin = _read(path, key)
+    state, spare = _without_prefixes(state, module)
+    _check_fit(module, state, origin, model_name, new_head)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{origin} holds values that are not finite numbers, in {name!r}")
-    module.load_state_dict(state, strict=False)
+    own = module.state_dict()
+    head = [name for name in own if name in state and own[name].shape != state[name].shape]
+    words = [origin]
+    if head:
+        have, want = len(state[head[0]]), len(own[head[0]])
+        words.append(f"its head for {have:,} classes replaced by an untrained one for {want:,}")
+    if spare:
+        words.append(f"without {_listed(spare)}, which the model has no place for")
+    fitting = {name: tensor for name, tensor in state.items() if name in own and name not in head}
+    module.load_state_dict(fitting, strict=False)
     if str(source) == DEFAULT and hasattr(module, "transform_input"):
         # These weights (GoogLeNet, Inception) were trained on inputs scaled in another way.
         module.transform_input = True  # type: ignore[assignment]
-    return origin
+    return "; ".join(words)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def file_and_key(source: str | Path) -> tuple[Path, str]:
+    """Return the file that `FILE` or `FILE:KEY` names, and the key, '' if there is none."""
+    path = Path(source).expanduser()
+    file, colon, key = str(path).rpartition(":")
+    return (Path(file), key) if colon and not path.exists() and Path(file).is_file() else (path, "")
+
+
+def read_state(path: Path, key: str = "") -> dict[str, Tensor]:
     """Return the tensors of a file by name; nothing else in it is read, and nothing is run.
 
-    Raises UserError if it is missing, damaged, or holds more than tensors.
+    `key` names one of several sets of weights. Raises UserError if it is missing, damaged, or holds
+    more than tensors.
     """
+    return _read(path, key)[0]
+
+
+def _read(path: Path, key: str) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise UserError(f"there is no file of weights {str(path)!r}")
     if path.suffix == ".safetensors":
+        if key:
+            raise UserError(f"{path} holds one set of weights: leave out ':{key}'")
         try:
-            return load_file(path)
+            return load_file(path), path.name
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
     if path.suffix in PICKLED:
-        return _unwrap(_read_pickled(path), path)
+        return _unwrap(_read_pickled(path), path, key)
     raise UserError(
         f"cannot tell what {path.name} holds: weights are .safetensors, .pt, .pth or .bin files"
     )
@@ -87,43 +119,104 @@ def _read_pickled(path: Path) -> Any:
         raise UserError(f"{path} is damaged or no file of torch weights: {error!r}") from error
 
 
-def _unwrap(value: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(value, Mapping):
-        inner = next((value[key] for key in WRAPPERS if isinstance(value.get(key), Mapping)), None)
-        if inner is None:
-            break
-        value = inner
-    tensors = isinstance(value, Mapping) and all(isinstance(v, Tensor) for v in value.values())
-    if not tensors or not value:
+def _unwrap(value: Any, path: Path, key: str) -> tuple[dict[str, Tensor], str]:
+    """Return one set of weights of a checkpoint, and in words which it is."""
+    taken, others = key, []
+    if key:
+        known = [name for name, part in _parts(value).items() if _is_state(_inner(part))]
+        if key not in known:
+            raise unknown(f"set of weights in {path}", key, known)
+        value = value[key]
+    else:
+        first = [name for name in WRAPPERS if _is_state(_inner(_parts(value).get(name)))]
+        if len(first) > 1:
+            taken, *others = first
+            value = value[taken]
+    value = _inner(value)
+    if not _is_state(value):
         raise UserError(
             f"{path} holds no weights by name: save model.state_dict(), alone or under one of "
             f"the keys {', '.join(WRAPPERS)}"
         )
-    return {str(key): tensor for key, tensor in value.items()}
+    words = f"{path.name}:{taken}" if taken else path.name
+    if others:
+        words += f" (the file has {', '.join(f'{path.name}:{name}' for name in others)} too)"
+    return {str(name): tensor for name, tensor in value.items()}, words
 
 
-def _without_prefixes(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Strip what DataParallel and torch.compile put before every name."""
+def _parts(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _inner(value: Any) -> Any:
+    """Return what a checkpoint's wrappers hold."""
+    while inner := next(filter(_parts, (_parts(value).get(key) for key in WRAPPERS)), None):
+        value = inner
+    return value
+
+
+def _is_state(value: Any) -> bool:
+    return bool(_parts(value)) and all(isinstance(v, Tensor) for v in _parts(value).values())
+
+
+def _without_prefixes(
+    state: Mapping[str, Tensor], module: nn.Module
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Strip what wrappers put before every name; return the names with no place in the model, too.
+
+    What lies where the model has layers of its own is not such a name: it may be a layer that the
+    model lacks.
+    """
     own, stripped = module.state_dict().keys(), dict(state)
-    while not own & stripped.keys():
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in stripped)), None)
-        if prefix is None or not stripped:
+    left: dict[str, Tensor] = {}
+    while stripped and not own & stripped.keys():
+        prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in stripped)), None)
+        if prefix is None:
             break
-        stripped = {key.removeprefix(prefix): tensor for key, tensor in stripped.items()}
-    return stripped
+        left |= {key: tensor for key, tensor in stripped.items() if not key.startswith(prefix)}
+        stripped = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in stripped.items()
+            if key.startswith(prefix)
+        }
+    layers = {name.partition(".")[0] for name in own}
+    spare = [
+        name
+        for name in stripped
+        if name not in own
+        and (name.partition(".")[0] not in layers or name.rpartition(".")[2] in COUNTERS)
+    ]
+    if own <= stripped.keys() | {n for n in own if n.endswith(COUNTERS[0])}:
+        # All that the model needs is there.
+        kept = {name: tensor for name, tensor in stripped.items() if name not in spare}
+        return kept, [name for name in (*left, *spare) if not name.endswith(COUNTERS)]
+    return stripped | left, []
 
 
 def _check_fit(
-    module: nn.Module, state: Mapping[str, Tensor], origin: str, model_name: str
+    module: nn.Module, state: Mapping[str, Tensor], origin: str, model_name: str, new_head: bool
 ) -> None:
     own = module.state_dict()
     # Checkpoints older than torch 0.4.1 do not count the batches of a batch norm.
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    missing = [n for n in own if n not in state and not n.endswith(COUNTERS[0])]
     unexpected = [name for name in state if name not in own]
+    differing = [n for n in own if n in state and own[n].shape != state[n].shape]
+    if differing and not missing and not unexpected:
+        pairs = [(tuple(state[name].shape), tuple(own[name].shape)) for name in differing]
+        counts = {(have[:1], want[:1]) for have, want in pairs}
+        alike = all(have[1:] == want[1:] for have, want in pairs)
+        if alike and len(counts) == 1 and pairs[0][0] and new_head:
+            return
+        if alike and len(counts) == 1 and pairs[0][0]:
+            [((have,), (want,))] = counts
+            raise UserError(
+                f"the weights {origin} are for {have:,} classes, and {model_name} has {want:,} "
+                f"for these data. To train them on with a new head, give the baseline "
+                f"finetune(epochs=...)"
+            )
     shapes = [
         f"{name} (file {tuple(state[name].shape)}, model {tuple(own[name].shape)})"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
+        for name in differing
     ]
     problems = {
         "missing in the file": missing,
@@ -131,36 +224,51 @@ def _check_fit(
         "of another shape": shapes,
     }
     if any(problems.values()):
-        listed = [
-            f"{len(names)} {what}: {', '.join(names[:SHOWN] + ['...'] * (len(names) > SHOWN))}"
-            for what, names in problems.items()
-            if names
-        ]
-        raise UserError(f"the weights {origin} do not fit {model_name}: {'; '.join(listed)}")
+        parts = [f"{len(n)} {what}: {_listed(n)}" for what, n in problems.items() if n]
+        raise UserError(f"the weights {origin} do not fit {model_name}: {'; '.join(parts)}")
 
 
-def _torchvision_weights(module: nn.Module, model_name: str) -> tuple[dict[str, Tensor], str]:
-    import torchvision.models
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join([*names[:SHOWN], *["..."] * (len(names) > SHOWN)])
 
+
+def _library_weights(model_name: str) -> tuple[dict[str, Tensor], str]:
+    """Return a library's own weights of one of its models, downloaded once, and whose they are."""
     name = parse_model_name(model_name)
-    if name.source != "torchvision" or name.name not in torchvision.models.list_models():
+    get = {"torchvision": _torchvision_weights, "timm": _timm_weights}.get(name.source)
+    if get is None:
         raise UserError(
-            f"only models of torchvision have {DEFAULT} weights, and {model_name} is none: name "
-            f"a file of weights"
-        )
-    weights = torchvision.models.get_model_weights(name.name).DEFAULT
-    # The last parameter is the head's bias.
-    classes, own = len(weights.meta["categories"]), len(list(module.parameters())[-1])
-    if classes != own:
-        raise UserError(
-            f"torchvision's weights of {name.name} are for {classes} classes, but the model has "
-            f"{own}: name a file of weights for your data, or train the model first"
+            f"only models of torchvision and timm have {DEFAULT} weights, and {model_name} is none "
+            f"of them: name a file of weights"
         )
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
+        return get(name)
+    except UserError:
+        raise
+    except Exception as error:  # of three libraries and a network
+        reason = str(error).strip().partition("\n")[0] or repr(error)
         raise UserError(
-            f"torchvision's weights of {name.name} could not be downloaded: {error}. Connect to "
+            f"{name.source}'s weights of {name.name} could not be downloaded: {reason}. Connect to "
             f"the network, or name a file of weights"
         ) from error
+
+
+def _torchvision_weights(name: ModelName) -> tuple[dict[str, Tensor], str]:
+    import torchvision.models
+
+    if name.name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(f"torchvision has no weights of {name.name}: name a file of weights")
+    weights = torchvision.models.get_model_weights(name.name).DEFAULT
+    state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     return dict(state), f"{weights} of torchvision"
+
+
+def _timm_weights(name: ModelName) -> tuple[dict[str, Tensor], str]:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import timm
+
+    found = timm.get_pretrained_cfg(name.name)
+    if found is None or not found.has_weights:
+        raise UserError(f"timm has no weights of {name.name}: name a file of weights")
+    module = timm.create_model(name.name, pretrained=True, **name.options)
+    return module.state_dict(), f"timm's weights of {found.architecture}.{found.tag}"

@@ -95,7 +95,8 @@ def test_a_suite_states_its_baseline_once() -> None:
     ("keys", "sentence"),
     [
         ("chains = ['quantize()']", "the model has no weights"),
-        ("chains = ['quantize()']\nbaseline = 'finetune()'", "the baseline must be one step"),
+        ("chains = ['quantize()']\nbaseline = 'quantize()'", "the baseline must be one step"),
+        ("chains = ['quantize()']\nbaseline = 'finetune()'", "trains weights on, and none are"),
         ("chains = ['train() -> quantize()', 'train() -> quantize()']", "stands twice"),
         ("chains = ['train() -> distill(student=\"cnn\")']", "unknown model 'cnn'"),
         ("chains = ['train() -> distill(teacher=\"aunt\")']", "unknown teacher 'aunt'"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from compress.errors import UserError
@@ -380,12 +381,9 @@ def test_bad_files_of_weights_are_refused_in_words(tmp_path, monkeypatch):
 def test_default_weights_are_torchvisions_and_want_its_classes(monkeypatch):
     import torchvision.models
 
-    with pytest.raises(UserError, match="only models of torchvision"):
+    with pytest.raises(UserError, match="only models of torchvision and timm"):
         load_weights(small(), "DEFAULT", "resnet20")
     name = "torchvision:squeezenet1_1"
-    ten = fresh(name, images(64)).module
-    with pytest.raises(UserError, match="for 1000 classes, but the model has 10"):
-        load_weights(ten, "DEFAULT", name)
 
     def offline(*_args, **_kwargs):
         raise OSError("no network")
@@ -398,6 +396,44 @@ def test_default_weights_are_torchvisions_and_want_its_classes(monkeypatch):
     monkeypatch.setattr(cls, "get_state_dict", lambda *_args, **_kw: other.state_dict())
     assert "torchvision" in load_weights(thousand, "DEFAULT", name)
     assert same(thousand, other)
+    ten = fresh(name, images(64)).module
+    with pytest.raises(UserError, match=r"are for 1,000 classes, and .* has 10 for these data"):
+        load_weights(ten, "DEFAULT", name)
+    head = ten.classifier[1].weight.clone()
+    words = load_weights(ten, "DEFAULT", name, new_head=True)
+    assert words.endswith("its head for 1,000 classes replaced by an untrained one for 10")
+    assert torch.equal(ten.classifier[1].weight, head)
+    assert torch.equal(ten.features[0].weight, other.features[0].weight)
+
+
+def test_which_of_several_weights_were_taken_is_said(tmp_path):
+    raw, averaged, target = small(), small(), small()
+    path = tmp_path / "net.pt"
+    torch.save({"state_dict": raw.state_dict(), "state_dict_ema": averaged.state_dict()}, path)
+    words = load_weights(target, path, "resnet20")
+    assert words == "net.pt:state_dict_ema (the file has net.pt:state_dict too)"
+    assert same(target, averaged)
+    assert load_weights(target, f"{path}:state_dict", "resnet20") == "net.pt:state_dict"
+    assert same(target, raw)
+    with pytest.raises(UserError, match=r"unknown set of weights in .* 'sate_dict'\. Did you mean"):
+        load_weights(target, f"{path}:sate_dict", "resnet20")
+    save_file(dict(raw.state_dict()), tmp_path / "net.safetensors")
+    with pytest.raises(UserError, match="holds one set of weights"):
+        load_weights(target, f"{tmp_path / 'net.safetensors'}:x", "resnet20")
+
+
+def test_what_a_wrapper_adds_is_said_and_what_a_model_lacks_is_refused(tmp_path):
+    source, target = small(), small()
+    state = {f"backbone.{name}": tensor.half() for name, tensor in source.state_dict().items()}
+    state |= {"projector.weight": torch.ones(2), "backbone.total_ops": torch.ones(1)}
+    torch.save(state, tmp_path / "net.pt")
+    words = load_weights(target, tmp_path / "net.pt", "resnet20")
+    assert words == "net.pt; without projector.weight, which the model has no place for"
+    assert torch.equal(target.conv1.weight, source.conv1.weight.half().float())
+    deeper = fresh("resnet32(width=2)", images(8)).module  # has all that the smaller one has
+    torch.save(deeper.state_dict(), tmp_path / "deep.pt")
+    with pytest.raises(UserError, match=r"do not fit resnet20: 60 unknown to the model: layer1\.3"):
+        load_weights(target, tmp_path / "deep.pt", "resnet20")
 
 
 def test_published_weights_are_right_on_cifar10(shared_data):

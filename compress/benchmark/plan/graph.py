@@ -105,7 +105,8 @@ def make_graph(plan: Plan) -> Graph:
     setting = digest({**inputs, "ours": code_digest(technique_modules())})
     # Of weights from a file all of that matters to the measuring too, with no step in between.
     entering = {**inputs, "ours": code_digest(step_modules())}
-    weights = None if plan.baseline is not None else weights_hash(plan.start.module)
+    restarts = plan.baseline is not None and plan.baseline.restarts
+    weights = None if restarts else weights_hash(plan.start.module)
     start = digest({"model": plan.suite.model, "weights": weights, "entering": entering})
     keys = _Keys(plan, inputs)
     chain_runs = []

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,8 +33,9 @@ from compress.training.execution_mode import usual_precision
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
 from compress.zoo.models import build_module, fresh
-from compress.zoo.transfer import load_transfer
-from compress.zoo.weights import DEFAULT, load_weights
+from compress.zoo.pretrained import Pretrained, pretrained
+from compress.zoo.transfer import calibrated, load_transfer
+from compress.zoo.weights import DEFAULT, file_and_key, load_weights
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class Plan:
     """Whether data, modules or the metric are objects of this process, not names."""
     step_threads: int = 1
     """CPU threads of every step: another number of them rounds sums differently."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """In words: where the weights of teachers come from, by name, and under '' the model's."""
+    promised: float | None = None
+    """The share of right answers that a library promises for its weights."""
     cpu: object = None
     """`cpu_info` of the machine that the run was started on; None: this one."""
 
@@ -160,22 +166,23 @@ def make_plan(
         raise UserError(f"step_threads must be at least 1, not {step_threads}")
     by_name = data is None and model is None and metric is None and not teachers
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
-    if data is None:
-        with stage(f"reading {suite.data}"):
-            data = load_data(suite.data, data_root, **suite.options)  # type: ignore[arg-type]
+    suite = _with_weights_found(suite, data_root)
+    known = pretrained(suite.model, suite.weights) if model is None else None
+    data = _data(suite, data, data_root, known)
     if judge is not None:
         judge.check(data.task)
     device = _device(device)
-    suite = _with_weights_found(suite, data_root)
     seed_everything(suite.seeds[0])
-    start = _model("the model", Named(suite.model, suite.weights), model, data, allow_code)
+    words: dict[str, str] = {}
+    named = Named(suite.model, suite.weights)
+    start = _model("", named, model, data, allow_code, words, baseline is not None)
     own_teachers = dict(teachers or {})
     models = {}
     for name, named in suite.teachers.items():
         if named.weights is None and name not in own_teachers:
             raise UserError(f"teacher {name!r} needs weights: an untrained model teaches nothing")
         own = own_teachers.get(name)
-        models[name] = _model(f"teacher {name!r}", named, own, data, allow_code)
+        models[name] = _model(name, named, own, data, allow_code, words)
     transfers = {}
     for name in sorted({name for row in rows if row.chain for name in row.chain.transfers}):
         with stage(f"reading {name}"):
@@ -198,6 +205,8 @@ def make_plan(
         own_teachers=own_teachers,
         given=not by_name,
         step_threads=step_threads or cpu_threads(),
+        weights=words,
+        promised=known.accuracy if known and (known.classes,) == data.task.output_shape() else None,
     )
     # Several rows may have one student: it is built once, and copied where it is changed.
     context = replace(plan.step_context(0, False), enters=start, build=lru_cache(2)(plan.fresh))
@@ -208,14 +217,29 @@ def make_plan(
     return plan
 
 
+def _data(
+    suite: Suite, data: Data | None, data_root: Path | None, known: Pretrained | None
+) -> Data:
+    """Return a suite's data, or that given; prepared as what is known of the weights says."""
+    if data is None:
+        usual = {} if known is None else {"usual": known.settings, "usual_from": known.origin}
+        options: dict[str, Any] = {**usual, **suite.options}
+        with stage(f"reading {suite.data}"):
+            data = load_data(suite.data, data_root, **options)
+    if suite.calibration is None:
+        return data
+    with stage(f"reading {suite.calibration}"):
+        return calibrated(data, suite.calibration, data_root)
+
+
 def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
     """Look for files of weights as they are named, then below the data root."""
 
     def find(weights: str | None, option: str) -> str | None:
-        if weights is None or weights == DEFAULT or Path(weights).expanduser().exists():
+        if weights is None or weights == DEFAULT or file_and_key(weights)[0].exists():
             return weights
         below = find_root(data_root) / weights
-        if below.exists():
+        if file_and_key(below)[0].exists():
             return str(below)
         raise UserError(
             f"there is no file of weights {weights!r}, neither here nor below the data root "
@@ -241,23 +265,30 @@ def _device(name: str | torch.device) -> torch.device:
 
 
 def _model(
-    what: str, named: Named, own: nn.Module | None, data: Data, allow_code: Collection[Path]
+    name: str,
+    named: Named,
+    own: nn.Module | None,
+    data: Data,
+    allow_code: Collection[Path],
+    words: dict[str, str],
+    new_head: bool = False,
 ) -> Model:
     """Build a model by name with its weights, or wrap a copy of a Python user's own module.
 
-    Raises UserError, which calls the module `what`, if it does not fit the data.
+    `name` is a teacher's; `words` gets where its weights come from. With `new_head` they may be
+    for other classes. Raises UserError if the model does not fit the data.
     """
-    task = data.task
+    task, what = data.task, f"teacher {name!r}" if name else "the model"
 
     def load(module: nn.Module) -> None:
         if named.weights is not None:
-            load_weights(module, named.weights, named.model)
+            words[name] = load_weights(module, named.weights, named.model, new_head)
 
     def judge(module: nn.Module, paths: Sequence[OutputPath]) -> tuple[Sequence[float], int]:
         return accuracies(module, task, data.validation, paths)
 
     if own is None:
-        trained = named.weights is not None
+        trained = named.weights is not None and not new_head
         return fresh(named.model, task, allow_code, load=load, judge=judge if trained else None)
     # A copy: the caller's module keeps its mode, device and type.
     module = copy.deepcopy(own).cpu().float().eval()
@@ -283,6 +314,8 @@ def _check_row(row: Row, plan: Plan, context: StepContext) -> None:
     Builds every student, which may be refused too.
     """
     chain = plan.baseline if row.chain is None else row.chain
+    if plan.data.untrainable and chain is not None and "train" in chain.needs:
+        raise IllegalChain(f"{chain!r} trains, and {plan.data.untrainable}")
     model = plan.start
     for step, _ in () if chain is None else leaves(chain):
         for name in sorted(step.students):

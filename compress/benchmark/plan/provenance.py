@@ -24,8 +24,9 @@ def about(plan: Plan, command: str) -> dict[str, Any]:
     """Return what the report needs to know about the run as a whole (JSON)."""
     data = plan.data
     notes = [data.note] if data.note else []
-    if plan.baseline is None:
+    if plan.baseline is None or not plan.baseline.restarts:
         notes.append("the model came with weights, which may have seen the validation split")
+    notes += [f"teacher {name!r}: {words}" for name, words in plan.weights.items() if name]
     parts = ("train", "validation", "calibration", "test")
     return {
         "suite": plan.suite.name,
@@ -33,10 +34,12 @@ def about(plan: Plan, command: str) -> dict[str, Any]:
         "data": data.task.name,
         "task": data.task.describe(),
         "fingerprint": data.fingerprint,
+        "preprocessing": data.task.input_words(),
         "preprocessing_hash": preprocessing_hash(data),
         "split": {part: len(getattr(data, part)) for part in parts},
         "test_items": len(data.test),
         "model": plan.suite.model,
+        "weights": plan.weights.get("", ""),
         "baseline": plan.origin,
         "command": command,
         "metric": "" if plan.metric is None else plan.metric.name,

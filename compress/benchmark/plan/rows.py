@@ -66,7 +66,7 @@ def rows_of(
     rows = [Row(BASELINE, None)]
     for chain in chains:
         first, *rest = chain.steps
-        if not _is_baseline(first):
+        if repr(first) != repr(baseline) and not _is_baseline(first):
             rest = [first, *rest]
         elif repr(first) != repr(baseline):
             why = "weights are given: leave out the step, or the weights"
@@ -92,14 +92,22 @@ def _baseline(suite: Suite, chains: list[Compressor], has_weights: bool) -> Comp
             )
         return starts[0] if starts and suite.weights is None else None
     baseline = parse(suite.baseline)
+    if isinstance(baseline, Finetune):
+        if not has_weights:
+            raise IllegalChain(
+                f"{baseline!r} trains weights on, and none are given: give weights, or begin with "
+                f"train(...)"
+            )
+        return baseline
     if not _is_baseline(baseline):
         raise IllegalChain(
-            f"the baseline must be one step from fresh weights, train(...) without a student, "
-            f"not {baseline!r}"
+            f"the baseline must be one step, train(...) without a student, or finetune(...) of "
+            f"given weights, not {baseline!r}"
         )
     if suite.weights is not None:
         raise IllegalChain(
-            f"{baseline!r} starts from fresh weights, and weights are given too: leave out one"
+            f"{baseline!r} starts from fresh weights, and weights are given too: leave out one, or "
+            f"train the weights on with finetune(...)"
         )
     return baseline
 

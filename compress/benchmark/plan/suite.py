@@ -16,6 +16,7 @@ from compress.tasks import OPTIONS
 from compress.timing.setting import DEFAULT, parse_setting
 
 BUILT_IN = Path(__file__).resolve().parents[2] / "suites"
+Option = str | int | float | bool | tuple[int | float, ...]
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -42,9 +43,13 @@ class Suite:
     chains: tuple[str, ...]
     weights: str | None = None
     baseline: str | None = None
+    calibration: str | None = None
+    """A data source whose images int8 ranges are fitted to, in place of training images."""
     description: str = ""
     seeds: tuple[int, ...] = (0,)
-    options: Mapping[str, str | int | float | tuple[int | float, ...]] = field(default_factory=dict)
+    options: Mapping[str, str | int | float | bool | tuple[int | float, ...]] = field(
+        default_factory=dict
+    )
     """Those of the task (`compress.tasks.OPTIONS`), by key, such as `mean` and `std`."""
     precision: str = "auto"
     threads: int | None = None
@@ -107,7 +112,7 @@ def parse_suite(name: str, text: str) -> Suite:
 
 def _types() -> dict[str, Any]:
     """Return the type of every key of a suite's file."""
-    kinds = {"str": str, "int": int, "floats": tuple[float, ...]}
+    kinds = {"str": str, "int": int, "float": float, "bool": bool, "floats": tuple[float, ...]}
     types = get_type_hints(Suite) | {key: kinds[option.kind] for key, option in OPTIONS.items()}
     return {key: kind for key, kind in types.items() if key not in ("name", "options")}
 
