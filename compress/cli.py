@@ -44,7 +44,13 @@ class _Several(click.ParamType):
 
 
 FLOATS = _Several(float, "0.485,0.456,0.406")
-TASK_KINDS: dict[str, Any] = {"str": str, "int": COUNT, "floats": FLOATS}
+TASK_KINDS: dict[str, Any] = {
+    "str": str,
+    "int": COUNT,
+    "float": float,
+    "bool": bool,
+    "floats": FLOATS,
+}
 
 
 def _by_name(_: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -63,7 +69,9 @@ def _option(usage: str, help: str, kind: Any = str, **settings: Any) -> Callable
 SHARED = [
     _option("--out DIR", "Folder for all outputs.", PATH),
     _option("--data-root DIR", "Of data sets; else $COMPRESS_DATA_ROOT, else your cache.", PATH),
-    _option("--weights FILE", "A .safetensors or .pt file, or DEFAULT (torchvision)."),
+    _option("--weights FILE", "A .safetensors or .pt file, or DEFAULT (torchvision's or timm's)."),
+    _option("--baseline STEP", "finetune(...) of the weights, to your classes; or train(...)."),
+    _option("--calibration SOURCE", "Images for the ranges of int8, in place of training images."),
     click.option(
         "--teacher",
         "teachers",
@@ -73,7 +81,10 @@ SHARED = [
         metavar="NAME MODEL WEIGHTS",
         help="A further model, for chains with distill(teacher='NAME').",
     ),
-    *(_option(f"--{key}", item.help, TASK_KINDS[item.kind]) for key, item in OPTIONS.items()),
+    *(
+        _option(f"--{key.replace('_', '-')}", item.help, TASK_KINDS[item.kind])
+        for key, item in OPTIONS.items()
+    ),
     _option("--seeds NUMBERS", "One run of every chain each, e.g. 0,1,2.", _Several(int, "0,1,2")),
     _option("--threads", "CPU threads of the timing.", COUNT),
     _option("--timing-seconds SECONDS", "Budget of the timing.", float),
@@ -336,6 +347,7 @@ def _announcer() -> Callable[[Mapping[str, Any]], None]:
         if row.get("seconds") is not None:
             figures.append(duration(row["seconds"]))
         why = f": {row['error']}" if row["error"] else ""
+        why += f": {row['note']}" if "DOUBTFUL" in row["note"] else ""
         say(f"{row['chain']} [seed {row['seed']}]: {', '.join(figures)}{why}")
 
     return announce

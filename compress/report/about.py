@@ -56,6 +56,10 @@ def legend(rows: Sequence[Row], shown: str, about: About) -> str:
     return " ".join(sentences)
 
 
+NUMBERED = 20
+"""Classes whose numbers stand below a table; results.jsonl has all of them."""
+
+
 def facts(rows: Sequence[Row], about: About, seeds: Sequence[int]) -> list[str]:
     """Return what stands below a table, a sentence or a few each; what is unknown is left out.
 
@@ -149,7 +153,7 @@ def _task(about: About) -> str:
     if data := about.get("data"):
         items = about.get("test_items")
         sentences.append(f"Data: {data}, {items} test items." if items else f"Data: {data}.")
-    for key in ("model", "baseline", "metric"):
+    for key in ("preprocessing", "model", "weights", "baseline", "metric"):
         if about.get(key):
             sentences.append(f"{key.capitalize()}: {about[key]}.")
     names = ("split", "preprocessing")
@@ -181,9 +185,16 @@ def _classes(about: About) -> str:
     counts = about.get("class_counts") or []
     if not any(counts):
         return ""
+    names = [str(name) for name in (about.get("task") or {}).get("classes") or []]
+    numbered = ", ".join(f"{number} {name}" for number, name in enumerate(names[:NUMBERED]))
+    if names and names != [str(number) for number in range(len(names))]:
+        more = " and so on" if len(names) > NUMBERED else ""
+        numbered = f" In order: {numbered}{more}."
+    else:
+        numbered = ""
     return (
         f"Classes: {len(counts)}, with {span(counts)} test items each; the most frequent, "
-        f"{_largest_class(about, counts)}, has {majority(about):.1%} of them."
+        f"{_largest_class(about, counts)}, has {majority(about):.1%} of them.{numbered}"
     )
 
 

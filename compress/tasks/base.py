@@ -103,6 +103,10 @@ class Task(ABC):
     def describe(self) -> dict[str, Any]:
         """Return what defines the task, as JSON: for records, the store and ONNX metadata."""
 
+    def input_words(self) -> str:
+        """Return for the report how raw inputs are prepared, and where that comes from."""
+        return ""
+
     @abstractmethod
     def output_shape(self) -> tuple[int, ...]:
         """Return the shape of a model's outputs for one item, without the batch dimension."""
@@ -117,6 +121,10 @@ class Task(ABC):
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that the factory of a model gets from the task, by name."""
         return {}
+
+    def script(self) -> str:
+        """Return Python code that makes a deployed file's inputs of a raw item; '' if none is."""
+        return ""
 
     def metadata(self) -> dict[str, str]:
         """Return metadata on the inputs and outputs of a deployed file; values may be JSON."""
@@ -170,12 +178,17 @@ class Data:
     fingerprint: str
     note: str = ""
     training_fingerprint: str = ""
+    untrainable: str = ""
+    """Why nothing can be trained on it; '' if it can."""
+    calibration_fingerprint: str = ""
+    """Of the calibration split, where it comes from another source."""
 
     def identity(self) -> str:
         """Return a hash of what a step may use, so not of the test split: content and order."""
         splits = (self.train, self.validation, self.calibration)
-        content = self.training_fingerprint or self.fingerprint
-        return digest([content, *map(arrangement, splits)])
+        contents = [self.training_fingerprint or self.fingerprint]
+        contents += filter(None, [self.calibration_fingerprint])
+        return digest([*contents, *map(arrangement, splits)])
 
     def test_identity(self) -> str:
         """Return a hash of what is measured with: the source, and its test items in order."""

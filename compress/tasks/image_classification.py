@@ -13,54 +13,7 @@ from torch import Tensor
 
 from compress.stateless_rng import StatelessRNG
 from compress.tasks.base import Task, Tensors
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a raw image becomes an input: resize, scale to [0, 1], subtract mean, divide by std.
-
-    `size` is (height, width) in pixels; `mean` and `std` have one value per channel and refer
-    to values in [0, 1]. One spec serves training, calibration, evaluation and the metadata of
-    the ONNX file.
-    """
-
-    channels: int
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resize: str = "none"
-    """In words, how an image of another size comes to `size` before it is scaled."""
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) != self.channels:
-                raise ValueError(
-                    f"{name} has {len(values)} values, but the images have {self.channels} "
-                    f"channel(s): give one value per channel"
-                )
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, not {self.std}")
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Map uint8 images (N, C, H, W) of the right size to float32 inputs."""
-        # Creating a tensor on a GPU would wait for all its pending work.
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1).to(images.device, non_blocking=True)
-            for values in (self.mean, self.std)
-        )
-        return images.float().div_(255).sub_(mean).div_(std)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "layout": "NCHW",
-            "channels": self.channels,
-            "size": list(self.size),
-            "resize": self.resize,
-            "scale": "1/255",
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+from compress.tasks.preprocessing import Preprocessing, script
 
 
 @dataclass(frozen=True)
@@ -77,6 +30,8 @@ class ImageClassification(Task):
     label_smoothing: float = 0.0
     samples: Tensor | None = field(default=None, repr=False, compare=False)
     """A few raw images of the data, uint8 (N, C, H, W)."""
+    origin: str = field(default="", compare=False)
+    """In words: where the preprocessing comes from."""
     kind: str = field(default="image-classification", init=False)
 
     AUGMENTS = ("flip", "crop", "cutout", "mixup")
@@ -121,6 +76,9 @@ class ImageClassification(Task):
             **({"label_smoothing": self.label_smoothing} if self.label_smoothing else {}),
         }
 
+    def input_words(self) -> str:
+        return self.preprocessing.words() + (f" ({self.origin})" if self.origin else "")
+
     def output_shape(self) -> tuple[int, ...]:
         return (len(self.classes),)
 
@@ -139,6 +97,9 @@ class ImageClassification(Task):
             "in_channels": self.preprocessing.channels,
             "input_size": tuple(self.preprocessing.size),
         }
+
+    def script(self) -> str:
+        return "" if self.preprocessing.fit is None else script(self.preprocessing)
 
     def metadata(self) -> dict[str, str]:
         return {

@@ -6,6 +6,7 @@ import contextlib
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from platformdirs import user_cache_dir
 
 from compress.errors import UserError, unknown
 from compress.tasks.base import Data
+from compress.tasks.preprocessing import Fit, Settings
 from compress.zoo.archive import unpacked
 from compress.zoo.arrays import array_source, read_arrays
-from compress.zoo.folder import image_folder
-from compress.zoo.image_files import check_images
-from compress.zoo.source import PerChannel, Size, Source, assemble, height_width
+from compress.zoo.folder import DEFAULT_SIZE, image_folder
+from compress.zoo.image_files import check_images, remarks
+from compress.zoo.settings import PerChannel, Size, settings_of
+from compress.zoo.source import Source, assemble
 
 DATA: Mapping[str, str] = {
     "digits": "1,797 handwritten digits, 8x8, gray; comes with scikit-learn, no download",
@@ -40,6 +43,7 @@ PUBLISHED: Mapping[str, tuple[str, tuple[float, ...], tuple[float, ...], str]] =
     "cifar10": ("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "flip-crop"),
     "cifar100": ("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "flip-crop"),
 }
+NOTHING = Settings()
 DIGITS_TEST = 360  # about a fifth of the 1797
 
 
@@ -47,36 +51,76 @@ def load_data(
     name: str,
     root: Path | None = None,
     *,
-    mean: PerChannel = None,
-    std: PerChannel = None,
-    size: Size = None,
     augment: str | None = None,
+    class_order: str | None = None,
     download: bool = True,
+    usual: Settings = NOTHING,
+    usual_from: str = "",
+    **preprocessing: Any,
 ) -> Data:
     """Return the splits of a data source, one of the names in `DATA`.
 
-    What is None keeps the source's usual setting: `mean` and `std` per channel, for values in
-    [0, 1]; `size` in pixels, (height, width) or one number; `augment` 'none', or some of
-    `ImageClassification.AUGMENTS` joined by hyphens. Raises UserError if the source is
-    unknown, missing or damaged (every image file is read once), or a setting does not fit it.
+    What is not given keeps the source's usual setting: `mean` and `std` per channel, for values in
+    [0, 1]; `size` in pixels, (height, width) or one number, and the other keys of
+    `compress.zoo.settings.settings_of`; `augment` 'none', or some of
+    `ImageClassification.AUGMENTS` joined by hyphens; `class_order` as in `image_folder`. `usual` is
+    the preprocessing that pretrained weights come with, in words `usual_from`, which counts before
+    the source's: of images that have their size already, its levels alone. Raises UserError if the
+    source is unknown, missing or damaged (every image file is read once), or a setting does not fit
+    it.
     """
-    source = source_named(name, root, height_width(size), download)
+    own = settings_of(**preprocessing)
+    settings = own.over(usual if is_files(name) else usual.levels())
+    channels = 1 if settings.colors == "L" else 3
+    try:
+        fit = settings.fit(DEFAULT_SIZE)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    source = source_named(name, root, fit, channels, download, class_order)
+    if settings.colors == "L" != source.channels != 1:
+        raise UserError(f"colors is L, and {name} has images of {source.channels} channels")
     check_images(source.train, source.validation, source.test)
-    return assemble(source, mean=mean, std=std, size=size, augment=augment)
+    note = "; ".join(filter(None, [source.note, *remarks(source.test)]))
+    origin = _origin(source, own, usual_from)
+    return assemble(replace(source, note=note), settings, augment, origin)
+
+
+def _origin(source: Source, own: Settings, usual_from: str) -> str:
+    """Return in words where the preprocessing of a source's images comes from."""
+    if usual_from:
+        first = f"as {usual_from}" + ("" if source.fit is not None else ", in the images' own size")
+    elif source.fit is not None:
+        first = "the usual one of photographs"
+    else:
+        first = "the source's usual one" if source.mean else "measured on the training images"
+    given = [field.name for field in fields(own) if getattr(own, field.name) is not None]
+    return "; ".join(filter(None, [first, f"{', '.join(given)} as given" if given else ""]))
+
+
+def is_files(name: str) -> bool:
+    """Whether a data source decodes image files, and so can fit them to any size."""
+    return name.startswith("imagefolder:")
 
 
 def source_named(
-    name: str, root: Path | None, size: tuple[int, int] | None = None, download: bool = True
+    name: str,
+    root: Path | None,
+    fit: Fit,
+    channels: int = 3,
+    download: bool = True,
+    class_order: str | None = None,
 ) -> Source:
-    """Return the raw splits of a data source; `size` is for sources that decode image files."""
+    """Return the raw splits of a data source; `fit` and `channels` are for image files."""
     kind, colon, place = name.partition(":")
+    if class_order is not None and kind != "imagefolder":
+        raise UserError(f"class_order is for image folders, and {name} is none")
     if kind in ("imagefolder", "arrays"):
         if not place:
             raise UserError(f"{kind} needs a path: write {kind}:PATH")
         path = Path(place).expanduser()
         if kind == "arrays":
             return read_arrays(path)
-        return image_folder(unpacked(path, data_root(root)), size)
+        return image_folder(unpacked(path, data_root(root)), fit, channels, class_order)
     if colon or name not in DATA:
         raise unknown("data source", name, DATA)
     return digits() if name == "digits" else published(name, data_root(root), download)
@@ -178,4 +222,4 @@ def from_arrays(
     """
     pairs = ((x_train, y_train), (x_test, y_test), (x_val, y_val))
     source = array_source(name, *pairs, classes)
-    return assemble(source, mean=mean, std=std, size=size, augment=augment)
+    return assemble(source, settings_of(mean=mean, std=std, size=size), augment)

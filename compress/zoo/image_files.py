@@ -8,7 +8,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,9 +19,11 @@ from platformdirs import user_cache_dir
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.system.files import sha256, write_atomic
+from compress.system.files import digest, sha256, write_atomic
+from compress.system.pixel_cache import FOLDER, PixelCache
 from compress.system.progress import stage
-from compress.tasks.base import Split, Tensors
+from compress.tasks.base import Data, Split, Subset, Tensors, spaced
+from compress.tasks.preprocessing import LEVELS, Fit
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SYSTEMS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
@@ -36,6 +37,17 @@ NAMED = 20
 CHUNK = 1024
 LEAST = 256
 """The check remembers which files are sound if it has read at least this many."""
+DEEP, TWELVE = (1 << 16) - 1, 1 << 12
+ORIENTATION = 0x0112
+"""EXIF's tag."""
+LOOKED_AT = 256
+REMARKS = {
+    "turned": "are stored turned, as their EXIF says, and are read as they are stored, as "
+    "torchvision and timm do (exif = true turns them)",
+    "frames": "are animated, and their first frame is read",
+    "dark": "have 16 bits and use at most 12 of them, so they are read as nearly black: stretch "
+    "them to 16 bits, or save 8",
+}
 MARK = 16
 """Bytes that are remembered for each sound file."""
 
@@ -69,45 +81,113 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 class ImageFiles(Split):
-    """Image files decoded to RGB uint8 of one size, in a few threads, when they are fetched."""
+    """Image files decoded to uint8 of one size, in a few threads, when they are fetched."""
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int], size: tuple[int, int]) -> None:
+    def __init__(
+        self, files: Sequence[Path], labels: Sequence[int], fit: Fit, channels: int = 3
+    ) -> None:
         self.files = list(files)
         self.labels = torch.tensor(labels, dtype=torch.int64)
-        self.size = size
+        self.fit, self.channels = fit, channels
+        self.pixels: PixelCache | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
-        chosen = [self.files[i] for i in index.tolist()]
+        pixels = np.empty((len(index), *self.fit.size, self.channels), np.uint8)
         # A pool for each batch costs under a millisecond, and survives forks and copies.
         with ThreadPoolExecutor(DECODERS) as pool:
-            images = list(pool.map(partial(decode, size=self.size), chosen))
-        pixels = np.stack(images) if images else np.zeros((0, *self.size, 3), np.uint8)
+            list(pool.map(self._put, index.tolist(), pixels))
         return (torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),), self.labels[index]
 
+    def _put(self, number: int, into: np.ndarray) -> None:
+        """Put an image's pixels into an array, those that are kept if there are any."""
+        path = self.files[number]
+        mark = b"" if self.pixels is None else _mark(path)
+        if self.pixels is not None and self.pixels.read(number, mark, into):
+            return
+        into[:] = decode(path, self.fit, self.channels)
+        if self.pixels is not None:
+            self.pixels.write(number, mark, into)
 
-def decode(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Return the image as RGB uint8 (H, W, 3): shorter side resized, centre cropped to `size`.
+    def keep_pixels(self, folder: Path) -> str:
+        """Keep decoded pixels below a folder from now on; return why not if there is no room."""
+        if self.pixels is not None and self.pixels.folder == folder:
+            return ""
+        described = [self.fit.to_json(), list(self.fit.size), self.channels, PIL.__version__]
+        key = digest([*described, [os.fspath(path.absolute()) for path in self.files]])
+        made = PixelCache(folder, key, len(self), (*self.fit.size, self.channels))
+        reason = made.refusal()
+        self.pixels = None if reason else made
+        return reason
+
+
+def keep_pixels(data: Data, store: Path) -> str:
+    """Keep the decoded images of data below a store's folder; return why not, '' if it can be."""
+    reasons: dict[str, None] = {}
+    for split in (data.train, data.validation, data.calibration, data.test):
+        while isinstance(split, Subset):
+            split = split.whole
+        if isinstance(split, ImageFiles):
+            reasons[split.keep_pixels(store / FOLDER)] = None
+    why = next(filter(None, reasons), "")
+    return f"images are decoded anew whenever they are used: {why}" if why else ""
+
+
+def decode(path: Path, fit: Fit, channels: int = 3) -> np.ndarray:
+    """Return the image as uint8 of shape (H, W, channels): RGB, or gray.
 
     Raises UserError that names the file if it is missing or damaged.
     """
     try:
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(_rgb(image), size[::-1], Image.Resampling.BILINEAR)
-            return np.asarray(fitted)
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened) if fit.exif else opened
+            pixels = fit(eight_bits(image).convert("L" if channels == 1 else "RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read the image {path}: {error}. Repair or remove it") from error
+    return pixels[:, :, None] if channels == 1 else pixels
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16 bits at 255 instead of scaling them.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image that Pillow converts to RGB or gray without losing its levels.
+
+    Of 16 bits the upper eight are taken, where Pillow would clip. Floating-point levels of at most
+    one are shares of white, else they are levels up to 255. Raises ValueError for others.
+    """
+    if image.mode == "F":
+        shares = np.asarray(image)
+        top = shares.max()
+        if not (np.isfinite(shares).all() and shares.min() >= 0 and top <= LEVELS):
+            raise ValueError(f"its floating-point levels are not from 0 to 1, nor to {LEVELS}")
+        return Image.fromarray((shares * (LEVELS if top <= 1 else 1)).round().astype(np.uint8))
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > DEEP:
+            raise ValueError("its levels need more than 16 bits")
+        deep = image.mode != "I" or levels.max() > LEVELS
+        return Image.fromarray((levels >> 8 if deep else levels).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+        return image.convert("RGBA")
+    return image
+
+
+def remarks(split: Split) -> list[str]:
+    """Return what a reader should know of how image files are read, from a sample of them."""
+    if not isinstance(split, ImageFiles) or not len(split):
+        return []
+    counts = dict.fromkeys(REMARKS, 0)
+    looked = [split.files[number] for number in spaced(LOOKED_AT, len(split)).tolist()]
+    for path in looked:
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            counts["turned"] += image.getexif().get(ORIENTATION, 1) != 1 and not split.fit.exif
+            counts["frames"] += getattr(image, "n_frames", 1) > 1
+            counts["dark"] += image.mode.startswith("I;16") and np.asarray(image).max() < TWELVE
+    return [
+        f"of {len(looked):,} image files looked at, {count:,} {REMARKS[kind]}"
+        for kind, count in counts.items()
+        if count
+    ]
 
 
 def sampled(path: Path) -> str:
@@ -194,7 +274,8 @@ def fault(path: Path) -> str:
             # Pillow's own verify() does not read a JPEG's data. This reads them to their end, as
             # `decode` does, but makes an image of an eighth of the size of them.
             image.draft("L", (1, 1))
-            _rgb(image.crop((0, 0, 1, 1)))
+            deep = image.mode[0] in "IF"  # only all of its levels show whether they fit
+            eight_bits(image if deep else image.crop((0, 0, 1, 1))).convert("RGB")
     except UnidentifiedImageError:
         return "it is no image, or in an unknown format"
     except Exception as error:  # readers of damaged files raise almost anything

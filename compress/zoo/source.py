@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from compress.errors import UserError
 from compress.tasks.base import Data, Split, Subset, Tensors, spaced
-from compress.tasks.image_classification import ImageClassification, Preprocessing
+from compress.tasks.image_classification import ImageClassification
+from compress.tasks.preprocessing import LEVELS, Fit, Preprocessing, Settings
 
 HELD_OUT = 0.1
-STRETCHED = "stretched to the size, bilinear with antialiasing"
 CALIBRATION_ITEMS = 512
 STATISTICS_BATCH = 4096
 PROBED = 4
 """Images of the task's probe."""
-
-PerChannel = float | Sequence[float] | None
-Size = int | tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,11 @@ class Source:
     note: str = ""
     named: bool = True
     """Whether the classes have names, not just numbers."""
-    resize: str = "none"
-    """In words, how the source itself brings its images to `size`."""
+    fit: Fit | None = None
+    """How the source itself brings its images to `size`; None where they have it."""
     training_fingerprint: str = ""
+    untrainable: str = ""
+    """Why nothing can be trained on it: then `train` is the validation split, too."""
 
 
 class Changed(Split):
@@ -76,31 +74,20 @@ class Changed(Split):
         return (self.change(images),), targets if self.labelled else torch.zeros_like(targets)
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize uint8 images (N, C, H, W) with antialiased bilinear interpolation."""
-    smooth = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-    return smooth.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def height_width(size: Size) -> tuple[int, int] | None:
-    """Return a size as (height, width). Raises UserError unless it is one or two positive ints."""
-    if size is None:
-        return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise UserError(f"size must be one or two positive whole numbers of pixels, not {size!r}")
-    return pair[0], pair[1]
+def fitted(images: Tensor, fit: Fit) -> Tensor:
+    """Return uint8 images (N, C, H, W) of another size, each channel by itself."""
+    count, channels = images.shape[:2]
+    planes = [fit(Image.fromarray(plane)) for plane in images.flatten(0, 1).cpu().numpy()]
+    pixels = np.stack(planes) if planes else np.zeros((0, *fit.size), np.uint8)
+    return torch.from_numpy(pixels).view(count, channels, *fit.size).to(images.device)
 
 
 def assemble(
-    source: Source,
-    *,
-    mean: PerChannel = None,
-    std: PerChannel = None,
-    size: Size = None,
-    augment: str | None = None,
+    source: Source, settings: Settings, augment: str | None = None, origin: str = ""
 ) -> Data:
     """Return the `Data` of a source; what is None keeps the source's usual setting.
+
+    `origin` says in words where the settings come from.
 
     Raises UserError if a split is empty or a setting does not fit the images.
     """
@@ -109,23 +96,22 @@ def assemble(
     order = _order(source, len(train), "calibration")[:CALIBRATION_ITEMS]
     calibration: Split = Subset(train, torch.from_numpy(order))
     test = source.test
-    settings = {"mean": _values(mean), "std": _values(std), "augment": augment}
-    changes: Any = {name: value for name, value in settings.items() if value is not None}
-    source = replace(source, **changes)
-    if source.mean is None or source.std is None:
+    settings = settings.over(Settings(mean=source.mean, std=source.std))
+    if settings.mean is None or settings.std is None:
         usual_mean, usual_std = channel_statistics(train)
-        own_mean = usual_mean if source.mean is None else source.mean
-        own_std = usual_std if source.std is None else source.std
-        source = replace(source, mean=own_mean, std=own_std)
-    new_size = height_width(size) or source.size
-    if new_size != source.size:
-        change = partial(resize, size=new_size)
+        if settings.colors == "BGR":
+            usual_mean, usual_std = usual_mean[::-1], usual_std[::-1]
+        settings = settings.over(Settings(mean=usual_mean, std=usual_std))
+    fit = source.fit
+    wanted = settings.fit(source.size, "exact") if settings.geometry else None
+    if fit is None and wanted is not None and wanted.changes(source.size):
+        fit = wanted
+        change = partial(fitted, fit=fit)
         train, validation, calibration, test = (
             Changed(split, change) for split in (train, validation, calibration, test)
         )
-        source = replace(source, size=new_size, resize=STRETCHED)
     return Data(
-        _task(source, train),
+        _task(source, settings, fit, augment, train, origin),
         train,
         validation,
         calibration,
@@ -133,6 +119,7 @@ def assemble(
         source.fingerprint,
         source.note,
         source.training_fingerprint,
+        source.untrainable,
     )
 
 
@@ -168,28 +155,37 @@ def _order(source: Source, count: int, purpose: str) -> np.ndarray:
     return np.random.RandomState(seed).permutation(count).astype(np.int64)
 
 
-def _task(source: Source, train: Split) -> ImageClassification:
-    assert source.mean is not None, "else it was measured"
-    assert source.std is not None, "else it was measured"
+def _task(
+    source: Source,
+    settings: Settings,
+    fit: Fit | None,
+    augment: str | None,
+    train: Split,
+    origin: str,
+) -> ImageClassification:
+    assert settings.mean is not None, "else it was measured"
+    assert settings.std is not None, "else it was measured"
     (samples,), _ = train.fetch(spaced(PROBED, len(train)))
     try:
         preprocessing = Preprocessing(
-            source.channels, source.size, source.mean, source.std, source.resize
+            source.channels,
+            source.size if fit is None else fit.size,
+            settings.mean,
+            settings.std,
+            fit,
+            settings.scale or 1 / LEVELS,
+            settings.colors or "RGB",
         )
         return ImageClassification(
-            source.name, source.classes, preprocessing, augment=source.augment, samples=samples
+            source.name,
+            source.classes,
+            preprocessing,
+            augment=source.augment if augment is None else augment,
+            samples=samples,
+            origin=origin,
         )
     except ValueError as error:
         raise UserError(f"{source.name}: {error}") from None
-
-
-def _values(value: PerChannel) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(map(float, value if isinstance(value, Sequence) else [value]))
-    except (TypeError, ValueError):
-        raise UserError(f"mean and std are numbers, one per channel, not {value!r}") from None
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

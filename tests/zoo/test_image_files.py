@@ -6,24 +6,34 @@ import errno
 import io
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from bench_fixtures import small_digits
-from PIL import Image
+from PIL import Image, ImageOps
 
 from compress.api import prepare
 from compress.benchmark.plan.suite import Suite
 from compress.errors import UserError
 from compress.system.files import write_atomic
 from compress.tasks.base import Data
+from compress.tasks.preprocessing import Fit
 from compress.zoo import image_files
 from compress.zoo.data import load_data
-from compress.zoo.image_files import check_images, decode, fault, images_below
+from compress.zoo.image_files import (
+    ImageFiles,
+    check_images,
+    decode,
+    fault,
+    images_below,
+    remarks,
+)
 from compress.zoo.transfer import load_transfer
 
+EIGHT = Fit((8, 8), (8, 8))
 KINDS = {
     "plain.jpg": {},
     "progressive.jpg": {"progressive": True},
@@ -60,7 +70,7 @@ def hash_of(*values: object) -> int:
 def read(path: Path) -> str:
     """Return the error of `decode` on a file; '' if there is none."""
     try:
-        decode(path, (8, 8))
+        decode(path, EIGHT)
     except UserError as error:
         return str(error)
     return ""
@@ -108,6 +118,54 @@ def test_modes_that_are_converted_are_sound(tmp_path: Path) -> None:
     Image.new("F", (9, 9)).save(tmp_path / "f.tif")
     for path in tmp_path.iterdir():
         assert fault(path) == read(path) == "", path
+
+
+def test_levels_are_not_lost(tmp_path: Path) -> None:
+    """Shares of white, levels in floating point, and 16 bits, of which Pillow would clip most."""
+    shades = np.array([[0, 0.25, 0.5, 1]], np.float32)
+    deep = np.array([[0, 64, 128, 255]], np.uint16) * 257
+    fit = Fit((1, 4), (1, 4))
+    for name, levels in {
+        "share.tif": shades,
+        "float.tif": shades * 255,
+        "deep.png": deep,
+        "wide.tif": deep.astype(np.int32),
+        "plain.tif": (deep >> 8).astype(np.int32),
+    }.items():
+        Image.fromarray(levels).save(tmp_path / name)
+        assert fault(tmp_path / name) == "", name
+        pixels = decode(tmp_path / name, fit)[0, :, 0]
+        np.testing.assert_array_equal(pixels, [0, 64, 128, 255], err_msg=name)
+    for name, levels in {
+        "negative.tif": shades - 1,
+        "large.tif": shades * 300,
+        "nan.tif": shades * np.nan,
+        "long.tif": deep.astype(np.int32) * 2,
+    }.items():
+        Image.fromarray(levels).save(tmp_path / name)
+        assert "levels" in fault(tmp_path / name), name
+
+
+def test_what_a_file_loses_is_said(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise().save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "dark.png")
+    frames = [noise(seed=seed) for seed in range(2)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    noise().save(tmp_path / "plain.png")
+    files = sorted(tmp_path.iterdir())
+    said = remarks(ImageFiles(files, [0] * 4, EIGHT))
+    assert [line.partition(" looked at, ")[2][:22] for line in said] == [
+        "1 are stored turned, a",
+        "1 are animated, and th",
+        "1 have 16 bits and use",
+    ]
+    said = remarks(ImageFiles(files, [0] * 4, replace(EIGHT, exif=True)))
+    assert not any("turned" in line for line in said)
+    turned = decode(tmp_path / "turned.jpg", replace(EIGHT, exif=True))
+    plain = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "turned.jpg")))
+    np.testing.assert_array_equal(turned, EIGHT(Image.fromarray(plain)))
 
 
 def test_a_file_without_permission_is_reported(
@@ -263,7 +321,7 @@ def test_a_damaged_memory_is_harmless(tmp_path: Path, seen: list[str]) -> None:
     bad = root / "test" / "cat" / "0.png"
     bad.write_bytes(b"")
     files = [*images_below(root / "train"), *images_below(root / "test")]
-    split = image_files.ImageFiles(files, [0] * len(files), (8, 8))
+    split = image_files.ImageFiles(files, [0] * len(files), EIGHT)
     with pytest.raises(UserError):
         check_images(split)
     [memory] = (tmp_path / "cache" / "compress-models" / "checked-images").iterdir()
@@ -352,3 +410,36 @@ def test_of_a_flat_folder_too(tmp_path: Path) -> None:
     assert len(after.test) == len(before.test) - 1
     assert contents(after) == contents(before)
     assert after.identity() == before.identity()
+
+
+def test_an_image_is_decoded_once_until_its_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, decoded = folder_of_photos(tmp_path / "photos"), []
+
+    def counted(path: Path, *rest: object) -> np.ndarray:
+        decoded.append(path)
+        return decode(path, *rest)
+
+    monkeypatch.setattr(image_files, "decode", counted)
+    data = load_data(f"imagefolder:{root}", size=8)
+    plain = [pixels for (pixels,), _ in data.test.batches(5)]
+    assert len(decoded) == (probe := 4) + 12
+    for _ in range(2):  # the second reads what the first has left
+        data = load_data(f"imagefolder:{root}", size=8)
+        assert image_files.keep_pixels(data, tmp_path / "store") == ""
+        for _ in range(2):
+            kept = [pixels for (pixels,), _ in data.test.batches(5)]
+            assert all(map(torch.equal, plain, kept))
+    assert len(decoded) == 3 * probe + 2 * 12, "once without the cache, once with it"
+    decoded.clear()
+    noise(seed=77).save(root / "test" / "dog" / "1.png")
+    changed = [pixels for (pixels,), _ in data.test.batches(5)]
+    assert decoded == [root / "test" / "dog" / "1.png"]
+    assert not torch.equal(changed[1], plain[1])
+    wider = load_data(f"imagefolder:{root}", size=9)
+    image_files.keep_pixels(wider, tmp_path / "store")
+    assert next(wider.test.batches(1))[0][0].shape == (1, 3, 9, 9)
+    (root / "test" / "cat" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"cannot read the image .*0\.png"):
+        list(data.test.batches(5))

@@ -1,0 +1,138 @@
+"""Does a run on one's own pretrained net answer as a plain script does, and what does it cost?
+
+    python benchmarks/pretrained/same_answers.py --out DIR [--root ../shared/data]
+
+EfficientNet-Lite0 on 1,000 photographs: the command line with no option but data, model and
+weights, against a script of timm and onnxruntime alone, with timm's own transforms. Compares every
+answer, and the pixels of 50 photographs with timm's and torchvision's transforms; times a row of
+the run beside plain decoding and one pass of onnxruntime at batch 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import timm
+import torchvision
+from PIL import Image
+
+from compress.results.derive import read_results
+from compress.tasks.preprocessing import Settings
+from compress.zoo.data import load_data
+from compress.zoo.image_files import ImageFiles
+from compress.zoo.pretrained import pretrained
+
+MODEL = "tf_efficientnet_lite0"
+BATCH = 32
+PHOTOGRAPHS = 50
+WEIGHTS = "weights/tf_efficientnet_lite0-imagenet.safetensors"
+TIMES = re.compile(r"^(\d\d):(\d\d) +(.*)$", re.MULTILINE)
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """Return the arguments of timm's own transform for a model."""
+    known = timm.get_pretrained_cfg(name)
+    assert known is not None
+    return dict(timm.data.resolve_data_config(pretrained_cfg=known.to_dict()))
+
+
+def plain_answers(onnx: Path, files: list[Path]) -> tuple[np.ndarray, float]:
+    """Return the answers by timm's own transform and onnxruntime, and the seconds they took."""
+    transform = timm.data.create_transform(**config_of(MODEL))
+    started = time.perf_counter()
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    logits = []
+    for begin in range(0, len(files), BATCH):
+        images = [Image.open(path).convert("RGB") for path in files[begin : begin + BATCH]]
+        batch = np.stack([transform(image).numpy() for image in images])
+        logits.append(session.run(None, {"input": batch})[0])
+    return np.concatenate(logits).argmax(1), time.perf_counter() - started
+
+
+def largest_difference(files: list[Path]) -> dict[str, int]:
+    """Return the largest difference of our pixels to the libraries' own, in levels of 255."""
+    theirs = {f"timm:{MODEL}": timm.data.create_transform(**config_of(MODEL), normalize=False)}
+    ours: dict[str, Settings] = {}
+    known = pretrained(f"timm:{MODEL}", "DEFAULT")
+    assert known is not None
+    ours[f"timm:{MODEL}"] = known.settings
+    for name in ("resnet18", "resnet50", "efficientnet_b0", "swin_t", "inception_v3"):
+        weights = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        weights.mean, weights.std = [0.0] * 3, [1.0] * 3
+        theirs[f"torchvision:{name}"] = lambda image, t=weights: t(image) * 255
+        found = pretrained(f"torchvision:{name}", "DEFAULT")
+        assert found is not None
+        ours[f"torchvision:{name}"] = found.settings
+    worst = dict.fromkeys(theirs, 0)
+    for path in files:
+        image = Image.open(path).convert("RGB")
+        for name, transform in theirs.items():
+            pixels = transform(image).numpy().transpose(1, 2, 0).round().astype(int)
+            own = ours[name].fit((1, 1))(image).astype(int)
+            worst[name] = max(worst[name], int(np.abs(pixels - own).max()))
+    return worst
+
+
+def seconds_of_rows(log: str) -> list[float]:
+    """Return how long each row was measured, from the run's progress."""
+    seconds, rows, begun = 0.0, [], 0.0
+    for minutes, rest, words in TIMES.findall(log):
+        seconds = 60 * int(minutes) + int(rest)
+        if words.endswith("writing the ONNX file"):
+            begun = seconds
+        elif "rows: " in words and "so far" not in words and begun:
+            rows.append(seconds - begun)
+            begun = 0.0
+        elif words.startswith("measuring the memory") and begun:
+            rows.append(seconds - begun)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    options = parser.parse_args()
+    source = f"imagefolder:{options.root / 'imagenet-sample'}"
+    words = ["run", "--data", source, "--model", f"timm:{MODEL}", "--weights"]
+    words += [str(options.root / WEIGHTS), "--chain", "quantize()", "--out", str(options.out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "compress", *words], stderr=subprocess.PIPE, text=True
+    )
+    results = read_results(options.out)
+    base = results.rows[0]
+    data = load_data(source, usual=pretrained(f"timm:{MODEL}", "DEFAULT").settings)  # type: ignore[union-attr]
+    assert isinstance(data.test, ImageFiles)
+    folder = (options.out / base["onnx_path"]).parent
+    with np.load(options.out / "raw" / f"{folder.name}.npz") as answers:
+        ours = answers["predictions"]
+    theirs, seconds = plain_answers(options.out / base["onnx_path"], data.test.files)
+    assert isinstance(data.validation, ImageFiles)
+    held, _ = plain_answers(options.out / base["onnx_path"], data.validation.files)
+    right = int((theirs == data.test.labels.numpy()).sum())
+    right += int((held == data.validation.labels.numpy()).sum())
+    every = data.test.files[:: len(data.test.files) // PHOTOGRAPHS][:PHOTOGRAPHS]
+    found = {
+        "preprocessing": results.about["preprocessing"],
+        "test items": len(ours),
+        "answers that differ": int((ours != theirs).sum()),
+        "accuracy of the test items": base["accuracy"],
+        "plain accuracy of all items": right / (len(theirs) + len(held)),
+        "plain seconds": round(seconds, 1),
+        "seconds of each row": seconds_of_rows(done.stderr),
+        "largest difference in levels": largest_difference(every),
+    }
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

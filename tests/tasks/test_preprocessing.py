@@ -1,0 +1,149 @@
+"""The spec of preprocessing against torchvision's and timm's own transforms, and its script."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as tv
+
+from compress.tasks.preprocessing import (
+    COLORS,
+    INTERPOLATIONS,
+    PLAIN,
+    Fit,
+    Preprocessing,
+    Settings,
+    script,
+)
+from compress.zoo.image_files import decode
+
+SIDES = st.integers(1, 90)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(levels)
+
+
+@given(
+    width=SIDES, height=SIDES, to=SIDES, crop=SIDES, kind=st.sampled_from(["BILINEAR", "BICUBIC"])
+)
+@settings(max_examples=150)
+def test_a_shorter_side_and_a_crop_are_torchvisions(
+    width: int, height: int, to: int, crop: int, kind: str
+) -> None:
+    image = noise(width, height)
+    expected = tv.center_crop(tv.resize(image, [to], InterpolationMode[kind]), [crop])
+    fit = Fit((crop, crop), (to, to), "shorter", kind.lower())  # type: ignore[arg-type]
+    np.testing.assert_array_equal(fit(image), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(24, 24), (20, 31)])
+def test_every_crop_mode_is_timms(mode: str, size: tuple[int, int]) -> None:
+    transforms = pytest.importorskip("timm.data", reason="needs timm")
+    modes: dict[str, Any] = {"center": "shorter", "squash": "exact", "border": "longer"}
+    mean = (0.485, 0.456, 0.406)
+    for share in (0.875, 0.9, 1.0, 1.3):
+        own = transforms.create_transform(
+            (3, *size), crop_pct=share, crop_mode=mode, interpolation="bicubic", normalize=False
+        )
+        chosen = Settings(mean=mean, crop_pct=share, resize=modes[mode], interpolation="bicubic")
+        fit = chosen.fit(size)
+        for seed, shape in enumerate([(40, 30), (31, 64), (20, 20), (90, 11)]):
+            image = noise(*shape, seed)
+            expected = own(image).numpy().transpose(1, 2, 0)
+            np.testing.assert_array_equal(fit(image), expected, err_msg=f"{share} {shape}")
+
+
+def test_without_antialiasing_pixels_are_interpolated_where_they_lie() -> None:
+    levels = np.arange(0, 160, 20, dtype=np.uint8)[None].repeat(4, 0)
+    half = Fit((2, 4), (2, 4), "exact", antialias=False)(Image.fromarray(levels))
+    np.testing.assert_array_equal(half, [[10, 50, 90, 130]] * 2)  # between each two
+
+
+def test_what_is_not_to_be_resized_must_have_its_size() -> None:
+    fit = Settings(size=(8, 9), resize="none").fit((1, 1))
+    assert fit(noise(9, 8)).shape == (8, 9, 3)
+    with pytest.raises(ValueError, match="9x8 pixels, not 8x9, and resize is 'none'"):
+        fit(noise(8, 9))
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Preprocessing:
+    size = (draw(SIDES), draw(SIDES))
+    fit = Fit(
+        size,
+        draw(
+            st.one_of(st.just(size), st.tuples(SIDES, SIDES), SIDES.map(lambda side: (side, side)))
+        ),
+        draw(st.sampled_from(["shorter", "longer", "exact"])),
+        draw(st.sampled_from(INTERPOLATIONS if (smooth := draw(st.booleans())) else PLAIN)),
+        smooth,
+        draw(st.booleans()),
+    )
+    colors: Any = draw(st.sampled_from(COLORS))
+    channels = 1 if colors == "L" else 3
+    values = st.floats(0.1, 0.9)
+    mean, std = (tuple(draw(values) for _ in range(channels)) for _ in range(2))
+    return Preprocessing(
+        channels, size, mean, std, fit, draw(st.sampled_from([1 / 255, 1.0])), colors
+    )
+
+
+@given(spec=specs(), width=SIDES, height=SIDES)
+@settings(max_examples=150)
+def test_the_script_gives_the_same_inputs(
+    tmp_path_factory: pytest.TempPathFactory, spec: Preprocessing, width: int, height: int
+) -> None:
+    assert spec.fit is not None
+    path = tmp_path_factory.mktemp("script") / "image.png"
+    image = noise(width, height)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image.save(path, exif=exif)
+    made: dict[str, Any] = {}
+    exec(compile(script(spec), "preprocess.py", "exec"), made)
+    pixels = torch.tensor(decode(path, spec.fit, spec.channels)).permute(2, 0, 1)
+    expected = spec.normalize(pixels[None])
+    np.testing.assert_array_equal(made["preprocess"](path), expected.numpy())
+    assert (made["preprocess"](path).shape) == (1, spec.channels, *spec.size)
+
+
+def test_inputs_are_restored_to_levels() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    for colors in ("RGB", "BGR"):
+        spec = Preprocessing(3, (4, 5), (0.1, 0.5, 0.3), (0.2, 0.3, 0.4), colors=colors)  # type: ignore[arg-type]
+        assert torch.allclose(spec.restore(spec.normalize(images)), images.float(), atol=1e-3)
+    torch.testing.assert_close(
+        spec.normalize(images)[:, 0], (images[:, 2] / 255 - 0.1) / 0.2, msg="blue is first"
+    )
+
+
+def test_what_is_said_first_counts() -> None:
+    weights = Settings(mean=(0.5,) * 3, size=(224, 224), to=(232, 232), interpolation="bicubic")
+    assert Settings().over(weights) == weights
+    assert Settings().over(weights).fit((9, 9)).to == (232, 232)
+    own = Settings(size=(160, 160), crop_pct=0.8).over(weights)
+    assert own.fit((9, 9)) == Fit((160, 160), (200, 200), "shorter", "bicubic")
+    assert own.mean == (0.5,) * 3
+    assert own.levels().fit((9, 9)) == Fit((9, 9), (9, 9))
+    assert math.isclose(own.crop_pct or 0, 0.8)
+
+
+def test_it_is_described_in_words_and_json(tmp_path: Path) -> None:
+    chosen = Settings(mean=(0.5,) * 3, std=(0.25,) * 3, size=(224, 224), crop_pct=0.875)
+    spec = Preprocessing(3, (224, 224), (0.5,) * 3, (0.25,) * 3, chosen.fit((1, 1)))
+    assert spec.words() == "shorter side to 256, bilinear, centre 224x224, mean 0.5, std 0.25"
+    assert spec.to_json()["resize"]["to"] == [256, 256]
+    with pytest.raises(ValueError, match="colors is BGR"):
+        Preprocessing(1, (2, 2), (0.5,), (0.5,), colors="BGR")
