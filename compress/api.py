@@ -87,6 +87,7 @@ def prepare(
     model: nn.Module | None = None,
     metric: str | Function | None = None,
     teachers: Mapping[str, nn.Module | tuple[str, str]] | None = None,
+    students: Mapping[str, tuple[str, str]] | None = None,
     data_root: str | Path | None = None,
     device: str = "auto",
     allow_code: Collection[str | Path] = (),
@@ -117,6 +118,7 @@ def prepare(
         "options": {**chosen.options, **options},
         "metric": metric if isinstance(metric, str) else None,
         "teachers": {**chosen.teachers, **named},
+        "students": {**chosen.students, **_students(students or {})},
     }
     chosen = checked(replace(chosen, **{k: v for k, v in changes.items() if v is not None}))
     root = None if data_root is None else Path(data_root)
@@ -135,6 +137,17 @@ def prepare(
         known_chain(chain, plan.origin, (row.text for row in plan.rows))
     how = RunOptions(limits, store, fresh, root, factory, command, progress, on_record)
     return plan, Path(out or Path(DEFAULT_OUT) / chosen.name), how
+
+
+def _students(students: Mapping[str, tuple[str, str]]) -> dict[str, Named]:
+    """Return students as a suite names them."""
+    for name, given in students.items():
+        if not (isinstance(given, tuple | list) and len(given) == 2):
+            raise UserError(
+                f"student {name!r} is a model's name and a file of its weights, such as "
+                f"('resnet20', 'best.safetensors'); not {given!r:.100}"
+            )
+    return {name: Named(*given) for name, given in students.items()}
 
 
 def _limits(step_timeout: float | None, step_memory: float | None) -> Limits:
@@ -175,7 +188,8 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
     - `data` and `model`: a `Data` and an `nn.Module` in place of what the suite names. `metric`: a
       further column, a function of outputs and targets (numpy arrays) or `FILE.py:NAME`.
     - `teachers`: name -> an `nn.Module`, or a model's name and a file of its weights, for
-      `distill(teacher='NAME')`.
+      `distill(teacher='NAME')`. `students`: name -> a model's name and a file of its weights, for
+      `distill(student='NAME')`; weights for other classes get a new head.
     - `data_root`, `device` (auto, cpu or cuda), `allow_code` (files of yours that may run).
     - Every step runs in a process of its own, which may take `step_timeout` seconds and
       `step_memory` gigabytes; it computes on `step_threads` CPU threads (default: all).

@@ -81,6 +81,15 @@ SHARED = [
         metavar="NAME MODEL WEIGHTS",
         help="A further model, for chains with distill(teacher='NAME').",
     ),
+    click.option(
+        "--student",
+        "students",
+        nargs=3,
+        multiple=True,
+        callback=_by_name,
+        metavar="NAME MODEL WEIGHTS",
+        help="A student with weights, for distill(student='NAME').",
+    ),
     *(
         _option(f"--{key.replace('_', '-')}", item.help, TASK_KINDS[item.kind])
         for key, item in OPTIONS.items()

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 import compress
 from compress.benchmark import run as bench
+from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.plan import make_plan
-from compress.benchmark.plan.suite import Suite
+from compress.benchmark.plan.suite import Named, Suite
 from compress.compressor import run
 from compress.errors import IllegalChain, UserError
 from compress.results.doubt import doubt_of
@@ -107,6 +108,45 @@ def test_weights_of_classes_in_another_order_are_doubted_at_once(
     [teacher] = [note for note in results.about["notes"] if "DOUBTFUL TEACHER 'right'" in note]
     assert "another order of the classes (class_order)" in teacher
     assert "DOUBTFUL TEACHER 'right'" in capsys.readouterr().err
+
+
+def test_a_student_starts_from_its_own_weights(weights: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": digits(3), "model": "mlp(width=16)", "progress": False}
+    with pytest.raises(UserError, match="a student is called by a word"):
+        compress.run(**options, students={"a b": (MODEL, "x")}, chain="train()", out=tmp_path)
+    with pytest.raises(UserError, match="student 'small' is a model's name and a file"):
+        compress.run(**options, students={"small": MODEL}, chain="train()", out=tmp_path)
+    with pytest.raises(UserError, match=r"no file of weights 'no\.pt', .* --student small"):
+        compress.run(**options, students={"small": (MODEL, "no.pt")}, chain="train()", out=tmp_path)
+    results = compress.run(
+        **options,
+        students={"small": (MODEL, str(weights))},
+        chain="train(epochs=2) -> distill(student='small', epochs=1)",
+        controls=True,
+        out=tmp_path,
+    )
+    assert results.ok, str(results)
+    _, taught, control = results.rows
+    assert control["chain"].startswith("train(student='small', epochs=1")
+    assert taught["params"] == control["params"] > 0
+    [note] = [note for note in results.about["notes"] if note.startswith("student 'small'")]
+    assert "its head for 10 classes replaced by an untrained one for 3" in note
+    folder = (tmp_path / taught["onnx_path"]).parent
+    assert compress.load(folder).blueprint.factory == MODEL
+
+
+def test_other_weights_of_a_student_are_another_step(weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file(fresh_model(small_digits(), MODEL, seed=5).module.state_dict(), other)
+    keys = []
+    for path in (weights, weights, other):
+        suite = Suite(
+            *("s", "x", "mlp", ("train() -> distill(student='small')",)),
+            students={"small": Named(MODEL, str(path))},
+        )
+        graph = make_graph(make_plan(suite, data=digits(10)))
+        keys.append(graph.chain_runs[1].nodes[0].key)
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_what_counts_as_doubtful() -> None:

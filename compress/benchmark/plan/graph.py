@@ -123,6 +123,7 @@ class _Keys:
     def __init__(self, plan: Plan, inputs: Mapping[str, Any]) -> None:
         self.plan, self.inputs = plan, inputs
         self.teachers = {name: identity(model) for name, model in plan.teachers.items()}
+        self.students = {name: identity(model) for name, model in plan.students.items()}
         self.transfers = {name: data.fingerprint for name, data in plan.transfers.items()}
         self.measuring = {
             "test": plan.data.test_identity(),
@@ -152,6 +153,7 @@ class _Keys:
                 "foreign": foreign_sources(step),
                 "baseline": start if "teacher" in step.needs else None,
                 "teachers": {n: self.teachers[n] for n in step.teachers & self.teachers.keys()},
+                "students": {n: self.students[n] for n in step.students & self.students.keys()},
                 "transfers": {name: self.transfers[name] for name in step.transfers},
             }
             key = step_key("" if alone else key, repr(step), context)

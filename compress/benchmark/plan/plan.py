@@ -60,6 +60,8 @@ class Plan:
     metric: Metric | None = None
     instance: nn.Module | None = None
     """A Python user's own module, where no name says how it is built."""
+    students: Mapping[str, Model] = field(default_factory=dict)
+    """Those that a suite names with their weights."""
     own_teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     """Those of the teachers that are a Python user's own modules, by name."""
     given: bool = False
@@ -67,7 +69,7 @@ class Plan:
     step_threads: int = 1
     """CPU threads of every step: another number of them rounds sums differently."""
     weights: Mapping[str, str] = field(default_factory=dict)
-    """In words: where the weights of teachers come from, by name, and under '' the model's."""
+    """In words: where the weights of teachers and students come from, and under '' the model's."""
     promised: float | None = None
     """The share of right answers that a library promises for its weights."""
     cpu: object = None
@@ -83,6 +85,9 @@ class Plan:
         return "the module instance as it was given"
 
     def fresh(self, name: str) -> Model:
+        """Return a student: one that the suite names with its weights, or by a model's name."""
+        if name in self.students:
+            return self.students[name].copy()
         return fresh(name, self.data.task, self.allow_code, like=self.start)
 
     def build(self, blueprint: Blueprint) -> nn.Module:
@@ -125,7 +130,8 @@ class Plan:
         allowed = {path.expanduser().resolve() for path in self.allow_code}
         if self.metric is None or self.metric.file is None:
             return allowed
-        names = {self.suite.model, *(named.model for named in self.suite.teachers.values())}
+        named = (*self.suite.teachers.values(), *self.suite.students.values())
+        names = {self.suite.model, *(one.model for one in named)}
         names |= {name for row in self.rows if row.chain for name in row.chain.students}
         sources = set().union(*(model_sources(name) for name in names))
         places = {Path(source).expanduser().resolve() for source in sources}
@@ -175,7 +181,7 @@ def make_plan(
     seed_everything(suite.seeds[0])
     words: dict[str, str] = {}
     named = Named(suite.model, suite.weights)
-    start = _model("", named, model, data, allow_code, words, baseline is not None)
+    start = _model("", named, model, data, allow_code, words, "" if baseline is None else "start")
     own_teachers = dict(teachers or {})
     models = {}
     for name, named in suite.teachers.items():
@@ -183,6 +189,10 @@ def make_plan(
             raise UserError(f"teacher {name!r} needs weights: an untrained model teaches nothing")
         own = own_teachers.get(name)
         models[name] = _model(name, named, own, data, allow_code, words)
+    students = {
+        name: _model(name, named, None, data, allow_code, words, "student")
+        for name, named in suite.students.items()
+    }
     transfers = {}
     for name in sorted({name for row in rows if row.chain for name in row.chain.transfers}):
         with stage(f"reading {name}"):
@@ -203,6 +213,7 @@ def make_plan(
         metric=judge,
         instance=None if model is None else start.module,
         own_teachers=own_teachers,
+        students=students,
         given=not by_name,
         step_threads=step_threads or cpu_threads(),
         weights=words,
@@ -250,7 +261,12 @@ def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
         name: replace(named, weights=find(named.weights, f"--teacher {name} {named.model} FILE"))
         for name, named in suite.teachers.items()
     }
-    return replace(suite, weights=find(suite.weights, "--weights FILE"), teachers=teachers)
+    students = {
+        name: replace(named, weights=find(named.weights, f"--student {name} {named.model} FILE"))
+        for name, named in suite.students.items()
+    }
+    weights = find(suite.weights, "--weights FILE")
+    return replace(suite, weights=weights, teachers=teachers, students=students)
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -271,25 +287,29 @@ def _model(
     data: Data,
     allow_code: Collection[Path],
     words: dict[str, str],
-    new_head: bool = False,
+    trained: str = "",
 ) -> Model:
     """Build a model by name with its weights, or wrap a copy of a Python user's own module.
 
-    `name` is a teacher's; `words` gets where its weights come from. With `new_head` they may be
-    for other classes. Raises UserError if the model does not fit the data.
+    `name` is a teacher's or a student's; `words` gets where its weights come from. What will be
+    `trained` (a 'student', or the 'start' of the baseline) may have weights for other classes.
+    Raises UserError if the model does not fit the data.
     """
-    task, what = data.task, f"teacher {name!r}" if name else "the model"
+    kind = trained or "teacher"
+    task, what = data.task, f"{kind} {name!r}" if name else "the model"
 
     def load(module: nn.Module) -> None:
         if named.weights is not None:
-            words[name] = load_weights(module, named.weights, named.model, new_head)
+            words[what if name else ""] = load_weights(
+                module, named.weights, named.model, new_head=bool(trained)
+            )
 
     def judge(module: nn.Module, paths: Sequence[OutputPath]) -> tuple[Sequence[float], int]:
         return accuracies(module, task, data.validation, paths)
 
     if own is None:
-        trained = named.weights is not None and not new_head
-        return fresh(named.model, task, allow_code, load=load, judge=judge if trained else None)
+        sure = named.weights is not None and not trained
+        return fresh(named.model, task, allow_code, load=load, judge=judge if sure else None)
     # A copy: the caller's module keeps its mode, device and type.
     module = copy.deepcopy(own).cpu().float().eval()
     load(module)

@@ -26,7 +26,7 @@ def about(plan: Plan, command: str) -> dict[str, Any]:
     notes = [data.note] if data.note else []
     if plan.baseline is None or not plan.baseline.restarts:
         notes.append("the model came with weights, which may have seen the validation split")
-    notes += [f"teacher {name!r}: {words}" for name, words in plan.weights.items() if name]
+    notes += [f"{name}: {words}" for name, words in plan.weights.items() if name]
     parts = ("train", "validation", "calibration", "test")
     return {
         "suite": plan.suite.name,

@@ -63,6 +63,8 @@ class Suite:
     metric: str | None = None
     """`FILE.py:NAME` of a user's own metric, which runs only if that file is allowed."""
     teachers: Mapping[str, Named] = field(default_factory=dict)
+    students: Mapping[str, Named] = field(default_factory=dict)
+    """Models with weights that chains may take for students, by name."""
 
 
 def suite_names() -> dict[str, str]:
@@ -100,9 +102,9 @@ def parse_suite(name: str, text: str) -> Suite:
             values[key] = msgspec.convert(value, types[key])
         except msgspec.ValidationError as error:
             raise UserError(f"suite {name}: {key} = {value!r:.100}: {error}") from error
-        for teacher, table in value.items() if key == "teachers" else ():
+        for one, table in value.items() if key in ("teachers", "students") else ():
             for extra in table.keys() - {"model", "weights"}:
-                raise unknown(f"key of teacher {teacher!r}", extra, ["model", "weights"])
+                raise unknown(f"key of {key[:-1]} {one!r}", extra, ["model", "weights"])
     for key in ("data", "model", "chains"):
         if key not in values:
             raise UserError(f"suite {name}: the key {key!r} is missing")
@@ -129,6 +131,12 @@ def checked(suite: Suite) -> Suite:
         _require(
             name not in suite.teachers,
             f"a teacher cannot be called {name!r}: that names another model",
+        )
+    for name in suite.students:
+        _require(
+            name.isidentifier() and name != "same",
+            f"a student is called by a word of letters, digits and underscores, other than 'same', "
+            f"not {name!r}",
         )
     _require(suite.precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}")
     _require(

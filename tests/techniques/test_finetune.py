@@ -1,0 +1,77 @@
+"""Training on: with all weights, or with those of the last layer first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bench_fixtures import fresh_model, make_bench, small_digits
+from torch import nn
+
+from compress.compressor import run
+from compress.errors import IllegalChain, StepFailed
+from compress.model import Model
+from compress.techniques import chain
+from compress.techniques.finetune import last_layer
+
+
+def changed(before: Model, after: Model) -> set[str]:
+    old = dict(before.module.named_parameters())
+    return {n for n, p in after.module.named_parameters() if not torch.equal(p, old[n])}
+
+
+def test_the_backbone_is_frozen_for_all_epochs_or_for_the_first() -> None:
+    data = small_digits()
+    model = fresh_model(data)
+    every = {name for name, _ in model.module.named_parameters()}
+    head = {f"{last_layer(model)}.weight", f"{last_layer(model)}.bias"}
+    assert head < every
+    for text, expected in (
+        ("finetune(epochs=2, freeze='backbone')", head),
+        ("finetune(epochs=2, freeze='backbone', frozen_epochs=1)", every),
+        ("finetune(epochs=2)", every),
+    ):
+        context = make_bench(data)
+        found = run(chain(text), model, context)
+        assert changed(model, found) == expected, text
+        assert all(parameter.requires_grad for parameter in found.module.parameters())
+        assert context.log.samples == 2 * len(data.train)
+        assert any("only" in note for note in context.log.notes) == ("freeze" in text)
+
+
+def test_what_the_author_froze_stays_frozen() -> None:
+    data = small_digits()
+    model = fresh_model(data)
+    name, first = next(iter(model.module.named_parameters()))
+    first.requires_grad_(False)
+    found = run(
+        chain("finetune(epochs=2, freeze='backbone', frozen_epochs=1)"), model, make_bench(data)
+    )
+    assert name not in changed(model, found)
+    assert not found.module.get_parameter(name).requires_grad
+
+
+def test_the_last_layer_is_that_which_gives_the_logits() -> None:
+    class Turned(nn.Module):
+        """Its head stands first, and a norm runs after it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(5, 3)
+            self.body = nn.Linear(8, 5)
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.head(self.body(x)))
+
+    example = (torch.randn(1, 8),)
+    assert last_layer(Model(Turned().eval(), example)) == "head"
+    with pytest.raises(StepFailed, match="no layer gives the logits"):
+        last_layer(Model(nn.Sequential(nn.Linear(8, 4), nn.Unflatten(1, (2, 2))), example))
+
+
+def test_frozen_epochs_must_be_some_of_those_that_freeze() -> None:
+    for options in ("frozen_epochs=1", "epochs=2, freeze='backbone', frozen_epochs=3"):
+        with pytest.raises(IllegalChain, match=r"frozen_epochs are those with freeze='backbone'"):
+            chain(f"finetune({options})")
+    with pytest.raises(IllegalChain, match="freeze"):
+        chain("finetune(freeze='head')")
