@@ -18,6 +18,9 @@ from compress.system.files import digest
 from compress.tasks.base import TensorSplit
 from compress.zoo.source import Source
 
+MOST_CLASSES = 100_000
+"""Without names; one that is larger is no class number, and its outputs would fill the memory."""
+MOST_CHANNELS = 4
 Pair = tuple[Any, Any]
 """Images (N, H, W, C) or (N, H, W) in uint8, and integer labels (N,)."""
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -51,6 +54,7 @@ def array_source(
         listed = ", ".join(f"x_{part} {shape}" for part, shape in shapes.items())
         raise UserError(f"the splits hold images of different shapes (H, W, C): {listed}")
     names = _class_names(arrays, classes)
+    note = _unused(arrays, names)
     splits = {part: _split(*pair) for part, pair in arrays.items()}
     height, width, channels = shapes["train"]
     if published:
@@ -70,6 +74,7 @@ def array_source(
         fingerprint=fingerprint,
         training_fingerprint=training,
         named=classes is not None,
+        note=note,
         **usual,
     )
 
@@ -93,7 +98,8 @@ def checked_images(name: str, x: np.ndarray) -> np.ndarray:
         x = x[..., None]
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise UserError(f"{name} has the shape {x.shape}; it must be (N, H, W, C) or (N, H, W)")
-    if x.shape[1] in (1, 3) and x.shape[3] > 4:
+    square = x.shape[2] == x.shape[3] and x.shape[1] <= MOST_CHANNELS
+    if (x.shape[1] in (1, 3) or square) and x.shape[3] > MOST_CHANNELS:
         raise UserError(
             f"{name} has the shape {x.shape}, which looks like channels first: move the "
             f"channels last with x.transpose(0, 2, 3, 1)"
@@ -117,6 +123,12 @@ def _labels(name: str, y: np.ndarray) -> np.ndarray:
 
 def _class_names(arrays: Arrays, classes: Sequence[str] | None) -> tuple[str, ...]:
     highest = {part: int(labels.max(initial=-1)) for part, (_, labels) in arrays.items()}
+    for part, label in highest.items() if classes is None else ():
+        if label >= MOST_CLASSES:
+            raise UserError(
+                f"y_{part} holds the label {label:,}: labels are class numbers from 0, and without "
+                f"names of the classes they must be below {MOST_CLASSES:,}"
+            )
     if classes is None:
         return tuple(str(number) for number in range(max(highest.values()) + 1))
     for part, label in highest.items():
@@ -126,6 +138,26 @@ def _class_names(arrays: Arrays, classes: Sequence[str] | None) -> tuple[str, ..
                 f"names (numbers 0 to {len(classes) - 1})"
             )
     return tuple(str(name) for name in classes)
+
+
+def _unused(arrays: Arrays, names: tuple[str, ...]) -> str:
+    """Return a note on classes without training items; '' if there are none.
+
+    Raises UserError for classes that another split has and the training lacks.
+    """
+    trained = set(np.unique(arrays["train"][1]).tolist())
+    # Of a training split that is too small that is said later.
+    for part, (_, labels) in arrays.items() if len(arrays["train"][1]) > 1 else ():
+        if foreign := sorted(set(np.unique(labels).tolist()) - trained):
+            raise UserError(f"y_{part} has classes that y_train lacks: {foreign[:5]}")
+    unused = [number for number in range(len(names)) if number not in trained]
+    if not unused:
+        return ""
+    listed = ", ".join(map(str, unused[:5])) + (", ..." if len(unused) > 5 else "")
+    return (
+        f"{len(unused)} of {len(names)} classes have no items ({listed}): a model has outputs for "
+        f"them all the same"
+    )
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> TensorSplit:

@@ -439,3 +439,28 @@ def test_mnist_is_read_without_a_download(shared_data):
     counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert np.bincount(labels).tolist() == counts
     assert abs(images.mean() / 255 - 0.1325) < 1e-4
+
+
+def test_labels_that_are_no_class_numbers_are_refused_or_said() -> None:
+    x = np.zeros((12, 8, 8), np.uint8)
+    two = np.arange(12) % 2
+    with pytest.raises(UserError, match=r"y_train holds the label 1,000,000,000: labels are class"):
+        from_arrays(x, np.where(two, 10**9, 0), x, two)
+    with pytest.raises(UserError, match=r"y_test has classes that y_train lacks: \[2\]"):
+        from_arrays(x, two, x, np.arange(12) % 3)
+    assert from_arrays(x, two, x, two).note == ""
+    note = from_arrays(x, 10 * two, x, 10 * two).note
+    assert note.startswith("9 of 11 classes have no items (1, 2, 3, 4, 5, ...)")
+    wrapped = np.where(two, -1, 0).astype(np.uint8)
+    assert "254 of 256 classes have no items" in from_arrays(x, wrapped, x, wrapped).note
+    named = from_arrays(x, two, x, two, classes=["a", "b", "c"])
+    assert named.note.startswith("1 of 3 classes have no items (2)")
+
+
+def test_channels_that_come_first_are_refused() -> None:
+    y = np.arange(6) % 2
+    for channels in (1, 2, 3, 4):
+        x = np.zeros((6, channels, 32, 32), np.uint8)
+        with pytest.raises(UserError, match="looks like channels first"):
+            from_arrays(x, y, x, y)
+    assert from_arrays(*[np.zeros((6, 4, 16, 3), np.uint8), y] * 2).task.probe(1)[0].shape[1] == 3
