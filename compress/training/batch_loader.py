@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +16,14 @@ from compress.system.progress import stage
 from compress.tasks.base import Split, Subset, Task, Tensors, TensorSplit
 
 CHUNK = 1024
+AHEAD = 2
+"""Batches that are read from the disk before they are needed."""
 MEMORY_SHARE = 0.25
 """The share of free memory that a split's raw items may take."""
+
+
+_Raw = list[tuple[Tensors, Tensor]]
+"""Raw items and targets, as `Split.fetch` returns them; where items are mixed, two of them."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +71,51 @@ class BatchLoader:
         return whole + (rest >= 2)
 
     def epoch(self, number: int, view: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, the items in the augmented view of that number."""
+        """Yield the batches of an epoch, the items in the augmented view of that number.
+
+        Items that are not in memory are read while the batches before them are trained on.
+        """
         order = torch.Generator().manual_seed(seed_of("order", self.seed, number))
-        for index in torch.randperm(len(self.split), generator=order).split(self.batch_size):
-            if len(index) >= 2:
+        whole = torch.randperm(len(self.split), generator=order).split(self.batch_size)
+        indexes = [index for index in whole if len(index) >= 2]
+        if in_memory(self.split):
+            for index in indexes:
                 yield self.batch(index, view)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="reading") as reader:
+            waiting: deque[Future[_Raw]] = deque()
+            try:
+                for number, index in enumerate(indexes):
+                    for later in indexes[number + len(waiting) : number + 1 + AHEAD]:
+                        waiting.append(reader.submit(self._read, later, view))
+                    yield self._made(index, view, waiting.popleft().result())
+            finally:
+                for one in waiting:
+                    one.cancel()
 
     def batch(self, index: Tensor, view: int) -> Batch:
+        return self._made(index, view, self._read(index, view))
+
+    def _read(self, index: Tensor, view: int) -> _Raw:
+        """Fetch a batch's items, and those that they are mixed with."""
         rng = StatelessRNG(index, view, self.seed)
-        inputs, targets = self._prepared(rng)
+        wanted = [rng]
+        if self.task.mixes:
+            wanted.append(rng.of(rng.below("partner", len(self.split))))
+        return [self.split.fetch(one.items) for one in wanted]
+
+    def _made(self, index: Tensor, view: int, raw: _Raw) -> Batch:
+        rng = StatelessRNG(index, view, self.seed)
+        inputs, targets = self._prepared(raw[0], rng)
         if self.task.mixes:
             others = rng.of(rng.below("partner", len(self.split)))
-            inputs, targets = self.task.mix((inputs, targets), self._prepared(others), rng)
+            inputs, targets = self.task.mix((inputs, targets), self._prepared(raw[1], others), rng)
         return Batch(index, inputs, targets, view)
 
-    def _prepared(self, rng: StatelessRNG) -> tuple[Tensors, Tensor]:
-        raw, targets = self.split.fetch(rng.items)
+    def _prepared(
+        self, fetched: tuple[Tensors, Tensor], rng: StatelessRNG
+    ) -> tuple[Tensors, Tensor]:
+        raw, targets = fetched
         return self.task.prepare(raw, self.device, rng), targets.to(self.device)
 
 
@@ -89,7 +126,7 @@ def resident(split: Split, device: torch.device) -> Split:
     not wait for copies.
     """
     count = len(split)
-    if count == 0 or (device.type == "cpu" and _in_memory(split)):
+    if count == 0 or (device.type == "cpu" and in_memory(split)):
         return split
     raw, targets = split.fetch(torch.zeros(1, dtype=torch.int64))
     each = sum(tensor.nbytes for tensor in (*raw, targets))
@@ -106,8 +143,9 @@ def resident(split: Split, device: torch.device) -> Split:
     return TensorSplit(inputs, torch.cat([targets for _, targets in parts]).to(device))
 
 
-def _in_memory(split: Split) -> bool:
-    return _in_memory(split.whole) if isinstance(split, Subset) else isinstance(split, TensorSplit)
+def in_memory(split: Split) -> bool:
+    """Whether all of a split's items are tensors in memory."""
+    return in_memory(split.whole) if isinstance(split, Subset) else isinstance(split, TensorSplit)
 
 
 def free_on(device: torch.device) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -103,3 +106,63 @@ def test_items_are_decoded_once_if_they_fit_into_memory(monkeypatch: pytest.Monk
 def test_what_is_in_memory_already_is_not_copied() -> None:
     some = Subset(DATA.train, torch.arange(9))
     assert resident(some, CPU) is some
+
+
+class OnDisk(Split):
+    """A split that is not in memory, and tells when what was read."""
+
+    def __init__(self, whole: Split, fails_at: int = -1) -> None:
+        self.whole, self.fails_at = whole, fails_at
+        self.read: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def fetch(self, index: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        self.read.append(index.tolist())
+        if len(self.read) - 1 == self.fails_at:
+            raise OSError("the disk is gone")
+        return self.whole.fetch(index)
+
+
+@pytest.fixture
+def kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "resident", lambda split, device: split)
+
+
+@pytest.mark.usefixtures("kept_on_disk")
+@pytest.mark.parametrize("augment", ["none", "flip-crop-mixup"])
+def test_what_is_read_ahead_is_what_would_be_read_in_turn(augment: str) -> None:
+    task = replace(DATA.task, augment=augment)
+    there = BatchLoader(DATA.train, task, CPU, 3, 50)
+    ahead = BatchLoader(OnDisk(DATA.train), task, CPU, 3, 50)
+    for number in range(2):
+        pairs = list(zip(there.epoch(number, number), ahead.epoch(number, number), strict=True))
+        assert len(pairs) == 7
+        for one, other in pairs:
+            assert torch.equal(one.index, other.index)
+            assert torch.equal(one.inputs[0], other.inputs[0])
+            assert torch.equal(one.targets, other.targets)
+
+
+@pytest.mark.usefixtures("kept_on_disk")
+def test_the_next_batches_are_read_while_one_is_used() -> None:
+    split = OnDisk(DATA.train)
+    epoch = BatchLoader(split, DATA.task, CPU, 3, 50).epoch(0, 0)
+    batch = next(epoch)
+    until = time.monotonic() + 10
+    while len(split.read) < 1 + feed_module.AHEAD and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(split.read) == 1 + feed_module.AHEAD, "not more, either: memory is not for ever"
+    assert split.read[0] == batch.index.tolist()
+    epoch.close()
+    assert not [one for one in threading.enumerate() if one.name.startswith("reading")]
+
+
+@pytest.mark.usefixtures("kept_on_disk")
+def test_what_cannot_be_read_is_an_error_when_its_turn_comes() -> None:
+    split = OnDisk(DATA.train, fails_at=3)
+    epoch = BatchLoader(split, DATA.task, CPU, 3, 50).epoch(0, 0)
+    assert len(list(itertools.islice(epoch, 3))) == 3
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(epoch)
