@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
+import http.server
 import importlib.util
 import pickle
 import py_compile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -451,3 +454,58 @@ def test_published_weights_are_right_on_cifar10(shared_data):
             for inputs, labels in prepared_batches(data.task, data.test, 200)
         ]
         assert 0.9 < float(torch.cat(right).mean()) < 0.96
+
+
+class Shelf(http.server.BaseHTTPRequestHandler):
+    """Serves one file, whatever is asked for, and keeps no log."""
+
+    content = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def shelf():
+    class Own(Shelf):
+        pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield Own, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_default_weights_are_downloaded_once_and_their_hash_is_checked(
+    shelf, tmp_path, monkeypatch
+):
+    import torchvision.models
+
+    served, address = shelf
+    name = "torchvision:squeezenet1_1"
+    source, target = (fresh(name, images(64, classes=1000)).module for _ in range(2))
+    torch.save(source.state_dict(), tmp_path / "file")
+    served.content = (tmp_path / "file").read_bytes()
+    stem = f"squeezenet-{hashlib.sha256(served.content).hexdigest()[:8]}.pth"
+    weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
+    monkeypatch.setattr(weights.value, "url", f"{address}/{stem}")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    assert load_weights(target, "DEFAULT", name) == f"{weights} of torchvision"
+    assert same(source, target)
+    served.content = b"not asked for again"
+    assert "torchvision" in load_weights(target, "DEFAULT", name)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"could not be downloaded: invalid hash value"):
+        load_weights(target, "DEFAULT", name)
+    assert same(source, target)
+    monkeypatch.setattr(weights.value, "url", f"http://127.0.0.1:1/{stem}")
+    with pytest.raises(UserError, match=r"could not be downloaded: .*Connect to the network, or"):
+        load_weights(target, "DEFAULT", name)
