@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bench_fixtures import build, fresh_model, small_digits
@@ -19,6 +20,7 @@ from compress.benchmark.plan.keys import step_key
 from compress.benchmark.store.store import ENTRY, Store
 from compress.errors import CannotSave
 from compress.model import Model
+from compress.system.pixel_cache import FOLDER, PixelCache
 from compress.tasks.base import Data
 
 KEY = "0" * 64
@@ -244,3 +246,21 @@ def test_without_locks_both_compute_and_other_errors_are_told(
     refuse(errno.EIO)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)), store.claim(KEY):
         pass
+
+
+def test_decoded_images_count_and_are_cleaned(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cache = PixelCache(tmp_path / FOLDER, "key", 1000, (8, 8, 3))
+    cache.write(0, b"m", np.ones((8, 8, 3), np.uint8))
+    [pixels] = (tmp_path / FOLDER).glob("*.pixels")
+    assert pixels.stat().st_size == 192_000
+    count, used = store.size()
+    assert count == 0
+    assert 192 <= used < 192_000, "holes take no room"
+    assert store.clean(older_than=3600)[0] == 0
+    assert pixels.exists()
+    removed, freed = store.clean(keep_bytes=0)
+    assert removed == 1
+    assert freed == used
+    assert not list((tmp_path / FOLDER).iterdir())
+    assert cache.read(0, b"m", np.zeros((8, 8, 3), np.uint8)), "who has it open reads on"
