@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from compress.errors import UserError, unknown
@@ -30,6 +31,9 @@ def settings_of(
     `words` are those of `WORDS`. Raises UserError for a value that is none of its kind.
     """
     for key, value in words.items():
+        if key not in WORDS:
+            known_keys = {item.name for item in fields(Settings)} - {"to"}
+            raise unknown("option", key, known_keys)
         if value is not None and value not in WORDS[key]:
             raise unknown(key, str(value), WORDS[key])
     if crop_pct is not None and not 1 / MOST <= crop_pct <= MOST:

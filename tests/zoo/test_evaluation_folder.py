@@ -122,6 +122,8 @@ def test_gray_and_bgr_images(tmp_path: Path) -> None:
     assert blue.task.probe(1)[0][0, :, 0, 0].tolist() == [0, 0, 1]
     with pytest.raises(UserError, match="Did you mean 'RGB' or 'BGR'"):
         load_data(source, colors="BRG")
+    with pytest.raises(UserError, match=r"unknown option 'sizes'\. Did you mean 'size'"):
+        load_data(source, sizes=8)
     with pytest.raises(UserError, match="crop_pct must be from"):
         load_data(source, crop_pct=87.5)
     with pytest.raises(UserError, match="without antialiasing, interpolation is one of"):
