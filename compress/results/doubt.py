@@ -20,7 +20,8 @@ def doubt_of(right: int, count: int, classes: int, promised: float | None = None
     low, high = wilson(right, count)
     share = f"{right / max(count, 1):.1%} of {count:,} items"
     if low <= 1 / classes:
-        return f"right on {share}, no better than a guess among {classes:,} classes: {CAUSES}"
+        among = f"not shown to be better than a guess among {classes:,} classes"
+        return f"right on {share}, {among}: {CAUSES}"
     if promised is not None and high < promised - SHORT:
         return f"right on {share}, where {promised:.1%} are promised for its weights: {CAUSES}"
     return ""

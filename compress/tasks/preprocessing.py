@@ -91,7 +91,7 @@ class Fit:
             return (self.to[0], long) if height <= width else (long, self.to[0])
         ratios = (height / self.to[0], width / self.to[1])
         ratio = min(ratios) if self.resize == "shorter" else max(ratios)
-        return round(height / ratio), round(width / ratio)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
 
     def _cropped(self, image: Image.Image) -> Image.Image:
         height, width = self.size
@@ -174,15 +174,6 @@ class Preprocessing:
         levels = levels.div_(LEVELS) if self.scale == 1 / LEVELS else levels.mul_(self.scale)
         return levels.sub_(mean).div_(std)
 
-    def restore(self, inputs: Tensor) -> Tensor:
-        """Map inputs back to RGB levels, float32 (N, C, H, W), unrounded."""
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1).to(inputs.device, non_blocking=True)
-            for values in (self.mean, self.std)
-        )
-        levels = inputs.float().mul(std).add_(mean).div_(self.scale)
-        return levels.flip(1) if self.colors == "BGR" else levels
-
     def words(self) -> str:
         """Return it in a few words."""
         fit = _by(self.size) if self.fit is None else self.fit.words()
@@ -238,9 +229,7 @@ class Settings:
 
     def levels(self) -> Settings:
         """Return those alone that hold for images which have their size already."""
-        return replace(
-            Settings(), mean=self.mean, std=self.std, colors=self.colors, scale=self.scale
-        )
+        return Settings(mean=self.mean, std=self.std, colors=self.colors, scale=self.scale)
 
     @property
     def geometry(self) -> bool:
@@ -278,8 +267,13 @@ def script(spec: Preprocessing) -> str:
         "def preprocess(path):",
         f'    """Return float32 of shape (1, {spec.channels}, {spec.size[0]}, {spec.size[1]})."""',
         "    image = Image.open(path)",
-        "    if image.mode.startswith('I'):  # 16 bits",
-        "        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))",
+        "    levels = np.asarray(image)",
+        "    if image.mode == 'F':  # shares of white, or levels",
+        "        levels = (levels * (255 if levels.max() <= 1 else 1)).round()",
+        "    elif image.mode[0] == 'I' and (image.mode != 'I' or levels.max() > 255):  # 16 bits",
+        "        levels = levels >> 8",
+        "    if image.mode[0] in 'FI':",
+        "        image = Image.fromarray(levels.astype(np.uint8))",
         "    if image.mode == 'P' and 'transparency' in image.info:",
         "        image = image.convert('RGBA')",
         f"    image = image.convert({colors!r})",
@@ -321,7 +315,7 @@ def _fit_lines(fit: Fit) -> list[str]:
         which = "min" if fit.resize == "shorter" else "max"
         lines = [
             f"    ratio = {which}(image.height / {to_height}, image.width / {to_width})",
-            "    width, height = round(image.width / ratio), round(image.height / ratio)",
+            "    width, height = (max(1, round(side / ratio)) for side in image.size)",
         ]
     if fit.antialias:
         lines.append(f"    image = image.resize((width, height), {resample})")

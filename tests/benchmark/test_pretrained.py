@@ -104,7 +104,7 @@ def test_weights_of_classes_in_another_order_are_doubted_at_once(
     base = results.rows[0]
     assert base["accuracy"] < 0.1
     assert "DOUBTFUL WEIGHTS: right on" in base["note"]
-    assert "no better than a guess among 10 classes" in base["note"]
+    assert "not shown to be better than a guess among 10 classes" in base["note"]
     [teacher] = [note for note in results.about["notes"] if "DOUBTFUL TEACHER 'right'" in note]
     assert "another order of the classes (class_order)" in teacher
     assert "DOUBTFUL TEACHER 'right'" in capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_other_weights_of_a_student_are_another_step(weights: Path, tmp_path: Pa
 
 def test_what_counts_as_doubtful() -> None:
     assert doubt_of(90, 100, 10) == ""
-    assert "no better than a guess among 10 classes" in doubt_of(12, 100, 10)
+    assert "not shown to be better than a guess among 10 classes" in doubt_of(12, 100, 10)
     assert doubt_of(700, 1000, 1000, promised=0.71) == ""
     assert "70.0% of 1,000 items, where 80.0%" in doubt_of(700, 1000, 1000, promised=0.8)
     assert doubt_of(7, 10, 1000, promised=0.8) == "", "too few items to tell"

@@ -119,14 +119,35 @@ def test_the_script_gives_the_same_inputs(
     assert (made["preprocess"](path).shape) == (1, spec.channels, *spec.size)
 
 
-def test_inputs_are_restored_to_levels() -> None:
+def test_a_sliver_keeps_a_pixel() -> None:
+    assert Fit((8, 8), (8, 8), "longer")(noise(1, 90)).shape == (8, 8, 3)
+    assert Fit((8, 9), (8, 9), "shorter")(noise(90, 1)).shape == (8, 9, 3)
+
+
+def test_blue_is_the_first_of_bgr() -> None:
     images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
-    for colors in ("RGB", "BGR"):
-        spec = Preprocessing(3, (4, 5), (0.1, 0.5, 0.3), (0.2, 0.3, 0.4), colors=colors)  # type: ignore[arg-type]
-        assert torch.allclose(spec.restore(spec.normalize(images)), images.float(), atol=1e-3)
-    torch.testing.assert_close(
-        spec.normalize(images)[:, 0], (images[:, 2] / 255 - 0.1) / 0.2, msg="blue is first"
-    )
+    spec = Preprocessing(3, (4, 5), (0.1, 0.5, 0.3), (0.2, 0.3, 0.4), colors="BGR")
+    torch.testing.assert_close(spec.normalize(images)[:, 0], (images[:, 2] / 255 - 0.1) / 0.2)
+
+
+@pytest.mark.parametrize("kind", ["share", "float", "deep", "wide", "plain"])
+def test_the_script_reads_levels_of_every_kind(tmp_path: Path, kind: str) -> None:
+    shades = np.random.default_rng(0).integers(0, 256, (9, 9))
+    levels, suffix = {
+        "share": ((shades / 255).astype(np.float32), "tif"),
+        "float": (shades.astype(np.float32), "tif"),
+        "deep": ((shades * 257).astype(np.uint16), "png"),
+        "wide": ((shades * 257).astype(np.int32), "tif"),
+        "plain": (shades.astype(np.int32), "tif"),
+    }[kind]
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(levels).save(path)
+    spec = Preprocessing(3, (9, 9), (0.5,) * 3, (0.25,) * 3, Fit((9, 9), (9, 9)))
+    made: dict[str, Any] = {}
+    exec(compile(script(spec), "preprocess.py", "exec"), made)
+    pixels = torch.tensor(decode(path, Fit((9, 9), (9, 9)))).permute(2, 0, 1)
+    np.testing.assert_array_equal(made["preprocess"](path), spec.normalize(pixels[None]).numpy())
+    np.testing.assert_array_equal(pixels[0].numpy(), shades)
 
 
 def test_what_is_said_first_counts() -> None:
