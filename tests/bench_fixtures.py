@@ -11,6 +11,8 @@ from compress.compressor import seed_everything
 from compress.context import StepContext, StepLog
 from compress.model import Model
 from compress.tasks.base import Data, Subset
+from compress.tasks.image_classification import ImageClassification
+from compress.tasks.preprocessing import Preprocessing
 from compress.zoo.data import load_data
 from compress.zoo.models import build_module, fresh
 
@@ -24,6 +26,12 @@ def small_digits() -> Data:
         calibration=Subset(data.calibration, torch.arange(128)),
         test=Subset(data.test, torch.arange(128)),
     )
+
+
+def images(side: int = 32, channels: int = 3, classes: int = 10) -> ImageClassification:
+    """Return a task of images of one size, which has no data."""
+    preprocessing = Preprocessing(channels, (side, side), (0.5,) * channels, (0.2,) * channels)
+    return ImageClassification("made", tuple(map(str, range(classes))), preprocessing)
 
 
 def make_bench(data: Data, teacher: Model | None = None, seed: int = 0) -> StepContext:

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
-import http.server
 import importlib.util
-import pickle
 import py_compile
-import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from bench_fixtures import images
 from torch import nn
 
 from compress.errors import UserError
 from compress.model import Blueprint, forward
-from compress.tasks.base import prepared_batches
 from compress.tasks.image_classification import ImageClassification, Preprocessing
-from compress.zoo.data import from_arrays
 from compress.zoo.libraries import from_timm
 from compress.zoo.models import MODELS, build_module, fresh
 from compress.zoo.resnet import Block, CifarResNet, Shortcut
 from compress.zoo.stem import shrink_stem
-from compress.zoo.weights import load_weights
 
 TINY_VIT = (
     "torchvision:VisionTransformer(patch_size=4, num_layers=2, num_heads=2, hidden_dim=16, "
     "mlp_dim=24)"
 )
-
-
-def images(side: int = 32, channels: int = 3, classes: int = 10) -> ImageClassification:
-    preprocessing = Preprocessing(channels, (side, side), (0.5,) * channels, (0.2,) * channels)
-    return ImageClassification("made", tuple(map(str, range(classes))), preprocessing)
 
 
 def count(module: nn.Module) -> int:
@@ -294,218 +281,3 @@ def test_a_file_that_cannot_be_imported_is_refused(tmp_path):
     path.write_text("import no_such_module_anywhere")
     with pytest.raises(UserError, match=r"cannot be imported.*no_such_module_anywhere"):
         fresh(f"{path}:net", images(8), allow_code=[path])
-
-
-# --- weights ------------------------------------------------------------------------------
-
-
-def small() -> nn.Module:
-    return fresh("resnet20(width=2)", images(8)).module
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
-
-
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "parallel", "compiled", "old"])
-def test_checkpoints_of_many_kinds_load(wrap, tmp_path):
-    source, target = small(), small()
-    state = dict(source.state_dict())
-    wrapped = {
-        "plain": state,
-        "state_dict": {"epoch": 3, "state_dict": state, "best": 0.9},
-        "model": {"model": {"model_state_dict": state}},
-        "parallel": {f"module.{name}": tensor for name, tensor in state.items()},
-        "compiled": {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()},
-        "old": {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")},
-    }[wrap]
-    torch.save(wrapped, tmp_path / "net.pth")
-    assert not same(source, target)
-    assert load_weights(target, tmp_path / "net.pth", "resnet20") == "net.pth"
-    assert same(source, target)
-
-
-def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path):
-    source, target = small(), small()
-    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
-    state = dict(source.state_dict())
-    state["linear.weight"] = torch.zeros(3, 8)
-    state["extra.weight"] = state.pop("conv1.weight")
-    torch.save(state, tmp_path / "net.pt")
-    with pytest.raises(UserError) as caught:
-        load_weights(target, tmp_path / "net.pt", "resnet20")
-    text = str(caught.value)
-    assert "1 missing in the file: conv1.weight" in text
-    assert "1 unknown to the model: extra.weight" in text
-    assert "linear.weight (file (3, 8), model (10, 8))" in text
-    assert all(torch.equal(before[n], t) for n, t in target.state_dict().items())
-
-
-class Malicious:
-    def __reduce__(self):
-        return (Path.touch, (Path("pwned"),))
-
-
-def bad_files(folder: Path) -> list[tuple[Path, str]]:
-    torch.save({"weights": Malicious()}, folder / "evil.pt")
-    (folder / "raw.pt").write_bytes(pickle.dumps(Malicious()))
-    torch.save(small().state_dict(), folder / "whole.pt")
-    (folder / "torn.pt").write_bytes((folder / "whole.pt").read_bytes()[:3000])
-    (folder / "empty.pt").write_bytes(b"")
-    (folder / "text.safetensors").write_text("no tensors")
-    torch.save({"epoch": 3}, folder / "nothing.pt")
-    torch.save(torch.zeros(3), folder / "tensor.pt")
-    state = small().state_dict()
-    state["linear.bias"][0] = float("nan")
-    torch.save(state, folder / "nan.pt")
-    (folder / "net.h5").touch()
-    return [
-        (folder / "evil.pt", "is refused"),
-        (folder / "raw.pt", "is refused"),
-        (folder / "torn.pt", "damaged"),
-        (folder / "empty.pt", "damaged"),
-        (folder / "text.safetensors", "damaged"),
-        (folder / "nothing.pt", "holds no weights by name"),
-        (folder / "tensor.pt", "holds no weights by name"),
-        (folder / "nan.pt", "not finite numbers, in 'linear.bias'"),
-        (folder / "net.h5", "cannot tell what"),
-        (folder / "absent.pt", "there is no file"),
-    ]
-
-
-def test_bad_files_of_weights_are_refused_in_words(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for path, words in bad_files(tmp_path):
-        with pytest.raises(UserError, match=words):
-            load_weights(small(), path, "resnet20")
-    assert not Path("pwned").exists()
-
-
-def test_default_weights_are_torchvisions_and_want_its_classes(monkeypatch):
-    import torchvision.models
-
-    with pytest.raises(UserError, match="only models of torchvision and timm"):
-        load_weights(small(), "DEFAULT", "resnet20")
-    name = "torchvision:squeezenet1_1"
-
-    def offline(*_args, **_kwargs):
-        raise OSError("no network")
-
-    cls = type(torchvision.models.get_model_weights("squeezenet1_1").DEFAULT)
-    thousand, other = (fresh(name, images(64, classes=1000)).module for _ in range(2))
-    monkeypatch.setattr(cls, "get_state_dict", offline)
-    with pytest.raises(UserError, match="could not be downloaded: no network"):
-        load_weights(thousand, "DEFAULT", name)
-    monkeypatch.setattr(cls, "get_state_dict", lambda *_args, **_kw: other.state_dict())
-    assert "torchvision" in load_weights(thousand, "DEFAULT", name)
-    assert same(thousand, other)
-    ten = fresh(name, images(64)).module
-    with pytest.raises(UserError, match=r"are for 1,000 classes, and .* has 10 for these data"):
-        load_weights(ten, "DEFAULT", name)
-    head = ten.classifier[1].weight.clone()
-    words = load_weights(ten, "DEFAULT", name, new_head=True)
-    assert words.endswith("its head for 1,000 classes replaced by an untrained one for 10")
-    assert torch.equal(ten.classifier[1].weight, head)
-    assert torch.equal(ten.features[0].weight, other.features[0].weight)
-
-
-def test_which_of_several_weights_were_taken_is_said(tmp_path):
-    raw, averaged, target = small(), small(), small()
-    path = tmp_path / "net.pt"
-    torch.save({"state_dict": raw.state_dict(), "state_dict_ema": averaged.state_dict()}, path)
-    words = load_weights(target, path, "resnet20")
-    assert words == "net.pt:state_dict_ema (the file has net.pt:state_dict too)"
-    assert same(target, averaged)
-    assert load_weights(target, f"{path}:state_dict", "resnet20") == "net.pt:state_dict"
-    assert same(target, raw)
-    with pytest.raises(UserError, match=r"unknown set of weights in .* 'sate_dict'\. Did you mean"):
-        load_weights(target, f"{path}:sate_dict", "resnet20")
-    save_file(dict(raw.state_dict()), tmp_path / "net.safetensors")
-    with pytest.raises(UserError, match="holds one set of weights"):
-        load_weights(target, f"{tmp_path / 'net.safetensors'}:x", "resnet20")
-
-
-def test_what_a_wrapper_adds_is_said_and_what_a_model_lacks_is_refused(tmp_path):
-    source, target = small(), small()
-    state = {f"backbone.{name}": tensor.half() for name, tensor in source.state_dict().items()}
-    state |= {"projector.weight": torch.ones(2), "backbone.total_ops": torch.ones(1)}
-    torch.save(state, tmp_path / "net.pt")
-    words = load_weights(target, tmp_path / "net.pt", "resnet20")
-    assert words == "net.pt; without projector.weight, which the model has no place for"
-    assert torch.equal(target.conv1.weight, source.conv1.weight.half().float())
-    deeper = fresh("resnet32(width=2)", images(8)).module  # has all that the smaller one has
-    torch.save(deeper.state_dict(), tmp_path / "deep.pt")
-    with pytest.raises(UserError, match=r"do not fit resnet20: 60 unknown to the model: layer1\.3"):
-        load_weights(target, tmp_path / "deep.pt", "resnet20")
-
-
-def test_published_weights_are_right_on_cifar10(shared_data):
-    """README of the weights: 91.73 % and 93.39 % of all 10,000; here the first 200."""
-    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    folder = shared_data / "cifar10"
-    with np.load(folder / "test.npz") as file:
-        x, y = file["x"][:200], file["y"][:200]
-    data = from_arrays(x[:100], y[:100], x, y, **imagenet)
-    for name in ("resnet20", "resnet56"):
-        model = fresh(name, data.task)
-        load_weights(model.module, shared_data / "weights" / f"{name}-cifar10.safetensors", name)
-        right = [
-            data.task.correct(forward(model.module, inputs), labels).float()
-            for inputs, labels in prepared_batches(data.task, data.test, 200)
-        ]
-        assert 0.9 < float(torch.cat(right).mean()) < 0.96
-
-
-class Shelf(http.server.BaseHTTPRequestHandler):
-    """Serves one file, whatever is asked for, and keeps no log."""
-
-    content = b""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.content)))
-        self.end_headers()
-        self.wfile.write(self.content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def shelf():
-    class Own(Shelf):
-        pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield Own, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_default_weights_are_downloaded_once_and_their_hash_is_checked(
-    shelf, tmp_path, monkeypatch
-):
-    import torchvision.models
-
-    served, address = shelf
-    name = "torchvision:squeezenet1_1"
-    source, target = (fresh(name, images(64, classes=1000)).module for _ in range(2))
-    torch.save(source.state_dict(), tmp_path / "file")
-    served.content = (tmp_path / "file").read_bytes()
-    stem = f"squeezenet-{hashlib.sha256(served.content).hexdigest()[:8]}.pth"
-    weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
-    monkeypatch.setattr(weights.value, "url", f"{address}/{stem}")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    assert load_weights(target, "DEFAULT", name) == f"{weights} of torchvision"
-    assert same(source, target)
-    served.content = b"not asked for again"
-    assert "torchvision" in load_weights(target, "DEFAULT", name)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "other"))
-    with pytest.raises(UserError, match=r"could not be downloaded: invalid hash value"):
-        load_weights(target, "DEFAULT", name)
-    assert same(source, target)
-    monkeypatch.setattr(weights.value, "url", f"http://127.0.0.1:1/{stem}")
-    with pytest.raises(UserError, match=r"could not be downloaded: .*Connect to the network, or"):
-        load_weights(target, "DEFAULT", name)
