@@ -14,7 +14,14 @@ from compress.benchmark.execute.run_spec import Limits
 from compress.benchmark.plan.metric import Function
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.rows import row_text
-from compress.benchmark.plan.suite import Named, Suite, check_margin, checked, load_suite
+from compress.benchmark.plan.suite import (
+    Named,
+    NamedTeacher,
+    Suite,
+    check_margin,
+    checked,
+    load_suite,
+)
 from compress.benchmark.run import STORE, RunOptions, run_plan
 from compress.errors import UserError, unknown
 from compress.results.derive import read_results
@@ -160,7 +167,7 @@ def _limits(step_timeout: float | None, step_memory: float | None) -> Limits:
 
 def _teachers(
     teachers: Mapping[str, nn.Module | tuple[str, str]],
-) -> tuple[dict[str, nn.Module], dict[str, Named]]:
+) -> tuple[dict[str, nn.Module], dict[str, NamedTeacher]]:
     """Return those of the teachers that are modules, and all of them as a suite names them."""
     from torch import nn
 
@@ -168,9 +175,9 @@ def _teachers(
     for name, teacher in teachers.items():
         match teacher:
             case nn.Module():
-                modules[name], named[name] = teacher, Named(type(teacher).__name__)
+                modules[name], named[name] = teacher, NamedTeacher(type(teacher).__name__)
             case [str(model), str(weights)]:
-                named[name] = Named(model, weights)
+                named[name] = NamedTeacher(model, weights)
             case _:
                 raise UserError(
                     f"teacher {name!r} is an nn.Module, or a model's name and a file of its "

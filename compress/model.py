@@ -22,7 +22,7 @@ from compress.errors import CannotSave, UserError
 from compress.heads import Heads, heads_by_path, main_output, set_all_heads
 from compress.rebuild import decode, difference, encode, place_tensors, rebuilt
 from compress.system.files import digest, sha256, write_atomic, write_json
-from compress.tasks.base import InputSpec, Tensors
+from compress.tasks.base import InputChange, InputSpec, Tensors
 
 FORMAT = 1
 INSTANCE = "(instance)"
@@ -130,10 +130,12 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def identity(model: Model) -> list[str]:
-    """Return what a model's outputs depend on: its factory, its layers, its weights, its heads."""
+    """Return what a model's outputs depend on: factory, inputs' change, layers, weights, heads."""
     factory = "" if model.blueprint is None else model.blueprint.factory
     which = [digest(heads.to_json()) for heads in heads_by_path(model.module).values()]
-    return [factory, digest(repr(model.module)), weights_hash(model.module), *which]
+    hooks = model.module._forward_pre_hooks.values()
+    changes = [repr(hook) for hook in hooks if isinstance(hook, InputChange)]
+    return [factory, *changes, digest(repr(model.module)), weights_hash(model.module), *which]
 
 
 def became_nonfinite(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[str]:

@@ -9,7 +9,10 @@ import torch
 from bench_fixtures import small_digits
 
 from compress.stateless_rng import StatelessRNG
-from compress.tasks.image_classification import ImageClassification, augment_images
+from compress.tasks.augmentation import AREA, augment_images, augment_photos
+from compress.tasks.image_classification import ImageClassification
+
+PHOTO = ["resizedcrop"]
 
 
 def images(count: int = 6) -> torch.Tensor:
@@ -74,6 +77,59 @@ def test_mixup_mixes_inputs_and_targets_in_one_share() -> None:
     assert task.correct(targets, targets).all()
 
 
+def test_a_resized_crop_is_a_part_of_the_image_resized_to_the_whole() -> None:
+    """Of an image whose levels tell where a pixel lies, the result tells which part it was."""
+    down, across = torch.meshgrid(torch.arange(100), torch.arange(80), indexing="ij")
+    image = torch.stack([down, across]).to(torch.uint8)
+    made = augment_photos(image.repeat(200, 1, 1, 1), StatelessRNG(torch.arange(200)), PHOTO)
+    assert made.shape == (200, 2, 100, 80)
+    shares, ratios, places = [], [], set()
+    for rows, columns in made.float():
+        assert (rows - rows[:, :1]).abs().max() <= 1
+        assert (columns - columns[:1]).abs().max() <= 1
+        steps = [float(rows[90, 0] - rows[10, 0]) / 80, float(columns[0, 70] - columns[0, 10]) / 60]
+        shares.append(steps[0] * steps[1])
+        ratios.append(steps[1] * 80 / (steps[0] * 100))
+        places.add((int(rows[0, 0]), int(columns[0, 0])))
+    assert AREA[0] - 0.03 < min(shares) < 0.42
+    assert 0.85 < max(shares) <= 1
+    assert 0.72 < min(ratios) < 0.8
+    assert 1.2 < max(ratios) < 1.38
+    assert len(places) > 150
+
+
+def test_jitter_changes_brightness_contrast_and_saturation() -> None:
+    """Measured on gray stripes and on one colour, where each can be told from the others."""
+    stripes = torch.tensor([60, 160], dtype=torch.uint8).repeat(4).expand(3, 8, 8)
+    made = augment_photos(stripes.repeat(300, 1, 1, 1), StatelessRNG(torch.arange(300)), ["jitter"])
+    assert torch.equal(made[:, 0], made[:, 2]), "gray stays gray"
+    low, high = made[:, 0, 0, 0].float(), made[:, 0, 0, 1].float()
+    brightness, contrast = (low + high) / 220, (high - low) / 100
+    for factors in (brightness, contrast / brightness):
+        assert 0.56 < factors.min() < 0.65
+        assert 1.35 < factors.max() < 1.44
+    assert abs(torch.corrcoef(torch.stack([brightness, contrast / brightness]))[0, 1]) < 0.15
+    colour = torch.tensor([120, 60, 90], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8)
+    made = augment_photos(colour.repeat(300, 1, 1, 1), StatelessRNG(torch.arange(300)), ["jitter"])
+    red, green, blue = made[:, :, 0, 0].float().unbind(1)
+    luma = (0.2989 * red + 0.587 * green + 0.114 * blue) / (0.2989 * 120 + 0.587 * 60 + 0.114 * 90)
+    assert (luma - brightness).abs().max() < 0.03, "neither contrast nor saturation changes it"
+    saturation = (red - green) / 60 / luma / (contrast / brightness)
+    assert 0.5 < saturation.min() < 0.7
+    assert 1.3 < saturation.max() < 1.5
+
+
+def test_photos_are_augmented_by_item_and_view_alone() -> None:
+    given = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8)
+    order = torch.randperm(20)
+    whole = augment_photos(given, StatelessRNG(torch.arange(20), view=3), [*PHOTO, "jitter"])
+    shuffled = augment_photos(given[order], StatelessRNG(order, view=3), [*PHOTO, "jitter"])
+    assert torch.equal(shuffled, whole[order])
+    other = augment_photos(given, StatelessRNG(torch.arange(20), view=4), [*PHOTO, "jitter"])
+    assert not torch.equal(other, whole)
+    assert torch.equal(augment_photos(given, StatelessRNG(torch.arange(20)), ["flip"]), given)
+
+
 def test_an_image_is_augmented_alike_in_every_batch() -> None:
     given, order = images(20), torch.randperm(20)
     every = ["flip", "crop", "cutout"]
@@ -95,8 +151,12 @@ def test_unknown_augmentations_are_refused(wrong: str) -> None:
 def test_augmentations_by_name() -> None:
     task = small_digits().task
     assert replace(task, augment="none").augments == ()
-    full = replace(task, augment="flip-crop-cutout-mixup")
-    assert full.augments == ImageClassification.AUGMENTS
+    full = replace(task, augment="flip-crop-jitter-cutout-mixup")
+    assert {*full.augments, "resizedcrop"} == {*ImageClassification.AUGMENTS}
+    with pytest.raises(ValueError, match="one is enough"):
+        replace(task, augment="crop-resizedcrop")
+    assert full.augments_raw
+    assert not replace(task, augment="flip-crop").augments_raw
     assert full.mixes
     assert full.augmented
     assert not task.mixes

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.stateless_rng import StatelessRNG
 from compress.system.files import digest, sha256
@@ -79,6 +79,19 @@ class Subset(Split):
         return self.whole.fetch(self.index[index])
 
 
+class InputChange(ABC):
+    """A forward pre-hook that is part of a model: by tensor operations alone, it changes inputs.
+
+    Its `repr` says what it does, since a model's outputs depend on it.
+    """
+
+    words: str
+    """In words: the inputs that the model sees."""
+
+    @abstractmethod
+    def __call__(self, module: nn.Module, inputs: Tensors) -> Tensors: ...
+
+
 class Task(ABC):
     """A kind of problem: how raw inputs are prepared, what is minimised, what counts as right."""
 
@@ -122,6 +135,14 @@ class Task(ABC):
         """Return the arguments that the factory of a model gets from the task, by name."""
         return {}
 
+    def seen_by(self, settings: Any) -> tuple[Task, InputChange | None]:
+        """Return the task of a model that was trained with inputs prepared by other settings.
+
+        That model is built from its `arguments`, and gets the inputs of this task by way of the
+        change. Raises ValueError if they cannot be brought to what the settings say.
+        """
+        return self, None
+
     def script(self) -> str:
         """Return Python code that makes a deployed file's inputs of a raw item; '' if none is."""
         return ""
@@ -136,6 +157,11 @@ class Task(ABC):
         return False
 
     @property
+    def augments_raw(self) -> bool:
+        """Whether raw items are augmented one by one; then `augment_raw` is called, on the CPU."""
+        return False
+
+    @property
     def mixes(self) -> bool:
         """Whether an item is mixed with another one in training; then `mix` is called."""
         return False
@@ -144,7 +170,11 @@ class Task(ABC):
     def prepare(
         self, raw: Tensors, device: torch.device, rng: StatelessRNG | None = None
     ) -> Tensors:
-        """Turn raw inputs into model inputs on `device`; with draws, augment them."""
+        """Turn raw inputs into model inputs on `device`; with draws, augment them there."""
+
+    def augment_raw(self, raw: Tensors, rng: StatelessRNG) -> Tensors:
+        """Return raw items augmented, while those before them are trained on; `prepare` follows."""
+        raise NotImplementedError(f"{self.kind} does not augment raw items")
 
     def mix(
         self, items: tuple[Tensors, Tensor], others: tuple[Tensors, Tensor], rng: StatelessRNG

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.stateless_rng import StatelessRNG
-from compress.tasks.base import Task, Tensors
-from compress.tasks.preprocessing import Preprocessing, script
+from compress.tasks.adapted import Adapted
+from compress.tasks.augmentation import PHOTOS, augment_images, augment_photos
+from compress.tasks.base import InputChange, Task, Tensors
+from compress.tasks.preprocessing import Preprocessing, Settings, script
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,11 @@ class ImageClassification(Task):
     """A few raw images of the data, uint8 (N, C, H, W)."""
     origin: str = field(default="", compare=False)
     """In words: where the preprocessing comes from."""
+    built_for: tuple[int, int] | None = field(default=None, compare=False)
+    """The (height, width) of the images that models are built for; None: that of the inputs."""
     kind: str = field(default="image-classification", init=False)
 
-    AUGMENTS = ("flip", "crop", "cutout", "mixup")
+    AUGMENTS = ("flip", "crop", *PHOTOS, "cutout", "mixup")
     unit = "images"
     misfit = (
         "Use larger images (size=...), a model for small ones, or stem='small' where the model "
@@ -52,6 +55,8 @@ class ImageClassification(Task):
                 f"augment is 'none', or some of {', '.join(self.AUGMENTS)} joined by hyphens, "
                 f"such as 'flip-crop', not {self.augment!r}"
             )
+        if {"crop", "resizedcrop"} <= set(names):
+            raise ValueError("augment has crop and resizedcrop, of which one is enough")
 
     @property
     def augments(self) -> tuple[str, ...]:
@@ -61,6 +66,10 @@ class ImageClassification(Task):
     @property
     def augmented(self) -> bool:
         return bool(self.augments)
+
+    @property
+    def augments_raw(self) -> bool:
+        return not set(PHOTOS).isdisjoint(self.augments)
 
     @property
     def mixes(self) -> bool:
@@ -95,8 +104,26 @@ class ImageClassification(Task):
         return {
             "num_classes": len(self.classes),
             "in_channels": self.preprocessing.channels,
-            "input_size": tuple(self.preprocessing.size),
+            "input_size": tuple(self.built_for or self.preprocessing.size),
         }
+
+    def seen_by(self, settings: Settings) -> tuple[ImageClassification, InputChange | None]:
+        """Return the task of a model that was trained with other preprocessing.
+
+        It gets the images of this task as they are, augmented or not, in its own size (resized
+        bilinearly, with antialiasing), levels and order of channels.
+        """
+        given = self.preprocessing
+        own = replace(
+            given,
+            size=settings.size or given.size,
+            mean=settings.mean or given.mean,
+            std=settings.std or given.std,
+            scale=settings.scale or given.scale,
+            colors=settings.colors or given.colors,
+        )
+        change = Adapted.between(given, own)
+        return replace(self, built_for=own.size), change if change.changes else None
 
     def script(self) -> str:
         return "" if self.preprocessing.fit is None else script(self.preprocessing)
@@ -114,6 +141,10 @@ class ImageClassification(Task):
         if rng is not None:
             inputs = augment_images(inputs, rng, self.augments)
         return (inputs,)
+
+    def augment_raw(self, raw: Tensors, rng: StatelessRNG) -> Tensors:
+        [images] = raw
+        return (augment_photos(images, rng, self.augments),)
 
     def mix(
         self, items: tuple[Tensors, Tensor], others: tuple[Tensors, Tensor], rng: StatelessRNG
@@ -137,47 +168,3 @@ class ImageClassification(Task):
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         labels = targets.argmax(1) if targets.is_floating_point() else targets
         return outputs.argmax(1) == labels
-
-
-def augment_images(images: Tensor, rng: StatelessRNG, augments: Sequence[str]) -> Tensor:
-    """Mirror, shift and cut out of normalised images (N, C, H, W), each by its own draws.
-
-    The draws are made on the CPU, where their items lie: a GPU would get dozens of tiny kernels.
-    'flip' mirrors half of them; 'crop' shifts by up to an eighth of the side, with zeros beyond
-    the border (He et al. 2015, section 4.2: 4 pixels of 32); 'cutout' sets a square of half the
-    side to zero, centred anywhere (DeVries and Taylor 2017, section 3.2: 16 pixels of 32).
-    """
-    if "flip" in augments or "crop" in augments:
-        images = _shifted(images, rng, "flip" in augments, "crop" in augments)
-    if "cutout" in augments:
-        images = images * _holes(images, rng)
-    return images
-
-
-def _shifted(images: Tensor, rng: StatelessRNG, flip: bool, crop: bool) -> Tensor:
-    count, _, height, width = images.shape
-    pad_y, pad_x = (max(1, height // 8), max(1, width // 8)) if crop else (0, 0)
-    padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
-    device = images.device
-    top = rng.below("top", 2 * pad_y + 1).to(device, non_blocking=True)
-    left = rng.below("left", 2 * pad_x + 1).to(device, non_blocking=True)
-    rows = top[:, None] + torch.arange(height, device=device)
-    columns = left[:, None] + torch.arange(width, device=device)
-    if flip:
-        mirrored = (rng.uniform("flip") < 0.5).to(device, non_blocking=True)[:, None]
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    item = torch.arange(count, device=device)[:, None, None]
-    picked = padded.permute(0, 2, 3, 1)[item, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
-
-
-def _holes(images: Tensor, rng: StatelessRNG) -> Tensor:
-    """Return zero within a square of half the side and one elsewhere, (N, 1, H, W)."""
-    inside = []
-    for purpose, side in (("hole-y", images.shape[2]), ("hole-x", images.shape[3])):
-        half = max(1, side // 2)
-        begin = rng.below(purpose, side).to(images.device, non_blocking=True) - half // 2
-        place = torch.arange(side, device=images.device)
-        inside.append((place >= begin[:, None]) & (place < begin[:, None] + half))
-    hole = inside[0][:, :, None] & inside[1][:, None, :]
-    return (~hole[:, None]).to(images.dtype)

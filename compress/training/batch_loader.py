@@ -1,7 +1,9 @@
-"""Batches for training: raw items held in memory, shuffled, and augmented batch by batch."""
+"""Batches for training: shuffled, read and augmented ahead where that takes time."""
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +18,8 @@ from compress.system.progress import stage
 from compress.tasks.base import Split, Subset, Task, Tensors, TensorSplit
 
 CHUNK = 1024
-AHEAD = 2
-"""Batches that are read from the disk before they are needed."""
+READERS = min(4, os.cpu_count() or 1)
+"""Batches that are read from the disk, or augmented item by item, at the same time."""
 MEMORY_SHARE = 0.25
 """The share of free memory that a split's raw items may take."""
 
@@ -62,8 +64,12 @@ class BatchLoader:
     def __init__(
         self, split: Split, task: Task, device: torch.device, seed: int, batch_size: int
     ) -> None:
-        self.split = split if task.ragged else resident(split, device)
+        # Raw items are augmented on the CPU, whatever trains on them.
+        place = torch.device("cpu") if task.augments_raw else device
+        self.split = split if task.ragged else resident(split, place)
         self.task, self.device, self.seed, self.batch_size = task, device, seed, batch_size
+        self.fetching = threading.Lock()
+        """Whoever wrote a split need not have thought of threads."""
 
     def __len__(self) -> int:
         """The number of batches that hold at least two items: batch norm has no variance of one."""
@@ -73,20 +79,22 @@ class BatchLoader:
     def epoch(self, number: int, view: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, the items in the augmented view of that number.
 
-        Items that are not in memory are read while the batches before them are trained on.
+        What takes its time (reading items that are not in memory, augmenting raw ones) is done
+        while the batches before them are trained on, in several threads. Which thread does what
+        changes nothing: draws depend on an item, a view and the seed alone.
         """
         order = torch.Generator().manual_seed(seed_of("order", self.seed, number))
         whole = torch.randperm(len(self.split), generator=order).split(self.batch_size)
         indexes = [index for index in whole if len(index) >= 2]
-        if in_memory(self.split):
+        if in_memory(self.split) and not self.task.augments_raw:
             for index in indexes:
                 yield self.batch(index, view)
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="reading") as reader:
+        with ThreadPoolExecutor(READERS, thread_name_prefix="reading") as reader:
             waiting: deque[Future[_Raw]] = deque()
             try:
                 for number, index in enumerate(indexes):
-                    for later in indexes[number + len(waiting) : number + 1 + AHEAD]:
+                    for later in indexes[number + len(waiting) : number + 1 + READERS]:
                         waiting.append(reader.submit(self._read, later, view))
                     yield self._made(index, view, waiting.popleft().result())
             finally:
@@ -97,12 +105,17 @@ class BatchLoader:
         return self._made(index, view, self._read(index, view))
 
     def _read(self, index: Tensor, view: int) -> _Raw:
-        """Fetch a batch's items, and those that they are mixed with."""
+        """Fetch a batch's items, and those that they are mixed with; augment them if raw."""
         rng = StatelessRNG(index, view, self.seed)
         wanted = [rng]
         if self.task.mixes:
             wanted.append(rng.of(rng.below("partner", len(self.split))))
-        return [self.split.fetch(one.items) for one in wanted]
+        with self.fetching:
+            fetched = [self.split.fetch(one.items) for one in wanted]
+        if not self.task.augments_raw:
+            return fetched
+        pairs = zip(fetched, wanted, strict=True)
+        return [(self.task.augment_raw(raw, one), targets) for (raw, targets), one in pairs]
 
     def _made(self, index: Tensor, view: int, raw: _Raw) -> Batch:
         rng = StatelessRNG(index, view, self.seed)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.tasks.base import Tensors
+from compress.tasks.base import InputChange, Tensors
 from compress.training.out_of_memory import ran_out_of_memory
 
 Run = Callable[..., Any]
@@ -137,10 +137,14 @@ class _Plain(nn.Module):
 
 
 def refuse_hooks(module: nn.Module) -> None:
-    """Raise NotReplayable for a module with hooks: a replay runs no Python, so none of them."""
+    """Raise NotReplayable for a module with hooks: a replay runs no Python, so none of them.
+
+    What an `InputChange` does to tensors is recorded with all else.
+    """
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     for name, part in module.named_modules():
-        if any(getattr(part, kind) for kind in kinds):
+        hooks = (hook for kind in kinds for hook in getattr(part, kind).values())
+        if not all(isinstance(hook, InputChange) for hook in hooks):
             raise NotReplayable(f"{name or 'the module'} has hooks, which a replay would not call")
     for name, parameter in module.named_parameters():
         if parameter._backward_hooks:

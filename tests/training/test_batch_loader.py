@@ -131,8 +131,12 @@ def kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("kept_on_disk")
-@pytest.mark.parametrize("augment", ["none", "flip-crop-mixup"])
-def test_what_is_read_ahead_is_what_would_be_read_in_turn(augment: str) -> None:
+@pytest.mark.parametrize("readers", [1, 4])
+@pytest.mark.parametrize("augment", ["none", "flip-crop-mixup", "flip-resizedcrop-jitter-mixup"])
+def test_what_is_read_ahead_is_what_would_be_read_in_turn(
+    augment: str, readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "READERS", readers)
     task = replace(DATA.task, augment=augment)
     there = BatchLoader(DATA.train, task, CPU, 3, 50)
     ahead = BatchLoader(OnDisk(DATA.train), task, CPU, 3, 50)
@@ -140,6 +144,7 @@ def test_what_is_read_ahead_is_what_would_be_read_in_turn(augment: str) -> None:
         pairs = list(zip(there.epoch(number, number), ahead.epoch(number, number), strict=True))
         assert len(pairs) == 7
         for one, other in pairs:
+            one = there.batch(one.index, number) if task.augments_raw else one
             assert torch.equal(one.index, other.index)
             assert torch.equal(one.inputs[0], other.inputs[0])
             assert torch.equal(one.targets, other.targets)
@@ -151,9 +156,9 @@ def test_the_next_batches_are_read_while_one_is_used() -> None:
     epoch = BatchLoader(split, DATA.task, CPU, 3, 50).epoch(0, 0)
     batch = next(epoch)
     until = time.monotonic() + 10
-    while len(split.read) < 1 + feed_module.AHEAD and time.monotonic() < until:
+    while len(split.read) < 1 + feed_module.READERS and time.monotonic() < until:
         time.sleep(0.01)
-    assert len(split.read) == 1 + feed_module.AHEAD, "not more, either: memory is not for ever"
+    assert len(split.read) == 1 + feed_module.READERS, "not more, either: memory is not for ever"
     assert split.read[0] == batch.index.tolist()
     epoch.close()
     assert not [one for one in threading.enumerate() if one.name.startswith("reading")]

@@ -14,7 +14,7 @@ from torch import nn
 
 from compress.benchmark.plan.metric import Function, Metric, find_metric
 from compress.benchmark.plan.rows import Row, rows_of
-from compress.benchmark.plan.suite import Named, Suite
+from compress.benchmark.plan.suite import Named, NamedTeacher, Suite
 from compress.chain_parser import model_sources
 from compress.compressor import Compressor, leaves, seed_everything
 from compress.context import StepContext, Transfer
@@ -26,7 +26,7 @@ from compress.model import INSTANCE, Blueprint, Model
 from compress.system.environment import cpu_threads
 from compress.system.files import sha256
 from compress.system.progress import stage
-from compress.tasks.base import Data
+from compress.tasks.base import Data, InputChange, Task
 from compress.training import Training
 from compress.training.evaluate import accuracies
 from compress.training.execution_mode import usual_precision
@@ -297,12 +297,17 @@ def _model(
     """
     kind = trained or "teacher"
     task, what = data.task, f"{kind} {name!r}" if name else "the model"
+    change, seen = None, ""
+    if isinstance(named, NamedTeacher):
+        task, change, seen = _seen_by(named, what, task)
 
     def load(module: nn.Module) -> None:
         if named.weights is not None:
-            words[what if name else ""] = load_weights(
+            words[what if name else ""] = seen + load_weights(
                 module, named.weights, named.model, new_head=bool(trained)
             )
+        if change is not None:
+            module.register_forward_pre_hook(change)
 
     def judge(module: nn.Module, paths: Sequence[OutputPath]) -> tuple[Sequence[float], int]:
         return accuracies(module, task, data.validation, paths)
@@ -326,6 +331,19 @@ def _model(
             f"{what} gives outputs of shape {shape} for one item, and the data needs {expected}"
         )
     return model
+
+
+def _seen_by(named: NamedTeacher, what: str, task: Task) -> tuple[Task, InputChange | None, str]:
+    """Return the task of a teacher, what changes the inputs to its own, and that in words."""
+    settings = named.settings()
+    library = pretrained(named.model, named.weights)
+    if library is not None and (library.classes,) == task.output_shape():
+        settings = settings.over(library.settings)
+    try:
+        own, change = task.seen_by(settings)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None
+    return own, change, "" if change is None else f"sees {change.words}; "
 
 
 def _check_row(row: Row, plan: Plan, context: StepContext) -> None:

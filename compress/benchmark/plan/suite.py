@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -13,7 +13,9 @@ import msgspec
 from compress.errors import UserError, unknown
 from compress.results.record import MARGIN
 from compress.tasks import OPTIONS
+from compress.tasks.preprocessing import Settings
 from compress.timing.setting import DEFAULT, parse_setting
+from compress.zoo.settings import settings_of
 
 BUILT_IN = Path(__file__).resolve().parents[2] / "suites"
 Option = str | int | float | bool | tuple[int | float, ...]
@@ -26,6 +28,28 @@ class Named:
 
     model: str
     weights: str | None = None
+
+
+@dataclass(frozen=True)
+class NamedTeacher(Named):
+    """A teacher by name, and the preprocessing that it was trained with; None: the data's.
+
+    Of a library's own weights the library says it.
+    """
+
+    size: int | tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = None
+    colors: str | None = None
+
+    def settings(self) -> Settings:
+        """Return what is given of the preprocessing. Raises UserError for what is none."""
+        return settings_of(self.mean, self.std, self.size, scale=self.scale, colors=self.colors)
+
+
+TABLES = {"teachers": NamedTeacher, "students": Named}
+"""Keys of a suite whose values are tables of models, by name."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +86,7 @@ class Suite:
     """Points: a row is equivalent if a loss of accuracy of this or more is ruled out."""
     metric: str | None = None
     """`FILE.py:NAME` of a user's own metric, which runs only if that file is allowed."""
-    teachers: Mapping[str, Named] = field(default_factory=dict)
+    teachers: Mapping[str, NamedTeacher] = field(default_factory=dict)
     students: Mapping[str, Named] = field(default_factory=dict)
     """Models with weights that chains may take for students, by name."""
 
@@ -102,9 +126,10 @@ def parse_suite(name: str, text: str) -> Suite:
             values[key] = msgspec.convert(value, types[key])
         except msgspec.ValidationError as error:
             raise UserError(f"suite {name}: {key} = {value!r:.100}: {error}") from error
-        for one, table in value.items() if key in ("teachers", "students") else ():
-            for extra in table.keys() - {"model", "weights"}:
-                raise unknown(f"key of {key[:-1]} {one!r}", extra, ["model", "weights"])
+        for one, table in value.items() if key in TABLES else ():
+            keys = [item.name for item in fields(TABLES[key])]
+            for extra in table.keys() - set(keys):
+                raise unknown(f"key of {key[:-1]} {one!r}", extra, keys)
     for key in ("data", "model", "chains"):
         if key not in values:
             raise UserError(f"suite {name}: the key {key!r} is missing")
@@ -131,6 +156,12 @@ def checked(suite: Suite) -> Suite:
         _require(
             name not in suite.teachers,
             f"a teacher cannot be called {name!r}: that names another model",
+        )
+    for name, teacher in suite.teachers.items():
+        given = teacher.settings()
+        _require(
+            (given.mean is None) == (given.std is None),
+            f"teacher {name!r}: give mean and std together",
         )
     for name in suite.students:
         _require(
