@@ -84,7 +84,18 @@ class Model:
     def copy(self) -> Model:
         """Return a model whose module shares no tensor with this one."""
         hints = copy.deepcopy(dict(self.hints))
-        return replace(self, module=copy.deepcopy(self.module), hints=hints)
+        return replace(self, module=copied(self.module), hints=hints)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a deep copy; of tensors that a pass has left in the module, copies without a graph.
+
+    `copy.deepcopy` refuses these.
+    """
+    values = [value for part in module.modules() for value in vars(part).values()]
+    values += [one for value in values if isinstance(value, dict) for one in value.values()]
+    results = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in results})
 
 
 def items_like(items: Tensors, count: int = 2, seed: int = 0) -> Tensors:

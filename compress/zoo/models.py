@@ -19,6 +19,7 @@ from compress.model import Blueprint, Model
 from compress.model import load as load_saved
 from compress.tasks.base import Task
 from compress.zoo.code import from_file
+from compress.zoo.given import bake, refuse_random, reparametrized
 from compress.zoo.libraries import call, from_timm, from_torchvision
 from compress.zoo.resnet import CifarResNet
 from compress.zoo.small import cnn_small, mlp
@@ -67,10 +68,17 @@ def fresh(
     model does not map the task's inputs to outputs of its shape.
     """
     blueprint = Blueprint(name, task.arguments())
-    module = build_module(blueprint, allow_code).eval()
+    module = _built(blueprint, allow_code).eval()
     if load is not None:
-        load(module)
-    model = Model(module, task.probe(), blueprint=blueprint, inputs=task.inputs)
+        try:
+            load(module)
+        except UserError:
+            if not reparametrized(module):
+                raise
+            bake(module)  # the weights may be those of a model that was saved: plain ones
+            load(module)
+    masked = bake(module)
+    model = Model(module, task.probe(), masked, blueprint=blueprint, inputs=task.inputs)
     if like is not None and like.blueprint == blueprint:
         set_all_heads(module, heads_by_path(like.module))
     else:
@@ -79,12 +87,19 @@ def fresh(
 
 
 def build_module(blueprint: Blueprint, allow_code: Collection[Path] = ()) -> nn.Module:
-    """Build a fresh module from its blueprint.
+    """Build a fresh module from its blueprint, of plain weights alone.
 
     The arguments are those of `Task.arguments`; of images `num_classes`, `in_channels` and
     `input_size` (height, width). Raises UserError if the factory is unknown, not allowed, or
     refuses its options.
     """
+    module = _built(blueprint, allow_code)
+    bake(module)
+    return module
+
+
+def _built(blueprint: Blueprint, allow_code: Collection[Path]) -> nn.Module:
+    """Build a fresh module as its factory makes it."""
     name = parse_model_name(blueprint.factory)
     arguments = dict(blueprint.arguments)
     if name.source.endswith(".py"):
@@ -153,6 +168,7 @@ def _built_in(name: ModelName, arguments: Mapping[str, Any]) -> nn.Module:
 def _check_output(name: str, model: Model, task: Task, judge: Judge | None) -> None:
     shape = " and ".join("x".join(map(str, tensor.shape[1:])) for tensor in model.probe)
     try:
+        refuse_random(model.module, model.items(), name)
         output = settle(model, task.output_shape(), judge)
     except UserError as error:
         raise UserError(str(error).replace("the model", name, 1)) from error

@@ -22,7 +22,7 @@ from compress.ensemble import settle
 from compress.errors import IllegalChain, UserError, unknown
 from compress.heads import Path as OutputPath
 from compress.heads import heads_of
-from compress.model import INSTANCE, Blueprint, Model
+from compress.model import INSTANCE, Blueprint, Model, copied
 from compress.system.environment import cpu_threads
 from compress.system.files import sha256
 from compress.system.progress import stage
@@ -32,6 +32,7 @@ from compress.training.evaluate import accuracies
 from compress.training.execution_mode import usual_precision
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
+from compress.zoo.given import bake, refuse_random, reparametrized
 from compress.zoo.models import build_module, fresh
 from compress.zoo.pretrained import Pretrained, pretrained
 from compress.zoo.transfer import calibrated, load_transfer
@@ -306,6 +307,10 @@ def _model(
             words[what if name else ""] = seen + load_weights(
                 module, named.weights, named.model, new_head=bool(trained)
             )
+        if kinds := {f"{kind} of {path}" for path, _, kind in reparametrized(module)}:
+            said = f"baked into plain weights: {', '.join(sorted(kinds))}"
+            key = what if name else ""
+            words[key] = "; ".join(filter(None, [words.get(key), said]))
         if change is not None:
             module.register_forward_pre_hook(change)
 
@@ -316,10 +321,12 @@ def _model(
         sure = named.weights is not None and not trained
         return fresh(named.model, task, allow_code, load=load, judge=judge if sure else None)
     # A copy: the caller's module keeps its mode, device and type.
-    module = copy.deepcopy(own).cpu().float().eval()
+    module = copied(own).cpu().float().eval()
     load(module)
-    model = Model(module, task.probe(), blueprint=Blueprint(INSTANCE), inputs=task.inputs)
+    masked = bake(module)
+    model = Model(module, task.probe(), masked, blueprint=Blueprint(INSTANCE), inputs=task.inputs)
     try:
+        refuse_random(module, model.items(), "the model")
         shape = tuple(settle(model, task.output_shape(), judge).shape)
     except UserError as error:
         raise UserError(str(error).replace("the model", what, 1)) from error
