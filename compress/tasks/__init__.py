@@ -36,7 +36,7 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "augment": Option(
         "str",
-        "none, or some of flip, crop, cutout and mixup joined by hyphens, such as flip-crop; by "
-        "default what suits the data.",
+        "none, or some of flip, crop, resizedcrop, jitter, cutout and mixup joined by hyphens, "
+        "such as flip-crop; by default what suits the data.",
     ),
 }
