@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from compress.deploy.export import OUTPUT, first_line
 from compress.deploy.protobuf import within
 from compress.deploy.session import predict, session, split
+from compress.errors import UserError
 from compress.model import Model, forward
 from compress.system.amounts import decimal
 from compress.system.progress import counted, stage
@@ -36,8 +37,9 @@ COST = 25e9
 """Multiply-adds in which the module answers all items of the verification, if it can."""
 TOLERANCE = 1e-3
 """The allowed error of a float file, as a fraction of the module's largest |logit|."""
-BACKWARDS = 64
-"""Items that the module answers again, in the opposite order."""
+BACKWARDS, FEW_BACKWARDS = 64, 14
+"""Items that the module answers again, in the opposite order and in batches of 7; the fewer where
+that takes long: what remembers, or mixes the items of a batch, does so for any."""
 AGREEMENT = 0.99
 """Top-1 answers of a lowered file that must not depend on graph optimizations."""
 CONSTANT = 0.01
@@ -83,6 +85,8 @@ def _failing(reason: str) -> Iterator[None]:
     """Turn whatever is raised into a reason: onnxruntime's errors share no base class."""
     try:
         yield
+    except UserError:  # an image that cannot be read is no fault of the file
+        raise
     except Exception as error:
         raise _Bad(f"{reason}: {first_line(error)}") from None
 
@@ -94,11 +98,15 @@ def verify(
     lowered: bool,
     others: Sequence[Tensors] = (),
     macs: float = 0,
+    answers: Callable[[], np.ndarray] | None = None,
 ) -> Verification:
     """Check a file against `model.module` on `inputs` (prepared, real, (N, ...), N >= 64).
 
     A module of many multiply-adds (`macs`) answers only some of them, evenly spaced, and at batch
     sizes 1, 2 and 7 the file answers only a few (see `verification_items`).
+
+    `answers` runs the file on all of `inputs` at batch size 32, if its answers are wanted for
+    something else as well: it returns their logits (N, ...).
 
     `others` are further batches, of other lengths where the model takes any length: there the file
     must give what the module gives; a lowered one must give finite outputs of the same shape.
@@ -117,10 +125,14 @@ def verify(
     """
     count = len(inputs[0])
     compared = spaced(_compared(macs), count)
-    few = len(compared) if len(compared) == count else FEW
-    total = len(compared) + (1 + lowered) * count + 3 * few + min(few, BACKWARDS)
+    whole = len(compared) == count
+    few, backwards = (count, min(count, BACKWARDS)) if whole else (FEW, FEW_BACKWARDS)
+    passes = (answers is None) + lowered
+    total = len(compared) + passes * count + 3 * few + backwards
     with stage(f"verifying the file on {count:,} items", total, "answers"):
-        return _verify(onnx_bytes, model, inputs, lowered, others, compared, few)
+        return _verify(
+            onnx_bytes, model, inputs, lowered, others, compared, few, backwards, answers
+        )
 
 
 def _verify(
@@ -131,6 +143,8 @@ def _verify(
     others: Sequence[Tensors],
     compared: Tensor,
     few: int,
+    backwards: int,
+    answers: Callable[[], np.ndarray] | None,
 ) -> Verification:
     items = tuple(tensor[compared] for tensor in inputs)
     # A large module is fastest in small batches, whose activations stay in the caches.
@@ -140,10 +154,10 @@ def _verify(
     try:
         if not np.isfinite(reference).all():
             raise _Bad("the module itself gives outputs that are not finite")
-        _check_memory(model, items, reference, TOLERANCE * largest, min(few, BACKWARDS))
+        _check_memory(model, items, reference, TOLERANCE * largest, backwards)
         proto = _read(onnx_bytes)
         _check_graph(proto, model.signature)
-        whole, outputs = _run(onnx_bytes, inputs, reference, compared, few)
+        whole, outputs = _run(onnx_bytes, inputs, reference, compared, few, answers)
         usual = outputs[BATCHES[-1]]
         agreement = float((_top(usual) == _top(reference)).mean())
         worst = max(_error(logits, reference) for logits in outputs.values())
@@ -233,7 +247,12 @@ def _output_step(proto: onnx.ModelProto) -> float:
 
 
 def _run(
-    onnx_bytes: bytes, inputs: Tensors, reference: np.ndarray, compared: Tensor, few: int
+    onnx_bytes: bytes,
+    inputs: Tensors,
+    reference: np.ndarray,
+    compared: Tensor,
+    few: int,
+    answers: Callable[[], np.ndarray] | None,
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Return the file's logits of all inputs, and by batch size those of items to compare.
 
@@ -249,7 +268,7 @@ def _run(
         _gate_sound(outputs[batch], reference[:few], batch)
     batch = BATCHES[-1]
     with _failing(f"the file fails at batch size {batch}"):
-        whole = predict(runner, counted(split(inputs, batch)))
+        whole = predict(runner, counted(split(inputs, batch))) if answers is None else answers()
     _gate_sound(whole, reference, batch, len(inputs[0]))
     outputs[batch] = whole[compared.numpy()]
     return whole, outputs

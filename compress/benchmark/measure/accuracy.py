@@ -15,6 +15,8 @@ from compress.stats.proportions import TOP, confidences, target_ranks
 from compress.system.progress import stage
 from compress.tasks.base import Split, Task, Tensors, prepared_batches
 
+BATCH = 32
+"""The largest batch of the verification, which shares the pass over the test items."""
 NOT_FINITE = "the file gives outputs that are not finite numbers"
 
 
@@ -40,7 +42,7 @@ def measure_answers(
     labels: list[torch.Tensor] = []
 
     def batches() -> Iterator[Tensors]:
-        for inputs, some in prepared_batches(task, test, 64):
+        for inputs, some in prepared_batches(task, test, BATCH):
             labels.append(some)
             yield inputs
             shown.advance(len(some))

@@ -10,13 +10,14 @@ import gzip
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress import counts
-from compress.benchmark.measure.accuracy import measure_answers
+from compress.benchmark.measure.accuracy import Answered, measure_answers
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.provenance import full_chain, metadata, preprocessing_hash, split_hash
 from compress.benchmark.plan.rows import Row
@@ -77,9 +78,14 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
         items = verification_items(counted.macs, model.lowered)
         inputs = stacked_inputs(task, plan.data.test, items)
         others = other_lengths(task, plan.data.test)
-    verdict = verify(onnx, model, inputs, model.lowered, others, counted.macs)
-    path = folder / (outputs.DEPLOYABLE if verdict.ok else outputs.UNVERIFIED)
+    path = folder / outputs.UNVERIFIED
     write_atomic(path, onnx)
+    answers = _Answers(plan, path)
+    # Items of a batch are padded to its longest, so not alike in both passes.
+    shared = None if task.ragged else partial(answers.logits, items)
+    verdict = verify(onnx, model, inputs, model.lowered, others, counted.macs, shared)
+    if verdict.ok:
+        answers.path = path = path.rename(folder / outputs.DEPLOYABLE)
     if code := task.script():
         write_atomic(folder / outputs.SCRIPT, code.encode())
     measured = Measured(notes=list(built.log.notes), log=list(built.log.rows))
@@ -90,7 +96,7 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
     with stage("saving the model, counting its operations and bytes"):
         measured.notes += _save(plan, row, model, folder)
         _count(model, counted, onnx, measured)
-    _answer(plan, folder, row, path, verdict, measured)
+    _answer(plan, folder, row, answers, verdict, measured)
     _execute(path, [tensor[:1].numpy() for tensor in inputs], plan.threads, measured)
     if np.isfinite(verdict.max_abs_error):
         measured.figures["top1_agreement"] = float(verdict.top1_agreement)
@@ -164,13 +170,33 @@ def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, measured: M
         measured.notes.append(slowed)
 
 
+@dataclass
+class _Answers:
+    """The answers of a file to all test items, in one pass for verification and accuracy."""
+
+    plan: Plan
+    path: Path
+    known: Answered | None = None
+
+    def get(self) -> Answered:
+        if self.known is None:
+            data, plan = self.plan.data, self.plan
+            self.known = measure_answers(self.path, data.task, data.test, plan.threads, plan.metric)
+        return self.known
+
+    def logits(self, count: int) -> np.ndarray:
+        """Return those of `count` items, evenly spaced, as `stacked_inputs` takes them."""
+        logits = self.get().logits
+        return logits[spaced(count, len(logits)).numpy()]
+
+
 def _answer(
-    plan: Plan, folder: Path, row: Row, path: Path, verdict: Verification, measured: Measured
+    plan: Plan, folder: Path, row: Row, made: _Answers, verdict: Verification, measured: Measured
 ) -> None:
     """Run the file on all test items; one that failed verification, if it runs at all."""
     data = plan.data
     try:
-        answers = measure_answers(path, data.task, data.test, plan.threads, plan.metric)
+        answers = made.get()
     except Exception as error:
         if verdict.ok:
             raise
