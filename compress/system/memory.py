@@ -19,11 +19,22 @@ RECLAIMED = ("inactive_file", "active_file", "slab_reclaimable")
 
 
 def free_memory(own: Path = OWN, groups: Path = GROUPS) -> int:
-    """Return the bytes that new processes can have, within the limits of a container.
+    """Return the bytes that this process can still have, within its own limit and a container's.
 
-    These may lie on the process's control group or on any above it (cgroup v2, and v1).
+    A container's may lie on the process's control group or on any above it (cgroup v2, and v1).
     """
-    return max(0, min([psutil.virtual_memory().available, *_left_in_groups(own, groups)]))
+    left = [*_left_in_groups(own, groups), *_left_of_own()]
+    return max(0, min([psutil.virtual_memory().available, *left]))
+
+
+def _left_of_own() -> Iterator[int]:
+    """Yield how much this process may add to its data, if that is limited (as a step's is)."""
+    with contextlib.suppress(ImportError):  # only systems that have such limits have it
+        import resource
+
+        most, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        if most != resource.RLIM_INFINITY:
+            yield most - getattr(psutil.Process().memory_info(), "data", 0)
 
 
 def _left_in_groups(own: Path, groups: Path) -> Iterator[int]:

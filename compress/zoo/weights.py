@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compress.chain_parser import ModelName, parse_model_name
 from compress.errors import UserError, unknown
+from compress.system.files import sha256
 
 DEFAULT = "DEFAULT"
 PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
@@ -27,6 +28,8 @@ COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
 """Last parts of names under which libraries keep what is no weight."""
 SHOWN = 5
 SAFE_TORCH = (2, 11)
+SHA256 = 64
+"""Digits of such a hash."""
 
 
 def load_weights(
@@ -271,4 +274,25 @@ def _timm_weights(name: ModelName) -> tuple[dict[str, Tensor], str]:
     if found is None or not found.has_weights:
         raise UserError(f"timm has no weights of {name.name}: name a file of weights")
     module = timm.create_model(name.name, pretrained=True, **name.options)
+    if found.hf_hub_id:
+        _check_hub_file(found.hf_hub_id)
     return module.state_dict(), f"timm's weights of {found.architecture}.{found.tag}"
+
+
+def _check_hub_file(repository: str) -> None:
+    """Check the SHA-256 of a hub's files, as its server gives it. Raises UserError.
+
+    The hub's library, which timm downloads by, looks at their lengths alone. In its cache a file
+    has the name of its ETag, which of large files is the SHA-256.
+    """
+    import huggingface_hub
+
+    place = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    folder = huggingface_hub.file_download.repo_folder_name(repo_id=repository, repo_type="model")
+    for file in (place / folder / "blobs").glob("*"):
+        if len(file.name) == SHA256 and sha256(file.read_bytes()) != file.name:
+            file.unlink()
+            raise UserError(
+                f"the downloaded weights of {repository} are damaged (their SHA-256 is not the "
+                f"one that the server gives), and were removed: try again"
+            )

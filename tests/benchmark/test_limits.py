@@ -12,8 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from compress.benchmark.execute import run_spec
-from compress.benchmark.execute.run_spec import Limits
+from compress.benchmark.execute import job, run_spec
+from compress.benchmark.execute.executor import ChainJob
+from compress.benchmark.execute.run_spec import Limits, Stores
+from compress.benchmark.plan.plan import make_plan
+from compress.benchmark.plan.suite import Suite
+from compress.benchmark.store.store import Store
 from compress.errors import UserError
 from compress.system import memory
 from compress.system.memory import family, free_memory, resident
@@ -89,6 +93,23 @@ def test_free_memory_is_the_least_of_machine_and_container(
     assert free_memory(tmp_path / "own", tmp_path / "sys") == 800 * 1024
 
 
+def test_what_a_process_may_still_have_is_no_more_than_its_own_limit() -> None:
+    """A step that is limited must not read half of the machine's memory full of images."""
+    code = (
+        "import resource, psutil\n"
+        "from compress.system.memory import free_memory\n"
+        "data = psutil.Process().memory_info().data\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (data + 10**8, data + 10**8))\n"
+        "left = free_memory()\n"
+        "kept = bytearray(4 * 10**7)\n"
+        "print(left, free_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert 9.5e7 < before <= 1.01e8
+    assert 3.9e7 < before - after < 4.5e7
+
+
 def test_what_files_fill_is_free(tmp_path: Path, free: Callable[[str], int]) -> None:
     """Else a container whose cache is warm would have nothing left, and every step would fail."""
     warm = {"inactive_file": 200_000, "active_file": 150_000, "slab_reclaimable": 40_000}
@@ -136,6 +157,17 @@ def test_the_limit_is_what_is_given_or_most_of_what_is_free(
     with pytest.raises(UserError, match=r"only 268 MB of memory is free.* raise the container"):
         Limits().bytes()
     assert Limits(memory=10**9).bytes() == 10**9
+
+
+def test_a_lack_of_memory_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def advance(work: object, job: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 77070336 bytes")
+
+    plan = make_plan(Suite("s", "digits", "cnn-small", ("train(epochs=1)",)))
+    monkeypatch.setattr(job._ChainWork, "advance", advance)
+    stores = Stores(Store(tmp_path), Store(tmp_path / "private"))
+    outcome = job.perform(ChainJob("baseline", 0, 0), plan, stores)
+    assert outcome.error.endswith(job.MEMORY)
 
 
 def test_a_step_can_start_whatever_its_limit(tmp_path: Path) -> None:

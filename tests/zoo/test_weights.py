@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import pickle
+import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -233,3 +237,68 @@ def test_default_weights_are_downloaded_once_and_their_hash_is_checked(
     monkeypatch.setattr(weights.value, "url", f"http://127.0.0.1:1/{stem}")
     with pytest.raises(UserError, match=r"could not be downloaded: .*Connect to the network, or"):
         load_weights(target, "DEFAULT", name)
+
+
+HUB = """
+import sys
+from pathlib import Path
+from compress.tasks.image_classification import ImageClassification, Preprocessing
+from compress.zoo.models import fresh
+from compress.zoo.weights import load_weights
+spec = Preprocessing(3, (64, 64), (0.5,) * 3, (0.25,) * 3)
+task = ImageClassification("x", tuple(map(str, range(1000))), spec)
+model = fresh("timm:test_efficientnet", task)
+try:
+    print(load_weights(model.module, "DEFAULT", "timm:test_efficientnet"))
+    print(float(model.module.get_parameter("classifier.bias").detach()[7]))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+class Hub(Shelf):
+    """Serves a file of weights as a hub of models does."""
+
+    etag = ""
+
+    def do_HEAD(self) -> None:
+        known = self.path.endswith("/resolve/main/model.safetensors")
+        self.send_response(200 if known else 404)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.send_header("ETag", f'"{self.etag}"')
+        self.send_header("X-Repo-Commit", "c" * 40)
+        self.end_headers()
+
+
+def test_timms_default_weights_are_downloaded_once_and_their_hash_is_checked(tmp_path):
+    timm = pytest.importorskip("timm")
+    module = timm.create_model("test_efficientnet", pretrained=False)
+    with torch.no_grad():
+        module.classifier.bias[7] = 42.5
+    save_file(module.state_dict(), tmp_path / "file")
+
+    class Own(Hub):
+        content = (tmp_path / "file").read_bytes()
+        etag = hashlib.sha256(content).hexdigest()
+
+    def loaded(address: str, home: str) -> str:
+        env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / home)}
+        done = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True)
+        return done.stdout
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        expected = "timm's weights of test_efficientnet.r160_in1k\n42.5\n"
+        assert loaded(address, "home") == expected
+        Own.etag = "0" * 64
+        assert loaded(address, "other").startswith("UserError the downloaded weights of timm/test")
+        server.shutdown()
+        thread.join()
+    assert loaded(address, "home") == expected, "from the cache, without the server"
+    assert re.match(
+        r"UserError timm's weights of test_efficientnet could not be downloaded: .*Connect to",
+        loaded(address, "none"),
+        re.DOTALL,
+    )

@@ -30,9 +30,11 @@ from compress.errors import CannotSave
 from compress.results.record import Record, candidate_name
 from compress.system.files import write_json
 from compress.system.progress import stage
+from compress.training.out_of_memory import ran_out_of_memory
 
 OUTCOME = "outcome.json"
 RECORD = "record"
+MEMORY = "Raise the limit with --step-memory, or take a smaller batch_size"
 
 
 def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Outcome:
@@ -46,7 +48,10 @@ def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Out
     except Exception as error:  # a step is foreign code: it may raise anything
         text = "".join(traceback.format_exception(error))[-4000:]
         rows = (*work.step_log.rows, {"kind": "traceback", "text": text})
-        return Outcome(f"{type(error).__name__}: {str(error) or 'no reason was given'}", rows)
+        reason = str(error) or "no reason was given"
+        if ran_out_of_memory(error):
+            reason += f". {MEMORY}"
+        return Outcome(f"{type(error).__name__}: {reason}", rows)
     return Outcome(unsaved=work.unsaved)
 
 

@@ -1,0 +1,173 @@
+"""Which classifiers of torchvision and timm go all the way with their library's own preprocessing?
+
+    python benchmarks/pretrained/families.py --out reports/pretrained [--root ../shared/data]
+        [--seconds 3600] [NAME ...]
+
+Every classifier of torchvision and thirty families of timm (chosen before any was tried), up to 100
+million parameters: built with its own preprocessing, exported, verified on photographs, quantized,
+verified again. Weights are fresh ones, since nothing is downloaded; batch norms get the statistics
+of photographs. That proves shapes, files and sameness, and says nothing of accuracy. Each model
+runs in a process of its own; its result is kept at once, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from compress import counts
+from compress.compressor import run, seed_everything
+from compress.context import StepContext, StepLog
+from compress.deploy.export import export
+from compress.deploy.verify import verification_items, verify
+from compress.system.environment import cpu_info
+from compress.system.files import write_atomic
+from compress.tasks.base import Subset, stacked_inputs
+from compress.techniques import chain
+from compress.zoo.data import load_data
+from compress.zoo.models import fresh
+from compress.zoo.pretrained import pretrained
+from compress.zoo.weights import DEFAULT
+
+MOST = 100e6
+LIMIT = 900
+"""Seconds for a model."""
+QUANTIZE = "quantize(reduce_range=True)"
+"""With the range that is right on processors without VNNI, too."""
+CALIBRATION = 32
+TIMM = (
+    *("efficientnet_b0", "tf_efficientnet_lite0", "mobilenetv3_small_100"),
+    *("mobilenetv4_conv_small", "resnet18d", "resnext50_32x4d", "seresnet50", "regnety_002"),
+    *("convnextv2_atto", "repvgg_a0", "ghostnet_100", "hrnet_w18_small", "dla34"),
+    *("dm_nfnet_f0", "rexnet_100", "fastvit_t8", "vit_tiny_patch16_224"),
+    *("deit3_small_patch16_224", "eva02_tiny_patch14_224", "cait_xxs24_224"),
+    *("xcit_nano_12_p16_224", "swinv2_tiny_window8_256", "levit_128s", "efficientformer_l1"),
+    *("mobilevitv2_050", "edgenext_xx_small", "mixer_s16_224", "poolformer_s12", "pvt_v2_b0"),
+    *("hiera_tiny_224",),
+)
+COLUMNS = ("model", "inputs", "params M", "MMACs", "file", "export s", "int8 file", "why")
+
+
+def names() -> list[str]:
+    of_torchvision = torchvision.models.list_models(module=torchvision.models)
+    return [f"torchvision:{name}" for name in of_torchvision] + [f"timm:{name}" for name in TIMM]
+
+
+def settled(module: nn.Module, inputs: torch.Tensor) -> None:
+    """Give batch norms the statistics of some photographs, as a trained net has them."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None
+        layer.train()
+    with torch.no_grad():
+        module(inputs)
+    module.eval()
+
+
+def tried(name: str, root: Path) -> dict[str, Any]:
+    """Return the row of a model; whatever fails is said in it."""
+    known = pretrained(name, DEFAULT)
+    assert known is not None, name
+    data = load_data(f"imagefolder:{root / 'imagenet-sample'}", usual=known.settings)
+    seed_everything(0)
+    model = fresh(name, data.task)
+    counted = counts.count(model.module, model.example)
+    row: dict[str, Any] = {
+        "inputs": data.task.input_words().partition(", mean")[0],
+        "params M": round(counted.params / 1e6, 1),
+        "MMACs": round(counted.macs / 1e6),
+    }
+    if counted.params > MOST:
+        return {**row, "why": "above 100 M parameters: left out"}
+    settled(model.module, stacked_inputs(data.task, data.test, 16)[0])
+    started = time.perf_counter()
+    onnx = export(model)
+    row["export s"] = round(time.perf_counter() - started, 1)
+    inputs = stacked_inputs(data.task, data.test, verification_items(counted.macs, lowered=False))
+    verdict = verify(onnx, model, inputs, lowered=False, macs=counted.macs)
+    row["file"] = "verified" if verdict.ok else "not verified"
+    if not verdict.ok:
+        return {**row, "why": verdict.reason}
+    few = Subset(data.calibration, torch.arange(min(CALIBRATION, len(data.calibration))))
+    context = StepContext(data.task, calibration=few, log=StepLog())
+    lowered = run(chain(QUANTIZE), model, context)
+    assert lowered.onnx is not None
+    verdict = verify(lowered.onnx, model, inputs, lowered=True, macs=counted.macs)
+    row["int8 file"] = "verified" if verdict.ok else "not verified"
+    return {**row, "why": "; ".join(filter(None, [verdict.reason, *context.log.notes]))}
+
+
+def in_a_process(name: str, root: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", name, "--root", str(root), "--out", "."]
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        found = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        found = {"why": f"not done within {LIMIT} s"}
+    except (IndexError, ValueError):
+        found = {"why": f"the process ended: {(done.stderr.strip().splitlines() or ['?'])[-1]}"}
+    return {"model": name, **found, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    cpu, features = cpu_info()
+    body = [[str(row.get(column, "")) for column in COLUMNS] for row in rows]
+    lines = ["# Classifiers with their library's own preprocessing", ""]
+    lines += ["| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *body)]
+    for kind, column in (("files", "file"), ("int8 files", "int8 file")):
+        right = sum(row.get(column) == "verified" for row in rows)
+        lines += ["", f"{right} {kind} verified, of {sum('file' in row for row in rows)} models."]
+    lines += ["", f"{cpu} ({', '.join(features)})."]
+    lines += [
+        "",
+        "`python benchmarks/pretrained/families.py --out reports/pretrained` gives it.",
+        "",
+    ]
+    write_atomic(out / "families.md", "\n".join(lines).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--one", help="One model, in this process.")
+    options = parser.parse_args()
+    if options.one:
+        try:
+            found = tried(options.one, options.root)
+        except Exception as error:
+            found = {"why": f"{type(error).__name__}: {error}"}
+        print(json.dumps(found))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / "families.jsonl"
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    known = {row["model"]: row for row in map(json.loads, lines)}
+    started = time.perf_counter()
+    for name in options.names or names():
+        if name in known and not options.names:
+            continue
+        if time.perf_counter() - started > options.seconds:
+            break
+        known[name] = in_a_process(name, options.root)
+        print(known[name], flush=True)
+        with kept.open("a") as file:
+            file.write(json.dumps(known[name]) + "\n")
+    write([known[name] for name in names() if name in known], options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Does training wait for JPEG files? Images per second at 224 pixels, and memory on a large folder.
+
+    python benchmarks/pretrained/throughput.py --out reports/pretrained [--root ../shared/data]
+
+Of photographs, for ResNet-18 and EfficientNet-Lite0: decoding alone, training alone (the same
+images in memory), and training from files, decoded anew and as the store keeps them. All take
+turns, round by round. Then a training in a step whose memory limit is a fifth of the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas
+import psutil
+import torch
+
+from compress.compressor import run, seed_everything
+from compress.context import StepContext, StepLog
+from compress.results.derive import read_results
+from compress.system.environment import cpu_info
+from compress.system.files import write_atomic
+from compress.system.memory import family
+from compress.tasks.base import Data, Split, Subset, TensorSplit
+from compress.techniques import chain
+from compress.training import batch_loader
+from compress.zoo.data import load_data
+from compress.zoo.image_files import keep_pixels
+from compress.zoo.models import fresh
+
+NETS = ("torchvision:resnet18", "timm:tf_efficientnet_lite0")
+BATCH = 32
+LIMIT = 2.0
+"""Gigabytes of a step's memory."""
+TIMES = 5
+SIZE = 224
+
+
+def decoding(split: Split) -> float:
+    """Return images per second of reading a split in batches."""
+    started = time.perf_counter()
+    for _ in split.batches(BATCH):
+        pass
+    return len(split) / (time.perf_counter() - started)
+
+
+def training(data: Data, split: Split, net: str) -> float:
+    """Return images per second of an epoch on a split, as the step's log has them."""
+    seed_everything(0)
+    task = replace(data.task, augment="flip-crop")  # type: ignore[type-var]
+    context = StepContext(task=task, train=split, seed=0, log=StepLog(), tune=False)
+    run(chain(f"finetune(epochs=1, batch_size={BATCH})"), fresh(net, task), context)
+    [row] = [row for row in context.log.rows if row["kind"] == "epoch"]
+    return float(row["samples_per_second"])
+
+
+def rates(root: Path, items: int, rounds: int, store: Path) -> dict[str, list[float]]:
+    """Return images per second of every way, by its words; all ways take turns."""
+    ways: dict[str, Callable[[], float]] = {}
+    memory: Split | None = None
+    for words, keeps in (("decoded", False), ("kept in the store", True)):
+        data = load_data(f"imagefolder:{root / 'imagenet-sample'}")
+        if keeps:
+            keep_pixels(data, store)
+        files = Subset(data.test, torch.arange(items))
+        raw, targets = files.fetch(torch.arange(items))
+        memory = memory or TensorSplit(raw, targets)
+        ways[f"read alone, {words}"] = partial(decoding, files)
+        for net in NETS:
+            ways[f"{net}, in memory"] = partial(training, data, memory, net)
+            ways[f"{net}, {words}"] = partial(training, data, files, net)
+    found: dict[str, list[float]] = defaultdict(list)
+    batch_loader.MEMORY_SHARE = 0.0  # as if the images did not fit
+    for _ in range(rounds):
+        for words, way in ways.items():
+            found[words].append(way())
+    return found
+
+
+def table(found: dict[str, list[float]], items: int) -> list[str]:
+    """Return the rates as lines of Markdown, and how near training from files is to its bound."""
+    middle = {words: statistics.median(values) for words, values in found.items()}
+    lines = [
+        f"| {items} photographs | images/s, median | lowest to highest |",
+        "| --- | --: | --: |",
+    ]
+    lines += [
+        f"| {words} | {middle[words]:.1f} | {min(values):.1f} to {max(values):.1f} |"
+        for words, values in found.items()
+    ]
+    lines.append("")
+    for net in NETS:
+        for how in ("decoded", "kept in the store"):
+            bound = min(middle[f"read alone, {how}"], middle[f"{net}, in memory"])
+            share = middle[f"{net}, {how}"] / bound
+            lines.append(f"- {net}, {how}: {share:.2f} of the slower of reading and training.")
+    return lines
+
+
+def large_folder(root: Path, work: Path) -> tuple[Path, int]:
+    """Return a folder of links to photographs whose pixels are so many times the limit."""
+    photographs = sorted((root / "imagenet-sample").rglob("*.jpg"))
+    count = int(TIMES * LIMIT * 1e9 / (3 * SIZE * SIZE))
+    for number in range(count):
+        part = "train" if number % 100 else "test"
+        place = work / "large" / part / f"class{number % 7}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.jpg").symlink_to(photographs[number % len(photographs)].resolve())
+    return work / "large", count
+
+
+def peak_of(process: subprocess.Popen[Any]) -> int:
+    """Return the most bytes that one of a run's steps has held while it ran."""
+    most = 0
+    while process.poll() is None:
+        for pid in family(process.pid):
+            try:
+                one = psutil.Process(pid)
+                if one.name() == "compress-step":
+                    most = max(most, one.memory_info().rss)
+            except psutil.Error:
+                continue
+        time.sleep(0.1)
+    return most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--items", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        lines = [f"# Training from JPEG files at {SIZE} pixels", ""]
+        lines += table(rates(options.root, options.items, options.rounds, work), options.items)
+        folder, count = large_folder(options.root, work)
+        words = ["run", "--data", f"imagefolder:{folder}", "--model", "mlp(width=8)"]
+        words += ["--baseline", "train(epochs=2)", "--chain", "prune_weights(sparsity=0.5)"]
+        words += ["--step-memory", str(LIMIT), "--timing-seconds", "1", "--out", str(work / "run")]
+        process = subprocess.Popen([sys.executable, "-m", "compress", *words])
+        peak = peak_of(process)
+        states = [row["status"] for row in read_results(work / "run").rows]
+        pixels = sum(path.stat().st_size for path in (work / "run").rglob("*.pixels"))
+        curves = pandas.read_csv(work / "run" / "curves.csv")
+        rate = curves[curves.epoch == 2].samples_per_second.iloc[0]
+        lines += [
+            "",
+            f"A folder of {count:,} photographs, {count * 3 * SIZE**2 / 1e9:.1f} GB of pixels "
+            f"({pixels / 1e9:.1f} GB in the store), trained on twice in steps of at most "
+            f"{LIMIT:g} GB: rows {', '.join(states)}; a step held at most {peak / 1e9:.2f} GB; "
+            f"{rate:.0f} images/s in the second epoch.",
+        ]
+    cpu, features = cpu_info()
+    lines += ["", f"{cpu} ({', '.join(features)}), {torch.get_num_threads()} threads.", ""]
+    command = "python benchmarks/pretrained/throughput.py --out reports/pretrained"
+    lines += [f"`{command}` gives it.", ""]
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(options.out / "throughput.md", "\n".join(lines).encode())
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
