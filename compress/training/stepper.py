@@ -71,15 +71,15 @@ class Stepper:
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Leave the batch's gradients in the parameters, in micro-batches that memory holds."""
         while True:
-            message = ""
+            failed, message = False, "memory ran out in another process"
             try:
                 loss, right = self._in_parts(batch)
             except (RuntimeError, MemoryError) as error:
                 # Batch norm has no variance over one item, so a part has two at least.
                 if not ran_out_of_memory(error) or 4 * self.micro_batches > len(batch):
                     raise
-                message = str(error).strip().partition("\n")[0]
-            if not ranks().anywhere(bool(message)):
+                failed, message = True, str(error).strip().partition("\n")[0]
+            if not ranks().anywhere(failed):
                 count = right.float()
                 ranks().add([loss, count, *(p.grad for p in self.parameters if p.grad is not None)])
                 return loss, count.long()

@@ -17,21 +17,22 @@ from compress.techniques import chain
 
 def trained(text: str, out: Path) -> None:
     """Run a chain on the digits; leave its weights and its curve in a folder."""
-    torch.set_num_threads(1)
     data = small_digits()
     start = fresh_model(data, "mlp(width=32)")
     context = make_bench(data, teacher=start)
     result = run(chain(text), start, context)
-    out.mkdir()
+    out.mkdir(parents=True)
     save_file(result.module.state_dict(), out / "weights.safetensors")
     (out / "rows.json").write_text(json.dumps(context.log.rows))
 
 
-def main(rank: int, count: int, text: str, folder: Path) -> None:
+def main(rank: int, count: int, folder: Path, chains: list[str]) -> None:
+    torch.set_num_threads(1)
     join(rank, count, "cpu", folder / "meeting")
-    trained(text, folder / str(rank))
+    for number, text in enumerate(chains):
+        trained(text, folder / str(number) / str(rank))
     leave()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from compress import api, techniques
 from compress.benchmark import run as bench
+from compress.benchmark.plan.suite import Suite
 from compress.benchmark.run import run_plan
 from compress.ranks import ranks
 from compress.results.derive import read_results
@@ -26,16 +27,30 @@ COUNT = 2
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def together(text: str, folder: Path) -> None:
-    """Run a chain in several processes, and by one alone."""
+CHAINS = (
+    "train(epochs=3, batch_size=50)",
+    "train(epochs=3, batch_size=50, keep='best', optimizer='sgd', learning_rate=0.1)",
+    "distill(student='mlp(width=16)', epochs=2, views=1, batch_size=50)",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder: of each chain what several processes left, and what one alone."""
+    folder = tmp_path_factory.mktemp("trained")
     command = [sys.executable, rank_worker.__file__]
     env = {"PYTHONPATH": ":".join([str(TESTS), *sys.path])}
     others = [
-        subprocess.Popen([*command, str(rank), str(COUNT), text, str(folder)], env=env)
+        subprocess.Popen([*command, str(rank), str(COUNT), str(folder), *CHAINS], env=env)
         for rank in range(COUNT)
     ]
-    rank_worker.trained(text, folder / "alone")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for number, text in enumerate(CHAINS):
+        rank_worker.trained(text, folder / str(number) / "alone")
+    torch.set_num_threads(before)
     assert [other.wait(120) for other in others] == [0] * COUNT
+    return folder
 
 
 def curve(folder: Path, kind: str = "epoch") -> list[dict[str, Any]]:
@@ -43,18 +58,11 @@ def curve(folder: Path, kind: str = "epoch") -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == kind]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "train(epochs=3, batch_size=50)",
-        "train(epochs=3, batch_size=50, keep='best', optimizer='sgd', learning_rate=0.1)",
-        "distill(student='mlp(width=16)', epochs=2, views=1, batch_size=50)",
-    ],
-)
-def test_two_processes_train_as_one(text: str, tmp_path: Path) -> None:
-    together(text, tmp_path)
-    alone, *others = (tmp_path / name for name in ("alone", *map(str, range(COUNT))))
-    weights = [load_file(folder / "weights.safetensors") for folder in (alone, *others)]
+@pytest.mark.parametrize("number", range(len(CHAINS)))
+def test_two_processes_train_as_one(number: int, trained: Path) -> None:
+    folders = [trained / str(number) / name for name in ("alone", *map(str, range(COUNT)))]
+    alone, *others = folders
+    weights = [load_file(folder / "weights.safetensors") for folder in folders]
     for name, tensor in weights[0].items():
         assert torch.equal(weights[1][name], weights[2][name]), "all processes have the same"
         torch.testing.assert_close(weights[1][name], tensor, rtol=2e-3, atol=2e-4)
@@ -79,9 +87,12 @@ def test_a_process_alone_exchanges_nothing() -> None:
     assert not alone.anywhere(False)
 
 
-def run_by(count: int, folder: Path, chains: list[str], **options: Any) -> list[dict[str, Any]]:
+def run_by(count: int, folder: Path, chain: str) -> list[dict[str, Any]]:
     plan, out, how = api.prepare(
-        "digits", chains=tuple(chains), out=folder, controls=False, step_threads=1, **options
+        Suite("s", "digits", "cnn-small(width=16)", (chain,), controls=False),
+        out=folder,
+        step_threads=1,
+        progress=False,
     )
     run_plan(replace(plan, ranks=count), out, how)
     return read_results(out).rows
@@ -92,9 +103,9 @@ def test_a_run_shares_its_trainings_and_writes_each_result_once(
 ) -> None:
     monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
     steps = ("train(epochs=2)", "prune_channels(macs=0.6)", "distill(epochs=2)")
-    chains = [" -> ".join([*steps, "quantize(reduce_range=True)"])]
-    alone = run_by(1, tmp_path / "alone", chains)
-    shared = run_by(COUNT, tmp_path / "shared", chains)
+    chain = " -> ".join([*steps, "quantize(reduce_range=True)"])
+    alone = run_by(1, tmp_path / "alone", chain)
+    shared = run_by(COUNT, tmp_path / "shared", chain)
     assert [row["status"] for row in shared] == ["ok", "ok"], [row["error"] for row in shared]
     for one, other in zip(alone, shared, strict=True):
         assert other["macs"] == one["macs"]
@@ -113,10 +124,9 @@ from compress.ranks import ranks
 
 @dataclass(frozen=True, repr=False)
 class Ends(Compressor):
-    where: int = 1
     how: str = "exit"
     def compress(self, model, context):
-        if ranks().rank == self.where:
+        if ranks().rank == 1:
             if self.how == "exit":
                 os._exit(3)
             raise ValueError("this process alone")
@@ -126,10 +136,9 @@ class Ends(Compressor):
 """
 
 
-@pytest.mark.parametrize("where", [0, 1])
 @pytest.mark.parametrize("how", ["exit", "raise"])
 def test_a_process_that_ends_does_not_leave_the_others_waiting(
-    where: int, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
     place = tmp_path / "packages"
@@ -142,8 +151,8 @@ def test_a_process_that_ends_does_not_leave_the_others_waiting(
     monkeypatch.syspath_prepend(str(place))
     techniques.techniques.cache_clear()
     started = time.monotonic()
-    rows = run_by(COUNT, tmp_path / "out", [f"train(epochs=1) -> ends(where={where}, how={how!r})"])
+    rows = run_by(COUNT, tmp_path / "out", f"train(epochs=1) -> ends(how={how!r})")
     assert [row["status"] for row in rows] == ["ok", "failed"]
     assert time.monotonic() - started < 50
-    if (where, how) == (0, "raise"):
-        assert "this process alone" in rows[1]["error"]
+    if how == "raise":
+        assert rows[1]["error"] == "ValueError: this process alone"

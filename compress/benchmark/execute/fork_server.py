@@ -125,7 +125,7 @@ def run(connection: Connection) -> None:
     """Make the plan that the run asks for, and serve it. Raises EOFError or OSError at its end."""
     import torch
 
-    from compress.benchmark.execute.job import perform, write_outcome
+    from compress.benchmark.execute.job import perform, read_outcome, write_outcome
     from compress.errors import UserError
     from compress.ranks import join, leave
     from compress.system.progress import STAGES, Recorder, listening
@@ -155,10 +155,14 @@ def run(connection: Connection) -> None:
             if count > 1:
                 join(rank, count, plan.device.type, scratch / MEETING)
             outcome = perform(message["job"], plan, stores, shown)
-            if rank == 0:
-                write_outcome(scratch, outcome)
-            elif outcome.error:
+            if rank and outcome.error:
+                write_outcome(scratch / str(rank), outcome)
                 raise RuntimeError(outcome.error)
+            if rank == 0:
+                # What broke in another process breaks here as a connection that is closed.
+                causes = (read_outcome(scratch / str(other)) for other in range(1, count))
+                cause = next(filter(None, causes), outcome) if outcome.error else outcome
+                write_outcome(scratch, cause)
             leave()
 
     outlive_parent()  # from here on the connection reports its end, and children are ended first

@@ -204,6 +204,7 @@ def record_of(entry: Entry) -> Record:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
+    folder.mkdir(exist_ok=True)
     write_json(folder / OUTCOME, asdict(outcome))
 
 
