@@ -12,6 +12,7 @@ import torch
 
 from compress.errors import UserError
 from compress.model import Model
+from compress.ranks import ranks
 from compress.system.files import digest
 from compress.tasks.base import Split, Task
 
@@ -71,7 +72,7 @@ class StepCache(Protocol):
 
     def put(
         self, key: str, fill: Callable[[Path], Mapping[str, Any]], temporary: bool = False
-    ) -> CacheEntry: ...
+    ) -> CacheEntry | None: ...
 
     def drop(self, key: str) -> None: ...
 
@@ -122,6 +123,9 @@ class StepContext:
         A measured choice is an input of a step: given the same answers, equal seeds give equal
         weights.
         """
+        return ranks().agreed(lambda: self._cached(key, measure))
+
+    def _cached(self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Any:
         name = digest({"question": dict(key), "code": self.code})
         entry = None if self.cache is None else self.cache.get(name)
         if entry is not None:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "compress"
 SYSTEM = {"system"}
 NOUNS = {
     *("errors", "stateless_rng", "tasks", "model", "ensemble", "context", "compressor", "counts"),
-    *("parts", "chain_parser", "heads", "find_heads", "dataflow", "rebuild"),
+    *("ranks", "parts", "chain_parser", "heads", "find_heads", "dataflow", "rebuild"),
 }
 WORK = {"surgery", "zoo", "training", "deploy", "timing", "runtimes"}
 BENCH = {

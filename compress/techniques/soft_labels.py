@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.context import StepContext
+from compress.context import CacheEntry, StepContext
 from compress.errors import StepFailed
+from compress.ranks import ranks
 from compress.system.amounts import size
 from compress.system.files import digest
 from compress.system.memory import free_memory
@@ -94,14 +95,16 @@ class SoftLabels:
         self.view, self.known = view, self.held.get(view)
         if self.known is None and self.cache is not None:
             try:
-                entry = self.cache.get(self._name(view))
-                if entry is not None:
+                # What the first of several processes has kept is there for all before it answers.
+                there = ranks().agreed(lambda: self._entry(view) is not None)
+                if there and (entry := self._entry(view)) is not None:
                     self.known = np.load(entry.folder / FILE, mmap_mode="r")
             except OSError as error:
                 self._stop_keeping(f"the store could not be read ({error})")
         if self.known is not None or (self.cache is None and not self.views_repeat):
             return
-        if (len(self.held) + 1) * self.view_bytes <= MEMORY_SHARE * free_memory():
+        views = len(self.held) + 1
+        if ranks().agreed(lambda: views * self.view_bytes <= MEMORY_SHARE * free_memory()):
             self.filling = torch.full(
                 self.shape, torch.nan, dtype=torch.float16, device=self._filling_device()
             )
@@ -131,7 +134,7 @@ class SoftLabels:
         """Keep a view that was filled."""
         if self.filling is None:
             return
-        filled, self.filling = self.filling.cpu().numpy(), None
+        filled, self.filling = _merged(self.filling).cpu().numpy(), None
 
         def fill(folder: Path) -> Mapping[str, Any]:
             np.save(folder / FILE, filled)
@@ -185,5 +188,17 @@ class SoftLabels:
     def _stop_keeping(self, reason: str) -> None:
         self.not_kept, self.cache = reason, None
 
+    def _entry(self, view: int) -> CacheEntry | None:
+        return None if self.cache is None else self.cache.get(self._name(view))
+
     def _name(self, view: int) -> str:
         return digest({"soft_labels": self.key, "view": view})
+
+
+def _merged(filled: Tensor) -> Tensor:
+    """Return the answers that this process and others have filled in, NaN where none has."""
+    if ranks().count == 1:
+        return filled
+    known = filled.float().nan_to_num(nan=-torch.inf)
+    ranks().most(known)
+    return known.where(known.isfinite(), torch.nan).to(filled.dtype)

@@ -79,7 +79,7 @@ class Teacher:
             "average": self.average if len(self.models) > 1 else "",
             "weights": list(self.weights) if len(self.models) > 1 else [],
             "precision": self.context.precision,
-            "device": str(self.context.device),
+            "device": self.context.device.type,
         }
 
 

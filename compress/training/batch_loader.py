@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compress.ranks import ranks
 from compress.stateless_rng import StatelessRNG, seed_of
 from compress.system.memory import free_memory
 from compress.system.progress import stage
@@ -43,6 +44,8 @@ class Batch:
     targets: Tensor
     view: int = 0
     progress: float = 0.0
+    whole: int = 0
+    """The items of the whole batch, of which another process may have the others."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -72,9 +75,14 @@ class BatchLoader:
         """Whoever wrote a split need not have thought of threads."""
 
     def __len__(self) -> int:
-        """The number of batches that hold at least two items: batch norm has no variance of one."""
+        """The number of batches that hold at least `least` items."""
         whole, rest = divmod(len(self.split), self.batch_size)
-        return whole + (rest >= 2)
+        return whole + (rest >= self.least)
+
+    @property
+    def least(self) -> int:
+        """Two for every process: batch norm has no variance of one."""
+        return 2 * ranks().count
 
     def epoch(self, number: int, view: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, the items in the augmented view of that number.
@@ -85,7 +93,7 @@ class BatchLoader:
         """
         order = torch.Generator().manual_seed(seed_of("order", self.seed, number))
         whole = torch.randperm(len(self.split), generator=order).split(self.batch_size)
-        indexes = [index for index in whole if len(index) >= 2]
+        indexes = [index for index in whole if len(index) >= self.least]
         if in_memory(self.split) and not self.task.augments_raw:
             for index in indexes:
                 yield self.batch(index, view)
@@ -105,7 +113,11 @@ class BatchLoader:
         return self._made(index, view, self._read(index, view))
 
     def _read(self, index: Tensor, view: int) -> _Raw:
-        """Fetch a batch's items, and those that they are mixed with; augment them if raw."""
+        """Fetch a batch's items, and those that they are mixed with; augment them if raw.
+
+        Of several processes each has a part of them.
+        """
+        index = ranks().part(index)
         rng = StatelessRNG(index, view, self.seed)
         wanted = [rng]
         if self.task.mixes:
@@ -118,12 +130,13 @@ class BatchLoader:
         return [(self.task.augment_raw(raw, one), targets) for (raw, targets), one in pairs]
 
     def _made(self, index: Tensor, view: int, raw: _Raw) -> Batch:
+        whole, index = len(index), ranks().part(index)
         rng = StatelessRNG(index, view, self.seed)
         inputs, targets = self._prepared(raw[0], rng)
         if self.task.mixes:
             others = rng.of(rng.below("partner", len(self.split)))
             inputs, targets = self.task.mix((inputs, targets), self._prepared(raw[1], others), rng)
-        return Batch(index, inputs, targets, view)
+        return Batch(index, inputs, targets, view, whole=whole)
 
     def _prepared(
         self, fetched: tuple[Tensors, Tensor], rng: StatelessRNG

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from compress.context import StepContext
 from compress.errors import StepFailed
 from compress.heads import has_auxiliary, heads_of
 from compress.model import Model, became_nonfinite, weights_hash
+from compress.ranks import ranks
 from compress.system.progress import Stage, showing, stage
 from compress.tasks.base import Split
 from compress.training.batch_loader import Batch, BatchLoader, resident
@@ -116,7 +117,7 @@ class _Fit:
         # Without a scope nothing distinguishes this training from others on the cache.
         cache = context.cache if context.scope else None
         self.checkpoints = Checkpoints(cache, question, settings.epochs)
-        self.reached = self.checkpoints.reached
+        self.reached = ranks().agreed(lambda: self.checkpoints.reached)
         self.earlier_seconds = self.reached.seconds
         # A batch like most of those to come.
         batch = self.loader.batch(torch.arange(min(settings.batch_size, len(split))), 0)
@@ -166,6 +167,7 @@ class _Fit:
     def run(self) -> Model:
         settings, context, reached = self.settings, self.context, self.reached
         self.checkpoints.resume(self.state)
+        self._in_step()
         if reached.epoch:
             context.log.rows[self.first_row :] = reached.rows
         if self.not_replayed:
@@ -196,6 +198,12 @@ class _Fit:
                     last_kept = time.perf_counter()
         return self._finish()
 
+    def _in_step(self) -> None:
+        """Bring all processes to the state of the first."""
+        if ranks().count > 1:
+            tensors = ranks().agreed(self.state.tensors)
+            self.state.restore(tensors)
+
     def _epoch(self, epoch: int, progress: Stage) -> dict[str, Any]:
         """Train for an epoch and return its row: mean loss, and accuracy while it was trained."""
         for module in self.modules.values():
@@ -215,12 +223,13 @@ class _Fit:
                 group["lr"] = rate
             loss, good = self.stepper.step(replace(batch, progress=step / self.total_steps))
             self._mask()
-            total, correct, count = total + loss * len(batch), correct + good, count + len(batch)
-            progress.advance(len(batch), partial(self._words, epoch, total, correct, count))
+            total, correct, count = total + loss * batch.whole, correct + good, count + batch.whole
+            progress.advance(batch.whole, partial(self._words, epoch, total, correct, count))
             if number % check_every == 0 and not math.isfinite(float(total)):
                 break
         else:  # an epoch that broke off has not seen the whole view
             self.hooks.after(view)
+        ranks().average(_statistics(self.modules.values()))
         self.reached.samples += count
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(total) / count}
@@ -244,7 +253,8 @@ class _Fit:
         if self.validation is None:
             return
         task, device, reached = self.context.task, self.context.device, self.reached
-        score, loss = evaluate(self.module, task, self.validation, device)
+        validation = self.validation
+        score, loss = ranks().agreed(lambda: evaluate(self.module, task, validation, device))
         row["validation_accuracy"], row["validation_loss"] = score, loss
         if not self.settings.judges:
             return
@@ -318,6 +328,16 @@ class _Fit:
             f"auxiliary heads were trained along: each adds {AUXILIARY} of the labels' loss; they "
             f"are not deployed"
         )
+
+
+def _statistics(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the running means and variances of norms, of which each process has its own."""
+    return [
+        buffer
+        for module in modules
+        for name, buffer in module.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    ]
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:

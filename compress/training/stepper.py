@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.context import StepContext
 from compress.errors import StepFailed
+from compress.ranks import ranks
 from compress.training.batch_loader import Batch
 from compress.training.execution_mode import ExecutionMode, Run, execution_context
 from compress.training.graphs import Replayed
@@ -57,6 +58,8 @@ class Stepper:
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Take one step; return the mean loss and the number of right answers, detached.
 
+        Of several processes each has a part of the batch; the result is that of the whole.
+
         Memory that runs out in the optimizer itself is an error: smaller batches do not help there,
         and some weights may have been moved already.
         """
@@ -68,13 +71,18 @@ class Stepper:
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Leave the batch's gradients in the parameters, in micro-batches that memory holds."""
         while True:
+            failed, message = False, "memory ran out in another process"
             try:
-                return self._in_parts(batch)
+                loss, right = self._in_parts(batch)
             except (RuntimeError, MemoryError) as error:
                 # Batch norm has no variance over one item, so a part has two at least.
                 if not ran_out_of_memory(error) or 4 * self.micro_batches > len(batch):
                     raise
-                message = str(error).strip().partition("\n")[0]
+                failed, message = True, str(error).strip().partition("\n")[0]
+            if not ranks().anywhere(failed):
+                count = right.float()
+                ranks().add([loss, count, *(p.grad for p in self.parameters if p.grad is not None)])
+                return loss, count.long()
             self.optimizer.zero_grad(set_to_none=True)
             if isinstance(self.run, Replayed):
                 # The recording holds the memory of a whole batch: without it one may fit.
@@ -99,7 +107,7 @@ class Stepper:
 
     def _in_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        count = len(batch)
+        count, whole = len(batch), batch.whole or len(batch)
         total = torch.zeros((), device=batch.targets.device)
         right = torch.zeros((), dtype=torch.int64, device=batch.targets.device)
         pieces = max(1, min(self.micro_batches, count // 2))
@@ -114,7 +122,7 @@ class Stepper:
             weight = AUXILIARY * self.label_weight(batch.progress)
             for head in others if weight else ():
                 value = value + weight * self.context.task.loss(head, part.targets)
-            value = value * ((end - begin) / count)
+            value = value * ((end - begin) / whole)
             if not value.requires_grad:
                 raise StepFailed(
                     "the model's outputs depend on no weight that may be trained: all that do are "

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -39,6 +40,8 @@ LOOK = 0.05
 """Seconds between two looks at whether the run still wants its job."""
 ENDING = 10.0
 """Seconds that what was killed may take to end, which a disk that does not answer can delay."""
+MEETING = "ranks"
+"""The file, in a step's scratch folder, at which its processes meet."""
 OOM_SCORE = "800"
 """If the kernel runs out of memory it ends the step, not the run."""
 MARGIN = 2**28
@@ -122,8 +125,9 @@ def run(connection: Connection) -> None:
     """Make the plan that the run asks for, and serve it. Raises EOFError or OSError at its end."""
     import torch
 
-    from compress.benchmark.execute.job import perform, write_outcome
+    from compress.benchmark.execute.job import perform, read_outcome, write_outcome
     from compress.errors import UserError
+    from compress.ranks import join, leave
     from compress.system.progress import STAGES, Recorder, listening
 
     spec, paths = connection.recv()
@@ -143,10 +147,23 @@ def run(connection: Connection) -> None:
         return
 
     def work(message: Mapping[str, Any]) -> None:
-        torch.set_num_threads(plan.step_threads)
+        rank, count = message["rank"], message["ranks"]
+        torch.set_num_threads(max(1, plan.step_threads // count))
         scratch = Path(message["scratch"])
-        with listening(Recorder(scratch / STAGES) if spec.progress else None):
-            write_outcome(scratch, perform(message["job"], plan, stores, spec.progress))
+        shown = spec.progress and rank == 0
+        with listening(Recorder(scratch / STAGES) if shown else None):
+            if count > 1:
+                join(rank, count, plan.device.type, scratch / MEETING)
+            outcome = perform(message["job"], plan, stores, shown)
+            if rank and outcome.error:
+                write_outcome(scratch / str(rank), outcome)
+                raise RuntimeError(outcome.error)
+            if rank == 0:
+                # What broke in another process breaks here as a connection that is closed.
+                causes = (read_outcome(scratch / str(other)) for other in range(1, count))
+                cause = next(filter(None, causes), outcome) if outcome.error else outcome
+                write_outcome(scratch, cause)
+            leave()
 
     outlive_parent()  # from here on the connection reports its end, and children are ended first
     connection.send({"ready": os.getpid()})
@@ -222,8 +239,9 @@ def run_in_child(
         os.environ["TMPDIR"] = tempfile.tempdir = str(message["scratch"])
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        rank = start_others(message.get("ranks", 1))
         with ThreadPoolExecutor(1, thread_name_prefix="step") as pool:
-            pool.submit(work, message).result()
+            pool.submit(work, {**message, "rank": rank}).result()
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -232,6 +250,38 @@ def run_in_child(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def start_others(count: int) -> int:
+    """Fork the other processes of a step that has several; return this one's number.
+
+    The others end with the first. If one of them ends in an error, so does the first, unless it
+    says itself within seconds what is wrong: else it would wait for that one for ever.
+    """
+    first = os.getpid()
+    others = []
+    for rank in range(1, count):
+        pid = fork()
+        if pid == 0:
+            die_with_parent(first)
+            return rank
+        others.append(pid)
+
+    def look(*_: Any) -> None:
+        for pid in others.copy():
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                others.remove(pid)
+            if ended and status:
+                print("another process of this step has ended in an error", flush=True)
+                end = threading.Timer(ENDING, os._exit, [1])
+                end.daemon = True
+                end.start()
+
+    if others:
+        signal.signal(signal.SIGCHLD, look)
+        look()
+    return 0
 
 
 def _log_to(path: str | Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from compress.benchmark.plan.keys import code_digest, technique_modules
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.store.store import Entry, StoredStepCache
 from compress.compressor import run
-from compress.context import StepContext, StepLog
-from compress.errors import CannotSave
+from compress.context import CacheEntry, StepCache, StepContext, StepLog
+from compress.errors import CannotSave, StepFailed
+from compress.model import Model
+from compress.ranks import leave, ranks
 from compress.results.record import Record, candidate_name
 from compress.system.files import write_json
 from compress.system.progress import stage
@@ -55,6 +57,24 @@ def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Out
     return Outcome(unsaved=work.unsaved)
 
 
+class OnlookerCache:
+    """The cache of a step for those of its processes that are not the first: they only look."""
+
+    def __init__(self, cache: StoredStepCache) -> None:
+        self.cache = cache
+
+    def get(self, key: str, temporary: bool = False) -> CacheEntry | None:
+        return self.cache.get(key, temporary)
+
+    def put(
+        self, key: str, fill: Callable[[Path], Mapping[str, Any]], temporary: bool = False
+    ) -> CacheEntry | None:
+        return None
+
+    def drop(self, key: str) -> None:
+        pass
+
+
 class _ChainWork:
     """The work on one chain run."""
 
@@ -77,13 +97,22 @@ class _ChainWork:
 
     def _built(self, chain_run: ChainRun, until: int) -> Built:
         """Return the result of the steps up to a number, from the last one that is stored."""
-        for number in range(until, -1, -1):
-            node = chain_run.nodes[number]
-            if (entry := self.stores.get(node)) is not None:
-                rows = [*entry.about["before"], *entry.step_log]
-                stored = Built(entry.model(self.plan.build), node.key, StepLog(rows))
-                return self._steps(chain_run, number, until, stored)
-        return self._steps(chain_run, -1, until, self._start(chain_run))
+
+        def stored(number: int) -> Entry | None:
+            return self.stores.get(chain_run.nodes[number])
+
+        # Another process of the step may already have stored something when this one looks.
+        number = ranks().agreed(
+            lambda: next((n for n in range(until, -1, -1) if stored(n) is not None), -1)
+        )
+        if number < 0:
+            return self._steps(chain_run, -1, until, self._start(chain_run))
+        if (entry := stored(number)) is None:
+            raise StepFailed("the store has lost a step's result while it was read")
+        rows = [*entry.about["before"], *entry.step_log]
+        model = entry.model(self.plan.build)
+        built = Built(model, chain_run.nodes[number].key, StepLog(rows))
+        return self._steps(chain_run, number, until, built)
 
     def _steps(self, chain_run: ChainRun, done: int, until: int, built: Built) -> Built:
         for number in range(done + 1, until + 1):
@@ -109,22 +138,31 @@ class _ChainWork:
         with row, stage(f"step {number + 1} of {len(chain_run.nodes) - 1}, {node.text}"):
             model = run(node.step, before.model, context)
         about = {"step": node.text, "before": before.log.rows, "step_log": context.log.rows}
-        try:
-            self.stores.of(node).put_model(node.key, model, self.plan.build, about)
-            print_event("kept", node)
-        except CannotSave as error:
-            # Checkpoints stay: another row that needs this step need not train from the start.
-            self.unsaved = str(error)
-        else:
-            if isinstance(context.cache, StoredStepCache):
-                context.cache.clear()
+        unsaved = ranks().agreed(lambda: self._keep(node, model, about, context.cache))
+        self.unsaved = unsaved or self.unsaved
         return Built(model, node.key, StepLog([*before.log.rows, *context.log.rows]))
 
+    def _keep(
+        self, node: Node, model: Model, about: Mapping[str, Any], cache: StepCache | None
+    ) -> str:
+        """Store a step's result; return why no file can hold it, '' if it is stored."""
+        try:
+            self.stores.of(node).put_model(node.key, model, self.plan.build, about)
+        except CannotSave as error:
+            # Checkpoints stay: another row that needs this step need not train from the start.
+            return str(error)
+        print_event("kept", node)
+        if isinstance(cache, StoredStepCache):
+            cache.clear()
+        return ""
+
     def _context(self, chain_run: ChainRun, node: Node, needs: Collection[str]) -> StepContext:
+        cache = StoredStepCache(self.stores.of(node), node.key, self.stores.since)
         context = replace(
             self.plan.step_context(chain_run.seed, self.progress),
+            device=ranks().device if ranks().count > 1 else self.plan.device,
             position=node.position,
-            cache=StoredStepCache(self.stores.of(node), node.key, self.stores.since),
+            cache=cache if ranks().first else OnlookerCache(cache),
             scope=node.key,
             setting=self.graph.setting,
             code=code_digest(technique_modules()),
@@ -138,6 +176,9 @@ class _ChainWork:
         return self._built(baseline, len(baseline.nodes) - 2)
 
     def _measure(self, chain_run: ChainRun, built: Built) -> None:
+        if not ranks().first:
+            return
+        leave()
         node = chain_run.measured
         self.step_log = built.log
 
@@ -163,6 +204,7 @@ def record_of(entry: Entry) -> Record:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
+    folder.mkdir(exist_ok=True)
     write_json(folder / OUTCOME, asdict(outcome))
 
 

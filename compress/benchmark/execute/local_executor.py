@@ -157,6 +157,7 @@ class LocalExecutor(SequentialExecutor):
                     "log": log.resolve(),
                     "scratch": scratch.resolve(),
                     "memory": None if cuda else self.memory,
+                    "ranks": 1 if isinstance(job, GpuJob) else self.spec.ranks,
                 }
             )
             while (message := server.receive(LOOK)) is None or "status" not in message:

@@ -89,6 +89,7 @@ class RunSpec:
     device: str
     allow_code: tuple[Path, ...]
     step_threads: int
+    ranks: int
     threads: int
     cpu: tuple[str, tuple[str, ...]]
     """`cpu_info` of the machine that measures."""
@@ -129,6 +130,7 @@ class RunSpec:
             device=torch.device(self.device),
             allow_code=self.allow_code,
             step_threads=self.step_threads,
+            ranks=self.ranks,
         )
         self.keep_pixels(plan)
         if (plan.data.fingerprint, _transfers(plan)) != (self.fingerprint, self.transfers):
@@ -165,6 +167,7 @@ def spec_of(
         device=plan.device.type,
         allow_code=tuple(path.expanduser().resolve() for path in plan.allow_code),
         step_threads=plan.step_threads,
+        ranks=plan.ranks,
         threads=plan.threads,
         cpu=cpu_info(),
         setting=setting,

@@ -69,6 +69,8 @@ class Plan:
     """Whether data, modules or the metric are objects of this process, not names."""
     step_threads: int = 1
     """CPU threads of every step: another number of them rounds sums differently."""
+    ranks: int = 1
+    """Processes that share a step's training, each on a GPU of its own."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """In words: where the weights of teachers and students come from, and under '' the model's."""
     promised: float | None = None
@@ -123,6 +125,7 @@ class Plan:
             "device": str(self.device),
             "precision": [self.precision, "tuned"] if self.tune else [self.precision],
             "threads": self.step_threads,
+            **({"ranks": self.ranks} if self.ranks > 1 else {}),
             "code": {str(path): sha256(path.read_bytes()) for path in self._code_of_models()},
         }
 
@@ -150,12 +153,14 @@ def make_plan(
     device: str | torch.device = "auto",
     allow_code: Collection[Path] = (),
     step_threads: int | None = None,
+    ranks: int | None = None,
 ) -> Plan:
     """Look everything up, build every model once, and refuse what cannot work.
 
     `data`, `model` (an instance), `metric` (a function) and `teachers` (instances, by names that
     the suite has) take the place of the suite's names, for Python users. A `torch.device` is taken
-    as it is, without a look whether it is there. Raises UserError.
+    as it is, without a look whether it is there. `ranks` processes share every training, by default
+    one for every GPU. Raises UserError.
     """
     if data is not None and suite.options:
         raise UserError(
@@ -217,6 +222,7 @@ def make_plan(
         students=students,
         given=not by_name,
         step_threads=step_threads or cpu_threads(),
+        ranks=ranks or (torch.cuda.device_count() if device.type == "cuda" else 1),
         weights=words,
         promised=known.accuracy if known and (known.classes,) == data.task.output_shape() else None,
     )
