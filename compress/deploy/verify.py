@@ -146,7 +146,9 @@ def _verify(
     backwards: int,
     answers: Callable[[], np.ndarray] | None,
 ) -> Verification:
-    items = tuple(tensor[compared] for tensor in inputs)
+    # Not copied where it need not be: of large images these are hundreds of megabytes.
+    every = len(compared) == len(inputs[0])
+    items = inputs if every else tuple(tensor[compared] for tensor in inputs)
     # A large module is fastest in small batches, whose activations stay in the caches.
     reference = _reference(model, items, BATCHES[-1] if few > FEW else SMALL)
     largest = float(np.abs(reference).max())
