@@ -242,8 +242,8 @@ def test_a_log_tells_what_every_row_is_doing(finished: Path) -> None:
     measuring = [
         "writing the ONNX file",
         "verifying the file on 360 items",
-        "saving the model, counting its operations and bytes",
         "measuring the accuracy on 360 images",
+        "saving the model, counting its operations and bytes",
     ]
     assert begun[0] == "reading digits"
     first = next(number for number, line in enumerate(begun) if "step 1 of 1" in line)

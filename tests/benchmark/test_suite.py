@@ -129,5 +129,5 @@ PROOFS = sorted((Path(__file__).resolve().parents[2] / "benchmarks").rglob("*.to
 @pytest.mark.parametrize("path", PROOFS, ids=lambda path: path.stem)
 def test_the_suites_of_our_proofs_are_suites(path: Path) -> None:
     suite = load_suite(str(path))
-    _, rows = rows_of(suite, has_weights=False)
+    _, rows = rows_of(suite, has_weights=suite.weights is not None)
     assert len(rows) > len(suite.chains)
