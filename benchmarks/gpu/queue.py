@@ -62,6 +62,14 @@ QUEUE = (
         ),
     ),
     bench("cifar10", "cifar10", 240),
+    Proof(
+        "photographs",
+        120,
+        (
+            *("benchmarks/pretrained/throughput.py", "--out", "{out}", "--only", "rates"),
+            *("--device", "cuda", "--items", "768"),
+        ),
+    ),
     bench("cifar10-seeds", "benchmarks/distillation/cifar10-seeds.toml", 3600),
     bench("cifar10-long", "benchmarks/distillation/cifar10-long.toml", 3600),
 )

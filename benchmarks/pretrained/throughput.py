@@ -10,6 +10,7 @@ turns, round by round. Then a training in a step whose memory limit is a fifth o
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -55,17 +56,19 @@ def decoding(split: Split) -> float:
     return len(split) / (time.perf_counter() - started)
 
 
-def training(data: Data, split: Split, net: str) -> float:
+def training(data: Data, split: Split, net: str, device: torch.device) -> float:
     """Return images per second of an epoch on a split, as the step's log has them."""
     seed_everything(0)
     task = replace(data.task, augment="flip-crop")  # type: ignore[type-var]
-    context = StepContext(task=task, train=split, seed=0, log=StepLog(), tune=False)
+    context = StepContext(task=task, train=split, device=device, seed=0, log=StepLog())
     run(chain(f"finetune(epochs=1, batch_size={BATCH})"), fresh(net, task), context)
     [row] = [row for row in context.log.rows if row["kind"] == "epoch"]
     return float(row["samples_per_second"])
 
 
-def rates(root: Path, items: int, rounds: int, store: Path) -> dict[str, list[float]]:
+def rates(
+    root: Path, items: int, rounds: int, device: torch.device, store: Path
+) -> dict[str, list[float]]:
     """Return images per second of every way, by its words; all ways take turns."""
     ways: dict[str, Callable[[], float]] = {}
     memory: Split | None = None
@@ -78,8 +81,8 @@ def rates(root: Path, items: int, rounds: int, store: Path) -> dict[str, list[fl
         memory = memory or TensorSplit(raw, targets)
         ways[f"read alone, {words}"] = partial(decoding, files)
         for net in NETS:
-            ways[f"{net}, in memory"] = partial(training, data, memory, net)
-            ways[f"{net}, {words}"] = partial(training, data, files, net)
+            ways[f"{net}, in memory"] = partial(training, data, memory, net, device)
+            ways[f"{net}, {words}"] = partial(training, data, files, net, device)
     found: dict[str, list[float]] = defaultdict(list)
     batch_loader.MEMORY_SHARE = 0.0  # as if the images did not fit
     for _ in range(rounds):
@@ -88,11 +91,11 @@ def rates(root: Path, items: int, rounds: int, store: Path) -> dict[str, list[fl
     return found
 
 
-def table(found: dict[str, list[float]], options: argparse.Namespace) -> list[str]:
+def table(found: dict[str, list[float]], items: int) -> list[str]:
     """Return the rates as lines of Markdown, and how near training from files is to its bound."""
     middle = {words: statistics.median(values) for words, values in found.items()}
     lines = [
-        f"| {options.items} photographs | images/s, median | lowest to highest |",
+        f"| {items} photographs | images/s, median | lowest to highest |",
         "| --- | --: | --: |",
     ]
     lines += [
@@ -149,9 +152,9 @@ def in_little_memory(root: Path, work: Path) -> str:
     pixels = sum(path.stat().st_size for path in (work / "run").rglob("*.pixels"))
     words_of_rates = ""
     if (curves := work / "run" / "curves.csv").exists():
-        rates = pandas.read_csv(curves).samples_per_second.round()
+        speeds = pandas.read_csv(curves).samples_per_second.round()
         words_of_rates = (
-            f" {rates[0]:.0f} images/s in the first epoch, {rates[1]:.0f} in the second."
+            f" {speeds[0]:.0f} images/s in the first epoch, {speeds[1]:.0f} in the second."
         )
     return (
         f"A folder of {count:,} photographs, {count * 3 * SIZE**2 / 1e9:.1f} GB of pixels "
@@ -163,18 +166,24 @@ def in_little_memory(root: Path, work: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    root = os.environ.get("COMPRESS_DATA_ROOT", "../shared/data")
+    parser.add_argument("--root", type=Path, default=Path(root))
     parser.add_argument("--items", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("rates", "memory"))
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     cpu, features = cpu_info()
+    device = torch.device(options.device)
     machine = f"{cpu} ({', '.join(features)}), {torch.get_num_threads()} threads."
+    if device.type == "cuda":
+        machine = f"Trained on {torch.cuda.get_device_name()}, read by {machine}"
     with tempfile.TemporaryDirectory() as place:
         if options.only != "memory":
             lines = [f"# Training from JPEG files at {SIZE} pixels", ""]
-            lines += table(rates(options.root, options.items, options.rounds, Path(place)), options)
+            found = rates(options.root, options.items, options.rounds, device, Path(place))
+            lines += table(found, options.items)
             write(options.out / "throughput.md", [*lines, "", machine])
         if options.only != "rates":
             lines = ["# A folder that is larger than memory", "", ""]

@@ -104,13 +104,12 @@ def test_a_run_shares_its_trainings_and_writes_each_result_once(
     monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
     steps = ("train(epochs=2)", "prune_channels(macs=0.6)", "distill(epochs=2)")
     chain = " -> ".join([*steps, "quantize(reduce_range=True)"])
-    alone = run_by(1, tmp_path / "alone", chain)
     shared = run_by(COUNT, tmp_path / "shared", chain)
     assert [row["status"] for row in shared] == ["ok", "ok"], [row["error"] for row in shared]
-    for one, other in zip(alone, shared, strict=True):
-        assert other["macs"] == one["macs"]
-        assert other["accuracy"] == pytest.approx(one["accuracy"], abs=0.06)
-        assert other["train_samples"] == one["train_samples"]
+    assert [row["accuracy"] > 0.4 for row in shared] == [True, True], "a tenth by chance"
+    assert shared[1]["macs"] < 0.62 * shared[0]["macs"]
+    items = 1294  # of the digits, without those for validation: in all, not in each process
+    assert [row["train_samples"] for row in shared] == [2 * items, 4 * items]
     log = "".join(path.read_text() for path in (tmp_path / "shared" / "logs").glob("*.log"))
     kept = [line for line in log.splitlines() if " kept " in line]
     assert len(kept) == len(set(kept)) == 6, log
