@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.benchmark.execute.fork_client import start_base
+from compress.benchmark.execute.local_executor import handed_over
 from compress.benchmark.execute.ray_executor import executor_named
 from compress.benchmark.execute.run_spec import Limits
 from compress.benchmark.plan.metric import Function
@@ -140,6 +141,8 @@ def prepare(
         allow_code=tuple(map(Path, allow_code)),
         step_threads=step_threads,
     )
+    if plan.ranks > 1 and (executor != "local" or handed_over(plan)[1]):
+        plan = replace(plan, ranks=1)  # only processes that we fork share a training
     for chain in require_equivalent:
         known_chain(chain, plan.origin, (row.text for row in plan.rows))
     how = RunOptions(limits, store, fresh, root, factory, command, progress, on_record)

@@ -8,6 +8,9 @@ alone writes anything. `torch.distributed` does the talking: NCCL between GPUs, 
 
 from __future__ import annotations
 
+import datetime
+import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,10 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+CHUNK = 2**24
+"""Values that are exchanged at once."""
+WAIT = datetime.timedelta(days=7)
+"""For one another. Whoever runs a step limits its time."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,20 @@ class Ranks:
         return items[self.rank :: self.count]
 
     def agreed(self, decide: Callable[[], T]) -> T:
-        """Return what the first rank decides; the others do not ask."""
+        """Return what the first rank decides, or raise what it raises; the others do not ask."""
         if self.count == 1:
             return decide()
         import torch.distributed as processes
 
-        decided: list[Any] = [decide() if self.first else None]
+        decided: list[Any] = [None, None]
+        if self.first:
+            try:
+                decided[0] = decide()
+            except Exception as error:  # whoever asks may know what to do, so all must learn of it
+                decided[1] = error if _travels(error) else RuntimeError(str(error))
         processes.broadcast_object_list(decided, src=0, device=self.device)
+        if decided[1] is not None:
+            raise decided[1]
         return decided[0]
 
     def anywhere(self, happened: bool) -> bool:
@@ -66,7 +80,8 @@ class Ranks:
 
     def most(self, tensor: Tensor) -> None:
         """Take the largest value over all processes, place by place, in place."""
-        self._exchange([tensor], "MAX")
+        for part in tensor.flatten().split(CHUNK) if self.count > 1 else ():
+            self._exchange([part], "MAX")
 
     def _exchange(self, tensors: Sequence[Tensor], how: str) -> None:
         if self.count == 1 or not tensors:
@@ -81,6 +96,15 @@ class Ranks:
             tensor.detach().copy_(part.view(tensor.shape))
 
 
+def _travels(value: object) -> bool:
+    """Whether another process can have an object."""
+    try:
+        pickle.loads(pickle.dumps(value))
+    except Exception:  # some classes raise anything
+        return False
+    return True
+
+
 _ranks = Ranks()
 
 
@@ -92,7 +116,8 @@ def ranks() -> Ranks:
 def join(rank: int, count: int, kind: str, place: Path) -> None:
     """Join the processes that meet at a file (which must not exist before), on their devices.
 
-    `kind` is 'cpu' or 'cuda': then each takes the GPU of its number.
+    `kind` is 'cpu' or 'cuda': then each takes the GPU of its number. All are on this machine, and
+    talk over its loopback address alone.
     """
     global _ranks
     import torch.distributed as processes
@@ -100,11 +125,14 @@ def join(rank: int, count: int, kind: str, place: Path) -> None:
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     processes.init_process_group(
         "nccl" if kind == "cuda" else "gloo",
-        init_method=f"file://{place}",
+        store=processes.FileStore(str(place), count),
         rank=rank,
         world_size=count,
+        timeout=WAIT,
     )
     _ranks = Ranks(rank, count, device)
 

@@ -87,12 +87,24 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def resident(pid: int) -> int:
+def resident(pid: int, shared_once: bool = False) -> int:
     """Return the bytes that a process and its descendants hold in memory, but for mapped files.
 
-    What several of them share is counted for each.
+    What several of them share is counted for each, or, which takes longer to find out, in all
+    about once, with processes of others as well.
     """
-    return sum(map(_resident_alone, family(pid)))
+    alone = _proportional if shared_once else _resident_alone
+    return sum(map(alone, family(pid)))
+
+
+def _proportional(pid: int) -> int:
+    """Return a process's part of what it shares, and all of what it does not."""
+    with contextlib.suppress(OSError):
+        lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+        sizes = [line.split()[1] for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+        if sizes:
+            return 1024 * sum(map(int, sizes))
+    return _resident_alone(pid)
 
 
 def _resident_alone(pid: int) -> int:

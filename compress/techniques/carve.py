@@ -14,6 +14,7 @@ from compress.context import StepContext
 from compress.errors import IllegalChain, nearest
 from compress.model import Model, forward
 from compress.parts import are_names, kept_fraction, one_of, rule
+from compress.ranks import ranks
 from compress.tasks.base import Tensors, stacked_inputs
 from compress.techniques.blocks import Stage, stages, without
 from compress.techniques.prune_channels import PruneChannels
@@ -129,12 +130,19 @@ class Carve(Compressor):
             ]
         target = max(1, self._target(sum(len(stage.blocks) for stage in whole)))
         excess = sum(len(stage.blocks) for stage in left) - target
-        return self._of_least_effect(model, context, candidates, excess)
+        order, effects = ranks().agreed(
+            lambda: self._of_least_effect(model, context, candidates, excess)
+        )
+        context.log.row("removal", order=list(order), divergence=effects)
+        return order
 
     def _of_least_effect(
         self, model: Model, context: StepContext, candidates: list[str], count: int
-    ) -> list[str]:
-        """Choose up to `count` blocks, one by one the one whose removal changes answers least."""
+    ) -> tuple[list[str], list[float]]:
+        """Choose up to `count` blocks, one by one the one whose removal changes answers least.
+
+        Returns them, and the divergence of the answers after each.
+        """
         assert context.calibration is not None, "run() has checked needs"
         inputs = stacked_inputs(context.task, context.calibration, MEASURED_ON)
         inputs = tuple(tensor.to(context.device) for tensor in inputs)
@@ -152,8 +160,7 @@ class Carve(Compressor):
             removed.append(best)
             effects.append(round(trials[best], 6))
             candidates.remove(best)
-        context.log.row("removal", order=list(removed), divergence=effects)
-        return removed
+        return removed, effects
 
 
 def _answers(module: nn.Module, inputs: Tensors) -> torch.Tensor:

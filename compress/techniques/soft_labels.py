@@ -94,17 +94,21 @@ class SoftLabels:
             return
         self.view, self.known = view, self.held.get(view)
         if self.known is None and self.cache is not None:
+            unread = ""
             try:
                 # What the first of several processes has kept is there for all before it answers.
-                there = ranks().agreed(lambda: self._entry(view) is not None)
-                if there and (entry := self._entry(view)) is not None:
-                    self.known = np.load(entry.folder / FILE, mmap_mode="r")
+                if ranks().agreed(lambda: self._entry(view) is not None):
+                    self.known = self._loaded(view)
             except OSError as error:
-                self._stop_keeping(f"the store could not be read ({error})")
+                unread = str(error) or "an error without a reason"
+            if ranks().anywhere(bool(unread)):
+                self.known = None
+                self._stop_keeping(f"the store could not be read ({unread})")
         if self.known is not None or (self.cache is None and not self.views_repeat):
             return
         views = len(self.held) + 1
-        if ranks().agreed(lambda: views * self.view_bytes <= MEMORY_SHARE * free_memory()):
+        room = MEMORY_SHARE / ranks().count
+        if ranks().agreed(lambda: views * self.view_bytes <= room * free_memory()):
             self.filling = torch.full(
                 self.shape, torch.nan, dtype=torch.float16, device=self._filling_device()
             )
@@ -140,9 +144,10 @@ class SoftLabels:
             np.save(folder / FILE, filled)
             return {"soft_labels": self.key, "view": view}
 
-        if self.cache is not None:
+        cache = self.cache
+        if cache is not None:
             try:
-                self.cache.put(self._name(view), fill)
+                ranks().agreed(lambda: bool(cache.put(self._name(view), fill)))
                 return
             except OSError as error:
                 self._stop_keeping(f"the disk did not take it ({error})")
@@ -190,6 +195,13 @@ class SoftLabels:
 
     def _entry(self, view: int) -> CacheEntry | None:
         return None if self.cache is None else self.cache.get(self._name(view))
+
+    def _loaded(self, view: int) -> np.ndarray:
+        """Return a view's answers. Raises OSError if the store has lost them."""
+        if (entry := self._entry(view)) is None:
+            raise OSError("it has lost the answers")
+        loaded: np.ndarray = np.load(entry.folder / FILE, mmap_mode="r")
+        return loaded
 
     def _name(self, view: int) -> str:
         return digest({"soft_labels": self.key, "view": view})

@@ -178,4 +178,4 @@ def free_on(device: torch.device) -> float:
     """Return the bytes of memory that are free on a device."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return float(free_memory())
+    return float(free_memory()) / ranks().count

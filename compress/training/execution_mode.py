@@ -99,7 +99,7 @@ def autotune(
     `traced` is False where the module must be neither compiled nor recorded.
     """
     usual = default_mode(model.module, context, batch)
-    if not context.tune or _is_short(model, steps, len(batch)):
+    if not context.tune or _is_short(model, steps, batch.whole or len(batch)):
         return usual
     modes = _candidates(model.module, context, usual)
     question = {

@@ -103,6 +103,11 @@ class _Fit:
         self.loader = BatchLoader(
             split, context.task, context.device, context.seed, settings.batch_size
         )
+        if settings.batch_size < self.loader.least:
+            raise StepFailed(
+                f"batch_size is {settings.batch_size}, and {ranks().count} processes share each "
+                f"batch: give at least {self.loader.least}, or fewer GPUs (CUDA_VISIBLE_DEVICES)"
+            )
         if len(self.loader) == 0:
             raise StepFailed(f"{len(split)} training item(s) are too few to train on")
         self.total_steps = settings.epochs * len(self.loader)
@@ -162,7 +167,8 @@ class _Fit:
         if split is None or len(split) == 0:
             return None
         items = split if self.settings.judges else some_of(split, CURVE_ITEMS)
-        return items if self.context.task.ragged else resident(items, torch.device("cpu"))
+        here = ranks().first and not self.context.task.ragged  # the others do not judge
+        return resident(items, torch.device("cpu")) if here else items
 
     def run(self) -> Model:
         settings, context, reached = self.settings, self.context, self.reached

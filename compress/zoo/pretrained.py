@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from compress.chain_parser import ModelName, parse_model_name
-from compress.tasks.preprocessing import Settings
+from compress.tasks.preprocessing import LEVELS, Settings
 from compress.zoo.weights import DEFAULT, file_and_key, read_state
 
 MODES = {"center": "shorter", "squash": "exact", "border": "longer"}
 """timm's `crop_mode`s."""
+USUAL: Any = {"scale": 1 / LEVELS, "colors": "RGB"}
+"""Of all weights of both libraries, which do not say it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def _torchvision(name: ModelName, weights: str) -> Pretrained | None:
         crop_pct=crop / to,
         resize="shorter",
         interpolation=transforms.interpolation.value,
+        **USUAL,
     )
     promised = metrics.get("acc@1")
     return Pretrained(
@@ -99,5 +102,6 @@ def _timm(name: ModelName, weights: str) -> Pretrained | None:
         crop_pct=found.crop_pct,
         resize=resize,
         interpolation=found.interpolation,
+        **USUAL,
     )
     return Pretrained(f"timm's {name.name}", settings, found.num_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import compress
-from compress.benchmark.plan.plan import make_plan
+from compress.benchmark.plan.plan import _seen_by, make_plan
 from compress.benchmark.plan.suite import NamedTeacher, Suite, parse_suite
 from compress.compressor import seed_everything
 from compress.errors import UserError
@@ -96,6 +97,25 @@ std = [0.6, 0.6, 0.6]
     teacher.module.register_forward_pre_hook(lambda *_: None)
     with pytest.raises(NotReplayable):
         refuse_hooks(teacher.module)
+
+
+def test_a_librarys_teacher_sees_what_the_library_says_whatever_the_data_do(
+    tmp_path: Path,
+) -> None:
+    name = "torchvision:squeezenet1_1"
+    save_file(fresh(name, images(64, classes=1000)).module.state_dict(), tmp_path / "w.safetensors")
+    teacher = NamedTeacher(name, str(tmp_path / "w.safetensors"))
+    given = Preprocessing(3, (64, 64), (120.0, 110.0, 100.0), (60.0,) * 3, scale=1.0, colors="BGR")
+    data = replace(images(64, classes=1000), preprocessing=given)
+    _, change, words = _seen_by(teacher, "teacher 't'", data)
+    assert change is not None
+    raw = levels(side=64)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (raw.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    expected = F.interpolate(expected, (224, 224), mode="bilinear", antialias=True)
+    [seen] = change(nn.Identity(), data.prepare((raw,), torch.device("cpu")))
+    torch.testing.assert_close(seen, expected, rtol=0, atol=5e-5)
+    assert words.startswith("sees 224x224, mean 0.485/0.456/0.406")
 
 
 def test_a_teachers_keys_are_checked() -> None:

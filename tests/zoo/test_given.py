@@ -169,6 +169,17 @@ def test_a_net_that_answers_at_random_is_refused(cause: str) -> None:
         refuse_random(Noisy(RANDOM[cause]).eval(), (torch.ones(2, 4),), "mine")
 
 
+def test_answers_that_are_no_numbers_are_no_random_ones() -> None:
+    masked = torch.tensor([1.0, -torch.inf, torch.nan, 2.0])
+    refuse_random(Noisy(lambda x: x + masked).eval(), (torch.ones(2, 4),), "mine")
+
+    class Infinite(nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [x, x / 0]
+
+    refuse_random(Infinite().eval(), (torch.ones(2, 4),), "mine")
+
+
 def test_dropout_that_is_off_in_eval_mode_is_fine() -> None:
     net = Noisy(lambda x: F.dropout(nn.Dropout(0.5).eval()(x), 0.5, training=False)).eval()
     refuse_random(net, (torch.ones(2, 4),), "mine")

@@ -125,7 +125,7 @@ def run(connection: Connection) -> None:
     """Make the plan that the run asks for, and serve it. Raises EOFError or OSError at its end."""
     import torch
 
-    from compress.benchmark.execute.job import perform, read_outcome, write_outcome
+    from compress.benchmark.execute.job import cause_of, perform, write_outcome
     from compress.errors import UserError
     from compress.ranks import join, leave
     from compress.system.progress import STAGES, Recorder, listening
@@ -158,11 +158,12 @@ def run(connection: Connection) -> None:
             if rank and outcome.error:
                 write_outcome(scratch / str(rank), outcome)
                 raise RuntimeError(outcome.error)
+            if outcome.error and count > 1:
+                # What broke in another process first broke here as a connection that is closed.
+                write_outcome(scratch, cause_of(scratch) or outcome)
+                return  # to leave could wait for those that wait for this one
             if rank == 0:
-                # What broke in another process breaks here as a connection that is closed.
-                causes = (read_outcome(scratch / str(other)) for other in range(1, count))
-                cause = next(filter(None, causes), outcome) if outcome.error else outcome
-                write_outcome(scratch, cause)
+                write_outcome(scratch, outcome)
             leave()
 
     outlive_parent()  # from here on the connection reports its end, and children are ended first
@@ -239,7 +240,7 @@ def run_in_child(
         os.environ["TMPDIR"] = tempfile.tempdir = str(message["scratch"])
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        rank = start_others(message.get("ranks", 1))
+        rank = start_others(message.get("ranks", 1), Path(message["scratch"]))
         with ThreadPoolExecutor(1, thread_name_prefix="step") as pool:
             pool.submit(work, {**message, "rank": rank}).result()
         status = 0
@@ -252,12 +253,17 @@ def run_in_child(
         os._exit(status)
 
 
-def start_others(count: int) -> int:
+def start_others(count: int, scratch: Path) -> int:
     """Fork the other processes of a step that has several; return this one's number.
 
     The others end with the first. If one of them ends in an error, so does the first, unless it
     says itself within seconds what is wrong: else it would wait for that one for ever.
     """
+    if count == 1:
+        return 0
+    from compress.benchmark.execute.executor import Outcome
+    from compress.benchmark.execute.job import cause_of, write_outcome
+
     first = os.getpid()
     others = []
     for rank in range(1, count):
@@ -273,14 +279,19 @@ def start_others(count: int) -> int:
             if ended:
                 others.remove(pid)
             if ended and status:
-                print("another process of this step has ended in an error", flush=True)
-                end = threading.Timer(ENDING, os._exit, [1])
-                end.daemon = True
-                end.start()
+                code = os.waitstatus_to_exitcode(status)
+                how = f"ended with status {code}" if code >= 0 else f"was killed by signal {-code}"
+                print(f"another process of this step {how}", flush=True)
+                timer = threading.Timer(ENDING, give_up, [f"one of its processes {how}"])
+                timer.daemon = True
+                timer.start()
 
-    if others:
-        signal.signal(signal.SIGCHLD, look)
-        look()
+    def give_up(why: str) -> None:
+        write_outcome(scratch, cause_of(scratch) or Outcome(f"StepEnded: {why}"))
+        os._exit(1)
+
+    signal.signal(signal.SIGCHLD, look)
+    look()
     return 0
 
 

@@ -36,7 +36,7 @@ from compress.training.out_of_memory import ran_out_of_memory
 
 OUTCOME = "outcome.json"
 RECORD = "record"
-MEMORY = "Raise the limit with --step-memory, or take a smaller batch_size"
+MEMORY = "Raise the limit with --step-memory, or, if it trains, take a smaller batch_size"
 
 
 def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Outcome:
@@ -51,7 +51,7 @@ def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Out
         text = "".join(traceback.format_exception(error))[-4000:]
         rows = (*work.step_log.rows, {"kind": "traceback", "text": text})
         reason = str(error) or "no reason was given"
-        if ran_out_of_memory(error):
+        if ran_out_of_memory(error) and "CUDA" not in reason:
             reason += f". {MEMORY}"
         return Outcome(f"{type(error).__name__}: {reason}", rows)
     return Outcome(unsaved=work.unsaved)
@@ -206,6 +206,12 @@ def record_of(entry: Entry) -> Record:
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     folder.mkdir(exist_ok=True)
     write_json(folder / OUTCOME, asdict(outcome))
+
+
+def cause_of(scratch: Path) -> Outcome | None:
+    """Return how the first of a step's other processes that ended in an error did so."""
+    made = sorted(scratch.glob(f"*/{OUTCOME}"), key=lambda path: path.stat().st_mtime_ns)
+    return read_outcome(made[0].parent) if made else None
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -186,7 +186,7 @@ class LocalExecutor(SequentialExecutor):
                 f"it took more than {duration(self.seconds)} and was ended: "
                 f"raise the limit with --step-timeout"
             )
-        if (held := resident(pid)) > self.memory:
+        if (held := resident(pid, shared_once=self.spec.ranks > 1)) > self.memory:
             return (
                 f"it held {size(held)} of memory, more than the {size(self.memory)} that it may, "
                 f"and was ended: raise the limit with --step-memory"
@@ -240,16 +240,23 @@ def _tail(log: Path, start: int) -> str:
     return "\n".join(lines)
 
 
-def local_executor(plan: Plan, spec: RunSpec, logs: Path, scratch: Path) -> Executor:
-    """Return the executor for this machine; one without isolation says why."""
+def handed_over(plan: Plan) -> tuple[bytes, str]:
+    """Return a plan's objects for other processes, and why none can have them, '' if they can."""
     if not hasattr(os, "fork"):
-        return InProcessExecutor(plan, spec, "this system cannot fork")
+        return NO_OBJECTS, "this system cannot fork"
     if not plan.given:
-        return LocalExecutor(spec, logs, scratch)
+        return NO_OBJECTS, ""
     try:
-        objects = cloudpickle.dumps(given_objects(plan))
+        return cloudpickle.dumps(given_objects(plan)), ""
     except Exception as error:  # a foreign object: anything may be raised
         cause = f"{type(error).__name__}: {error}".partition("\n")[0]
-        reason = f"an object that was passed cannot be handed to another process ({cause})"
-        return InProcessExecutor(plan, spec, reason)
+        why = f"an object that was passed cannot be handed to another process ({cause})"
+        return NO_OBJECTS, why
+
+
+def local_executor(plan: Plan, spec: RunSpec, logs: Path, scratch: Path) -> Executor:
+    """Return the executor for this machine; one without isolation says why."""
+    objects, why_not = handed_over(plan)
+    if why_not:
+        return InProcessExecutor(plan, spec, why_not)
     return LocalExecutor(spec, logs, scratch, objects)
