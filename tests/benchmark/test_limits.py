@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -157,6 +158,30 @@ def test_the_limit_is_what_is_given_or_most_of_what_is_free(
     with pytest.raises(UserError, match=r"only 268 MB of memory is free.* raise the container"):
         Limits().bytes()
     assert Limits(memory=10**9).bytes() == 10**9
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_memory_that_is_freed_is_used_again() -> None:
+    """Else the kernel would have to clear the pages of large tensors in every step."""
+    code = (
+        "import resource, sys, torch\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from compress.system.memory import reuse_freed_memory\n"
+        "def steps():\n"
+        "    for _ in range(20):\n"
+        "        torch.ones(10**7).mul(2).add(1)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "with ThreadPoolExecutor(1) as pool:\n"
+        "    start = pool.submit(steps).result()\n"
+        "    plain = pool.submit(steps).result() - start\n"
+        "with ThreadPoolExecutor(1) as pool:\n"
+        "    assert reuse_freed_memory()\n"
+        "    start = pool.submit(steps).result()\n"
+        "    print(plain, pool.submit(steps).result() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 10 * max(after, 1)
 
 
 def test_a_lack_of_memory_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psutil
 
 from compress.system.lifetime import adopt_orphans, die_with_parent, outlive_parent
+from compress.system.memory import reuse_freed_memory
 from compress.system.processes import importing
 
 if TYPE_CHECKING:
@@ -237,6 +238,7 @@ def run_in_child(
         die_with_parent(parent)
         _log_to(message["log"])
         _limit(message["memory"])
+        reuse_freed_memory()
         os.environ["TMPDIR"] = tempfile.tempdir = str(message["scratch"])
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
