@@ -180,7 +180,12 @@ def bench(**options: Any) -> None:
 @cli.command()
 @click.option("--data", default="digits", show_default=True, help="See: list data.")
 @click.option("--model", default="cnn-small", show_default=True, help="See: list models.")
-@click.option("--chain", required=True, multiple=True, help="Such as 'a() -> b()'.")
+@click.option(
+    "--chain",
+    required=True,
+    multiple=True,
+    help="Such as 'a() -> b()'; may be given several times.",
+)
 @_shared
 def run(**options: Any) -> None:
     """Run one chain (or several) beside its baseline."""

@@ -51,7 +51,7 @@ def share_interval(row: Row) -> str:
 def delta(row: Row) -> str:
     """Return the difference to the baseline in points, with its sign, margin and verdict."""
     value = number(row, "accuracy_delta")
-    if value is None or row.get("chain") == BASELINE:
+    if value is None or row.get("chain") == BASELINE or not is_sound(row):
         return MISSING
     decimals = 2 if abs(100 * value) < 9.995 else 1
     margin = _margin(row, "accuracy_delta", decimals, 100)

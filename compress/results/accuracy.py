@@ -86,8 +86,14 @@ def add_own_accuracy(draft: Draft, folder: Path) -> Answers | None:
         draft.figures["ece"] = calibration_error(answers.confidence, answers.correct)
     if answers.ranks is not None:
         draft.figures["top5"] = top_accuracy(answers.ranks)
+    most = float(np.bincount(answers.targets).max() / len(answers.targets))
     if (answers.predictions == answers.predictions[0]).all():
         draft.notes.append("the file gives every test item the same answer")
+    elif low <= most:
+        draft.notes.append(
+            f"not shown to be right more often than whoever always answers the most frequent class "
+            f"({most:.1%})"
+        )
     return answers
 
 

@@ -79,7 +79,8 @@ def reuse_freed_memory() -> bool:
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        return all([mallopt(option, value) for option, value in REUSING])
+        set_all = [mallopt(option, value) for option, value in REUSING]
+        return all(set_all)
     return False
 
 

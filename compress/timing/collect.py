@@ -121,7 +121,8 @@ def collect(
         before, budget = clock(), request.effort.seconds
         while not run.enough(turns):
             for count in run.counts:
-                progress(f"process {len(run.launched) + 1}, {sum(turns):.0f} of {budget:.0f} s")
+                number = len(run.launched) + 1
+                progress(f"process {number}, {sum(turns):.0f} s of about {budget:.0f}")
                 started = clock()
                 part = run.start(count)
                 if not part.failure:  # a failed one is tried again after a restart

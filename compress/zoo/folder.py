@@ -27,9 +27,7 @@ FEW = 5
 """Images a class, on average, below which a flat folder is for testing alone."""
 MOST_HELD = 1000
 """About as many of a large set for testing are held out for calibration and validation."""
-BY_SAMPLES = (
-    "of large images the fingerprint covers paths, sizes and samples of their bytes, not all"
-)
+BY_SAMPLES = "of files above 12 kB the fingerprint covers samples of their bytes, not all"
 
 Files = Mapping[str, Sequence[Path]]
 """Image files by class."""

@@ -39,9 +39,8 @@ def load_weights(
 
     `source` is a .safetensors or .pt/.pth/.bin file, `FILE:KEY` for one of several sets of weights
     in it, or `DEFAULT` for those that torchvision or timm have for their models, which are
-    downloaded once. With `new_head`, layers that differ in the number of classes alone keep the
-    module's own weights. Raises UserError if they cannot be read safely, or do not fit; then the
-    module is unchanged.
+    downloaded once. With `new_head`, layers that differ in the number of classes alone become zero.
+    Raises UserError if they cannot be read safely, or do not fit; then the module is unchanged.
     """
     if str(source) == DEFAULT:
         state, origin = _library_weights(model_name)
@@ -62,7 +61,11 @@ def load_weights(
     if spare:
         words.append(f"without {_listed(spare)}, which the model has no place for")
     fitting = {name: tensor for name, tensor in state.items() if name in own and name not in head}
-    module.load_state_dict(fitting, strict=False)
+    # A new head begins with equal answers, as in Kolesnikov et al. 2019 (BiT), section 3.3: what
+    # libraries draw can be so large that it ruins the layers below before it has learnt anything.
+    plain = (name for name in head if name.endswith((".weight", ".bias")))
+    empty = {name: torch.zeros_like(own[name]) for name in plain}
+    module.load_state_dict(fitting | empty, strict=False)
     if str(source) == DEFAULT and hasattr(module, "transform_input"):
         # These weights (GoogLeNet, Inception) were trained on inputs scaled in another way.
         module.transform_input = True  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from compress.zoo.pretrained import pretrained
 from compress.zoo.weights import load_weights
 
 MODEL = "cnn-small(width=16)"
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,10 @@ def test_the_rest_of_the_weights_is_kept(weights: Path) -> None:
     ]
     assert all(same)
     assert len(same) == len(kept.state_dict()) - 2
+    raw, labels = plan.data.test.fetch(torch.arange(9))
+    outputs = plan.start.module(*plan.data.task.prepare(raw, CPU))
+    loss = plan.data.task.loss(outputs, labels)
+    assert float(loss) == pytest.approx(math.log(3)), "the new head knows nothing, and says so"
 
 
 def test_weights_of_classes_in_another_order_are_doubted_at_once(

@@ -48,7 +48,7 @@ def test_a_tree_of_what_is_done_and_left(tmp_path: Path) -> None:
     assert set(lines(before).values()) == {"left, unknown"}
     assert sum("prune_weights(sparsity=0.5)" in line for line in before.splitlines()) == 4
     assert [line for line in before.splitlines() if line.startswith("  train(epochs=2)")]
-    assert "4 rows, 8 results, 8 left: 8 of which nothing like it was done" in before
+    assert "4 rows, 8 results, 8 left: 8 whose time no earlier run tells" in before
     assert all(len(line) <= 100 for line in before.splitlines())
 
     results = compress.run(out=tmp_path / "out", **OPTIONS)

@@ -116,5 +116,5 @@ def _sum(graph: Graph, left: list[Node], estimates: Estimates, timing: float) ->
     if known:
         text += f": about {duration(sum(known))}"
     if unknown := len(left) - len(known):
-        text += f"{' and' if known else ':'} {unknown} of which nothing like it was done"
+        text += f"{' and' if known else ':'} {unknown} whose time no earlier run tells"
     return f"{text}; then the timing, about {duration(timing)}."

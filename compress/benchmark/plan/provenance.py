@@ -25,7 +25,7 @@ def about(plan: Plan, command: str) -> dict[str, Any]:
     data = plan.data
     notes = [data.note] if data.note else []
     if plan.baseline is None or not plan.baseline.restarts:
-        notes.append("the model came with weights, which may have seen the validation split")
+        notes.append("the model came with weights, which may have seen images of any split")
     if plan.ranks > 1:
         notes.append(f"{plan.ranks} processes shared every training, each on a device of its own")
     notes += [f"{name}: {words}" for name, words in plan.weights.items() if name]
