@@ -39,6 +39,10 @@ class Answers:
     """How many classes the file ranks above the target, where there are many classes."""
 
 
+ENOUGH = 100
+"""Answers, of which fewer show nothing of whether a file is better than a guess."""
+
+
 def read_answers(record: Record, folder: Path) -> Answers:
     """Return the answers that a record names. Raises Missing."""
     place = record.files.get("answers", "")
@@ -89,7 +93,7 @@ def add_own_accuracy(draft: Draft, folder: Path) -> Answers | None:
     most = float(np.bincount(answers.targets).max() / len(answers.targets))
     if (answers.predictions == answers.predictions[0]).all():
         draft.notes.append("the file gives every test item the same answer")
-    elif low <= most:
+    elif low <= most and len(answers.targets) >= ENOUGH:
         draft.notes.append(
             f"not shown to be right more often than whoever always answers the most frequent class "
             f"({most:.1%})"

@@ -26,6 +26,8 @@ WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
 """Last parts of names under which libraries keep what is no weight."""
+HEAD = 0.01
+"""As torchvision draws the last layers of VGG and MobileNets."""
 SHOWN = 5
 SAFE_TORCH = (2, 11)
 SHA256 = 64
@@ -39,8 +41,9 @@ def load_weights(
 
     `source` is a .safetensors or .pt/.pth/.bin file, `FILE:KEY` for one of several sets of weights
     in it, or `DEFAULT` for those that torchvision or timm have for their models, which are
-    downloaded once. With `new_head`, layers that differ in the number of classes alone become zero.
-    Raises UserError if they cannot be read safely, or do not fit; then the module is unchanged.
+    downloaded once. With `new_head`, layers that differ in the number of classes alone keep the
+    module's own fresh weights, made small. Raises UserError if they cannot be read safely, or do
+    not fit; then the module is unchanged.
     """
     if str(source) == DEFAULT:
         state, origin = _library_weights(model_name)
@@ -61,15 +64,24 @@ def load_weights(
     if spare:
         words.append(f"without {_listed(spare)}, which the model has no place for")
     fitting = {name: tensor for name, tensor in state.items() if name in own and name not in head}
-    # A new head begins with equal answers, as in Kolesnikov et al. 2019 (BiT), section 3.3: what
-    # libraries draw can be so large that it ruins the layers below before it has learnt anything.
-    plain = (name for name in head if name.endswith((".weight", ".bias")))
-    empty = {name: torch.zeros_like(own[name]) for name in plain}
-    module.load_state_dict(fitting | empty, strict=False)
+    module.load_state_dict(fitting | {name: _small(name, own[name]) for name in head}, strict=False)
     if str(source) == DEFAULT and hasattr(module, "transform_input"):
         # These weights (GoogLeNet, Inception) were trained on inputs scaled in another way.
         module.transform_input = True  # type: ignore[assignment]
     return "; ".join(words)
+
+
+def _small(name: str, fresh: Tensor) -> Tensor:
+    """Return a new head's fresh weights with a standard deviation of at most HEAD, no bias.
+
+    What some libraries draw for few classes is so large that it ruins the layers below before the
+    head has learnt anything. (All zero would be dead where a ReLU follows, as in SqueezeNet.)
+    """
+    if name.endswith(".bias"):
+        return torch.zeros_like(fresh)
+    if not name.endswith(".weight"):
+        return fresh
+    return fresh * min(1.0, HEAD / max(float(fresh.std()), HEAD))
 
 
 def file_and_key(source: str | Path) -> tuple[Path, str]:

@@ -93,7 +93,7 @@ def test_the_rest_of_the_weights_is_kept(weights: Path) -> None:
     raw, labels = plan.data.test.fetch(torch.arange(9))
     outputs = plan.start.module(*plan.data.task.prepare(raw, CPU))
     loss = plan.data.task.loss(outputs, labels)
-    assert float(loss) == pytest.approx(math.log(3)), "the new head knows nothing, and says so"
+    assert float(loss.detach()) == pytest.approx(math.log(3), abs=0.05), "the head knows nothing"
 
 
 def test_weights_of_classes_in_another_order_are_doubted_at_once(

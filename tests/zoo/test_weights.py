@@ -109,7 +109,7 @@ def test_bad_files_of_weights_are_refused_in_words(tmp_path, monkeypatch):
     assert not Path("pwned").exists()
 
 
-def test_default_weights_are_torchvisions_and_want_its_classes(monkeypatch):
+def test_default_weights_are_torchvisions_and_want_its_classes(monkeypatch, tmp_path):
     import torchvision.models
 
     with pytest.raises(UserError, match="only models of torchvision and timm"):
@@ -130,10 +130,19 @@ def test_default_weights_are_torchvisions_and_want_its_classes(monkeypatch):
     ten = fresh(name, images(64)).module
     with pytest.raises(UserError, match=r"are for 1,000 classes, and .* has 10 for these data"):
         load_weights(ten, "DEFAULT", name)
-    head = ten.classifier[1].weight.clone()
+    head = ten.classifier[1].weight.detach().clone()
     words = load_weights(ten, "DEFAULT", name, new_head=True)
     assert words.endswith("its head for 1,000 classes replaced by an untrained one for 10")
-    assert torch.equal(ten.classifier[1].weight, head)
+    found = ten.classifier[1].weight.detach()
+    torch.testing.assert_close(found, head * 0.01 / max(0.01, float(head.std())))
+    assert not ten.classifier[1].bias.detach().any()
+    wide = nn.Sequential(nn.Linear(4, 10))
+    with torch.no_grad():
+        wide[0].weight.normal_(std=0.5)
+    save_file({"0.weight": torch.ones(7, 4), "0.bias": torch.ones(7)}, tmp_path / "seven")
+    (tmp_path / "seven").rename(tmp_path / "seven.safetensors")
+    load_weights(wide, str(tmp_path / "seven.safetensors"), "wide", new_head=True)
+    assert float(wide[0].weight.detach().std()) == pytest.approx(0.01, rel=1e-4)
     assert torch.equal(ten.features[0].weight, other.features[0].weight)
 
 
