@@ -28,7 +28,7 @@ from compress.training.stepper import AUXILIARY, LabelWeight, Loss, Stepper
 
 CURVE_ITEMS = 1000
 """Items of the validation split behind the curve, where it decides nothing."""
-FEW_STEPS = 10
+FEW_STEPS = 3
 """Steps of an optimizer in all, below which the log says that they are few."""
 WORTH_KEEPING = 2.0
 """Seconds of training after a checkpoint until the next one is written."""
