@@ -109,10 +109,10 @@ def test_what_is_in_memory_already_is_not_copied() -> None:
 
 
 class OnDisk(Split):
-    """A split that is not in memory, and tells when what was read."""
+    """A split that is not in memory, and tells when what was read; an item may be unreadable."""
 
-    def __init__(self, whole: Split, fails_at: int = -1) -> None:
-        self.whole, self.fails_at = whole, fails_at
+    def __init__(self, whole: Split, broken: int = -1) -> None:
+        self.whole, self.broken = whole, broken
         self.read: list[list[int]] = []
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ class OnDisk(Split):
 
     def fetch(self, index: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         self.read.append(index.tolist())
-        if len(self.read) - 1 == self.fails_at:
+        if self.broken in index:
             raise OSError("the disk is gone")
         return self.whole.fetch(index)
 
@@ -166,7 +166,8 @@ def test_the_next_batches_are_read_while_one_is_used() -> None:
 
 @pytest.mark.usefixtures("kept_on_disk")
 def test_what_cannot_be_read_is_an_error_when_its_turn_comes() -> None:
-    split = OnDisk(DATA.train, fails_at=3)
+    fourth = list(BatchLoader(OnDisk(DATA.train), DATA.task, CPU, 3, 50).epoch(0, 0))[3]
+    split = OnDisk(DATA.train, broken=int(fourth.index[0]))
     epoch = BatchLoader(split, DATA.task, CPU, 3, 50).epoch(0, 0)
     assert len(list(itertools.islice(epoch, 3))) == 3
     with pytest.raises(OSError, match="the disk is gone"):

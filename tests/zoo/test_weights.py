@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -295,19 +296,26 @@ def test_timms_default_weights_are_downloaded_once_and_their_hash_is_checked(tmp
         done = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True)
         return done.stdout
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as closed:
+        nowhere = f"http://127.0.0.1:{closed.server_port}"
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server,
+        ThreadPoolExecutor(3) as together,  # without a server, most of the time is waiting
+    ):
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         address = f"http://127.0.0.1:{server.server_port}"
         expected = "timm's weights of test_efficientnet.r160_in1k\n42.5\n"
         assert loaded(address, "home") == expected
+        offline = together.submit(loaded, nowhere, "home")
+        missing = together.submit(loaded, nowhere, "none")
         Own.etag = "0" * 64
         assert loaded(address, "other").startswith("UserError the downloaded weights of timm/test")
         server.shutdown()
         thread.join()
-    assert loaded(address, "home") == expected, "from the cache, without the server"
+    assert offline.result() == expected, "from the cache, without the server"
     assert re.match(
         r"UserError timm's weights of test_efficientnet could not be downloaded: .*Connect to",
-        loaded(address, "none"),
+        missing.result(),
         re.DOTALL,
     )
