@@ -18,6 +18,14 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 
+# Begun first, so that no process works on one of them alone at the end.
+LONG = ("test_weights.py", "test_ray_executor.py", "test_resume.py", "test_local_executor.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data and trained weights; skips where there is none."""

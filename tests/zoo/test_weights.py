@@ -300,15 +300,15 @@ def test_timms_default_weights_are_downloaded_once_and_their_hash_is_checked(tmp
         nowhere = f"http://127.0.0.1:{closed.server_port}"
     with (
         http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own) as server,
-        ThreadPoolExecutor(3) as together,  # without a server, most of the time is waiting
+        ThreadPoolExecutor(2) as together,  # without a server it waits for 45 seconds
     ):
+        missing = together.submit(loaded, nowhere, "none")
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         address = f"http://127.0.0.1:{server.server_port}"
         expected = "timm's weights of test_efficientnet.r160_in1k\n42.5\n"
         assert loaded(address, "home") == expected
         offline = together.submit(loaded, nowhere, "home")
-        missing = together.submit(loaded, nowhere, "none")
         Own.etag = "0" * 64
         assert loaded(address, "other").startswith("UserError the downloaded weights of timm/test")
         server.shutdown()
