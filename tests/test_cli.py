@@ -187,7 +187,7 @@ baseline = "train(epochs=8)"
 timing_seconds = 1.5
 threads = 1
 chains = [
-    "train(epochs=8) -> quantize(reduce_range=True)",
+    "train(epochs=8) -> quantize()",
     "distill(student='mlp', epochs=4)",
     "prune_channels(macs=0.5)",
     "finetune(epochs=1, learning_rate=1e6, optimizer='sgd')",
@@ -269,7 +269,7 @@ def test_csv_has_the_promised_columns_and_the_baseline_first(finished: Path) -> 
     assert tuple(table[0]) == NAMES
     assert [row["chain"] for row in table] == [
         "baseline",
-        "quantize(reduce_range=True)",
+        "quantize()",
         "distill(student='mlp', epochs=4)",
         "prune_channels(macs=0.5)",
         "finetune(epochs=1, optimizer='sgd', learning_rate=1000000.0)",

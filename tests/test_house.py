@@ -20,7 +20,7 @@ NOUNS = {
     *("errors", "stateless_rng", "tasks", "model", "ensemble", "context", "compressor", "counts"),
     *("ranks", "parts", "chain_parser", "heads", "find_heads", "dataflow", "rebuild"),
 }
-WORK = {"surgery", "zoo", "training", "deploy", "timing", "runtimes"}
+WORK = {"surgery", "zoo", "training", "deploy", "int8", "timing", "runtimes"}
 BENCH = {
     "benchmark.plan",
     "benchmark.store",
@@ -40,7 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": SYSTEM | NOUNS,
     "timing": SYSTEM | NOUNS | {"stats", "runtimes"},
     "deploy": SYSTEM | NOUNS | {"runtimes"},
+    "int8": SYSTEM | NOUNS | {"deploy"},
     "techniques": SYSTEM | NOUNS | WORK,
+    "peers": SYSTEM | NOUNS | {"deploy"},
     "results": SYSTEM | {"errors", "stats", "timing", "runtimes"},
     "report": SYSTEM | {"errors", "results", "stats", "timing", "runtimes"},
     "benchmark.store": SYSTEM | NOUNS | {"results"},

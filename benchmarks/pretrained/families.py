@@ -41,8 +41,8 @@ from compress.zoo.weights import DEFAULT
 MOST = 100e6
 LIMIT = 900
 """Seconds for a model."""
-QUANTIZE = "quantize(reduce_range=True)"
-"""With the range that is right on processors without VNNI, too."""
+
+
 CALIBRATION = 32
 TIMM = (
     *("efficientnet_b0", "tf_efficientnet_lite0", "mobilenetv3_small_100"),
@@ -100,7 +100,7 @@ def tried(name: str, root: Path) -> dict[str, Any]:
         return {**row, "why": verdict.reason}
     few = Subset(data.calibration, torch.arange(min(CALIBRATION, len(data.calibration))))
     context = StepContext(data.task, calibration=few, log=StepLog())
-    lowered = run(chain(QUANTIZE), model, context)
+    lowered = run(chain("quantize()"), model, context)
     assert lowered.onnx is not None
     verdict = verify(lowered.onnx, model, inputs, lowered=True, macs=counted.macs)
     row["int8 file"] = "verified" if verdict.ok else "not verified"

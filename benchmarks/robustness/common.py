@@ -79,9 +79,9 @@ controls = false
 chains = [
     "train(epochs=8) -> prune_weights(sparsity=0.5)",
     "prune_weights(sparsity=0.5) -> finetune(epochs=4)",
-    "prune_weights(sparsity=0.5) -> finetune(epochs=4) -> quantize(reduce_range=True)",
+    "prune_weights(sparsity=0.5) -> finetune(epochs=4) -> quantize()",
     "distill(student='mlp(width=16)', epochs=6)",
-    "distill(student='mlp(width=16)', epochs=6) -> quantize(reduce_range=True)",
+    "distill(student='mlp(width=16)', epochs=6) -> quantize()",
     "factorize(rank=0.5) -> finetune(epochs=3)",
 ]
 """

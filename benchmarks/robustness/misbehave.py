@@ -26,7 +26,7 @@ def plug_ins(folder: Path, disk: Path | None) -> list[tuple[str, ...]]:
     texts = [f"{cls.name()}()" for cls in HOSTILE if cls.__name__ != "FillDisk"]
     texts += [f"fill_disk(place={str(disk)!r})"] if disk is not None else []
     chains = [
-        "train(epochs=4) -> quantize(reduce_range=True)",
+        "train(epochs=4) -> quantize()",
         *texts,
         "prune_weights(sparsity=0.5)",
     ]

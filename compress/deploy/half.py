@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from compress.deploy.export import read_metadata
-from compress.deploy.int8 import Reader
+from compress.deploy.observe import Runner, float_values
 from compress.deploy.protobuf import within
 from compress.errors import StepFailed
 from compress.system.amounts import decimal
@@ -82,23 +82,15 @@ def to_float16(float_onnx: bytes, batches: Iterable[Tensors]) -> tuple[bytes, di
 
 
 def largest_activation(float_onnx: bytes, batches: Iterable[Tensors]) -> tuple[str, float]:
-    """Return the name and the absolute value of the largest finite value inside a float file."""
-    from onnxruntime.quantization.calibrate import create_calibrator
+    """Return the name and the absolute value of the largest finite value inside a float file.
 
-    model = onnx.load_from_string(float_onnx)
-    with tempfile.TemporaryDirectory(prefix="compress-half-") as folder:
-        source, augmented = Path(folder) / "float.onnx", Path(folder) / "augmented.onnx"
-        source.write_bytes(float_onnx)
-        calibrator = create_calibrator(source, None, str(augmented))
-        calibrator.collect_data(Reader(batches, model))
-        ranges = calibrator.compute_data().data
-    constants = {name for n in model.graph.node if n.op_type == "Constant" for name in n.output}
-    # An infinity is one in float32, too: a mask, say.
-    sizes = {
-        name: float(_finite_sizes(np.ravel(data.range_value)).max(initial=0.0))
-        for name, data in sorted(ranges.items())
-        if name not in constants
-    }
+    An infinity is one in float32, too: a mask, say.
+    """
+    runner = Runner(float_onnx, float_values(float_onnx))
+    sizes = dict.fromkeys(runner.names, 0.0)
+    for _, values in runner.chunks(batches):
+        for name, value in values.items():
+            sizes[name] = max(sizes[name], float(_finite_sizes(value).max(initial=0.0)))
     return max(sizes.items(), key=lambda item: item[1])
 
 

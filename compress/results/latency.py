@@ -19,8 +19,8 @@ from compress.timing.worker import DIFFERENT
 
 MOST_ROUNDS = 5_000_000
 """Of all processes, if each had as many rounds as the longest: the bootstrap makes them so."""
-SAFE_INT8 = 64
-"""With weights no larger than this, sums of two products of 8 bits fit 16 bits."""
+SAFE_PAIR = 128
+"""With neighbouring weights whose sum is no larger, two products of 8 bits fit 16 bits."""
 
 T = TypeVar("T")
 
@@ -184,10 +184,11 @@ def _explained(error: str, draft: Draft, raw_timings: RawTimings) -> str:
     if not error.startswith(DIFFERENT):
         return error
     note = f"{error}, so it computes something else there, and its accuracy does not hold there"
-    wide = draft.record.measured.get("int8_largest", 0) > SAFE_INT8
-    if wide and saturates(tuple(raw_timings.environment.get("cpu_flags") or ())):
+    measured = draft.record.measured
+    pair = measured.get("int8_pair", 2 * measured.get("int8_largest", 0))
+    if pair > SAFE_PAIR and saturates(tuple(raw_timings.environment.get("cpu_flags") or ())):
         note += (
             ": that processor has no VNNI, and sums of int8 products can saturate, which "
-            "quantize(reduce_range=True) avoids"
+            "quantize() avoids by default"
         )
     return note

@@ -133,7 +133,7 @@ def test_a_module_that_was_trained_in_this_process_is_trained_on_in_forks(tmp_pa
         model=module,
         chain=[
             "finetune(epochs=1)",
-            "prune_channels(macs=0.5) -> finetune(epochs=1) -> quantize(reduce_range=True)",
+            "prune_channels(macs=0.5) -> finetune(epochs=1) -> quantize()",
         ],
         out=tmp_path,
         progress=False,

@@ -14,8 +14,8 @@ from compress import counts
 from compress.benchmark.measure import row as measuring
 from compress.benchmark.measure.row import EXECUTED, Measured
 from compress.deploy.export import export
-from compress.deploy.int8 import quantize_onnx
 from compress.model import Model
+from compress.peers.ort_quantize import quantize_onnx
 from compress.tasks.base import stacked_inputs
 
 DATA = small_digits()

@@ -41,6 +41,7 @@ from compress.timing.raw_timings import CONTROL, LEVELS
 from compress.timing.worker import DIFFERENT
 
 BASE, INT8, NARROW = NAMES
+VNNI = "quantize(target='vnni')"
 INT8_FIGURES = f"on_{SLUG}_cpu_ms_p50"
 
 
@@ -53,8 +54,8 @@ def test_the_figures_are_columns_of_the_rows(
     after = rows(run)
     gained = {
         key.removeprefix(f"on_{SLUG}_"): value
-        for key, value in after["quantize()"].items()
-        if key not in before["quantize()"]
+        for key, value in after[VNNI].items()
+        if key not in before[VNNI]
     }
     # A machine without noise: 4 ms against 1 ms an item, and intervals without width.
     for setting, items in (("cpu", 1), ("cpu1", 1), ("cpu_batch32", 32)):
@@ -64,13 +65,13 @@ def test_the_figures_are_columns_of_the_rows(
         for figure in ("speedup", "speedup_low", "speedup_high"):
             assert gained[f"{setting}_{figure}"] == pytest.approx(4)
         assert gained[f"{setting}_verdict"] == "faster"
-    assert after["quantize(reduce_range=True)"][f"on_{SLUG}_cpu_verdict"] == ("indistinguishable")
+    assert after["quantize()"][f"on_{SLUG}_cpu_verdict"] == ("indistinguishable")
     base = after["baseline"]
     assert base[f"on_{SLUG}_cpu_speedup"] == 1
     assert f"on_{SLUG}_cpu_verdict" not in base
     for chain in ("odd()", "broken()"):
         assert after[chain] == before[chain]
-    assert after["quantize()"]["note"] == before["quantize()"]["note"]
+    assert after[VNNI]["note"] == before[VNNI]["note"]
     kept = json.loads((run / "raw" / f"elsewhere-{SLUG}.json").read_bytes())
     assert kept == {key: value for key, value in found.items() if key != "run"}
 
@@ -105,8 +106,8 @@ def test_from_python_the_reports_are_written_anew(
     assert zipfile.is_zipfile(archive)
     results = compress.merge(str(run), str(saved(tmp_path, found)))
     table = pd.read_csv(run / "results.csv").set_index("chain")
-    assert table.loc["quantize()", f"on_{SLUG}_cpu_ms_p50"] == pytest.approx(1)
-    assert results.frame.set_index("chain").loc["quantize()", f"on_{SLUG}_cpu_speedup"] == 4
+    assert table.loc[VNNI, f"on_{SLUG}_cpu_ms_p50"] == pytest.approx(1)
+    assert results.frame.set_index("chain").loc[VNNI, f"on_{SLUG}_cpu_speedup"] == 4
     assert (run / "table.md").is_file()
 
 
@@ -151,7 +152,7 @@ def test_the_same_machine_replaces_and_another_gets_a_number(
     assert merge(run, [second]) == [SLUG]
     assert merge(run, [third]) == [f"{SLUG}_2"]
     results = read_results(run)
-    measured = by_chain(results)["quantize()"]
+    measured = by_chain(results)[VNNI]
     assert measured[f"on_{SLUG}_cpu_speedup"] == pytest.approx(2)
     assert measured[f"on_{SLUG}_2_cpu_speedup"] == pytest.approx(4)
     there = results.about["elsewhere"]
@@ -191,13 +192,13 @@ def test_machines_that_are_alike_are_told_apart_by_names(
     ]
     assert merge(run, [second]) == [SLUG]  # without a name, names are not looked for
     results = read_results(run)
-    measured, about = by_chain(results)["quantize()"], results.about
+    measured, about = by_chain(results)[VNNI], results.about
     assert measured["on_left_cpu_speedup"] == pytest.approx(4)
     assert measured["on_right_cpu_cpu_speedup"] == pytest.approx(2)
     left, right = ([t.setting for t in of_files(about, name)] for name in ("left", "right_cpu"))
     assert left == right == [*SETTINGS]
     assert merge(run, [second], "left") == ["left"]
-    assert rows(run)["quantize()"]["on_left_cpu_speedup"] == pytest.approx(2)
+    assert rows(run)[VNNI]["on_left_cpu_speedup"] == pytest.approx(2)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_other_outputs_there_cost_the_figures_and_say_so(
     error = f"{DIFFERENT} (by 31.0%)"
     merge(run, [saved(tmp_path, timings(unpacked, errors={INT8: error, NARROW: error}))])
     after = rows(run)
-    row = after["quantize()"]
+    row = after[VNNI]
     assert row["status"] == "ok"
     assert not [key for key in row if key.startswith("on_")]
     assert {key for key in row["missing"] if key.startswith("on_")} == {
@@ -240,9 +241,9 @@ def test_other_outputs_there_cost_the_figures_and_say_so(
     )
     assert row["note"] == (
         f"{told}: that processor has no VNNI, and sums of int8 products can saturate, which "
-        f"quantize(reduce_range=True) avoids"
+        f"quantize() avoids by default"
     )
-    assert after["quantize(reduce_range=True)"]["note"] == told
+    assert after["quantize()"]["note"] == told
     assert f"on_{SLUG}_cpu_ms_p50" in after["baseline"]
 
 
@@ -250,7 +251,7 @@ def test_with_vnni_saturation_is_not_the_reason(run: Path, tmp_path: Path, unpac
     values = timings(unpacked, errors={INT8: f"{DIFFERENT} (by 31.0%)"})
     values["timings"]["environment"]["cpu_flags"] = ["avx2", "avx512_vnni"]
     merge(run, [saved(tmp_path, values)])
-    assert rows(run)["quantize()"]["note"].endswith("its accuracy does not hold there")
+    assert rows(run)[VNNI]["note"].endswith("its accuracy does not hold there")
 
 
 def test_a_file_that_cannot_be_loaded_there_has_that_as_its_reason(
@@ -258,7 +259,7 @@ def test_a_file_that_cannot_be_loaded_there_has_that_as_its_reason(
 ) -> None:
     error = "onnxruntime cannot load the file: opset\n 99\u202e"
     merge(run, [saved(tmp_path, timings(unpacked, errors={INT8: error}))])
-    note = rows(run)["quantize()"]["note"]
+    note = rows(run)[VNNI]["note"]
     assert note.endswith("(2 threads): onnxruntime cannot load the file: opset 99")
 
 
@@ -269,7 +270,7 @@ def test_if_the_baseline_fails_there_are_times_without_speedups(
     errors = dict.fromkeys((BASE, CONTROL, *LEVELS), error)
     merge(run, [saved(tmp_path, timings(unpacked, errors=errors))])
     results = read_results(run)
-    row = by_chain(results)["quantize()"]
+    row = by_chain(results)[VNNI]
     assert row[f"on_{SLUG}_cpu_ms_p50"] == pytest.approx(1)
     assert f"on_{SLUG}_cpu_speedup" not in row
     assert row["missing"][f"on_{SLUG}_cpu_speedup"] == "the baseline has no time there"
@@ -284,7 +285,7 @@ def test_processes_that_died_are_noted(run: Path, tmp_path: Path, found: dict[st
         if part["threads"] == 1:
             part |= {"settings": {}, "failure": "process 2: killed by signal 9"}
     merge(run, [saved(tmp_path, values)])
-    row = rows(run)["quantize()"]
+    row = rows(run)[VNNI]
     assert row["missing"][f"on_{SLUG}_cpu1_ms_p50"].startswith("process 2: killed")
     assert f"on_{SLUG}_cpu_ms_p50" in row
     assert "(2 threads): not timed: process 2: killed by signal 9" in row["note"]
@@ -296,13 +297,13 @@ def test_a_later_run_has_nothing_of_it_until_it_is_merged_again(
     path = saved(tmp_path, found)
     merge(run, [path])
     log = RunLog(run / "results.jsonl", {"suite": "later"})
-    for name, chain in zip(NAMES, ("baseline", "quantize()", NARROW[:-9]), strict=True):
+    for name, chain in zip(NAMES, ("baseline", VNNI, NARROW[:-9]), strict=True):
         log.record(Record(chain, 0, "ok", hashes={"onnx": found["models"][name]}))
     results = read_results(run)
-    assert not [key for key in by_chain(results)["quantize()"] if key.startswith("on_")]
+    assert not [key for key in by_chain(results)[VNNI] if key.startswith("on_")]
     assert "elsewhere" not in results.about
     merge(run, [path])
-    assert rows(run)["quantize()"][f"on_{SLUG}_cpu_speedup"] == pytest.approx(4)
+    assert rows(run)[VNNI][f"on_{SLUG}_cpu_speedup"] == pytest.approx(4)
 
 
 def test_figures_are_those_of_the_file_that_was_timed(
@@ -314,4 +315,4 @@ def test_figures_are_those_of_the_file_that_was_timed(
     values["models"][INT8] = sha256(linear(8))
     line["sha256"] = write_values(run / line["file"], values)
     append_line(run / "results.jsonl", line)
-    assert f"on_{SLUG}_cpu_ms_p50" not in rows(run)["quantize()"]
+    assert f"on_{SLUG}_cpu_ms_p50" not in rows(run)[VNNI]

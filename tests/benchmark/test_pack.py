@@ -59,7 +59,8 @@ def test_the_archive_holds_the_sound_files_their_inputs_and_the_timer(run: Path)
     assert said["files"] == {name: sha256(held[name]) for name in expected}
     assert said["baseline"] == "baseline [seed 0]"
     assert said["settings"] == list(SETTINGS)
-    assert [(c["chain"], c["seed"]) for c in said["candidates"]][1] == ("quantize()", 0)
+    second = said["candidates"][1]
+    assert (second["chain"], second["seed"]) == ("quantize(target='vnni')", 0)
     readme = held["README.txt"].decode()
     assert "It times 3 models" in readme
     assert "64 items of the run's test data" in readme
@@ -165,7 +166,7 @@ def test_inputs_that_are_not_the_runs_are_refused(run: Path) -> None:
     with np.load(sidecar) as arrays:
         some = {key: arrays[key] for key in arrays.files if key != f"expected/{NAMES[1]}"}
     np.savez_compressed(sidecar, **some)
-    refused(run, r"does not hold the inputs of this run's timing .*quantize\(\)")
+    refused(run, r"does not hold the inputs of this run's timing .*quantize\(target")
     sidecar.write_bytes(damaged(sidecar))
     refused(run, "does not hold the inputs .*while decompressing")
     sidecar.write_bytes(b"")
@@ -220,8 +221,8 @@ def test_what_is_written_is_all_that_was_found(
     assert lines[5:9] == [
         "  cpu   cpu1  cpu_batch32  file",
         "4.000  4.000        128.0  baseline [seed 0]",
-        "1.000  1.000        32.00  quantize() [seed 0]",
-        "4.000  4.000        128.0  quantize(reduce_range=True) [seed 0]",
+        "1.000  1.000        32.00  quantize(target='vnni') [seed 0]",
+        "4.000  4.000        128.0  quantize() [seed 0]",
     ]
     assert lines[-1] == "Where the run is: compress-models merge RUN timings.json"
 

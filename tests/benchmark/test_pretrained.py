@@ -104,7 +104,7 @@ def test_weights_of_classes_in_another_order_are_doubted_at_once(
         model=MODEL,
         weights=str(weights),
         teachers={"right": (MODEL, str(weights))},
-        chain="quantize(reduce_range=True)",
+        chain="quantize()",
         out=tmp_path,
     )
     base = results.rows[0]

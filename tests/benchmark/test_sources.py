@@ -141,8 +141,8 @@ def test_no_module_that_a_step_runs_is_forgotten(called: dict[str, set[str]]) ->
         assert ("compress.training.loop" in seen) == ("epochs" in text)
         assert seen <= step_modules(step), text
         assert not step_modules(step) & REPORTING
-    quantizing = steps[repr(chain("quantize(calibration=64, reduce_range=True)"))]
-    assert {"compress.system.environment", "compress.deploy.int8"} <= quantizing
+    quantizing = steps[repr(chain("quantize(calibration=64)"))]
+    assert {"compress.deploy.observe", "compress.int8.lower"} <= quantizing
 
 
 def test_no_module_that_a_measuring_runs_is_forgotten(called: dict[str, set[str]]) -> None:
@@ -190,7 +190,8 @@ def keys() -> dict[str, str]:
         ("training.batch_loader", {TRAIN, *STEPS, "measure"}),
         ("benchmark.execute.job", {TRAIN, *STEPS, "measure"}),
         ("techniques.quantize", {"quantize()", "measure"}),
-        ("deploy.int8", {"quantize()", "cast('float16')", "measure"}),
+        ("int8.lower", {"quantize()", "measure"}),
+        ("deploy.observe", {"quantize()", "cast('float16')", "measure"}),
         ("deploy.half", {"cast('float16')", "measure"}),
         ("techniques.prune_weights", {"prune_weights(sparsity=0.5)", "measure"}),
         ("timing.executed", {"measure"}),

@@ -260,7 +260,7 @@ def test_a_lowered_module_that_no_factory_builds_is_measured_in_the_process_that
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     twice = "repeat(2, distill(student='same', teacher='input', epochs=1), result='ensemble')"
-    text = f"{twice} -> quantize(reduce_range=True)"
+    text = f"{twice} -> quantize()"
     suite = Suite("test", "digits", "Sequential", (text,), controls=False)
     plan = make_plan(suite, data=DATA, model=module)
     stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))

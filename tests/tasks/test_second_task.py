@@ -19,7 +19,7 @@ MODEL = f"{Path(token_task.__file__).as_posix()}:make"
 CHAINS = (
     "train(epochs=6) -> prune_channels(macs=0.6) -> finetune(epochs=1)",
     "train(epochs=6) -> carve(ratio=0.5) -> finetune(epochs=1)",
-    "train(epochs=6) -> distill(student='same', epochs=2) -> quantize(reduce_range=True)",
+    "train(epochs=6) -> distill(student='same', epochs=2) -> quantize()",
 )
 
 

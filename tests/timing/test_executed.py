@@ -15,8 +15,8 @@ from torchvision.models import VisionTransformer  # noqa: E402
 
 from compress import counts  # noqa: E402
 from compress.deploy.export import export  # noqa: E402
-from compress.deploy.int8 import quantize_onnx  # noqa: E402
 from compress.model import Model  # noqa: E402
+from compress.peers.ort_quantize import quantize_onnx  # noqa: E402
 from compress.timing.executed import Executed, executed, explain  # noqa: E402
 
 EXAMPLE = (torch.zeros(1, 3, 16, 16),)

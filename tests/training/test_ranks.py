@@ -110,7 +110,7 @@ def test_a_run_shares_its_trainings_and_writes_each_result_once(
 ) -> None:
     monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
     steps = ("train(epochs=2)", "prune_channels(macs=0.6)", "distill(epochs=2)")
-    chain = " -> ".join([*steps, "quantize(reduce_range=True)"])
+    chain = " -> ".join([*steps, "quantize()"])
     shared = run_by(COUNT, tmp_path / "shared", chain)
     assert [row["status"] for row in shared] == ["ok", "ok"], [row["error"] for row in shared]
     assert [row["accuracy"] > 0.4 for row in shared] == [True, True], "a tenth by chance"

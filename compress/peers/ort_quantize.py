@@ -1,7 +1,7 @@
-"""int8 by onnxruntime's own quantizer with settings that suit its CPU kernels.
+"""int8 by onnxruntime's own quantizer: as it comes, or with settings that suit its CPU kernels.
 
-Its defaults do not: signed per-tensor activations, unfolded batch norms. Here: preprocessing,
-QDQ, unsigned activations, signed per-channel weights.
+Its defaults do not: signed per-tensor activations, unfolded batch norms. The best that it documents
+are: preprocessing, QDQ, unsigned activations, signed per-channel weights.
 """
 
 from __future__ import annotations
@@ -9,21 +9,80 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 
-from compress.deploy.export import quiet, read_metadata
+from compress.compressor import Compressor
+from compress.context import StepContext
+from compress.deploy.export import export, quiet, read_metadata
 from compress.deploy.session import arrays
 from compress.errors import UserError
-from compress.tasks.base import Tensors
+from compress.model import Model
+from compress.parts import flag, one_of, whole_number
+from compress.system.environment import cpu_info, saturates
+from compress.tasks.base import Subset, Tensors, prepared_batches
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 CHUNK = 16
 """Items per calibration run. The histogram methods hold every intermediate of one chunk."""
 LOGGER = "onnxruntime.quantization"
+
+
+@dataclass(frozen=True, repr=False)
+class OrtQuantize(Compressor):
+    """Write int8 by onnxruntime's own quantizer, to compare `quantize` with.
+
+    `defaults=True` leaves all settings as they come: signed activations, one scale for all weights
+    of a layer, nothing folded. Else it has the best that its documentation names for this CPU:
+    preprocessing, unsigned activations, weights per channel; `reduce_range` (by default on x86
+    processors without VNNI) gives weights 7 bits. Activation ranges come from `calibration`
+    training items, by `method`.
+    """
+
+    lowers = True
+    imports = ("onnxruntime.quantization",)
+
+    calibration: int = field(default=256, metadata=whole_number())
+    method: str = field(default="minmax", metadata=one_of(*METHODS))
+    reduce_range: bool | None = field(default=None, metadata=flag())
+    defaults: bool = field(default=False, metadata=flag())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"calibration"})
+
+    def compress(self, model: Model, context: StepContext) -> Model:
+        assert context.calibration is not None, "run() has checked needs"
+        count = min(self.calibration, len(context.calibration))
+        items = Subset(context.calibration, torch.arange(count))
+        batches = [inputs for inputs, _ in prepared_batches(context.task, items, 32)]
+        if self.defaults:
+            return replace(model, onnx=by_defaults(export(model), batches))
+        narrow = saturates(cpu_info()[1]) if self.reduce_range is None else self.reduce_range
+        content, report = quantize_onnx(export(model), batches, self.method, narrow)
+        for note in report.pop("notes"):
+            context.log.note(f"ort_quantize: {note}")
+        context.log.row("ort_quantize", **report)
+        return replace(model, onnx=content)
+
+
+def by_defaults(float_onnx: bytes, calibration: Iterable[Tensors]) -> bytes:
+    """Return the QDQ file of a float file by `quantize_static` with no setting of ours."""
+    from onnxruntime import quantization as ort
+
+    reader = Reader(calibration, onnx.load_from_string(float_onnx))
+    with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder, quiet(LOGGER):
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(float_onnx)
+        ort.quantize_static(source, target, reader)
+        quantized = onnx.load(target)
+    onnx.helper.set_model_props(quantized, read_metadata(float_onnx))
+    return quantized.SerializeToString()
 
 
 def quantize_onnx(

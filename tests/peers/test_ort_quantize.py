@@ -14,13 +14,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from compress.deploy import int8
 from compress.deploy.export import read_metadata, stamp
-from compress.deploy.int8 import Reader, preprocess, quantize_onnx, unfolded_norms
 from compress.deploy.session import predict, session
 from compress.deploy.verify import verify
 from compress.errors import UserError
 from compress.model import Model
+from compress.peers import ort_quantize
+from compress.peers.ort_quantize import Reader, preprocess, quantize_onnx, unfolded_norms
 
 CALIBRATION = [(deploy_models.images(20, seed),) for seed in (1, 2, 3)]
 
@@ -129,7 +129,7 @@ def reader() -> Reader:
 
 
 def test_chunks_hold_every_item_once_and_the_widest_comes_first(monkeypatch):
-    monkeypatch.setattr(int8, "CHUNK", 8)
+    monkeypatch.setattr(ort_quantize, "CHUNK", 8)
     chunks = [chunk["input"] for chunk in reader().chunks]
     assert sorted(map(len, chunks)) == [4] * 3 + [8] * 6
     widths = [np.abs(chunk).max() for chunk in chunks]
@@ -197,7 +197,8 @@ def test_the_quantizer_is_silent(capfd, caplog):
 def test_bytes_do_not_depend_on_the_hash_seed(tmp_path: Path):
     (tmp_path / "float.onnx").write_bytes(deploy_models.float_file("residual"))
     code = (
-        "import sys, torch, hashlib, pathlib; from compress.deploy.int8 import quantize_onnx\n"
+        "import sys, torch, hashlib, pathlib\n"
+        "from compress.peers.ort_quantize import quantize_onnx\n"
         "data = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))\n"
         "content, _ = quantize_onnx(pathlib.Path(sys.argv[1]).read_bytes(), [(data,)])\n"
         "print(hashlib.sha256(content).hexdigest())"

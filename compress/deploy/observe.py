@@ -1,0 +1,155 @@
+"""What the values inside a float file are on calibration items, in memory that does not grow.
+
+Every value keeps its extremes and a histogram, whatever the number of items: the histogram's bins
+become twice as wide, and half of them are merged, when a larger value comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from compress.deploy.session import arrays, session
+from compress.errors import UserError
+from compress.tasks.base import Tensors
+
+BINS = 4096
+SAMPLED = 1 << 15
+"""Elements of a value that a chunk adds to its histogram; its extremes are those of all."""
+HELD = 256e6
+"""Bytes that the values of a chunk may take."""
+MOST = 32
+"""Items of the largest chunk."""
+
+
+@dataclass
+class Observed:
+    """The extremes and the histogram of a value; bin i covers [(i - BINS/2) * width, + width)."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    width: float = 0.0
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    channels: np.ndarray | None = None
+    """The largest absolute value of each channel."""
+
+    @property
+    def largest(self) -> float:
+        return max(abs(self.low), abs(self.high))
+
+    @property
+    def centers(self) -> np.ndarray:
+        return (np.arange(BINS) - BINS // 2 + 0.5) * self.width
+
+    def add(self, values: np.ndarray, channel_axis: int | None = None) -> None:
+        """Take in an array. Raises UserError for what is not finite."""
+        low, high = float(values.min()), float(values.max())
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise UserError(
+                "calibration gives values that are not finite: look for NaN, or for items that "
+                "are not scaled as the model needs them"
+            )
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._widen()
+        flat = values.reshape(-1)
+        flat = flat[:: _step(flat.size)]
+        if self.width:
+            index = np.floor(flat / self.width).astype(np.int64) + BINS // 2
+            self.counts += np.bincount(index.clip(0, BINS - 1), minlength=BINS)
+        if channel_axis is not None:
+            axis = channel_axis % values.ndim
+            others = tuple(i for i in range(values.ndim) if i != axis)
+            found = np.maximum(values.max(others), -values.min(others))
+            self.channels = found if self.channels is None else np.maximum(self.channels, found)
+
+    def _widen(self) -> None:
+        if not self.width:
+            # With room, so that a value a little larger costs no precision.
+            self.width = 1.25 * self.largest / (BINS // 2)
+            return
+        while self.largest >= self.width * (BINS // 2):
+            half = self.counts.reshape(-1, 2).sum(1)
+            self.counts = np.zeros(BINS, np.int64)
+            self.counts[BINS // 4 : BINS // 4 + BINS // 2] = half
+            self.width *= 2
+
+
+def _step(size: int) -> int:
+    """Return a stride that takes about `SAMPLED` elements, in step with no dimension."""
+    step = max(1, size // SAMPLED)
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
+
+
+def with_outputs(content: bytes, names: Collection[str]) -> bytes:
+    """Return a file that gives these values besides its outputs, in their order."""
+    proto = onnx.load_from_string(content)
+    given = {value.name for value in proto.graph.output}
+    for name in names:
+        if name not in given:
+            value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            proto.graph.output.append(value)
+    return proto.SerializeToString()
+
+
+def float_values(content: bytes) -> list[str]:
+    """Return the names of all values of a file that are floats and depend on its input."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(content)).graph
+    known = {value.name: value.type for value in (*graph.value_info, *graph.output)}
+    names = [name for node in graph.node if node.op_type != "Constant" for name in node.output]
+    return [
+        name
+        for name in names
+        if name in known and known[name].tensor_type.elem_type == onnx.TensorProto.FLOAT
+    ]
+
+
+class Runner:
+    """Runs a file on calibration items, chunk by chunk, and gives the values that were named."""
+
+    def __init__(self, content: bytes, names: Collection[str]) -> None:
+        self.names = list(names)
+        self.session = session(with_outputs(content, names))
+
+    def values(self, chunk: list[np.ndarray]) -> dict[str, np.ndarray]:
+        feed = dict(zip(self.session.names, chunk, strict=True))
+        found = self.session.session.run(self.names, feed)
+        return dict(zip(self.names, found, strict=True))
+
+    def chunks(self, batches: Iterable[Tensors]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yield numbers of items and their values, as many items as `HELD` bytes allow."""
+        size = 1
+        for batch in batches:
+            whole = arrays(batch)
+            start = 0
+            while start < len(whole[0]):
+                found = self.values([part[start : start + size] for part in whole])
+                count = min(size, len(whole[0]) - start)
+                start += count
+                yield count, found
+                item = sum(value.nbytes for value in found.values()) / count
+                size = max(1, min(MOST, int(HELD / item)))
+
+
+def observe(
+    content: bytes, batches: Iterable[Tensors], channel_axes: Mapping[str, int | None]
+) -> dict[str, Observed]:
+    """Return what the named values of a file are on calibration items.
+
+    `channel_axes` says of each along which axis its channels lie, where they are wanted. Raises
+    UserError without items, and for values that are not finite.
+    """
+    found = {name: Observed() for name in channel_axes}
+    items = 0
+    for count, values in Runner(content, found).chunks(batches):
+        items += count
+        for name, value in values.items():
+            found[name].add(value, channel_axes[name])
+    if not items:
+        raise UserError("quantization needs calibration data, and there is none")
+    return found

@@ -1,0 +1,170 @@
+"""From a float file and calibration items to the int8 file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compress.deploy.observe import Observed, observe
+from compress.int8 import ranges as range_choice
+from compress.int8 import weights as weight_choice
+from compress.int8.correct import corrected, errors
+from compress.int8.equalize import equalized, links
+from compress.int8.ranges import FIXED_RANGES, Range
+from compress.int8.rewrite import rewritten
+from compress.int8.rounding import all_rounded
+from compress.int8.units import Unit, quantizable, stored_as_integers, units
+from compress.int8.weights import Weight
+from compress.int8.write import write
+from compress.tasks.base import Tensors
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a file is lowered."""
+
+    method: str = "best"
+    portable: bool = True
+    equalize: bool = True
+    compensate: bool = True
+    correct: bool = True
+
+
+@dataclass
+class Lowered:
+    """The int8 file, and per node what was done with it."""
+
+    content: bytes
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def placed(found: Sequence[Unit]) -> dict[str, Unit]:
+    """Return the units to quantize when nothing is measured: all products, and what lies between.
+
+    An addition, a pooling and the like follow where what they read is stored as integers.
+    """
+    chosen: dict[str, Unit] = {}
+    integers: set[str] = set()
+    for unit in found:
+        whole = [value for value in unit.activations if not _smaller(value, unit.output)]
+        if unit.weighted or all(value.name in integers for value in whole):
+            chosen[unit.name] = unit
+            if not unit.float_output or unit.kind == "Gemm":
+                integers |= {value.name for value in unit.outputs if value.name}
+    return _useful(chosen)
+
+
+def _smaller(value: ir.Value, than: ir.Value) -> bool:
+    """Whether a value is broadcast along height and width."""
+    if value.shape is None or than.shape is None or len(value.shape) != 4:
+        return False
+    return list(value.shape[2:]) == [1, 1] != list(than.shape[2:])
+
+
+def _useful(chosen: dict[str, Unit]) -> dict[str, Unit]:
+    """Leave out units that only move values which no integer kernel reads afterwards."""
+    kept = dict(chosen)
+    for unit in reversed(list(chosen.values())):
+        if unit.passing or unit.kind == "GlobalAveragePool":
+            readers = [use.node.name for value in unit.outputs for use in value.uses()]
+            if unit.passing and not any(name in kept for name in readers):
+                del kept[unit.name]
+    return kept
+
+
+def lower(
+    float_onnx: bytes, calibration: Sequence[Tensors], settings: Settings | None = None
+) -> Lowered:
+    """Return the QDQ file of a float file. Raises UserError for unusable calibration data."""
+    settings = settings or Settings()
+    content = rewritten(float_onnx)
+    if settings.equalize:
+        graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
+        axes = {link.name: link.axis for link in links(graph)}
+        if axes:
+            content, _ = equalized(content, observe(content, calibration, axes))
+    graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
+    found = list(units(graph))
+    chosen = placed(found)
+    names = dict.fromkeys(
+        name
+        for unit in chosen.values()
+        for value in (*unit.activations, *unit.outputs)
+        if (name := value.name) is not None
+    )
+    observed = observe(content, calibration, dict.fromkeys(names))
+    ranges = ranges_of(chosen, observed, settings.method)
+    weights = weights_of(chosen, ranges, settings.portable)
+    if settings.compensate:
+        weights = all_rounded(content, chosen, weights, calibration, settings.portable)
+    if settings.correct:
+        wrong = errors(content, weights, ranges, weights, calibration)
+        content = corrected(content, wrong)
+    made = write(content, set(chosen), ranges, weights)
+    return Lowered(made, list(_table(graph, chosen, ranges)))
+
+
+def ranges_of(
+    chosen: Mapping[str, Unit], observed: Mapping[str, Observed], method: str
+) -> dict[str, Range]:
+    """Return the range of every value that chosen units read or write."""
+    found = {name: range_choice.best(one, method) for name, one in observed.items()}
+    for unit in chosen.values():
+        for value in unit.outputs:
+            assert value.name is not None
+            if unit.kind in FIXED_RANGES:
+                found[value.name] = FIXED_RANGES[unit.kind]
+            elif unit.passing:
+                source = unit.activations[0].name
+                assert source is not None
+                found[value.name] = found[source]
+    return found
+
+
+def weights_of(
+    chosen: Mapping[str, Unit], ranges: Mapping[str, Range], portable: bool
+) -> dict[str, Weight]:
+    """Return the integers of every weight; units that share one share its integers."""
+    sharing: dict[str, list[Unit]] = {}
+    for unit in chosen.values():
+        if unit.weighted:
+            sharing.setdefault(str(unit.node.inputs[1].name), []).append(unit)  # type: ignore[union-attr]
+    found: dict[str, Weight] = {}
+    for group in sharing.values():
+        axis, weight = group[0].channel_axis, group[0].weight
+        least = np.zeros(weight.shape[axis])
+        for unit in group:
+            scale = ranges[str(unit.activations[0].name)].scale
+            least = np.maximum(
+                least, weight_choice.least_scale(unit.bias, scale, weight.shape[axis])
+            )
+        made = weight_choice.rounded(
+            weight, axis, weight_choice.scales(weight, axis, portable, least)
+        )
+        found |= {unit.name: made for unit in group}
+    return found
+
+
+def _table(graph: ir.Graph, chosen: Mapping[str, Unit], ranges: Mapping[str, Range]) -> Any:
+    stored = stored_as_integers(chosen)
+    clipped = {unit.clipping.name for unit in chosen.values() if unit.clipping is not None}
+    for node in graph:
+        unit = chosen.get(str(node.name))
+        if unit is None:
+            if node.name not in clipped:
+                yield {"layer": node.name, "type": node.op_type, "why": quantizable(node)}
+            continue
+        one = ranges[str(unit.output.name)] if unit.output.name in stored else None
+        yield {
+            "layer": node.name,
+            "type": node.op_type,
+            "int8": True,
+            "method": one.method if one else "",
+            "sqnr": one.sqnr if one else None,
+        }

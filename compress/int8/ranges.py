@@ -1,0 +1,92 @@
+"""The range of an activation: which interval its 256 levels share.
+
+Four ways propose one, and the one that reconstructs the histogram best is taken: the extremes,
+percentiles, and intervals shrunk to least squared error (Banner et al. 2019), where few large
+values are worth less than fine steps for the many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress.deploy.observe import Observed
+
+LEVELS = 255
+PERCENTILES = (99.9, 99.99, 99.999)
+SHRUNK = np.linspace(0.3, 1.0, 36)
+METHODS = ("best", "minmax", "percentile", "mse")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The scale and the zero point of an unsigned 8-bit value: x ≈ scale * (q - zero)."""
+
+    scale: float
+    zero: int
+    method: str = ""
+    sqnr: float = float("nan")
+    """Signal to quantization noise, in dB."""
+
+    @property
+    def low(self) -> float:
+        return -self.zero * self.scale
+
+    @property
+    def high(self) -> float:
+        return (LEVELS - self.zero) * self.scale
+
+
+FIXED_RANGES = {"Sigmoid": Range(1 / 256, 0, "fixed")}
+"""Outputs whose range is known without looking; onnxruntime's own for them."""
+
+
+def of_interval(low: float, high: float, method: str = "") -> Range:
+    """Return the range that covers an interval and zero, which is a level of its own.
+
+    A padded zero, and the zeros of a ReLU, must stay exactly zero (Jacob et al. 2018).
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32((high - low) / LEVELS))
+    if not scale >= np.finfo(np.float32).tiny:  # a constant zero, or as good as one
+        return Range(1.0, 0, method)
+    return Range(scale, int(np.clip(round(-low / scale), 0, LEVELS)), method)
+
+
+def best(observed: Observed, method: str = "best") -> Range:
+    """Return the range of least squared error among those that a method proposes."""
+    proposed = [_judged(one, observed) for one in _proposed(observed, method)]
+    return max(proposed, key=lambda one: one.sqnr)
+
+
+def _proposed(observed: Observed, method: str) -> Iterator[Range]:
+    low, high = observed.low, observed.high
+    if method in ("best", "minmax"):
+        yield of_interval(low, high, "minmax")
+    if method in ("best", "percentile"):
+        cumulative = np.cumsum(observed.counts)
+        edges = observed.centers + observed.width / 2
+        for percentile in PERCENTILES if method == "best" else PERCENTILES[-1:]:
+            beyond = cumulative[-1] * (1 - percentile / 100) / 2
+            first = edges[np.searchsorted(cumulative, beyond)] - observed.width
+            last = edges[np.searchsorted(cumulative, cumulative[-1] - beyond)]
+            yield of_interval(max(low, first), min(high, last), f"percentile {percentile:g}")
+    if method in ("best", "mse"):
+        for share in SHRUNK:
+            yield of_interval(low * share, high * share, "mse")
+            if low < 0 < high and share < 1:
+                yield of_interval(low, high * share, "mse")
+                yield of_interval(low * share, high, "mse")
+
+
+def _judged(one: Range, observed: Observed) -> Range:
+    kept = observed.counts > 0
+    values, counts = observed.centers[kept], observed.counts[kept]
+    levels = np.clip(np.round(values / one.scale) + one.zero, 0, LEVELS)
+    error = float((counts * (one.scale * (levels - one.zero) - values) ** 2).sum())
+    # Within a bin, and between two levels, a value lies anywhere.
+    signal = float((counts * values**2).sum())
+    sqnr = 10 * np.log10(signal / error) if error > 0 and signal > 0 else 200.0
+    return Range(one.scale, one.zero, one.method, float(sqnr))

@@ -1,0 +1,202 @@
+"""Rounding a weight so that its products change least, not its numbers.
+
+What one weight is rounded by, the weights that are still to be rounded take back as far as their
+inputs go together (Frantar et al. 2023, GPTQ: the order of Hassibi & Stork's Optimal Brain Surgeon,
+made quick). It needs the second moments of the inputs alone, which are summed chunk by chunk. No
+two neighbours become so large that they saturate, if that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.deploy.observe import Runner
+from compress.deploy.saturation import PAIR
+from compress.int8.units import Unit
+from compress.int8.weights import MOST, Weight
+from compress.tasks.base import Tensors
+
+WIDEST = 4608
+"""Inputs of an output above which rounding is plain: the moments of 25,088 take 2.5 GB."""
+HELD = 768e6
+"""Bytes of moments that are summed in one pass over the items."""
+PATCHES = 4096
+"""Inputs of a product that are looked at, at least; and twice as many as each has numbers."""
+DAMPING = 0.01
+"""What is added to the diagonal, as a share of its mean (Frantar et al. 2023)."""
+BLOCK = 64
+
+
+def inputs_of(unit: Unit) -> int:
+    """Return how many numbers each output is a product of."""
+    return unit.weight.size // unit.weight.shape[unit.channel_axis]
+
+
+def passes(found: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Yield units whose moments fit into memory together."""
+    together: list[Unit] = []
+    held = 0.0
+    for unit in found:
+        width = inputs_of(unit)
+        if width > WIDEST or width < 2:
+            continue
+        size = 4.0 * unit.groups * width**2
+        if together and held + size > HELD:
+            yield together
+            together, held = [], 0.0
+        together.append(unit)
+        held += size
+    if together:
+        yield together
+
+
+def moments(
+    content: bytes, found: Sequence[Unit], batches: Sequence[Tensors], seed: int = 0
+) -> dict[str, Tensor]:
+    """Return E[x xᵀ] of the inputs of each unit, (groups, width, width), by its name."""
+    items = sum(len(batch[0]) for batch in batches)
+    generator = np.random.default_rng(seed)
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    names = dict.fromkeys(str(unit.activations[0].name) for unit in found)
+    for count, values in Runner(content, names).chunks(batches):
+        for unit in found:
+            width = inputs_of(unit)
+            wanted = -(-max(PATCHES, 2 * width) // items) * count
+            patches = _patches(unit, values[str(unit.activations[0].name)], wanted, generator)
+            rows = torch.from_numpy(np.ascontiguousarray(patches)).float()
+            sums[unit.name] = sums.get(unit.name, 0) + rows.transpose(1, 2) @ rows
+            counts[unit.name] = counts.get(unit.name, 0) + rows.shape[1]
+    return {name: value / counts[name] for name, value in sums.items()}
+
+
+def _patches(
+    unit: Unit, values: np.ndarray, wanted: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Return some inputs of a unit's products, (groups, number, width)."""
+    if unit.kind != "Conv":
+        rows = values.reshape(-1, values.shape[-1])
+        if len(rows) > wanted:
+            rows = rows[generator.choice(len(rows), wanted, replace=False)]
+        return rows[None]
+    spatial = values.ndim - 2
+    kernel = unit.weight.shape[2:]
+    strides = _list(unit, "strides", [1] * spatial)
+    dilations = _list(unit, "dilations", [1] * spatial)
+    pads = _list(unit, "pads", [0] * 2 * spatial)
+    padded = np.pad(values, [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)])
+    spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(2, values.ndim)))
+    every = tuple(slice(None, None, step) for step in strides)
+    inside = tuple(slice(None, None, step) for step in dilations)
+    everything = (slice(None), slice(None))
+    windows = windows[(*everything, *every, *inside)]
+    places = windows.shape[2 : 2 + spatial]
+    number = min(int(np.prod(places)), -(-wanted // len(values)))
+    chosen = generator.choice(int(np.prod(places)), number, replace=False)
+    index = np.unravel_index(chosen, places)
+    taken = windows[(*everything, *index)]  # type: ignore[arg-type]
+    # (N, C, number, *kernel)
+    taken = np.moveaxis(taken, 2, 1).reshape(len(values) * number, unit.groups, -1)
+    return np.moveaxis(taken, 1, 0)
+
+
+def _list(unit: Unit, name: str, default: list[int]) -> list[int]:
+    found = unit.node.attributes.get(name)
+    return default if found is None else list(found.value)
+
+
+def rounded(
+    unit: Unit, weight: np.ndarray, scale: np.ndarray, moment: Tensor, portable: bool
+) -> Weight:
+    """Return the integers of a weight whose products differ least."""
+    axis, groups = unit.channel_axis, unit.groups
+    rows = np.moveaxis(weight, axis, 0)
+    flat = torch.from_numpy(rows.reshape(groups, len(rows) // groups, -1).astype(np.float64))
+    steps = torch.from_numpy(scale.astype(np.float64)).reshape(groups, -1)
+    near = neighbours(rows.shape[1:]) if portable else [[] for _ in range(flat.shape[2])]
+    integers = _compensated(flat / steps[..., None], moment.double(), near)
+    whole = integers.reshape(rows.shape).numpy().astype(np.int8)
+    return Weight(np.ascontiguousarray(np.moveaxis(whole, 0, axis)), scale, axis)
+
+
+def _compensated(weight: Tensor, moment: Tensor, near: list[list[int]]) -> Tensor:
+    """Round (groups, outputs, width), in steps, given E[x xᵀ] (groups, width, width)."""
+    width = weight.shape[2]
+    diagonal = moment.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1).clamp_min(1e-30)
+    # Inputs of much weight first: the others can make up for them.
+    order = diagonal.mean(0).argsort(descending=True)
+    place = order.argsort().tolist()
+    near = [[place[other] for other in near[int(index)]] for index in order]
+    weight = weight[:, :, order].clone()
+    moment = moment[:, order][:, :, order] / mean[:, None, None]
+    moment.diagonal(dim1=1, dim2=2).add_(DAMPING)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    integers = torch.zeros_like(weight)
+    for start in range(0, width, BLOCK):
+        end = min(start + BLOCK, width)
+        errors = torch.zeros_like(weight[:, :, start:end])
+        for index in range(start, end):
+            low, high = _allowed(integers, [one for one in near[index] if one < index])
+            value = weight[:, :, index]
+            integers[:, :, index] = value.round().clamp(-MOST, MOST).clamp(low, high)
+            error = (value - integers[:, :, index]) / upper[:, index, index, None]
+            errors[:, :, index - start] = error
+            weight[:, :, index:end] -= error[..., None] * upper[:, index, None, index:end]
+        weight[:, :, end:] -= errors @ upper[:, start:end, end:]
+    return integers[:, :, torch.tensor(place)]
+
+
+def _allowed(integers: Tensor, near: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest integer beside the neighbours that are rounded."""
+    if not near:
+        most = torch.full(integers.shape[:2], float(MOST), dtype=integers.dtype)
+        return -most, most
+    beside = integers[:, :, near]
+    return -PAIR - beside.amin(2).clamp_max(0), PAIR - beside.amax(2).clamp_min(0)
+
+
+def neighbours(shape: Sequence[int]) -> list[list[int]]:
+    """Return, of each weight of an output channel, which others some kernel multiplies beside it.
+
+    As in `deploy.saturation`: in the order as they lie, and with the input channels last.
+    """
+    index = np.arange(int(np.prod(shape))).reshape(shape)
+    walks = [index.reshape(-1)]
+    if index.ndim > 1:
+        walks.append(np.moveaxis(index, 0, -1).reshape(-1))
+    found: list[set[int]] = [set() for _ in range(index.size)]
+    for walk in walks:
+        for one, other in zip(walk[:-1].tolist(), walk[1:].tolist(), strict=True):
+            found[one].add(other)
+            found[other].add(one)
+    return [sorted(one) for one in found]
+
+
+def all_rounded(
+    content: bytes,
+    units: Mapping[str, Unit],
+    weights: Mapping[str, Weight],
+    batches: Sequence[Tensors],
+    portable: bool,
+) -> dict[str, Weight]:
+    """Return the weights of units, each rounded with the scales that it has."""
+    found = dict(weights)
+    first: dict[str, Unit] = {}
+    for unit in units.values():  # of those that share a weight, the first one's inputs count
+        if unit.weighted:
+            first.setdefault(str(unit.node.inputs[1].name), unit)  # type: ignore[union-attr]
+    for together in passes(first.values()):
+        for name, moment in moments(content, together, batches).items():
+            unit = units[name]
+            made = rounded(unit, unit.weight, weights[name].scale, moment, portable)
+            for other in units.values():
+                if other.weighted and other.node.inputs[1].name == unit.node.inputs[1].name:  # type: ignore[union-attr]
+                    found[other.name] = made
+    return found

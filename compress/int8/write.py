@@ -1,0 +1,178 @@
+"""Writing the QDQ file: which values are quantized, and the integers of the weights.
+
+Quantize and dequantize stand around every quantized value, as ONNX has it, and onnxruntime fuses
+them with the nodes between into integer kernels. Whoever cannot fuse computes the same in floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from compress.int8.ranges import Range
+from compress.int8.units import Unit, stored_as_integers, units
+from compress.int8.weights import Weight
+
+HARD_SWISH_ROOM = 3.0
+
+
+class _Writer:
+    """A graph being rewritten; `quantized` are the values by the name of their float."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        chosen: Mapping[str, Unit],
+        ranges: Mapping[str, Range],
+        weights: Mapping[str, Weight],
+    ) -> None:
+        self.graph, self.chosen, self.ranges, self.weights = model.graph, chosen, ranges, weights
+        self.names = {value.name for node in self.graph for value in node.outputs}
+
+    def constant(self, name: str, values: np.ndarray) -> ir.Value:
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+        value = ir.Value(name=name, const_value=ir.tensor(values, name=name))
+        value.shape, value.type = ir.Shape(values.shape), ir.TensorType(ir.tensor(values).dtype)
+        self.graph.register_initializer(value)
+        return value
+
+    def pair(self, after: ir.Value, name: str, into: Range, out_of: Range) -> ir.Value:
+        """Quantize a value and dequantize it; return the latter's output."""
+        zero = self.constant(f"{name}_zero", np.array(into.zero, np.uint8))
+        scale = self.constant(f"{name}_scale", np.array(into.scale, np.float32))
+        back = scale
+        if out_of.scale != into.scale:
+            back = self.constant(f"{name}_scale_back", np.array(out_of.scale, np.float32))
+        to = ir.node("QuantizeLinear", [after, scale, zero], name=f"{name}_quantize")
+        of = ir.node("DequantizeLinear", [to.outputs[0], back, zero], name=f"{name}_dequantize")
+        to.outputs[0].name, of.outputs[0].name = f"{name}_quantized", f"{name}_dequantized"
+        producer = after.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], [to, of])
+        else:
+            self.graph.insert_after(producer, [to, of])
+        return of.outputs[0]
+
+    def value(self, value: ir.Value, everywhere: bool) -> None:
+        """Have a value's readers read it quantized: all of them, or the integer kernels alone."""
+        assert value.name is not None
+        uses = [
+            (use.node, use.idx)
+            for use in value.uses()
+            if everywhere or (use.node.name in self.chosen)
+        ]
+        found = self.pair(value, value.name, self.ranges[value.name], self.ranges[value.name])
+        for node, index in uses:
+            node.replace_input_with(index, found)
+        if everywhere and value.is_graph_output():
+            name = value.name
+            value.name = f"{name}_float"
+            found.name = name
+            found.shape, found.type = value.shape, value.type
+            self.graph.outputs[self.graph.outputs.index(value)] = found
+
+    def drop_clipping(self, unit: Unit) -> None:
+        """Let the range do the clipping."""
+        if unit.clipping is None:
+            return
+        output, before = unit.clipping.outputs[0], unit.node.outputs[0]
+        name = output.name
+        before.shape, before.type = output.shape, output.type
+        ir.convenience.replace_all_uses_with(output, before, replace_graph_outputs=True)
+        self.graph.remove(unit.clipping, safe=True)
+        before.name = name
+
+    def weight(self, unit: Unit, source: str) -> None:
+        """Replace a weight and a bias by integers that are dequantized."""
+        weight, bias = unit.node.inputs[1], unit.bias
+        assert weight is not None
+        assert weight.name is not None
+        made = self.weights[unit.name]
+        unit.node.replace_input_with(
+            1, self.dequantized(unit, weight.name, made.integers, made.scale, made.axis)
+        )
+        if bias is not None:
+            name = f"{unit.name}_bias"
+            step = made.scale * np.float32(self.ranges[source].scale)
+            integers = np.round(bias.astype(np.float64) / step).astype(np.int32)
+            unit.node.replace_input_with(2, self.dequantized(unit, name, integers, step, 0))
+
+    def dequantized(
+        self, unit: Unit, name: str, integers: np.ndarray, scale: np.ndarray, axis: int
+    ) -> ir.Value:
+        inputs = [
+            self.constant(f"{name}_quantized", integers),
+            self.constant(f"{name}_scale", scale.astype(np.float32)),
+            self.constant(f"{name}_zero", np.zeros(len(scale), integers.dtype)),
+        ]
+        node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{unit.name}_{name}_back")
+        node.outputs[0].name = f"{unit.name}_{name}_dequantized"
+        self.graph.insert_before(unit.node, node)
+        return node.outputs[0]
+
+    def hard_swish(self, unit: Unit) -> None:
+        """Write x * clip(x + 3, 0, 6) / 6: the range of the sum clips, and its scale divides."""
+        [source] = unit.node.inputs
+        assert source is not None
+        three = Range(float(np.float32(HARD_SWISH_ROOM / 255)), 0)
+        held = self.constant(f"{unit.name}_three_quantized", np.array(255, np.uint8))
+        scale = self.constant(f"{unit.name}_three_scale", np.array(three.scale, np.float32))
+        zero = self.constant(f"{unit.name}_three_zero", np.array(0, np.uint8))
+        dequantize = ir.node("DequantizeLinear", [held, scale, zero])
+        added = ir.node("Add", [source, dequantize.outputs[0]], name=f"{unit.name}_add")
+        added.outputs[0].name = f"{unit.name}_sum"
+        self.graph.insert_before(unit.node, [dequantize, added])
+        gate = self.pair(
+            added.outputs[0], f"{unit.name}_gate", Range(6 / 255, 0), Range(1 / 255, 0)
+        )
+        product = ir.node("Mul", [source, gate], name=unit.name)
+        output = unit.node.outputs[0]
+        self.graph.insert_before(unit.node, product)
+        ir.convenience.replace_all_uses_with(output, product.outputs[0], True)
+        name, product.outputs[0].shape, product.outputs[0].type = (
+            output.name,
+            output.shape,
+            output.type,
+        )
+        self.graph.remove(unit.node, safe=True)
+        product.outputs[0].name = name
+
+
+def write(
+    content: bytes,
+    chosen: set[str],
+    ranges: Mapping[str, Range],
+    weights: Mapping[str, Weight],
+) -> bytes:
+    """Return the QDQ file of a float file in which the units of these names are int8.
+
+    `ranges` are those of activations, by name; `weights` the integers, by the name of the unit.
+    """
+    model = ir.serde.deserialize_model(onnx.load_from_string(content))
+    picked = {unit.name: unit for unit in units(model.graph) if unit.name in chosen}
+    stored = stored_as_integers(picked)
+    writer = _Writer(model, picked, ranges, weights)
+    sources = {name: unit.activations[0].name for name, unit in picked.items()}
+    read = {value.name: value for unit in picked.values() for value in unit.activations}
+    for unit in picked.values():
+        if unit.output.name in stored:
+            writer.drop_clipping(unit)
+    by_name = {value.name: value for node in model.graph for value in node.outputs}
+    by_name |= {value.name: value for value in model.graph.inputs}
+    for name in dict.fromkeys([*read, *stored]):
+        writer.value(by_name[name], everywhere=name in stored)
+    for unit in picked.values():
+        if unit.weighted:
+            source = sources[unit.name]
+            assert source is not None
+            writer.weight(unit, source)
+        elif unit.kind == "HardSwish":
+            writer.hard_swish(unit)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    return ir.serde.serialize_model(model).SerializeToString()

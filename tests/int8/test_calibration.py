@@ -1,0 +1,94 @@
+"""Calibration items that show nothing are refused, or said to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.deploy.observe import HELD, observe
+from compress.errors import UserError
+from compress.int8 import calibration
+from compress.int8.calibration import suspicions
+from compress.model import Model
+
+
+def pictures(count: int, seed: int = 0) -> Tensor:
+    """Return images whose neighbouring pixels are related, as those of things are."""
+    coarse = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear")
+
+
+def test_pictures_are_fine():
+    assert list(suspicions([(pictures(20, 1),), (pictures(5, 2),)])) == []
+
+
+def test_noise_and_few_items_are_said():
+    noise = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    few, random = suspicions([(noise,)])
+    assert few.startswith("only 8 calibration items")
+    assert "look like noise" in random
+
+
+def test_flat_vectors_cannot_look_like_noise():
+    assert list(suspicions([(torch.randn(20, 30),)])) == []
+
+
+@pytest.mark.parametrize(
+    ("batches", "why"),
+    [
+        ([], "there is none"),
+        ([(torch.zeros(0, 3, 16, 16),)], "there is none"),
+        ([(torch.full((4, 3, 16, 16), float("nan")),)], "NaN or infinite"),
+        ([(torch.ones(4, 3, 16, 16),), (torch.ones(4, 3, 16, 16),)], "all 8 calibration items are"),
+    ],
+)
+def test_what_shows_nothing_is_refused(batches, why):
+    with pytest.raises(UserError, match=why):
+        list(suspicions(batches))
+
+
+def test_one_item_is_few_and_not_the_same_as_itself():
+    [few] = suspicions([(pictures(1),)])
+    assert few.startswith("only 1 calibration item")
+
+
+def test_values_inside_that_are_not_finite_are_refused():
+    class Dividing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x / (x - x)).flatten(1)[:, :10]
+
+    from compress.deploy.export import export
+
+    content = export(Model(Dividing(), (torch.ones(1, 3, 16, 16),)))
+    with pytest.raises(UserError, match="values that are not finite"):
+        observe(content, [(pictures(4),)], {"logits": None})
+
+
+def test_observation_holds_one_chunk_whatever_the_number_of_items(monkeypatch):
+    from compress.deploy import observe as room
+    from compress.deploy.export import export
+
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(2048, 10))
+    content = export(Model(module.eval(), (torch.zeros(1, 3, 16, 16),)))
+    names = [name for name in room.float_values(content) if name != "logits"]
+    held = []
+    values = room.Runner.values
+
+    def spy(self, chunk):
+        found = values(self, chunk)
+        held.append(sum(value.nbytes for value in found.values()))
+        return found
+
+    monkeypatch.setattr(room.Runner, "values", spy)
+    monkeypatch.setattr(room, "HELD", 40_000)
+    observe(content, [(pictures(16, seed),) for seed in range(4)], dict.fromkeys(names))
+    assert max(held) <= 40_000 < HELD
+    assert sum(held) == 64 * held[0], "every item once"
+    assert np.unique(held).size <= 3
+
+
+def test_calibration_is_about_images_only_from_a_size_on():
+    small = torch.randn(20, 3, calibration.SMALLEST - 1, 9)
+    assert list(suspicions([(small,)])) == []

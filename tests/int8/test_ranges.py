@@ -1,0 +1,64 @@
+"""Ranges: zero is a level, and the best is no worse than any."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compress.deploy.observe import BINS, Observed
+from compress.int8.ranges import METHODS, Range, best, of_interval
+
+NUMBERS = st.floats(-1e6, 1e6, width=32)
+
+
+@given(NUMBERS, NUMBERS)
+def test_zero_is_a_level_and_the_interval_is_covered(one, other):
+    low, high = min(one, other), max(one, other)
+    found = of_interval(low, high)
+    assert 0 <= found.zero <= 255
+    assert found.scale > 0
+    assert found.low <= min(low, 0) + found.scale * 0.51
+    assert found.high >= max(high, 0) - found.scale * 0.51
+    if low >= 0:
+        assert found.zero == 0, "so that it clips at zero, as a ReLU does"
+
+
+def error(values: np.ndarray, one: Range) -> float:
+    levels = np.clip(np.round(values / one.scale) + one.zero, 0, 255)
+    return float(((one.scale * (levels - one.zero) - values) ** 2).mean())
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_the_best_range_has_the_least_error_of_all_methods(positive):
+    values = np.random.default_rng(0).standard_t(4, size=30_000).astype(np.float32)
+    values = np.abs(values) if positive else values
+    observed = Observed()
+    observed.add(values)
+    found = {method: error(values, best(observed, method)) for method in METHODS}
+    assert found["best"] <= 1.02 * min(found.values())
+    assert found["best"] < 0.97 * found["minmax"], "tails as long as these are worth clipping"
+    assert best(observed, "minmax").high == pytest.approx(values.max(), rel=0.01)
+
+
+def test_a_value_that_is_always_zero_has_a_range():
+    observed = Observed()
+    observed.add(np.zeros((2, 3), np.float32))
+    assert (best(observed).scale, best(observed).zero) == (1.0, 0)
+
+
+@given(st.lists(st.floats(0.125, 1e5, width=32), min_size=1, max_size=8), st.integers(0, 99))
+def test_a_histogram_that_widens_is_that_of_all_values(sizes, seed):
+    generator = np.random.default_rng(seed)
+    parts = [size * generator.uniform(-1, 1, 1000).astype(np.float32) for size in sizes]
+    observed = Observed()
+    for part in parts:
+        observed.add(part)
+    values = np.concatenate(parts)
+    assert (observed.low, observed.high) == (values.min(), values.max())
+    edges = (np.arange(BINS + 1) - BINS // 2) * observed.width
+    expected, _ = np.histogram(values.astype(np.float64), edges)
+    assert observed.counts.sum() == len(values)
+    # Where a value lies on an edge, the two roundings may differ.
+    assert np.abs(observed.counts - expected).sum() <= 4
