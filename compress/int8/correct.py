@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from compress.deploy.observe import Runner
 from compress.int8.ranges import Range
+from compress.int8.rewrite import constant
 from compress.int8.units import Unit, array, sole_reader, units
 from compress.int8.weights import Weight
 from compress.tasks.base import Tensors
@@ -83,11 +84,11 @@ def _beside(
     assert source.name is not None
     range_ = ranges[source.name]
     weight = weights[unit.name].values if unit.name in weights else unit.weight
-    scale = _constant(graph, f"{unit.name}:scale", np.array(range_.scale, np.float32))
-    zero = _constant(graph, f"{unit.name}:zero", np.array(range_.zero, np.uint8))
+    scale = constant(graph, f"{unit.name}:scale", np.array(range_.scale, np.float32))
+    zero = constant(graph, f"{unit.name}:zero", np.array(range_.zero, np.uint8))
     to = ir.node("QuantizeLinear", [source, scale, zero])
     back = ir.node("DequantizeLinear", [to.outputs[0], scale, zero])
-    values = _constant(graph, f"{unit.name}:weight", weight.astype(np.float32))
+    values = constant(graph, f"{unit.name}:weight", weight.astype(np.float32))
     inputs = [back.outputs[0], values, *node.inputs[2:]]
     twin = ir.Node("", node.op_type, inputs, node.attributes.values(), num_outputs=1)
     difference = ir.node("Sub", [twin.outputs[0], output])
@@ -95,20 +96,13 @@ def _beside(
     rank = len(output.shape) if output.shape is not None else unit.weight.ndim
     axis = 1 if unit.kind == "Conv" else rank - 1
     others = np.array([i for i in range(rank) if i != axis])
-    axes = _constant(graph, f"{unit.name}:axes", others)
+    axes = constant(graph, f"{unit.name}:axes", others)
     mean = ir.node("ReduceMean", [difference.outputs[0], axes], {"keepdims": 0})
     noise = ir.node("ReduceSumSquare", [difference.outputs[0]], {"keepdims": 0})
     signal = ir.node("ReduceSumSquare", [output], {"keepdims": 0})
     for one, kind in ((mean, ERROR), (noise, NOISE), (signal, SIGNAL)):
         one.outputs[0].name = f"{unit.name}:{kind}"
     graph.insert_after(node, [*new, mean, noise, signal])
-
-
-def _constant(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(values, name=name))
-    value.shape, value.type = ir.Shape(values.shape), ir.TensorType(ir.tensor(values).dtype)
-    graph.register_initializer(value)
-    return value
 
 
 def corrected(content: bytes, found: Mapping[str, Error]) -> bytes:
@@ -137,7 +131,7 @@ def _shift(graph: ir.Graph, unit: Unit, by: np.ndarray) -> None:
     if old is not None and old.ndim != 1:
         return
     values = (by if old is None else old + by).astype(np.float32)
-    new = _constant(graph, f"{unit.name}_corrected_bias", values)
+    new = constant(graph, f"{unit.name}_corrected_bias", values)
     if len(owner.inputs) <= index:
         owner.resize_inputs(index + 1)
     owner.replace_input_with(index, new)

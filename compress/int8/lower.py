@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from compress.int8 import ranges as range_choice
 from compress.int8 import weights as weight_choice
 from compress.int8.correct import corrected, errors
 from compress.int8.equalize import equalized, links
+from compress.int8.placement import Clock, Placement, search
 from compress.int8.ranges import FIXED_RANGES, Range
 from compress.int8.rewrite import rewritten
 from compress.int8.rounding import all_rounded
@@ -33,6 +34,12 @@ class Settings:
     equalize: bool = True
     compensate: bool = True
     correct: bool = True
+    floats: frozenset[str] = frozenset()
+    """Units that stay float, by the names of their nodes."""
+
+
+LEAST_MACS = 5e6
+"""Below, a call takes some microseconds, and its placement is not worth measuring."""
 
 
 @dataclass
@@ -44,15 +51,18 @@ class Lowered:
     notes: list[str] = field(default_factory=list)
 
 
-def placed(found: Sequence[Unit]) -> dict[str, Unit]:
+def placed(found: Sequence[Unit], floats: Collection[str] = ()) -> dict[str, Unit]:
     """Return the units to quantize when nothing is measured: all products, and what lies between.
 
-    An addition, a pooling and the like follow where what they read is stored as integers.
+    An addition, a pooling and the like follow where what they read is stored as integers. `floats`
+    are units that stay float.
     """
     chosen: dict[str, Unit] = {}
     integers: set[str] = set()
     for unit in found:
         whole = [value for value in unit.activations if not _smaller(value, unit.output)]
+        if unit.name in floats:
+            continue
         if unit.weighted or all(value.name in integers for value in whole):
             chosen[unit.name] = unit
             if not unit.float_output or unit.kind == "Gemm":
@@ -91,7 +101,7 @@ def lower(
             content, _ = equalized(content, observe(content, calibration, axes))
     graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
     found = list(units(graph))
-    chosen = placed(found)
+    chosen = placed(found, settings.floats)
     names = dict.fromkeys(
         name
         for unit in chosen.values()
@@ -108,6 +118,29 @@ def lower(
         content = corrected(content, wrong)
     made = write(content, set(chosen), ranges, weights)
     return Lowered(made, list(_table(graph, chosen, ranges)))
+
+
+def fastest(
+    float_onnx: bytes, samples: Sequence[Tensors], seconds: float, clock: Clock
+) -> Placement:
+    """Return which units are float in the fastest file, by measuring for some seconds.
+
+    Ranges and weights are as good as any here: kernels take as long whatever the numbers.
+    """
+    content = rewritten(float_onnx)
+    graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
+    found = list(units(graph))
+    every = {unit.name: unit for unit in found}
+    names = dict.fromkeys(
+        str(value.name) for unit in found for value in (*unit.activations, *unit.outputs)
+    )
+    ranges = ranges_of(every, observe(content, samples, dict.fromkeys(names)), "minmax")
+    weights = weights_of(every, ranges, portable=True)
+
+    def write_with(floats: frozenset[str]) -> bytes:
+        return write(content, set(placed(found, floats)), ranges, weights)
+
+    return search(placed(found), write_with, content, clock, seconds)
 
 
 def ranges_of(

@@ -7,19 +7,22 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from compress.int8.units import array
+from compress.int8.units import Unit, array, attribute, quantizable, sole_reader
 
 
 def rewritten(float_onnx: bytes) -> bytes:
     """Return a file of the same function that suits quantization; names of values stay.
 
-    A mean over height and width becomes a global average pooling.
+    A mean over height and width becomes a global average pooling; a hard sigmoid after a product
+    becomes a clip to [0, 1], whose slope and offset the weights take over.
     """
     model = ir.serde.deserialize_model(onnx.load_from_string(float_onnx))
     passes.NameFixPass()(model)
     for node in list(model.graph):
         if node.op_type == "ReduceMean":
             _pooled(model.graph, node)
+        elif node.op_type == "HardSigmoid":
+            _clipped(model.graph, node)
     passes.RemoveUnusedNodesPass()(model)
     return ir.serde.serialize_model(model).SerializeToString()
 
@@ -35,17 +38,54 @@ def _pooled(graph: ir.Graph, node: ir.Node) -> None:
     pooled = ir.node("GlobalAveragePool", [source], name=node.name)
     new = [pooled]
     if keeps is not None and not keeps.value:
-        name = f"{node.name}_axes"
-        axes_value = ir.Value(name=name, const_value=ir.tensor(np.array([2, 3]), name=name))
-        axes_value.shape, axes_value.type = ir.Shape([2]), ir.TensorType(ir.DataType.INT64)
-        graph.register_initializer(axes_value)
+        axes_value = constant(graph, f"{node.name}_axes", np.array([2, 3]))
         pooled.outputs[0].name = f"{output.name}_pooled"
         pooled.outputs[0].shape = ir.Shape([*source.shape[:2], 1, 1])
         pooled.outputs[0].type = output.type
         new.append(ir.node("Squeeze", [pooled.outputs[0], axes_value], name=f"{node.name}_squeeze"))
-    last = new[-1].outputs[0]
+    _replace(graph, node, new)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> None:
+    """Put nodes in the place of one; the last gives what it gave, by the same name."""
+    output, last = node.outputs[0], new[-1].outputs[0]
     graph.insert_before(node, new)
     ir.convenience.replace_all_uses_with(output, last, replace_graph_outputs=True)
     last.shape, last.type = output.shape, output.type
     graph.remove(node, safe=True)
     last.name = output.name
+
+
+def _clipped(graph: ir.Graph, node: ir.Node) -> None:
+    source = node.inputs[0]
+    product = source.producer() if source is not None else None
+    if product is None or product.op_type not in ("Conv", "Gemm") or quantizable(product):
+        return
+    unit = Unit(product)
+    if sole_reader(product.outputs[0]) is not node or not all(
+        value is None or len(value.uses()) == 1 for value in product.inputs[1:]
+    ):
+        return
+    slope, offset = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+    zeros = np.zeros(unit.weight.shape[unit.channel_axis])
+    start: np.ndarray = zeros if unit.bias is None else unit.bias
+    bias = start * slope + offset
+    name = product.name
+    product.replace_input_with(
+        1, constant(graph, f"{name}_sloped", unit.weight * np.float32(slope))
+    )
+    if len(product.inputs) < 3:
+        product.resize_inputs(3)
+    product.replace_input_with(2, constant(graph, f"{name}_offset", bias.astype(np.float32)))
+    ends = [constant(graph, f"{name}_{end}", np.array(end, np.float32)) for end in (0, 1)]
+    _replace(graph, node, [ir.node("Clip", [source, *ends], name=node.name)])
+
+
+def constant(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
+    """Return a constant of a graph, made unless it is there."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.Value(name=name, const_value=ir.tensor(values, name=name))
+    value.shape, value.type = ir.Shape(values.shape), ir.TensorType(ir.tensor(values).dtype)
+    graph.register_initializer(value)
+    return value

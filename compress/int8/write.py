@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from compress.int8.ranges import Range
+from compress.int8.rewrite import constant
 from compress.int8.units import Unit, stored_as_integers, units
 from compress.int8.weights import Weight
 
@@ -34,12 +35,7 @@ class _Writer:
         self.names = {value.name for node in self.graph for value in node.outputs}
 
     def constant(self, name: str, values: np.ndarray) -> ir.Value:
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        value = ir.Value(name=name, const_value=ir.tensor(values, name=name))
-        value.shape, value.type = ir.Shape(values.shape), ir.TensorType(ir.tensor(values).dtype)
-        self.graph.register_initializer(value)
-        return value
+        return constant(self.graph, name, values)
 
     def pair(self, after: ir.Value, name: str, into: Range, out_of: Range) -> ir.Value:
         """Quantize a value and dequantize it; return the latter's output."""

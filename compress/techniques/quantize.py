@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
+from compress import counts
 from compress.compressor import Compressor
 from compress.context import StepContext
 from compress.deploy.export import export
+from compress.deploy.session import arrays
 from compress.int8.calibration import suspicions
-from compress.int8.lower import Settings, lower
+from compress.int8.lower import LEAST_MACS, Settings, fastest, lower
+from compress.int8.placement import Files
 from compress.int8.ranges import METHODS
 from compress.model import Model
-from compress.parts import one_of, whole_number
-from compress.system.environment import cpu_info, saturates
-from compress.tasks.base import Subset, prepared_batches
+from compress.parts import one_of, positive_or_zero, whole_number
+from compress.runtimes.onnxruntime_cpu import versions
+from compress.system.environment import cpu_info, cpu_threads, saturates
+from compress.system.progress import stage
+from compress.tasks.base import Subset, Tensors, prepared_batches
+from compress.timing.launch import WorkerFailed
+from compress.timing.trial import seconds_of
 
 TARGETS = ("portable", "vnni")
+SAMPLES = 8
+"""Items that placements are timed on, in turn."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +42,8 @@ class Quantize(Compressor):
     with VNNI, and for ARM: the finest scales. Channels are equalized first (Nagel et al. 2019; Xiao
     et al. 2023), activation ranges come from `calibration` training items by `method`: 'best' is,
     for each value, whichever of extremes, percentiles and least squares reconstructs it best; and
-    biases take back the mean error of each product. The float module travels on unchanged, for
+    biases take back the mean error of each product. Within `seconds` the parts are found that are
+    faster as float on this CPU (0: nothing is tried). The float module travels on unchanged, for
     counting. Jacob et al. 2018, section 2.1, for the arithmetic.
     """
 
@@ -41,6 +53,7 @@ class Quantize(Compressor):
     calibration: int = field(default=256, metadata=whole_number())
     method: str = field(default="best", metadata=one_of(*METHODS))
     target: str = field(default="portable", metadata=one_of(*TARGETS))
+    seconds: float = field(default=60, metadata=positive_or_zero())
 
     @classmethod
     def modernized(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -65,10 +78,51 @@ class Quantize(Compressor):
                 "quantize: this CPU has no VNNI, so sums of int8 products can saturate here, and "
                 "target='vnni' does nothing against it; leave it out"
             )
-        settings = Settings(method=self.method, portable=self.target == "portable")
-        lowered = lower(export(model), batches, settings)
+        content = export(model)
+        settings = Settings(
+            method=self.method,
+            portable=self.target == "portable",
+            floats=self._floats(model, content, batches, context),
+        )
+        lowered = lower(content, batches, settings)
         for note in lowered.notes:
             context.log.note(f"quantize: {note}")
         for row in lowered.nodes:
             context.log.row("layer", **row)
         return replace(model, onnx=lowered.content)
+
+    def _floats(
+        self, model: Model, content: bytes, batches: Sequence[Tensors], context: StepContext
+    ) -> frozenset[str]:
+        """Return what stays float because that is faster, found within `seconds`."""
+        if not self.seconds or counts.count(model.module, model.example).macs < LEAST_MACS:
+            return frozenset()
+        samples = tuple(tensor[:SAMPLES] for tensor in batches[0])
+        feeds = arrays(samples)
+        question = {"cpu": list(cpu_info()), "threads": cpu_threads(), **versions()}
+
+        def clock(files: Files, seconds: float) -> dict[str, np.ndarray]:
+            """Time files, or return what an interrupted search has measured of them."""
+            names = {name: hashlib.sha256(file).hexdigest() for name, file in files.items()}
+            key = {"trial": names, "seconds": seconds, **question}
+            answer = context.cached(
+                key,
+                lambda: {
+                    name: list(values) for name, values in seconds_of(files, feeds, seconds).items()
+                },
+            )
+            return {name: np.array(values) for name, values in answer.items()}
+
+        with stage(f"finding what is faster as float, for up to {self.seconds:g} s"):
+            try:
+                found = fastest(content, [samples], self.seconds, clock)
+            except WorkerFailed as error:
+                context.log.note(f"quantize: nothing was placed by measuring: {error}")
+                return frozenset()
+        if found.speedup and found.speedup < 1:
+            context.log.note(
+                f"quantize: int8 takes {1 / found.speedup:.2f} times as long as float here, one "
+                f"item at a time"
+            )
+        context.log.row("placement", **{**asdict(found), "floats": sorted(found.floats)})
+        return found.floats

@@ -42,6 +42,7 @@ NAMING = {
     "compress.benchmark.plan.keys",  # where following begins
     "compress.benchmark.plan.suite",  # reads suites, whose content stands in the keys
     *("compress.timing.launch", "compress.timing.memory"),  # for what is timed there are no keys
+    "compress.timing.trial",  # its own name; whoever calls it imports it
     "compress.runtimes",  # names its group of entry points
 }
 REPORTING = {m for m in files() if m.split(".")[1:2] in (["report"], ["cli"], ["api"], ["suites"])}
