@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from compress.deploy.observe import Observed, observe
 from compress.int8 import ranges as range_choice
 from compress.int8 import weights as weight_choice
-from compress.int8.correct import corrected, errors
+from compress.int8.correct import Error, corrected, errors
 from compress.int8.equalize import equalized, links
 from compress.int8.placement import Clock, Placement, search
 from compress.int8.ranges import FIXED_RANGES, Range
@@ -81,17 +81,75 @@ def _useful(chosen: dict[str, Unit]) -> dict[str, Unit]:
     """Leave out units that only move values which no integer kernel reads afterwards."""
     kept = dict(chosen)
     for unit in reversed(list(chosen.values())):
-        if unit.passing or unit.kind == "GlobalAveragePool":
-            readers = [use.node.name for value in unit.outputs for use in value.uses()]
-            if unit.passing and not any(name in kept for name in readers):
-                del kept[unit.name]
+        readers = {use.node.name for value in unit.outputs for use in value.uses()}
+        if unit.passing and not readers & set(kept):
+            del kept[unit.name]
     return kept
 
 
-def lower(
+@dataclass(frozen=True)
+class Draft:
+    """All that the int8 file of a float file is written from, for any placement.
+
+    `content` is the float file, rewritten and with its channels equalized; `wrong` holds the error
+    of each product.
+    """
+
+    content: bytes
+    found: Sequence[Unit]
+    ranges: Mapping[str, Range]
+    weights: Mapping[str, Weight]
+    wrong: Mapping[str, Error]
+    settings: Settings
+
+    def placed(self, floats: Collection[str] = ()) -> dict[str, Unit]:
+        return placed(self.found, self.settings.floats | set(floats))
+
+    def lowered(self, floats: Collection[str] = ()) -> Lowered:
+        """Return the int8 file in which further units stay float."""
+        chosen = self.placed(floats)
+        content = self.content
+        if self.settings.correct:  # a product that stays float needs no correction
+            content = corrected(content, {n: e for n, e in self.wrong.items() if n in chosen})
+        made = write(content, set(chosen), self.ranges, self.weights)
+        return Lowered(made, list(self._table(chosen, set(floats))))
+
+    @property
+    def worst_first(self) -> list[str]:
+        """The products, those with the largest error first."""
+        return sorted(self.wrong, key=lambda name: self.wrong[name].sqnr)
+
+    def _table(self, chosen: Mapping[str, Unit], floats: set[str]) -> Iterator[dict[str, Any]]:
+        stored = stored_as_integers(chosen)
+        clipped = {unit.clipping.name for unit in chosen.values() if unit.clipping is not None}
+        graph = ir.serde.deserialize_model(onnx.load_from_string(self.content)).graph
+        known = {unit.name for unit in self.found}
+        for node in graph:
+            name = str(node.name)
+            if name in clipped:
+                continue
+            row: dict[str, Any] = {"layer": name, "type": node.op_type, "int8": name in chosen}
+            if (unit := chosen.get(name)) is None:
+                row["why"] = quantizable(node) or self._why(name, known, floats)
+            elif unit.output.name in stored:
+                one = self.ranges[str(unit.output.name)]
+                row |= {"range": one.method, "range_sqnr": round(one.sqnr, 1)}
+            if name in self.wrong and name in chosen:
+                row["sqnr"] = round(self.wrong[name].sqnr, 1)
+            yield row
+
+    def _why(self, name: str, known: set[str], floats: set[str]) -> str:
+        if name in floats:
+            return "as int8 it loses too much accuracy"
+        if name in self.settings.floats:
+            return "it is faster as float on this CPU"
+        return "it reads floats" if name in known else "no calibration item reaches it"
+
+
+def draft(
     float_onnx: bytes, calibration: Sequence[Tensors], settings: Settings | None = None
-) -> Lowered:
-    """Return the QDQ file of a float file. Raises UserError for unusable calibration data."""
+) -> Draft:
+    """Find ranges and weights for a float file. Raises UserError for unusable calibration data."""
     settings = settings or Settings()
     content = rewritten(float_onnx)
     if settings.equalize:
@@ -113,11 +171,15 @@ def lower(
     weights = weights_of(chosen, ranges, settings.portable)
     if settings.compensate:
         weights = all_rounded(content, chosen, weights, calibration, settings.portable)
-    if settings.correct:
-        wrong = errors(content, weights, ranges, weights, calibration)
-        content = corrected(content, wrong)
-    made = write(content, set(chosen), ranges, weights)
-    return Lowered(made, list(_table(graph, chosen, ranges)))
+    wrong = errors(content, weights, ranges, weights, calibration)
+    return Draft(content, found, ranges, weights, wrong, settings)
+
+
+def lower(
+    float_onnx: bytes, calibration: Sequence[Tensors], settings: Settings | None = None
+) -> Lowered:
+    """Return the QDQ file of a float file. Raises UserError for unusable calibration data."""
+    return draft(float_onnx, calibration, settings).lowered()
 
 
 def fastest(
@@ -182,22 +244,3 @@ def weights_of(
         )
         found |= {unit.name: made for unit in group}
     return found
-
-
-def _table(graph: ir.Graph, chosen: Mapping[str, Unit], ranges: Mapping[str, Range]) -> Any:
-    stored = stored_as_integers(chosen)
-    clipped = {unit.clipping.name for unit in chosen.values() if unit.clipping is not None}
-    for node in graph:
-        unit = chosen.get(str(node.name))
-        if unit is None:
-            if node.name not in clipped:
-                yield {"layer": node.name, "type": node.op_type, "why": quantizable(node)}
-            continue
-        one = ranges[str(unit.output.name)] if unit.output.name in stored else None
-        yield {
-            "layer": node.name,
-            "type": node.op_type,
-            "int8": True,
-            "method": one.method if one else "",
-            "sqnr": one.sqnr if one else None,
-        }

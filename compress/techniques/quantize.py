@@ -14,21 +14,25 @@ from compress import counts
 from compress.compressor import Compressor
 from compress.context import StepContext
 from compress.deploy.export import export
-from compress.deploy.session import arrays
+from compress.deploy.session import arrays, predict, session
+from compress.int8.bound import within
 from compress.int8.calibration import suspicions
-from compress.int8.lower import LEAST_MACS, Settings, fastest, lower
+from compress.int8.lower import LEAST_MACS, Draft, Lowered, Settings, draft, fastest
 from compress.int8.placement import Files
 from compress.int8.ranges import METHODS
 from compress.model import Model
-from compress.parts import one_of, positive_or_zero, whole_number
+from compress.parts import is_number, one_of, positive_or_zero, rule, whole_number
 from compress.runtimes.onnxruntime_cpu import versions
 from compress.system.environment import cpu_info, cpu_threads, saturates
-from compress.system.progress import stage
+from compress.system.progress import counted, stage
 from compress.tasks.base import Subset, Tensors, prepared_batches
 from compress.timing.launch import WorkerFailed
 from compress.timing.trial import seconds_of
+from compress.training.evaluate import some_of
 
 TARGETS = ("portable", "vnni")
+VALIDATED = 2000
+"""Validation items that `max_drop` is judged on, at most."""
 SAMPLES = 8
 """Items that placements are timed on, in turn."""
 
@@ -43,7 +47,9 @@ class Quantize(Compressor):
     et al. 2023), activation ranges come from `calibration` training items by `method`: 'best' is,
     for each value, whichever of extremes, percentiles and least squares reconstructs it best; and
     biases take back the mean error of each product. Within `seconds` the parts are found that are
-    faster as float on this CPU (0: nothing is tried). The float module travels on unchanged, for
+    faster as float on this CPU (0: nothing is tried). Where int8 loses more than `max_drop` points
+    on validation items, the products with the largest errors stay float (None: none do). The float
+    module travels on unchanged, for
     counting. Jacob et al. 2018, section 2.1, for the arithmetic.
     """
 
@@ -54,6 +60,13 @@ class Quantize(Compressor):
     method: str = field(default="best", metadata=one_of(*METHODS))
     target: str = field(default="portable", metadata=one_of(*TARGETS))
     seconds: float = field(default=60, metadata=positive_or_zero())
+    max_drop: float | None = field(
+        default=0.5,
+        metadata=rule(
+            "must be positive, or None",
+            lambda value: value is None or (is_number(value) and value > 0),
+        ),
+    )
 
     @classmethod
     def modernized(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -84,12 +97,47 @@ class Quantize(Compressor):
             portable=self.target == "portable",
             floats=self._floats(model, content, batches, context),
         )
-        lowered = lower(content, batches, settings)
-        for note in lowered.notes:
-            context.log.note(f"quantize: {note}")
+        made = draft(content, batches, settings)
+        lowered = self._accurate(made, content, context)
         for row in lowered.nodes:
             context.log.row("layer", **row)
         return replace(model, onnx=lowered.content)
+
+    def _accurate(self, made: Draft, content: bytes, context: StepContext) -> Lowered:
+        """Return the file in which as few products as possible are float for `max_drop` to hold."""
+        whole, validation = made.lowered(), context.validation
+        if self.max_drop is None or validation is None or not len(validation):
+            return whole
+        some = some_of(validation, VALIDATED)
+        batches = list(prepared_batches(context.task, some, 32))
+        inputs = [inputs for inputs, _ in batches]
+        targets = torch.cat([target for _, target in batches])
+
+        def right(file: bytes) -> np.ndarray:
+            logits = predict(session(file), counted(inputs))
+            return context.task.correct(torch.from_numpy(logits), targets).numpy()
+
+        with stage(f"comparing int8 with float on {len(some):,} validation items"):
+            before = right(content)
+            best = within(
+                made.worst_first,
+                lambda floats: made.lowered(floats),
+                lambda lowered: 100 * float(before.mean() - right(lowered.content).mean()),
+                self.max_drop,
+            )
+        if best.floats:
+            context.log.note(
+                f"quantize: {len(best.floats)} of {len(made.wrong)} products stay float, so that "
+                f"int8 loses {best.drop:.1f} points on {len(some):,} validation items, where with "
+                f"all of them it lost {best.first:.1f}"
+            )
+        if best.drop > self.max_drop:
+            context.log.note(
+                f"quantize: int8 loses {best.drop:.1f} points on {len(some):,} validation items, "
+                f"and max_drop={self.max_drop:g} was not reached"
+            )
+        context.log.row("max_drop", items=len(some), drop=best.drop, floats=sorted(best.floats))
+        return best.lowered
 
     def _floats(
         self, model: Model, content: bytes, batches: Sequence[Tensors], context: StepContext

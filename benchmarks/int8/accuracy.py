@@ -1,0 +1,216 @@
+"""What int8 costs in accuracy: ours beside onnxruntime's own quantizer.
+
+    python benchmarks/int8/accuracy.py --out reports/int8 [--root ../shared/data] [NAME ...]
+
+CIFAR-10 nets, their hardened twins (the same function, channels rescaled), and EfficientNet-Lite0
+on the photographs that calibration does not use. Every candidate is one file made from the same
+calibration images, ours with neither placement nor `max_drop`; answers are counted on all test
+items. Rows are kept as they come, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nets import CIFAR, built, normalized, twin
+from scipy.stats import binomtest
+
+from compress.deploy.export import export
+from compress.deploy.session import predict, session
+from compress.int8.lower import Settings, lower
+from compress.model import Model
+from compress.peers.ort_quantize import by_defaults, quantize_onnx
+from compress.system.environment import cpu_info, saturates
+from compress.system.files import write_atomic
+from compress.tasks.base import Tensors, prepared_batches
+from compress.zoo.data import load_data
+from compress.zoo.models import fresh
+from compress.zoo.pretrained import pretrained
+from compress.zoo.weights import DEFAULT, load_weights
+
+CALIBRATION = 256
+BATCH = 32
+LITE = "timm:tf_efficientnet_lite0"
+SIGMAS = (1.0, 2.0)
+UNOPTIMIZED = 1000
+"""Items that are answered without graph optimizations, too."""
+
+
+def _ort(content: bytes, batches: list[Tensors]) -> bytes:
+    return quantize_onnx(content, batches, reduce_range=saturates(cpu_info()[1]))[0]
+
+
+def ours(**options: Any) -> Callable[[bytes, list[Tensors]], bytes]:
+    return lambda content, batches: lower(content, batches, Settings(**options)).content
+
+
+CANDIDATES: dict[str, Callable[[bytes, list[Tensors]], bytes]] = {
+    "ort_quantize(defaults=True)": by_defaults,
+    "ort_quantize()": _ort,
+    "quantize(seconds=0, max_drop=None)": ours(),
+    "without equalization": ours(equalize=False),
+    "without compensated rounding": ours(compensate=False),
+    "without bias correction": ours(correct=False),
+    "with ranges of extremes": ours(method="minmax"),
+}
+
+
+def names() -> list[str]:
+    found = []
+    for name in CIFAR:
+        found.append(name)
+        if name in ("resnet20", "resnet56", "vit-tiny"):
+            found += [f"{name} twin {sigma:g}/{seed}" for sigma in SIGMAS for seed in (0, 1, 2)]
+    return [*found, "lite0"]
+
+
+def setting(name: str, root: Path) -> tuple[Model, list[Tensors], list[Tensors], np.ndarray]:
+    """Return a net, its calibration batches, its test batches, and the test's classes."""
+    if name == "lite0":
+        known = pretrained(LITE, DEFAULT)
+        assert known is not None
+        data = load_data(f"imagefolder:{root / 'imagenet-sample'}", usual=known.settings)
+        model = fresh(LITE, data.task)
+        load_weights(
+            model.module, str(root / "weights" / "tf_efficientnet_lite0-imagenet.safetensors"), LITE
+        )
+        calibration = [x for x, _ in prepared_batches(data.task, data.calibration, BATCH)]
+        test = list(prepared_batches(data.task, data.test, BATCH))
+        return model, calibration, [x for x, _ in test], torch.cat([y for _, y in test]).numpy()
+    plain, _, of = name.partition(" twin ")
+    module = built(plain, root)
+    if of:
+        sigma, seed = of.split("/")
+        other = twin(plain, module, float(sigma), int(seed))
+        assert other is not None
+        module = other
+    with np.load(root / "cifar10" / "train-0.npz") as file:
+        images = normalized(plain, file["x"][:CALIBRATION])
+    with np.load(root / "cifar10" / "test.npz") as file:
+        test_images, targets = normalized(plain, file["x"]), file["y"]
+    return (
+        Model(module, (images[:2],)),
+        [(part,) for part in images.split(BATCH)],
+        [(part,) for part in test_images.split(BATCH)],
+        targets,
+    )
+
+
+def tried(name: str, candidate: str, root: Path) -> dict[str, Any]:
+    model, calibration, test, targets = setting(name, root)
+    content = export(model)
+    before = predict(session(content), test)
+    started = time.perf_counter()
+    made = CANDIDATES[candidate](content, calibration)
+    seconds = time.perf_counter() - started
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    after = predict(session(made), test)
+    plain = predict(session(made, optimize=False), test[: UNOPTIMIZED // BATCH + 1])
+    right_before, right_after = before.argmax(1) == targets, after.argmax(1) == targets
+    lost = int((right_before & ~right_after).sum())
+    won = int((right_after & ~right_before).sum())
+    spread = ((before - before.mean(0)) ** 2).sum()
+    return {
+        "items": len(targets),
+        "float": round(100 * float(right_before.mean()), 2),
+        "int8": round(100 * float(right_after.mean()), 2),
+        "lost": lost,
+        "won": won,
+        "p": float(binomtest(won, lost + won).pvalue) if lost + won else 1.0,
+        "as float": round(100 * float((before.argmax(1) == after.argmax(1)).mean()), 2),
+        "SQNR": round(10 * float(np.log10(spread / ((before - after) ** 2).sum())), 1),
+        "unoptimized": round(
+            100 * float((plain.argmax(1) == after[: len(plain)].argmax(1)).mean()), 2
+        ),
+        "bytes": round(len(made) / len(content), 3),
+        "seconds": round(seconds, 1),
+        "GB": round(memory, 2),
+    }
+
+
+COLUMNS = ("float", "int8", "lost", "won", "as float", "SQNR", "unoptimized", "bytes", "seconds")
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    cpu, features = cpu_info()
+    lines = ["# int8 accuracy", ""]
+    header = ("net", "candidate", *COLUMNS)
+    lines += ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header))]
+    lines += [
+        "| " + " | ".join(str(row.get(key, "")) for key in header) + " |"
+        for row in sorted(rows, key=lambda row: names().index(row["net"]))
+    ]
+    lines += ["", "## Points lost, by candidate", ""]
+    lines += ["| candidate | plain nets: mean | worst | twins: mean | worst |", "| --- " * 5 + "|"]
+    for candidate in CANDIDATES:
+        cells = [candidate]
+        for twins in (False, True):
+            some = [
+                row["float"] - row["int8"]
+                for row in rows
+                if row["candidate"] == candidate and ("twin" in row["net"]) == twins
+            ]
+            cells += [f"{np.mean(some):.2f}", f"{max(some):.2f}"] if some else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "`lost` and `won` are answers that were right and are wrong, and the reverse. `as float`",
+        "is the share of answers that are the float file's, `unoptimized` that of the file's own",
+        "without graph optimizations, on 1,000 items. `bytes` is a share of the float file's.",
+        "",
+        f"{cpu} ({', '.join(features)}).",
+        "",
+        "`python benchmarks/int8/accuracy.py --out reports/int8` gives it.",
+        "",
+    ]
+    write_atomic(out / "accuracy.md", "\n".join(lines).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--one", nargs=2, help="One row, in this process.")
+    options = parser.parse_args()
+    if options.one:
+        name, candidate = options.one
+        print(json.dumps(tried(name, candidate, options.root)))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / "accuracy.jsonl"
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    rows = [json.loads(line) for line in lines]
+    known = {(row["net"], row["candidate"]) for row in rows}
+    started = time.perf_counter()
+    for name in options.names or names():
+        for candidate in CANDIDATES:
+            if (name, candidate) in known or time.perf_counter() - started > options.seconds:
+                continue
+            command = [sys.executable, __file__, "--out", ".", "--root", str(options.root)]
+            command += ["--one", name, candidate]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{name}, {candidate}: {done.stderr}")
+            row = {"net": name, "candidate": candidate, **json.loads(done.stdout.splitlines()[-1])}
+            rows.append(row)
+            print(row, flush=True)
+            with kept.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            write(rows, options.out)
+    write(rows, options.out)
+
+
+if __name__ == "__main__":
+    main()

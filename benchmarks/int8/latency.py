@@ -1,0 +1,170 @@
+"""What int8 gains in latency: ours beside onnxruntime's own quantizer, against the fastest float.
+
+    python benchmarks/int8/latency.py --out reports/int8 [--root ../shared/data] [NAME ...]
+
+Ten nets at 224 pixels with random weights, batch 1, all cores. All files of a net are timed in one
+interleaved run of fresh processes, the float file at each of the runtime's optimization levels.
+Rows are kept as they come, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.compressor import run, seed_everything
+from compress.context import StepContext, StepLog
+from compress.deploy.export import export
+from compress.deploy.session import arrays, predict, session
+from compress.peers.ort_quantize import by_defaults, quantize_onnx
+from compress.system.environment import cpu_info, saturates
+from compress.system.files import write_atomic
+from compress.tasks.base import Subset, prepared_batches
+from compress.techniques import chain
+from compress.timing.collect import Effort, TimingRequest, collect
+from compress.timing.executed import executed
+from compress.timing.summary import summarise
+from compress.zoo.data import load_data
+from compress.zoo.models import fresh
+from compress.zoo.pretrained import pretrained
+from compress.zoo.weights import DEFAULT
+
+NETS = (
+    *("torchvision:resnet18", "torchvision:resnet50", "torchvision:vgg11_bn"),
+    *("torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "torchvision:efficientnet_b0"),
+    *("torchvision:vit_b_16", "torchvision:convnext_tiny", "torchvision:shufflenet_v2_x1_0"),
+    "timm:tf_efficientnet_lite0",
+)
+CALIBRATION = 16
+FLOAT = "float"
+PLACED, WHOLE = "quantize()", "quantize(seconds=0)"
+DOCUMENTED, DEFAULTS = "ort_quantize()", "ort_quantize(defaults=True)"
+CANDIDATES = (PLACED, WHOLE, DOCUMENTED, DEFAULTS)
+
+
+def tried(name: str, root: Path, seconds: float) -> dict[str, Any]:
+    import torch
+
+    known = pretrained(name, DEFAULT)
+    assert known is not None, name
+    data = load_data(f"imagefolder:{root / 'imagenet-sample'}", usual=known.settings)
+    seed_everything(0)
+    model = fresh(name, data.task)
+    content = export(model)
+    some = Subset(data.calibration, torch.arange(CALIBRATION))
+    batches = [inputs for inputs, _ in prepared_batches(data.task, some, CALIBRATION)]
+    files, took = {FLOAT: content}, {}
+    for candidate in CANDIDATES:
+        started = time.perf_counter()
+        if candidate == DEFAULTS:
+            files[candidate] = by_defaults(content, batches)
+        elif candidate == DOCUMENTED:
+            narrow = saturates(cpu_info()[1])
+            files[candidate] = quantize_onnx(content, batches, reduce_range=narrow)[0]
+        else:
+            context = StepContext(data.task, calibration=some, log=StepLog())
+            lowered = run(chain(candidate), model, context).onnx
+            assert lowered is not None
+            files[candidate] = lowered
+        took[candidate] = round(time.perf_counter() - started, 1)
+    samples = arrays(tuple(tensor[:8] for tensor in batches[0]))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {one: Path(folder) / f"{number}.onnx" for number, one in enumerate(files)}
+        expected = {}
+        for one, path in paths.items():
+            path.write_bytes(files[one])
+            expected[one] = predict(session(files[one]), [tuple(map(torch.from_numpy, samples))])
+        request = TimingRequest(
+            paths, samples, expected, FLOAT, settings=("cpu",), effort=Effort(seconds)
+        )
+        timings = summarise(collect(request))
+    row: dict[str, Any] = {"net": name, "float ms": timings[FLOAT, "cpu"].p50_ms}
+    for one in CANDIDATES:
+        timing = timings[one, "cpu"]
+        found: dict[str, Any] = {"error": timing.error}
+        if timing.speedup is not None:
+            ends = (timing.speedup, timing.low or 0, timing.high or 0)
+            found = {"speedup": [round(x, 3) for x in ends]}
+        share = executed(files[one], arrays(tuple(t[:1] for t in batches[0]))).int8_macs_share
+        found |= {
+            "bytes": round(len(files[one]) / len(content), 3),
+            "int8 MACs": None if share is None else round(share, 3),
+            "seconds": took[one],
+        }
+        row[one] = found
+    return row
+
+
+def geometric(rows: list[dict[str, Any]], candidate: str) -> str:
+    """Return the geometric mean of speed-ups; a mostly float file counts as 1."""
+    values = []
+    for row in rows:
+        one = row[candidate]
+        if "speedup" not in one:
+            return ""
+        mostly = (one["int8 MACs"] or 0) < 0.8 or one["bytes"] > 0.35
+        values.append(min(1.0, one["speedup"][0]) if mostly else one["speedup"][0])
+    return f"{np.exp(np.log(values).mean()):.2f}"
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    cpu, features = cpu_info()
+    lines = ["# int8 latency at 224 pixels, batch 1", ""]
+    header = ["net", "float ms", *CANDIDATES, "int8 MACs", "bytes", "seconds to quantize"]
+    lines += ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header))]
+    for row in rows:
+        cells = [row["net"], f"{row['float ms']:.2f}"]
+        for one in CANDIDATES:
+            found = row[one]
+            if "speedup" in found:
+                value, low, high = found["speedup"]
+                cells.append(f"{value:.2f} ({low:.2f} to {high:.2f})")
+            else:
+                cells.append(found["error"])
+        ours = row[PLACED]
+        cells += [str(ours["int8 MACs"]), str(ours["bytes"]), str(ours["seconds"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    means = [geometric(rows, one) for one in CANDIDATES]
+    lines.append("| geometric mean | | " + " | ".join(means) + " | | | |")
+    lines += [
+        "",
+        "Speed-ups over the fastest float file, with 95 % intervals. A file with less than 80 % of",
+        "its MACs in int8, or over 0.35 of the float bytes, counts as at most 1 in the mean.",
+        "",
+        f"{cpu} ({', '.join(features)}).",
+        "",
+        "`python benchmarks/int8/latency.py --out reports/int8` gives it.",
+        "",
+    ]
+    write_atomic(out / "latency.md", "\n".join(lines).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--timing-seconds", type=float, default=40)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / "latency.jsonl"
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    rows = {row["net"]: row for row in map(json.loads, lines)}
+    for name in options.names or NETS:
+        if name in rows and not options.names:
+            continue
+        rows[name] = tried(name, options.root, options.timing_seconds)
+        print(rows[name], flush=True)
+        with kept.open("a") as file:
+            file.write(json.dumps(rows[name]) + "\n")
+        write([rows[one] for one in NETS if one in rows], options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The nets of the int8 panel, and their hardened twins."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from compress.zoo.resnet import CifarResNet
+
+CIFAR = ("resnet20", "resnet56", "mobilenetv2-x05", "vit-tiny")
+MOBILE = (
+    *([1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2]),
+    *([6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]),
+)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OWN = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+
+
+def built(name: str, root: Path) -> nn.Module:
+    """Return a net with the trained weights that lie below `root`."""
+    module: nn.Module
+    if name.startswith("resnet"):
+        module = CifarResNet(int(name[6:]), 10, 3, (32, 32))
+    elif name == "mobilenetv2-x05":
+        net = torchvision.models.mobilenet_v2(
+            width_mult=0.5, num_classes=10, inverted_residual_setting=[list(one) for one in MOBILE]
+        )
+        net.features[0][0].stride = (1, 1)
+        module = net
+    else:
+        module = torchvision.models.VisionTransformer(32, 4, 6, 4, 128, 384, num_classes=10)
+    module.load_state_dict(load_file(root / "weights" / f"{name}-cifar10.safetensors"))
+    return module.eval()
+
+
+def normalized(name: str, images: np.ndarray) -> Tensor:
+    """Return uint8 images (N, H, W, 3) as a net was trained to see them."""
+    mean, std = IMAGENET if name.startswith("resnet") else OWN
+    values = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def twin(name: str, module: nn.Module, sigma: float, seed: int) -> nn.Module | None:
+    """Return the same function with channels rescaled by exp(sigma * N(0, 1)); None for ReLU6.
+
+    In ResNets inside each block, in transformers behind both norms of each.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    other = copy.deepcopy(module)
+
+    def factor(size: int) -> Tensor:
+        return torch.exp(sigma * torch.randn(size, generator=generator))
+
+    with torch.no_grad():
+        if name.startswith("resnet"):
+            for block in other.modules():
+                if hasattr(block, "bn1") and hasattr(block, "conv2"):
+                    by = factor(block.bn1.num_features)  # type: ignore[union-attr, arg-type]
+                    _scale(block.bn1, by)  # type: ignore[arg-type]
+                    block.conv2.weight.div_(by[:, None, None])  # type: ignore[union-attr, operator]
+            return other
+        if name == "vit-tiny":
+            for layer in other.encoder.layers:  # type: ignore[union-attr]
+                for norm, weight in (
+                    (layer.ln_1, layer.self_attention.in_proj_weight),
+                    (layer.ln_2, layer.mlp[0].weight),
+                ):
+                    by = factor(len(norm.weight))
+                    _scale(norm, by)
+                    weight.div_(by)
+            return other
+    return None
+
+
+def _scale(norm: nn.Module, by: Tensor) -> None:
+    norm.weight.mul_(by)  # type: ignore[union-attr, operator]
+    norm.bias.mul_(by)  # type: ignore[union-attr, operator]
