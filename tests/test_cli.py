@@ -393,6 +393,8 @@ def test_outputs_lie_where_they_should(finished: Path) -> None:
             "blueprint.json",
         }
         assert compress.load(folder).example[0].shape == (1, 1, 8, 8)
+        said = "prune" in row["chain"] or "quantize" in row["chain"]
+        assert (folder / "layers.csv").exists() == said
     assert max(map(len, (finished / "table.md").read_text().splitlines())) <= 100
 
 

@@ -6,9 +6,11 @@ control) is not known here: a model is measured once for all runs.
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -88,6 +90,8 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
         answers.path = path = path.rename(folder / outputs.DEPLOYABLE)
     if code := task.script():
         write_atomic(folder / outputs.SCRIPT, code.encode())
+    if table := _layers(built.log.rows):
+        write_atomic(folder / outputs.LAYERS, table.encode())
     measured = Measured(notes=list(built.log.notes), log=list(built.log.rows))
     measured.hashes |= {"onnx": sha256(onnx), "key": built.key}
     if row.chain is None and plan.baseline is None:
@@ -115,6 +119,24 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
         hashes=measured.hashes,
         log=(*measured.log, {"kind": "measuring", "seconds": seconds}),
     )
+
+
+def _layers(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return what the steps say of each layer, as CSV; '' if they say nothing."""
+    found: list[dict[str, Any]] = []
+    pending: list[Mapping[str, Any]] = []
+    for row in rows:  # a step's own row comes after those of its layers
+        if row["kind"] == "layer":
+            pending.append(row)
+        elif row["kind"] == "step":
+            found += [{"step": row["step"], **one} for one in pending]
+            pending = []
+    columns = dict.fromkeys(key for one in found for key in one if key != "kind")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue() if found else ""
 
 
 def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:

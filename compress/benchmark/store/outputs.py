@@ -21,6 +21,8 @@ from compress.system.files import copy_atomic, sha256
 DEPLOYABLE, UNVERIFIED = "model.onnx", "unverified.onnx"
 SCRIPT = "preprocess.py"
 """Makes the input of the file beside it."""
+LAYERS = "layers.csv"
+"""What the steps did with each layer."""
 ANSWERS, TARGETS = "answers.npz", "targets.npz"
 SAMPLES = 64
 """Test items, evenly spaced, on which files are timed."""
