@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.tasks.base import Tensors
+from compress.tasks.base import Split, Task, Tensors, prepared_batches
 
 FEW = 16
+LOOKED_AT = 4
+"""Batches whose first images may turn out to be noise."""
 ALIKE = 1e-6
 """Items that differ by less than this share of their size are one item."""
 RELATED = 0.2
@@ -19,29 +22,54 @@ SMALLEST = 8
 """Pixels a side from which on neighbours say something."""
 
 
-def suspicions(batches: Sequence[Tensors]) -> Iterator[str]:
+@dataclass(frozen=True)
+class Calibration:
+    """Batches of items, prepared anew in every pass: memory does not grow with their number."""
+
+    task: Task
+    items: Split
+    size: int = 32
+
+    def __iter__(self) -> Iterator[Tensors]:
+        return (inputs for inputs, _ in prepared_batches(self.task, self.items, self.size))
+
+
+Batches = Calibration | Sequence[Tensors]
+
+
+def number_of(batches: Batches) -> int:
+    """Return how many items there are."""
+    if isinstance(batches, Calibration):
+        return len(batches.items)
+    return sum(len(batch[0]) for batch in batches)
+
+
+def suspicions(batches: Batches) -> Iterator[str]:
     """Yield, in words, why items may be no good for calibration.
 
     Raises UserError without items, where they are not finite, and where all are one and the same.
     """
-    count = sum(len(batch[0]) for batch in batches)
+    count = number_of(batches)
     if not count:
         raise UserError("quantization needs calibration data, and there is none")
+    first: Tensors = ()
+    images: list[Tensor] = []
+    same = True
     for batch in batches:
-        for tensor in batch:
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError("calibration items hold NaN or infinite values")
-    first = [tensor[:1] for tensor in batches[0]]
-    if count > 1 and all(
-        _alike(tensor, one) for batch in batches for tensor, one in zip(batch, first, strict=True)
-    ):
+        if any(one.is_floating_point() and not one.isfinite().all() for one in batch):
+            raise UserError("calibration items hold NaN or infinite values")
+        first = first or tuple(tensor[:1].clone() for tensor in batch)
+        same = same and all(map(_alike, batch, first))
+        if len(images) < LOOKED_AT:
+            images.append(batch[0][:FEW].clone())
+    if count > 1 and same:
         raise UserError(
             f"all {count} calibration items are the same: ranges need items as the network will "
             f"see them"
         )
     if count < FEW:
         yield f"only {count} calibration items, and {FEW} are the least that ranges can rest on"
-    if _noise([batch[0] for batch in batches]):
+    if _noise(images):
         yield (
             "the calibration images look like noise, as their neighbouring pixels are unrelated: "
             "ranges are right only for inputs of the same kind"
@@ -57,7 +85,7 @@ def _noise(images: Sequence[Tensor]) -> bool:
     """Whether neighbouring pixels of images (N, C, H, W) are unrelated."""
     if images[0].ndim != 4 or min(images[0].shape[2:]) < SMALLEST:
         return False
-    pixels = torch.cat([batch[:FEW].double() for batch in images[:4]])
+    pixels = torch.cat(list(images)).double()
     pixels = pixels - pixels.mean((2, 3), keepdim=True)
     product = (pixels[..., :-1] * pixels[..., 1:]).mean()
     return bool(product < RELATED * (pixels**2).mean())

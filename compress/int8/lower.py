@@ -13,6 +13,7 @@ import onnx_ir as ir
 from compress.deploy.observe import Observed, observe
 from compress.int8 import ranges as range_choice
 from compress.int8 import weights as weight_choice
+from compress.int8.calibration import Batches
 from compress.int8.correct import Error, corrected, errors
 from compress.int8.equalize import equalized, links
 from compress.int8.placement import Clock, Placement, search
@@ -22,7 +23,6 @@ from compress.int8.rounding import all_rounded
 from compress.int8.units import Unit, quantizable, stored_as_integers, units
 from compress.int8.weights import Weight
 from compress.int8.write import write
-from compress.tasks.base import Tensors
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,7 @@ class Draft:
         return "it reads floats" if name in known else "no calibration item reaches it"
 
 
-def draft(
-    float_onnx: bytes, calibration: Sequence[Tensors], settings: Settings | None = None
-) -> Draft:
+def draft(float_onnx: bytes, calibration: Batches, settings: Settings | None = None) -> Draft:
     """Find ranges and weights for a float file. Raises UserError for unusable calibration data."""
     settings = settings or Settings()
     content = rewritten(float_onnx)
@@ -175,16 +173,12 @@ def draft(
     return Draft(content, found, ranges, weights, wrong, settings)
 
 
-def lower(
-    float_onnx: bytes, calibration: Sequence[Tensors], settings: Settings | None = None
-) -> Lowered:
+def lower(float_onnx: bytes, calibration: Batches, settings: Settings | None = None) -> Lowered:
     """Return the QDQ file of a float file. Raises UserError for unusable calibration data."""
     return draft(float_onnx, calibration, settings).lowered()
 
 
-def fastest(
-    float_onnx: bytes, samples: Sequence[Tensors], seconds: float, clock: Clock
-) -> Placement:
+def fastest(float_onnx: bytes, samples: Batches, seconds: float, clock: Clock) -> Placement:
     """Return which units are float in the fastest file, by measuring for some seconds.
 
     Ranges and weights are as good as any here: kernels take as long whatever the numbers.

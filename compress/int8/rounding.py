@@ -16,9 +16,9 @@ from torch import Tensor
 
 from compress.deploy.observe import Runner
 from compress.deploy.saturation import PAIR
+from compress.int8.calibration import Batches, number_of
 from compress.int8.units import Unit
 from compress.int8.weights import MOST, Weight
-from compress.tasks.base import Tensors
 
 WIDEST = 4608
 """Inputs of an output above which rounding is plain: the moments of 25,088 take 2.5 GB."""
@@ -55,10 +55,10 @@ def passes(found: Iterable[Unit]) -> Iterator[list[Unit]]:
 
 
 def moments(
-    content: bytes, found: Sequence[Unit], batches: Sequence[Tensors], seed: int = 0
+    content: bytes, found: Sequence[Unit], batches: Batches, seed: int = 0
 ) -> dict[str, Tensor]:
     """Return E[x xᵀ] of the inputs of each unit, (groups, width, width), by its name."""
-    items = sum(len(batch[0]) for batch in batches)
+    items = number_of(batches)
     generator = np.random.default_rng(seed)
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -183,7 +183,7 @@ def all_rounded(
     content: bytes,
     units: Mapping[str, Unit],
     weights: Mapping[str, Weight],
-    batches: Sequence[Tensors],
+    batches: Batches,
     portable: bool,
 ) -> dict[str, Weight]:
     """Return the weights of units, each rounded with the scales that it has."""

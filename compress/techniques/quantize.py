@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.session import arrays, predict, session
 from compress.int8.bound import within
-from compress.int8.calibration import suspicions
+from compress.int8.calibration import Calibration, suspicions
 from compress.int8.lower import LEAST_MACS, Draft, Lowered, Settings, draft, fastest
 from compress.int8.placement import Files
 from compress.int8.ranges import METHODS
@@ -25,7 +25,7 @@ from compress.parts import is_number, one_of, positive_or_zero, rule, whole_numb
 from compress.runtimes.onnxruntime_cpu import versions
 from compress.system.environment import cpu_info, cpu_threads, saturates
 from compress.system.progress import counted, stage
-from compress.tasks.base import Subset, Tensors, prepared_batches
+from compress.tasks.base import Subset, prepared_batches
 from compress.timing.launch import WorkerFailed
 from compress.timing.trial import seconds_of
 from compress.training.evaluate import some_of
@@ -83,7 +83,7 @@ class Quantize(Compressor):
         if count < self.calibration:
             context.log.note(f"quantize: only {count} calibration items are available")
         items = Subset(context.calibration, torch.arange(count))
-        batches = [inputs for inputs, _ in prepared_batches(context.task, items, 32)]
+        batches = Calibration(context.task, items)
         for suspicion in suspicions(batches):
             context.log.note(f"quantize: {suspicion}")
         if self.target == "vnni" and saturates(cpu_info()[1]):
@@ -140,12 +140,12 @@ class Quantize(Compressor):
         return best.lowered
 
     def _floats(
-        self, model: Model, content: bytes, batches: Sequence[Tensors], context: StepContext
+        self, model: Model, content: bytes, batches: Calibration, context: StepContext
     ) -> frozenset[str]:
         """Return what stays float because that is faster, found within `seconds`."""
         if not self.seconds or counts.count(model.module, model.example).macs < LEAST_MACS:
             return frozenset()
-        samples = tuple(tensor[:SAMPLES] for tensor in batches[0])
+        samples = tuple(tensor[:SAMPLES] for tensor in next(iter(batches)))
         feeds = arrays(samples)
         question = {"cpu": list(cpu_info()), "threads": cpu_threads(), **versions()}
 

@@ -92,3 +92,16 @@ def test_observation_holds_one_chunk_whatever_the_number_of_items(monkeypatch):
 def test_calibration_is_about_images_only_from_a_size_on():
     small = torch.randn(20, 3, calibration.SMALLEST - 1, 9)
     assert list(suspicions([(small,)])) == []
+
+
+def test_items_of_a_split_are_prepared_anew_in_every_pass():
+    from bench_fixtures import small_digits
+
+    from compress.int8.calibration import Calibration, number_of
+
+    data = small_digits()
+    items = Calibration(data.task, data.calibration, size=8)
+    once, again = list(items), list(items)
+    assert number_of(items) == len(data.calibration) == sum(len(batch[0]) for batch in once)
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(once, again, strict=True))
+    assert list(suspicions(items)) == []
