@@ -72,7 +72,7 @@ def _proposed(observed: Observed, method: str) -> Iterator[Range]:
             beyond = cumulative[-1] * (1 - percentile / 100) / 2
             first = edges[np.searchsorted(cumulative, beyond)] - observed.width
             last = edges[np.searchsorted(cumulative, cumulative[-1] - beyond)]
-            yield of_interval(max(low, first), min(high, last), f"percentile {percentile:g}")
+            yield of_interval(max(low, first), min(high, last), f"percentile {percentile}")
     if method in ("best", "mse"):
         for share in SHRUNK:
             yield of_interval(low * share, high * share, "mse")

@@ -49,7 +49,8 @@ def scales(weight: np.ndarray, axis: int, portable: bool, least: np.ndarray) -> 
         # Two roundings add at most one step to a pair.
         found = np.maximum(found, largest_pair(weight, axis) / (PAIR - 1))
     found = np.maximum(found, least)
-    return np.where(found > 0, found, 1.0).astype(np.float32)
+    # Weights so small that no scale of theirs is a number of full precision are zeros.
+    return np.where(found >= np.finfo(np.float32).tiny, found, 1.0).astype(np.float32)
 
 
 def rounded(weight: np.ndarray, axis: int, scale: np.ndarray) -> Weight:

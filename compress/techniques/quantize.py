@@ -23,6 +23,7 @@ from compress.int8.ranges import METHODS
 from compress.model import Model
 from compress.parts import is_number, one_of, positive_or_zero, rule, whole_number
 from compress.runtimes.onnxruntime_cpu import versions
+from compress.system.amounts import decimal
 from compress.system.environment import cpu_info, cpu_threads, saturates
 from compress.system.progress import counted, stage
 from compress.tasks.base import Subset, prepared_batches
@@ -134,7 +135,7 @@ class Quantize(Compressor):
         if best.drop > self.max_drop:
             context.log.note(
                 f"quantize: int8 loses {best.drop:.1f} points on {len(some):,} validation items, "
-                f"and max_drop={self.max_drop:g} was not reached"
+                f"and max_drop={decimal(self.max_drop)} was not reached"
             )
         context.log.row("max_drop", items=len(some), drop=best.drop, floats=sorted(best.floats))
         return best.lowered
@@ -161,7 +162,7 @@ class Quantize(Compressor):
             )
             return {name: np.array(values) for name, values in answer.items()}
 
-        with stage(f"finding what is faster as float, for up to {self.seconds:g} s"):
+        with stage(f"finding what is faster as float, for up to {decimal(self.seconds)} s"):
             try:
                 found = fastest(content, [samples], self.seconds, clock)
             except WorkerFailed as error:

@@ -51,7 +51,7 @@ def test_every_weight_is_within_half_a_step_and_no_scale_is_coarser_than_seven_b
     made = rounded(weight, 0, found)
     assert (np.abs(made.values - weight) <= along(found, 0, weight.ndim) * 0.5 * (1 + 1e-4)).all()
     top = np.abs(weight).reshape(len(weight), -1).max(1)
-    assert (found <= np.where(top > 0, top / 63 * (1 + 1e-6), 1)).all()
+    assert (found <= np.where(top > 1e-35, top / 63 * (1 + 1e-6), 1)).all()
     finest = scales(weight, 0, portable=False, least=np.zeros(len(weight)))
     assert (finest <= found).all()
     assert np.abs(rounded(weight, 0, finest).integers.astype(int)).max() <= MOST
