@@ -113,7 +113,7 @@ def geometric(rows: list[dict[str, Any]], candidate: str) -> str:
     return f"{np.exp(np.log(values).mean()):.2f}"
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
+def write(rows: list[dict[str, Any]], out: Path, seconds: float) -> None:
     cpu, features = cpu_info()
     lines = ["# int8 latency at 224 pixels, batch 1", ""]
     header = ["net", "float ms", *CANDIDATES, "int8 MACs", "bytes", "seconds to quantize"]
@@ -139,7 +139,8 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         "",
         f"{cpu} ({', '.join(features)}).",
         "",
-        "`python benchmarks/int8/latency.py --out reports/int8` gives it.",
+        f"`python benchmarks/int8/latency.py --out reports/int8 --timing-seconds {seconds:g}` gives",
+        "it.",
         "",
     ]
     write_atomic(out / "latency.md", "\n".join(lines).encode())
@@ -163,7 +164,7 @@ def main() -> None:
         print(rows[name], flush=True)
         with kept.open("a") as file:
             file.write(json.dumps(rows[name]) + "\n")
-        write([rows[one] for one in NETS if one in rows], options.out)
+        write([rows[one] for one in NETS if one in rows], options.out, options.timing_seconds)
 
 
 if __name__ == "__main__":
