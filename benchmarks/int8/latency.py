@@ -139,8 +139,8 @@ def write(rows: list[dict[str, Any]], out: Path, seconds: float) -> None:
         "",
         f"{cpu} ({', '.join(features)}).",
         "",
-        f"`python benchmarks/int8/latency.py --out reports/int8 --timing-seconds {seconds:g}` gives",
-        "it.",
+        f"`python benchmarks/int8/latency.py --out reports/int8 --timing-seconds {seconds:g}`",
+        "gives it.",
         "",
     ]
     write_atomic(out / "latency.md", "\n".join(lines).encode())
