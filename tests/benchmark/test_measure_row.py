@@ -92,12 +92,12 @@ def test_what_steps_say_of_layers_is_a_table():
         {"kind": "layer", "layer": "conv1", "kept": 8},
         {"kind": "note", "text": "..."},
         {"kind": "step", "step": "prune_channels(macs=0.5)", "seconds": 1},
-        {"kind": "layer", "layer": "node_1", "type": "Conv", "why": "it reads floats, alas"},
+        {"kind": "layer", "layer": "node_1", "why": "it reads floats, alas", "type": "Conv"},
         {"kind": "step", "step": "quantize()", "seconds": 1},
     ]
     assert measuring._layers(rows).splitlines() == [
-        "step,layer,kept,type,why",
-        "prune_channels(macs=0.5),conv1,8,,",
-        'quantize(),node_1,,Conv,"it reads floats, alas"',
+        "step,layer,type,kept,why",
+        "prune_channels(macs=0.5),conv1,,8,",
+        'quantize(),node_1,Conv,,"it reads floats, alas"',
     ]
     assert measuring._layers(rows[1:3]) == ""

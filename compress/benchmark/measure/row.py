@@ -42,6 +42,8 @@ from compress.timing.executed import executed, explain
 
 EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes")
 """Columns that `compress.timing.executed` fills."""
+FIRST = ("step", "layer", "type", "int8")
+"""Columns with which `layers.csv` begins."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def _layers(rows: Iterable[Mapping[str, Any]]) -> str:
             found += [{"step": row["step"], **one} for one in pending]
             pending = []
     columns = dict.fromkeys(key for one in found for key in one if key != "kind")
+    # A log that comes from the store has its keys in alphabetical order.
+    columns = dict.fromkeys([one for one in FIRST if one in columns]) | columns
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
