@@ -166,7 +166,7 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         "",
         "`lost` and `won` are answers that were right and are wrong, and the reverse. `as float`",
         "is the share of answers that are the float file's, `unoptimized` that of the file's own",
-        "without graph optimizations, on 1,000 items. `bytes` is a share of the float file's.",
+        "answers without graph optimizations, on 1,000 items. `bytes` is a share of the float file's.",
         "",
         f"{cpu} ({', '.join(features)}).",
         "",
