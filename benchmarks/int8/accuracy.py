@@ -169,6 +169,8 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         "answers without graph optimizations, on 1,000 items. `bytes` is a share of the float",
         "file's.",
         "",
+        f"{len({row['net'] for row in rows})} of {len(names())} nets so far.",
+        "",
         f"{cpu} ({', '.join(features)}).",
         "",
         "`python benchmarks/int8/accuracy.py --out reports/int8` gives it.",

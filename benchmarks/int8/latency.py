@@ -137,6 +137,8 @@ def write(rows: list[dict[str, Any]], out: Path, seconds: float) -> None:
         "Speed-ups over the fastest float file, with 95 % intervals. A file with less than 80 % of",
         "its MACs in int8, or over 0.35 of the float bytes, counts as at most 1 in the mean.",
         "",
+        f"{len({row['net'] for row in rows})} of {len(NETS)} nets so far.",
+        "",
         f"{cpu} ({', '.join(features)}).",
         "",
         f"`python benchmarks/int8/latency.py --out reports/int8 --timing-seconds {seconds:g}`",
