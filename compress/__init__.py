@@ -17,9 +17,10 @@ __version__ = "0.1.0"
 # onnxruntime's builds of 2026 report on their use over the network unless told not to, and look
 # here when they are imported. This package sends nothing anywhere, nor do its child processes.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-# So do Ray and the hub behind timm, of the extras [cluster] and [timm].
+# So do Ray, the hub behind timm, and NNCF, of the extras [cluster], [timm] and [nncf].
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("NNCF_CI", "1")
 
 _MODULES = {
     "compress.api": ("Results", "bench", "merge", "pack", "run"),

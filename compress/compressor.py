@@ -37,6 +37,8 @@ class Compressor(Configured, ABC):
     """Whether the step discards the weights that enter it."""
     imports: ClassVar[tuple[str, ...]] = ()
     """Modules that take seconds to import and that the step imports only when it runs."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Installed distributions that only this step uses. Results depend on their versions."""
 
     @property
     def needs(self) -> frozenset[str]:

@@ -14,7 +14,7 @@ from compress.errors import UserError
 from compress.model import Model
 from compress.ranks import ranks
 from compress.system.files import digest
-from compress.tasks.base import Split, Task
+from compress.tasks.base import Split, Subset, Task
 
 
 class StepLog:
@@ -116,6 +116,14 @@ class StepContext:
     def has(self, need: str) -> bool:
         present = self.train if need == "labels" else getattr(self, need)
         return present is not None and not (isinstance(present, Split) and len(present) == 0)
+
+    def calibration_items(self, count: int) -> Split:
+        """Return the first `count` calibration items; the log says so where there are fewer."""
+        assert self.calibration is not None, "run() has checked needs"
+        found = min(count, len(self.calibration))
+        if found < count:
+            self.log.note(f"only {found} calibration items are available")
+        return Subset(self.calibration, torch.arange(found))
 
     def cached(self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Any:
         """Return the answer to a measured question: the cache's, or a new one, which it stores.

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 
 from compress.compressor import Compressor
 from compress.context import StepContext
@@ -25,7 +24,7 @@ from compress.errors import UserError
 from compress.model import Model
 from compress.parts import flag, one_of, whole_number
 from compress.system.environment import cpu_info, saturates
-from compress.tasks.base import Subset, Tensors, prepared_batches
+from compress.tasks.base import Tensors, prepared_batches
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 CHUNK = 16
@@ -57,9 +56,7 @@ class OrtQuantize(Compressor):
         return frozenset({"calibration"})
 
     def compress(self, model: Model, context: StepContext) -> Model:
-        assert context.calibration is not None, "run() has checked needs"
-        count = min(self.calibration, len(context.calibration))
-        items = Subset(context.calibration, torch.arange(count))
+        items = context.calibration_items(self.calibration)
         batches = [inputs for inputs, _ in prepared_batches(context.task, items, 32)]
         if self.defaults:
             return replace(model, onnx=by_defaults(export(model), batches))

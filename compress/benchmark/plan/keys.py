@@ -5,6 +5,7 @@ Of our own code that is what ran: the imports of a step, or of the measuring, fo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -21,8 +22,8 @@ from compress.parts import Configured
 from compress.system.files import digest, sha256
 
 LIBRARIES = (
-    *("torch", "torchvision", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "numpy"),
-    *("pillow", "scipy"),
+    *("torch", "torchvision", "torch-pruning", "onnx", "onnx-ir", "onnxscript", "onnxruntime"),
+    *("numpy", "pillow", "scipy"),
 )
 OPTIONAL = ("timm",)
 """Libraries of models that may be missing."""
@@ -51,6 +52,15 @@ def step_key(parent: str, step: str, context: Mapping[str, Any]) -> str:
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that a result depends on."""
     return {name: _version(name) for name in (*LIBRARIES, *filter(find_spec, OPTIONAL))}
+
+
+def own_versions(step: Compressor) -> dict[str, str]:
+    """Return the versions of the libraries that a step alone uses; of missing ones none."""
+    found = {}
+    for name in step.libraries:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _version(name: str) -> str:
