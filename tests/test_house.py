@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "timing": SYSTEM | NOUNS | {"stats", "runtimes"},
     "deploy": SYSTEM | NOUNS | {"runtimes"},
     "int8": SYSTEM | NOUNS | {"deploy"},
-    "techniques": SYSTEM | NOUNS | WORK,
+    "techniques": SYSTEM | NOUNS | WORK | {"stats"},
     "peers": SYSTEM | NOUNS | {"deploy"},
     "results": SYSTEM | {"errors", "stats", "timing", "runtimes"},
     "report": SYSTEM | {"errors", "results", "stats", "timing", "runtimes"},

@@ -18,7 +18,7 @@ from compress.deploy.observe import Runner
 from compress.deploy.saturation import PAIR
 from compress.int8.calibration import Batches, number_of
 from compress.int8.units import Unit
-from compress.int8.weights import MOST, Weight
+from compress.int8.weights import BITS, Weight, most
 
 WIDEST = 4608
 """Inputs of an output above which rounding is plain: the moments of 25,088 take 2.5 GB."""
@@ -111,7 +111,12 @@ def _list(unit: Unit, name: str, default: list[int]) -> list[int]:
 
 
 def rounded(
-    unit: Unit, weight: np.ndarray, scale: np.ndarray, moment: Tensor, portable: bool
+    unit: Unit,
+    weight: np.ndarray,
+    scale: np.ndarray,
+    moment: Tensor,
+    portable: bool,
+    bits: int = BITS,
 ) -> Weight:
     """Return the integers of a weight whose products differ least."""
     axis, groups = unit.channel_axis, unit.groups
@@ -119,12 +124,12 @@ def rounded(
     flat = torch.from_numpy(rows.reshape(groups, len(rows) // groups, -1).astype(np.float64))
     steps = torch.from_numpy(scale.astype(np.float64)).reshape(groups, -1)
     near = neighbours(rows.shape[1:]) if portable else [[] for _ in range(flat.shape[2])]
-    integers = _compensated(flat / steps[..., None], moment.double(), near)
+    integers = _compensated(flat / steps[..., None], moment.double(), near, most(bits))
     whole = integers.reshape(rows.shape).numpy().astype(np.int8)
     return Weight(np.ascontiguousarray(np.moveaxis(whole, 0, axis)), scale, axis)
 
 
-def _compensated(weight: Tensor, moment: Tensor, near: list[list[int]]) -> Tensor:
+def _compensated(weight: Tensor, moment: Tensor, near: list[list[int]], largest: int) -> Tensor:
     """Round (groups, outputs, width), in steps, given E[x xᵀ] (groups, width, width)."""
     width = weight.shape[2]
     diagonal = moment.diagonal(dim1=1, dim2=2)
@@ -143,9 +148,9 @@ def _compensated(weight: Tensor, moment: Tensor, near: list[list[int]]) -> Tenso
         end = min(start + BLOCK, width)
         errors = torch.zeros_like(weight[:, :, start:end])
         for index in range(start, end):
-            low, high = _allowed(integers, [one for one in near[index] if one < index])
+            low, high = _allowed(integers, [one for one in near[index] if one < index], largest)
             value = weight[:, :, index]
-            integers[:, :, index] = value.round().clamp(-MOST, MOST).clamp(low, high)
+            integers[:, :, index] = value.round().clamp(-largest, largest).clamp(low, high)
             error = (value - integers[:, :, index]) / upper[:, index, index, None]
             errors[:, :, index - start] = error
             weight[:, :, index:end] -= error[..., None] * upper[:, index, None, index:end]
@@ -153,11 +158,11 @@ def _compensated(weight: Tensor, moment: Tensor, near: list[list[int]]) -> Tenso
     return integers[:, :, torch.tensor(place)]
 
 
-def _allowed(integers: Tensor, near: list[int]) -> tuple[Tensor, Tensor]:
+def _allowed(integers: Tensor, near: list[int], largest: int) -> tuple[Tensor, Tensor]:
     """Return the smallest and the largest integer beside the neighbours that are rounded."""
     if not near:
-        most = torch.full(integers.shape[:2], float(MOST), dtype=integers.dtype)
-        return -most, most
+        ends = torch.full(integers.shape[:2], float(largest), dtype=integers.dtype)
+        return -ends, ends
     beside = integers[:, :, near]
     return -PAIR - beside.amin(2).clamp_max(0), PAIR - beside.amax(2).clamp_min(0)
 
@@ -185,6 +190,7 @@ def all_rounded(
     weights: Mapping[str, Weight],
     batches: Batches,
     portable: bool,
+    bits: int = BITS,
 ) -> dict[str, Weight]:
     """Return the weights of units, each rounded with the scales that it has."""
     found = dict(weights)
@@ -195,7 +201,7 @@ def all_rounded(
     for together in passes(first.values()):
         for name, moment in moments(content, together, batches).items():
             unit = units[name]
-            made = rounded(unit, unit.weight, weights[name].scale, moment, portable)
+            made = rounded(unit, unit.weight, weights[name].scale, moment, portable, bits)
             for other in units.values():
                 if other.weighted and other.node.inputs[1].name == unit.node.inputs[1].name:  # type: ignore[union-attr]
                     found[other.name] = made

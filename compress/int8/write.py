@@ -85,31 +85,14 @@ class _Writer:
 
     def weight(self, unit: Unit, source: str) -> None:
         """Replace a weight and a bias by integers that are dequantized."""
-        weight, bias = unit.node.inputs[1], unit.bias
-        assert weight is not None
-        assert weight.name is not None
-        made = self.weights[unit.name]
-        unit.node.replace_input_with(
-            1, self.dequantized(unit, weight.name, made.integers, made.scale, made.axis)
-        )
+        made, bias = self.weights[unit.name], unit.bias
+        store_weight(self.graph, unit, made)
         if bias is not None:
             name = f"{unit.name}_bias"
             step = made.scale * np.float32(self.ranges[source].scale)
             integers = np.round(bias.astype(np.float64) / step).astype(np.int32)
-            unit.node.replace_input_with(2, self.dequantized(unit, name, integers, step, 0))
-
-    def dequantized(
-        self, unit: Unit, name: str, integers: np.ndarray, scale: np.ndarray, axis: int
-    ) -> ir.Value:
-        inputs = [
-            self.constant(f"{name}_quantized", integers),
-            self.constant(f"{name}_scale", scale.astype(np.float32)),
-            self.constant(f"{name}_zero", np.zeros(len(scale), integers.dtype)),
-        ]
-        node = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{unit.name}_{name}_back")
-        node.outputs[0].name = f"{unit.name}_{name}_dequantized"
-        self.graph.insert_before(unit.node, node)
-        return node.outputs[0]
+            value = _dequantized(self.graph, unit, name, Weight(integers, step, 0))
+            unit.node.replace_input_with(2, value)
 
     def hard_swish(self, unit: Unit) -> None:
         """Write x * clip(x + 3, 0, 6) / 6: the range of the sum clips, and its scale divides."""
@@ -137,6 +120,27 @@ class _Writer:
         )
         self.graph.remove(unit.node, safe=True)
         product.outputs[0].name = name
+
+
+def store_weight(graph: ir.Graph, unit: Unit, made: Weight) -> None:
+    """Replace a unit's weight by integers that are dequantized."""
+    weight = unit.node.inputs[1]
+    assert weight is not None
+    assert weight.name is not None
+    unit.node.replace_input_with(1, _dequantized(graph, unit, weight.name, made))
+
+
+def _dequantized(graph: ir.Graph, unit: Unit, name: str, made: Weight) -> ir.Value:
+    inputs = [
+        constant(graph, f"{name}_quantized", made.integers),
+        constant(graph, f"{name}_scale", made.scale.astype(np.float32)),
+        constant(graph, f"{name}_zero", np.zeros(len(made.scale), made.integers.dtype)),
+    ]
+    options = {"axis": made.axis}
+    node = ir.node("DequantizeLinear", inputs, options, name=f"{unit.name}_{name}_back")
+    node.outputs[0].name = f"{unit.name}_{name}_dequantized"
+    graph.insert_before(unit.node, node)
+    return node.outputs[0]
 
 
 def write(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from compress.deploy.saturation import PAIR, largest_pair
-from compress.int8.weights import BIAS, MOST, along, least_scale, rounded, scales
+from compress.int8.weights import BIAS, along, least_scale, most, rounded, scales
 
 SHAPES = st.sampled_from([(4, 3, 3, 3), (5, 2, 1, 1), (3, 1, 3, 3), (6, 7), (1, 1), (2, 4, 3)])
 WEIGHTS = SHAPES.flatmap(
@@ -54,7 +54,7 @@ def test_every_weight_is_within_half_a_step_and_no_scale_is_coarser_than_seven_b
     assert (found <= np.where(top > 1e-35, top / 63 * (1 + 1e-6), 1)).all()
     finest = scales(weight, 0, portable=False, least=np.zeros(len(weight)))
     assert (finest <= found).all()
-    assert np.abs(rounded(weight, 0, finest).integers.astype(int)).max() <= MOST
+    assert np.abs(rounded(weight, 0, finest).integers.astype(int)).max() <= most()
 
 
 def test_eight_plain_bits_do_saturate():

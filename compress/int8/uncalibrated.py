@@ -1,0 +1,83 @@
+"""int8 files that need no calibration: weights alone, or activations as they come."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from compress.deploy.export import quiet, read_metadata
+from compress.errors import UserError
+from compress.int8.lower import Lowered, matching
+from compress.int8.units import units
+from compress.int8.weights import BITS, rounded, scales
+from compress.int8.write import store_weight
+
+
+def weight_only(float_onnx: bytes, bits: int = BITS, exclude: tuple[str, ...] = ()) -> Lowered:
+    """Return a file that stores its weights as integers and computes with floats.
+
+    A quarter of the size; the runtime makes the floats anew in every call, so it is no faster.
+    """
+    model = ir.serde.deserialize_model(onnx.load_from_string(float_onnx))
+    found = [unit for unit in units(model.graph) if unit.weighted]
+    left = matching(found, exclude)
+    rows = []
+    for unit in found:
+        inside = unit.name not in left
+        row = {"layer": unit.name, "type": unit.kind, "int8": inside}
+        rows.append(row if inside else {**row, "why": "it was excluded"})
+        if inside:
+            axis, weight = unit.channel_axis, unit.weight
+            scale = scales(weight, axis, False, np.zeros(weight.shape[axis]), bits)
+            store_weight(model.graph, unit, rounded(weight, axis, scale, bits))
+    passes.RemoveUnusedNodesPass()(model)
+    return Lowered(ir.serde.serialize_model(model).SerializeToString(), rows)
+
+
+def dynamic(float_onnx: bytes, portable: bool, exclude: tuple[str, ...] = ()) -> Lowered:
+    """Return a file whose linear layers take their activations' range anew in every call.
+
+    By onnxruntime's own `quantize_dynamic`; `portable` gives weights 7 bits, which saturate on no
+    CPU. Convolutions stay float: their integer kernels for this are slow. Raises UserError where
+    nothing is left to do.
+    """
+    from onnxruntime import quantization as ort
+
+    graph = ir.serde.deserialize_model(onnx.load_from_string(float_onnx)).graph
+    found = [unit for unit in units(graph) if unit.weighted]
+    left = matching(found, exclude)
+    chosen = [unit.name for unit in found if unit.kind != "Conv" and unit.name not in left]
+    if not chosen:
+        raise UserError("dynamic=True is for linear layers, and there are none to quantize")
+    with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder, quiet("root"):
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(float_onnx)
+        ort.quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["Gemm", "MatMul"],
+            # A Gemm is split into a product and a sum first.
+            nodes_to_quantize=[name + end for name in chosen for end in ("", "_MatMul")],
+            per_channel=True,
+            reduce_range=portable,
+            weight_type=ort.QuantType.QInt8,
+        )
+        made = onnx.load(target)
+    done = sum(node.op_type == "MatMulInteger" for node in made.graph.node)
+    assert done == len(chosen), f"{len(chosen)} layers were to be int8, and {done} are"
+    onnx.helper.set_model_props(made, read_metadata(float_onnx))
+    rows = [
+        {"layer": unit.name, "type": unit.kind, "int8": unit.name in chosen}
+        | ({} if unit.name in chosen else {"why": _why(unit.name in left)})
+        for unit in found
+    ]
+    return Lowered(made.SerializeToString(), rows)
+
+
+def _why(excluded: bool) -> str:
+    return "it was excluded" if excluded else "its integer kernel for changing ranges is slow"
