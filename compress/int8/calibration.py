@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,9 +29,11 @@ class Calibration:
     task: Task
     items: Split
     size: int = 32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __iter__(self) -> Iterator[Tensors]:
-        return (inputs for inputs, _ in prepared_batches(self.task, self.items, self.size))
+        for inputs, _ in prepared_batches(self.task, self.items, self.size):
+            yield tuple(tensor.to(self.device) for tensor in inputs)
 
 
 Batches = Calibration | Sequence[Tensors]

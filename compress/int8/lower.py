@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from compress.deploy.observe import Observed, observe
+from compress.errors import UserError
 from compress.int8 import ranges as range_choice
 from compress.int8 import weights as weight_choice
 from compress.int8.calibration import Batches
@@ -34,8 +36,15 @@ class Settings:
     equalize: bool = True
     compensate: bool = True
     correct: bool = True
+    bits: int = weight_choice.BITS
+    """Bits of weights."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of what stays float, as in `matching`."""
+    trained: Mapping[str, Range] = field(default_factory=dict)
+    """Ranges that a training settled on, by the layer that reads the value. Its weights lie on
+    their grids, so nothing is rescaled, and what lies on a grid is stored as it is."""
     floats: frozenset[str] = frozenset()
-    """Units that stay float, by the names of their nodes."""
+    """Units that stay float because that is faster, by the names of their nodes."""
 
 
 LEAST_MACS = 5e6
@@ -68,6 +77,36 @@ def placed(found: Sequence[Unit], floats: Collection[str] = ()) -> dict[str, Uni
             if not unit.float_output or unit.kind == "Gemm":
                 integers |= {value.name for value in unit.outputs if value.name}
     return _useful(chosen)
+
+
+def matching(found: Sequence[Unit], patterns: Sequence[str]) -> frozenset[str]:
+    """Return the names of units that patterns match: of their node, operator, or torch module.
+
+    A pattern is a name in which `*` and `?` stand for anything. Raises UserError for one that
+    matches nothing.
+    """
+    names: set[str] = set()
+    for pattern in patterns:
+        matched = {
+            unit.name for unit in found if any(fnmatchcase(one, pattern) for one in _names(unit))
+        }
+        if not matched:
+            known = [" or ".join(dict.fromkeys(_names(unit))) for unit in found if unit.weighted]
+            raise UserError(
+                f"exclude={pattern!r} matches nothing that could be int8. The products are: "
+                + ", ".join(known)
+            )
+        names |= matched
+    return frozenset(names)
+
+
+def _names(unit: Unit) -> Iterator[str]:
+    if unit.weighted:
+        weight = unit.node.inputs[1]
+        assert weight is not None
+        yield str(weight.name).removesuffix(".weight")
+    yield unit.name
+    yield unit.kind
 
 
 def _smaller(value: ir.Value, than: ir.Value) -> bool:
@@ -103,13 +142,16 @@ class Draft:
     settings: Settings
 
     def placed(self, floats: Collection[str] = ()) -> dict[str, Unit]:
-        return placed(self.found, self.settings.floats | set(floats))
+        left = self.settings.floats | matching(self.found, self.settings.exclude)
+        return placed(self.found, left | set(floats))
 
     def lowered(self, floats: Collection[str] = ()) -> Lowered:
         """Return the int8 file in which further units stay float."""
         chosen = self.placed(floats)
         content = self.content
-        if self.settings.correct:  # a product that stays float needs no correction
+        # What was trained under these errors has biases that allow for them; and a product that
+        # stays float needs no correction.
+        if self.settings.correct and not self.settings.trained:
             content = corrected(content, {n: e for n, e in self.wrong.items() if n in chosen})
         made = write(content, set(chosen), self.ranges, self.weights)
         return Lowered(made, list(self._table(chosen, set(floats))))
@@ -141,6 +183,8 @@ class Draft:
     def _why(self, name: str, known: set[str], floats: set[str]) -> str:
         if name in floats:
             return "as int8 it loses too much accuracy"
+        if name in matching(self.found, self.settings.exclude):
+            return "it was excluded"
         if name in self.settings.floats:
             return "it is faster as float on this CPU"
         return "it reads floats" if name in known else "no calibration item reaches it"
@@ -150,14 +194,14 @@ def draft(float_onnx: bytes, calibration: Batches, settings: Settings | None = N
     """Find ranges and weights for a float file. Raises UserError for unusable calibration data."""
     settings = settings or Settings()
     content = rewritten(float_onnx)
-    if settings.equalize:
+    if settings.equalize and not settings.trained:
         graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
         axes = {link.name: link.axis for link in links(graph)}
         if axes:
             content, _ = equalized(content, observe(content, calibration, axes))
     graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
     found = list(units(graph))
-    chosen = placed(found, settings.floats)
+    chosen = placed(found, settings.floats | matching(found, settings.exclude))
     names = dict.fromkeys(
         name
         for unit in chosen.values()
@@ -165,10 +209,14 @@ def draft(float_onnx: bytes, calibration: Batches, settings: Settings | None = N
         if (name := value.name) is not None
     )
     observed = observe(content, calibration, dict.fromkeys(names))
-    ranges = ranges_of(chosen, observed, settings.method)
-    weights = weights_of(chosen, ranges, settings.portable)
+    ranges = ranges_of(chosen, observed, settings.method, settings.trained)
+    weights = weights_of(
+        chosen, ranges, settings.portable, settings.bits, trained=bool(settings.trained)
+    )
     if settings.compensate:
-        weights = all_rounded(content, chosen, weights, calibration, settings.portable)
+        weights = all_rounded(
+            content, chosen, weights, calibration, settings.portable, settings.bits
+        )
     wrong = errors(content, weights, ranges, weights, calibration)
     return Draft(content, found, ranges, weights, wrong, settings)
 
@@ -178,7 +226,13 @@ def lower(float_onnx: bytes, calibration: Batches, settings: Settings | None = N
     return draft(float_onnx, calibration, settings).lowered()
 
 
-def fastest(float_onnx: bytes, samples: Batches, seconds: float, clock: Clock) -> Placement:
+def fastest(
+    float_onnx: bytes,
+    samples: Batches,
+    seconds: float,
+    clock: Clock,
+    exclude: tuple[str, ...] = (),
+) -> Placement:
     """Return which units are float in the fastest file, by measuring for some seconds.
 
     Ranges and weights are as good as any here: kernels take as long whatever the numbers.
@@ -192,18 +246,23 @@ def fastest(float_onnx: bytes, samples: Batches, seconds: float, clock: Clock) -
     )
     ranges = ranges_of(every, observe(content, samples, dict.fromkeys(names)), "minmax")
     weights = weights_of(every, ranges, portable=True)
+    left = matching(found, exclude)
 
     def write_with(floats: frozenset[str]) -> bytes:
-        return write(content, set(placed(found, floats)), ranges, weights)
+        return write(content, set(placed(found, floats | left)), ranges, weights)
 
-    return search(placed(found), write_with, content, clock, seconds)
+    return search(placed(found, left), write_with, content, clock, seconds)
 
 
 def ranges_of(
-    chosen: Mapping[str, Unit], observed: Mapping[str, Observed], method: str
+    chosen: Mapping[str, Unit],
+    observed: Mapping[str, Observed],
+    method: str,
+    trained: Mapping[str, Range] | None = None,
 ) -> dict[str, Range]:
     """Return the range of every value that chosen units read or write."""
     found = {name: range_choice.best(one, method) for name, one in observed.items()}
+    found |= _given(chosen, trained or {})
     for unit in chosen.values():
         for value in unit.outputs:
             assert value.name is not None
@@ -216,10 +275,32 @@ def ranges_of(
     return found
 
 
+def _given(chosen: Mapping[str, Unit], trained: Mapping[str, Range]) -> dict[str, Range]:
+    """Return the ranges of values that products read, as a training settled on them.
+
+    Where such a value was only moved, so has the value that it was moved from this range.
+    """
+    found: dict[str, Range] = {}
+    for unit in reversed(list(chosen.values())):
+        source = str(unit.activations[0].name)
+        if unit.weighted and (range_ := trained.get(next(_names(unit)))) is not None:
+            found[source] = range_
+        elif unit.passing and str(unit.output.name) in found:
+            found[source] = found[str(unit.output.name)]
+    return found
+
+
 def weights_of(
-    chosen: Mapping[str, Unit], ranges: Mapping[str, Range], portable: bool
+    chosen: Mapping[str, Unit],
+    ranges: Mapping[str, Range],
+    portable: bool,
+    bits: int = weight_choice.BITS,
+    trained: bool = False,
 ) -> dict[str, Weight]:
-    """Return the integers of every weight; units that share one share its integers."""
+    """Return the integers of every weight; units that share one share its integers.
+
+    `trained` weights that lie on a grid which would do keep it.
+    """
     sharing: dict[str, list[Unit]] = {}
     for unit in chosen.values():
         if unit.weighted:
@@ -229,12 +310,13 @@ def weights_of(
         axis, weight = group[0].channel_axis, group[0].weight
         least = np.zeros(weight.shape[axis])
         for unit in group:
-            scale = ranges[str(unit.activations[0].name)].scale
+            step = ranges[str(unit.activations[0].name)].scale
             least = np.maximum(
-                least, weight_choice.least_scale(unit.bias, scale, weight.shape[axis])
+                least, weight_choice.least_scale(unit.bias, step, weight.shape[axis])
             )
-        made = weight_choice.rounded(
-            weight, axis, weight_choice.scales(weight, axis, portable, least)
-        )
+        scale = weight_choice.scales(weight, axis, portable, least, bits)
+        if trained:
+            scale = weight_choice.kept_grids(weight, axis, portable, least, bits, scale)
+        made = weight_choice.rounded(weight, axis, scale, bits)
         found |= {unit.name: made for unit in group}
     return found

@@ -13,6 +13,8 @@ from compress.compressor import require
 from compress.context import StepContext
 from compress.ensemble import AVERAGES
 from compress.errors import IllegalChain, unknown
+from compress.int8.calibration import Calibration
+from compress.int8.simulated import Simulation
 from compress.model import Model
 from compress.parts import (
     a_name,
@@ -28,6 +30,7 @@ from compress.tasks.base import Split, arrangement
 from compress.techniques.flat_options import with_parts
 from compress.techniques.hints import Hint, HintLoss, hints
 from compress.techniques.losses import SHAPES, Kd, Loss, between, losses
+from compress.techniques.quantize import Quantize
 from compress.techniques.soft_labels import SoftLabels
 from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, known_teachers
 from compress.techniques.train import fresh_model, reborn
@@ -39,6 +42,10 @@ SAME = "same"
 
 def _teaches(value: object) -> bool:
     return isinstance(value, str) or (are_names(value) and value != ())
+
+
+def _settles(value: object) -> bool:
+    return isinstance(value, Quantize) and bool(value.needs)
 
 
 def _are_numbers(value: object) -> bool:
@@ -66,6 +73,9 @@ class Distill(Training):
     - `views`: how many augmented views of each item there are, shown in turns, an epoch each; by
       default every epoch has its own. The teacher's answers for a view are kept and reused; with 0
       it is asked each time.
+    - `quantization_aware`: the `quantize(...)` that follows. Products are rounded in training as it
+      rounds them, so that it loses less; the weights that come out lie on its grids, and the ranges
+      travel with them.
     """
 
     student: str | None = field(default=None, metadata=a_name())
@@ -83,6 +93,10 @@ class Distill(Training):
     hints: Hint | None = field(default=None, metadata=takes(Hint, hints))
     transfer: str | None = field(default=None, metadata=a_name())
     views: int | None = field(default=None, metadata=whole_number(least=0))
+    quantization_aware: Quantize | None = field(
+        default=None,
+        metadata=rule("is a quantize(...) with settled ranges", _settles),
+    )
 
     @classmethod
     def modernized(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -163,6 +177,8 @@ class Distill(Training):
         needs = super().needs | ({"labels"} if self.wants_labels else set())
         if self.transfer is not None:
             needs -= {"train", "labels"}
+        if self.quantization_aware is not None:
+            needs |= self.quantization_aware.needs
         return needs | ({"teacher"} if BASELINE in self.teacher_names else set())
 
     @property
@@ -235,13 +251,20 @@ class Distill(Training):
         if (self.views or 0) > 1 and not context.task.augmented:
             context.log.note(f"views={self.views}: without augmentation all views look the same")
         labels = self._labels(teacher, context, split)
+        rounding = self._rounding(student, context)
+
+        def before(view: int) -> None:
+            labels.before(view)
+            if rounding is not None:
+                rounding.observe()
+
         hooks = TrainingHooks(
             split=split,
             extra=hints,
             view=lambda epoch: epoch % self._views(context),
-            before=labels.before,
+            before=before,
             after=labels.after,
-            traced=hints is None,
+            traced=hints is None and rounding is None,
             labelled=transfer is None or transfer.labelled,
             label_weight=self._hard_weight,
             about={"teacher": teacher.identity()},
@@ -249,12 +272,23 @@ class Distill(Training):
         )
         try:
             trained = fit(student, context, self, self._loss(labels, hints, context), hooks)
+            if rounding is not None:
+                trained = replace(trained, hints=rounding.settle())
         finally:
+            if rounding is not None:
+                rounding.remove()
             if hints is not None:
                 hints.remove()
             teacher.forget()
         labels.write_log()
         return trained
+
+    def _rounding(self, student: Model, context: StepContext) -> Simulation | None:
+        if (settings := self.quantization_aware) is None:
+            return None
+        items = context.calibration_items(settings.calibration)
+        batches = Calibration(context.task, items, device=context.device)
+        return Simulation(student.module, settings.settings, batches)
 
     def _student(self, model: Model, context: StepContext) -> Model:
         if self.student is None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from compress import counts
-from compress.compressor import Compressor
+from compress.compressor import Compressor, require
 from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.session import arrays, predict, session
@@ -20,18 +20,31 @@ from compress.int8.calibration import Calibration, suspicions
 from compress.int8.lower import LEAST_MACS, Draft, Lowered, Settings, draft, fastest
 from compress.int8.placement import Files
 from compress.int8.ranges import METHODS
+from compress.int8.simulated import trained
+from compress.int8.uncalibrated import dynamic, weight_only
+from compress.int8.weights import BITS
 from compress.model import Model
-from compress.parts import is_number, one_of, positive_or_zero, rule, whole_number
+from compress.parts import (
+    are_names,
+    flag,
+    is_number,
+    one_of,
+    positive_or_zero,
+    rule,
+    whole_number,
+)
 from compress.runtimes.onnxruntime_cpu import versions
+from compress.stats.pairs import Difference, difference
 from compress.system.amounts import decimal
 from compress.system.environment import cpu_info, cpu_threads, saturates
 from compress.system.progress import counted, stage
-from compress.tasks.base import Subset, prepared_batches
+from compress.tasks.base import prepared_batches
 from compress.timing.launch import WorkerFailed
 from compress.timing.trial import seconds_of
 from compress.training.evaluate import some_of
 
 TARGETS = ("portable", "vnni")
+LEAST_BITS = 2
 VALIDATED = 2000
 """Validation items that `max_drop` is judged on, at most."""
 SAMPLES = 8
@@ -49,9 +62,15 @@ class Quantize(Compressor):
     for each value, whichever of extremes, percentiles and least squares reconstructs it best; and
     biases take back the mean error of each product. Within `seconds` the parts are found that are
     faster as float on this CPU (0: nothing is tried). Where int8 loses more than `max_drop` points
-    on validation items, the products with the largest errors stay float (None: none do). The float
-    module travels on unchanged, for
-    counting. Jacob et al. 2018, section 2.1, for the arithmetic.
+    on validation items, the products with the largest errors stay float (None: none do).
+
+    `exclude` names what stays float: operators, nodes of the file, or layers of the module, `*` and
+    `?` standing for anything. `bits` below 8 make weights coarser, not the file smaller unless it
+    is compressed. `weight_only` stores weights as integers and computes with floats: for size
+    alone. `dynamic` is for linear layers whose activations have no settled range: that is found in
+    every call. Both need no calibration, and neither `seconds` nor `max_drop` applies to them. The
+    float module travels on unchanged, for counting. Jacob et al. 2018, section 2.1, for the
+    arithmetic.
     """
 
     lowers = True
@@ -69,22 +88,63 @@ class Quantize(Compressor):
         ),
     )
 
+    exclude: tuple[str, ...] = field(default=(), metadata=rule("is a list of names", are_names))
+    bits: int = field(
+        default=BITS,
+        metadata=rule(
+            f"must be a whole number from {LEAST_BITS} to {BITS}",
+            lambda value: type(value) is int and LEAST_BITS <= value <= BITS,
+        ),
+    )
+    dynamic: bool = field(default=False, metadata=flag())
+    weight_only: bool = field(default=False, metadata=flag())
+
     @classmethod
     def modernized(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """`reduce_range` gave all weights 7 bits, which `target` now does better."""
         return {key: value for key, value in options.items() if key != "reduce_range"}
 
     @property
+    def settings(self) -> Settings:
+        """How a file is lowered, as far as that is known beforehand."""
+        return Settings(
+            method=self.method,
+            portable=self.target == "portable",
+            bits=self.bits,
+            exclude=self.exclude,
+        )
+
+    @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"calibration"})
+        return frozenset() if self.dynamic or self.weight_only else frozenset({"calibration"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not (self.dynamic and self.weight_only),
+            self,
+            "dynamic=True quantizes activations, and weight_only=True does not: give one of them",
+        )
+        require(
+            not (self.dynamic and self.bits != BITS),
+            self,
+            "dynamic=True has weights of 8 bits, or of 7 where target='portable' needs them: "
+            "leave bits out",
+        )
 
     def compress(self, model: Model, context: StepContext) -> Model:
-        assert context.calibration is not None, "run() has checked needs"
-        count = min(self.calibration, len(context.calibration))
-        if count < self.calibration:
-            context.log.note(f"quantize: only {count} calibration items are available")
-        items = Subset(context.calibration, torch.arange(count))
-        batches = Calibration(context.task, items)
+        lowered = self._calibrated(model, context) if self.needs else self._uncalibrated(model)
+        for row in lowered.nodes:
+            context.log.row("layer", **row)
+        return replace(model, onnx=lowered.content)
+
+    def _uncalibrated(self, model: Model) -> Lowered:
+        if self.dynamic:
+            return dynamic(export(model), self.target == "portable", self.exclude)
+        return weight_only(export(model), self.bits, self.exclude)
+
+    def _calibrated(self, model: Model, context: StepContext) -> Lowered:
+        batches = Calibration(context.task, context.calibration_items(self.calibration))
         for suspicion in suspicions(batches):
             context.log.note(f"quantize: {suspicion}")
         if self.target == "vnni" and saturates(cpu_info()[1]):
@@ -93,16 +153,13 @@ class Quantize(Compressor):
                 "target='vnni' does nothing against it; leave it out"
             )
         content = export(model)
-        settings = Settings(
-            method=self.method,
-            portable=self.target == "portable",
+        settings = replace(
+            self.settings,
+            trained=trained(model.hints),
             floats=self._floats(model, content, batches, context),
         )
         made = draft(content, batches, settings)
-        lowered = self._accurate(made, content, context)
-        for row in lowered.nodes:
-            context.log.row("layer", **row)
-        return replace(model, onnx=lowered.content)
+        return self._accurate(made, content, context)
 
     def _accurate(self, made: Draft, content: bytes, context: StepContext) -> Lowered:
         """Return the file in which as few products as possible are float for `max_drop` to hold."""
@@ -118,14 +175,16 @@ class Quantize(Compressor):
             logits = predict(session(file), counted(inputs))
             return context.task.correct(torch.from_numpy(logits), targets).numpy()
 
+        compared: dict[bytes, Difference] = {}
+
+        def drop(lowered: Lowered) -> float:
+            found = compared[lowered.content] = difference(before, right(lowered.content))
+            return -100 * found.value
+
         with stage(f"comparing int8 with float on {len(some):,} validation items"):
             before = right(content)
-            best = within(
-                made.worst_first,
-                lambda floats: made.lowered(floats),
-                lambda lowered: 100 * float(before.mean() - right(lowered.content).mean()),
-                self.max_drop,
-            )
+            best = within(made.worst_first, made.lowered, drop, self.max_drop)
+        most = -100 * compared[best.lowered.content].bound
         if best.floats:
             context.log.note(
                 f"quantize: {len(best.floats)} of {len(made.wrong)} products stay float, so that "
@@ -137,7 +196,15 @@ class Quantize(Compressor):
                 f"quantize: int8 loses {best.drop:.1f} points on {len(some):,} validation items, "
                 f"and max_drop={decimal(self.max_drop)} was not reached"
             )
-        context.log.row("max_drop", items=len(some), drop=best.drop, floats=sorted(best.floats))
+        elif most > self.max_drop:
+            context.log.note(
+                f"quantize: {len(some):,} validation items are too few to be sure of "
+                f"max_drop={decimal(self.max_drop)}: int8 lost {best.drop:.1f} points on them, and "
+                f"{most:.1f} in general can't be ruled out"
+            )
+        context.log.row(
+            "max_drop", items=len(some), drop=best.drop, most=most, floats=sorted(best.floats)
+        )
         return best.lowered
 
     def _floats(
@@ -164,7 +231,7 @@ class Quantize(Compressor):
 
         with stage(f"finding what is faster as float, for up to {decimal(self.seconds)} s"):
             try:
-                found = fastest(content, [samples], self.seconds, clock)
+                found = fastest(content, [samples], self.seconds, clock, self.exclude)
             except WorkerFailed as error:
                 context.log.note(f"quantize: nothing was placed by measuring: {error}")
                 return frozenset()
