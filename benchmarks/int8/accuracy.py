@@ -1,10 +1,11 @@
-"""What int8 costs in accuracy: ours beside onnxruntime's own quantizer.
+"""What int8 costs in accuracy: ours beside the quantizers of others.
 
     python benchmarks/int8/accuracy.py --out reports/int8 [--root ../shared/data] [NAME ...]
 
 CIFAR-10 nets, their hardened twins (the same function, channels rescaled), and EfficientNet-Lite0
-on the photographs that calibration does not use. Every candidate is one file made from the same
-calibration images, ours with neither placement nor `max_drop`; answers are counted on all test
+on the photographs that calibration does not use. NNCF and Quark take part where they are
+installed. Every candidate is one file made
+from the same calibration images, ours without placement by latency; answers are counted on all test
 items. Rows are kept as they come, and the next run goes on from there.
 """
 
@@ -12,27 +13,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nets import CIFAR, built, normalized, twin
+from nets import CIFAR, built, data_of, twin
 from scipy.stats import binomtest
 
+from compress.compressor import run
+from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.session import predict, session
+from compress.errors import StepFailed
+from compress.int8.calibration import Calibration
 from compress.int8.lower import Settings, lower
 from compress.model import Model
-from compress.peers.ort_quantize import by_defaults, quantize_onnx
-from compress.system.environment import cpu_info, saturates
+from compress.system.environment import cpu_info
 from compress.system.files import write_atomic
-from compress.tasks.base import Tensors, prepared_batches
+from compress.tasks.base import Data, prepared_batches, stacked_inputs
+from compress.techniques import chain
 from compress.zoo.data import load_data
 from compress.zoo.models import fresh
 from compress.zoo.pretrained import pretrained
@@ -46,23 +53,32 @@ UNOPTIMIZED = 1000
 """Items that are answered without graph optimizations, too."""
 
 
-def _ort(content: bytes, batches: list[Tensors]) -> bytes:
-    return quantize_onnx(content, batches, reduce_range=saturates(cpu_info()[1]))[0]
-
-
-def ours(**options: Any) -> Callable[[bytes, list[Tensors]], bytes]:
-    return lambda content, batches: lower(content, batches, Settings(**options)).content
-
-
-CANDIDATES: dict[str, Callable[[bytes, list[Tensors]], bytes]] = {
-    "ort_quantize(defaults=True)": by_defaults,
-    "ort_quantize()": _ort,
-    "quantize(seconds=0, max_drop=None)": ours(),
-    "without equalization": ours(equalize=False),
-    "without compensated rounding": ours(compensate=False),
-    "without bias correction": ours(correct=False),
-    "with ranges of extremes": ours(method="minmax"),
+ADAROUND = "quark_quantize(adaround=True)"
+STEPS = (
+    *("ort_quantize(defaults=True)", "ort_quantize()"),
+    *("nncf_quantize()", "nncf_quantize(preset='mixed')", "nncf_quantize(accurate=True)"),
+    *("nncf_quantize(transformer=True)", "quark_quantize()", ADAROUND),
+    *("quantize(seconds=0)", "quantize(seconds=0, max_drop=None)"),
+)
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "without equalization": {"equalize": False},
+    "without compensated rounding": {"compensate": False},
+    "without bias correction": {"correct": False},
+    "with ranges of extremes": {"method": "minmax"},
 }
+CANDIDATES = (*STEPS, *ABLATIONS)
+SLOW = (ADAROUND, "nncf_quantize(accurate=True)")
+"""These take minutes, and are tried on some nets alone."""
+FEW = ("resnet20", "mobilenetv2-x05", "resnet20 twin 2/0", "lite0")
+
+
+def tries(name: str, candidate: str) -> bool:
+    """Whether a candidate can be had here, and is meant for a net."""
+    if candidate.startswith(("nncf", "quark")) and not find_spec(candidate.partition("_")[0]):
+        return False
+    if "transformer" in candidate:
+        return name.startswith("vit")
+    return candidate not in SLOW or name in FEW
 
 
 def names() -> list[str]:
@@ -74,8 +90,8 @@ def names() -> list[str]:
     return [*found, "lite0"]
 
 
-def setting(name: str, root: Path) -> tuple[Model, list[Tensors], list[Tensors], np.ndarray]:
-    """Return a net, its calibration batches, its test batches, and the test's classes."""
+def setting(name: str, root: Path) -> tuple[Model, Data]:
+    """Return a net and its data."""
     if name == "lite0":
         known = pretrained(LITE, DEFAULT)
         assert known is not None
@@ -84,9 +100,7 @@ def setting(name: str, root: Path) -> tuple[Model, list[Tensors], list[Tensors],
         load_weights(
             model.module, str(root / "weights" / "tf_efficientnet_lite0-imagenet.safetensors"), LITE
         )
-        calibration = [x for x, _ in prepared_batches(data.task, data.calibration, BATCH)]
-        test = list(prepared_batches(data.task, data.test, BATCH))
-        return model, calibration, [x for x, _ in test], torch.cat([y for _, y in test]).numpy()
+        return model, data
     plain, _, of = name.partition(" twin ")
     module = built(plain, root)
     if of:
@@ -94,24 +108,21 @@ def setting(name: str, root: Path) -> tuple[Model, list[Tensors], list[Tensors],
         other = twin(plain, module, float(sigma), int(seed))
         assert other is not None
         module = other
-    with np.load(root / "cifar10" / "train-0.npz") as file:
-        images = normalized(plain, file["x"][:CALIBRATION])
-    with np.load(root / "cifar10" / "test.npz") as file:
-        test_images, targets = normalized(plain, file["x"]), file["y"]
-    return (
-        Model(module, (images[:2],)),
-        [(part,) for part in images.split(BATCH)],
-        [(part,) for part in test_images.split(BATCH)],
-        targets,
-    )
+    data = data_of(plain)
+    return Model(module, stacked_inputs(data.task, data.train, 2)), data
 
 
 def tried(name: str, candidate: str, root: Path) -> dict[str, Any]:
-    model, calibration, test, targets = setting(name, root)
+    model, data = setting(name, root)
     content = export(model)
+    test = [x for x, _ in prepared_batches(data.task, data.test, BATCH)]
+    targets = torch.cat([y for _, y in data.test.batches(BATCH)]).numpy()
     before = predict(session(content), test)
     started = time.perf_counter()
-    made = CANDIDATES[candidate](content, calibration)
+    try:
+        made = lowered(model, data, candidate)
+    except StepFailed as error:
+        return {"error": str(error)}
     seconds = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     after = predict(session(made), test)
@@ -138,7 +149,21 @@ def tried(name: str, candidate: str, root: Path) -> dict[str, Any]:
     }
 
 
-COLUMNS = ("float", "int8", "lost", "won", "as float", "SQNR", "unoptimized", "bytes", "seconds")
+def lowered(model: Model, data: Data, candidate: str) -> bytes:
+    """Return the int8 file that a candidate makes of a net."""
+    context = StepContext(data.task, calibration=data.calibration, validation=data.validation)
+    if candidate in ABLATIONS:
+        calibration = Calibration(data.task, context.calibration_items(CALIBRATION))
+        return lower(export(model), calibration, Settings(**ABLATIONS[candidate])).content
+    made = run(chain(candidate), model, context).onnx
+    assert made is not None
+    return made
+
+
+COLUMNS = (
+    *("float", "int8", "lost", "won", "as float", "SQNR", "unoptimized", "bytes", "seconds"),
+    *("GB", "error"),
+)
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
@@ -158,7 +183,9 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
             some = [
                 row["float"] - row["int8"]
                 for row in rows
-                if row["candidate"] == candidate and ("twin" in row["net"]) == twins
+                if row["candidate"] == candidate
+                and ("twin" in row["net"]) == twins
+                and "error" not in row
             ]
             cells += [f"{np.mean(some):.2f}", f"{max(some):.2f}"] if some else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
@@ -185,6 +212,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--candidate", action="append", choices=CANDIDATES)
     parser.add_argument("--one", nargs=2, help="One row, in this process.")
     options = parser.parse_args()
     if options.one:
@@ -198,12 +226,13 @@ def main() -> None:
     known = {(row["net"], row["candidate"]) for row in rows}
     started = time.perf_counter()
     for name in options.names or names():
-        for candidate in CANDIDATES:
+        for candidate in filter(partial(tries, name), options.candidate or CANDIDATES):
             if (name, candidate) in known or time.perf_counter() - started > options.seconds:
                 continue
+            environment = {**os.environ, "COMPRESS_DATA_ROOT": str(options.root.resolve())}
             command = [sys.executable, __file__, "--out", ".", "--root", str(options.root)]
             command += ["--one", name, candidate]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
                 raise SystemExit(f"{name}, {candidate}: {done.stderr}")
             row = {"net": name, "candidate": candidate, **json.loads(done.stdout.splitlines()[-1])}

@@ -1,9 +1,10 @@
-"""What int8 gains in latency: ours beside onnxruntime's own quantizer, against the fastest float.
+"""What int8 gains in latency: ours beside the quantizers of others, against the fastest float.
 
     python benchmarks/int8/latency.py --out reports/int8 [--root ../shared/data] [NAME ...]
 
 Ten nets at 224 pixels with random weights, batch 1, all cores. All files of a net are timed in one
 interleaved run of fresh processes, the float file at each of the runtime's optimization levels.
+NNCF and Quark take part where they are installed.
 Rows are kept as they come, and the next run goes on from there.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,7 @@ from compress.compressor import run, seed_everything
 from compress.context import StepContext, StepLog
 from compress.deploy.export import export
 from compress.deploy.session import arrays, predict, session
-from compress.peers.ort_quantize import by_defaults, quantize_onnx
-from compress.system.environment import cpu_info, saturates
+from compress.system.environment import cpu_info
 from compress.system.files import write_atomic
 from compress.tasks.base import Subset, prepared_batches
 from compress.techniques import chain
@@ -44,8 +45,14 @@ NETS = (
 CALIBRATION = 16
 FLOAT = "float"
 PLACED, WHOLE = "quantize()", "quantize(seconds=0)"
-DOCUMENTED, DEFAULTS = "ort_quantize()", "ort_quantize(defaults=True)"
-CANDIDATES = (PLACED, WHOLE, DOCUMENTED, DEFAULTS)
+PEERS = ("ort_quantize()", "ort_quantize(defaults=True)", "nncf_quantize()", "quark_quantize()")
+CANDIDATES = (PLACED, WHOLE, *PEERS)
+
+
+def here(candidate: str) -> bool:
+    """Whether what a candidate needs is installed."""
+    module = candidate.partition("_")[0]
+    return module not in ("nncf", "quark") or find_spec(module) is not None
 
 
 def tried(name: str, root: Path, seconds: float) -> dict[str, Any]:
@@ -60,18 +67,12 @@ def tried(name: str, root: Path, seconds: float) -> dict[str, Any]:
     some = Subset(data.calibration, torch.arange(CALIBRATION))
     batches = [inputs for inputs, _ in prepared_batches(data.task, some, CALIBRATION)]
     files, took = {FLOAT: content}, {}
-    for candidate in CANDIDATES:
+    for candidate in filter(here, CANDIDATES):
         started = time.perf_counter()
-        if candidate == DEFAULTS:
-            files[candidate] = by_defaults(content, batches)
-        elif candidate == DOCUMENTED:
-            narrow = saturates(cpu_info()[1])
-            files[candidate] = quantize_onnx(content, batches, reduce_range=narrow)[0]
-        else:
-            context = StepContext(data.task, calibration=some, log=StepLog())
-            lowered = run(chain(candidate), model, context).onnx
-            assert lowered is not None
-            files[candidate] = lowered
+        context = StepContext(data.task, calibration=some, log=StepLog())
+        lowered = run(chain(candidate), model, context).onnx
+        assert lowered is not None
+        files[candidate] = lowered
         took[candidate] = round(time.perf_counter() - started, 1)
     samples = arrays(tuple(tensor[:8] for tensor in batches[0]))
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +86,7 @@ def tried(name: str, root: Path, seconds: float) -> dict[str, Any]:
         )
         timings = summarise(collect(request))
     row: dict[str, Any] = {"net": name, "float ms": timings[FLOAT, "cpu"].p50_ms}
-    for one in CANDIDATES:
+    for one in took:
         timing = timings[one, "cpu"]
         found: dict[str, Any] = {"error": timing.error}
         if timing.speedup is not None:
@@ -105,7 +106,7 @@ def geometric(rows: list[dict[str, Any]], candidate: str) -> str:
     """Return the geometric mean of speed-ups; a mostly float file counts as 1."""
     values = []
     for row in rows:
-        one = row[candidate]
+        one = row.get(candidate, {})
         if "speedup" not in one:
             return ""
         mostly = (one["int8 MACs"] or 0) < 0.8 or one["bytes"] > 0.35
@@ -121,7 +122,7 @@ def write(rows: list[dict[str, Any]], out: Path, seconds: float) -> None:
     for row in rows:
         cells = [row["net"], f"{row['float ms']:.2f}"]
         for one in CANDIDATES:
-            found = row[one]
+            found = row.get(one, {"error": ""})
             if "speedup" in found:
                 value, low, high = found["speedup"]
                 cells.append(f"{value:.2f} ({low:.2f} to {high:.2f})")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from compress.tasks.base import Data
+from compress.zoo.data import load_data
 from compress.zoo.resnet import CifarResNet
 
 CIFAR = ("resnet20", "resnet56", "mobilenetv2-x05", "vit-tiny")
@@ -39,11 +40,10 @@ def built(name: str, root: Path) -> nn.Module:
     return module.eval()
 
 
-def normalized(name: str, images: np.ndarray) -> Tensor:
-    """Return uint8 images (N, H, W, 3) as a net was trained to see them."""
+def data_of(name: str) -> Data:
+    """Return CIFAR-10 as a net was trained to see it."""
     mean, std = IMAGENET if name.startswith("resnet") else OWN
-    values = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    return (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return load_data("cifar10", mean=mean, std=std)
 
 
 def twin(name: str, module: nn.Module, sigma: float, seed: int) -> nn.Module | None:
