@@ -34,7 +34,8 @@ from compress.deploy.export import export
 from compress.deploy.session import predict, session
 from compress.errors import StepFailed
 from compress.int8.calibration import Calibration
-from compress.int8.lower import Settings, lower
+from compress.int8.lower import lower
+from compress.int8.settings import Settings
 from compress.model import Model
 from compress.system.environment import cpu_info
 from compress.system.files import write_atomic

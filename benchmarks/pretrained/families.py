@@ -113,7 +113,7 @@ def tried(name: str, root: Path) -> dict[str, Any]:
         return {**row, "why": verdict.reason}
     few = Subset(data.calibration, torch.arange(min(CALIBRATION, len(data.calibration))))
     context = StepContext(data.task, calibration=few, log=StepLog())
-    lowered = run(chain("quantize(seconds=0)"), model, context)
+    lowered = run(chain(f"quantize(seconds=0, calibration={len(few)})"), model, context)
     assert lowered.onnx is not None
     verdict = verify(lowered.onnx, model, inputs, lowered=True, macs=counted.macs)
     row["int8 file"] = "verified" if verdict.ok else "not verified"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from compress.tasks.base import Split, Task, Tensors, prepared_batches
 FEW = 16
 LOOKED_AT = 4
 """Batches whose first images may turn out to be noise."""
+FAR = 8.0
+"""Times as large as the median item that an outlier is."""
+FEW_OUTLIERS = 0.05
+"""The share of items up to which they are outliers."""
 ALIKE = 1e-6
 """Items that differ by less than this share of their size are one item."""
 RELATED = 0.2
@@ -29,11 +33,9 @@ class Calibration:
     task: Task
     items: Split
     size: int = 32
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __iter__(self) -> Iterator[Tensors]:
-        for inputs, _ in prepared_batches(self.task, self.items, self.size):
-            yield tuple(tensor.to(self.device) for tensor in inputs)
+        return (inputs for inputs, _ in prepared_batches(self.task, self.items, self.size))
 
 
 Batches = Calibration | Sequence[Tensors]
@@ -76,6 +78,31 @@ def suspicions(batches: Batches) -> Iterator[str]:
             "the calibration images look like noise, as their neighbouring pixels are unrelated: "
             "ranges are right only for inputs of the same kind"
         )
+
+
+def outliers(batches: Batches) -> list[int]:
+    """Return the items whose values are far larger than those of nearly all others, by number.
+
+    Such as an image in a file that was not scaled as the others were. They would set every range.
+    None count as such where they are more than a few.
+    """
+    largest = torch.cat(
+        [
+            torch.stack([_largest(one) for one in batch if one.is_floating_point()]).amax(0)
+            for batch in batches
+            if any(one.is_floating_point() for one in batch)
+        ]
+        or [torch.zeros(0)]
+    )
+    if not len(largest):
+        return []
+    found = torch.nonzero(largest > FAR * largest.median())[:, 0].tolist()
+    return found if len(found) <= FEW_OUTLIERS * len(largest) else []
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    """Return the largest absolute value of each item."""
+    return tensor.reshape(len(tensor), -1).abs().amax(1)
 
 
 def _alike(tensor: Tensor, one: Tensor) -> bool:

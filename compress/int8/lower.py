@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,30 +23,10 @@ from compress.int8.placement import Clock, Placement, search
 from compress.int8.ranges import FIXED_RANGES, Range
 from compress.int8.rewrite import rewritten
 from compress.int8.rounding import all_rounded
-from compress.int8.units import Unit, quantizable, stored_as_integers, units
+from compress.int8.settings import Settings
+from compress.int8.units import Unit, quantizable, sole_reader, stored_as_integers, units
 from compress.int8.weights import Weight
 from compress.int8.write import write
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a file is lowered."""
-
-    method: str = "best"
-    portable: bool = True
-    equalize: bool = True
-    compensate: bool = True
-    correct: bool = True
-    bits: int = weight_choice.BITS
-    """Bits of weights."""
-    exclude: tuple[str, ...] = ()
-    """Patterns of what stays float, as in `matching`."""
-    trained: Mapping[str, Range] = field(default_factory=dict)
-    """Ranges that a training settled on, by the layer that reads the value. Its weights lie on
-    their grids, so nothing is rescaled, and what lies on a grid is stored as it is."""
-    floats: frozenset[str] = frozenset()
-    """Units that stay float because that is faster, by the names of their nodes."""
-
 
 LEAST_MACS = 5e6
 """Below, a call takes some microseconds, and its placement is not worth measuring."""
@@ -100,11 +81,24 @@ def matching(found: Sequence[Unit], patterns: Sequence[str]) -> frozenset[str]:
     return frozenset(names)
 
 
+def layers_matching(float_onnx: bytes, patterns: Sequence[str]) -> frozenset[str]:
+    """Return the layers whose products patterns match, as in `matching`."""
+    graph = ir.serde.deserialize_model(onnx.load_from_string(float_onnx)).graph
+    found = list(units(graph))
+    left = matching(found, patterns)
+    return frozenset(layer_of(unit) for unit in found if unit.weighted and unit.name in left)
+
+
+def layer_of(unit: Unit) -> str:
+    """Return the layer of the module that a product's weight belongs to."""
+    weight = unit.node.inputs[1]
+    assert weight is not None
+    return str(weight.name).removesuffix(".weight")
+
+
 def _names(unit: Unit) -> Iterator[str]:
     if unit.weighted:
-        weight = unit.node.inputs[1]
-        assert weight is not None
-        yield str(weight.name).removesuffix(".weight")
+        yield layer_of(unit)
     yield unit.name
     yield unit.kind
 
@@ -151,8 +145,10 @@ class Draft:
         content = self.content
         # What was trained under these errors has biases that allow for them; and a product that
         # stays float needs no correction.
-        if self.settings.correct and not self.settings.trained:
-            content = corrected(content, {n: e for n, e in self.wrong.items() if n in chosen})
+        if self.settings.correct:
+            trained = self.settings.trained
+            untrained = {n for n, unit in chosen.items() if not _trained(unit, trained)}
+            content = corrected(content, {n: e for n, e in self.wrong.items() if n in untrained})
         made = write(content, set(chosen), self.ranges, self.weights)
         return Lowered(made, list(self._table(chosen, set(floats))))
 
@@ -194,9 +190,14 @@ def draft(float_onnx: bytes, calibration: Batches, settings: Settings | None = N
     """Find ranges and weights for a float file. Raises UserError for unusable calibration data."""
     settings = settings or Settings()
     content = rewritten(float_onnx)
-    if settings.equalize and not settings.trained:
+    if settings.equalize:
         graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
-        axes = {link.name: link.axis for link in links(graph)}
+        # Scaled outputs keep their grids, each channel having its own; scaled inputs do not.
+        axes = {
+            link.name: link.axis
+            for link in links(graph)
+            if not any(_trained(unit, settings.trained) for unit in link.readers)
+        }
         if axes:
             content, _ = equalized(content, observe(content, calibration, axes))
     graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
@@ -210,9 +211,7 @@ def draft(float_onnx: bytes, calibration: Batches, settings: Settings | None = N
     )
     observed = observe(content, calibration, dict.fromkeys(names))
     ranges = ranges_of(chosen, observed, settings.method, settings.trained)
-    weights = weights_of(
-        chosen, ranges, settings.portable, settings.bits, trained=bool(settings.trained)
-    )
+    weights = weights_of(chosen, ranges, settings.portable, settings.bits, settings.trained)
     if settings.compensate:
         weights = all_rounded(
             content, chosen, weights, calibration, settings.portable, settings.bits
@@ -275,18 +274,28 @@ def ranges_of(
     return found
 
 
+WHOLE = frozenset({"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""These move all values of what they read."""
+
+
+def _trained(unit: Unit, trained: Collection[str]) -> bool:
+    return unit.weighted and layer_of(unit) in trained
+
+
 def _given(chosen: Mapping[str, Unit], trained: Mapping[str, Range]) -> dict[str, Range]:
     """Return the ranges of values that products read, as a training settled on them.
 
-    Where such a value was only moved, so has the value that it was moved from this range.
+    Where such a value was only moved, so has the value that it was moved from this range. Where
+    layers share a weight, its name does not tell whose input is meant.
     """
+    users = Counter(layer_of(unit) for unit in chosen.values() if unit.weighted)
     found: dict[str, Range] = {}
     for unit in reversed(list(chosen.values())):
-        source = str(unit.activations[0].name)
-        if unit.weighted and (range_ := trained.get(next(_names(unit)))) is not None:
-            found[source] = range_
-        elif unit.passing and str(unit.output.name) in found:
-            found[source] = found[str(unit.output.name)]
+        source, output = str(unit.activations[0].name), str(unit.output.name)
+        if _trained(unit, trained) and users[layer_of(unit)] == 1:
+            found[source] = trained[layer_of(unit)]
+        elif unit.kind in WHOLE and sole_reader(unit.activations[0]) is unit.node:
+            found |= {source: found[output]} if output in found else {}
     return found
 
 
@@ -295,11 +304,11 @@ def weights_of(
     ranges: Mapping[str, Range],
     portable: bool,
     bits: int = weight_choice.BITS,
-    trained: bool = False,
+    trained: Collection[str] = (),
 ) -> dict[str, Weight]:
     """Return the integers of every weight; units that share one share its integers.
 
-    `trained` weights that lie on a grid which would do keep it.
+    Weights of `trained` layers that lie on a grid which would do keep it.
     """
     sharing: dict[str, list[Unit]] = {}
     for unit in chosen.values():
@@ -315,7 +324,7 @@ def weights_of(
                 least, weight_choice.least_scale(unit.bias, step, weight.shape[axis])
             )
         scale = weight_choice.scales(weight, axis, portable, least, bits)
-        if trained:
+        if _trained(group[0], trained):
             scale = weight_choice.kept_grids(weight, axis, portable, least, bits, scale)
         made = weight_choice.rounded(weight, axis, scale, bits)
         found |= {unit.name: made for unit in group}

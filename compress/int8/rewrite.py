@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -25,6 +27,35 @@ def rewritten(float_onnx: bytes) -> bytes:
             _clipped(model.graph, node)
     passes.RemoveUnusedNodesPass()(model)
     return ir.serde.serialize_model(model).SerializeToString()
+
+
+def named(float_onnx: bytes, parameters: Mapping[str, np.ndarray]) -> bytes:
+    """Return a file whose weights have the names of a module's parameters.
+
+    The exporter names those that it transposes anew.
+    """
+    model = ir.serde.deserialize_model(onnx.load_from_string(float_onnx))
+    left = {
+        name: value.T
+        for name, value in parameters.items()
+        if value.ndim == 2 and name not in model.graph.initializers
+    }
+    for value in list(model.graph.initializers.values()):
+        found = array(value)
+        if found is None or found.ndim != 2 or value.name in parameters:
+            continue
+        same = (name for name, turned in left.items() if _equal(turned, found))
+        if (name := next(same, None)) is not None:
+            value.name = name
+            del left[name]
+    return ir.serde.serialize_model(model).SerializeToString()
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two matrices are equal; most differ in their first row."""
+    return one.shape == other.shape and all(
+        np.array_equal(*pair) for pair in ((one[:1], other[:1]), (one, other))
+    )
 
 
 def _pooled(graph: ir.Graph, node: ir.Node) -> None:
@@ -71,9 +102,9 @@ def _clipped(graph: ir.Graph, node: ir.Node) -> None:
     start: np.ndarray = zeros if unit.bias is None else unit.bias
     bias = start * slope + offset
     name = product.name
-    product.replace_input_with(
-        1, constant(graph, f"{name}_sloped", unit.weight * np.float32(slope))
-    )
+    weight = product.inputs[1]
+    assert weight is not None
+    weight.const_value = ir.tensor(unit.weight * np.float32(slope), name=weight.name)
     if len(product.inputs) < 3:
         product.resize_inputs(3)
     product.replace_input_with(2, constant(graph, f"{name}_offset", bias.astype(np.float32)))

@@ -9,9 +9,8 @@ output channels, each of which has a weight scale of its own: folding it first w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -20,21 +19,13 @@ from torch.utils.hooks import RemovableHandle
 
 from compress.deploy.observe import Observed
 from compress.deploy.saturation import PAIR
-from compress.int8.lower import Settings
 from compress.int8.ranges import LEVELS, Range, best
+from compress.int8.settings import Settings
 from compress.int8.weights import most
 from compress.model import forward
 from compress.tasks.base import Tensors
 
-PRODUCTS: Mapping[type[nn.Module], tuple[str, ...]] = {
-    nn.Conv1d: ("Conv",),
-    nn.Conv2d: ("Conv",),
-    nn.Conv3d: ("Conv",),
-    nn.Linear: ("Gemm", "MatMul"),
-}
-"""Layers whose products are rounded, and the operators that they become."""
-HINT = "int8"
-"""The name of the trained ranges among a model's hints."""
+PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 @dataclass
@@ -47,9 +38,12 @@ class _Product:
     """Where this is set, calls are looked at and nothing is rounded."""
     weights: list[Tensor] = field(default_factory=list)
 
-    def before(self, module: nn.Module, inputs: Tensors) -> Tensors | None:
+    def before(
+        self, module: nn.Module, inputs: Tensors, named: dict[str, Tensor]
+    ) -> tuple[Tensors, dict[str, Tensor]] | None:
+        given = inputs[0] if inputs else named["input"]
         if self.observed is not None:
-            self.observed.add(inputs[0].detach().float().cpu().numpy())
+            self.observed.add(given.detach().float().cpu().numpy())
             return None
         weight = module._parameters["weight"]
         assert weight is not None
@@ -58,9 +52,9 @@ class _Product:
             return None
         module._parameters["weight"] = self.rounded(weight)  # type: ignore[assignment]
         values = torch.fake_quantize_per_tensor_affine(
-            inputs[0].float(), self.range.scale, self.range.zero, 0, LEVELS
+            given.float(), self.range.scale, self.range.zero, 0, LEVELS
         )
-        return (values.to(inputs[0].dtype), *inputs[1:])
+        return (values.to(given.dtype),), {}
 
     def after(self, module: nn.Module, inputs: Tensors, output: Any) -> None:
         if self.weights:
@@ -92,39 +86,59 @@ def scales(weight: Tensor, portable: bool, bits: int) -> Tensor:
     return torch.where(found >= tiny, found, torch.ones_like(found)).float()
 
 
+def simulated(layer: nn.Module) -> bool:
+    """Whether a layer is a product of its input and a weight of its own, and nothing else.
+
+    Layers that compute their weight first (weight norm, standardized convolutions) are not.
+    """
+    plain = any(type(layer).forward is kind.forward for kind in PRODUCTS)
+    return plain and isinstance(layer._parameters.get("weight"), nn.Parameter)
+
+
 class Simulation:
     """Rounds the products of a module in every forward pass, until `remove`.
 
-    `exclude` in the settings names layers or operators that stay float. Layers that no calibration
-    item reaches by a call of their own, such as those inside `nn.MultiheadAttention`, do as well.
+    `left` are layers that stay float. Layers that no calibration item reaches by a call of their
+    own, such as those inside `nn.MultiheadAttention`, do as well.
     """
 
     def __init__(
-        self, module: nn.Module, settings: Settings, calibration: Iterable[Tensors]
+        self,
+        module: nn.Module,
+        settings: Settings,
+        calibration: Iterable[Tensors],
+        left: Collection[str] = (),
     ) -> None:
         self.module, self.settings, self.calibration = module, settings, calibration
         self.products: dict[str, _Product] = {}
         self.handles: list[RemovableHandle] = []
         for path, layer in module.named_modules():
-            kinds = next((PRODUCTS[kind] for kind in PRODUCTS if isinstance(layer, kind)), ())
-            names = (path, *kinds)
-            if not kinds or any(fnmatchcase(n, p) for n in names for p in settings.exclude):
+            if path in left or not simulated(layer):
                 continue
             product = self.products[path] = _Product(settings)
             self.handles += [
-                layer.register_forward_pre_hook(product.before),
+                layer.register_forward_pre_hook(product.before, with_kwargs=True),
                 layer.register_forward_hook(product.after, always_call=True),
             ]
+
+    @property
+    def untouched(self) -> list[str]:
+        """The layers with a weight matrix that stay float though nobody asked for that."""
+        return [
+            path
+            for path, layer in self.module.named_modules()
+            if isinstance(layer, PRODUCTS) and not simulated(layer)
+        ] + [path for path, product in self.products.items() if product.range is None]
 
     def observe(self) -> None:
         """Choose the ranges anew, in eval mode; the module is in training mode afterwards."""
         for product in self.products.values():
             product.observed = Observed()
+        device = next(self.module.parameters()).device
         try:
             self.module.eval()
-            with torch.no_grad():
-                for batch in self.calibration:
-                    forward(self.module, batch)
+            for batch in self.calibration:
+                forward(self.module, tuple(tensor.to(device) for tensor in batch))
         finally:
             self.module.train()
             for product in self.products.values():
@@ -133,23 +147,22 @@ class Simulation:
                     product.range = best(seen, self.settings.method)
 
     def settle(self) -> dict[str, Any]:
-        """Round the weights for good, and return the ranges: what `quantize` needs to go on."""
+        """Round the weights for good, those that may be trained; return the hint for `quantize`.
+
+        Ranges are chosen once more, for the weights as they are. The module is in eval mode
+        afterwards.
+        """
+        self.observe()
+        self.module.eval()
         found = {}
         with torch.no_grad():
             for path, product in self.products.items():
-                if product.range is not None:
-                    weight = self.module.get_parameter(f"{path}.weight")
+                weight = self.module.get_parameter(f"{path}.weight")
+                if product.range is not None and weight.requires_grad:
                     weight.copy_(product.rounded(weight))
-                    found[path] = [product.range.scale, product.range.zero]
-        return {HINT: found}
+                    found[path] = product.range
+        return self.settings.hint(found)
 
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
-
-
-def trained(hints: Mapping[str, Any]) -> dict[str, Range]:
-    """Return the ranges that a training settled on, by the layer that reads the value."""
-    return {
-        path: Range(scale, zero, "trained") for path, (scale, zero) in hints.get(HINT, {}).items()
-    }

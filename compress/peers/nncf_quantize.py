@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 from compress.compressor import Compressor
 from compress.context import StepContext
@@ -64,7 +66,9 @@ class NncfQuantize(Compressor):
                 QuantizationParameters,
             )
 
-            proto = _read_once(onnx.load_from_string(float_onnx))
+            proto = onnx.load_from_string(float_onnx)
+            if self.accurate:
+                proto = _read_once(proto)
             names = [value.name for value in proto.graph.input]
             feeds = [dict(zip(names, arrays(item), strict=True)) for item in items]
             narrow = saturates(cpu_info()[1]) if self.reduce_range is None else self.reduce_range
@@ -103,9 +107,9 @@ def _read_once(proto: onnx.ModelProto) -> onnx.ModelProto:
             continue
         for node in sizes:
             node.input[0] = first.output[0]
-            proto.graph.node.remove(node)
-            proto.graph.node.insert(list(proto.graph.node).index(first) + 1, node)
-    return proto
+    model = ir.serde.deserialize_model(proto)
+    passes.TopologicalSortPass()(model)
+    return ir.serde.serialize_model(model)
 
 
 def _of_batch(node: onnx.NodeProto) -> bool:

@@ -63,6 +63,7 @@ class QuarkQuantize(Compressor):
             quiet(),
             contextlib.redirect_stderr(io.StringIO()),  # progress bars
             tempfile.TemporaryDirectory(prefix="compress-int8-") as folder,
+            contextlib.chdir(folder),  # it leaves a table of its timings wherever it runs
         ):
             from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
             from quark.common.utils.log import ScreenLogger

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.compressor import require
+from compress.compressor import Compressor, require
 from compress.context import StepContext
 from compress.ensemble import AVERAGES
 from compress.errors import IllegalChain, unknown
 from compress.int8.calibration import Calibration
+from compress.int8.settings import Planned
 from compress.int8.simulated import Simulation
 from compress.model import Model
 from compress.parts import (
@@ -30,7 +31,6 @@ from compress.tasks.base import Split, arrangement
 from compress.techniques.flat_options import with_parts
 from compress.techniques.hints import Hint, HintLoss, hints
 from compress.techniques.losses import SHAPES, Kd, Loss, between, losses
-from compress.techniques.quantize import Quantize
 from compress.techniques.soft_labels import SoftLabels
 from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, known_teachers
 from compress.techniques.train import fresh_model, reborn
@@ -45,7 +45,7 @@ def _teaches(value: object) -> bool:
 
 
 def _settles(value: object) -> bool:
-    return isinstance(value, Quantize) and bool(value.needs)
+    return isinstance(value, Planned) and isinstance(value, Compressor) and bool(value.needs)
 
 
 def _are_numbers(value: object) -> bool:
@@ -93,7 +93,7 @@ class Distill(Training):
     hints: Hint | None = field(default=None, metadata=takes(Hint, hints))
     transfer: str | None = field(default=None, metadata=a_name())
     views: int | None = field(default=None, metadata=whole_number(least=0))
-    quantization_aware: Quantize | None = field(
+    quantization_aware: Compressor | None = field(
         default=None,
         metadata=rule("is a quantize(...) with settled ranges", _settles),
     )
@@ -274,6 +274,12 @@ class Distill(Training):
             trained = fit(student, context, self, self._loss(labels, hints, context), hooks)
             if rounding is not None:
                 trained = replace(trained, hints=rounding.settle())
+                if untouched := rounding.untouched:
+                    context.log.note(
+                        f"quantization_aware: {len(untouched)} layer(s) were not rounded in "
+                        f"training: {', '.join(untouched[:5])}"
+                        f"{', ...' if len(untouched) > 5 else ''}"
+                    )
         finally:
             if rounding is not None:
                 rounding.remove()
@@ -284,11 +290,12 @@ class Distill(Training):
         return trained
 
     def _rounding(self, student: Model, context: StepContext) -> Simulation | None:
-        if (settings := self.quantization_aware) is None:
+        plan = self.quantization_aware
+        if plan is None:
             return None
-        items = context.calibration_items(settings.calibration)
-        batches = Calibration(context.task, items, device=context.device)
-        return Simulation(student.module, settings.settings, batches)
+        assert isinstance(plan, Planned), "the field's rule has checked that"
+        items = Calibration(context.task, context.calibration_items(plan.calibration))
+        return Simulation(student.module, plan.settings, items, plan.layers_left(student))
 
     def _student(self, model: Model, context: StepContext) -> Model:
         if self.student is None:

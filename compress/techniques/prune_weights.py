@@ -47,7 +47,7 @@ class PruneWeights(Compressor):
             zeros = 1 - int(weight.count_nonzero()) / weight.numel()
             context.log.row("layer", layer=name, sparsity=zeros)
         masked = {name for name, weight in weights.items() if bool((weight == 0).any())}
-        return replace(model, sparse=model.sparse | masked)
+        return replace(model, sparse=model.sparse | masked, hints={})
 
 
 def zero_smallest(tensors: list[Tensor], sparsity: float) -> None:

@@ -16,11 +16,12 @@ from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.session import arrays, predict, session
 from compress.int8.bound import within
-from compress.int8.calibration import Calibration, suspicions
-from compress.int8.lower import LEAST_MACS, Draft, Lowered, Settings, draft, fastest
+from compress.int8.calibration import FAR, Calibration, outliers, suspicions
+from compress.int8.lower import LEAST_MACS, Draft, Lowered, draft, fastest, layers_matching
 from compress.int8.placement import Files
 from compress.int8.ranges import METHODS
-from compress.int8.simulated import trained
+from compress.int8.rewrite import named
+from compress.int8.settings import HINT, Settings
 from compress.int8.uncalibrated import dynamic, weight_only
 from compress.int8.weights import BITS
 from compress.model import Model
@@ -38,7 +39,7 @@ from compress.stats.pairs import Difference, difference
 from compress.system.amounts import decimal
 from compress.system.environment import cpu_info, cpu_threads, saturates
 from compress.system.progress import counted, stage
-from compress.tasks.base import prepared_batches
+from compress.tasks.base import Subset, prepared_batches
 from compress.timing.launch import WorkerFailed
 from compress.timing.trial import seconds_of
 from compress.training.evaluate import some_of
@@ -140,24 +141,45 @@ class Quantize(Compressor):
 
     def _uncalibrated(self, model: Model) -> Lowered:
         if self.dynamic:
-            return dynamic(export(model), self.target == "portable", self.exclude)
-        return weight_only(export(model), self.bits, self.exclude)
+            return dynamic(_exported(model), self.target == "portable", self.exclude)
+        return weight_only(_exported(model), self.bits, self.exclude)
+
+    def layers_left(self, model: Model) -> frozenset[str]:
+        """Return the layers of a model that `exclude` leaves in float.
+
+        Raises UserError for what matches nothing.
+        """
+        return layers_matching(_exported(model), self.exclude) if self.exclude else frozenset()
 
     def _calibrated(self, model: Model, context: StepContext) -> Lowered:
-        batches = Calibration(context.task, context.calibration_items(self.calibration))
+        items = context.calibration_items(self.calibration)
+        batches = Calibration(context.task, items)
         for suspicion in suspicions(batches):
             context.log.note(f"quantize: {suspicion}")
+        if odd := outliers(batches):
+            context.log.note(
+                f"quantize: {len(odd)} of {len(items)} calibration items hold values over "
+                f"{FAR:g} times as large as the others' and were left out: numbers "
+                f"{', '.join(map(str, odd[:5]))}{', ...' if len(odd) > 5 else ''}"
+            )
+            rest = torch.tensor(sorted({*range(len(items))} - {*odd}))
+            batches = Calibration(context.task, Subset(items, rest))
         if self.target == "vnni" and saturates(cpu_info()[1]):
             context.log.note(
                 "quantize: this CPU has no VNNI, so sums of int8 products can saturate here, and "
                 "target='vnni' does nothing against it; leave it out"
             )
-        content = export(model)
+        content = _exported(model)
         settings = replace(
             self.settings,
-            trained=trained(model.hints),
+            trained=self.settings.trained_by(model.hints),
             floats=self._floats(model, content, batches, context),
         )
+        if HINT in model.hints and not settings.trained:
+            context.log.note(
+                "quantize: the model was trained for rounding with other bits or another target, "
+                "so its ranges are chosen anew"
+            )
         made = draft(content, batches, settings)
         return self._accurate(made, content, context)
 
@@ -242,3 +264,9 @@ class Quantize(Compressor):
             )
         context.log.row("placement", **{**asdict(found), "floats": sorted(found.floats)})
         return found.floats
+
+
+def _exported(model: Model) -> bytes:
+    """Return the float file, whose weights have the names of the module's."""
+    values = {n: p.detach().cpu().numpy() for n, p in model.module.named_parameters()}
+    return named(export(model), values)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compress.deploy.observe import HELD, observe
 from compress.errors import UserError
 from compress.int8 import calibration
-from compress.int8.calibration import suspicions
+from compress.int8.calibration import outliers, suspicions
 from compress.model import Model
 
 
@@ -47,6 +47,16 @@ def test_flat_vectors_cannot_look_like_noise():
 def test_what_shows_nothing_is_refused(batches, why):
     with pytest.raises(UserError, match=why):
         list(suspicions(batches))
+
+
+def test_a_few_items_far_larger_than_the_others_are_outliers():
+    items = pictures(60)
+    assert outliers([(items,)]) == []
+    items[[7, 41]] *= 255
+    assert outliers([(items[:32],), (items[32:],)]) == [7, 41]
+    items[:10] *= 255
+    assert outliers([(items,)]) == [], "these are too many to be mistakes"
+    assert outliers([(torch.arange(60).reshape(60, 1),)]) == [], "numbers of words have no size"
 
 
 def test_one_item_is_few_and_not_the_same_as_itself():

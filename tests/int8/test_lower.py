@@ -24,7 +24,8 @@ from compress.deploy.saturation import PAIR
 from compress.deploy.session import predict, session
 from compress.deploy.stored import stored
 from compress.deploy.verify import verify
-from compress.int8.lower import Lowered, Settings, lower
+from compress.int8.lower import Lowered, lower
+from compress.int8.settings import Settings
 from compress.model import Model
 
 CALIBRATION = [(deploy_models.images(20, seed),) for seed in (1, 2, 3)]

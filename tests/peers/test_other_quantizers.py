@@ -47,7 +47,8 @@ def quantized(step: Compressor, content: bytes) -> bytes:
     ],
     ids=repr,
 )
-def test_their_files_run_and_are_verified(step, kind):
+def test_their_files_run_and_are_verified(step, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     model = deploy_models.built(kind)
     source = stamp(deploy_models.float_file(kind), {"labels": "[]"})
     if step == NncfQuantize(accurate=True) and kind == "residual":
@@ -61,6 +62,7 @@ def test_their_files_run_and_are_verified(step, kind):
     assert read_metadata(content) == read_metadata(source)
     integers = [t for t in onnx.load_from_string(content).graph.initializer if len(t.dims) > 1]
     assert any(tensor.data_type == onnx.TensorProto.INT8 for tensor in integers)
+    assert list(tmp_path.iterdir()) == [], "nothing is left where a user works"
 
 
 @pytest.mark.parametrize("step", [NncfQuantize, QuarkQuantize])

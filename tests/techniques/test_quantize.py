@@ -15,7 +15,7 @@ from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, UserError
 from compress.int8.calibration import Calibration
-from compress.int8.lower import Settings
+from compress.int8.settings import Settings
 from compress.int8.simulated import Simulation
 from compress.model import Model, forward
 from compress.tasks.base import Subset, TensorSplit, stacked_inputs
@@ -113,6 +113,21 @@ def test_fewer_bits_are_coarser(trained):
     assert all(4 < one - other < 25 for one, other in zip(errors[8], errors[4], strict=True))
 
 
+def test_items_that_were_not_scaled_are_left_out(trained):
+    inputs, targets = DATA.calibration.fetch(torch.arange(100))
+    ranges = {}
+    for name, factor in (("clean", 1), ("damaged", 100)):
+        # The task scales to [0, 1] and normalizes: what it is given may be too large all the same.
+        images = inputs[0].float()
+        images[[3, 50]] *= factor
+        split = TensorSplit((images,), targets)
+        log = step(trained, "quantize(calibration=100, max_drop=None)", calibration=split)
+        ranges[name] = [row.get("sqnr") for row in rows(log, "layer") if row.get("sqnr")]
+        said = [note for note in log.notes if "2 of 100 calibration items" in note]
+        assert bool(said) == (name == "damaged")
+    assert ranges["damaged"] == pytest.approx(ranges["clean"], abs=1)
+
+
 @pytest.mark.parametrize("text", ["quantize(dynamic=True)", "quantize(weight_only=True)"])
 def test_without_ranges_no_calibration_is_needed(trained, text):
     assert not chain(text).needs
@@ -189,9 +204,41 @@ def test_training_under_rounding_brings_the_rounded_net_nearer_to_its_teacher(tr
 def test_the_ranges_of_a_training_travel_and_end_where_weights_change(trained):
     context = StepContext(*(DATA.task, DATA.train, DATA.validation, DATA.calibration, trained))
     made = run(chain("distill(epochs=1, quantization_aware=quantize())"), trained, context)
-    assert list(made.hints["int8"]) == ["0", "2", "5"]
-    assert {row.get("range") for row in rows(step(made, "quantize()"), "layer")} >= {"trained"}
-    assert not run(chain("finetune(epochs=1)"), made, context).hints
+    assert list(made.hints["int8"]["ranges"]) == ["0", "2", "5"]
+    log = step(made, "quantize()")
+    assert [row.get("range") for row in rows(log, "layer") if row["int8"]][:2] == ["trained"] * 2
+    assert not [note for note in log.notes if "chosen anew" in note]
+    other = step(made, "quantize(bits=4)")
+    assert [note for note in other.notes if "trained for rounding with other bits" in note]
+    for text in ("finetune(epochs=1)", "prune_weights(sparsity=0.5)"):
+        assert not run(chain(text), made, context).hints
+
+
+def test_the_best_epoch_settles_with_its_own_ranges(trained):
+    """At a rate that ruins later epochs, the best is an early one; its ranges are found for it."""
+    context = StepContext(
+        *(DATA.task, DATA.train, DATA.validation, DATA.calibration, trained), log=StepLog()
+    )
+    text = "distill(epochs=3, keep='best', learning_rate=0.03, quantization_aware=quantize())"
+    made = run(chain(text), trained, context)
+    simulation = Simulation(
+        *(made.module, Settings(), Calibration(DATA.task, context.calibration_items(256)))
+    )
+    simulation.observe()
+    ranges = {path: one.range for path, one in simulation.products.items()}
+    found = {path: one.scale for path, one in ranges.items() if one is not None}
+    kept = {path: scale for path, (scale, _) in made.hints["int8"]["ranges"].items()}
+    assert kept == pytest.approx(found, rel=0.05)
+
+
+def test_what_is_excluded_is_checked_before_a_training(trained, monkeypatch):
+    context = StepContext(*(DATA.task, DATA.train, DATA.validation, DATA.calibration, trained))
+    text = "distill(epochs=1, quantization_aware=quantize(exclude=['{}']))"
+    made = run(chain(text.format("Gemm")), trained, context)
+    assert list(made.hints["int8"]["ranges"]) == ["0", "2"]
+    monkeypatch.setattr("compress.techniques.distill.fit", None)
+    with pytest.raises(UserError, match="'nonsense' matches nothing"):
+        run(chain(text.format("nonsense")), trained, context)
 
 
 @pytest.mark.parametrize("value", ["finetune()", "quantize(dynamic=True)", "8"])

@@ -1,0 +1,62 @@
+"""How a file is lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from compress.int8.ranges import Range
+from compress.int8.weights import BITS
+from compress.model import Model
+
+HINT = "int8"
+"""The name, among a model's hints, of what a training under rounding left."""
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """A step that lowers with settings which are known beforehand: `quantize`."""
+
+    calibration: int
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def layers_left(self, model: Model) -> frozenset[str]:
+        """Return the layers of a model that its settings leave in float."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a file is lowered."""
+
+    method: str = "best"
+    portable: bool = True
+    equalize: bool = True
+    compensate: bool = True
+    correct: bool = True
+    bits: int = BITS
+    """Bits of weights."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of what stays float, as in `matching`."""
+    trained: Mapping[str, Range] = field(default_factory=dict)
+    """Ranges that a training settled on, by the layer that reads the value. The weights of these
+    layers lie on their grids and are stored as they are; their errors were trained for."""
+    floats: frozenset[str] = frozenset()
+    """Units that stay float because that is faster, by the names of their nodes."""
+
+    def hint(self, ranges: Mapping[str, Range]) -> dict[str, Any]:
+        """Return what a training under these settings leaves for `quantize`."""
+        found = {layer: [one.scale, one.zero] for layer, one in ranges.items()}
+        return {HINT: {"bits": self.bits, "portable": self.portable, "ranges": found}}
+
+    def trained_by(self, hints: Mapping[str, Any]) -> dict[str, Range]:
+        """Return the ranges among a model's hints, if its weights were trained for these bits."""
+        hint = hints.get(HINT, {})
+        if (hint.get("bits"), hint.get("portable")) != (self.bits, self.portable):
+            return {}
+        return {
+            layer: Range(scale, zero, "trained") for layer, (scale, zero) in hint["ranges"].items()
+        }
