@@ -141,6 +141,8 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     for kind, column in (("files", "file"), ("int8 files", "int8 file")):
         right = sum(row.get(column) == "verified" for row in rows)
         lines += ["", f"{right} {kind} verified, of {sum('file' in row for row in rows)} models."]
+    if len(rows) < len(names()):
+        lines += ["", f"{len(rows)} of {len(names())} models so far."]
     lines += ["", f"{cpu} ({', '.join(features)})."]
     lines += [
         "",
