@@ -159,7 +159,7 @@ class Quantize(Compressor):
         if odd := outliers(batches):
             context.log.note(
                 f"quantize: {len(odd)} of {len(items)} calibration items hold values over "
-                f"{FAR:g} times as large as the others' and were left out: numbers "
+                f"{decimal(FAR)} times as large as the others' and were left out: numbers "
                 f"{', '.join(map(str, odd[:5]))}{', ...' if len(odd) > 5 else ''}"
             )
             rest = torch.tensor(sorted({*range(len(items))} - {*odd}))
