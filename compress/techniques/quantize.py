@@ -201,7 +201,7 @@ class Quantize(Compressor):
 
         def drop(lowered: Lowered) -> float:
             found = compared[lowered.content] = difference(before, right(lowered.content))
-            return -100 * found.value
+            return 100 * (found.lost - found.gained) / found.items
 
         with stage(f"comparing int8 with float on {len(some):,} validation items"):
             before = right(content)
@@ -221,8 +221,8 @@ class Quantize(Compressor):
         elif most > self.max_drop:
             context.log.note(
                 f"quantize: {len(some):,} validation items are too few to be sure of "
-                f"max_drop={decimal(self.max_drop)}: int8 lost {best.drop:.1f} points on them, and "
-                f"{most:.1f} in general can't be ruled out"
+                f"max_drop={decimal(self.max_drop)}: int8 changed accuracy by {0 - best.drop:+.1f} "
+                f"points on them, and a loss of {most:.1f} in general can't be ruled out"
             )
         context.log.row(
             "max_drop", items=len(some), drop=best.drop, most=most, floats=sorted(best.floats)
