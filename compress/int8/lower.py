@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -135,9 +136,12 @@ class Draft:
     wrong: Mapping[str, Error]
     settings: Settings
 
+    @cached_property
+    def excluded(self) -> frozenset[str]:
+        return matching(self.found, self.settings.exclude)
+
     def placed(self, floats: Collection[str] = ()) -> dict[str, Unit]:
-        left = self.settings.floats | matching(self.found, self.settings.exclude)
-        return placed(self.found, left | set(floats))
+        return placed(self.found, self.settings.floats | self.excluded | set(floats))
 
     def lowered(self, floats: Collection[str] = ()) -> Lowered:
         """Return the int8 file in which further units stay float."""
@@ -179,7 +183,7 @@ class Draft:
     def _why(self, name: str, known: set[str], floats: set[str]) -> str:
         if name in floats:
             return "as int8 it loses too much accuracy"
-        if name in matching(self.found, self.settings.exclude):
+        if name in self.excluded:
             return "it was excluded"
         if name in self.settings.floats:
             return "it is faster as float on this CPU"

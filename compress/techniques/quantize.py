@@ -60,7 +60,7 @@ class Quantize(Compressor):
     on x86 processors without VNNI get a coarser scale, channel by channel. 'vnni' is for those
     with VNNI, and for ARM: the finest scales. Channels are equalized first (Nagel et al. 2019; Xiao
     et al. 2023), activation ranges come from `calibration` training items by `method`: 'best' is,
-    for each value, whichever of extremes, percentiles and least squares reconstructs it best; and
+    for each value, whichever of extremes, percentiles, entropy and least squares fits it best; and
     biases take back the mean error of each product. Within `seconds` the parts are found that are
     faster as float on this CPU (0: nothing is tried). Where int8 loses more than `max_drop` points
     on validation items, the products with the largest errors stay float (None: none do).
