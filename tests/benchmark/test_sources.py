@@ -23,6 +23,7 @@ from compress.benchmark.plan.keys import (
     followed,
     imported,
     measuring_modules,
+    own_versions,
     step_modules,
     techniques_may_import,
 )
@@ -214,6 +215,20 @@ def test_what_reports_and_what_people_call_change_no_key(changed: Callable[..., 
     before = keys()
     changed(*REPORTING)
     assert keys() == before
+
+
+def test_a_step_depends_on_the_versions_of_its_own_libraries() -> None:
+    step = chain("finetune()")
+    assert own_versions(step) == {}
+    other = type("Other", (type(step),), {"libraries": ("pytest", "no-such-distribution")})
+    assert own_versions(other()) == {"pytest": pytest.__version__}
+
+
+def test_plain_distilling_does_not_depend_on_how_files_are_lowered() -> None:
+    lowering = {"compress.int8.lower", "compress.int8.placement", "compress.techniques.quantize"}
+    assert not step_modules(chain("distill()")) & lowering
+    aware = step_modules(chain("distill(quantization_aware=quantize())"))
+    assert lowering <= aware
 
 
 def test_a_plug_in_depends_on_all_that_it_may_import() -> None:
