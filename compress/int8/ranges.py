@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import rel_entr
 
 from compress.deploy.observe import Observed
 
@@ -92,6 +91,8 @@ def _divergence(one: Range, observed: Observed) -> float:
     What a range cuts off counts where it ends; a level's share lies evenly on the bins that it
     stands for, as far as these held anything.
     """
+    from scipy.special import rel_entr
+
     kept = observed.counts > 0
     values, counts = observed.centers[kept], observed.counts[kept].astype(float)
     if not len(values):
