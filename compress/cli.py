@@ -121,6 +121,7 @@ SHARED = [
         "May be given several times.",
         multiple=True,
     ),
+    _option("--opset N", "Of the ONNX files, for an older runtime (docs/suites.md).", int),
     _option(
         "--metric FILE.py:NAME",
         "A function of yours that makes a number of outputs and targets (numpy arrays): "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.deploy.protobuf import within
+from compress.deploy.versions import settle
 from compress.errors import StepFailed, UserError
 from compress.heads import main_output
 from compress.model import Model
@@ -236,8 +237,12 @@ def _strip(proto: onnx.ModelProto) -> None:
 
 
 def stamp(onnx_bytes: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Return the file with these key-value pairs in its metadata; existing keys are replaced."""
+    """Return the file with these key-value pairs in its metadata; existing keys are replaced.
+
+    It is what others open, so it asks for no newer format than it needs.
+    """
     proto = onnx.load_from_string(onnx_bytes)
+    settle(proto)
     proto.producer_name = PRODUCER
     onnx.helper.set_model_props(proto, {**read_metadata(proto), **metadata})
     return proto.SerializeToString()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from compress import counts
 from compress.benchmark.measure.accuracy import Answered, measure_answers
@@ -28,6 +29,7 @@ from compress.context import StepLog
 from compress.deploy.export import export, stamp
 from compress.deploy.stored import stored
 from compress.deploy.verify import Verification, verification_items, verify
+from compress.deploy.versions import oldest_runtime, with_opset
 from compress.errors import CannotSave
 from compress.heads import heads_of
 from compress.model import Model, save
@@ -76,18 +78,18 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
     model, task = built.model, plan.data.task
     # The file's metadata is written before it is verified, hashed and timed.
     with stage("writing the ONNX file"):
-        onnx = stamp(model.onnx or export(model), metadata(plan, row, seed))
+        content = _file(plan, model, metadata(plan, row, seed))
         counted = counts.count(model.module, model.example)
         # Test items: int8 ranges were fitted to the calibration split, so it would flatter them.
         items = verification_items(counted.macs, model.lowered)
         inputs = stacked_inputs(task, plan.data.test, items)
         others = other_lengths(task, plan.data.test)
     path = folder / outputs.UNVERIFIED
-    write_atomic(path, onnx)
+    write_atomic(path, content)
     answers = _Answers(plan, path)
     # Items of a batch are padded to its longest, so not alike in both passes.
     shared = None if task.ragged else partial(answers.logits, items)
-    verdict = verify(onnx, model, inputs, model.lowered, others, counted.macs, shared)
+    verdict = verify(content, model, inputs, model.lowered, others, counted.macs, shared)
     if verdict.ok:
         answers.path = path = path.rename(folder / outputs.DEPLOYABLE)
     if code := task.script():
@@ -95,13 +97,13 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
     if table := _layers(built.log.rows):
         write_atomic(folder / outputs.LAYERS, table.encode())
     measured = Measured(notes=list(built.log.notes), log=list(built.log.rows))
-    measured.hashes |= {"onnx": sha256(onnx), "key": built.key}
+    measured.hashes |= {"onnx": sha256(content), "key": built.key}
     if row.chain is None and plan.baseline is None:
         [classes] = task.output_shape()
         measured.log.append({"kind": WEIGHTS, "classes": classes, "promised": plan.promised})
     with stage("saving the model, counting its operations and bytes"):
         measured.notes += _save(plan, row, model, folder)
-        _count(model, counted, onnx, measured)
+        _count(model, counted, content, measured)
     _answer(plan, folder, row, answers, verdict, measured)
     _execute(path, [tensor[:1].numpy() for tensor in inputs], plan.threads, measured)
     if np.isfinite(verdict.max_abs_error):
@@ -121,6 +123,15 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
         hashes=measured.hashes,
         log=(*measured.log, {"kind": "measuring", "seconds": seconds}),
     )
+
+
+def _file(plan: Plan, model: Model, about: Mapping[str, str]) -> bytes:
+    """Return a model's ONNX file, in the suite's opset, with its metadata."""
+    content = model.onnx or export(model)
+    if plan.suite.opset is not None:
+        content = with_opset(content, plan.suite.opset)
+    oldest = oldest_runtime(onnx.load_from_string(content))
+    return stamp(content, {**about, "onnxruntime": f">={oldest}"} if oldest else about)
 
 
 def _layers(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -130,6 +130,7 @@ class _Keys:
             "test": plan.data.test_identity(),
             "metric": None if plan.metric is None else plan.metric.identity(),
             "threads": plan.threads,
+            "opset": plan.suite.opset,
             "cpu": plan.cpu or cpu_info(),
             "ours": code_digest(measuring_modules()),
             "schema": SCHEMA,

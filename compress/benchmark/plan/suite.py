@@ -20,6 +20,8 @@ from compress.zoo.settings import settings_of
 BUILT_IN = Path(__file__).resolve().parents[2] / "suites"
 Option = str | int | float | bool | tuple[int | float, ...]
 PRECISIONS = ("auto", "float32", "bfloat16")
+OLDEST_OPSET = 13
+"""The first in which int8 weights have a scale per channel."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Suite:
     """Whether every chain that trains gets a control of equal cost as a further row."""
     margin: float = MARGIN
     """Points: a row is equivalent if a loss of accuracy of this or more is ruled out."""
+    opset: int | None = None
+    """Of the ONNX files, for an older runtime; None: the lowest that the export needs."""
     metric: str | None = None
     """`FILE.py:NAME` of a user's own metric, which runs only if that file is allowed."""
     teachers: Mapping[str, NamedTeacher] = field(default_factory=dict)
@@ -183,6 +187,11 @@ def checked(suite: Suite) -> Suite:
         f"timing_seconds must be positive and finite, not {suite.timing_seconds}",
     )
     check_margin(suite.margin)
+    _require(
+        suite.opset is None or suite.opset >= OLDEST_OPSET,
+        f"opset must be at least {OLDEST_OPSET}, not {suite.opset}: in older ones int8 weights "
+        f"have no scale per channel",
+    )
     _require(suite.timings, "timings is empty: name at least one latency setting, such as cpu")
     for name in suite.timings:
         parse_setting(name)
