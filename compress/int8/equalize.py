@@ -122,17 +122,20 @@ def divisors(link: Link, channels: np.ndarray, strength: float = STRENGTH) -> np
     if all(unit.groups > 1 for unit in link.readers):
         found = largest  # a depthwise weight has a scale for each channel anyway
     else:
-        read = np.max([_reading(unit) for unit in link.readers], axis=0)
+        read = _read(link)
         read = np.maximum(read, SPREAD * read.max())
         found = largest**strength / read ** (1 - strength)
     return np.asarray(found / np.exp(np.log(found).mean()))
 
 
-def _reading(unit: Unit) -> np.ndarray:
-    """Return the largest |weight| that reads each input channel."""
-    axis = _input_axis(unit)
-    others = tuple(i for i in range(unit.weight.ndim) if i != axis)
-    return np.asarray(np.abs(unit.weight.astype(np.float64)).max(others))
+def _read(link: Link) -> np.ndarray:
+    """Return the largest |weight| that reads each channel."""
+    found = []
+    for unit in link.readers:
+        axis = _input_axis(unit)
+        others = tuple(i for i in range(unit.weight.ndim) if i != axis)
+        found.append(np.abs(unit.weight.astype(np.float64)).max(others))
+    return np.asarray(np.max(found, axis=0))
 
 
 def _input_axis(unit: Unit) -> int:
@@ -150,7 +153,8 @@ def equalized(content: bytes, observed: Mapping[str, Observed]) -> tuple[bytes, 
     count = 0
     for link in links(model.graph):
         channels = observed[link.name].channels
-        if channels is None or not channels.max() > 0:
+        # Of nothing but zeros, or read by nothing but zeros: there is nothing to share.
+        if channels is None or not channels.max() > 0 or not _read(link).max() > 0:
             continue
         by = divisors(link, channels)
         for value, axis in link.scaled:

@@ -242,6 +242,33 @@ def test_dead_channels_tiny_weights_and_large_biases_are_exact():
     assert np.abs(before - after).max() < 0.02 * np.abs(before).max()
 
 
+class Branch(nn.Module):
+    """Its last norm begins at zero, as timm and Goyal et al. (2017) begin: folded, all is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.branch = nn.Sequential(
+            *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)),
+        )
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((x + self.branch(x)).relu().mean((2, 3)))
+
+
+def test_a_layer_of_nothing_but_zeros_is_exact():
+    model = Model(deploy_models.randomized(Branch()), (torch.zeros(1, 3, 16, 16),))
+    nn.init.zeros_(model.module.branch[3].weight)
+    content = export(model)
+    lowered = lower(content, CALIBRATION)
+    inputs = [(deploy_models.images(32, 9),)]
+    before, after = predict(session(content), inputs), predict(session(lowered.content), inputs)
+    assert np.abs(before - after).max() < 0.02 * np.abs(before).max()
+
+
 @pytest.mark.parametrize("sigma", [1.5, 2.0])
 def test_equalization_undoes_a_rescaling_that_changes_nothing(sigma):
     """Channels before a ReLU times s, the weights that read them by 1/s: a hardened twin."""
