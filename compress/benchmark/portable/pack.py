@@ -22,6 +22,7 @@ from compress.benchmark.store.outputs import TIMING_INPUTS as SIDECAR
 from compress.errors import UserError
 from compress.results.log import read_run
 from compress.results.record import BASELINE, Record
+from compress.runtimes import BUILT_IN
 from compress.system.files import replacing, sha256
 from compress.system.processes import PACKAGE_ROOT
 from compress.timing.collect import Effort
@@ -33,7 +34,7 @@ IMPORTED = {
     "": ("__init__", "errors"),
     "benchmark/": ("__init__",),
     "benchmark/portable/": ("__init__", "portable_timer"),
-    "runtimes/": ("__init__", "base", "onnxruntime_cpu"),
+    "runtimes/": ("__init__", "base", *(cls.__module__.rpartition(".")[2] for cls in BUILT_IN)),
     "stats/": ("__init__", "bootstrap"),
     "system/": ("__init__", "amounts", "environment", "files", "lifetime", "processes"),
     "timing/": (
