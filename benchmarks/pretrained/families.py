@@ -43,7 +43,7 @@ from compress.zoo.weights import DEFAULT
 MOST = 100e6
 LIMIT = 900
 """Seconds for a model."""
-CALIBRATION = 32
+CALIBRATION = 16
 SHIFT = 2.0
 """The bias of batch norms. A deep net of random weights between norms is chaotic: it makes another
 answer of one rounding in a million, unless most of its activations are linear."""

@@ -8,6 +8,7 @@ two neighbours become so large that they saturate, if that is asked for.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -20,8 +21,10 @@ from compress.int8.calibration import Batches, number_of
 from compress.int8.units import Unit
 from compress.int8.weights import BITS, Weight, most
 
-WIDEST = 4608
-"""Inputs of an output above which rounding is plain: the moments of 25,088 take 2.5 GB."""
+TOGETHER = 1280
+"""Inputs of an output that make up for each other. Of more, each part does so on its own: the work
+grows with the cube of their number, and the memory with its square. (ResNet-18 at 224 pixels: 27 s in
+parts, 70 s as a whole, 46.7 and 47.0 dB on average; 36.0 dB by rounding to the nearest.)"""
 HELD = 768e6
 """Bytes of moments that are summed in one pass over the items."""
 PATCHES = 4096
@@ -36,15 +39,24 @@ def inputs_of(unit: Unit) -> int:
     return unit.weight.size // unit.weight.shape[unit.channel_axis]
 
 
+def parts_of(unit: Unit) -> list[slice]:
+    """Return parts of about equal size of a unit's inputs, whole channels each."""
+    width = inputs_of(unit)
+    count = -(-width // TOGETHER)
+    kernel = int(np.prod(unit.weight.shape[2:])) if unit.kind == "Conv" else 1
+    channels = width // kernel
+    ends = [kernel * (channels * part // count) for part in range(count + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends) if end > start]
+
+
 def passes(found: Iterable[Unit]) -> Iterator[list[Unit]]:
     """Yield units whose moments fit into memory together."""
     together: list[Unit] = []
     held = 0.0
     for unit in found:
-        width = inputs_of(unit)
-        if width > WIDEST or width < 2:
+        if inputs_of(unit) < 2:
             continue
-        size = 4.0 * unit.groups * width**2
+        size = 4.0 * unit.groups * sum((part.stop - part.start) ** 2 for part in parts_of(unit))
         if together and held + size > HELD:
             yield together
             together, held = [], 0.0
@@ -56,22 +68,24 @@ def passes(found: Iterable[Unit]) -> Iterator[list[Unit]]:
 
 def moments(
     content: bytes, found: Sequence[Unit], batches: Batches, seed: int = 0
-) -> dict[str, Tensor]:
-    """Return E[x xᵀ] of the inputs of each unit, (groups, width, width), by its name."""
+) -> dict[str, list[Tensor]]:
+    """Return E[x xᵀ] of each part of the inputs of units, (groups, part, part), by their names."""
     items = number_of(batches)
     generator = np.random.default_rng(seed)
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
     names = dict.fromkeys(str(unit.activations[0].name) for unit in found)
     for count, values in Runner(content, names).chunks(batches):
         for unit in found:
-            width = inputs_of(unit)
-            wanted = -(-max(PATCHES, 2 * width) // items) * count
+            wanted = -(-max(PATCHES, 2 * min(inputs_of(unit), TOGETHER)) // items) * count
             patches = _patches(unit, values[str(unit.activations[0].name)], wanted, generator)
             rows = torch.from_numpy(np.ascontiguousarray(patches)).float()
-            sums[unit.name] = sums.get(unit.name, 0) + rows.transpose(1, 2) @ rows
+            parts = [rows[:, :, part] for part in parts_of(unit)]
+            products = [part.transpose(1, 2) @ part for part in parts]
+            known = sums.get(unit.name)
+            sums[unit.name] = products if known is None else list(map(torch.add, known, products))
             counts[unit.name] = counts.get(unit.name, 0) + rows.shape[1]
-    return {name: value / counts[name] for name, value in sums.items()}
+    return {name: [one / counts[name] for one in found] for name, found in sums.items()}
 
 
 def _patches(
@@ -114,23 +128,35 @@ def rounded(
     unit: Unit,
     weight: np.ndarray,
     scale: np.ndarray,
-    moment: Tensor,
+    moments: Sequence[Tensor],
     portable: bool,
     bits: int = BITS,
 ) -> Weight:
-    """Return the integers of a weight whose products differ least."""
+    """Return the integers of a weight whose products differ least, given E[x xᵀ] of each part."""
     axis, groups = unit.channel_axis, unit.groups
     rows = np.moveaxis(weight, axis, 0)
     flat = torch.from_numpy(rows.reshape(groups, len(rows) // groups, -1).astype(np.float64))
     steps = torch.from_numpy(scale.astype(np.float64)).reshape(groups, -1)
     near = neighbours(rows.shape[1:]) if portable else [[] for _ in range(flat.shape[2])]
-    integers = _compensated(flat / steps[..., None], moment.double(), near, most(bits))
+    flat, integers = flat / steps[..., None], torch.zeros_like(flat)
+    ends = torch.full(flat.shape[:2], float(most(bits)), dtype=flat.dtype)
+    for part, moment in zip(parts_of(unit), moments, strict=True):
+        here = near[part]
+        inside = [[o - part.start for o in ones if part.start <= o < part.stop] for ones in here]
+        before = [[o for o in ones if o < part.start] for ones in here]
+        room = [_allowed(integers, outside, -ends, ends) for outside in before]
+        integers[:, :, part] = _compensated(flat[:, :, part], moment.double(), inside, room)
     whole = integers.reshape(rows.shape).numpy().astype(np.int8)
     return Weight(np.ascontiguousarray(np.moveaxis(whole, 0, axis)), scale, axis)
 
 
-def _compensated(weight: Tensor, moment: Tensor, near: list[list[int]], largest: int) -> Tensor:
-    """Round (groups, outputs, width), in steps, given E[x xᵀ] (groups, width, width)."""
+def _compensated(
+    weight: Tensor, moment: Tensor, near: list[list[int]], room: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Round (groups, outputs, width), in steps, given E[x xᵀ] (groups, width, width).
+
+    `near` are the neighbours of each input, `room` its smallest and largest integer without them.
+    """
     width = weight.shape[2]
     diagonal = moment.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(1).clamp_min(1e-30)
@@ -138,6 +164,7 @@ def _compensated(weight: Tensor, moment: Tensor, near: list[list[int]], largest:
     order = diagonal.mean(0).argsort(descending=True)
     place = order.argsort().tolist()
     near = [[place[other] for other in near[int(index)]] for index in order]
+    room = [room[int(index)] for index in order]
     weight = weight[:, :, order].clone()
     moment = moment[:, order][:, :, order] / mean[:, None, None]
     moment.diagonal(dim1=1, dim2=2).add_(DAMPING)
@@ -148,9 +175,10 @@ def _compensated(weight: Tensor, moment: Tensor, near: list[list[int]], largest:
         end = min(start + BLOCK, width)
         errors = torch.zeros_like(weight[:, :, start:end])
         for index in range(start, end):
-            low, high = _allowed(integers, [one for one in near[index] if one < index], largest)
+            before = [one for one in near[index] if one < index]
+            low, high = _allowed(integers, before, *room[index])
             value = weight[:, :, index]
-            integers[:, :, index] = value.round().clamp(-largest, largest).clamp(low, high)
+            integers[:, :, index] = value.round().clamp(low, high)
             error = (value - integers[:, :, index]) / upper[:, index, index, None]
             errors[:, :, index - start] = error
             weight[:, :, index:end] -= error[..., None] * upper[:, index, None, index:end]
@@ -158,13 +186,14 @@ def _compensated(weight: Tensor, moment: Tensor, near: list[list[int]], largest:
     return integers[:, :, torch.tensor(place)]
 
 
-def _allowed(integers: Tensor, near: list[int], largest: int) -> tuple[Tensor, Tensor]:
-    """Return the smallest and the largest integer beside the neighbours that are rounded."""
+def _allowed(integers: Tensor, near: list[int], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest integer beside neighbours that are rounded."""
     if not near:
-        ends = torch.full(integers.shape[:2], float(largest), dtype=integers.dtype)
-        return -ends, ends
+        return low, high
     beside = integers[:, :, near]
-    return -PAIR - beside.amin(2).clamp_max(0), PAIR - beside.amax(2).clamp_min(0)
+    low = low.maximum(-PAIR - beside.amin(2).clamp_max(0))
+    high = high.minimum(PAIR - beside.amax(2).clamp_min(0))
+    return low, high
 
 
 def neighbours(shape: Sequence[int]) -> list[list[int]]:

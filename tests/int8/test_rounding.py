@@ -45,7 +45,7 @@ def test_moments_are_those_of_the_patches_that_torch_unfolds(name, monkeypatch):
     module = nn.Sequential(conv, nn.Flatten(), nn.LazyLinear(10))
     module(torch.zeros(1, 3, 16, 16))
     content, unit = unit_of(module, "Conv")
-    [found] = moments(content, [unit], CALIBRATION).values()
+    [[found]] = moments(content, [unit], CALIBRATION).values()
     images = torch.cat([batch[0] for batch in CALIBRATION]).double()
     rows = nn.functional.unfold(
         images, conv.kernel_size, conv.dilation, conv.padding, conv.stride
@@ -69,10 +69,10 @@ def test_products_change_less_than_by_rounding_to_the_nearest(name, portable):
     module = nn.Sequential(nn.Conv2d(3, 6, **CONVS[name]), nn.Flatten(), nn.LazyLinear(10))
     module(torch.zeros(1, 3, 16, 16))
     content, unit = unit_of(module, "Conv")
-    moment = moments(content, [unit], CALIBRATION)[unit.name]
+    [moment] = moments(content, [unit], CALIBRATION)[unit.name]
     scale = scales(unit.weight, 0, portable, np.zeros(6)) * 8  # coarse, so that it matters
     plain = nearest(unit.weight, 0, scale)
-    made = rounding.rounded(unit, unit.weight, scale, moment, portable)
+    made = rounding.rounded(unit, unit.weight, scale, [moment], portable)
     share = error(unit.weight, made, moment) / error(unit.weight, plain, moment)
     # The channels of these images are unrelated, so a pointwise product gains nothing.
     assert share < {"pointwise": 1.05, "depthwise": 0.9}.get(name, 0.7), share
@@ -92,9 +92,54 @@ def test_no_neighbours_saturate(seed, shape):
         {"group": groups} if kind == "Conv" else {"transB": 1},
     )
     made = rounding.rounded(
-        Unit(node), weight, scales(weight, 0, True, np.zeros(shape[0])), moment, True
+        Unit(node), weight, scales(weight, 0, True, np.zeros(shape[0])), [moment], True
     )
     assert largest_pair(made.integers.astype(int), 0).max() <= PAIR
+
+
+def wide_unit() -> tuple[Unit, np.ndarray, torch.Tensor]:
+    """A convolution of 6 channels by 3 x 3, and E[x xᵀ] of inputs that go together."""
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((8, 6, 3, 3)).astype(np.float32)
+    rows = generator.standard_normal((400, 20)) @ generator.standard_normal((20, 54))
+    moment = torch.from_numpy(rows.T @ rows / len(rows))[None]
+    node = ir.node("Conv", [ir.Value(name="x"), constant(weight)], {"group": 1})
+    return Unit(node), weight, moment
+
+
+def test_many_inputs_are_rounded_in_parts_of_whole_channels(monkeypatch):
+    unit, weight, moment = wide_unit()
+    assert rounding.parts_of(unit) == [slice(0, 54)]
+    monkeypatch.setattr(rounding, "TOGETHER", 20)
+    parts = rounding.parts_of(unit)
+    assert parts == [slice(0, 18), slice(18, 36), slice(36, 54)]
+    scale = scales(weight, 0, True, np.zeros(8)) * 4
+    blocks = [moment[:, part, part] for part in parts]
+    made = rounding.rounded(unit, weight, scale, blocks, portable=True)
+    assert largest_pair(made.integers.astype(int), 0).max() <= PAIR, "across parts, too"
+    # Each part is as if the others were not there.
+    apart = sum(error_of(weight, made, moment, part) for part in parts)
+    plain = sum(error_of(weight, nearest(weight, 0, scale), moment, part) for part in parts)
+    assert apart < 0.7 * plain
+
+
+def error_of(weight: np.ndarray, made: Weight, moment: torch.Tensor, part: slice) -> float:
+    difference = torch.from_numpy(made.values - weight).double().reshape(1, len(weight), -1)
+    mine = difference[:, :, part]
+    return float((mine @ moment[:, part, part] * mine).sum())
+
+
+def test_the_moments_of_parts_are_blocks_of_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr(rounding, "PATCHES", 10**9)
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.LazyLinear(10))
+    module(torch.zeros(1, 3, 16, 16))
+    content, unit = unit_of(module, "Conv")
+    [whole] = moments(content, [unit], CALIBRATION)[unit.name]
+    monkeypatch.setattr(rounding, "TOGETHER", 9)
+    found = moments(content, [unit], CALIBRATION)[unit.name]
+    assert len(found) == 3
+    for part, block in zip(rounding.parts_of(unit), found, strict=True):
+        torch.testing.assert_close(block, whole[:, part, part])
 
 
 def constant(values: np.ndarray) -> ir.Value:
