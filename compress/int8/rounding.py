@@ -23,8 +23,7 @@ from compress.int8.weights import BITS, Weight, most
 
 TOGETHER = 1280
 """Inputs of an output that make up for each other. Of more, each part does so on its own: the work
-grows with the cube of their number, and the memory with its square. (ResNet-18 at 224 pixels: 27 s in
-parts, 70 s as a whole, 46.7 and 47.0 dB on average; 36.0 dB by rounding to the nearest.)"""
+grows with the cube of their number, and the memory with its square."""
 HELD = 768e6
 """Bytes of moments that are summed in one pass over the items."""
 PATCHES = 4096
