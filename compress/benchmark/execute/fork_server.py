@@ -185,7 +185,6 @@ def main(handle: str, parent: str) -> None:
         warm_export()
         from compress.benchmark.execute import job  # noqa: F401 - with all that it imports
 
-    gc.freeze()  # else a server's collector touches, so copies, all of it
     set_process_name("compress-base")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the servers
     outlive_parent()
