@@ -8,12 +8,13 @@ million parameters: built with its own preprocessing, exported, verified on phot
 verified again. Weights are fresh ones, since nothing is downloaded; batch norms get the statistics
 of photographs, and the last layer is fitted to tell them apart. That proves shapes, files and
 sameness, and says nothing of accuracy. Each model runs in a process of its own; its result is kept
-at once, and the next run goes on from there.
+at once, and the next run goes on from there. Several may run side by side, with NAMEs of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import multiprocessing
 import time
@@ -175,11 +176,12 @@ def in_a_process(name: str, root: Path) -> dict[str, Any]:
         found = {"why": f"the process ended with code {process.exitcode}"}
     process.kill()
     process.join()
-    return {"model": name, **found, "seconds": round(time.perf_counter() - started, 1)}
+    cpu, features = cpu_info()
+    on = f"{cpu} ({', '.join(features)})"
+    return {"model": name, **found, "seconds": round(time.perf_counter() - started, 1), "cpu": on}
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
-    cpu, features = cpu_info()
     body = [[str(row.get(column, "")) for column in COLUMNS] for row in rows]
     lines = ["# Classifiers with their library's own preprocessing", ""]
     lines += ["| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *body)]
@@ -188,13 +190,20 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         lines += ["", f"{right} {kind} verified, of {sum('file' in row for row in rows)} models."]
     if len(rows) < len(names()):
         lines += ["", f"{len(rows)} of {len(names())} models so far."]
-    lines += ["", f"{cpu} ({', '.join(features)})."]
+    for cpu, count in collections.Counter(row["cpu"] for row in rows).items():
+        lines += ["", f"{count} on {cpu}."]
     lines += [
         "",
         "`python benchmarks/pretrained/families.py --out reports/pretrained` gives it.",
         "",
     ]
     write_atomic(out / "families.md", "\n".join(lines).encode())
+
+
+def rows_of(kept: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows so far, the last of each model."""
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    return {row["model"]: row for row in map(json.loads, lines)}
 
 
 def main() -> None:
@@ -206,18 +215,17 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "families.jsonl"
-    lines = kept.read_text().splitlines() if kept.exists() else []
-    known = {row["model"]: row for row in map(json.loads, lines)}
     started = time.perf_counter()
     for name in options.names or names():
-        if name in known and not options.names:
+        if name in rows_of(kept) and not options.names:
             continue
         if time.perf_counter() - started > options.seconds:
             break
-        known[name] = in_a_process(name, options.root)
-        print(known[name], flush=True)
+        row = in_a_process(name, options.root)
+        print(row, flush=True)
         with kept.open("a") as file:
-            file.write(json.dumps(known[name]) + "\n")
+            file.write(json.dumps(row) + "\n")
+    known = rows_of(kept)  # two of these may run side by side, with names of their own
     write([known[name] for name in names() if name in known], options.out)
 
 
