@@ -93,7 +93,11 @@ class InputChange(ABC):
 
 
 class Task(ABC):
-    """A kind of problem: how raw inputs are prepared, what is minimised, what counts as right."""
+    """A kind of problem: how raw inputs are prepared, what is minimised, what counts as right.
+
+    So far one of choosing among classes: a target is the number of a class (int64), and a model
+    gives one number for each of two or more classes.
+    """
 
     kind: str
     name: str

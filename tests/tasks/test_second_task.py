@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 
 import compress
 from compress.api import Results
+from compress.errors import UserError
 
 MODEL = f"{Path(token_task.__file__).as_posix()}:make"
 CHAINS = (
@@ -84,3 +87,19 @@ def test_the_probe_is_of_different_items() -> None:
     ids, mask = token_task.counted().task.probe(6)
     assert len(torch.unique(ids, dim=0)) == 6
     assert mask.sum(1).unique().numel() > 1
+
+
+def test_what_is_no_choice_among_classes_is_refused_before_any_work(tmp_path: Path) -> None:
+    data = token_task.counted(items=90)
+    values = token_task.Sequences(data.test.rows, data.test.targets.float())  # type: ignore[attr-defined]
+    alone = replace(data.task, classes=("one",))  # type: ignore[type-var]
+    for given, words in (
+        (
+            replace(data, test=values),
+            "float32 of shape (1,) for one item; they must be the numbers",
+        ),
+        (replace(data, task=alone), "shape (1,) for one item; they must be one number for each"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            compress.run(data=given, model=MODEL, chain="train(epochs=1)", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

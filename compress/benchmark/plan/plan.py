@@ -180,6 +180,8 @@ def make_plan(
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     suite = _with_weights_found(suite, data_root)
     known = pretrained(suite.model, suite.weights) if model is None else None
+    if data is not None:
+        _check_classes(data)
     data = _data(suite, data, data_root, known)
     if judge is not None:
         judge.check(data.task)
@@ -344,6 +346,23 @@ def _model(
             f"{what} gives outputs of shape {shape} for one item, and the data needs {expected}"
         )
     return model
+
+
+def _check_classes(data: Data) -> None:
+    """Refuse a task of one's own that does not choose among classes, as every figure assumes."""
+    shape = data.task.output_shape()
+    if len(shape) != 1 or shape[0] < 2:
+        raise UserError(
+            f"the outputs of the task {data.task.name!r} have the shape {shape} for one item; they "
+            f"must be one number for each of two or more classes"
+        )
+    _, targets = data.test.fetch(torch.arange(min(1, len(data.test))))
+    if targets.is_floating_point() or targets.ndim != 1:
+        raise UserError(
+            f"the targets of the task {data.task.name!r} are {targets.dtype} of shape "
+            f"{tuple(targets.shape)} for one item; they must be the numbers of classes (int64, one "
+            f"for each item)"
+        )
 
 
 def _seen_by(named: NamedTeacher, what: str, task: Task) -> tuple[Task, InputChange | None, str]:
