@@ -29,12 +29,9 @@ def importing() -> Iterator[None]:
     """Import large libraries without garbage collection, which finds nothing among them.
 
     They create millions of objects, all of which stay; searching them takes a sixth of the time.
-    Nor are they searched afterwards, or touched and so copied in a fork: what is there now counts
-    as lasting. So this is for processes of ours alone, which end without tearing themselves down.
     """
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()

@@ -185,6 +185,9 @@ def main(handle: str, parent: str) -> None:
         warm_export()
         from compress.benchmark.execute import job  # noqa: F401 - with all that it imports
 
+        # Before the collector is back, which would begin with a search of all that; and a server's
+        # would touch, so copy, all of it.
+        gc.freeze()
     set_process_name("compress-base")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the servers
     outlive_parent()
