@@ -2,9 +2,9 @@
 
     python benchmarks/int8/latency.py --out reports/int8 [--root ../shared/data] [NAME ...]
 
-Ten nets at 224 pixels with random weights, batch 1, all cores. All files of a net are timed in one
-interleaved run of fresh processes, the float file at each of the runtime's optimization levels.
-NNCF and Quark take part where they are installed.
+Ten nets at 224 pixels, batch 1, all cores. Weights are random, and batch norms have the statistics
+of photographs. All files of a net are timed in one interleaved run of fresh processes, the float
+file at each of the runtime's optimization levels. NNCF and Quark take part where they are installed.
 Rows are kept as they come, and the next run goes on from there.
 """
 
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from compress.compressor import run, seed_everything
 from compress.context import StepContext, StepLog
@@ -26,7 +28,7 @@ from compress.deploy.export import export
 from compress.deploy.session import arrays, predict, session
 from compress.system.environment import cpu_info
 from compress.system.files import write_atomic
-from compress.tasks.base import Subset, prepared_batches
+from compress.tasks.base import Subset, Tensors, prepared_batches
 from compress.techniques import chain
 from compress.timing.collect import Effort, TimingRequest, collect
 from compress.timing.executed import executed
@@ -55,17 +57,28 @@ def here(candidate: str) -> bool:
     return module not in ("nncf", "quark") or find_spec(module) is not None
 
 
-def tried(name: str, root: Path, seconds: float) -> dict[str, Any]:
-    import torch
+def normalize(module: nn.Module, inputs: Tensors) -> None:
+    """Give batch norms the statistics of photographs, so that activations are of a usual size."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None
+        layer.train()
+    with torch.no_grad():
+        module(*inputs)
+    module.eval()
 
+
+def tried(name: str, root: Path, seconds: float) -> dict[str, Any]:
     known = pretrained(name, DEFAULT)
     assert known is not None, name
     data = load_data(f"imagefolder:{root / 'imagenet-sample'}", usual=known.settings)
     seed_everything(0)
     model = fresh(name, data.task)
-    content = export(model)
     some = Subset(data.calibration, torch.arange(CALIBRATION))
     batches = [inputs for inputs, _ in prepared_batches(data.task, some, CALIBRATION)]
+    normalize(model.module, batches[0])
+    content = export(model)
     files, took = {FLOAT: content}, {}
     for candidate in filter(here, CANDIDATES):
         started = time.perf_counter()

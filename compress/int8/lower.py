@@ -265,6 +265,10 @@ def ranges_of(
 ) -> dict[str, Range]:
     """Return the range of every value that chosen units read or write."""
     found = {name: range_choice.best(one, method) for name, one in observed.items()}
+    for unit in chosen.values():
+        if unit.kind == "HardSwish" and sole_reader(unit.activations[0]) is unit.node:
+            swished = str(unit.activations[0].name)
+            found[swished] = range_choice.for_hard_swish(found[swished], observed[swished])
     found |= _given(chosen, trained or {})
     for unit in chosen.values():
         for value in unit.outputs:

@@ -16,6 +16,10 @@ import numpy as np
 from compress.deploy.observe import Observed
 
 LEVELS = 255
+ROOM = 3.0
+"""A hard-swish is x * clip(x + 3, 0, 6) / 6."""
+COARSER = 1.5
+"""How much coarser a range may become so that a hard-swish needs no addition."""
 PERCENTILES = (99.9, 99.99, 99.999)
 SHRUNK = np.linspace(0.3, 1.0, 36)
 METHODS = ("best", "minmax", "percentile", "mse", "entropy")
@@ -60,6 +64,23 @@ def best(observed: Observed, method: str = "best") -> Range:
     """Return the range of least squared error among those that a method proposes."""
     proposed = [_judged(one, observed) for one in _proposed(observed, method)]
     return max(proposed, key=lambda one: one.sqnr)
+
+
+def for_hard_swish(one: Range, observed: Observed) -> Range:
+    """Return a range that begins at -3, a whole number of steps below 0.
+
+    There the integers of x are those of x + 3 as well, cut off at 0, with another zero point. What
+    lies below -3 does not matter: it becomes 0. If x hardly gets below 0, its own range stays.
+    """
+    steps = int(ROOM * LEVELS / (one.high + ROOM))
+    scale = float(np.float32(ROOM / max(steps, 1)))
+    if not 0 < steps < LEVELS or scale > COARSER * one.scale:
+        return one
+    return _judged(Range(scale, steps, one.method), observed, floor=-ROOM)
+
+
+def begins_at_minus_three(one: Range) -> bool:
+    return one.zero > 0 and one.scale == float(np.float32(ROOM / one.zero))
 
 
 def _proposed(observed: Observed, method: str) -> Iterator[Range]:
@@ -111,9 +132,10 @@ def _divergence(one: Range, observed: Observed) -> float:
     return float(rel_entr(whole / whole.sum(), spread / spread.sum()).sum())
 
 
-def _judged(one: Range, observed: Observed) -> Range:
+def _judged(one: Range, observed: Observed, floor: float = -np.inf) -> Range:
+    """Return a range with its SQNR; values below `floor` count as being there."""
     kept = observed.counts > 0
-    values, counts = observed.centers[kept], observed.counts[kept]
+    values, counts = observed.centers[kept].clip(floor), observed.counts[kept]
     levels = np.clip(np.round(values / one.scale) + one.zero, 0, LEVELS)
     error = float((counts * (one.scale * (levels - one.zero) - values) ** 2).sum())
     # Within a bin, and between two levels, a value lies anywhere.

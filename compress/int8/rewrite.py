@@ -15,8 +15,9 @@ from compress.int8.units import Unit, array, attribute, quantizable, sole_reader
 def rewritten(float_onnx: bytes) -> bytes:
     """Return a file of the same function that suits quantization; names of values stay.
 
-    A mean over height and width becomes a global average pooling; a hard sigmoid after a product
-    becomes a clip to [0, 1], whose slope and offset the weights take over.
+    A mean over height and width becomes a global average pooling; what flattens a pooled value
+    becomes a squeeze, past which onnxruntime can move its change of layout; a hard sigmoid after a
+    product becomes a clip to [0, 1], whose slope and offset the weights take over.
     """
     model = ir.serde.deserialize_model(onnx.load_from_string(float_onnx))
     passes.NameFixPass()(model)
@@ -25,6 +26,9 @@ def rewritten(float_onnx: bytes) -> bytes:
             _pooled(model.graph, node)
         elif node.op_type == "HardSigmoid":
             _clipped(model.graph, node)
+    for node in list(model.graph):
+        if node.op_type in ("Flatten", "Reshape"):
+            _squeezed(model.graph, node)
     passes.RemoveUnusedNodesPass()(model)
     return ir.serde.serialize_model(model).SerializeToString()
 
@@ -74,10 +78,24 @@ def _pooled(graph: ir.Graph, node: ir.Node) -> None:
         pooled.outputs[0].shape = ir.Shape([*source.shape[:2], 1, 1])
         pooled.outputs[0].type = output.type
         new.append(ir.node("Squeeze", [pooled.outputs[0], axes_value], name=f"{node.name}_squeeze"))
-    _replace(graph, node, new)
+    replace_node(graph, node, new)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> None:
+def _squeezed(graph: ir.Graph, node: ir.Node) -> None:
+    source, output = node.inputs[0], node.outputs[0]
+    pooled = source.producer() if source is not None else None
+    if pooled is None or pooled.op_type != "GlobalAveragePool":
+        return
+    before, after = pooled.inputs[0].shape, output.shape  # type: ignore[union-attr]
+    if before is None or after is None or len(before) != 4 or len(after) != 2:
+        return
+    if before[1] != after[1]:  # also where it is not known
+        return
+    axes = constant(graph, f"{node.name}_axes", np.array([2, 3]))
+    replace_node(graph, node, [ir.node("Squeeze", [source, axes], name=node.name)])
+
+
+def replace_node(graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> None:
     """Put nodes in the place of one; the last gives what it gave, by the same name."""
     output, last = node.outputs[0], new[-1].outputs[0]
     graph.insert_before(node, new)
@@ -109,7 +127,7 @@ def _clipped(graph: ir.Graph, node: ir.Node) -> None:
         product.resize_inputs(3)
     product.replace_input_with(2, constant(graph, f"{name}_offset", bias.astype(np.float32)))
     ends = [constant(graph, f"{name}_{end}", np.array(end, np.float32)) for end in (0, 1)]
-    _replace(graph, node, [ir.node("Clip", [source, *ends], name=node.name)])
+    replace_node(graph, node, [ir.node("Clip", [source, *ends], name=node.name)])
 
 
 def constant(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:

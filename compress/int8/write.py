@@ -13,12 +13,10 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from compress.int8.ranges import Range
-from compress.int8.rewrite import constant
-from compress.int8.units import Unit, stored_as_integers, units
+from compress.int8.ranges import LEVELS, ROOM, Range, begins_at_minus_three
+from compress.int8.rewrite import constant, replace_node
+from compress.int8.units import Unit, array, stored_as_integers, units
 from compress.int8.weights import Weight
-
-HARD_SWISH_ROOM = 3.0
 
 
 class _Writer:
@@ -95,31 +93,45 @@ class _Writer:
             unit.node.replace_input_with(2, value)
 
     def hard_swish(self, unit: Unit) -> None:
-        """Write x * clip(x + 3, 0, 6) / 6: the range of the sum clips, and its scale divides."""
+        """Write x * clip(x + 3, 0, 6) / 6: a range does the clipping, and its scale divides."""
         [source] = unit.node.inputs
         assert source is not None
-        three = Range(float(np.float32(HARD_SWISH_ROOM / 255)), 0)
-        held = self.constant(f"{unit.name}_three_quantized", np.array(255, np.uint8))
+        gate = self.shifted(unit, source) or self.added(unit, source)
+        replace_node(self.graph, unit.node, [ir.node("Mul", [source, gate], name=unit.name)])
+
+    def shifted(self, unit: Unit, source: ir.Value) -> ir.Value | None:
+        """Read the integers of x as those of x + 3, where its range begins at -3."""
+        back = source.producer()
+        assert back is not None
+        quantized, scale, zero = back.inputs
+        one = Range(float(array(scale)), int(array(zero)))  # type: ignore[arg-type]
+        if quantized is None or not begins_at_minus_three(one):
+            return None
+        if 2 * one.zero < LEVELS:
+            top = self.constant(f"{unit.name}_top", np.array(2 * one.zero, np.uint8))
+            clip = ir.node("Clip", [quantized, None, top], name=f"{unit.name}_clip")
+            self.graph.insert_before(unit.node, clip)
+            [quantized] = clip.outputs
+            quantized.name = f"{unit.name}_clipped"
+        scale = self.constant(f"{unit.name}_gate_scale", np.array(one.scale / 6, np.float32))
+        zero = self.constant(f"{unit.name}_gate_zero", np.array(0, np.uint8))
+        of = ir.node("DequantizeLinear", [quantized, scale, zero], name=f"{unit.name}_gate")
+        self.graph.insert_before(unit.node, of)
+        of.outputs[0].name = f"{unit.name}_gated"
+        return of.outputs[0]
+
+    def added(self, unit: Unit, source: ir.Value) -> ir.Value:
+        """Add 3; the range of the sum clips."""
+        three = Range(float(np.float32(ROOM / LEVELS)), 0)
+        held = self.constant(f"{unit.name}_three_quantized", np.array(LEVELS, np.uint8))
         scale = self.constant(f"{unit.name}_three_scale", np.array(three.scale, np.float32))
         zero = self.constant(f"{unit.name}_three_zero", np.array(0, np.uint8))
         dequantize = ir.node("DequantizeLinear", [held, scale, zero])
         added = ir.node("Add", [source, dequantize.outputs[0]], name=f"{unit.name}_add")
         added.outputs[0].name = f"{unit.name}_sum"
         self.graph.insert_before(unit.node, [dequantize, added])
-        gate = self.pair(
-            added.outputs[0], f"{unit.name}_gate", Range(6 / 255, 0), Range(1 / 255, 0)
-        )
-        product = ir.node("Mul", [source, gate], name=unit.name)
-        output = unit.node.outputs[0]
-        self.graph.insert_before(unit.node, product)
-        ir.convenience.replace_all_uses_with(output, product.outputs[0], True)
-        name, product.outputs[0].shape, product.outputs[0].type = (
-            output.name,
-            output.shape,
-            output.type,
-        )
-        self.graph.remove(unit.node, safe=True)
-        product.outputs[0].name = name
+        sums, gates = Range(2 * ROOM / LEVELS, 0), Range(1 / LEVELS, 0)
+        return self.pair(added.outputs[0], f"{unit.name}_gate", sums, gates)
 
 
 def store_weight(graph: ir.Graph, unit: Unit, made: Weight) -> None:

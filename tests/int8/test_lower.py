@@ -114,13 +114,20 @@ def test_a_mobile_net_runs_in_integers_from_end_to_end():
     assert found["Conv"] == found["FusedConv"] == found["HardSwish"] == found["Mul"] == 0
     assert (found["QLinearConv"], found["QGemm"]) == (5, 1)
     assert found["QLinearGlobalAveragePool"] == 2
-    # Two hard-swishes are an addition and a product each; the block adds, and its gate multiplies.
-    assert (found["QLinearAdd"], found["QLinearMul"]) == (3, 3)
+    # Two hard-swishes are a clip of integers and a product each; the block adds, and its gate
+    # multiplies.
+    assert (found["Clip"], found["QLinearAdd"], found["QLinearMul"]) == (2, 1, 3)
+    assert found["Transpose"] == 2, "that of the input, and that of what has one pixel"
     result = verify(lowered.content, model, (deploy_models.images(256, 9),), lowered=True)
     assert result.ok, result.reason
 
 
-def test_hard_swish_in_integers_is_exact_within_a_step():
+@pytest.mark.parametrize(
+    ("factor", "how"),
+    [(4.0, ["Clip"]), (0.7, []), (0.1, ["Add"])],
+    ids=["clipped", "as is", "near 0"],
+)
+def test_hard_swish_in_integers_is_exact_within_a_step(factor: float, how: list[str]):
     class Only(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -131,17 +138,21 @@ def test_hard_swish_in_integers_is_exact_within_a_step():
 
     module = Only()
     with torch.no_grad():
-        module.conv.weight.copy_(4 * torch.eye(3)[:, :, None, None])
+        module.conv.weight.copy_(factor * torch.eye(3)[:, :, None, None])
     content = export(Model(module.eval(), (torch.zeros(1, 3, 16, 16),)))
     lowered = lower(content, CALIBRATION, PLAIN)
+    kinds = {node.op_type for node in onnx.load_from_string(lowered.content).graph.node}
+    assert kinds & {"Clip", "Add"} == set(how)
     inputs = deploy_models.images(8, 1)
     before = predict(session(content), [(inputs,)])
     after = predict(session(lowered.content), [(inputs,)])
     [row] = [row for row in lowered.nodes if row["type"] == "HardSwish"]
     assert row["int8"]
     step = np.ptp(before) / 255
-    # One step of its own, and what the steps of its input (of -17 to 17) become.
-    assert np.abs(before - after).max() <= 0.5 * step + 1.5 * 34 / 255 / 2 + 6 / 255
+    # One step of its own, and what the steps of its input (-17 to 17 times a quarter of the factor)
+    # become.
+    wide = max(34 * factor / 4, 17 * factor / 4 + 3)
+    assert np.abs(before - after).max() <= 0.5 * step + 1.5 * wide / 255 / 2 + 6 / 255
 
 
 def simulated(module: nn.Sequential, content: bytes, inputs: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import deploy_models
 import numpy as np
@@ -117,11 +118,68 @@ def test_noise_alone_moves_nothing(found):
         assert placement.gain == 1
 
 
+class Shrinking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, 8, 8, 8, 8, 8, 8, 8]
+        self.body = nn.Sequential(
+            *(
+                nn.Conv2d(a, b, 3, 1 + number % 2, 1)
+                for number, (a, b) in enumerate(pairwise(widths))
+            )
+        )
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_a_beginning_stays_float_as_far_as_that_pays():
+    """Where every border costs, no group alone gains."""
+    module = deploy_models.randomized(Shrinking())
+    content = rewritten(export(Model(module, (torch.zeros(1, 3, 16, 16),))))
+    model = ir.serde.deserialize_model(onnx.load_from_string(content))
+    found = placed(list(units(model.graph)))
+    order = list(found)
+
+    class Borders(Machine):
+        def __call__(self, files: Mapping[str, bytes], seconds: float) -> Mapping[str, np.ndarray]:
+            measured = dict(super().__call__(files, seconds))
+            for name, content in files.items():
+                floats = [one in content.decode().split(",") for one in order]
+                borders = sum(a != b for a, b in pairwise(floats))
+                gains = sum(0.1 if number < 4 else -0.05 for number in np.flatnonzero(floats))
+                measured[name] = measured[name] + 0.1 * borders - gains
+            return measured
+
+    kinds = alike(found)
+    assert [words for words in kinds if words.startswith("all down")] == [
+        "all down to 8x8",
+        "all down to 4x4",
+    ]
+    placement = run(Borders({}, 0.001), found)
+    assert placement.floats == set(order[:4])
+    assert placement.gain == pytest.approx(1 / 0.7, rel=0.01)
+
+
+def test_a_noisy_trial_is_made_again_for_longer(found):
+    deep = of_kind(found, "Conv", depthwise=True)
+
+    class Disturbed(Machine):
+        def __call__(self, files: Mapping[str, bytes], seconds: float) -> Mapping[str, np.ndarray]:
+            self.noise = 0.01 if self.asked else 0.5
+            return super().__call__(files, seconds)
+
+    machine = Disturbed({deep: -0.2})
+    assert run(machine, found).floats == {deep}
+    assert machine.asked[0] - {FLOAT} == machine.asked[1] - {FLOAT}
+
+
 def test_a_search_keeps_to_its_seconds(found):
     machine = Machine(dict.fromkeys(found, -0.05))
     placement = run(machine, found, seconds=1e-9)
     assert not placement.complete
-    assert len(machine.asked) == 2, "one round of groups, and what was best of it"
+    assert len(machine.asked) == 1, "the wider groups"
     assert NOW in machine.asked[0]
     assert FLOAT in machine.asked[0]
 

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compress.deploy.observe import BINS, Observed
-from compress.int8.ranges import METHODS, Range, best, of_interval
+from compress.int8.ranges import (
+    COARSER,
+    METHODS,
+    Range,
+    begins_at_minus_three,
+    best,
+    for_hard_swish,
+    of_interval,
+)
 
 NUMBERS = st.floats(-1e6, 1e6, width=32)
 
@@ -62,3 +70,20 @@ def test_a_histogram_that_widens_is_that_of_all_values(sizes, seed):
     assert observed.counts.sum() == len(values)
     # Where a value lies on an edge, the two roundings may differ.
     assert np.abs(observed.counts - expected).sum() <= 4
+
+
+@given(st.floats(-50, 0), st.floats(0, 50))
+def test_the_integers_of_a_hard_swish_are_those_of_its_gate(low, high):
+    observed = Observed()
+    observed.add(np.linspace(low, high, 200, dtype=np.float32))
+    before = of_interval(low, high)
+    found = for_hard_swish(before, observed)
+    if not begins_at_minus_three(found):
+        assert found == before
+        return
+    integers = np.arange(256)
+    x = found.scale * (integers - found.zero)
+    gate = np.minimum(integers, 2 * found.zero) * found.scale / 6
+    assert gate == pytest.approx(np.clip(x + 3, 0, 6) / 6, abs=1e-6)
+    assert found.high >= before.high * (1 - 1e-6)
+    assert found.scale <= COARSER * before.scale
