@@ -128,6 +128,7 @@ def geometric(rows: list[dict[str, Any]], candidate: str) -> str:
 
 
 def write(rows: list[dict[str, Any]], out: Path, seconds: float) -> None:
+    """Write the table; a folder holds the rows of one machine."""
     cpu, features = cpu_info()
     lines = ["# int8 latency at 224 pixels, batch 1", ""]
     header = ["net", "float ms", *CANDIDATES, "int8 MACs", "bytes", "seconds to quantize"]
@@ -155,7 +156,7 @@ def write(rows: list[dict[str, Any]], out: Path, seconds: float) -> None:
         "",
         f"{cpu} ({', '.join(features)}).",
         "",
-        f"`python benchmarks/int8/latency.py --out reports/int8 --timing-seconds {seconds:g}`",
+        f"`python benchmarks/int8/latency.py --out {out} --timing-seconds {seconds:g}`",
         "gives it.",
         "",
     ]
