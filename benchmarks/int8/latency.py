@@ -4,8 +4,8 @@
 
 Ten nets at 224 pixels, batch 1, all cores. Weights are random, and batch norms have the statistics
 of photographs. All files of a net are timed in one interleaved run of fresh processes, the float
-file at each of the runtime's optimization levels. NNCF and Quark take part where they are installed.
-Rows are kept as they come, and the next run goes on from there.
+file at each of the optimization levels of the runtime. NNCF and Quark take part where they are
+installed. Rows are kept as they come, and the next run goes on from there.
 """
 
 from __future__ import annotations
