@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from compress import counts
 from compress.lowrank.forms import Call, Layer, forms_of, whole
 from compress.model import copied, forward, on_device_of
 from compress.surgery import WEIGHTED, replace_everywhere
@@ -25,6 +26,7 @@ TOLERANCE = 1e-3
 """Of the largest output; a layer that is read elsewhere is off by far more."""
 NOISE = 0.1
 """Of the weights' spread, what they are changed by in a trial: zeros would hide an error."""
+PAST = "its weight is read past its forward"
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,11 @@ def sites(module: nn.Module, inputs: Tensors) -> tuple[list[Site], dict[str, str
             left[path] = reason
         elif _plain(layer):
             found[path] = layer
+    used = {id(one) for one in counts.deployed(module, tuple(tensor[:1] for tensor in inputs))}
     calls = _calls(module, found, inputs)
-    for path in [path for path in found if path not in calls]:
-        left[path] = "the model's answers do not depend on it"
-        del found[path]
     for path, layer in list(found.items()):
-        if isinstance(layer, nn.Conv2d) and any(len(one.entered) != 4 for one in calls[path]):
-            left[path] = "it is called without a batch dimension"
+        if reason := _unreached(layer, calls.get(path, []), id(layer.weight) in used):
+            left[path] = reason
             del found[path]
     ordered = [Site(path, found[path], tuple(calls[path])) for path in calls if path in found]
     unsound = differing(module, ordered, inputs)
@@ -112,6 +112,17 @@ def _unusual(layer: Layer, owners: Mapping[int, int]) -> str:
         return "another layer shares its weight or bias"
     if not layer.weight.isfinite().all():
         return "its weight holds values that are not finite"
+    return ""
+
+
+def _unreached(layer: Layer, calls: Sequence[Call], used: bool) -> str:
+    """Say what is wrong with how a layer is called ('' if nothing is)."""
+    if not used:
+        return "the model's answers do not depend on it"
+    if not calls:
+        return PAST
+    if isinstance(layer, nn.Conv2d) and any(len(one.entered) != 4 for one in calls):
+        return "it is called without a batch dimension"
     return ""
 
 
@@ -174,7 +185,7 @@ def _trial(
         outputs = forward(trial, inputs)
     # A model may do anything with a layer that is not what it expects.
     except Exception as error:
-        return f"its weight is read past its forward ({type(error).__name__}: {error})"
+        return f"{PAST} ({type(error).__name__}: {error})"
     finally:
         for path, layer in originals.items():
             replace_everywhere(trial, trial.get_submodule(path), layer)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.errors import UserError
 from compress.lowrank.fit import Inputs
 from compress.lowrank.forms import Layer, inputs_of, outputs_of
 from compress.model import forward, on_device_of
@@ -110,7 +111,8 @@ def moments(
     """Return what layers of a module are given, by their paths; `calls` says how often they run.
 
     With the `original` of a module whose earlier layers have been replaced, the outputs that are
-    wanted are those of the original on its own inputs.
+    wanted are those of the original on its own inputs. Raises UserError for values that are not
+    finite.
     """
     layers: dict[str, Layer] = {path: module.get_submodule(path) for path in calls}  # type: ignore[misc]
     sums = {path: _Sums(layer, original is not None) for path, layer in layers.items()}
@@ -145,6 +147,12 @@ def moments(
             sums[path].add(pick.inputs(path, call, layer, x, y), found.get((path, call)))
 
         _watched(module, calls, batch, collect)
+    for path, one in sums.items():
+        if not (one.products.isfinite().all() and one.inputs.isfinite().all()):
+            raise UserError(
+                f"on the calibration items, layer {path} is given values that are not finite: "
+                f"remove these items, or give calibration=0"
+            )
     return {path: one.result() for path, one in sums.items()}
 
 

@@ -128,15 +128,17 @@ def within_budget(
         elif mild := [one for one in some if one.lost <= PAYS]:
             one = min(mild, key=lambda one: (cost(one), one.lost))
         if one is None:
-            choices.left[path] = _why_whole(options.get(path, ()), some)
+            choices.left[path] = _why_whole(options.get(path, ()), some, choices.complete)
         else:
             choices.taken[path] = one
     return choices
 
 
-def _why_whole(options: Sequence[Candidate], usable: Sequence[Candidate]) -> str:
+def _why_whole(options: Sequence[Candidate], usable: Sequence[Candidate], complete: bool) -> str:
     if not options:
         return "none of its forms is cheaper"
     if not usable:
         return f"each cheaper form loses over {MOST_LOST:.0%} of its outputs' energy"
+    if not complete:
+        return f"each cheaper form loses over {PAYS:.0%} of its outputs' energy"
     return "other layers lose less for the same gain"
