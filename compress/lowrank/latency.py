@@ -181,7 +181,7 @@ def layer_file(layers: Sequence[nn.Module], shape: Sizes) -> bytes:
             stored.append(numpy_helper.from_array(layer.bias.detach().numpy(), f"bias_{number}"))
         value = output
     given = [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)]
-    wanted = [helper.make_tensor_value_info(value, TensorProto.FLOAT, None)]
+    wanted = [helper.make_tensor_value_info(value, TensorProto.FLOAT, [None] * len(shape))]
     graph = helper.make_graph(nodes, "layer", given, wanted, stored)
     opsets = [helper.make_opsetid("", OPSET)]
     lowest = helper.find_min_ir_version_for(opsets)

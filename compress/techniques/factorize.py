@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -168,12 +169,12 @@ class _Factorization:
             )
         elif abs(reached - target) > NEAR:
             self.log.note(
-                f"factorize: the target was {target:.2f} of the {what}, and {reached:.2f} is the "
-                f"nearest that ranks in steps of {self.step.round_to} come to"
+                f"factorize: the target was {target:.2f} of the {what}, and {reached:.2f} was "
+                f"reached, as ranks go in steps of {self.step.round_to}"
             )
 
     def _for_latency(self, target: float) -> Choices:
-        files = self._files()
+        files = self._files
         seconds = self._whole_seconds(files)
         now = seconds[BEFORE]
         limit = target * seconds.get(ORIGIN, now)
@@ -198,8 +199,9 @@ class _Factorization:
                 choices.left[path] = "no form is a tenth faster here than the layer itself"
         return choices
 
+    @cached_property
     def _files(self) -> dict[str, bytes]:
-        """Return the file of the model that entered, and that of its origin where it is another."""
+        """The file of the model that entered, and that of its origin where it is another."""
         files = {BEFORE: export(self.model)}
         if weights_hash(self.origin.module) != weights_hash(self.model.module):
             files[ORIGIN] = export(self.origin)
@@ -275,7 +277,7 @@ class _Factorization:
             return self.model
         if self.step.latency is None:
             return result
-        seconds = self._whole_seconds({**self._files(), AFTER: export(result)})
+        seconds = self._whole_seconds({**self._files, AFTER: export(result)})
         if seconds[AFTER] >= seconds[BEFORE]:
             self.log.note(
                 f"factorize: the model stays whole, as it would take "
