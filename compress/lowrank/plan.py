@@ -79,7 +79,8 @@ def by_rank(found: Sequence[Site], options: Ways, rank: float, step: int) -> Cho
     choices = Choices()
     for site in found:
         full = most_ranks(site.layer, "channel")[0]
-        wanted = min(full, max(step, round(rank * full / step) * step))
+        # All of a rank that is no multiple of the step is all of it.
+        wanted = full if rank == 1 else min(full, max(step, round(rank * full / step) * step))
         limit = macs(site.layer, "channel", (wanted,), site.calls)
         within = [one for one in options.get(site.path, ()) if one.macs <= limit]
         if limit < macs_of(site.layer, site.calls) and within:
