@@ -53,7 +53,7 @@ MOVES = frozenset(
 PRODUCTS = frozenset(
     (
         *("_addmm_activation", "_cdist_forward", "_cudnn_rnn", "_int_mm", "miopen_rnn"),
-        *("mkldnn_linear", "mkldnn_rnn_layer", "_native_multi_head_attention", "_sparse_addmm"),
+        *("mkldnn_linear", "_native_multi_head_attention", "_sparse_addmm"),
         *("_transformer_encoder_layer_fwd", "_trilinear", "_weight_int4pack_mm"),
         *("_weight_int8pack_mm",),
     )
@@ -151,7 +151,15 @@ def _added_product(added: Sizes, left: Sizes, right: Sizes, **rest: Any) -> int:
     return 2 * prod(left) * (right[-1] if len(left) == 3 else 1)
 
 
+def _recurrent(
+    entered: Sizes, from_input: Sizes, from_state: Sizes, *rest: Any, **more: Any
+) -> int:
+    """FLOPs of one direction of an LSTM: (T, B, I) times (4H, I), and states times (4H, H)."""
+    return 2 * prod(entered[:-1]) * (prod(from_input) + prod(from_state))
+
+
 FORMULAS = {
+    aten.mkldnn_rnn_layer: _recurrent,
     **dict.fromkeys((aten.mv, aten.dot, aten.vdot), _product),
     **dict.fromkeys((aten.addmv, aten.addbmm), _added_product),
 }

@@ -46,6 +46,13 @@ def replace_layer(module: nn.Module, path: str, layer: nn.Module) -> None:
     setattr(owner, leaf, layer)
 
 
+def replace_everywhere(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a layer in every place of another one, which may have several names."""
+    named = module.named_modules(remove_duplicate=False)
+    for path in [path for path, layer in named if layer is old]:
+        replace_layer(module, path, new)
+
+
 def freeze(module: nn.Module, names: Collection[str]) -> None:
     for name in names:
         module.get_parameter(name).requires_grad_(False)

@@ -37,6 +37,7 @@ CASES = [
     Case("factorize(rank=0.3)", neutral="factorize(rank=1.0)"),
     Case("factorize(energy=0.8)", neutral="factorize(energy=1.0)"),
     Case("factorize(macs=0.6)", neutral="factorize(macs=1.0)"),
+    Case("factorize(rank=0.3, form='spatial', calibration=0)", neutral="factorize(latency=1.0)"),
     Case("quantize(calibration=64)"),
     Case("quantize(calibration=64, method='percentile')"),
     Case("quantize(weight_only=True, bits=4)"),

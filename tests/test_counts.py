@@ -159,22 +159,36 @@ def test_operators_that_may_hold_macs_are_said_to_be_left_out() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.layer = DeformConv2d(3, 4, 3)
-            self.rest = nn.LSTM(4, 5)
 
         def forward(self, images: Tensor, offsets: Tensor) -> Tensor:
-            hidden = self.layer(images, offsets) + self.layer(images, offsets)
-            return self.rest(hidden.mean(2).transpose(1, 2))[0]
+            return self.layer(images, offsets) + self.layer(images, offsets)
 
     example = (torch.zeros(1, 3, 8, 8), torch.zeros(1, 18, 6, 6))
     uncounted = counts.count(Deformed(), example).uncounted
     assert uncounted["torchvision.deform_conv2d"] == 2
     assert counts.left_out(uncounted).startswith("MACs leave out ")
     assert "2 calls of torchvision.deform_conv2d" in counts.left_out(uncounted)
-    # Where oneDNN runs the recurrent layer as one operator, it is named; else it is counted.
-    assert ("mkldnn_rnn_layer" in counts.left_out(uncounted)) == ("mkldnn_rnn_layer" in uncounted)
-    assert counts.left_out({"mkldnn_rnn_layer": 1, "relu": 4}) == (
-        "MACs leave out 1 call of mkldnn_rnn_layer"
-    )
+    assert counts.left_out({"_cudnn_rnn": 1, "relu": 4}) == "MACs leave out 1 call of _cudnn_rnn"
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_recurrent_layers_are_counted(kind: type[nn.RNNBase], gates: int, directions: int) -> None:
+    """However torch computes them: step by step, or as one operator of oneDNN."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = kind(6, 5, 2, batch_first=True, bidirectional=directions == 2)  # type: ignore[arg-type]
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(inputs)[0][:, -1]
+
+    first, second = 6 + 5, 5 * directions + 5
+    expected = 3 * 7 * directions * gates * 5 * (first + second)
+    result = counts.count(Recurrent().eval(), (torch.zeros(3, 7, 6),))
+    assert result.macs == expected
+    assert not counts.left_out(result.uncounted)
 
 
 # --- what is deployed -----------------------------------------------------------------------

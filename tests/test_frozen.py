@@ -205,7 +205,8 @@ def test_a_layer_cut_narrower_is_frozen_as_it_was(
 def test_both_factors_of_a_frozen_layer_are_frozen(
     data: Data, bench: StepContext, tmp_path: Path
 ) -> None:
-    made = reloaded(run(chain("factorize(rank=0.25)"), fresh(data), bench), tmp_path)
+    text = "factorize(rank=0.25, form='channel', round_to=1)"
+    made = reloaded(run(chain(text), fresh(data), bench), tmp_path)
     factors = {f"0.4.{number}.weight" for number in (0, 1)}
     assert isinstance(made.module[0][4], nn.Sequential)
     assert factors < frozen_names(made.module)

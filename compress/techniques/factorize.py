@@ -1,170 +1,294 @@
-"""Low-rank factorization: a layer becomes two thinner ones, by truncated SVD."""
+"""Low-rank factorization: a layer becomes two or three thinner ones."""
 
 from __future__ import annotations
 
-import copy
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeGuard
+from functools import cached_property
 
-import torch
-from torch import nn
+import numpy as np
 
 from compress import counts
-from compress.compressor import Compressor, require_one_of
+from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
-from compress.model import Model
-from compress.parts import kept_fraction
-from compress.surgery import replace_layer, weighted_layers
+from compress.deploy.export import export
+from compress.deploy.session import arrays
+from compress.errors import UserError
+from compress.int8.calibration import Calibration
+from compress.lowrank.forms import FORMS, macs_of
+from compress.lowrank.latency import Clock, Files, by_latency, thinned, timed
+from compress.lowrank.layers import Site, sites
+from compress.lowrank.plan import (
+    MOST_LOST,
+    PAYS,
+    Calibrated,
+    Choices,
+    Ways,
+    by_energy,
+    by_rank,
+    judged,
+    ways,
+    within_budget,
+)
+from compress.lowrank.ranks import Candidate
+from compress.lowrank.replace import like, replaced, stages
+from compress.model import Model, weights_hash
+from compress.parts import kept_fraction, one_of, positive, whole_number
+from compress.runtimes.onnxruntime_cpu import versions
+from compress.system.environment import cpu_info, cpu_threads
+from compress.system.progress import stage
+from compress.timing.launch import WorkerFailed
+from compress.timing.trial import seconds_of
+
+BEST = "best"
+NEAR = 0.02
+"""How far from the target the log says nothing of it."""
+WHOLE_SECONDS = 2.0
+"""What the whole model is timed for, before and after."""
+BEFORE, AFTER, ORIGIN = "before", "after", "origin"
 
 
 @dataclass(frozen=True, repr=False)
 class Factorize(Compressor):
-    """Replace `Linear` and `Conv2d` layers by two thinner layers through a truncated SVD.
+    """Replace `Linear` and `Conv2d` layers by two or three thinner ones of low rank.
 
-    A weight is read as a matrix of (out) × (in · k · k); its r leading singular vectors give a
-    first layer of r outputs with the kernel, stride and padding of the original, and a second,
-    1 × 1, that carries the bias (Zhang et al. 2015, section 3.1, on weights). Give one of `rank`
-    (the fraction of each layer's full rank that is kept), `energy` (of each layer's sum of
-    squared singular values) or `macs` (of the whole model's; one energy for all layers is
-    searched). A layer that would not get cheaper, and any grouped one, is left alone.
+    A convolution takes one of four forms: channel SVD (Zhang et al. 2015), a 1 × 1 convolution
+    first, spatial SVD (Jaderberg et al. 2014), Tucker-2 (Kim et al. 2016); with `form='best'`
+    whichever loses least at equal MACs. What is lost is the error of a layer's outputs on
+    `calibration` items (arXiv 2511.04494), and each layer is fitted to take back what those before
+    it lose; 0 items: the error of the weights alone.
+
+    Give one of `rank` (each layer gets the MACs of the channel form at this fraction of its full
+    rank), `energy` (of each layer's outputs' variance), `macs` (of the whole model's; what loses
+    least over all layers is found) or `latency` (of the whole model's, by layer times measured here
+    within `seconds`; a layer's time must fall by a tenth). Ranks are multiples of `round_to`. What
+    would not get cheaper is left alone.
     """
 
     rank: float | None = field(default=None, metadata=kept_fraction())
     energy: float | None = field(default=None, metadata=kept_fraction())
     macs: float | None = field(default=None, metadata=kept_fraction())
+    latency: float | None = field(default=None, metadata=kept_fraction())
+    calibration: int = field(default=256, metadata=whole_number(least=0))
+    form: str = field(default=BEST, metadata=one_of(BEST, *FORMS))
+    round_to: int = field(default=8, metadata=whole_number())
+    seconds: float | None = field(default=None, metadata=positive())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_of(self, "rank", "energy", "macs")
-
-    def compress(self, model: Model, context: StepContext) -> Model:
-        spectra = []
-        for path, layer in weighted_layers(model.module):
-            if _supported(layer):
-                spectra.append(Spectrum(path, layer))
-            else:
-                context.log.row("layer", layer=path, left_alone="a grouped or 1-d/3-d convolution")
-        if self.macs is not None:
-            ranks = _ranks_for_macs(self.macs, model, context, spectra)
-        elif self.energy is not None:
-            ranks = {item.path: item.rank_of_energy(self.energy) for item in spectra}
-        else:
-            assert self.rank is not None
-            ranks = {item.path: max(1, round(self.rank * item.full)) for item in spectra}
-        replaced = apply_ranks(model.module, spectra, ranks)
-        for item in spectra:
-            context.log.row("layer", **item.row(ranks[item.path]))
-        if not replaced:
-            context.log.note("factorize: no layer would get cheaper, all left alone")
-            return model
-        return replace(
-            model, sparse=model.sparse - {f"{path}.weight" for path in replaced}, hints={}
+        require_one_of(self, "rank", "energy", "macs", "latency")
+        require(
+            self.seconds is None or self.latency is not None,
+            self,
+            "seconds is for measuring layers, which only latency=... does: leave it out",
         )
-
-
-def _supported(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
-    return isinstance(layer, nn.Linear) or (
-        isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
-    )
-
-
-class Spectrum:
-    """A layer with the singular value decomposition of its weight, computed once."""
-
-    def __init__(self, path: str, layer: nn.Conv2d | nn.Linear) -> None:
-        self.path, self.layer = path, layer
-        # float64: the discarded energy is a small difference of large sums.
-        matrix = layer.weight.detach().double().flatten(1)
-        self.u, self.s, self.vh = torch.linalg.svd(matrix, full_matrices=False)
 
     @property
-    def full(self) -> int:
-        return len(self.s)
+    def needs(self) -> frozenset[str]:
+        return frozenset({"calibration"}) if self.calibration else frozenset()
 
-    def rank_of_energy(self, energy: float) -> int:
-        """Return the least rank that keeps this fraction of the squared singular values."""
-        squares = self.s.square()
-        kept = squares.cumsum(0) / squares.sum().clamp_min(torch.finfo(squares.dtype).tiny)
-        return min(self.full, int((kept < energy - 1e-12).sum()) + 1)
-
-    def cheaper(self, rank: int) -> bool:
-        """Whether two layers of this rank have fewer weights (and so MACs) than the one."""
-        rows, columns = self.u.shape[0], self.vh.shape[1]
-        return rank * (rows + columns) < rows * columns
-
-    def error(self, rank: int) -> float:
-        """Return the relative Frobenius error of the weight at this rank (Eckart-Young)."""
-        return float(self.s[rank:].norm() / self.s.norm().clamp_min(1e-30))
-
-    def row(self, rank: int) -> dict[str, object]:
-        row: dict[str, object] = {"layer": self.path, "full_rank": self.full}
-        if not self.cheaper(rank):
-            return {**row, "left_alone": f"rank {rank} would not be cheaper"}
-        return {**row, "rank": rank, "relative_error": self.error(rank)}
-
-    def factors(self, rank: int) -> nn.Sequential:
-        """Return the two layers; each takes the square root of every singular value."""
-        root = self.s[:rank].sqrt()
-        first_weight = (root[:, None] * self.vh[:rank]).float()
-        second_weight = (self.u[:, :rank] * root).float()
-        layer, bias = self.layer, self.layer.bias is not None
-        first: Any
-        second: Any
-        if isinstance(layer, nn.Conv2d):
-            shared = ("kernel_size", "stride", "padding", "dilation")
-            options = {name: getattr(layer, name) for name in shared}
-            first = nn.Conv2d(layer.in_channels, rank, **options, bias=False)
-            second = nn.Conv2d(rank, layer.out_channels, 1, bias=bias)
-        else:
-            first = nn.Linear(layer.in_features, rank, bias=False)
-            second = nn.Linear(rank, layer.out_features, bias=bias)
-        first.weight.data = first_weight.view(first.weight.shape).contiguous()
-        second.weight.data = second_weight.view(second.weight.shape).contiguous()
-        # What is frozen stays frozen: both factors of a frozen weight.
-        for factor in (first, second):
-            factor.weight.requires_grad_(layer.weight.requires_grad)
-        if layer.bias is not None:
-            second.bias.data = layer.bias.detach().clone()
-            second.bias.requires_grad_(layer.bias.requires_grad)
-        return nn.Sequential(first, second)
+    def compress(self, model: Model, context: StepContext) -> Model:
+        return _Factorization(self, model, context).result()
 
 
-def apply_ranks(module: nn.Module, spectra: list[Spectrum], ranks: dict[str, int]) -> list[str]:
-    """Replace, in place, every layer that gets cheaper at its rank; return their paths."""
-    replaced = []
-    for item in spectra:
-        if item.cheaper(ranks[item.path]):
-            replace_layer(module, item.path, item.factors(ranks[item.path]))
-            replaced.append(item.path)
-    return replaced
+class _Factorization:
+    """One run of the technique."""
 
+    def __init__(self, step: Factorize, model: Model, context: StepContext) -> None:
+        self.step, self.model, self.context, self.log = step, model, context, context.log
+        self.origin = context.origin or model
+        self.counted = counts.count(model.module, model.example)
+        self.found: list[Site] = []
+        self.options: Ways = {}
+        self.calibrated: Calibrated | None = None
 
-def _ranks_for_macs(
-    target: float, model: Model, context: StepContext, spectra: list[Spectrum]
-) -> dict[str, int]:
-    """Find by bisection the largest common energy whose ranks meet the target."""
-    origin = context.origin or model
-    limit = target * counts.macs(origin.module, origin.example)
+    def result(self) -> Model:
+        if self._met():
+            return self.model
+        self.found, left = sites(self.model.module, self.model.items())
+        forms = FORMS if self.step.form == BEST else (self.step.form,)
+        bias = self.step.calibration > 0
+        self.options = ways(self.found, forms, self.step.round_to, bias)
+        if self.step.calibration:
+            items = self.context.calibration_items(self.step.calibration)
+            self.calibrated = Calibrated(Calibration(self.context.task, items), len(items))
+        choices = self._choices()
+        for path, reason in {**left, **choices.left}.items():
+            self.log.row("layer", layer=path, left_alone=reason)
+        if not choices.taken:
+            self.log.note("factorize: no layer would get cheaper, all left alone")
+            return self.model
+        return self._checked(self._replaced(choices))
 
-    def ranks_at(energy: float) -> dict[str, int]:
-        return {item.path: item.rank_of_energy(energy) for item in spectra}
+    def _met(self) -> bool:
+        """Whether the model meets the target as it is."""
+        if self.step.macs is None:
+            return self.step.latency == 1
+        unknown = sorted(self.counted.uncounted.keys() & counts.PRODUCTS)
+        if unknown:
+            raise UserError(
+                f"factorize: {counts.left_out(self.counted.uncounted)}, so macs={self.step.macs} "
+                f"cannot be aimed at: give rank, energy or latency"
+            )
+        return self.counted.macs <= self.step.macs * self._origin_macs()
 
-    def cost(ranks: dict[str, int]) -> int:
-        trial = copy.deepcopy(model.module)
-        apply_ranks(trial, spectra, ranks)
-        return counts.macs(trial, model.example)
+    def _origin_macs(self) -> int:
+        return counts.macs(self.origin.module, self.origin.example)
 
-    if counts.macs(model.module, model.example) <= limit:
-        return {item.path: item.full for item in spectra}
-    low, high = 0.0, 1.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(ranks_at(middle)) <= limit else (low, middle)
-    ranks = ranks_at(low)
-    reached = cost(ranks) / (limit / target)
-    if reached > target:
-        context.log.note(
-            f"factorize: the target was {target:.2f} of the MACs, the least possible is "
-            f"{reached:.2f}"
-        )
-    return ranks
+    # --- choosing -------------------------------------------------------------------------
+
+    def _choices(self) -> Choices:
+        step = self.step
+        if step.latency is not None:
+            return self._for_latency(step.latency)
+        with stage("finding what each layer can lose"):
+            options = self._judged(self.options)
+        if step.rank is not None:
+            return by_rank(self.found, options, step.rank, step.round_to)
+        if step.energy is not None:
+            return by_energy(self.found, options, step.energy)
+        assert step.macs is not None
+        whole = {site.path: float(macs_of(site.layer, site.calls)) for site in self.found}
+        rest = self.counted.macs - sum(whole.values())
+        origin = self._origin_macs()
+        choices = within_budget(whole, options, lambda one: one.macs, step.macs * origin - rest)
+        saved = sum(whole[path] - one.macs for path, one in choices.taken.items())
+        self._say_reached("MACs", step.macs, (self.counted.macs - saved) / origin, choices)
+        return choices
+
+    def _judged(self, options: Ways) -> Ways:
+        return judged(self.model.module, self.found, options, self.calibrated)
+
+    def _say_reached(self, what: str, target: float, reached: float, choices: Choices) -> None:
+        if not choices.complete:
+            self.log.note(
+                f"factorize: the target was {target:.2f} of the {what}, and it cannot be reached "
+                f"without taking over {MOST_LOST:.0%} of its outputs' energy from a layer: "
+                f"{reached:.2f} is what layers give that lose at most {PAYS:.0%}"
+            )
+        elif abs(reached - target) > NEAR:
+            self.log.note(
+                f"factorize: the target was {target:.2f} of the {what}, and {reached:.2f} was "
+                f"reached, as ranks go in steps of {self.step.round_to}"
+            )
+
+    def _for_latency(self, target: float) -> Choices:
+        files = self._files
+        seconds = self._whole_seconds(files)
+        now = seconds[BEFORE]
+        limit = target * seconds.get(ORIGIN, now)
+        if now <= limit:
+            return Choices(left={site.path: "the target is met" for site in self.found})
+        with stage("timing layers and their forms"):
+            whole, faster = timed(
+                self.found, thinned(self.options), self._clock, self.step.seconds or 60
+            )
+        with stage("finding what each layer can lose"):
+            options = self._judged(faster)
+
+        def share(taken: Mapping[str, Candidate]) -> float:
+            module = like(self.model.module, taken, self.found)
+            trial = {BEFORE: files[BEFORE], AFTER: export(replace(self.model, module=module))}
+            found = self._whole_seconds(trial)
+            return found[AFTER] / found[BEFORE]
+
+        choices = by_latency(whole, options, now, limit, share)
+        for path in choices.left:
+            if self.options[path] and not faster[path]:
+                choices.left[path] = "no form is a tenth faster here than the layer itself"
+        return choices
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        """The file of the model that entered, and that of its origin where it is another."""
+        files = {BEFORE: export(self.model)}
+        if weights_hash(self.origin.module) != weights_hash(self.model.module):
+            files[ORIGIN] = export(self.origin)
+        return files
+
+    def _whole_seconds(self, files: Files) -> dict[str, float]:
+        samples = arrays(self.model.example)
+        found = self._clock(files, samples, WHOLE_SECONDS * len(files))
+        if missing := files.keys() - found.keys():
+            raise UserError(
+                f"factorize: onnxruntime cannot run the file of the model ({min(missing)}), so "
+                f"latency cannot be measured here: give macs"
+            )
+        return {name: float(np.median(values)) for name, values in found.items()}
+
+    @property
+    def _clock(self) -> Clock:
+        question = {"cpu": list(cpu_info()), "threads": cpu_threads(), **versions()}
+
+        def clock(
+            files: Files, samples: Sequence[np.ndarray], seconds: float
+        ) -> Mapping[str, Sequence[float]]:
+            """Time files, or return what was measured of them before."""
+            names = {name: hashlib.sha256(file).hexdigest() for name, file in files.items()}
+            shapes = [list(one.shape) for one in samples]
+            key = {"trial": names, "shapes": shapes, "seconds": seconds, **question}
+            try:
+                answer: Mapping[str, list[float]] = self.context.cached(
+                    key,
+                    lambda: {
+                        name: list(values)
+                        for name, values in seconds_of(files, samples, seconds).items()
+                    },
+                )
+            except WorkerFailed as error:
+                raise UserError(f"factorize: nothing could be timed here: {error}") from error
+            return answer
+
+        return clock
+
+    # --- replacing ------------------------------------------------------------------------
+
+    def _replaced(self, choices: Choices) -> Model:
+        module = self.model.copy().module
+        chosen = [
+            (site, choices.taken[site.path]) for site in self.found if site.path in choices.taken
+        ]
+        items = 0 if self.calibrated is None else self.calibrated.items
+        count = stages(self.counted.macs, items, len(chosen))
+        masked = set()
+        with stage("fitting factors"):
+            for site, one, error in replaced(module, chosen, self.calibrated, count):
+                masked.add(f"{site.path}.weight")
+                self.log.row(
+                    "layer",
+                    layer=site.path,
+                    form=one.form,
+                    ranks=list(one.ranks),
+                    macs=one.macs / macs_of(site.layer, site.calls),
+                    relative_error=error,
+                )
+        return replace(self.model, module=module, sparse=self.model.sparse - masked, hints={})
+
+    def _checked(self, result: Model) -> Model:
+        """Return the result, or the model as it was where the result is not cheaper."""
+        after = counts.count(result.module, result.example)
+        if after.macs >= self.counted.macs or after.params > self.counted.params:
+            self.log.note(
+                f"factorize: the model stays whole, as it would have {after.macs:,} MACs and "
+                f"{after.params:,} parameters for {self.counted.macs:,} and "
+                f"{self.counted.params:,}"
+            )
+            return self.model
+        if self.step.latency is None:
+            return result
+        seconds = self._whole_seconds({**self._files, AFTER: export(result)})
+        if seconds[AFTER] >= seconds[BEFORE]:
+            self.log.note(
+                f"factorize: the model stays whole, as it would take "
+                f"{seconds[AFTER] / seconds[BEFORE]:.2f} times as long"
+            )
+            return self.model
+        reached = seconds[AFTER] / seconds.get(ORIGIN, seconds[BEFORE])
+        self.log.row("latency", target=self.step.latency, reached=reached, seconds=seconds)
+        if abs(reached - self.step.latency) > NEAR:
+            self.log.note(
+                f"factorize: the target was {self.step.latency:.2f} of the latency, and "
+                f"{reached:.2f} was reached"
+            )
+        return result

@@ -1,0 +1,251 @@
+"""What low rank costs in accuracy, without any training, at half the MACs.
+
+    python benchmarks/lowrank/accuracy.py --out reports/lowrank [--root ../shared/data] [NAME ...]
+
+CIFAR-10 nets, and EfficientNet-Lite0 on the photographs that calibration does not use. Plain SVD is
+truncated SVD of the weights, with one common energy for all layers. TensorLy's Tucker-2, at one
+common share of ranks, takes part where it is installed. Answers are those of the exported file, on
+all test items. Rows are kept as they come, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "int8"))
+
+from nets import CIFAR, built, data_of
+
+from compress import counts
+from compress.compressor import run
+from compress.context import StepContext
+from compress.deploy.export import export
+from compress.deploy.session import predict, session
+from compress.lowrank.fit import Problem, white
+from compress.lowrank.forms import build
+from compress.lowrank.layers import Site, sites
+from compress.model import Model
+from compress.surgery import replace_everywhere
+from compress.system.environment import cpu_info
+from compress.system.files import write_atomic
+from compress.tasks.base import Data, prepared_batches, stacked_inputs
+from compress.techniques import chain
+from compress.zoo.data import load_data
+from compress.zoo.models import fresh
+from compress.zoo.pretrained import pretrained
+from compress.zoo.weights import DEFAULT, load_weights
+
+BATCH = 32
+LITE = "timm:tf_efficientnet_lite0"
+TARGET = 0.5
+HALVINGS = 12
+"""Steps of the search for what meets the target."""
+
+PLAIN, TUCKER = "plain SVD", "TensorLy's Tucker-2"
+STEPS = {
+    "ours": f"factorize(macs={TARGET})",
+    "ours, weights alone": f"factorize(macs={TARGET}, calibration=0)",
+    "ours, channel form": f"factorize(macs={TARGET}, form='channel')",
+    "ours, 64 items": f"factorize(macs={TARGET}, calibration=64)",
+}
+METHODS = (PLAIN, *STEPS, TUCKER)
+NAMES = (*CIFAR, "lite0")
+
+
+def setting(name: str, root: Path) -> tuple[Model, Data]:
+    """Return a net and its data."""
+    if name != "lite0":
+        data = data_of(name)
+        return Model(built(name, root), stacked_inputs(data.task, data.train, 2)), data
+    known = pretrained(LITE, DEFAULT)
+    assert known is not None
+    data = load_data(f"imagefolder:{root / 'imagenet-sample'}", usual=known.settings)
+    model = fresh(LITE, data.task)
+    weights = root / "weights" / "tf_efficientnet_lite0-imagenet.safetensors"
+    load_weights(model.module, str(weights), LITE)
+    return model, data
+
+
+def made(method: str, model: Model, context: StepContext) -> Model:
+    """Return what a method makes of a model at half its MACs."""
+    if method in STEPS:
+        return run(chain(STEPS[method]), model, context)
+    at = partial(_plain if method == PLAIN else _tucker, model, context)
+    limit = TARGET * counts.macs(model.module, model.example)
+    return nearest(at, lambda one: counts.macs(one.module, model.example) <= limit)
+
+
+def nearest(at: Callable[[float], Model], fits: Callable[[Model], bool]) -> Model:
+    """Return the model of the largest share that fits."""
+    low, high, best = 0.0, 1.0, None
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        one = at(middle)
+        low, high, best = (middle, high, one) if fits(one) else (low, middle, best)
+    if best is None:
+        raise SystemExit("no share meets the target")
+    return best
+
+
+def _plain(model: Model, context: StepContext, energy: float) -> Model:
+    options = "form='channel', calibration=0, round_to=1"
+    return run(chain(f"factorize(energy={energy!r}, {options})"), model, context)
+
+
+def _tucker(model: Model, context: StepContext, share: float) -> Model:
+    """Return Tucker-2 of all convolutions by TensorLy, truncated SVD of the rest."""
+    result = model.copy()
+    found, _ = sites(result.module, result.items())
+    for site in found:
+        layer = _decomposed(site, share)
+        if sum(one.numel() for one in layer.parameters()) < sum(
+            one.numel() for one in site.layer.parameters()
+        ):
+            replace_everywhere(result.module, site.layer, layer)
+    return result
+
+
+def _decomposed(site: Site, share: float) -> nn.Module:
+    from tensorly.decomposition import partial_tucker
+
+    layer = site.layer
+    outputs, inputs = layer.weight.shape[:2]
+    if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
+        rank = max(1, round(share * min(outputs, inputs)))
+        return Problem(layer, white(layer)).fitted("channel", (rank,))[0]
+    ranks = [max(1, round(share * outputs)), max(1, round(share * inputs))]
+    found = partial_tucker(layer.weight.detach().double().numpy(), rank=ranks, modes=[0, 1])
+    # Newer versions return the errors beside the decomposition.
+    core, (last, first) = found[0] if isinstance(found[0], tuple) else found
+    factors = [
+        torch.from_numpy(np.ascontiguousarray(first.T))[:, :, None, None],
+        torch.from_numpy(np.ascontiguousarray(core)),
+        torch.from_numpy(np.ascontiguousarray(last))[:, :, None, None],
+    ]
+    return build(layer, "tucker", factors, layer.bias)
+
+
+def tried(name: str, method: str, root: Path) -> dict[str, Any]:
+    model, data = setting(name, root)
+    context = StepContext(data.task, calibration=data.calibration)
+    started = time.perf_counter()
+    result = made(method, model, context)
+    seconds = time.perf_counter() - started
+    targets = torch.cat([y for _, y in data.test.batches(BATCH)]).numpy()
+    right = {}
+    for which, one in (("before", model), ("after", result)):
+        test = (x for x, _ in prepared_batches(data.task, data.test, BATCH))
+        right[which] = predict(session(export(one)), test).argmax(1) == targets
+    lost = int((right["before"] & ~right["after"]).sum())
+    won = int((right["after"] & ~right["before"]).sum())
+    before = counts.count(model.module, model.example)
+    after = counts.count(result.module, result.example)
+    return {
+        "items": len(targets),
+        "before": round(100 * float(right["before"].mean()), 2),
+        "after": round(100 * float(right["after"].mean()), 2),
+        "lost": lost,
+        "won": won,
+        "p": float(binomtest(won, lost + won).pvalue) if lost + won else 1.0,
+        "MACs": round(after.macs / before.macs, 3),
+        "params": round(after.params / before.params, 3),
+        "seconds": round(seconds, 1),
+        "notes": context.log.notes,
+    }
+
+
+COLUMNS = ("before", "after", "lost", "won", "MACs", "params", "seconds")
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    cpu, features = cpu_info()
+    header = ("net", "method", *COLUMNS)
+    lines = ["# Low rank at half the MACs, without tuning", ""]
+    lines += ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header))]
+    lines += [
+        "| " + " | ".join(str(row.get(key, "")) for key in header) + " |"
+        for row in sorted(
+            rows, key=lambda row: (NAMES.index(row["net"]), METHODS.index(row["method"]))
+        )
+    ]
+    lines += [
+        "",
+        "`before` and `after` are the percentages of right answers of the exported files on all",
+        "test items, `lost` and `won` the answers that were right and are wrong, and the reverse.",
+        "`MACs` and `params` are shares of the original's. Methods:",
+        "",
+        f"- {PLAIN}: `factorize(energy=E, form='channel', calibration=0, round_to=1)`, E as large "
+        f"as half the MACs allow",
+        *(f"- {name}: `{text}`" for name, text in STEPS.items()),
+        f"- {TUCKER}: at one common share of ranks"
+        + ("" if find_spec("tensorly") else "; left out, as TensorLy is not installed here"),
+        "",
+        f"{len({row['net'] for row in rows})} of {len(NAMES)} nets so far.",
+        "",
+        f"{cpu} ({', '.join(features)}).",
+        "",
+        "`python benchmarks/lowrank/accuracy.py --out reports/lowrank` gives it.",
+        "",
+    ]
+    write_atomic(out / "accuracy.md", "\n".join(lines).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--method", action="append", choices=METHODS)
+    parser.add_argument("--one", nargs=2, help="One row, in this process.")
+    options = parser.parse_args()
+    if options.one:
+        name, method = options.one
+        print(json.dumps(tried(name, method, options.root)))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    kept = options.out / "accuracy.jsonl"
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    rows = [json.loads(line) for line in lines]
+    known = {(row["net"], row["method"]) for row in rows}
+    if not find_spec("tensorly"):
+        print(f"{TUCKER} is left out: TensorLy is not installed", flush=True)
+    started = time.perf_counter()
+    for name in options.names or NAMES:
+        for method in options.method or METHODS:
+            if method == TUCKER and not find_spec("tensorly"):
+                continue
+            if (name, method) in known or time.perf_counter() - started > options.seconds:
+                continue
+            environment = {**os.environ, "COMPRESS_DATA_ROOT": str(options.root.resolve())}
+            command = [sys.executable, __file__, "--out", ".", "--root", str(options.root)]
+            command += ["--one", name, method]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                raise SystemExit(f"{name}, {method}: {done.stderr}")
+            row = {"net": name, "method": method, **json.loads(done.stdout.splitlines()[-1])}
+            rows.append(row)
+            print(row, flush=True)
+            with kept.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            write(rows, options.out)
+    write(rows, options.out)
+
+
+if __name__ == "__main__":
+    main()

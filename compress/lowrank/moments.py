@@ -1,0 +1,252 @@
+"""Second moments of what layers are given on calibration items, batch by batch.
+
+Memory does not grow with the number of items: of every batch some rows of each layer's unfolded
+inputs are taken (patches of a convolution at random positions, tokens of a linear layer), and their
+sums and products added up in float64. A layer of more than `WIDEST` unfolded inputs, whose moments
+would not fit, has those of its outputs collected instead, which is all that the `channel` form
+needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.errors import UserError
+from compress.lowrank.fit import Inputs
+from compress.lowrank.forms import Layer, inputs_of, outputs_of
+from compress.model import forward, on_device_of
+from compress.tasks.base import Tensors
+
+WIDEST = 4608
+"""Unfolded inputs up to which their moments are kept: 3 x 3 x 512, of 170 MB."""
+ROWS = 16384
+"""Rows of unfolded inputs that are taken of a layer, over all batches."""
+TOGETHER = 1 << 30
+"""Bytes of moments that are held at once."""
+
+Batches = Iterable[Tensors]
+
+
+class _Enough(Exception):
+    """All layers that matter have been called."""
+
+
+@dataclass
+class _Sums:
+    """Running sums over rows of a layer's unfolded inputs x and wanted outputs y, in float64."""
+
+    layer: Layer
+    asymmetric: bool
+    count: int = 0
+    inputs: Tensor = field(init=False)
+    products: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        size, outputs = inputs_of(self.layer), outputs_of(self.layer)
+        self.wide = size > WIDEST
+        self.weight = self.layer.weight.detach().cpu().double().flatten(1)
+        side = outputs if self.wide else size
+        self.inputs = torch.zeros(size, dtype=torch.float64)
+        self.products = torch.zeros(side, side, dtype=torch.float64)
+        self.projected = torch.zeros(outputs, dtype=torch.float64)
+        self.outputs = torch.zeros(outputs, dtype=torch.float64)
+        self.squares = 0.0
+        if self.asymmetric and not self.wide:
+            self.crossed = torch.zeros(outputs, size, dtype=torch.float64)
+
+    def add(self, rows: Tensor, wanted: Tensor | None) -> None:
+        rows = rows.cpu().double()
+        self.count += len(rows)
+        self.inputs += rows.sum(0)
+        if self.wide:
+            outputs = rows @ self.weight.T
+            self.projected += outputs.sum(0)
+            self.products.addmm_(outputs.T, outputs)
+        else:
+            self.products.addmm_(rows.T, rows)
+        if wanted is not None:
+            wanted = wanted.cpu().double()
+            self.outputs += wanted.sum(0)
+            self.squares += float(wanted.square().sum())
+            if not self.wide:
+                self.crossed.addmm_(wanted.T, rows)
+
+    def result(self) -> Inputs:
+        count = max(self.count, 1)
+        mean = self.inputs / count
+        wanted_mean = self.outputs / count if self.asymmetric else None
+        if self.wide:
+            center = self.projected / count
+            moments = self.products / count - torch.outer(center, center)
+            return Inputs(mean, outputs=moments, wanted_mean=wanted_mean)
+        moments = self.products / count - torch.outer(mean, mean)
+        if wanted_mean is None:
+            return Inputs(mean, moments)
+        energy = self.squares / count - float(wanted_mean.square().sum())
+        crossed = self.crossed / count - torch.outer(wanted_mean, mean)
+        return Inputs(mean, moments, None, crossed, wanted_mean, energy)
+
+
+def size_of(layer: Layer) -> int:
+    """Return the bytes that a layer's moments take."""
+    size = inputs_of(layer)
+    return 8 * (size * size if size <= WIDEST else outputs_of(layer) ** 2)
+
+
+def moments(
+    module: nn.Module,
+    calls: Mapping[str, int],
+    batches: Batches,
+    items: int,
+    original: nn.Module | None = None,
+) -> dict[str, Inputs]:
+    """Return what layers of a module are given, by their paths; `calls` says how often they run.
+
+    With the `original` of a module whose earlier layers have been replaced, the outputs that are
+    wanted are those of the original on its own inputs. Raises UserError for values that are not
+    finite.
+    """
+    layers: dict[str, Layer] = {path: module.get_submodule(path) for path in calls}  # type: ignore[misc]
+    sums = {path: _Sums(layer, original is not None) for path, layer in layers.items()}
+    for number, batch in enumerate(batches):
+        share = ROWS * len(batch[0]) / max(items, 1)
+        pick = _Picker(number, share, calls)
+        wanted: dict[tuple[str, int], Tensor] = {}
+        if original is not None:
+
+            def keep(
+                path: str,
+                call: int,
+                layer: Layer,
+                x: Tensor,
+                y: Tensor,
+                found: dict[tuple[str, int], Tensor] = wanted,
+                pick: _Picker = pick,
+            ) -> None:
+                found[path, call] = pick.outputs(path, call, layer, y)
+
+            _watched(original, calls, batch, keep)
+
+        def collect(
+            path: str,
+            call: int,
+            layer: Layer,
+            x: Tensor,
+            y: Tensor,
+            found: dict[tuple[str, int], Tensor] = wanted,
+            pick: _Picker = pick,
+        ) -> None:
+            sums[path].add(pick.inputs(path, call, layer, x, y), found.get((path, call)))
+
+        _watched(module, calls, batch, collect)
+    for path, one in sums.items():
+        if not (one.products.isfinite().all() and one.inputs.isfinite().all()):
+            raise UserError(
+                f"on the calibration items, layer {path} is given values that are not finite: "
+                f"remove these items, or give calibration=0"
+            )
+    return {path: one.result() for path, one in sums.items()}
+
+
+Seen = Callable[[str, int, Layer, Tensor, Tensor], None]
+
+
+def _watched(module: nn.Module, calls: Mapping[str, int], batch: Tensors, seen: Seen) -> None:
+    """Run a module on a batch up to the last of some layers, and show every call of these."""
+    left = dict(calls)
+
+    def hook(path: str) -> Any:
+        def call(layer: Any, inputs: Any, options: Any, output: Tensor) -> None:
+            x = inputs[0] if inputs else options["input"]
+            seen(path, calls[path] - left[path], layer, x, output)
+            left[path] -= 1
+            if not any(left.values()):
+                raise _Enough
+
+        return call
+
+    with ExitStack() as stack:
+        for path in calls:
+            handle = module.get_submodule(path).register_forward_hook(hook(path), with_kwargs=True)
+            stack.callback(handle.remove)
+        try:
+            forward(module, on_device_of(module, batch))
+        except _Enough:
+            return
+
+
+class _Picker:
+    """Which rows of a layer's inputs are taken: the same of two modules for the same batch."""
+
+    def __init__(self, batch: int, share: float, calls: Mapping[str, int]) -> None:
+        self.seed, self.share, self.calls = batch, share, calls
+        self.numbers = {path: number for number, path in enumerate(calls)}
+
+    def _chosen(self, path: str, call: int, size: int, times: int = 1) -> Tensor:
+        """Return some of `size` positions, each of which gives `times` rows."""
+        wanted = ceil(self.share / max(self.calls[path], 1) / times)
+        if wanted >= size:
+            return torch.arange(size)
+        seed = (self.seed * 100_003 + self.numbers[path]) * 1009 + call
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(size, generator=generator)[:wanted].sort().values
+
+    def inputs(self, path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
+        """Return rows (n, D) of unfolded inputs."""
+        if isinstance(layer, nn.Linear):
+            rows = x.reshape(-1, x.shape[-1])
+            return rows[self._chosen(path, call, len(rows))]
+        chosen = self._chosen(path, call, y.shape[2] * y.shape[3], len(x))
+        return patches(layer, x, chosen // y.shape[3], chosen % y.shape[3])
+
+    def outputs(self, path: str, call: int, layer: Layer, y: Tensor) -> Tensor:
+        """Return the rows (n, O) of outputs that belong to the same inputs."""
+        if isinstance(layer, nn.Linear):
+            rows = y.reshape(-1, y.shape[-1])
+            return rows[self._chosen(path, call, len(rows))]
+        chosen = self._chosen(path, call, y.shape[2] * y.shape[3], len(y))
+        return y.flatten(2)[:, :, chosen].transpose(1, 2).reshape(-1, y.shape[1])
+
+
+def patches(layer: nn.Conv2d, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the patches of x (N, I, H, W) at some output positions, shape (N * n, I * kh * kw)."""
+    x = F.pad(x, padding(layer))
+    (height, width), (down, right) = layer.kernel_size, layer.dilation
+    parts = [
+        x[:, :, rows * layer.stride[0] + i * down, columns * layer.stride[1] + j * right]
+        for i in range(height)
+        for j in range(width)
+    ]
+    # (kh * kw) of (N, I, n) to (N, n, I, kh * kw)
+    return torch.stack(parts, -1).permute(0, 2, 1, 3).reshape(len(x) * len(rows), -1)
+
+
+def padding(layer: nn.Conv2d) -> list[int]:
+    """Return the zeros left, right, above and below the inputs of a convolution."""
+    if layer.padding == "valid":
+        return [0] * 4
+    if isinstance(layer.padding, str):
+        both = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [both[1] // 2, both[1] - both[1] // 2, both[0] // 2, both[0] - both[0] // 2]
+    return [layer.padding[1]] * 2 + [layer.padding[0]] * 2
+
+
+def in_groups(paths: Collection[str], sizes: Sequence[int], most: int) -> list[list[str]]:
+    """Split paths, in order, so that the sizes of each group add up to at most `most`."""
+    groups: list[list[str]] = []
+    room = 0
+    for path, size in zip(paths, sizes, strict=True):
+        if not groups or size > room:
+            groups.append([])
+            room = most
+        groups[-1].append(path)
+        room -= size
+    return groups

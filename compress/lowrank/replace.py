@@ -1,0 +1,79 @@
+"""Putting the chosen forms in the place of layers, one stage after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
+
+from torch import nn
+
+from compress.lowrank.fit import Problem, white
+from compress.lowrank.forms import made_up
+from compress.lowrank.layers import Site
+from compress.lowrank.moments import TOGETHER, in_groups, moments, size_of
+from compress.lowrank.plan import Calibrated
+from compress.lowrank.ranks import Candidate
+from compress.model import copied
+from compress.surgery import replace_everywhere
+
+WORK = 4e12
+"""Multiply-accumulates of forward passes that fitting the stages may take."""
+
+
+def stages(macs: int, items: int, layers: int) -> int:
+    """Return in how many stages layers are fitted: one each, where the passes are few enough.
+
+    A stage takes two passes over the items, of the original and of what it has become, each on
+    average half way through.
+    """
+    return max(1, min(layers, int(WORK / max(macs * items, 1))))
+
+
+def replaced(
+    module: nn.Module,
+    chosen: Sequence[tuple[Site, Candidate]],
+    calibrated: Calibrated | None,
+    count: int,
+) -> Iterator[tuple[Site, Candidate, float]]:
+    """Replace layers in place, in `count` stages; yield each with its relative error.
+
+    Of each stage, the inputs are those that the stages before it give, and the outputs that are
+    wanted those of the original on its own inputs: later layers take back what earlier ones lose.
+    The error is of the outputs, without calibration items of the weight.
+    """
+    ways = {site.path: (site, candidate) for site, candidate in chosen}
+    if calibrated is None:
+        for site, candidate in chosen:
+            problem = Problem(site.layer, white(site.layer))
+            yield site, candidate, _put(module, site, candidate, problem)
+        return
+    original = copied(module)
+    size = ceil(len(chosen) / max(count, 1))
+    paths = list(ways)
+    for start in range(0, len(paths), max(size, 1)):
+        stage = paths[start : start + size]
+        room = [size_of(ways[path][0].layer) for path in stage]
+        for group in in_groups(stage, room, TOGETHER):
+            calls = {path: len(ways[path][0].calls) for path in group}
+            known = moments(module, calls, calibrated.batches, calibrated.items, original)
+            for path in group:
+                site, candidate = ways[path]
+                problem = Problem(site.layer, known.pop(path))
+                yield site, candidate, _put(module, site, candidate, problem)
+
+
+def _put(module: nn.Module, site: Site, candidate: Candidate, problem: Problem) -> float:
+    layer, error = problem.fitted(candidate.form, candidate.ranks)
+    replace_everywhere(module, module.get_submodule(site.path), layer)
+    return error
+
+
+def like(module: nn.Module, chosen: Mapping[str, Candidate], found: Sequence[Site]) -> nn.Module:
+    """Return a copy with layers in their forms and random weights: to be timed, not used."""
+    result = copied(module)
+    for site in found:
+        if site.path in chosen:
+            one = chosen[site.path]
+            layer = made_up(site.layer, one.form, one.ranks)
+            replace_everywhere(result, result.get_submodule(site.path), layer)
+    return result
