@@ -161,7 +161,12 @@ class _Factorization:
         return judged(self.model.module, self.found, options, self.calibrated)
 
     def _say_reached(self, what: str, target: float, reached: float, choices: Choices) -> None:
-        if not choices.complete:
+        if not any(self.options.values()):
+            self.log.note(
+                f"factorize: the target was {target:.2f} of the {what}, and it cannot be reached: "
+                f"no layer has a cheaper form"
+            )
+        elif not choices.complete:
             self.log.note(
                 f"factorize: the target was {target:.2f} of the {what}, and it cannot be reached "
                 f"without taking over {MOST_LOST:.0%} of its outputs' energy from a layer: "
@@ -170,7 +175,8 @@ class _Factorization:
         elif abs(reached - target) > NEAR:
             self.log.note(
                 f"factorize: the target was {target:.2f} of the {what}, and {reached:.2f} was "
-                f"reached, as ranks go in steps of {self.step.round_to}"
+                f"reached: of what forms and ranks in steps of {self.step.round_to} give, that "
+                f"loses least"
             )
 
     def _for_latency(self, target: float) -> Choices:
