@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -120,7 +120,7 @@ def _set_sizes(part: nn.Module) -> None:
     """Have a layer's numbers say what shapes its tensors have."""
     weight = getattr(part, "weight", None)
     if isinstance(part, nn.RNNBase):
-        part.input_size = part.weight_ih_l0.shape[1]
+        part.input_size = int(cast(Tensor, part.weight_ih_l0).shape[1])
     if not isinstance(weight, Tensor):
         return
     if isinstance(part, nn.modules.conv._ConvNd):
@@ -186,7 +186,7 @@ def zeroed(module: nn.Module, plan: Plan, removed: Collection[int] | Vector) -> 
 
 
 class KeptNorms(TorchFunctionMode):
-    """Takes the statistics of norms over channels over those that are kept, and leaves 0 for others.
+    """Takes the statistics of norms over the channels that are kept; the others become 0.
 
     `kept` are their indices, by the layer's path.
     """

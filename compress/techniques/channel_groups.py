@@ -127,14 +127,13 @@ def find_groups(module: nn.Module, inputs: Tensors, ignored: Iterable[str] = ())
 def _sharing(found: Trace, classes: Vector) -> list[list[Axis]]:
     """Return the axes of outputs in sets that share classes."""
     axes = [axis for axis in found.made if axis in found.axes]
-    nodes = np.concatenate(
-        [np.full(len(found.axes[axis]), n) for n, axis in enumerate(axes)] or [[]]
-    )
-    members = np.concatenate([classes[found.axes[axis]] for axis in axes] or [[]])
-    moved = len(axes) + members.astype(np.int64)
-    size = len(axes) + (int(classes.max()) + 1 if len(classes) else 0)
+    if not axes:
+        return []
+    nodes = np.concatenate([np.full(len(found.axes[axis]), n) for n, axis in enumerate(axes)])
+    members = len(axes) + np.concatenate([classes[found.axes[axis]] for axis in axes])
+    size = len(axes) + int(classes.max()) + 1
     ones = np.ones(len(nodes), dtype=np.int8)
-    graph = coo_array((ones, (nodes.astype(np.int64), moved)), shape=(size, size))
+    graph = coo_array((ones, (nodes, members)), shape=(size, size))
     sets = connected_components(graph, directed=False)[1][: len(axes)]
     return [[axes[n] for n in np.flatnonzero(sets == one)] for one in dict.fromkeys(sets.tolist())]
 
@@ -162,8 +161,8 @@ def _linked(groups: Sequence[Group], plan: Plan) -> list[Group]:
         if any(len(paths) != 1 or None in paths for paths in ends):
             continue
         stream, inside = (alone[str(paths.pop())] for paths in ends)
-        whole = len(stream.classes) * stream.unit == stream.width == one.width
-        if whole and stream is not inside and len(inside.classes) * one.heads == one.width:
+        all_free = len(stream.classes) * stream.unit == stream.width == one.width
+        if all_free and stream is not inside and len(inside.classes) * one.heads == one.width:
             streams.setdefault(stream.path, []).append((inside, one))
     members = {inside.path for links in streams.values() for inside, _ in links}
     joined = []
@@ -173,9 +172,10 @@ def _linked(groups: Sequence[Group], plan: Plan) -> list[Group]:
         if links := streams.get(group.path):
             pools = (*group.pools, *(inside.classes for inside, _ in links))
             paths = tuple(one.path for _, one in links)
-            whole = replace(group, pools=pools, attentions=paths)
-            group = replace(whole, unit=group.width // whole.grains)
-        joined.append(group)
+            linked = replace(group, pools=pools, attentions=paths)
+            joined.append(replace(linked, unit=group.width // linked.grains))
+        else:
+            joined.append(group)
     return joined
 
 
@@ -186,7 +186,7 @@ def _reason(members: list[Axis], found: Trace, classes: Vector, reasons: Mapping
 
 
 def sound_groups(module: nn.Module, inputs: Tensors, ignored: Iterable[str] = ()) -> Channels:
-    """Return the groups that can be cut, as tried on a copy with random weights; the others' why."""
+    """Return the groups that can be cut, as tried on a copy with random weights, and what not."""
     channels = find_groups(module, inputs, ignored)
     proof = _Proof(randomized(module), tuple(x[:1] for x in inputs), channels.plan)
     sound, failed = proof.sound(list(channels.groups))

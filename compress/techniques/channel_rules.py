@@ -182,9 +182,9 @@ def part(t: Tracer, vector: Vector | None, taken: range) -> Vector | None:
 def slice_(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:
     x = args[0]
     axis = argument(func, args, options, "dim", 0) % x.ndim
-    limits = [argument(func, args, options, key) for key in ("start", "end")]
-    step = argument(func, args, options, "step", 1)
-    _parts(t, x, axis, [(result, range(*slice(*limits, step).indices(x.shape[axis])))])
+    start, end = (argument(func, args, options, key) for key in ("start", "end"))
+    step: int = argument(func, args, options, "step", 1)
+    _parts(t, x, axis, [(result, range(*slice(start, end, step).indices(x.shape[axis])))])
 
 
 def split(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:
@@ -213,12 +213,12 @@ def select(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any
 
 def expand(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:
     x, out = args[0], result_of(result)
-    t.keep(out, [None] * (out.ndim - x.ndim) + axes_of(t, x))
+    t.keep(out, [*[None] * (out.ndim - x.ndim), *axes_of(t, x)])
 
 
 def repeat(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:
     x, times = args[0], args[1]
-    axes: Labels = [None] * (len(times) - x.ndim) + axes_of(t, x)
+    axes: Labels = [*[None] * (len(times) - x.ndim), *axes_of(t, x)]
     tiled = [
         None if vector is None else np.tile(vector, count)
         for vector, count in zip(axes, times, strict=True)

@@ -116,12 +116,14 @@ def _plain(outputs: Any) -> Any:
 def _plain_kernels() -> Iterator[None]:
     """Have attention and recurrent layers run operator by operator."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    onednn = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)  # `backends.mkldnn.flags` warns of GPUs that are not here
     try:
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(onednn)
 
 
 class Where:

@@ -41,7 +41,7 @@ class Criterion(Part, ABC):
 
     @abstractmethod
     def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
-        """Return what each channel is worth, (channels,), not negative; None: this tells nothing."""
+        """Return what each channel is worth, (channels,) >= 0, or None if this tells nothing."""
 
     @property
     def items(self) -> int:
@@ -122,5 +122,5 @@ BUILT_IN: tuple[type[Criterion], ...] = (L2, L1, BnScale, Fpgm, Taylor, Random)
 
 @functools.cache
 def criteria() -> Mapping[str, type[Criterion]]:
-    """Return every criterion by its name in chain text: entry points `compress.criteria` included."""
+    """Return every criterion by its name in chain text, entry points `compress.criteria` too."""
     return by_name(Criterion, "compress.criteria", BUILT_IN)
