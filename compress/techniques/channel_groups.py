@@ -52,7 +52,10 @@ class Group:
 
     @property
     def grains(self) -> int:
-        return math.gcd(*(len(pool) for pool in self.pools))
+        sizes = [len(pool) for pool in self.pools]
+        common = math.gcd(*sizes)
+        # Only attention has to have exactly the same share of each.
+        return common if self.attentions or 4 * common >= min(sizes) else min(sizes)
 
     @property
     def classes(self) -> Vector:
@@ -115,7 +118,7 @@ def find_groups(module: nn.Module, inputs: Tensors, ignored: Iterable[str] = ())
     for members in _sharing(found, classes):
         members.sort(key=lambda axis: (order.get(found.made[axis], -1), axis))
         group = _group(members, found, classes, reasons)
-        if len(group.pools[0]) > 1:
+        if group.pools and group.grains > 1:
             groups.append(group)
             continue
         reason = _reason(members, found, classes, reasons)
@@ -140,43 +143,23 @@ def _sharing(found: Trace, classes: Vector) -> list[list[Axis]]:
 
 def _group(members: list[Axis], found: Trace, classes: Vector, reasons: Mapping[int, str]) -> Group:
     root = members[0]
-    counted = [np.unique(classes[found.axes[axis]], return_counts=True) for axis in members]
-    every = np.unique(np.concatenate([ids for ids, _ in counted]))
-    free = every[[one not in reasons for one in every.tolist()]]
-    inside = np.isin(counted[0][0], free)
-    unit = int(counted[0][1][inside].max()) if inside.any() else 1
-    return Group(found.made[root], root, len(found.axes[root]), (free,), unit)
-
-
-def _linked(groups: Sequence[Group], plan: Plan) -> list[Group]:
-    """Return groups in which a transformer's channels and those inside its heads are together."""
-    alone = {group.path: group for group in groups}
-    owner = {int(one): group.path for group in groups for one in group.classes}
-    streams: dict[str, list[tuple[Group, PackedAttention]]] = {}
-    for one in plan.attentions:
-        read, made = (plan.trace.axes.get((one.weight, axis)) for axis in (1, 0))
-        if read is None or made is None:
-            continue
-        ends = [{owner.get(int(c)) for c in plan.classes[labels]} for labels in (read, made)]
-        if any(len(paths) != 1 or None in paths for paths in ends):
-            continue
-        stream, inside = (alone[str(paths.pop())] for paths in ends)
-        all_free = len(stream.classes) * stream.unit == stream.width == one.width
-        if all_free and stream is not inside and len(inside.classes) * one.heads == one.width:
-            streams.setdefault(stream.path, []).append((inside, one))
-    members = {inside.path for links in streams.values() for inside, _ in links}
-    joined = []
-    for group in groups:
-        if group.path in members:
-            continue
-        if links := streams.get(group.path):
-            pools = (*group.pools, *(inside.classes for inside, _ in links))
-            paths = tuple(one.path for _, one in links)
-            linked = replace(group, pools=pools, attentions=paths)
-            joined.append(replace(linked, unit=group.width // linked.grains))
-        else:
-            joined.append(group)
-    return joined
+    sets = [set(classes[found.axes[axis]].tolist()) for axis in members]
+    pools: dict[tuple[bool, ...], list[int]] = {}
+    for one in sorted(set().union(*sets) - reasons.keys()):
+        pools.setdefault(tuple(one in among for among in sets), []).append(one)
+    # The root's own first; what only later layers have (padding with zeros) keeps the same share.
+    order = sorted(pools, reverse=True)
+    group = Group(
+        found.made[root],
+        root,
+        len(found.axes[root]),
+        tuple(np.asarray(pools[key], dtype=np.int64) for key in order),
+        1,
+    )
+    if not pools:
+        return group
+    free = int(np.isin(classes[found.axes[root]], group.classes).sum())
+    return replace(group, unit=max(1, free // group.grains))
 
 
 def _reason(members: list[Axis], found: Trace, classes: Vector, reasons: Mapping[int, str]) -> str:

@@ -21,8 +21,8 @@ from compress.techniques.channel_trace import Axis, Vector
 from compress.techniques.criteria import L2, MAKES, READS, SCALE, Criterion, Slices
 
 Worth = npt.NDArray[np.float64]
-Scores = dict[str, list[Worth]]
-"""By group's path, what each class is worth, pool by pool."""
+Scores = dict[Axis, list[Worth]]
+"""By group's axis, what each class is worth, pool by pool."""
 CHUNK = 32
 """How many items a pass with gradients takes at once."""
 
@@ -39,14 +39,14 @@ def scores(
     found: Scores = {}
     silent = []
     for group in channels.groups:
-        found[group.path] = []
+        found[group.axis] = []
         for pool in group.pools:
             worth = _worth(pool, members, criterion, gradients, channels.plan, generator)
             if worth is None:
                 silent.append(group.path)
                 worth = _worth(pool, members, L2(), gradients, channels.plan, generator)
                 assert worth is not None, "a group has weights that make its channels"
-            found[group.path].append(worth)
+            found[group.axis].append(worth)
     return found, [*dict.fromkeys(silent)]
 
 
@@ -136,12 +136,12 @@ def grains_kept(group: Group, width: float, round_to: int) -> int:
     return min(total, max(least, wanted))
 
 
-def removed(groups: Sequence[Group], worth: Scores, kept: Mapping[str, int]) -> Vector:
+def removed(groups: Sequence[Group], worth: Scores, kept: Mapping[Axis, int]) -> Vector:
     """Return the classes of least worth, as many grains of each group as it does not keep."""
     gone = [
         group.least(
-            [np.argsort(one, kind="stable") for one in worth[group.path]],
-            group.grains - kept.get(group.path, group.grains),
+            [np.argsort(one, kind="stable") for one in worth[group.axis]],
+            group.grains - kept.get(group.axis, group.grains),
         )
         for group in groups
     ]
@@ -153,8 +153,8 @@ def widths(
     worth: Scores,
     fraction: float,
     scope: str,
-    whole: Mapping[str, int],
-) -> dict[str, float]:
+    whole: Mapping[Axis, int],
+) -> dict[Axis, float]:
     """Return the width that each group has at a fraction of the channels of all.
 
     `scope='local'` gives every group that fraction of `whole`, its width. 'global' ranks all
@@ -162,15 +162,15 @@ def widths(
     fraction.
     """
     if scope == "local" or fraction >= 1:
-        return {group.path: fraction * whole[group.path] for group in groups}
-    relative = {group.path: _of_grains(group, worth[group.path][0]) for group in groups}
+        return {group.axis: fraction * whole[group.axis] for group in groups}
+    relative = {group.axis: _of_grains(group, worth[group.axis][0]) for group in groups}
     every = np.sort(np.concatenate([*relative.values()]))
     bar = every[min(len(every) - 1, round((1 - fraction) * len(every)))]
     found = {}
     for group in groups:
         fixed = group.width - group.grains * group.unit
-        above = int((relative[group.path] >= bar).sum()) * group.unit
-        found[group.path] = max(above + fixed, fraction / 4 * group.width)
+        above = int((relative[group.axis] >= bar).sum()) * group.unit
+        found[group.axis] = max(above + fixed, fraction / 4 * group.width)
     return found
 
 

@@ -24,7 +24,7 @@ from compress.techniques.channel_scores import (
     step_of,
     widths,
 )
-from compress.techniques.channel_trace import OUTPUT
+from compress.techniques.channel_trace import OUTPUT, Axis
 from compress.techniques.criteria import L2, Criterion, criteria
 
 GRID = 128
@@ -93,8 +93,8 @@ class PruneChannels(Compressor):
         if reason := differs_from_zeroed(model.module, done, channels.plan, model.items()):
             raise StepFailed(f"pruning would change more than the removed channels: {reason}")
         for group in channels.groups:
-            gone = group.grains - kept[group.path]
-            left = group.width - gone * group.unit
+            gone = np.isin(channels.plan.of(group.axis), done.classes)
+            left = group.width - int(gone.sum())
             context.log.row("layer", layer=group.path, channels=group.width, kept=left)
         search.note_reached(search.fraction(done))
         return replace(model, module=done.module.eval(), hints={})
@@ -173,9 +173,7 @@ class _Search:
 
     def _lost(self, group: Group, done: Cut) -> int:
         """Return how many channels a group lost."""
-        pool = group.pools[0]
-        gone = int(np.isin(pool, done.classes).sum())
-        return gone * group.grains // len(pool) * group.unit
+        return int(np.isin(self.channels.plan.of(group.axis), done.classes).sum())
 
     def _origin_width(self, group: Group) -> int:
         """Return the number of channels that a group had in the origin."""
@@ -184,23 +182,23 @@ class _Search:
         known = parameters.get(name)
         return group.width if known is None or known.ndim <= axis else known.shape[axis]
 
-    def kept(self) -> dict[str, int]:
+    def kept(self) -> dict[Axis, int]:
         """Return how many grains each group keeps; raise StepFailed if the target is too low."""
         if self.what == "channels":
-            whole = {group.path: self._origin_width(group) for group in self.groups}
+            whole = {group.axis: self._origin_width(group) for group in self.groups}
             return self._at(self.target, whole)
         return self._to_target()
 
-    def _at(self, fraction: float, whole: Mapping[str, int] | None = None) -> dict[str, int]:
-        whole = whole or {group.path: group.width for group in self.groups}
+    def _at(self, fraction: float, whole: Mapping[Axis, int] | None = None) -> dict[Axis, int]:
+        whole = whole or {group.axis: group.width for group in self.groups}
         found = widths(self.groups, self.worth, fraction, self.step.scope, whole)
-        return {g.path: grains_kept(g, found[g.path], self.step.round_to) for g in self.groups}
+        return {g.axis: grains_kept(g, found[g.axis], self.step.round_to) for g in self.groups}
 
-    def _reached(self, kept: Mapping[str, int]) -> float:
+    def _reached(self, kept: Mapping[Axis, int]) -> float:
         classes = removed(self.groups, self.worth, kept)
         return self.fraction(cut(self.model.module, self.channels.plan, classes))
 
-    def _to_target(self) -> dict[str, int]:
+    def _to_target(self) -> dict[Axis, int]:
         best = self._at(1.0)
         now = self._reached(best)
         if now <= self.target:
@@ -208,7 +206,7 @@ class _Search:
         low, high = math.ceil(GRID * self.target / now / 2), GRID
         best = self._at(low / GRID)
         if (least := self._reached(best)) > self.target:
-            self._refuse(least, low / GRID)
+            self._refuse(least, low / GRID, now)
         while high - low > 1:
             middle = (low + high) // 2
             if self._reached(self._at(middle / GRID)) <= self.target:
@@ -217,14 +215,14 @@ class _Search:
                 high = middle
         return self._between(self._at(low / GRID), self._at(high / GRID))
 
-    def _between(self, narrow: dict[str, int], wide: dict[str, int]) -> dict[str, int]:
+    def _between(self, narrow: dict[Axis, int], wide: dict[Axis, int]) -> dict[Axis, int]:
         """Widen group after group, from narrow to wide, as long as the target is met."""
-        paths = [group.path for group in self.groups if narrow[group.path] != wide[group.path]]
+        axes = [group.axis for group in self.groups if narrow[group.axis] != wide[group.axis]]
 
-        def mixed(count: int) -> dict[str, int]:
-            return {**narrow, **{path: wide[path] for path in paths[:count]}}
+        def mixed(count: int) -> dict[Axis, int]:
+            return {**narrow, **{axis: wide[axis] for axis in axes[:count]}}
 
-        low, high = 0, len(paths)
+        low, high = 0, len(axes)
         while high - low > 1:
             middle = (low + high) // 2
             if self._reached(mixed(middle)) <= self.target:
@@ -233,12 +231,17 @@ class _Search:
                 high = middle
         return mixed(low)
 
-    def _refuse(self, least: float, fraction: float) -> None:
+    def _refuse(self, least: float, fraction: float, now: float) -> None:
+        """Name the least target that is not refused: a higher one narrows groups less."""
+        possible = least
+        while (cost := self._reached(self._at(possible / now / 2))) > possible:
+            possible = cost
+        asked = math.ceil(possible * 100) / 100
         raise StepFailed(
             f"prune_channels: {self.what}={self.target:g} cannot be reached: with no group of "
             f"channels below {fraction:.2f} of its width, or one step of round_to="
             f"{self.step.round_to}, at least {least:.2f} {WORDS[self.what]} stay. Ask for "
-            f"{self.what}={math.ceil(least * 100) / 100:.2f} or more, give a smaller round_to, or "
+            f"{self.what}={asked:.2f} or more, give a smaller round_to, or "
             f"say with channels=... how narrow groups may become"
         )
 
