@@ -68,7 +68,12 @@ TIMM = (
     *("tf_efficientnet_lite0", "mobilenetv4_conv_small", "regnety_002", "ghostnet_100"),
     *("deit_tiny_patch16_224", "levit_128s", "convnextv2_atto", "convnext_atto", "repvgg_a0"),
     *("mobilevit_xxs", "edgenext_xx_small", "resnetv2_50", "nf_resnet26", "mixer_s16_224"),
-    *("eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224", "poolformer_s12", "res2net50_26w_4s"),
+    *(
+        "eva02_tiny_patch14_224",
+        "swin_tiny_patch4_window7_224",
+        "poolformer_s12",
+        "res2net50_26w_4s",
+    ),
     *("pvt_v2_b0", "hrnet_w18_small", "dla34", "rexnet_100", "xcit_nano_12_p16_224"),
 )
 FIXED = {"torchvision:vit_b_16": 224, "torchvision:maxvit_t": 224}
@@ -239,7 +244,9 @@ def _saves(pruned: Model) -> str:
         with tempfile.TemporaryDirectory() as folder:
             save(pruned, Path(folder), build)
             again = load(Path(folder), build)
-        same = torch.equal(forward(again.module, pruned.probe), forward(pruned.module, pruned.probe))
+        same = torch.equal(
+            forward(again.module, pruned.probe), forward(pruned.module, pruned.probe)
+        )
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:200]
     return "yes" if same else "differs"

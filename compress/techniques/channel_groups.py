@@ -162,6 +162,37 @@ def _group(members: list[Axis], found: Trace, classes: Vector, reasons: Mapping[
     return replace(group, unit=max(1, free // group.grains))
 
 
+def _linked(groups: Sequence[Group], plan: Plan) -> list[Group]:
+    """Return groups in which a transformer's channels and those inside its heads are together."""
+    alone = {group.path: group for group in groups}
+    owner = {int(one): group.path for group in groups for one in group.classes}
+    streams: dict[str, list[tuple[Group, PackedAttention]]] = {}
+    for one in plan.attentions:
+        read, made = (plan.trace.axes.get((one.weight, axis)) for axis in (1, 0))
+        if read is None or made is None:
+            continue
+        ends = [{owner.get(int(c)) for c in plan.classes[labels]} for labels in (read, made)]
+        if any(len(paths) != 1 or None in paths for paths in ends):
+            continue
+        stream, inside = (alone[str(paths.pop())] for paths in ends)
+        all_free = stream.grains * stream.unit == stream.width == one.width
+        if all_free and stream is not inside and len(inside.classes) * one.heads == one.width:
+            streams.setdefault(stream.path, []).append((inside, one))
+    members = {inside.path for links in streams.values() for inside, _ in links}
+    joined = []
+    for group in groups:
+        if group.path in members:
+            continue
+        if links := streams.get(group.path):
+            pools = (*group.pools, *(inside.classes for inside, _ in links))
+            paths = tuple(one.path for _, one in links)
+            linked = replace(group, pools=pools, attentions=paths)
+            joined.append(replace(linked, unit=group.width // linked.grains))
+        else:
+            joined.append(group)
+    return joined
+
+
 def _reason(members: list[Axis], found: Trace, classes: Vector, reasons: Mapping[int, str]) -> str:
     ids = np.unique(np.concatenate([classes[found.axes[axis]] for axis in members])).tolist()
     given = [reasons[one] for one in ids if one in reasons]

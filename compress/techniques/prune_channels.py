@@ -31,6 +31,8 @@ GRID = 128
 """Steps of the search for the width that meets a target."""
 NEAR = 0.02
 """By how much of a target what is reached may differ without a note."""
+TRIES = 40
+"""How many groups are tried one by one to come nearer to a target."""
 WORDS = {"macs": "of the MACs", "params": "of the parameters", "channels": "of the channels"}
 
 
@@ -213,7 +215,7 @@ class _Search:
                 low = middle
             else:
                 high = middle
-        return self._between(self._at(low / GRID), self._at(high / GRID))
+        return self._filled(self._between(self._at(low / GRID), self._at(high / GRID)))
 
     def _between(self, narrow: dict[Axis, int], wide: dict[Axis, int]) -> dict[Axis, int]:
         """Widen group after group, from narrow to wide, as long as the target is met."""
@@ -230,6 +232,21 @@ class _Search:
             else:
                 high = middle
         return mixed(low)
+
+    def _filled(self, kept: dict[Axis, int]) -> dict[Axis, int]:
+        """Widen single groups by a step, the widest first, until the target is near."""
+        left, now = TRIES, self._reached(kept)
+        for group in sorted(self.groups, key=lambda group: -group.width):
+            wider = kept[group.axis] + step_of(group, self.step.round_to)
+            if now >= (1 - NEAR) * self.target or not left:
+                break
+            if wider > group.grains:
+                continue
+            left -= 1
+            trial = {**kept, group.axis: wider}
+            if (reached := self._reached(trial)) <= self.target:
+                kept, now = trial, reached
+        return kept
 
     def _refuse(self, least: float, fraction: float, now: float) -> None:
         """Name the least target that is not refused: a higher one narrows groups less."""
