@@ -165,7 +165,7 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
 
 
 def _silence(layer: nn.Module, before: dict[str, Tensor], kept: Tensor) -> None:
-    """Attention's packed projection: keys and values of no such channel. Queries may be rescaled."""
+    """Attention's packed projection: no such keys and values. Queries may be rescaled."""
     width = len(kept) // 3
     lost = ~kept
     lost[:width] = False
