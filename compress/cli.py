@@ -293,7 +293,9 @@ def check(files: tuple[Path, ...]) -> None:
 @cli.command(name="list")
 @click.argument(
     "what",
-    type=click.Choice(["techniques", "losses", "hints", "models", "data", "suites", "columns"]),
+    type=click.Choice(
+        ["techniques", "losses", "hints", "criteria", "models", "data", "suites", "columns"]
+    ),
 )
 def list_names(what: str) -> None:
     """List what can be named."""
@@ -320,9 +322,9 @@ def _described(what: str) -> Mapping[str, str]:
         from compress.benchmark.plan.suite import suite_names
 
         return suite_names()
-    from compress.techniques import hints, losses, techniques
+    from compress.techniques import criteria, hints, losses, techniques
 
-    table = {"techniques": techniques, "losses": losses, "hints": hints}[what]
+    table = {"techniques": techniques, "losses": losses, "hints": hints, "criteria": criteria}[what]
     return {_signature(cls): _first_paragraph(cls) for cls in table().values()}
 
 

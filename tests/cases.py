@@ -34,6 +34,7 @@ CASES = [
     Case("prune_weights(sparsity=0.5, scope='layer')", neutral="prune_weights(sparsity=0)"),
     Case("prune_channels(macs=0.5)", neutral="prune_channels(macs=1.0)"),
     Case("prune_channels(channels=0.5, round_to=1)", neutral="prune_channels(channels=1.0)"),
+    Case("prune_channels(params=0.6, criterion=taylor(count=32), scope='global')"),
     Case("factorize(rank=0.3)", neutral="factorize(rank=1.0)"),
     Case("factorize(energy=0.8)", neutral="factorize(energy=1.0)"),
     Case("factorize(macs=0.6)", neutral="factorize(macs=1.0)"),

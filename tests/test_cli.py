@@ -157,6 +157,7 @@ LISTED = {
         "1 - correlation over classes + 1 - correlation over the batch), of probabilities. Huang",
     ],
     "hints": ["fitnets(weight=1.0, layers=())", "Romero et al. 2015", "Zagoruyko and Komodakis"],
+    "criteria": ["taylor(count=128)", "Σ w². Fang et al. 2023", "He et al. 2019"],
     "models": ["resnet56"],
     "data": ["cifar100"],
     "suites": ["digits"],

@@ -22,7 +22,7 @@ from compress.surgery import output_layers
 from compress.system.files import digest, sha256, write_json
 from compress.tasks.base import Data
 from compress.techniques import chain
-from compress.techniques.channel_groups import sound_roots
+from compress.techniques.channel_groups import sound_groups
 from compress.techniques.train import reset
 from compress.zoo.code import from_file
 from compress.zoo.weights import load_weights
@@ -225,8 +225,7 @@ def test_carving_leaves_what_stays_frozen(data: Data, bench: StepContext, tmp_pa
 def test_looking_at_a_module_changes_nothing_in_it(data: Data) -> None:
     model = fresh(data)
     assert output_layers(model.module, model.example) == ["3"]
-    roots, _ = sound_roots(model.module, model.example)
-    assert roots
+    assert sound_groups(model.module, model.example).groups
     assert frozen_names(model.module) == FROZEN
 
 

@@ -10,6 +10,7 @@ from compress.compressor import Compressor, Repeat
 from compress.parts import by_name
 from compress.techniques.carve import Carve
 from compress.techniques.cast import Cast
+from compress.techniques.criteria import criteria
 from compress.techniques.distill import Distill
 from compress.techniques.factorize import Factorize
 from compress.techniques.finetune import Finetune
@@ -48,4 +49,4 @@ def chain(text: str) -> Compressor:
     return parse_chain(text, techniques())
 
 
-__all__ = ["chain", "hints", "losses", "techniques"]
+__all__ = ["chain", "criteria", "hints", "losses", "techniques"]

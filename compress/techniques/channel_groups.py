@@ -1,231 +1,285 @@
-"""Groups of coupled channels: finding those that can be cut soundly, and cutting them."""
+"""Groups of coupled channels, and the proof of which of them can be cut.
+
+`channel_trace` says which channels go together. It assumes that a module's code takes sizes from
+shapes. Whether it does is tried by arithmetic, on a copy with random weights: half of the channels
+of every group are cut, and the outputs compared in float64 with those of the copy in which these
+channels are zero. Random, because trained or freshly initialised weights may hide an error behind
+zeros. Groups that fail are found by halving, and stay whole.
+"""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from compress.heads import as_in_training, has_auxiliary, heads_in_training, tensors_of
-from compress.model import forward, frozen_names
-from compress.surgery import freeze, output_layers, thawed
-from compress.system.amounts import decimal
+from compress.model import copied
 from compress.tasks.base import Tensors
+from compress.techniques.channel_attention import PackedAttention, packed_attentions
+from compress.techniques.channel_cut import Plan, cut, differs_from_zeroed, unable
+from compress.techniques.channel_trace import FIXED, Axis, Trace, Vector, trace
 
-OUTPUTS_SECOND = (nn.Embedding, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-"""Layers whose outputs are the second dimension of their weights."""
-OUTPUT = "it produces the model's output"
-
-
-@dataclass
-class Cut:
-    """A pruned module; by layer, the indices removed from its output, in the original's count."""
-
-    module: nn.Module
-    removed: dict[str, list[int]] = field(default_factory=dict)
-    kept: dict[str, int] = field(default_factory=dict)
+TRIALS = 400
+"""How many cuts of a copy are tried at most; groups that come later are left whole."""
 
 
-def cut_channels(
-    module: nn.Module, inputs: Tensors, widths: Mapping[str, float], round_to: int
-) -> Cut:
-    """Cut, in a copy, each group to the width given for its root, rounded to `round_to`.
+@dataclass(frozen=True)
+class Group:
+    """Channels of one or more layers that are cut together, by class.
 
-    `widths` maps the path of a group's root layer to the number of channels to keep; it is
-    rounded to the nearest multiple, at least one multiple, never beyond the present width.
+    A class is what goes at once: a channel of each layer, or several where they are coupled. Most
+    groups are one pool of classes. Where several pools must keep the same share, as a transformer's
+    channels and those inside its heads, a grain is the least that can go from all of them.
     """
-    from torch_pruning.pruner.importance import GroupMagnitudeImportance
 
-    module = copy.deepcopy(module)
-    cut, frozen = Cut(module), frozen_names(module)
-    graph = _graph(module, inputs)
-    remaining: dict[str, Tensor] = {}
-    for path, width in widths.items():
-        root = module.get_submodule(path)
-        prune = graph.get_pruner_of_module(root).prune_out_channels
-        count = graph.get_out_channels(root)
-        group = graph.get_pruning_group(root, prune, list(range(count)))
-        partitions = _partitions(graph, group, count)
-        keep = _rounded(width, count, round_to * partitions)
-        cut.kept[path] = count
-        if keep >= count:
-            continue
-        scores = GroupMagnitudeImportance(p=2)(group)
-        if scores is None or len(scores) != count:
-            continue
-        group = graph.get_pruning_group(root, prune, _least(scores, count - keep, partitions))
-        if graph.check_pruning_group(group):
-            _record(graph, group, remaining, cut)
-            group.prune()
-            cut.kept[path] = keep
-    freeze(module, frozen)  # what was cut are new tensors
-    module.eval()
-    return cut
+    path: str
+    """The first layer whose outputs these are."""
+    axis: Axis
+    """The axis of its weight that they are."""
+    width: int
+    """The number of its channels."""
+    pools: tuple[Vector, ...]
+    unit: int
+    """How many of its channels a grain holds."""
+    attentions: tuple[str, ...] = ()
+    """Attention layers whose heads are pools."""
 
+    @property
+    def grains(self) -> int:
+        sizes = [len(pool) for pool in self.pools]
+        common = math.gcd(*sizes)
+        # Only attention has to have exactly the same share of each.
+        return common if self.attentions or 4 * common >= min(sizes) else min(sizes)
 
-def _graph(module: nn.Module, inputs: Tensors) -> Any:
-    from torch_pruning import DependencyGraph  # not above: it imports timm, which takes seconds
+    @property
+    def classes(self) -> Vector:
+        return np.concatenate(self.pools)
 
-    with warnings.catch_warnings():
-        # It warns of bare parameters; whether cutting them is right is checked by arithmetic.
-        warnings.simplefilter("ignore")
-        with thawed(module), torch.enable_grad():
-            graph = DependencyGraph()
-            one = tuple(tensor[:1] for tensor in inputs)
-            through = _through_all_heads if has_auxiliary(module) else None
-            return graph.build_dependency(module, one, forward_fn=through, verbose=False)
+    def least(self, order: Sequence[Vector], grains: int) -> Vector:
+        """Return the classes of `grains` grains, the first of each pool in an order of it."""
+        taken = [
+            pool[first[: grains * len(pool) // self.grains]]
+            for pool, first in zip(self.pools, order, strict=True)
+        ]
+        return np.concatenate(taken)
 
 
-def _through_all_heads(module: nn.Module, example: Tensors) -> list[Tensor]:
-    """Return all outputs of training mode: what auxiliary heads take is cut along."""
-    with as_in_training(module):
-        outputs = tensors_of(module(*example)).values()
-    return [output for output in outputs if output.grad_fn is not None]
+@dataclass(frozen=True)
+class Channels:
+    """Which groups of a module can be cut, and why the others cannot."""
+
+    plan: Plan
+    groups: tuple[Group, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+    """Layers that stay whole -> why."""
 
 
-def _partitions(graph: Any, group: Any, count: int) -> int:
-    """Return into how many equal parts the channels fall because of grouped convolutions."""
-    parts = 1
-    for dependency, _ in group:
-        layer = dependency.target.module
-        groups = getattr(layer, "groups", 1)
-        if isinstance(layer, nn.Conv2d) and 1 < groups < layer.out_channels:
-            parts = max(parts, groups)
-        if isinstance(layer, nn.GroupNorm):
-            parts = max(parts, layer.num_groups)
-    return parts if count % parts == 0 else 1
+def classes_of(found: Trace) -> Vector:
+    """Return the class of every label: those that edges unite have the same."""
+    first = np.concatenate([[FIXED], *(a.ravel() for a, _ in found.edges)])
+    second = np.concatenate([[FIXED], *(b.ravel() for _, b in found.edges)])
+    ones = np.ones(len(first), dtype=np.int8)
+    graph = coo_array((ones, (first, second)), shape=(found.labels, found.labels))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def _rounded(width: float, count: int, multiple: int) -> int:
-    if width >= count:
-        return count
-    return min(count, max(multiple, round(width / multiple) * multiple))
+def find_groups(module: nn.Module, inputs: Tensors, ignored: Iterable[str] = ()) -> Channels:
+    """Return the groups of channels of a module, by its operators alone; nothing is proven yet.
 
-
-def _least(scores: Tensor, number: int, partitions: int) -> list[int]:
-    """Return the indices of least score, the same number of them from every partition."""
-    parts = scores.view(partitions, -1)
-    size = parts.shape[1]
-    chosen = parts.argsort(dim=1, stable=True)[:, : number // partitions]
-    return sorted((chosen + torch.arange(partitions)[:, None] * size).flatten().tolist())
-
-
-def _record(graph: Any, group: Any, remaining: dict[str, Tensor], cut: Cut) -> None:
-    """Record which outputs of which layers a group removes, in the numbering of the original."""
-    names = {layer: path for path, layer in cut.module.named_modules()}
-    for dependency, index in group:
-        layer = dependency.target.module
-        if layer not in names or not graph.is_out_channel_pruning_fn(dependency.handler):
-            continue
-        if not isinstance(getattr(layer, "weight", None), Tensor):
-            continue
-        path = names[layer]
-        before = remaining.get(path, torch.arange(graph.get_out_channels(layer)))
-        cut.removed.setdefault(path, []).extend(before[index].tolist())
-        mask = torch.ones(len(before), dtype=torch.bool)
-        mask[index] = False
-        remaining[path] = before[mask]
-
-
-def zeroed(module: nn.Module, removed: Mapping[str, Collection[int]]) -> nn.Module:
-    """Return a copy in which the given outputs of the given layers are exactly zero."""
-    result = copy.deepcopy(module)
-    with torch.no_grad():
-        for path, index in removed.items():
-            layer = result.get_submodule(path)
-            axis = 1 if isinstance(layer, OUTPUTS_SECOND) else 0
-            for tensor, dim in ((layer.weight, axis), (getattr(layer, "bias", None), 0)):
-                if isinstance(tensor, Tensor):
-                    tensor.index_fill_(dim, torch.tensor(list(index)), 0)
-    return result
-
-
-def differs_from_zeroed(
-    module: nn.Module, cut: Cut, inputs: Tensors, tolerance: float = 1e-4
-) -> str:
-    """Say how the cut module differs from the original with those channels zeroed ('' if not)."""
-    try:
-        expected = forward(zeroed(module, cut.removed).eval(), inputs)
-        outputs = forward(cut.module.eval(), inputs)
-        with torch.no_grad():
-            pair = [heads_in_training(m, inputs) for m in (module, cut.module) if has_auxiliary(m)]
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
-        return f"it does not run: {error}"
-    if outputs.shape != expected.shape:
-        return f"outputs of shape {tuple(outputs.shape)}, not {tuple(expected.shape)}"
-    shapes = [[tuple(head.shape) for head in heads] for heads in pair]
-    if shapes and shapes[0] != shapes[1]:
-        return f"auxiliary heads of shapes {shapes[1][1:]}, not {shapes[0][1:]}"
-    largest = float((outputs - expected).abs().max())
-    limit = tolerance * max(float(expected.abs().max()), 1e-6)
-    return "" if largest <= limit else f"outputs differ by {decimal(largest)}"
-
-
-def sound_roots(module: nn.Module, inputs: Tensors) -> tuple[dict[str, int], dict[str, str]]:
-    """Return the groups that can be cut: root path -> channels; and the others, with a reason.
-
-    Tried by arithmetic on a copy with random weights: half of the channels of every group are
-    cut, and the outputs compared with those of the copy in which these channels are zero.
-    Random, because trained or freshly initialised weights may hide an error behind zeros.
+    `ignored` layers keep their outputs.
     """
-    trial = _randomized(module)
-    outputs = set(output_layers(module, inputs))
     try:
-        graph = _graph(trial, inputs)
-    except ImportError:
-        raise
-    except Exception as error:
-        return {}, {"the whole model": _unable(error)}
-    names = {layer: path for path, layer in trial.named_modules()}
-    ignored = [trial.get_submodule(path) for path in outputs]
-    roots: dict[str, int] = {}
-    coupled: dict[str, int] = {}
-    for group in graph.get_all_groups(ignored_layers=ignored):
-        root = group[0].dep.target.module
-        if root not in names:
-            continue
-        roots[names[root]] = graph.get_out_channels(root)
-        coupled[names[root]] = sum(
-            graph.is_out_channel_pruning_fn(dependency.handler) for dependency, _ in group
+        found = trace(copied(module), inputs)
+    except Exception as error:  # whatever a foreign forward trips over, it stays whole
+        return Channels(
+            Plan(Trace(), np.zeros(1, np.int64)), left={"the whole model": unable(error)}
         )
-    protected = dict.fromkeys(sorted(outputs), OUTPUT)
-    if _trial_reason(trial, inputs, roots):
-        # Widely coupled groups (residual streams) are the usual suspects: try them first.
-        for path in sorted(roots, key=lambda path: -coupled[path]):
-            if reason := _trial_reason(trial, inputs, {path: roots[path]}):
-                protected[path] = reason
-                del roots[path]
-                if not _trial_reason(trial, inputs, roots):
-                    break
-    return roots, protected
+    for (name, axis), path in found.made.items():
+        if path in set(ignored):
+            found.lock(found.axes[name, axis], "it is to be ignored")
+    classes = classes_of(found)
+    reasons: dict[int, str] = {}
+    for vector, reason in found.locks:
+        for one in np.unique(classes[vector]).tolist():
+            reasons.setdefault(one, reason)
+    reasons.setdefault(int(classes[FIXED]), "it is coupled with channels that stay as they are")
+    attentions = tuple(packed_attentions(module))
+    sets_scale = {one.path for one in attentions if one.sets_scale}
+    plan = Plan(found, classes, attentions, frozenset(found.scaled | sets_scale))
+    groups: list[Group] = []
+    left: dict[str, str] = {}
+    order = {path: number for number, (path, _) in enumerate(module.named_modules())}
+    for members in _sharing(found, classes):
+        members.sort(key=lambda axis: (order.get(found.made[axis], -1), axis))
+        group = _group(members, found, classes, reasons)
+        if group.pools and group.grains > 1:
+            groups.append(group)
+            continue
+        reason = _reason(members, found, classes, reasons)
+        left.update({found.made[axis]: reason for axis in members})
+    groups.sort(key=lambda group: order.get(group.path, -1))
+    return Channels(plan, tuple(_linked(groups, plan)), left)
 
 
-def _trial_reason(trial: nn.Module, inputs: Tensors, roots: Mapping[str, int]) -> str:
-    if not roots:
-        return ""
-    widths = {path: count / 2 for path, count in roots.items()}
-    try:
-        cut = cut_channels(trial, inputs, widths, round_to=1)
-    except ImportError:
-        raise
-    except Exception as error:
-        # Whatever a foreign graph trips over, the answer is the same: this group stays whole.
-        return _unable(error)
-    # A wrong cut is off by a tenth or more; rounding in float32 by less than a thousandth.
-    return differs_from_zeroed(trial, cut, inputs, tolerance=1e-3)
+def _sharing(found: Trace, classes: Vector) -> list[list[Axis]]:
+    """Return the axes of outputs in sets that share classes."""
+    axes = [axis for axis in found.made if axis in found.axes]
+    if not axes:
+        return []
+    nodes = np.concatenate([np.full(len(found.axes[axis]), n) for n, axis in enumerate(axes)])
+    members = len(axes) + np.concatenate([classes[found.axes[axis]] for axis in axes])
+    size = len(axes) + int(classes.max()) + 1
+    ones = np.ones(len(nodes), dtype=np.int8)
+    graph = coo_array((ones, (nodes, members)), shape=(size, size))
+    sets = connected_components(graph, directed=False)[1][: len(axes)]
+    return [[axes[n] for n in np.flatnonzero(sets == one)] for one in dict.fromkeys(sets.tolist())]
 
 
-def _unable(error: Exception) -> str:
-    return f"Torch-Pruning cannot cut it: {type(error).__name__}: {error}"
+def _group(members: list[Axis], found: Trace, classes: Vector, reasons: Mapping[int, str]) -> Group:
+    root = members[0]
+    sets = [set(classes[found.axes[axis]].tolist()) for axis in members]
+    pools: dict[tuple[bool, ...], list[int]] = {}
+    for one in sorted(set().union(*sets) - reasons.keys()):
+        pools.setdefault(tuple(one in among for among in sets), []).append(one)
+    # The root's own first; what only later layers have (padding with zeros) keeps the same share.
+    order = sorted(pools, reverse=True)
+    group = Group(
+        found.made[root],
+        root,
+        len(found.axes[root]),
+        tuple(np.asarray(pools[key], dtype=np.int64) for key in order),
+        1,
+    )
+    if not pools:
+        return group
+    free = int(np.isin(classes[found.axes[root]], group.classes).sum())
+    return replace(group, unit=max(1, free // group.grains))
 
 
-def _randomized(module: nn.Module) -> nn.Module:
-    result = copy.deepcopy(module).eval()
+def _linked(groups: Sequence[Group], plan: Plan) -> list[Group]:
+    """Return groups in which a transformer's channels and those inside its heads are together."""
+    alone = {group.path: group for group in groups}
+    owner = {int(one): group.path for group in groups for one in group.classes}
+    streams: dict[str, list[tuple[Group, PackedAttention]]] = {}
+    for one in plan.attentions:
+        read, made = (plan.trace.axes.get((one.weight, axis)) for axis in (1, 0))
+        if read is None or made is None:
+            continue
+        ends = [{owner.get(int(c)) for c in plan.classes[labels]} for labels in (read, made)]
+        if any(len(paths) != 1 or None in paths for paths in ends):
+            continue
+        stream, inside = (alone[str(paths.pop())] for paths in ends)
+        all_free = stream.grains * stream.unit == stream.width == one.width
+        if all_free and stream is not inside and len(inside.classes) * one.heads == one.width:
+            streams.setdefault(stream.path, []).append((inside, one))
+    members = {inside.path for links in streams.values() for inside, _ in links}
+    joined = []
+    for group in groups:
+        if group.path in members:
+            continue
+        if links := streams.get(group.path):
+            pools = (*group.pools, *(inside.classes for inside, _ in links))
+            paths = tuple(one.path for _, one in links)
+            linked = replace(group, pools=pools, attentions=paths)
+            joined.append(replace(linked, unit=group.width // linked.grains))
+        else:
+            joined.append(group)
+    return joined
+
+
+def _reason(members: list[Axis], found: Trace, classes: Vector, reasons: Mapping[int, str]) -> str:
+    ids = np.unique(np.concatenate([classes[found.axes[axis]] for axis in members])).tolist()
+    given = [reasons[one] for one in ids if one in reasons]
+    return given[0] if given else "all of its channels go together"
+
+
+def sound_groups(module: nn.Module, inputs: Tensors, ignored: Iterable[str] = ()) -> Channels:
+    """Return the groups that can be cut, as tried on a copy with random weights, and what not."""
+    channels = find_groups(module, inputs, ignored)
+    proof = _Proof(randomized(module), tuple(x[:1] for x in inputs), channels.plan)
+    sound, failed = proof.sound(list(channels.groups))
+    proof.double = True  # what failed in float32 was found faster
+    if proof.reason(sound):
+        sound, more = proof.one_by_one(sound)
+        failed |= more
+    left = {**channels.left, **failed}
+    return replace(channels, plan=proof.plan, groups=tuple(sound), left=left)
+
+
+class _Proof:
+    """Tries groups on a copy with random weights."""
+
+    def __init__(self, trial: nn.Module, inputs: Tensors, plan: Plan) -> None:
+        self.trial, self.inputs, self.plan, self.left = trial, inputs, plan, TRIALS
+        self.double = False
+
+    def sound(self, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
+        """Return the groups that pass, and the others' reasons, trying halves of what fails."""
+        reason = self.reason(groups)
+        if not reason:
+            return groups, {}
+        if len(groups) == 1:
+            if groups[0].attentions and self._other_scale(groups[0]):
+                return groups, {}
+            return [], {groups[0].path: reason}
+        middle = len(groups) // 2
+        first, failed = self.sound(groups[:middle])
+        second, more = self.sound(groups[middle:])
+        return first + second, failed | more
+
+    def _other_scale(self, group: Group) -> bool:
+        """Whether a group passes if its attention keeps its scale in the other of two ways."""
+        before = self.plan
+        rescaled = before.rescaled ^ frozenset(group.attentions)
+        self.plan = replace(before, rescaled=rescaled)
+        if not self.reason([group]):
+            return True
+        self.plan = before
+        return False
+
+    def one_by_one(self, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
+        """Return groups that pass together, for those that pass alone but not all at once."""
+        kept: list[Group] = []
+        failed: dict[str, str] = {}
+        for group in groups:
+            if reason := self.reason([*kept, group]):
+                failed[group.path] = reason
+            else:
+                kept.append(group)
+        return kept, failed
+
+    def reason(self, groups: Collection[Group]) -> str:
+        """Return why half of the channels of some groups cannot be cut; '' if they can."""
+        if not groups:
+            return ""
+        if not self.left:
+            return f"it was not tried, after {TRIALS} cuts of a copy"
+        self.left -= 1
+        generator = np.random.default_rng(0)
+        removed = np.concatenate(
+            [
+                g.least(
+                    [generator.permutation(len(pool)) for pool in g.pools], max(1, g.grains // 2)
+                )
+                for g in groups
+            ]
+        )
+        try:
+            pruned = cut(self.trial, self.plan, removed)
+        except Exception as error:
+            return unable(error)
+        return differs_from_zeroed(self.trial, pruned, self.plan, self.inputs, self.double)
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    """Return a copy in eval mode whose every tensor is random, of a size that keeps activations."""
+    result = copied(module).eval()
     generator = torch.Generator().manual_seed(0)
 
     def noise(tensor: Tensor) -> Tensor:
@@ -233,6 +287,8 @@ def _randomized(module: nn.Module) -> nn.Module:
 
     with torch.no_grad():
         for parameter in result.parameters():
+            if not parameter.is_floating_point():
+                continue
             if parameter.ndim > 1:
                 parameter.copy_(noise(parameter) * (2 / parameter[0].numel()) ** 0.5)
             else:

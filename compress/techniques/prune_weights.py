@@ -40,6 +40,12 @@ class PruneWeights(Compressor):
         # What is not deployed (auxiliary heads) is neither pruned nor counted.
         used = set(map(id, deployed(model.module, model.example)))
         weights = {n: w for n, w in matrix_weights(model.module).items() if id(w) in used}
+        if not weights:
+            context.log.note(
+                "prune_weights: left the model as it is: it has no convolution, linear layer or "
+                "attention whose weights its answers depend on"
+            )
+            return model
         groups = [[w] for w in weights.values()] if self.scope == "layer" else [[*weights.values()]]
         for group in groups:
             zero_smallest([weight.data for weight in group], self.sparsity)

@@ -7,8 +7,10 @@ import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from compress.compressor import run
+from compress.model import Model
 from compress.surgery import matrix_weights
 from compress.techniques import chain
 from compress.techniques.prune_weights import zero_smallest
@@ -55,3 +57,21 @@ def test_zeros_of_masked_weights_and_only_those_stay_zero_in_training() -> None:
         after = trained.module.get_parameter(name)
         assert torch.equal(weight == 0, after == 0)
         assert not torch.equal(weight, after)
+
+
+def test_a_net_with_nothing_to_prune_is_left_with_a_note() -> None:
+    class Fold(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.scale = nn.GRU(8, 10, batch_first=True), nn.Parameter(torch.ones(10))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.gru(x.flatten(1, 2))[0].mean(1) * self.scale
+
+    context = make_bench(small_digits())
+    model = Model(Fold().eval(), (torch.randn(2, 1, 8, 8),))
+    result = run(chain("prune_weights(sparsity=0.5)"), model, context)
+    for name, value in result.module.state_dict().items():
+        assert torch.equal(value, model.module.state_dict()[name])
+    assert not result.sparse
+    assert "left the model as it is" in context.log.notes[-1]

@@ -1,0 +1,180 @@
+"""What each class of channels is worth by a criterion, and which go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from compress.context import StepContext
+from compress.heads import main_output
+from compress.model import Model, copied
+from compress.surgery import thawed
+from compress.tasks.base import spaced
+from compress.techniques.channel_cut import Plan
+from compress.techniques.channel_groups import Channels, Group
+from compress.techniques.channel_trace import Axis, Vector
+from compress.techniques.criteria import L2, MAKES, READS, SCALE, Criterion, Slices
+
+Worth = npt.NDArray[np.float64]
+Scores = dict[Axis, list[Worth]]
+"""By group's axis, what each class is worth, pool by pool."""
+CHUNK = 32
+"""How many items a pass with gradients takes at once."""
+
+
+def scores(
+    model: Model, channels: Channels, criterion: Criterion, context: StepContext
+) -> tuple[Scores, list[str]]:
+    """Return what the classes of every group are worth, and the groups that the criterion has
+    nothing to say about, which are ranked by `l2` instead.
+    """
+    gradients = _gradients(model, criterion, context) if criterion.wants_gradients else {}
+    generator = torch.Generator().manual_seed(context.seed)
+    members = list(_members(model.module, channels.plan))
+    found: Scores = {}
+    silent = []
+    for group in channels.groups:
+        found[group.axis] = []
+        for pool in group.pools:
+            worth = _worth(pool, members, criterion, gradients, channels.plan, generator)
+            if worth is None:
+                silent.append(group.path)
+                worth = _worth(pool, members, L2(), gradients, channels.plan, generator)
+                assert worth is not None, "a group has weights that make its channels"
+            found[group.axis].append(worth)
+    return found, [*dict.fromkeys(silent)]
+
+
+def _members(module: nn.Module, plan: Plan) -> Iterator[tuple[Axis, str, Tensor]]:
+    """Yield the axes of parameters that say what channels are worth, their kind and values."""
+    parameters = dict(module.named_parameters())
+    norms = plan.trace.vectors.keys() | plan.trace.norms.keys()
+    for name, axis in plan.trace.axes:
+        owner, _, leaf = name.rpartition(".")
+        if name not in parameters:
+            continue
+        if (name, axis) in plan.trace.made:
+            kind = MAKES
+        elif (name, axis) in plan.trace.read:
+            kind = READS
+        elif owner in norms and leaf == "weight":
+            kind = SCALE
+        else:
+            continue
+        yield (name, axis), kind, _by_index(parameters[name].detach(), axis)
+
+
+def _by_index(tensor: Tensor, axis: int) -> Tensor:
+    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
+
+
+def _worth(
+    pool: Vector,
+    members: Sequence[tuple[Axis, str, Tensor]],
+    criterion: Criterion,
+    gradients: Mapping[str, Tensor],
+    plan: Plan,
+    generator: torch.Generator,
+) -> Worth | None:
+    """Return the mean over tensors of the sums over the slices of each class."""
+    total, count = np.zeros(len(pool)), np.zeros(len(pool))
+    order = np.argsort(pool)
+    for axis, kind, values in members:
+        classes = plan.of(axis)
+        inside = np.isin(classes, pool)
+        if not inside.any():
+            continue
+        gradient = gradients.get(axis[0])
+        slices = Slices(kind, values, None if gradient is None else _by_index(gradient, axis[1]))
+        worth = criterion.of(slices, generator)
+        if worth is None:
+            continue
+        place = order[np.searchsorted(pool, classes[inside], sorter=order)]
+        np.add.at(total, place, worth.double().numpy()[inside])
+        count[np.unique(place)] += 1
+    return total / count if count.all() else None
+
+
+def _gradients(model: Model, criterion: Criterion, context: StepContext) -> dict[str, Tensor]:
+    """Return the gradient of the task's loss for every parameter, averaged over training items."""
+    assert context.train is not None, "run() has checked needs"
+    module = copied(model.module).eval()
+    number = min(criterion.items, len(context.train))
+    with thawed(module), torch.enable_grad():
+        for index in spaced(number, len(context.train)).split(CHUNK):
+            raw, targets = context.train.fetch(index)
+            outputs = main_output(module, module(*context.task.prepare(raw, torch.device("cpu"))))
+            loss = context.task.loss(outputs, targets) * len(index) / number
+            loss.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+# --- how many stay, and which -----------------------------------------------------------------
+
+
+def step_of(group: Group, round_to: int) -> int:
+    """Return by how many grains a group may shrink, so that its width stays a multiple."""
+    return math.lcm(round_to, group.unit) // group.unit
+
+
+def grains_kept(group: Group, width: float, round_to: int) -> int:
+    """Return how many grains a group keeps for a width: the nearest multiple, at least one step.
+
+    `width` is the number of channels; those that cannot go are among them.
+    """
+    total, step = group.grains, step_of(group, round_to)
+    if width >= group.width:
+        return total
+    fixed = group.width - total * group.unit
+    least = step if fixed <= 0 else 1
+    wanted = round(width / (step * group.unit)) * step - fixed // group.unit
+    return min(total, max(least, wanted))
+
+
+def removed(groups: Sequence[Group], worth: Scores, kept: Mapping[Axis, int]) -> Vector:
+    """Return the classes of least worth, as many grains of each group as it does not keep."""
+    gone = [
+        group.least(
+            [np.argsort(one, kind="stable") for one in worth[group.axis]],
+            group.grains - kept.get(group.axis, group.grains),
+        )
+        for group in groups
+    ]
+    return np.concatenate([*gone, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+
+
+def widths(
+    groups: Sequence[Group],
+    worth: Scores,
+    fraction: float,
+    scope: str,
+    whole: Mapping[Axis, int],
+) -> dict[Axis, float]:
+    """Return the width that each group has at a fraction of the channels of all.
+
+    `scope='local'` gives every group that fraction of `whole`, its width. 'global' ranks all
+    grains by their worth over their group's mean, and leaves each group at least a quarter of the
+    fraction.
+    """
+    if scope == "local" or fraction >= 1:
+        return {group.axis: fraction * whole[group.axis] for group in groups}
+    relative = {group.axis: _of_grains(group, worth[group.axis][0]) for group in groups}
+    every = np.sort(np.concatenate([*relative.values()]))
+    bar = every[min(len(every) - 1, round((1 - fraction) * len(every)))]
+    found = {}
+    for group in groups:
+        fixed = group.width - group.grains * group.unit
+        above = int((relative[group.axis] >= bar).sum()) * group.unit
+        found[group.axis] = max(above + fixed, fraction / 4 * group.width)
+    return found
+
+
+def _of_grains(group: Group, worth: Worth) -> Worth:
+    """Return what the grains of a group are worth, the least first, over their mean."""
+    of_each: Worth = np.sort(worth).reshape(group.grains, -1).mean(1)
+    return of_each / max(float(of_each.mean()), 1e-300)

@@ -1,0 +1,340 @@
+"""Which channels of a module depend on which: one forward pass, followed operator by operator.
+
+Every axis of every parameter gets a label per index, and so does every axis of a tensor that is
+computed from them. An operator unites the labels of what must go together (the channels of two
+tensors that are added, the inputs of a convolution and what enters it) and fixes those that
+cannot go at all, with its reason. An operator without a rule fixes whatever enters it. So the
+time is that of one forward pass, a part that is not understood costs only its own neighbours, and
+every reason names the operator and the layer that gave it.
+
+The operators are those of the dispatcher (`aten`), so it does not matter which module, function
+or method called them, and views, `cat` along any axis, chunks and shuffles are exact. What the
+rules assume about code (that sizes follow from shapes) is not trusted: see `channel_groups`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from compress.dataflow import tensors_in
+from compress.heads import as_in_training, has_auxiliary
+from compress.tasks.base import Tensors
+from compress.techniques.channel_attention import packed_attentions
+from compress.techniques.channel_rules import RULES, pointwise
+
+Vector = npt.NDArray[np.int64]
+Axes = tuple[Vector | None, ...]
+"""By axis of a tensor, the label of each index; None for an axis that stays as it is."""
+Axis = tuple[str, int]
+"""The name of a parameter or buffer, and one of its axes."""
+FIXED = 0
+"""The label of what stays."""
+OUTPUT = "it produces the model's output"
+
+
+@dataclass
+class Trace:
+    """What one or more passes found; labels are numbers that `edges` unites."""
+
+    axes: dict[Axis, Vector] = field(default_factory=dict)
+    """The labels along the axes of parameters and buffers."""
+    edges: list[tuple[Vector, Vector]] = field(default_factory=list)
+    locks: list[tuple[Vector, str]] = field(default_factory=list)
+    """Labels that must stay, and why."""
+    made: dict[Axis, str] = field(default_factory=dict)
+    """The axes of weights that become the channels of a result -> the layer."""
+    read: set[Axis] = field(default_factory=set)
+    """The axes of weights that are summed over: those of a layer's inputs."""
+    whole_groups: set[str] = field(default_factory=set)
+    """Grouped convolutions (depthwise ones included) that lose groups, not channels of each."""
+    norms: dict[str, Vector] = field(default_factory=dict)
+    """Normalisations over a labelled axis, by the layer's path -> the labels."""
+    vectors: dict[str, Vector] = field(default_factory=dict)
+    """Batch and group norms, by the layer's path -> the labels of their channels."""
+    padded: dict[str, tuple[Vector, Vector]] = field(default_factory=dict)
+    """Layers that pad channels with zeros -> the labels of those before, and of those after."""
+    scaled: set[str] = field(default_factory=set)
+    """Layers whose attention is scaled by the width of a head, as torch does by default."""
+    labels: int = 1
+    """The number of labels given, `FIXED` included."""
+
+    def fresh(self, count: int) -> Vector:
+        first, self.labels = self.labels, self.labels + count
+        return np.arange(first, first + count)
+
+    def unite(self, first: Vector, second: Vector) -> None:
+        """Unite labels index by index; what meets `FIXED` stays."""
+        self.edges.append((first, second))
+
+    def lock(self, vector: Vector | None, reason: str) -> None:
+        if vector is not None:
+            self.locks.append((vector, reason))
+
+
+def trace(module: nn.Module, inputs: Tensors) -> Trace:
+    """Follow one item through a module in eval mode, and to the heads of training if it has any.
+
+    The module is left as it is but for what its own forward pass keeps; give a copy.
+    """
+    found = Trace()
+    one = tuple(tensor[:1] for tensor in inputs)
+    with _plain_kernels(), torch.no_grad(), Where(module) as where:
+        passes: list[Any] = [contextlib.nullcontext()]
+        if has_auxiliary(module):
+            passes.append(as_in_training(module))
+        for mode in passes:
+            tracer = Tracer(module, found, where)
+            with mode, _Norms(tracer), tracer:
+                outputs = module(*one)
+            for tensor in tensors_in(_plain(outputs)):
+                for vector in tracer.axes(tensor):
+                    found.lock(vector, OUTPUT)
+    return found
+
+
+def _plain(outputs: Any) -> Any:
+    """Return outputs as lists and dictionaries: fields of data classes as well."""
+    if isinstance(outputs, (Tensor, list, tuple, dict)):
+        return outputs
+    return dict(outputs) if hasattr(outputs, "keys") else vars(outputs)
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Have attention and recurrent layers run operator by operator."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    onednn = torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)  # `backends.mkldnn.flags` warns of GPUs that are not here
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(onednn)
+
+
+class Where:
+    """Knows the path of the layer whose forward is running."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._stack, self._hooks = module, [""], list[Any]()
+
+    @property
+    def path(self) -> str:
+        return self._stack[-1]
+
+    def __enter__(self) -> Where:
+        def enter(path: str) -> Any:
+            return lambda *_: self._stack.append(path)
+
+        def leave(*_: Any) -> None:
+            self._stack.pop()
+
+        for path, part in self._module.named_modules():
+            self._hooks.append(part.register_forward_pre_hook(enter(path)))
+            self._hooks.append(part.register_forward_hook(leave, always_call=True))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+class _Norms(TorchFunctionMode):
+    """Takes RMS norms as one operator: the dispatcher sees their parts alone."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if func not in (F.rms_norm, torch.rms_norm):
+            return func(*args, **options)
+        with self.tracer.paused():
+            result = func(*args, **options)
+        named = dict(zip(("input", "normalized_shape", "weight"), args, strict=False)) | options
+        self.tracer.keep(
+            result,
+            self.tracer.normalized(
+                named["input"], len(named["normalized_shape"]), named.get("weight")
+            ),
+        )
+        return result
+
+
+class Tracer(TorchDispatchMode):
+    """Labels results by the rules below."""
+
+    def __init__(self, module: nn.Module, found: Trace, where: Where) -> None:
+        super().__init__()
+        self.found, self.where, self._paused = found, where, False
+        self.packed = {one.path for one in packed_attentions(module)}
+        self._axes: Any = WeakIdKeyDictionary()
+        self._origin: Any = WeakIdKeyDictionary()
+        """Weights and plain views of them -> name, and the weight's axis that each axis is."""
+        for name, tensor in named_tensors(module).items():
+            self._origin[tensor] = (name, tuple(range(tensor.ndim)))
+            self._axes[tensor] = tuple(
+                self._of_parameter(name, axis, size) for axis, size in enumerate(tensor.shape)
+            )
+
+    def _of_parameter(self, name: str, axis: int, size: int) -> Vector | None:
+        if size == 1:
+            return None
+        if (name, axis) not in self.found.axes:
+            self.found.axes[name, axis] = self.found.fresh(size)
+        return self.found.axes[name, axis]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        result = func(*args, **options)
+        if not self._paused:
+            self._apply(func, args, options, result)
+        return result
+
+    def _apply(self, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:
+        name = _bare_name(func)
+        labelled = any(self.axes(value) for value in tensors_in((args, options)))
+        if not labelled:
+            return
+        if rule := RULES.get(name):
+            rule(self, func, args, options, result)
+        elif _is_pointwise(func, name):
+            pointwise(self, func, args, options, result)
+        else:
+            self.unknown(name, args, options)
+
+    # --- what rules use ---------------------------------------------------------------
+
+    def axes(self, tensor: Tensor) -> Axes:
+        """Return a tensor's labels, () if it has none."""
+        found: Axes = self._axes.get(tensor, ())
+        return found
+
+    def axis(self, tensor: Tensor, axis: int) -> Vector | None:
+        axes = self.axes(tensor)
+        return axes[axis] if axes and tensor.ndim else None
+
+    def keep(self, tensor: Tensor, axes: Sequence[Vector | None]) -> None:
+        """Give a result its labels; an axis of one index has none."""
+        axes = tuple(
+            vector if size > 1 else None for vector, size in zip(axes, tensor.shape, strict=True)
+        )
+        if any(vector is not None for vector in axes):
+            self._axes[tensor] = axes
+        else:
+            self._axes.pop(tensor, None)
+
+    def origin(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
+        found: tuple[str, tuple[int, ...]] | None = self._origin.get(tensor)
+        return found
+
+    def keep_origin(self, tensor: Tensor, source: Tensor, order: Sequence[int]) -> None:
+        """Note that a result is a weight, its axes in another order."""
+        if found := self.origin(source):
+            self._origin[tensor] = (found[0], tuple(found[1][axis] for axis in order))
+
+    def here(self) -> str:
+        return f"{self.where.path!r}" if self.where.path else "the model's own forward"
+
+    def lock(self, vector: Vector | None, reason: str) -> None:
+        self.found.lock(vector, reason)
+
+    def lock_all(self, values: Any, reason: str) -> None:
+        for tensor in tensors_in(values):
+            for vector in self.axes(tensor):
+                self.lock(vector, reason)
+
+    def unknown(self, name: str, args: Any, options: dict[str, Any]) -> None:
+        self.lock_all((args, options), f"there is no rule for {name}, in {self.here()}")
+
+    def meet(self, first: Vector | None, second: Vector | None, reason: str) -> Vector | None:
+        """Unite the labels of two axes of one size; where one has none, the other stays whole."""
+        if first is not None and second is not None:
+            self.found.unite(first, second)
+            return first
+        self.lock(first if second is None else second, reason)
+        return None
+
+    def blocks(self, vector: Vector | None, parts: int) -> Vector | None:
+        """Unite the same index of equal parts of an axis; return the labels of the first."""
+        if vector is None or parts == 1:
+            return vector
+        rows = vector.reshape(parts, -1)
+        for row in rows[1:]:
+            self.found.unite(rows[0], row)
+        return rows[0]
+
+    def makes(self, tensor: Tensor, axis: int) -> Vector | None:
+        """Return the labels of an axis of a factor that becomes an axis of the product."""
+        if found := self.origin(tensor):
+            self.found.made.setdefault((found[0], found[1][axis]), self.where.path)
+        return self.axis(tensor, axis)
+
+    def reads(self, tensor: Tensor, axis: int) -> Vector | None:
+        """Return the labels of an axis of a factor that is summed over."""
+        if found := self.origin(tensor):
+            self.found.read.add((found[0], found[1][axis]))
+        return self.axis(tensor, axis)
+
+    def normalized(self, x: Tensor, count: int, *weights: Tensor | None) -> list[Vector | None]:
+        """Return the labels of a normalisation over the last `count` axes, and note it."""
+        axes = list(self.axes(x) or (None,) * x.ndim)
+        for weight in weights:
+            for axis in range(-count, 0) if weight is not None else ():
+                if x.shape[axis] > 1:
+                    assert weight is not None
+                    reason = f"{self.here()} normalises an axis of fixed size"
+                    axes[axis] = self.meet(axes[axis], self.axis(weight, axis), reason)
+        inside = [vector for vector in axes[-count:] if vector is not None]
+        if count > 1:
+            for vector in inside:
+                self.lock(vector, f"{self.here()} normalises over several axes")
+        elif inside:
+            self.found.norms[self.where.path] = inside[0]
+        return axes
+
+
+def _bare_name(func: Any) -> str:
+    """Return an operator's name, without the underscore of one that works in place."""
+    name: str = getattr(func, "_overloadpacket", func).__name__
+    return name if name.endswith("__") else name.removesuffix("_")
+
+
+@functools.cache
+def _is_pointwise(func: Any, name: str) -> bool:
+    """Whether torch calls an operator pointwise, or the one that it is in place."""
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = [getattr(packet, one) for one in packet.overloads()] if packet else []
+    return any(torch.Tag.pointwise in getattr(one, "tags", ()) for one in [func, *overloads])
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers, what is tied under its first name alone."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
