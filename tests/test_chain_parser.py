@@ -84,7 +84,7 @@ def test_line_breaks_are_space() -> None:
         ("'distill()'", "a chain holds only steps and literals"),
         ("prune_channels(macs=1.5)", "macs is the fraction that is kept, above 0 and at most 1"),
         ("prune_channels(macs=0)", "not 0"),
-        ("prune_channels()", "exactly one of macs, channels"),
+        ("prune_channels()", "exactly one of macs, params, channels"),
         ("prune_channels(macs=0.5, channels=0.5)", "exactly one of"),
         ("prune_channels(macs=True)", "fraction"),
         ("prune_weights(sparsity=-1)", "at least 0 and below 1, not -1"),

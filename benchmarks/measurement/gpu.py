@@ -11,7 +11,7 @@ On a machine that reaches no package registry: where one can be reached, fetch w
 there for its Python, such as
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 \\
-        --platform manylinux_2_28_x86_64 -d wheels torch-pruning onnxscript onnx onnx-ir
+        --platform manylinux_2_28_x86_64 -d wheels onnxscript onnx onnx-ir
 
 copy the checkout and `wheels` over, and there
 

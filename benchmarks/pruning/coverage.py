@@ -23,7 +23,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -164,7 +164,7 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
     return result
 
 
-def _silence(layer: nn.Module, before: dict[str, Tensor], kept: Tensor) -> None:
+def _silence(layer: nn.Module, before: Mapping[str, Tensor], kept: Tensor) -> None:
     """Attention's packed projection: no such keys and values. Queries may be rescaled."""
     width = len(kept) // 3
     lost = ~kept

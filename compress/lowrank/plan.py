@@ -12,6 +12,7 @@ from compress.lowrank.forms import macs, macs_of, most_ranks
 from compress.lowrank.layers import Site
 from compress.lowrank.moments import TOGETHER, Batches, in_groups, moments, size_of
 from compress.lowrank.ranks import Candidate, allocate, cheaper, possible, with_errors
+from compress.system.amounts import decimal
 
 MOST_LOST = 0.5
 """The share of its outputs' energy that no layer loses for a target of the whole."""
@@ -98,7 +99,9 @@ def by_energy(found: Sequence[Site], options: Ways, energy: float) -> Choices:
         if kept:
             choices.taken[site.path] = min(kept, key=lambda one: (one.macs, one.lost))
         else:
-            choices.left[site.path] = f"nothing cheaper keeps {energy:g} of its outputs' energy"
+            choices.left[site.path] = (
+                f"nothing cheaper keeps {decimal(energy)} of its outputs' energy"
+            )
     return choices
 
 

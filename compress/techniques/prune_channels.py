@@ -14,6 +14,7 @@ from compress.context import StepContext
 from compress.errors import StepFailed, UserError, nearest
 from compress.model import Model
 from compress.parts import are_names, kept_fraction, one_of, rule, takes, whole_number
+from compress.system.amounts import decimal
 from compress.techniques.channel_cut import Cut, cut, differs_from_zeroed
 from compress.techniques.channel_groups import Channels, Group, sound_groups
 from compress.techniques.channel_scores import (
@@ -255,8 +256,8 @@ class _Search:
             possible = cost
         asked = math.ceil(possible * 100) / 100
         raise StepFailed(
-            f"prune_channels: {self.what}={self.target:g} cannot be reached: with no group of "
-            f"channels below {fraction:.2f} of its width, or one step of round_to="
+            f"prune_channels: {self.what}={decimal(self.target)} cannot be reached: with no "
+            f"group of channels below {fraction:.2f} of its width, or one step of round_to="
             f"{self.step.round_to}, at least {least:.2f} {WORDS[self.what]} stay. Ask for "
             f"{self.what}={asked:.2f} or more, give a smaller round_to, or "
             f"say with channels=... how narrow groups may become"

@@ -90,9 +90,10 @@ def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
 def reset(module: nn.Module, fresh: Mapping[str, Tensor] | None = None) -> None:
     """Give every layer of a module instance fresh weights by its own `reset_parameters`.
 
-    Parameters of layers without such a method are taken from `fresh`, by name. Raises IllegalChain
-    if they are missing or have another shape. Frozen weights keep their values, since no training
-    could restore them, and so do the buffers of a layer that is frozen as a whole.
+    Parameters of layers without such a method are taken from `fresh`, by name, the first channels
+    of those that have more. Raises IllegalChain if they are missing or smaller. Frozen weights keep
+    their values, since no training could restore them, and so do the buffers of a layer that is
+    frozen as a whole.
     """
     frozen = [(tensor, tensor.detach().clone()) for tensor in _frozen_tensors(module)]
     for path, layer in module.named_modules():
@@ -104,6 +105,9 @@ def reset(module: nn.Module, fresh: Mapping[str, Tensor] | None = None) -> None:
             if not parameter.requires_grad:
                 continue
             value = (fresh or {}).get(f"{path}.{name}" if path else name)
+            if value is not None and value.ndim == parameter.ndim:
+                # Of a layer that was cut, as many as are left: fresh channels are all alike.
+                value = value[tuple(map(slice, parameter.shape))]
             if value is None or value.shape != parameter.shape:
                 raise IllegalChain(
                     f"fresh weights are needed, and layer {path or 'at the top'!r} "

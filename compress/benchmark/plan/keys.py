@@ -22,7 +22,7 @@ from compress.parts import Configured
 from compress.system.files import digest, sha256
 
 LIBRARIES = (
-    *("torch", "torchvision", "torch-pruning", "onnx", "onnx-ir", "onnxscript", "onnxruntime"),
+    *("torch", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxruntime"),
     *("numpy", "pillow", "scipy"),
 )
 OPTIONAL = ("timm",)
