@@ -49,6 +49,8 @@ class Group:
     """How many of its channels a grain holds."""
     attentions: tuple[str, ...] = ()
     """Attention layers whose heads are pools."""
+    stream: bool = False
+    """Whether activations with these channels are added to one another, as in a residual stream."""
 
     @property
     def grains(self) -> int:
@@ -159,7 +161,8 @@ def _group(members: list[Axis], found: Trace, classes: Vector, reasons: Mapping[
     if not pools:
         return group
     free = int(np.isin(classes[found.axes[root]], group.classes).sum())
-    return replace(group, unit=max(1, free // group.grains))
+    stream = any(np.isin(classes[vector], group.classes).any() for vector in found.added)
+    return replace(group, unit=max(1, free // group.grains), stream=stream)
 
 
 def _linked(groups: Sequence[Group], plan: Plan) -> list[Group]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from compress.dataflow import tensors_in
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 Vector = npt.NDArray[np.int64]
 Labels = list[Vector | None]
 Rule = Callable[["Tracer", Any, Any, dict[str, Any], Any], None]
+ADDITIONS = (torch.ops.aten.add, torch.ops.aten.add_)
 
 
 def result_of(result: Any) -> Tensor:
@@ -56,7 +58,11 @@ def agreed(t: Tracer, operands: Sequence[Tensor], axis: int, size: int) -> Vecto
 def pointwise(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:
     """Each result comes from the same index of every operand."""
     out, operands = result_of(result), list(tensors_in((args, options)))
-    t.keep(out, [agreed(t, operands, axis, out.shape[axis]) for axis in range(-out.ndim, 0)])
+    axes = [agreed(t, operands, axis, out.shape[axis]) for axis in range(-out.ndim, 0)]
+    t.keep(out, axes)
+    whole = [one for one in operands if one.shape == out.shape and t.origin(one) is None]
+    if len(whole) > 1 and func.overloadpacket in ADDITIONS:
+        t.found.added += [vector for vector in axes if vector is not None]
 
 
 def same(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:

@@ -66,6 +66,8 @@ class Trace:
     """Batch and group norms, by the layer's path -> the labels of their channels."""
     padded: dict[str, tuple[Vector, Vector]] = field(default_factory=dict)
     """Layers that pad channels with zeros -> the labels of those before, and of those after."""
+    added: list[Vector] = field(default_factory=list)
+    """Labels of activations that are added to others of their shape: residual streams."""
     scaled: set[str] = field(default_factory=set)
     """Layers whose attention is scaled by the width of a head, as torch does by default."""
     labels: int = 1

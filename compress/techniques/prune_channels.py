@@ -46,7 +46,9 @@ class PruneChannels(Compressor):
     what a channel is worth. With `scope='local'` every group of coupled channels keeps the same
     share, with 'global' those of more worth in relation to their group's mean stay, wherever they
     are. Counts are multiples of `round_to`, so that kernels stay fast; `ignored` layers keep their
-    outputs.
+    outputs. With `streams='last'`, residual streams are narrowed only where a target of `macs` or
+    `params` cannot be met closely without, since what they lose is lost to all blocks; with
+    'alike', as all others are.
 
     What produces the output is protected, and so is every group in which the pruned net would not
     equal the original with those channels set to zero (`channel_cut`). A target that cannot be
@@ -60,6 +62,7 @@ class PruneChannels(Compressor):
     criterion: Criterion = field(default=L2(), metadata=takes(Criterion, criteria))
     scope: str = field(default="local", metadata=one_of("local", "global"))
     ignored: tuple[str, ...] = field(default=(), metadata=rule("is a list of names", are_names))
+    streams: str = field(default="last", metadata=one_of("last", "alike"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +158,8 @@ class _Search:
             for name in ("macs", "params", "channels")
             if (value := getattr(step, name)) is not None
         ]
+        self._spared: frozenset[Axis] = frozenset()
+        """Groups that stay whole so far."""
         self._whole = 0.0 if self.what == "channels" else self._cost(self.origin)
 
     def _cost(self, model: Model) -> float:
@@ -195,6 +200,7 @@ class _Search:
     def _at(self, fraction: float, whole: Mapping[Axis, int] | None = None) -> dict[Axis, int]:
         whole = whole or {group.axis: group.width for group in self.groups}
         found = widths(self.groups, self.worth, fraction, self.step.scope, whole)
+        found |= {axis: whole[axis] for axis in self._spared}
         return {g.axis: grains_kept(g, found[g.axis], self.step.round_to) for g in self.groups}
 
     def _reached(self, kept: Mapping[Axis, int]) -> float:
@@ -206,10 +212,30 @@ class _Search:
         now = self._reached(best)
         if now <= self.target:
             return best
-        low, high = math.ceil(GRID * self.target / now / 2), GRID
-        best = self._at(low / GRID)
-        if (least := self._reached(best)) > self.target:
+        low = math.ceil(GRID * self.target / now / 2)
+        found: list[tuple[float, dict[Axis, int]]] = []
+        for spared in self._orders():
+            self._spared = spared
+            if (least := self._reached(self._at(low / GRID))) > self.target:
+                continue
+            kept = self._from(low)
+            found.append((self._reached(kept), kept))
+            if found[-1][0] >= (1 - NEAR) * self.target:
+                break
+        if not found:
             self._refuse(least, low / GRID, now)
+        return max(found, key=lambda one: one[0])[1]
+
+    def _orders(self) -> list[frozenset[Axis]]:
+        """Return which groups are spared, at first and in the end."""
+        streams = frozenset(group.axis for group in self.groups if group.stream)
+        if self.step.streams == "last" and 0 < len(streams) < len(self.groups):
+            return [streams, frozenset()]
+        return [frozenset()]
+
+    def _from(self, low: int) -> dict[Axis, int]:
+        """Return the widest that meets the target; at `low` of the grid it is met."""
+        high = GRID
         while high - low > 1:
             middle = (low + high) // 2
             if self._reached(self._at(middle / GRID)) <= self.target:

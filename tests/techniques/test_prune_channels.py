@@ -571,3 +571,31 @@ def test_masked_weights_survive_the_cut() -> None:
     result = run(chain("prune_channels(channels=0.5)"), model, step_context())
     assert result.sparse == model.sparse
     assert all((result.module.get_parameter(name) == 0).any() for name in result.sparse)
+
+
+def test_streams_are_narrowed_last() -> None:
+    """What they lose is lost to all blocks; where inner widths do not suffice, they go along."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 32, 3, padding=1)
+            self.inner, self.back = nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(64, 32, 3, padding=1)
+            self.out = nn.Linear(32, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            x = x + self.back(F.relu(self.inner(x)))
+            return self.out(x.mean((2, 3)))
+
+    model = Model(Residual().eval(), (torch.randn(4, 3, 8, 8),))
+    widths = {}
+    for text in ("macs=0.5", "macs=0.5, streams='alike'", "macs=0.3", "channels=0.5"):
+        module = run(chain(f"prune_channels({text}, round_to=1)"), model, step_context()).module
+        widths[text] = (module.stem.out_channels, module.inner.out_channels)
+    assert widths["macs=0.5"][0] == 32 > widths["macs=0.5, streams='alike'"][0]
+    assert widths["macs=0.5"][1] < widths["macs=0.5, streams='alike'"][1]
+    assert widths["macs=0.3"][0] == 32
+    assert widths["channels=0.5"] == (16, 32)
+    deeper = run(chain("prune_channels(macs=0.02, round_to=1)"), model, step_context()).module
+    assert deeper.stem.out_channels < 32, "inner widths alone do not give that"
