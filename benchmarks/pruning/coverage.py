@@ -144,6 +144,15 @@ def kept_along(before: Tensor, after: Tensor, axis: int) -> Tensor | None:
     return kept
 
 
+def _wide(parameters: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return a weight; that of a norm with its bias, as double: of a thousand float32 near 1 two
+    may well be equal."""
+    weight, bias = parameters[name], parameters.get("bias")
+    if weight.ndim > 1 or bias is None:
+        return weight
+    return weight.double() + bias.double() * 1e3
+
+
 def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
     """Return a float64 copy whose layers give zero for the channels that a pruned net lacks."""
     result, theirs = copy.deepcopy(module).double(), dict(pruned.named_modules())
@@ -154,7 +163,7 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
         for name in ("weight", "gain", "in_proj_weight"):
             if name not in before:
                 continue
-            kept = kept_along(before[name], after[name], 1 if transposed else 0)
+            kept = kept_along(_wide(before, name), _wide(after, name), 1 if transposed else 0)
             if kept is None:
                 continue
             if name == "in_proj_weight":
