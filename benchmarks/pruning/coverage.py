@@ -168,6 +168,11 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
                 continue
             if name == "in_proj_weight":
                 _silence(layer, before, kept)
+            elif isinstance(layer, nn.Linear):  # also where its weight is read past its forward
+                with torch.no_grad():
+                    layer.weight[~kept] = 0
+                    if layer.bias is not None:
+                        layer.bias[~kept] = 0
             else:
                 layer.register_forward_hook(_Mask(kept))
     return result
