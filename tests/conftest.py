@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 
@@ -21,20 +20,6 @@ settings.load_profile("any machine")
 
 # Begun first, so that no process works on one of them alone at the end.
 LONG = ("test_weights.py", "test_ray_executor.py", "test_resume.py", "test_local_executor.py")
-
-
-def pytest_configure() -> None:
-    gc.disable()  # until everything is imported: see compress.system.processes.importing
-
-
-def pytest_collection_finish() -> None:
-    """Never look for garbage among the millions of objects that the imports have left."""
-    gc.freeze()
-    gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # else libraries complain, when Python ends, of what is still there
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
