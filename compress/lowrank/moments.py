@@ -119,34 +119,7 @@ def moments(
     for number, batch in enumerate(batches):
         share = ROWS * len(batch[0]) / max(items, 1)
         pick = _Picker(number, share, calls)
-        wanted: dict[tuple[str, int], Tensor] = {}
-        if original is not None:
-
-            def keep(
-                path: str,
-                call: int,
-                layer: Layer,
-                x: Tensor,
-                y: Tensor,
-                found: dict[tuple[str, int], Tensor] = wanted,
-                pick: _Picker = pick,
-            ) -> None:
-                found[path, call] = pick.outputs(path, call, layer, y)
-
-            _watched(original, calls, batch, keep)
-
-        def collect(
-            path: str,
-            call: int,
-            layer: Layer,
-            x: Tensor,
-            y: Tensor,
-            found: dict[tuple[str, int], Tensor] = wanted,
-            pick: _Picker = pick,
-        ) -> None:
-            sums[path].add(pick.inputs(path, call, layer, x, y), found.get((path, call)))
-
-        _watched(module, calls, batch, collect)
+        _add(sums, module, original, calls, batch, pick)
     for path, one in sums.items():
         if not (one.products.isfinite().all() and one.inputs.isfinite().all()):
             raise UserError(
@@ -154,6 +127,28 @@ def moments(
                 f"remove these items, or give calibration=0"
             )
     return {path: one.result() for path, one in sums.items()}
+
+
+def _add(
+    sums: Mapping[str, _Sums],
+    module: nn.Module,
+    original: nn.Module | None,
+    calls: Mapping[str, int],
+    batch: Tensors,
+    pick: _Picker,
+) -> None:
+    """Add a batch to the sums."""
+    wanted: dict[tuple[str, int], Tensor] = {}
+
+    def keep(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
+        wanted[path, call] = pick.outputs(path, call, layer, y)
+
+    def collect(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
+        sums[path].add(pick.inputs(path, call, layer, x, y), wanted.get((path, call)))
+
+    if original is not None:
+        _watched(original, calls, batch, keep)
+    _watched(module, calls, batch, collect)
 
 
 Seen = Callable[[str, int, Layer, Tensor, Tensor], None]
