@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from compress.model import copied
@@ -86,9 +84,19 @@ def classes_of(found: Trace) -> Vector:
     """Return the class of every label: those that edges unite have the same."""
     first = np.concatenate([[FIXED], *(a.ravel() for a, _ in found.edges)])
     second = np.concatenate([[FIXED], *(b.ravel() for _, b in found.edges)])
-    ones = np.ones(len(first), dtype=np.int8)
-    graph = coo_array((ones, (first, second)), shape=(found.labels, found.labels))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    return _components(first, second, found.labels).astype(np.int64)
+
+
+def _components(first: Vector, second: Vector, count: int) -> Vector:
+    """Return the number of the connected component of each of `count` nodes, from their edges."""
+    # Imported here, a tenth of a second that every command would spend.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = (np.ones(len(first), dtype=np.int8), (first, second))
+    graph = coo_array(edges, shape=(count, count))
+    numbers: Vector = connected_components(graph, directed=False)[1]
+    return numbers
 
 
 def find_groups(module: nn.Module, inputs: Tensors, ignored: Iterable[str] = ()) -> Channels:
@@ -137,9 +145,7 @@ def _sharing(found: Trace, classes: Vector) -> list[list[Axis]]:
     nodes = np.concatenate([np.full(len(found.axes[axis]), n) for n, axis in enumerate(axes)])
     members = len(axes) + np.concatenate([classes[found.axes[axis]] for axis in axes])
     size = len(axes) + int(classes.max()) + 1
-    ones = np.ones(len(nodes), dtype=np.int8)
-    graph = coo_array((ones, (nodes, members)), shape=(size, size))
-    sets = connected_components(graph, directed=False)[1][: len(axes)]
+    sets = _components(nodes, members, size)[: len(axes)]
     return [[axes[n] for n in np.flatnonzero(sets == one)] for one in dict.fromkeys(sets.tolist())]
 
 

@@ -55,6 +55,8 @@ class PruneChannels(Compressor):
     reached without narrowing groups to less than half of the target's own fraction is refused.
     """
 
+    imports = ("scipy.sparse.csgraph",)
+
     macs: float | None = field(default=None, metadata=kept_fraction())
     channels: float | None = field(default=None, metadata=kept_fraction())
     params: float | None = field(default=None, metadata=kept_fraction())
