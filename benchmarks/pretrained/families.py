@@ -42,7 +42,7 @@ from compress.zoo.pretrained import pretrained
 from compress.zoo.weights import DEFAULT
 
 MOST = 100e6
-LIMIT = 900
+LIMIT = 1800
 """Seconds for a model."""
 CALIBRATION = 16
 SHIFT = 2.0
