@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import subprocess
 import sys
 import time
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nets import CIFAR, built, data_of, twin
 from scipy.stats import binomtest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "measurement"))
+
+from kept_rows import KeptRows, Row, in_process, table, table_of, write_report
+from nets import CIFAR, built, data_of, twin
 
 from compress.compressor import run
 from compress.context import StepContext
@@ -37,8 +38,6 @@ from compress.int8.calibration import Calibration
 from compress.int8.lower import lower
 from compress.int8.settings import Settings
 from compress.model import Model
-from compress.system.environment import cpu_info
-from compress.system.files import write_atomic
 from compress.tasks.base import Data, prepared_batches, stacked_inputs
 from compress.techniques import chain
 from compress.zoo.data import load_data
@@ -167,29 +166,11 @@ COLUMNS = (
 )
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    cpu, features = cpu_info()
-    lines = ["# int8 accuracy", ""]
-    header = ("net", "candidate", *COLUMNS)
-    lines += ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header))]
-    lines += [
-        "| " + " | ".join(str(row.get(key, "")) for key in header) + " |"
-        for row in sorted(rows, key=lambda row: names().index(row["net"]))
-    ]
+def write(rows: list[Row], out: Path) -> None:
+    lines = table_of(("net", "candidate", *COLUMNS), rows)
     lines += ["", "## Points lost, by candidate", ""]
-    lines += ["| candidate | plain nets: mean | worst | twins: mean | worst |", "| --- " * 5 + "|"]
-    for candidate in CANDIDATES:
-        cells = [candidate]
-        for twins in (False, True):
-            some = [
-                row["float"] - row["int8"]
-                for row in rows
-                if row["candidate"] == candidate
-                and ("twin" in row["net"]) == twins
-                and "error" not in row
-            ]
-            cells += [f"{np.mean(some):.2f}", f"{max(some):.2f}"] if some else ["", ""]
-        lines.append("| " + " | ".join(cells) + " |")
+    losses = [[candidate, *_losses(rows, candidate)] for candidate in CANDIDATES]
+    lines += table(("candidate", "plain nets: mean", "worst", "twins: mean", "worst"), losses)
     lines += [
         "",
         "`lost` and `won` are answers that were right and are wrong, and the reverse. `as float`",
@@ -198,13 +179,22 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         "file's.",
         "",
         f"{len({row['net'] for row in rows})} of {len(names())} nets so far.",
-        "",
-        f"{cpu} ({', '.join(features)}).",
-        "",
-        "`python benchmarks/int8/accuracy.py --out reports/int8` gives it.",
-        "",
     ]
-    write_atomic(out / "accuracy.md", "\n".join(lines).encode())
+    command = "python benchmarks/int8/accuracy.py --out reports/int8"
+    write_report(out / "accuracy.md", "int8 accuracy", lines, rows, command)
+
+
+def _losses(rows: list[Row], candidate: str) -> list[str]:
+    """Return the mean and the worst loss in points of a candidate, on plain nets and on twins."""
+    cells = []
+    for twins in (False, True):
+        some = [
+            row["float"] - row["int8"]
+            for row in rows
+            if row["candidate"] == candidate and ("twin" in row["net"]) == twins and "int8" in row
+        ]
+        cells += [f"{np.mean(some):.2f}", f"{max(some):.2f}"] if some else ["", ""]
+    return cells
 
 
 def main() -> None:
@@ -220,29 +210,21 @@ def main() -> None:
         name, candidate = options.one
         print(json.dumps(tried(name, candidate, options.root)))
         return
-    options.out.mkdir(parents=True, exist_ok=True)
-    kept = options.out / "accuracy.jsonl"
-    lines = kept.read_text().splitlines() if kept.exists() else []
-    rows = [json.loads(line) for line in lines]
-    known = {(row["net"], row["candidate"]) for row in rows}
+    kept = KeptRows(options.out / "accuracy.jsonl", "net", "candidate")
+    every = [(name, one) for name in names() for one in CANDIDATES]
     started = time.perf_counter()
-    for name in options.names or names():
-        for candidate in filter(partial(tries, name), options.candidate or CANDIDATES):
-            if (name, candidate) in known or time.perf_counter() - started > options.seconds:
-                continue
-            environment = {**os.environ, "COMPRESS_DATA_ROOT": str(options.root.resolve())}
-            command = [sys.executable, __file__, "--out", ".", "--root", str(options.root)]
-            command += ["--one", name, candidate]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                raise SystemExit(f"{name}, {candidate}: {done.stderr}")
-            row = {"net": name, "candidate": candidate, **json.loads(done.stdout.splitlines()[-1])}
-            rows.append(row)
-            print(row, flush=True)
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            write(rows, options.out)
-    write(rows, options.out)
+    for name, candidate in every:
+        wanted = name in (options.names or names()) and candidate in (
+            options.candidate or CANDIDATES
+        )
+        if not wanted or not tries(name, candidate) or (name, candidate) in kept.read():
+            continue
+        if time.perf_counter() - started > options.seconds:
+            break
+        row = in_process(__file__, (name, candidate), options.root)
+        kept.add({"net": name, "candidate": candidate, **row})
+        write(kept.ordered(every), options.out)
+    write(kept.ordered(every), options.out)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,14 @@
 ResNet-20 on 512 and 4,096 images of CIFAR-10, and DenseNet-121 with random weights on 16 and 200
 photographs at 224 pixels. Each row is a process of its own. `GB` is the most that it held beyond
 what it held with libraries, model and data in memory; ours without the search for what is faster in
-float, whose seconds the user sets. NNCF and Quark take part where they are installed.
+float, whose seconds the user sets. NNCF and Quark take part where they are installed. Rows are kept
+as they come, and the next run goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,10 @@ from typing import Any
 
 import psutil
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "measurement"))
+
+from kept_rows import KeptRows, in_process, table_of, write_report
 from nets import built, data_of
 
 from compress.compressor import run, seed_everything
@@ -30,8 +33,6 @@ from compress.context import StepContext
 from compress.deploy.export import export
 from compress.errors import StepFailed
 from compress.model import Model
-from compress.system.environment import cpu_info
-from compress.system.files import write_atomic
 from compress.tasks.base import Data, Subset, stacked_inputs
 from compress.techniques import chain
 from compress.zoo.data import load_data
@@ -117,21 +118,17 @@ def tried(name: str, candidate: str, count: int, root: Path) -> dict[str, Any]:
 COLUMNS = ("net", "images", "candidate", "seconds", "GB", "error")
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    cpu, features = cpu_info()
-    lines = ["# What quantizing takes", ""]
-    lines += ["| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS))]
-    lines += ["| " + " | ".join(str(row[key]) for key in COLUMNS) + " |" for row in rows]
-    lines += [
-        "",
-        "`GB`: the most held beyond libraries, model and data.",
-        "",
-        f"{cpu} ({', '.join(features)}).",
-        "",
-        "`python benchmarks/int8/cost.py --out reports/int8` gives it.",
-        "",
-    ]
-    write_atomic(out / "cost.md", "\n".join(lines).encode())
+def write(kept: KeptRows, out: Path) -> None:
+    rows = kept.ordered(
+        (name, count, candidate.partition("(")[0])
+        for name, counts in PANEL.items()
+        for count in counts
+        for candidate in CANDIDATES
+    )
+    note = "`GB`: the most held beyond libraries, model and data."
+    command = "python benchmarks/int8/cost.py --out reports/int8"
+    lines = [*table_of(COLUMNS, rows), "", note]
+    write_report(out / "cost.md", "What quantizing takes", lines, rows, command)
 
 
 def main() -> None:
@@ -145,20 +142,15 @@ def main() -> None:
         name, candidate, count = options.one
         print(json.dumps(tried(name, candidate, int(count), options.root)))
         return
-    options.out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    environment = {**os.environ, "COMPRESS_DATA_ROOT": str(options.root.resolve())}
+    kept = KeptRows(options.out / "cost.jsonl", "net", "images", "candidate")
     for name in options.names or PANEL:
         for count in PANEL[name]:
             for candidate in filter(here, CANDIDATES):
-                command = [sys.executable, __file__, "--out", ".", "--root", str(options.root)]
-                command += ["--one", name, candidate, str(count)]
-                done = subprocess.run(command, capture_output=True, text=True, env=environment)
-                if done.returncode:
-                    raise SystemExit(f"{name}, {candidate}: {done.stderr}")
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
-                print(rows[-1], flush=True)
-                write(rows, options.out)
+                if (name, count, candidate.partition("(")[0]) not in kept.read():
+                    words = (name, candidate, str(count))
+                    kept.add(in_process(__file__, words, options.root))
+                    write(kept, options.out)
+    write(kept, options.out)
 
 
 if __name__ == "__main__":

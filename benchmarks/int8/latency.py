@@ -11,7 +11,7 @@ installed. Rows are kept as they come, and the next run goes on from there.
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import tempfile
 import time
 from importlib.util import find_spec
@@ -22,12 +22,15 @@ import numpy as np
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "measurement"))
+
+from kept_rows import KeptRows, Row, table, write_report
+
 from compress.compressor import run, seed_everything
 from compress.context import StepContext, StepLog
 from compress.deploy.export import export
 from compress.deploy.session import arrays, predict, session
-from compress.system.environment import cpu_info
-from compress.system.files import write_atomic
+from compress.system.amounts import decimal
 from compress.tasks.base import Subset, Tensors, prepared_batches
 from compress.techniques import chain
 from compress.timing.collect import Effort, TimingRequest, collect
@@ -127,12 +130,9 @@ def geometric(rows: list[dict[str, Any]], candidate: str) -> str:
     return f"{np.exp(np.log(values).mean()):.2f}"
 
 
-def write(rows: list[dict[str, Any]], out: Path, seconds: float) -> None:
+def write(rows: list[Row], out: Path, seconds: float) -> None:
     """Write the table; a folder holds the rows of one machine."""
-    cpu, features = cpu_info()
-    lines = ["# int8 latency at 224 pixels, batch 1", ""]
-    header = ["net", "float ms", *CANDIDATES, "int8 MACs", "bytes", "seconds to quantize"]
-    lines += ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header))]
+    body = []
     for row in rows:
         cells = [row["net"], f"{row['float ms']:.2f}"]
         for one in CANDIDATES:
@@ -143,24 +143,21 @@ def write(rows: list[dict[str, Any]], out: Path, seconds: float) -> None:
             else:
                 cells.append(found["error"])
         ours = row[PLACED]
-        cells += [str(ours["int8 MACs"]), str(ours["bytes"]), str(ours["seconds"])]
-        lines.append("| " + " | ".join(cells) + " |")
+        body.append([*cells, ours["int8 MACs"], ours["bytes"], ours["seconds"]])
     means = [geometric(rows, one) for one in CANDIDATES]
-    lines.append("| geometric mean | | " + " | ".join(means) + " | | | |")
-    lines += [
+    body.append(["geometric mean", "", *means, "", "", ""])
+    columns = ("net", "float ms", *CANDIDATES, "int8 MACs", "bytes", "seconds to quantize")
+    lines = [
+        *table(columns, body),
         "",
         "Speed-ups over the fastest float file, with 95 % intervals. A file with less than 80 % of",
         "its MACs in int8, or over 0.35 of the float bytes, counts as at most 1 in the mean.",
         "",
-        f"{len({row['net'] for row in rows})} of {len(NETS)} nets so far.",
-        "",
-        f"{cpu} ({', '.join(features)}).",
-        "",
-        f"`python benchmarks/int8/latency.py --out {out} --timing-seconds {seconds:g}`",
-        "gives it.",
-        "",
+        f"{len(rows)} of {len(NETS)} nets so far.",
     ]
-    write_atomic(out / "latency.md", "\n".join(lines).encode())
+    budget = f"--timing-seconds {decimal(seconds)}"
+    command = f"python benchmarks/int8/latency.py --out {out} {budget}"
+    write_report(out / "latency.md", "int8 latency at 224 pixels, batch 1", lines, rows, command)
 
 
 def main() -> None:
@@ -170,18 +167,13 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--timing-seconds", type=float, default=40)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    kept = options.out / "latency.jsonl"
-    lines = kept.read_text().splitlines() if kept.exists() else []
-    rows = {row["net"]: row for row in map(json.loads, lines)}
+    kept = KeptRows(options.out / "latency.jsonl", "net")
+    every = [(name,) for name in NETS]
     for name in options.names or NETS:
-        if name in rows and not options.names:
-            continue
-        rows[name] = tried(name, options.root, options.timing_seconds)
-        print(rows[name], flush=True)
-        with kept.open("a") as file:
-            file.write(json.dumps(rows[name]) + "\n")
-        write([rows[one] for one in NETS if one in rows], options.out, options.timing_seconds)
+        if (name,) not in kept.read() or options.names:
+            kept.add(tried(name, options.root, options.timing_seconds))
+            write(kept.ordered(every), options.out, options.timing_seconds)
+    write(kept.ordered(every), options.out, options.timing_seconds)
 
 
 if __name__ == "__main__":

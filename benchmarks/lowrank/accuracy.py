@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,8 +25,10 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "measurement"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "int8"))
 
+from kept_rows import KeptRows, Row, in_process, table_of, write_report
 from nets import CIFAR, built, data_of
 
 from compress import counts
@@ -41,8 +41,6 @@ from compress.lowrank.forms import build
 from compress.lowrank.layers import Site, sites
 from compress.model import Model
 from compress.surgery import replace_everywhere
-from compress.system.environment import cpu_info
-from compress.system.files import write_atomic
 from compress.tasks.base import Data, prepared_batches, stacked_inputs
 from compress.techniques import chain
 from compress.zoo.data import load_data
@@ -172,18 +170,9 @@ def tried(name: str, method: str, root: Path) -> dict[str, Any]:
 COLUMNS = ("before", "after", "lost", "won", "MACs", "params", "seconds")
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    cpu, features = cpu_info()
-    header = ("net", "method", *COLUMNS)
-    lines = ["# Low rank at half the MACs, without tuning", ""]
-    lines += ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header))]
-    lines += [
-        "| " + " | ".join(str(row.get(key, "")) for key in header) + " |"
-        for row in sorted(
-            rows, key=lambda row: (NAMES.index(row["net"]), METHODS.index(row["method"]))
-        )
-    ]
-    lines += [
+def write(rows: list[Row], out: Path) -> None:
+    lines = [
+        *table_of(("net", "method", *COLUMNS), rows),
         "",
         "`before` and `after` are the percentages of right answers of the exported files on all",
         "test items, `lost` and `won` the answers that were right and are wrong, and the reverse.",
@@ -196,13 +185,10 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         + ("" if find_spec("tensorly") else "; left out, as TensorLy is not installed here"),
         "",
         f"{len({row['net'] for row in rows})} of {len(NAMES)} nets so far.",
-        "",
-        f"{cpu} ({', '.join(features)}).",
-        "",
-        "`python benchmarks/lowrank/accuracy.py --out reports/lowrank` gives it.",
-        "",
     ]
-    write_atomic(out / "accuracy.md", "\n".join(lines).encode())
+    command = "python benchmarks/lowrank/accuracy.py --out reports/lowrank"
+    title = "Low rank at half the MACs, without tuning"
+    write_report(out / "accuracy.md", title, lines, rows, command)
 
 
 def main() -> None:
@@ -218,33 +204,22 @@ def main() -> None:
         name, method = options.one
         print(json.dumps(tried(name, method, options.root)))
         return
-    options.out.mkdir(parents=True, exist_ok=True)
-    kept = options.out / "accuracy.jsonl"
-    lines = kept.read_text().splitlines() if kept.exists() else []
-    rows = [json.loads(line) for line in lines]
-    known = {(row["net"], row["method"]) for row in rows}
     if not find_spec("tensorly"):
         print(f"{TUCKER} is left out: TensorLy is not installed", flush=True)
+    kept = KeptRows(options.out / "accuracy.jsonl", "net", "method")
+    every = [(name, method) for name in NAMES for method in METHODS]
     started = time.perf_counter()
-    for name in options.names or NAMES:
-        for method in options.method or METHODS:
-            if method == TUCKER and not find_spec("tensorly"):
-                continue
-            if (name, method) in known or time.perf_counter() - started > options.seconds:
-                continue
-            environment = {**os.environ, "COMPRESS_DATA_ROOT": str(options.root.resolve())}
-            command = [sys.executable, __file__, "--out", ".", "--root", str(options.root)]
-            command += ["--one", name, method]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                raise SystemExit(f"{name}, {method}: {done.stderr}")
-            row = {"net": name, "method": method, **json.loads(done.stdout.splitlines()[-1])}
-            rows.append(row)
-            print(row, flush=True)
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            write(rows, options.out)
-    write(rows, options.out)
+    for name, method in every:
+        wanted = name in (options.names or NAMES) and method in (options.method or METHODS)
+        left_out = method == TUCKER and not find_spec("tensorly")
+        if not wanted or left_out or (name, method) in kept.read():
+            continue
+        if time.perf_counter() - started > options.seconds:
+            break
+        row = in_process(__file__, (name, method), options.root)
+        kept.add({"net": name, "method": method, **row})
+        write(kept.ordered(every), options.out)
+    write(kept.ordered(every), options.out)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ at once, and the next run goes on from there. Several may run side by side, with
 from __future__ import annotations
 
 import argparse
-import collections
-import json
 import multiprocessing
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,14 +25,16 @@ import torch
 import torchvision
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "measurement"))
+
+from kept_rows import KeptRows, Row, table_of, write_report
+
 from compress import counts
 from compress.compressor import run, seed_everything
 from compress.context import StepContext, StepLog
 from compress.deploy.export import export
 from compress.deploy.verify import verification_items, verify
 from compress.model import forward
-from compress.system.environment import cpu_info
-from compress.system.files import write_atomic
 from compress.tasks.base import Subset, stacked_inputs
 from compress.techniques import chain
 from compress.zoo.data import load_data
@@ -176,34 +177,20 @@ def in_a_process(name: str, root: Path) -> dict[str, Any]:
         found = {"why": f"the process ended with code {process.exitcode}"}
     process.kill()
     process.join()
-    cpu, features = cpu_info()
-    on = f"{cpu} ({', '.join(features)})"
-    return {"model": name, **found, "seconds": round(time.perf_counter() - started, 1), "cpu": on}
+    seconds = round(time.perf_counter() - started, 1)
+    return {"model": name, **found, "seconds": seconds}
 
 
-def write(rows: list[dict[str, Any]], out: Path) -> None:
-    body = [[str(row.get(column, "")) for column in COLUMNS] for row in rows]
-    lines = ["# Classifiers with their library's own preprocessing", ""]
-    lines += ["| " + " | ".join(line) + " |" for line in (COLUMNS, ["---"] * len(COLUMNS), *body)]
+def write(rows: list[Row], out: Path) -> None:
+    lines = table_of(COLUMNS, rows)
     for kind, column in (("files", "file"), ("int8 files", "int8 file")):
         right = sum(row.get(column) == "verified" for row in rows)
         lines += ["", f"{right} {kind} verified, of {sum('file' in row for row in rows)} models."]
     if len(rows) < len(names()):
         lines += ["", f"{len(rows)} of {len(names())} models so far."]
-    for cpu, count in collections.Counter(row["cpu"] for row in rows).items():
-        lines += ["", f"{count} on {cpu}."]
-    lines += [
-        "",
-        "`python benchmarks/pretrained/families.py --out reports/pretrained` gives it.",
-        "",
-    ]
-    write_atomic(out / "families.md", "\n".join(lines).encode())
-
-
-def rows_of(kept: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows so far, the last of each model."""
-    lines = kept.read_text().splitlines() if kept.exists() else []
-    return {row["model"]: row for row in map(json.loads, lines)}
+    command = "python benchmarks/pretrained/families.py --out reports/pretrained"
+    title = "Classifiers with their library's own preprocessing"
+    write_report(out / "families.md", title, lines, rows, command)
 
 
 def main() -> None:
@@ -213,20 +200,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seconds", type=float, default=float("inf"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    kept = options.out / "families.jsonl"
+    kept = KeptRows(options.out / "families.jsonl", "model")
     started = time.perf_counter()
     for name in options.names or names():
-        if name in rows_of(kept) and not options.names:
+        if (name,) in kept.read() and not options.names:
             continue
         if time.perf_counter() - started > options.seconds:
             break
-        row = in_a_process(name, options.root)
-        print(row, flush=True)
-        with kept.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    known = rows_of(kept)  # two of these may run side by side, with names of their own
-    write([known[name] for name in names() if name in known], options.out)
+        kept.add(in_a_process(name, options.root))
+    write(kept.ordered((name,) for name in names()), options.out)
 
 
 if __name__ == "__main__":
