@@ -33,7 +33,8 @@ from compress.dataflow import tensors_in
 from compress.heads import as_in_training, has_auxiliary
 from compress.tasks.base import Tensors
 from compress.techniques.channel_attention import packed_attentions
-from compress.techniques.channel_rules import RULES, pointwise
+from compress.techniques.channel_rules import RULES
+from compress.techniques.channel_rules.pointwise import pointwise
 
 Vector = npt.NDArray[np.int64]
 Axes = tuple[Vector | None, ...]
