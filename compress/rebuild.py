@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.attention import Attention
 from compress.errors import CannotSave, UserError
 from compress.heads import ATTRIBUTE
 
@@ -42,6 +43,7 @@ VOCABULARY: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Identity: (),
     Skipped: (),
     nn.ReLU: ("inplace",),
+    Attention: ("embed_dim", "num_heads", "batch_first", "dropout"),
 }
 BY_NAME = {cls.__name__: cls for cls in VOCABULARY}
 

@@ -1,0 +1,137 @@
+"""What a compressed net must equal, by means of this benchmark's own: no code of the technique."""
+
+from __future__ import annotations
+
+import collections
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VOTES = 16
+
+
+def composed(module: nn.Module, factorized: nn.Module) -> nn.Module:
+    """Return a float64 copy whose layers have the products of their factors as weights."""
+    result = copy.deepcopy(module).double()
+    theirs = dict(factorized.named_modules())
+    for path, layer in result.named_modules():
+        other: Any = theirs[path]
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not isinstance(other, nn.Sequential):
+            continue
+        factors = [one.get_parameter("weight").detach().double() for one in other]
+        made = _linear(factors) if isinstance(layer, nn.Linear) else _kernel(layer, factors)
+        layer.weight = nn.Parameter(made)
+        bias: Tensor | None = other[-1].bias  # type: ignore[assignment]
+        layer.bias = None if bias is None else nn.Parameter(bias.detach().double())
+    return result
+
+
+def _linear(factors: list[Tensor]) -> Tensor:
+    made = factors[0]
+    for factor in factors[1:]:
+        made = factor @ made
+    return made
+
+
+def _kernel(layer: nn.Conv2d, factors: list[Tensor]) -> Tensor:
+    """Return the answer of convolutions, one after another, to one pixel of each channel."""
+    height, width = layer.kernel_size
+    channels = layer.in_channels
+    image = torch.zeros(channels, channels, 2 * height - 1, 2 * width - 1, dtype=torch.float64)
+    image[torch.arange(channels), torch.arange(channels), height - 1, width - 1] = 1
+    for factor in factors:
+        image = F.conv2d(image, factor)
+    return image.flip(2, 3).transpose(0, 1).contiguous()
+
+
+# --- without some channels --------------------------------------------------------------------
+
+
+def kept_along(before: Tensor, after: Tensor, axis: int) -> Tensor | None:
+    """Return which indices of an axis are still there, found by the values: most are different."""
+    if before.ndim != after.ndim or before.shape[axis] == after.shape[axis]:
+        return None
+    rows = before.movedim(axis, 0).flatten(1) if before.ndim > 1 else before[:, None]
+    place = {value: row for row, values in enumerate(rows.tolist()) for value in values}
+    ours = after.movedim(axis, 0).flatten(1) if after.ndim > 1 else after[:, None]
+    kept = torch.zeros(before.shape[axis], dtype=torch.bool)
+    for values in ours[:, :VOTES].tolist():
+        # Among millions of float32 some are equal: the row of most of the values is meant.
+        [(row, _)] = collections.Counter(map(place.get, values)).most_common(1)
+        if row is not None:
+            kept[row] = True
+    return kept
+
+
+def _wide(parameters: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return a weight; that of a norm with its bias, as double: of a thousand float32 near 1 two
+    may well be equal."""
+    weight, bias = parameters[name], parameters.get("bias")
+    if weight.ndim > 1 or bias is None:
+        return weight
+    return weight.double() + bias.double() * 1e3
+
+
+def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
+    """Return a float64 copy whose layers give zero for the channels that a pruned net lacks."""
+    result, theirs = copy.deepcopy(module).double(), dict(pruned.named_modules())
+    for path, layer in result.named_modules():
+        before = dict(module.get_submodule(path).named_parameters(recurse=False))
+        after = dict(theirs[path].named_parameters(recurse=False))
+        transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        for name in ("weight", "gain", "in_proj_weight"):
+            if name not in before:
+                continue
+            kept = kept_along(_wide(before, name), _wide(after, name), 1 if transposed else 0)
+            if kept is None:
+                continue
+            if name == "in_proj_weight":
+                _silence(layer, before, kept)
+            elif isinstance(layer, nn.Linear):  # also where its weight is read past its forward
+                with torch.no_grad():
+                    layer.weight[~kept] = 0
+                    if layer.bias is not None:
+                        layer.bias[~kept] = 0
+            else:
+                layer.register_forward_hook(_Mask(kept))
+    return result
+
+
+def _silence(layer: nn.Module, before: Mapping[str, Tensor], kept: Tensor) -> None:
+    """Attention's packed projection: no such keys and values. Queries may be rescaled."""
+    width = len(kept) // 3
+    lost = ~kept
+    lost[:width] = False
+    with torch.no_grad():
+        for name in ("in_proj_weight", "in_proj_bias"):
+            if name in before:
+                getattr(layer, name)[lost] = 0
+
+
+class _Mask:
+    """Sets channels of a layer's result to zero; a norm over channels is taken without them."""
+
+    def __init__(self, kept: Tensor) -> None:
+        self.kept = kept.double()
+
+    def __call__(self, layer: nn.Module, given: Any, out: Tensor) -> Tensor:
+        count = len(self.kept)
+        last = isinstance(layer, nn.Linear) or (
+            "LayerNorm" in type(layer).__name__ and not type(layer).__name__.endswith("2d")
+        )
+        axis = out.ndim - 1 if last or (out.ndim < 3 and out.shape[-1] == count) else 1
+        shape = [count if a == axis else 1 for a in range(out.ndim)]
+        mask = self.kept.reshape(shape)
+        over_channels = hasattr(layer, "normalized_shape") or getattr(layer, "num_groups", 0) == 1
+        if not over_channels:
+            return out * mask
+        axes = (axis,) if hasattr(layer, "normalized_shape") else tuple(range(1, out.ndim))
+        x, number = given[0] * mask, mask.expand_as(given[0]).sum(axes, keepdim=True)
+        mean = x.sum(axes, keepdim=True) / number
+        spread = ((x - mean).square() * mask).sum(axes, keepdim=True) / number
+        scaled = (x - mean) / (spread + layer.eps).sqrt() * layer.weight.reshape(shape)  # type: ignore
+        return (scaled + layer.bias.reshape(shape)) * mask  # type: ignore[operator]
