@@ -20,14 +20,23 @@ def composed(module: nn.Module, factorized: nn.Module) -> nn.Module:
     theirs = dict(factorized.named_modules())
     for path, layer in result.named_modules():
         other: Any = theirs[path]
-        if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not isinstance(other, nn.Sequential):
-            continue
-        factors = [one.get_parameter("weight").detach().double() for one in other]
-        made = _linear(factors) if isinstance(layer, nn.Linear) else _kernel(layer, factors)
-        layer.weight = nn.Parameter(made)
-        bias: Tensor | None = other[-1].bias  # type: ignore[assignment]
-        layer.bias = None if bias is None else nn.Parameter(bias.detach().double())
+        if isinstance(layer, nn.MultiheadAttention) and hasattr(other, "qkv"):
+            weight, bias = _together(layer.out_proj, other.qkv)
+            layer.in_proj_weight, layer.in_proj_bias = weight, bias
+        elif isinstance(layer, (nn.Linear, nn.Conv2d)) and isinstance(other, nn.Sequential):
+            layer.weight, layer.bias = _together(layer, other)
     return result
+
+
+def _together(
+    layer: nn.Linear | nn.Conv2d, factors: nn.Module
+) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Return the weight and bias of one layer that computes what several do."""
+    parts: list[Any] = list(factors) if isinstance(factors, nn.Sequential) else [factors]
+    weights = [one.weight.detach().double() for one in parts]
+    made = _linear(weights) if isinstance(layer, nn.Linear) else _kernel(layer, weights)
+    bias = parts[-1].bias
+    return nn.Parameter(made), None if bias is None else nn.Parameter(bias.detach().double())
 
 
 def _linear(factors: list[Tensor]) -> Tensor:

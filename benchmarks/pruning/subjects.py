@@ -39,6 +39,12 @@ TIMM = (
     *("nf_resnet26", "mixer_s16_224", "resnetv2_50", "resnet50_gn", "resnetv2_50x1_bit"),
     *("res2net50_26w_4s", "swin_tiny_patch4_window7_224"),
 )
+FIRST = (
+    *("squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenet_v3_small", "mobilenet_v2"),
+    *("regnet_y_400mf", "regnet_x_400mf", "efficientnet_b0", "densenet121", "googlenet"),
+    *("resnet18", "resnet50", "resnext50_32x4d", "convnext_tiny", "swin_t", "swin_v2_t"),
+    *("inception_v3", "vit_b_32", "efficientnet_v2_s", "maxvit_t", "alexnet", "vgg11_bn"),
+)
 SIZES = {
     "torchvision:inception_v3": 96,
     "torchvision:maxvit_t": 224,
@@ -50,17 +56,18 @@ SIZES = {
 
 
 def names() -> list[str]:
-    """Return all models: odd ones, families of timm, and torchvision's from small to large."""
+    """Return all models: of torchvision one of each family first, then from small to large."""
     known = torchvision.models.list_models(module=torchvision.models)
     sizes = {
         name: next(iter(torchvision.models.get_model_weights(name))).meta["num_params"]
         for name in known
     }
     within = [name for name in sorted(known, key=sizes.__getitem__) if sizes[name] <= MOST]
+    rest = [name for name in (*within, "vgg11_bn") if name not in FIRST]
     return [
         *(f"odd:{name}" for name in ODD_NETS),
         *(f"timm:{name}" for name in TIMM),
-        *(f"torchvision:{name}" for name in (*within, "vgg11_bn")),
+        *(f"torchvision:{name}" for name in (*FIRST, *rest)),
     ]
 
 
