@@ -22,7 +22,7 @@ def composed(module: nn.Module, factorized: nn.Module) -> nn.Module:
         other: Any = theirs[path]
         if isinstance(layer, nn.MultiheadAttention) and hasattr(other, "qkv"):
             weight, bias = _together(layer.out_proj, other.qkv)
-            layer.in_proj_weight, layer.in_proj_bias = weight, bias
+            layer.in_proj_weight, layer.in_proj_bias = weight, bias  # type: ignore[assignment]
         elif isinstance(layer, (nn.Linear, nn.Conv2d)) and isinstance(other, nn.Sequential):
             layer.weight, layer.bias = _together(layer, other)
     return result

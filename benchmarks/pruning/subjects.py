@@ -112,12 +112,12 @@ class Subject:
         return build_module(blueprint, [ODD])
 
 
-def subject(name: str, decaying: bool) -> Subject:
+def subject(name: str, decaying: bool, size: int | None = None) -> Subject:
     """Return a model whose every tensor is random and whose norms fit its inputs.
 
     With `decaying`, the rows of its weights carry less and less.
     """
-    size = size_of(name)
+    size = size or size_of(name)
     shaped = Preprocessing(3, (size, size), (0.5,) * 3, (0.25,) * 3)
     seed_everything(0)
     smooth = F.interpolate(torch.randn(ITEMS, 3, 8, 8), (size, size), mode="bilinear")
@@ -129,7 +129,10 @@ def subject(name: str, decaying: bool) -> Subject:
     with torch.no_grad():
         for parameter in found.model.module.parameters():
             _randomize(parameter, decaying)
-    _settle(found.model.module, tuple(x[:SETTLED_BY] for x in found.inputs))
+        for layer in norms(found.model.module):
+            if layer.bias is not None:
+                layer.bias.add_(SHIFT)
+    settle(found.model.module, tuple(x[:SETTLED_BY] for x in found.inputs))
     return found
 
 
@@ -144,16 +147,16 @@ def _randomize(parameter: Tensor, decaying: bool) -> None:
         parameter.mul_(rows.view(-1, *[1] * (parameter.ndim - 1)))
 
 
-def _settle(module: nn.Module, inputs: Tensors) -> None:
-    """Give batch norms the statistics of some images."""
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.reset_running_stats()
-            layer.momentum = None
-            layer.train()
-            if layer.bias is not None:
-                with torch.no_grad():
-                    layer.bias.add_(SHIFT)
+def norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def settle(module: nn.Module, inputs: Tensors) -> None:
+    """Give batch norms the statistics of some images, in place."""
+    for layer in norms(module):
+        layer.reset_running_stats()
+        layer.momentum = None
+        layer.train()
     with torch.no_grad():
         module(*inputs)
     module.eval()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from plain import plain
 from references import composed, masked
-from subjects import Subject, subject
+from subjects import SETTLED_BY, Subject, settle, subject
 
 from compress import counts
 from compress.compressor import run
@@ -37,7 +37,7 @@ EQUAL = 1e-6
 """Of the largest output, in float64."""
 TRAINED, CALIBRATED = 8, 32
 """Items."""
-AGREES = 0.3
+AGREES = 0.5
 """The least correlation of an int8 file's logits with the float module's: one that computes
 something else has about 0. How close int8 comes is another question, which random weights, whose
 rounding grows from layer to layer, do not answer."""
@@ -69,6 +69,8 @@ def tried(name: str, technique: str, keeps: float) -> dict[str, Any]:
     row["equals"] = _said(lambda: _equals(reference(model.module, result.module), result, two))
     row["saves"] = _said(lambda: _saves(result))
     row["fine-tunes"] = _said(lambda: _trains(given, result))
+    # As after any recovery: else a deep random net that lost channels answers all items alike.
+    settle(result.module, tuple(x[:SETTLED_BY] for x in given.inputs))
     file = _said(lambda: export(result))
     row["exports"] = "yes" if isinstance(file, bytes) else file
     if isinstance(file, bytes):

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.lowrank.forms import Layer, Ranks, build, inner, inputs_of, outputs_of
@@ -143,22 +144,38 @@ class Problem:
 
     def _curve(self, form: str, before: Ranks) -> Tensor:
         """Return what the best 1, 2, ... outputs explain, behind a first factor of `before`."""
-        return torch.linalg.eigvalsh(self._output_moments(form, before)).flip(0).cumsum(0)
+        values = torch.linalg.eigvalsh(self._smaller_moments(form, before)).flip(0).cumsum(0)
+        return F.pad(values[None], (0, len(self.weight) - len(values)), mode="replicate")[0]
+
+    def _smaller_moments(self, form: str, before: Ranks) -> Tensor:
+        """Return a matrix of the eigenvalues of `_output_moments` that are not 0, as small as any.
+
+        Q has the same singular values as its transpose, and a 1 x 1 convolution may have four times
+        as many outputs as inputs.
+        """
+        if self.inputs.moments is None:
+            return self._output_moments(form, before)
+        explained = self._explained(form, before)
+        rows, columns = explained.shape
+        return explained @ explained.T if rows <= columns else explained.T @ explained
+
+    def _explained(self, form: str, before: Ranks) -> Tensor:
+        explained = self.basis(form).explained
+        if before:
+            explained = explained[:, : before[0] * inner(self.layer, form)]
+        return explained
 
     def _output_moments(self, form: str, before: Ranks) -> Tensor:
         if self.inputs.moments is None:
             assert self.inputs.outputs is not None
             return self.inputs.outputs
-        explained = self.basis(form).explained
-        if before:
-            explained = explained[:, : before[0] * inner(self.layer, form)]
+        explained = self._explained(form, before)
         return explained @ explained.T
 
     def factors(self, form: str, ranks: Ranks) -> list[Tensor]:
         """Return the best weights of a form at some ranks, in float64."""
         if form in ("channel", "tucker"):
-            _, vectors = torch.linalg.eigh(self._output_moments(form, ranks[:-1]))
-            outputs = vectors.flip(1)[:, : ranks[-1]]
+            outputs = self._leading_outputs(form, ranks)
             if self.inputs.moments is None:
                 return self._shaped(form, [outputs.T @ self.weight, outputs])
         if form == "channel":
@@ -168,6 +185,17 @@ class Problem:
         if form == "tucker":
             return self._shaped(form, [first, outputs.T @ behind, outputs])
         return self._shaped(form, [first, behind])
+
+    def _leading_outputs(self, form: str, ranks: Ranks) -> Tensor:
+        """Return (O x r): the orthonormal mixtures of outputs that carry most, best first."""
+        if self.inputs.moments is not None:
+            explained = self._explained(form, ranks[:-1])
+            if ranks[-1] <= explained.shape[1] < len(explained):
+                space, inside = torch.linalg.qr(explained)
+                _, vectors = torch.linalg.eigh(inside @ inside.T)
+                return space @ vectors.flip(1)[:, : ranks[-1]]
+        _, vectors = torch.linalg.eigh(self._output_moments(form, ranks[:-1]))
+        return vectors.flip(1)[:, : ranks[-1]]
 
     def _behind(self, form: str, count: int) -> Tensor:
         """Return the best weights (O x count) on what the first `count` rows of F give."""
