@@ -92,8 +92,12 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
         before = dict(module.get_submodule(path).named_parameters(recurse=False))
         after = dict(theirs[path].named_parameters(recurse=False))
         transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+        if "StdConv" in type(layer).__name__:
+            inside = kept_along(before["weight"], after["weight"], 1)
+            if inside is not None:
+                layer.register_forward_hook(_Standardized(inside))
         for name in ("weight", "gain", "in_proj_weight"):
-            if name not in before:
+            if name not in before or (name == "gain" and "weight" in before):
                 continue
             kept = kept_along(_wide(before, name), _wide(after, name), 1 if transposed else 0)
             if kept is None:
@@ -119,6 +123,30 @@ def _silence(layer: nn.Module, before: Mapping[str, Tensor], kept: Tensor) -> No
         for name in ("in_proj_weight", "in_proj_bias"):
             if name in before:
                 getattr(layer, name)[lost] = 0
+
+
+class _Standardized:
+    """Computes a convolution of standardised weights whose statistics are of some inputs alone."""
+
+    def __init__(self, kept: Tensor) -> None:
+        self.kept = kept
+
+    def __call__(self, layer: Any, given: Any, out: Tensor) -> Tensor:
+        rows = layer.weight[:, self.kept]
+        mean = rows.mean((1, 2, 3), keepdim=True)
+        spread = rows.var((1, 2, 3), keepdim=True, correction=0)
+        rows = (rows - mean) / (spread + layer.eps).sqrt()
+        if hasattr(layer, "gain"):
+            rows = rows * layer.gain * layer.scale
+        weight = torch.zeros_like(layer.weight)
+        weight[:, self.kept] = rows
+        x, steps = given[0], (layer.stride, layer.dilation, layer.groups)
+        padding = layer.padding
+        if type(layer).__name__.endswith("Same"):
+            from timm.layers import pad_same
+
+            x, padding = pad_same(x, layer.kernel_size, layer.stride, layer.dilation), 0
+        return F.conv2d(x, weight, layer.bias, steps[0], padding, steps[1], steps[2])
 
 
 class _Mask:

@@ -137,7 +137,8 @@ def subject(name: str, decaying: bool, size: int | None = None) -> Subject:
 
 
 def _randomize(parameter: Tensor, decaying: bool) -> None:
-    if parameter.ndim < 2 or float(parameter.abs().max()) < 1e-3:
+    alike = bool((parameter == parameter.flatten()[0]).all())
+    if parameter.ndim < 2 or alike or float(parameter.abs().max()) < 1e-3:
         parameter.add_(0.1 * torch.randn_like(parameter))
     if 0 < float(parameter.abs().max()) < 0.5 and parameter.ndim == 1:
         parameter.mul_(2)

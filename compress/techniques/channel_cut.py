@@ -202,8 +202,12 @@ class KeptNorms(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         options, kept = dict(kwargs or {}), self.kept.get(self.where.path)
-        if kept is None or func not in self.LAST + self.SECOND:
+        if kept is None or func not in (*self.LAST, *self.SECOND, F.batch_norm):
             return func(*args, **options)
+        if func is F.batch_norm:  # of a weight (1, O, I · kernel): inputs that are kept
+            x = args[0] if args else options.pop("input")
+            result = func(x.index_select(2, kept), *args[1:], **options)
+            return torch.zeros_like(x).index_copy(2, kept, result)
         names = ("input", "size", "weight", *(() if "rms" in func.__name__ else ("bias",)), "eps")
         given = dict(zip(names, args, strict=False)) | options
         x, axis = given["input"], -1 if func in self.LAST else 1

@@ -93,6 +93,21 @@ def test_the_reason_told_is_the_true_one() -> None:
     assert any("'first': the model's own forward takes cumsum" in n for n in context.log.notes)
 
 
+def test_a_weight_that_is_computed_in_every_call_is_named() -> None:
+    class Doubled(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight.flip(0) * 2, self.bias)
+
+    net = nn.Sequential(
+        *(Doubled(3, 32, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    )
+    result, context = pruned("prune_channels(channels=0.5)", of(net, 3, 8, 8))
+    assert result[0].weight.shape == (32, 3, 3, 3)
+    assert context.log.notes == [
+        "prune_channels: left the model whole ('0': its weight is computed anew in every call)"
+    ]
+
+
 def test_code_of_fixed_sizes_is_found_by_trying() -> None:
     """The graph cannot see that 16 is written in the code: the cut copy does not run."""
 

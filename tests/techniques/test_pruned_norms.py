@@ -112,3 +112,48 @@ def test_frozen_batch_norms_are_cut() -> None:
     )
     result, _ = pruned("prune_channels(channels=0.5)", of(net, 3, 8, 8))
     assert result[0].out_channels == len(result[1].bias) == len(result[1].running_var) == 16
+
+
+class Standardized(nn.Conv2d):
+    """Weights that are standardised in each call, as in Qiao et al. 2019, and a gain."""
+
+    def __init__(self, *sizes: int, gain: bool = True, **options: int) -> None:
+        super().__init__(*sizes, **options)
+        self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5) if gain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        scale = None if self.gain is None else self.gain.view(-1)
+        rows = F.batch_norm(rows, None, None, scale, training=True, momentum=0.0, eps=1e-6)
+        return F.conv2d(x, rows.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_standardised_weights_take_their_statistics_over_the_inputs_that_are_kept(
+    gain: bool, kernel: int
+) -> None:
+    """The reference by hand, in numpy."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(Standardized(3, 32, 3, gain=gain), nn.ReLU(), Standardized(32, 48, kernel, gain=gain)),
+        *(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10)),
+    )
+    model = of(net, 3, 8, 8)
+    result, context = pruned("prune_channels(channels=0.5)", model)
+    assert (result[0].out_channels, result[2].in_channels, result[2].out_channels) == (16, 16, 24)
+    assert [r["layer"] for r in context.log.rows if "left_alone" in r] == ["6"]
+    kept, last = (kept_rows(net[n].bias.detach(), result[n].bias.detach()) for n in (0, 2))
+    with torch.no_grad():
+        hidden = F.relu(net[0](model.probe[0])).double().numpy()[:, kept]
+        rows = net[2].weight.double().numpy()[last][:, kept].reshape(len(last), -1)
+        rows = (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 1e-6)
+        if gain:
+            rows = rows * net[2].gain.double().numpy()[last].reshape(-1, 1)
+        weight = torch.from_numpy(rows.reshape(len(last), len(kept), kernel, kernel))
+        bias = net[2].bias.double()[last]
+        out = F.relu(F.conv2d(torch.from_numpy(hidden), weight, bias)).mean((2, 3))
+        expected = out @ net[6].weight.double()[:, last].T + net[6].bias.double()
+    torch.testing.assert_close(
+        forward(result, model.probe).double(), expected, rtol=1e-4, atol=1e-4
+    )

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from compress.techniques.channel_rules.common import (
+    Labels,
     Rule,
     Vector,
+    argument,
     axes_of,
     named,
     result_of,
@@ -22,9 +24,27 @@ if TYPE_CHECKING:
 
 def batch_norm(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:
     """Each channel alone, with its vectors: weight, bias and running statistics."""
-    x, axes = args[0], axes_of(t, args[0])
+    x, axes, out = args[0], axes_of(t, args[0]), result_of(result)
     axes[1] = _with_vectors(t, axes[1], args[1:5])
-    t.keep(result_of(result), [*axes[:2], *[None] * (x.ndim - 2)])
+    if t.source(x) and argument(func, args, options, "training"):
+        _standardized(t, axes[2:])
+        t.keep(out, axes)
+        t.keep_source(out, x)
+    else:
+        t.keep(out, [*axes[:2], *[None] * (x.ndim - 2)])
+
+
+def _standardized(t: Tracer, over: Labels) -> None:
+    """Note a norm over what enters: a weight (1, O, I · kernel) that is standardised in each call.
+
+    Its statistics are those of the inputs that are kept (Qiao et al. 2019; Brock et al. 2021).
+    """
+    inside = [vector for vector in over if vector is not None]
+    if len(inside) == 1:
+        t.found.norms[t.where.path] = inside[0]
+    else:
+        for vector in inside:
+            t.lock(vector, f"{t.here()} normalises over several axes")
 
 
 def _with_vectors(t: Tracer, vector: Vector | None, others: Sequence[Any]) -> Vector | None:

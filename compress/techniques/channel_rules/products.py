@@ -29,6 +29,8 @@ def convolution(t: Tracer, func: Any, args: Any, options: dict[str, Any], result
     axes = axes_of(t, x)
     spatial_axes(t, axes, x.ndim - 2, x)
     enters = axes[1]
+    if t.origin(weight) is None:
+        t.found.computed.add(t.where.path)
     if groups > 1 and groups > weight.shape[0 if transposed else 1] // (
         groups if transposed else 1
     ):

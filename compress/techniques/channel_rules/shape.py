@@ -52,14 +52,16 @@ def reshape(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: An
         return
     if x.shape == out.shape:
         t.keep_origin(out, x, range(out.ndim))
+    else:
+        t.keep_source(out, x)
     kept: Labels = [None] * out.ndim
     # The shape of `x` is taken from the labels where `x` itself was changed in place.
     for olds, news in matching([*x.shape], [*out.shape]):
         labelled = [axis for axis in olds if axes[axis] is not None]
-        if len(labelled) > 1:
-            for axis in labelled:
-                t.lock(axes[axis], f"two axes of channels become one in {t.here()}")
-        elif labelled:
+        # Of several axes that become one, as those of a standardised weight, one can be cut.
+        for axis in labelled[1:]:
+            t.lock(axes[axis], f"two axes of channels become one in {t.here()}")
+        if labelled:
             sizes = [x.shape[axis] if axis == labelled[0] else 1 for axis in olds]
             vector = axes[labelled[0]]
             assert vector is not None
