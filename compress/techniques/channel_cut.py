@@ -80,6 +80,7 @@ def cut(module: nn.Module, plan: Plan, removed: Collection[int] | Vector) -> Cut
     same = _names_by_tensor(result)
     for name, kept in by_name.items():
         _slice(result, same[name], kept)
+        _set_shape(result, module, same[name])
     for path, part in result.named_modules():
         if any(f"{path}.{leaf}".lstrip(".") in by_name for leaf in _own_tensors(part)):
             _set_sizes(part)
@@ -114,6 +115,17 @@ def _slice(module: nn.Module, names: list[str], kept: Mapping[int, Vector]) -> N
     for name in names:
         owner, leaf = owner_of(module, name)
         setattr(owner, leaf, new)
+
+
+def _set_shape(result: nn.Module, module: nn.Module, names: list[str]) -> None:
+    """Have layers that keep the shape of their vector as a tuple, as timm's scales, say the new."""
+    for name in names:
+        owner, leaf = owner_of(result, name)
+        before: Tensor = getattr(owner_of(module, name)[0], leaf)
+        shape = vars(owner).get("shape")
+        if isinstance(shape, tuple) and before.ndim == 1 and shape.count(len(before)) == 1:
+            now = len(getattr(owner, leaf))
+            owner.shape = tuple(now if size == len(before) else size for size in shape)  # type: ignore[assignment]
 
 
 def _set_sizes(part: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 import torchvision
-from pruned_nets import Net, of, pruned, share
+from pruned_nets import Net, kept_rows, of, pruned, share
 from torch import Tensor, nn
 
 
@@ -106,6 +106,25 @@ def test_a_weight_that_is_computed_in_every_call_is_named() -> None:
     assert context.log.notes == [
         "prune_channels: left the model whole ('0': its weight is computed anew in every call)"
     ]
+
+
+def test_a_scale_that_keeps_its_shape_as_a_tuple_is_cut() -> None:
+    class Scale(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.shape, self.scale = (width, 1, 1), nn.Parameter(torch.rand(width) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale.view(self.shape)
+
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3), Scale(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(32, 10),
+    )
+    result, _ = pruned("prune_channels(channels=0.5)", of(net, 3, 8, 8))
+    assert result[1].shape == (16, 1, 1)
+    kept = kept_rows(net[0].weight.detach(), result[0].weight.detach())
+    assert torch.equal(result[1].scale, net[1].scale[kept])
 
 
 def test_code_of_fixed_sizes_is_found_by_trying() -> None:
