@@ -105,6 +105,7 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
             if name == "in_proj_weight":
                 _silence(layer, before, kept)
             elif isinstance(layer, nn.Linear):  # also where its weight is read past its forward
+                _spare_rescaled(kept)
                 with torch.no_grad():
                     layer.weight[~kept] = 0
                     if layer.bias is not None:
@@ -112,6 +113,16 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
             else:
                 layer.register_forward_hook(_Mask(kept))
     return result
+
+
+def _spare_rescaled(kept: Tensor) -> None:
+    """Of queries, keys and values in one weight, queries may be rescaled, so that none is found.
+
+    They can stay: what meets a key that is zero counts for nothing.
+    """
+    third = len(kept) // 3
+    if len(kept) % 3 == 0 and not kept[:third].any() and kept[third:].any():
+        kept[:third] = True
 
 
 def _silence(layer: nn.Module, before: Mapping[str, Tensor], kept: Tensor) -> None:

@@ -29,6 +29,9 @@ WIDEST = 4608
 """Unfolded inputs up to which their moments are kept: 3 x 3 x 512, of 170 MB."""
 ROWS = 16384
 """Rows of unfolded inputs that are taken of a layer, over all batches."""
+NARROW = 1152
+"""Unfolded inputs up to which all of these are taken: 3 x 3 x 128. Of wider layers, whose products
+take most of the time, half of them, or twice as many rows as there are inputs."""
 TOGETHER = 1 << 30
 """Bytes of moments that are held at once."""
 
@@ -125,8 +128,9 @@ def moments(
     layers: dict[str, Layer] = {path: module.get_submodule(path) for path in calls}  # type: ignore[misc]
     sums = {path: _Sums(layer, original is not None) for path, layer in layers.items()}
     for number, batch in enumerate(batches):
-        share = ROWS * len(batch[0]) / max(items, 1)
-        pick = _Picker(number, share, calls)
+        part = len(batch[0]) / max(items, 1)
+        shares = {path: part * _rows(layer) for path, layer in layers.items()}
+        pick = _Picker(number, shares, calls)
         _add(sums, module, original, calls, batch, pick)
     for path, one in sums.items():
         if not (one.products.isfinite().all() and one.inputs.isfinite().all()):
@@ -135,6 +139,11 @@ def moments(
                 f"remove these items, or give calibration=0"
             )
     return {path: one.result() for path, one in sums.items()}
+
+
+def _rows(layer: Layer) -> int:
+    size = inputs_of(layer)
+    return ROWS if size <= NARROW else min(ROWS, max(ROWS // 2, 2 * size))
 
 
 def _add(
@@ -189,13 +198,13 @@ def _watched(module: nn.Module, calls: Mapping[str, int], batch: Tensors, seen: 
 class _Picker:
     """Which rows of a layer's inputs are taken: the same of two modules for the same batch."""
 
-    def __init__(self, batch: int, share: float, calls: Mapping[str, int]) -> None:
-        self.seed, self.share, self.calls = batch, share, calls
+    def __init__(self, batch: int, shares: Mapping[str, float], calls: Mapping[str, int]) -> None:
+        self.seed, self.shares, self.calls = batch, shares, calls
         self.numbers = {path: number for number, path in enumerate(calls)}
 
     def _chosen(self, path: str, call: int, size: int, times: int = 1) -> Tensor:
         """Return some of `size` positions, each of which gives `times` rows."""
-        wanted = ceil(self.share / max(self.calls[path], 1) / times)
+        wanted = ceil(self.shares[path] / max(self.calls[path], 1) / times)
         if wanted >= size:
             return torch.arange(size)
         seed = (self.seed * 100_003 + self.numbers[path]) * 1009 + call

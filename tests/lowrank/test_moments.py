@@ -86,6 +86,26 @@ def test_wide_layers_have_the_moments_of_their_outputs(monkeypatch: pytest.Monke
     assert room.size_of(net[0]) == 8 * 16
 
 
+def test_wide_layers_are_judged_by_twice_as_many_rows_as_they_have_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room, "ROWS", 100)
+    monkeypatch.setattr(room, "NARROW", 20)
+    torch.manual_seed(0)
+    seen: dict[int, int] = {}
+    add = room._Sums.add
+
+    def counted(self: room._Sums, rows: torch.Tensor, wanted: torch.Tensor | None) -> None:
+        seen[rows.shape[1]] = seen.get(rows.shape[1], 0) + len(rows)
+        add(self, rows, wanted)
+
+    monkeypatch.setattr(room._Sums, "add", counted)
+    for size, rows in ((20, 100), (21, 50), (30, 60), (80, 100)):
+        net, x = nn.Sequential(nn.Linear(size, 4)), torch.randn(200, size)
+        moments(net, {"0": 1}, list(zip(x.split(100), strict=True)), 200)
+        assert seen[size] == rows
+
+
 def test_values_that_are_not_finite_are_refused() -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(UserError, match="layer 0 is given values that are not finite"):
