@@ -11,7 +11,8 @@ this benchmark's own (`references.py`); that it exports and the file agrees; tha
 equal; that it can be trained by a step; that `quantize()` makes a file of it whose logits correlate
 with its own. Beside it the share of MACs that is left, at most and at least, and plain
 Torch-Pruning in the same process (`plain.py`). Each row is made by a process of its own; results
-are kept at once, and the next run goes on from there. NAMEs are made anew.
+are kept at once, and the next run goes on from there. NAMEs are made anew. `--without-files` leaves
+out what needs an exported file and takes most of the time; a later run fills the gaps.
 """
 
 from __future__ import annotations
@@ -44,21 +45,21 @@ Key = tuple[str, str, float]
 Row = dict[str, Any]
 
 
-def answer(key: Key, to: Connection) -> None:
+def answer(key: Key, files: bool, to: Connection) -> None:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 10))
     try:
-        to.send(tried(*key))
+        to.send(tried(*key, files))
     except Exception as error:
         to.send({"runs": f"{type(error).__name__}: {error}"[:300]})
 
 
-def in_a_process(key: Key) -> Row:
+def in_a_process(key: Key, files: bool) -> Row:
     """Make a row in a process of its own, forked from one that has loaded the libraries."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([Path(__file__).stem, "timm", "onnxruntime", "onnxscript"])
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=answer, args=(key, there))
+    process = context.Process(target=answer, args=(key, files, there))
     started = time.perf_counter()
     process.start()
     there.close()
@@ -131,16 +132,21 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--without-files", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     kept, started = options.out / "coverage.jsonl", time.perf_counter()
     models = options.names or names()
-    for key in [(m, t, k) for k in RATIOS for m in models for t in (PRUNE, FACTORIZE)]:
-        if complete(rows_of(kept).get(key, {})) and not options.names:
+    keys = [(m, t, k) for k in RATIOS for m in models for t in (PRUNE, FACTORIZE)]
+    if options.without_files:
+        keys = [(m, t, k) for k in RATIOS for t in (PRUNE, FACTORIZE) for m in models]
+    for key in keys:
+        row = rows_of(kept).get(key, {})
+        if (complete(row) or (row and options.without_files)) and not options.names:
             continue
         if time.perf_counter() - started > options.seconds:
             break
-        row = in_a_process(key)
+        row = in_a_process(key, not options.without_files)
         print(
             {one: row.get(one) for one in ("model", "technique", "keeps", *CHECKS, "seconds")},
             flush=True,

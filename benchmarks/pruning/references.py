@@ -64,14 +64,19 @@ def kept_along(before: Tensor, after: Tensor, axis: int) -> Tensor | None:
     """Return which indices of an axis are still there, found by the values: most are different."""
     if before.ndim != after.ndim or before.shape[axis] == after.shape[axis]:
         return None
-    rows = before.movedim(axis, 0).flatten(1) if before.ndim > 1 else before[:, None]
-    place = {value: row for row, values in enumerate(rows.tolist()) for value in values}
-    ours = after.movedim(axis, 0).flatten(1) if after.ndim > 1 else after[:, None]
+    rows, ours = (
+        tensor.detach().movedim(axis, 0).flatten(1) if tensor.ndim > 1 else tensor.detach()[:, None]
+        for tensor in (before, after)
+    )
+    values, order = rows.flatten().sort()
+    some = ours[:, :VOTES].contiguous()
+    place = torch.searchsorted(values, some).clamp_max(len(values) - 1)
+    found = torch.where(values[place] == some, order[place] // rows.shape[1], -1)
     kept = torch.zeros(before.shape[axis], dtype=torch.bool)
-    for values in ours[:, :VOTES].tolist():
+    for votes in found.tolist():
         # Among millions of float32 some are equal: the row of most of the values is meant.
-        [(row, _)] = collections.Counter(map(place.get, values)).most_common(1)
-        if row is not None:
+        [(row, _)] = collections.Counter(votes).most_common(1)
+        if row >= 0:
             kept[row] = True
     return kept
 

@@ -45,8 +45,8 @@ LEAST = 0.01
 """Of every group of channels: what can go at most, in steps of `round_to`."""
 
 
-def tried(name: str, technique: str, keeps: float) -> dict[str, Any]:
-    """Return the row of a model; whatever fails is said in it."""
+def tried(name: str, technique: str, keeps: float, files: bool = True) -> dict[str, Any]:
+    """Return the row of a model; whatever fails is said in it. `files`: whether it is exported."""
     warnings.simplefilter("ignore")
     given = subject(name, technique == FACTORIZE)
     model = given.model
@@ -69,13 +69,8 @@ def tried(name: str, technique: str, keeps: float) -> dict[str, Any]:
     row["equals"] = _said(lambda: _equals(reference(model.module, result.module), result, two))
     row["saves"] = _said(lambda: _saves(result))
     row["fine-tunes"] = _said(lambda: _trains(given, result))
-    # As after any recovery: else a deep random net that lost channels answers all items alike.
-    settle(result.module, tuple(x[:SETTLED_BY] for x in given.inputs))
-    file = _said(lambda: export(result))
-    row["exports"] = "yes" if isinstance(file, bytes) else file
-    if isinstance(file, bytes):
-        row["file agrees"] = _said(lambda: _agrees(given, result, file, macs))
-        row |= _quantizes(given, result, file)
+    if files:
+        row |= _deployed(given, result, macs)
     if technique == PRUNE and keeps == 0.5:
         row["least MACs"] = _said(lambda: _least(given))
         row["its least"] = plain(model, LEAST).get("macs")
@@ -113,6 +108,16 @@ def _saves(result: Model) -> str:
         again = load(Path(folder), Subject.build)
     one, other = (forward(each, result.probe) for each in (again.module, result.module))
     return "yes" if torch.equal(one, other) else "differs"
+
+
+def _deployed(given: Subject, result: Model, macs: int) -> dict[str, Any]:
+    # As after any recovery: else a deep random net that lost channels answers all items alike.
+    settle(result.module, tuple(x[:SETTLED_BY] for x in given.inputs))
+    file = _said(lambda: export(result))
+    if not isinstance(file, bytes):
+        return {"exports": file, "file agrees": "", "quantizes": ""}
+    agrees = _said(lambda: _agrees(given, result, file, macs))
+    return {"exports": "yes", "file agrees": agrees, **_quantizes(given, result, file)}
 
 
 def _agrees(given: Subject, result: Model, file: bytes, macs: int) -> str:
