@@ -26,7 +26,8 @@ from compress.rebuild import owner_of
 from compress.system.amounts import decimal
 from compress.tasks.base import Tensors
 from compress.techniques.channel_attention import PackedAttention, set_widths
-from compress.techniques.channel_trace import Axis, Trace, Vector, Where
+from compress.techniques.channel_trace import Axis, Trace, Vector
+from compress.techniques.channel_where import Where
 
 PRECISION = 1e-6
 """By how much of the largest output a cut net may differ in float64: rounding gives 1e-12."""

@@ -35,6 +35,7 @@ from compress.tasks.base import Tensors
 from compress.techniques.channel_attention import packed_attentions
 from compress.techniques.channel_rules import RULES
 from compress.techniques.channel_rules.pointwise import pointwise
+from compress.techniques.channel_where import Where
 
 Vector = npt.NDArray[np.int64]
 Axes = tuple[Vector | None, ...]
@@ -129,33 +130,6 @@ def _plain_kernels() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch._C._set_mkldnn_enabled(onednn)
-
-
-class Where:
-    """Knows the path of the layer whose forward is running."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._stack, self._hooks = module, [""], list[Any]()
-
-    @property
-    def path(self) -> str:
-        return self._stack[-1]
-
-    def __enter__(self) -> Where:
-        def enter(path: str) -> Any:
-            return lambda *_: self._stack.append(path)
-
-        def leave(*_: Any) -> None:
-            self._stack.pop()
-
-        for path, part in self._module.named_modules():
-            self._hooks.append(part.register_forward_pre_hook(enter(path)))
-            self._hooks.append(part.register_forward_hook(leave, always_call=True))
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
 
 
 class _Norms(TorchFunctionMode):
