@@ -13,7 +13,7 @@ from compress import counts
 from compress.model import Model, forward
 from compress.surgery import output_layers
 
-LIMIT = 60
+LIMIT = 20
 """Seconds of CPU time."""
 ROUND_TO = 8
 

@@ -73,7 +73,8 @@ def tried(name: str, technique: str, keeps: float, files: bool = True) -> dict[s
         row |= _deployed(given, result, macs)
     if technique == PRUNE and keeps == 0.5:
         row["least MACs"] = _said(lambda: _least(given))
-        row["its least"] = plain(model, LEAST).get("macs")
+        if row["its MACs"] is not None:
+            row["its least"] = plain(model, LEAST).get("macs")
     return row
 
 

@@ -167,3 +167,20 @@ def test_weights_of_torchvision_s_swin_stay_for_they_are_read_past_their_forward
     _, left = sites(net, x)
     assert {path.rpartition(".")[2] for path in left} == {"qkv", "proj"}
     assert all(reason.startswith(PAST) for reason in left.values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "factorize(macs=0.6, calibration=0) -> prune_channels(channels=0.5)",
+        "prune_channels(channels=0.5) -> factorize(macs=0.6, calibration=0)",
+    ],
+)
+def test_it_can_be_pruned_before_and_after(text: str, tmp_path: Path) -> None:
+    model = Model(encoder(64), images(), blueprint=Blueprint("encoder"))
+    result = run(chain(text), model, StepContext(TASK, log=StepLog()))
+    sizes = [sum(p.numel() for p in one.module.parameters()) for one in (result, model)]
+    assert sizes[0] < 0.5 * sizes[1]
+    save(result, tmp_path, lambda _: encoder(64))
+    again = load(tmp_path, lambda _: encoder(64))
+    assert torch.equal(forward(again.module, images()), forward(result.module, images()))
