@@ -47,8 +47,9 @@ VOCABULARY: dict[type[nn.Module], tuple[str, ...]] = {
 }
 BY_NAME = {cls.__name__: cls for cls in VOCABULARY}
 
-INTERNAL = frozenset({*vars(nn.Module()), ATTRIBUTE})
-"""Attributes of every module: tensors, submodules, hooks, mode, heads."""
+INTERNAL = frozenset({*vars(nn.Module()), ATTRIBUTE, "_flat_weights", "_flat_weight_refs"})
+"""Attributes of every module: tensors, submodules, hooks, mode, heads; of recurrent layers also
+lists of their parameters."""
 
 
 def difference(ours: nn.Module, fresh: nn.Module) -> dict[str, Any]:
@@ -113,6 +114,9 @@ def place_tensors(module: nn.Module, stored: Mapping[str, Tensor], tied: Mapping
         owner, attribute = owner_of(module, name)
         tensors = owner._buffers if attribute in owner._buffers else owner._parameters
         tensors[attribute] = placed.get(name)  # type: ignore[assignment]
+    for part in module.modules():
+        if isinstance(part, nn.RNNBase):
+            part._init_flat_weights()
 
 
 def owner_of(module: nn.Module, path: str) -> tuple[nn.Module, str]:
