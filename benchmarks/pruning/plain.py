@@ -31,7 +31,7 @@ def limited(seconds: int) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def plain(model: Model, keeps: float) -> dict[str, Any]:
+def plain(model: Model, keeps: float, round_to: int | None = ROUND_TO) -> dict[str, Any]:
     """Return what Torch-Pruning's `MagnitudePruner` makes of a copy; the output layer is ignored.
 
     `runs`: 'runs', or what it says; `macs`: the share that is left; `s`: seconds.
@@ -48,7 +48,7 @@ def plain(model: Model, keeps: float) -> dict[str, Any]:
                 importance=torch_pruning.importance.MagnitudeImportance(p=2),
                 pruning_ratio=1 - keeps,
                 ignored_layers=ignored,
-                round_to=ROUND_TO,
+                round_to=round_to,
                 in_channel_groups={},
                 out_channel_groups={},
                 num_heads={},
