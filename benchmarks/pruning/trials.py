@@ -42,8 +42,8 @@ AGREES = 0.5
 something else has about 0. How close int8 comes is another question, which random weights, whose
 rounding grows from layer to layer, do not answer."""
 LEAST = 0.01
-"""Of every group of channels: what can go at most, in steps of 8; of Torch-Pruning, which cuts nothing
-where a step is too large, in steps of 1."""
+"""Of every group of channels: what can go at most, in steps of 8; by Torch-Pruning, which cuts
+nothing where a step is too large, in steps of 1."""
 
 
 def tried(name: str, technique: str, keeps: float, files: bool = True) -> dict[str, Any]:
