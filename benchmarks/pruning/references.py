@@ -70,14 +70,16 @@ def kept_along(before: Tensor, after: Tensor, axis: int) -> Tensor | None:
     )
     values, order = rows.flatten().sort()
     some = ours[:, :VOTES].contiguous()
-    place = torch.searchsorted(values, some).clamp_max(len(values) - 1)
-    found = torch.where(values[place] == some, order[place] // rows.shape[1], -1)
+    first = torch.searchsorted(values, some).tolist()
+    behind = torch.searchsorted(values, some, right=True).tolist()
     kept = torch.zeros(before.shape[axis], dtype=torch.bool)
-    for votes in found.tolist():
-        # Among millions of float32 some are equal: the row of most of the values is meant.
-        [(row, _)] = collections.Counter(votes).most_common(1)
-        if row >= 0:
-            kept[row] = True
+    for firsts, behinds in zip(first, behind, strict=True):
+        # Among millions of float32 many are equal: the row of most of the values is meant.
+        votes: collections.Counter[int] = collections.Counter()
+        for one, other in zip(firsts, behinds, strict=True):
+            votes.update(set((order[one:other] // rows.shape[1]).tolist()))
+        if votes:
+            kept[votes.most_common(1)[0][0]] = True
     return kept
 
 
