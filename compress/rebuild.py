@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.attention import Attention
 from compress.errors import CannotSave, UserError
 from compress.heads import ATTRIBUTE
 
@@ -42,11 +43,13 @@ VOCABULARY: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Identity: (),
     Skipped: (),
     nn.ReLU: ("inplace",),
+    Attention: ("embed_dim", "num_heads", "batch_first", "dropout"),
 }
 BY_NAME = {cls.__name__: cls for cls in VOCABULARY}
 
-INTERNAL = frozenset({*vars(nn.Module()), ATTRIBUTE})
-"""Attributes of every module: tensors, submodules, hooks, mode, heads."""
+INTERNAL = frozenset({*vars(nn.Module()), ATTRIBUTE, "_flat_weights", "_flat_weight_refs"})
+"""Attributes of every module: tensors, submodules, hooks, mode, heads; of recurrent layers also
+lists of their parameters."""
 
 
 def difference(ours: nn.Module, fresh: nn.Module) -> dict[str, Any]:
@@ -111,6 +114,9 @@ def place_tensors(module: nn.Module, stored: Mapping[str, Tensor], tied: Mapping
         owner, attribute = owner_of(module, name)
         tensors = owner._buffers if attribute in owner._buffers else owner._parameters
         tensors[attribute] = placed.get(name)  # type: ignore[assignment]
+    for part in module.modules():
+        if isinstance(part, nn.RNNBase):
+            part._init_flat_weights()
 
 
 def owner_of(module: nn.Module, path: str) -> tuple[nn.Module, str]:

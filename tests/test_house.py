@@ -19,6 +19,7 @@ SYSTEM = {"system"}
 NOUNS = {
     *("errors", "stateless_rng", "tasks", "model", "ensemble", "context", "compressor", "counts"),
     *("ranks", "parts", "chain_parser", "heads", "find_heads", "dataflow", "rebuild"),
+    "attention",
 }
 WORK = {"surgery", "zoo", "training", "deploy", "int8", "lowrank", "timing", "runtimes"}
 BENCH = {

@@ -287,3 +287,31 @@ def test_integer_inputs_come_back_as_they_were():
 
 def test_a_blueprint_is_compared_by_value():
     assert Blueprint("mlp", {"a": (1, 2)}) == Blueprint("mlp", {"a": (1, 2)})
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_come_back(layer, tmp_path):
+    """They keep a list of their parameters besides; so do narrower ones."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.out = layer(8, 6, 2, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.out(self.read(x)[0][:, -1])
+
+    original = Model(stirred(Last()).eval(), (torch.randn(2, 5, 8),), blueprint=Blueprint("last"))
+    narrow = original.copy()
+    narrow.module.read.weight_ih_l0 = nn.Parameter(narrow.module.read.weight_ih_l0[:, :5].clone())
+    narrow.module.read.input_size = 5
+    narrow = replace(narrow, probe=(torch.randn(2, 5, 5),))
+    for number, one in enumerate((original, narrow)):
+        save(one, tmp_path / str(number), lambda _: Last())
+        again = load(tmp_path / str(number), lambda _: Last())
+        assert torch.equal(forward(again.module, one.probe), forward(one.module, one.probe))
+        names = dict(again.module.read.named_parameters())
+        assert all(
+            weight is names[name]
+            for name, weight in zip(names, again.module.read._flat_weights, strict=True)
+        )

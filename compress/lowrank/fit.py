@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.lowrank.forms import Layer, Ranks, build, inner, inputs_of, outputs_of
@@ -54,14 +55,14 @@ def white(layer: Layer) -> Inputs:
 
 @dataclass
 class Basis:
-    """A form's first factor at full rank, and what its leading rows explain of the outputs."""
+    """The leading rows of a form's first factor, and what they explain of the outputs."""
 
     first: Tensor
-    """(M x M), the rows that carry most first; for `channel` empty."""
+    """(rows x M), those that carry most first; for `channel` empty."""
     lower: Tensor
-    """L, (D x D)."""
+    """L, (rows m x rows m); for `channel` (D x D)."""
     explained: Tensor
-    """Q, (O x D)."""
+    """Q, (O x rows m)."""
 
 
 @dataclass
@@ -70,7 +71,9 @@ class Problem:
 
     layer: Layer
     inputs: Inputs
-    bases: dict[str, Basis] = field(default_factory=dict)
+    bases: dict[int, Basis] = field(default_factory=dict)
+    """By m, into how many values the first factor leaves its results."""
+    mixtures: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weight = self.layer.weight.detach().cpu().double().flatten(1)
@@ -95,17 +98,20 @@ class Problem:
         """Whether what is known of the inputs is enough for a form."""
         return form == "channel" or self.inputs.moments is not None
 
-    def basis(self, form: str) -> Basis:
-        if form not in self.bases:
-            self.bases[form] = self._basis(form)
-        return self.bases[form]
+    def basis(self, form: str, rows: int = 0) -> Basis:
+        """Return at least so many rows of a form's first factor; for `channel` there are none."""
+        size = inner(self.layer, form)
+        if size not in self.bases or len(self.bases[size].first) < rows:
+            self.bases[size] = self._basis(form, size, rows)
+        return self.bases[size]
 
-    def _basis(self, form: str) -> Basis:
+    def _basis(self, form: str, size: int, rows: int) -> Basis:
         first = torch.empty(0, dtype=torch.float64)
         moments, wanted = self.moments, self.wanted
         if form != "channel":
-            size = inner(self.layer, form)
-            first = self._leading(size)
+            if size not in self.mixtures:
+                self.mixtures[size] = self._leading(size)
+            first = self.mixtures[size][:rows]
             moments = _mixed(first, _mixed(first, moments, size).T, size)
             wanted = _mixed(first, wanted.T, size).T
         lower = torch.linalg.cholesky(moments)
@@ -133,41 +139,78 @@ class Problem:
         if self.total <= TINY:
             return [0.0] * len(steps)
         if form in ("channel", "tucker"):
-            curves = {one: self._curve(form, one) for one in {ranks[:-1] for ranks in steps}}
+            most = max(steps)[:-1]  # first, since what its rows explain serves all others
+            curves = {one: self._curve(form, one) for one in [most, *{r[:-1] for r in steps}]}
             kept = [float(curves[ranks[:-1]][ranks[-1] - 1]) for ranks in steps]
         else:
-            columns = self.basis(form).explained.square().sum(0).cumsum(0)
+            rows = max(ranks[0] for ranks in steps)
+            columns = self.basis(form, rows).explained.square().sum(0).cumsum(0)
             size = inner(self.layer, form)
             kept = [float(columns[ranks[0] * size - 1]) for ranks in steps]
         return [min(1.0, max(0.0, 1 - one / self.total)) for one in kept]
 
     def _curve(self, form: str, before: Ranks) -> Tensor:
         """Return what the best 1, 2, ... outputs explain, behind a first factor of `before`."""
-        return torch.linalg.eigvalsh(self._output_moments(form, before)).flip(0).cumsum(0)
+        values = torch.linalg.eigvalsh(self._smaller_moments(form, before)).flip(0).cumsum(0)
+        return F.pad(values[None], (0, len(self.weight) - len(values)), mode="replicate")[0]
+
+    def _smaller_moments(self, form: str, before: Ranks) -> Tensor:
+        """Return a matrix of the eigenvalues of `_output_moments` that are not 0, as small as any.
+
+        Q has the same singular values as its transpose, and a 1 x 1 convolution may have four times
+        as many outputs as inputs.
+        """
+        if self._own(form) or self.inputs.moments is None:
+            return self._output_moments(form, before)
+        explained = self._explained(form, before)
+        rows, columns = explained.shape
+        return explained @ explained.T if rows <= columns else explained.T @ explained
+
+    def _own(self, form: str) -> bool:
+        """Whether the layer's own outputs are wanted of all inputs: then their moments are known
+        without explaining them."""
+        known = self.inputs.moments is not None and self.inputs.wanted is None
+        return form == "channel" and known and len(self.weight) <= self.weight.shape[1]
+
+    def _explained(self, form: str, before: Ranks) -> Tensor:
+        if not before:
+            return self.basis(form).explained
+        return self.basis(form, *before).explained[:, : before[0] * inner(self.layer, form)]
 
     def _output_moments(self, form: str, before: Ranks) -> Tensor:
         if self.inputs.moments is None:
             assert self.inputs.outputs is not None
             return self.inputs.outputs
-        explained = self.basis(form).explained
-        if before:
-            explained = explained[:, : before[0] * inner(self.layer, form)]
+        if self._own(form):
+            return self.wanted @ self.weight.T
+        explained = self._explained(form, before)
         return explained @ explained.T
 
     def factors(self, form: str, ranks: Ranks) -> list[Tensor]:
         """Return the best weights of a form at some ranks, in float64."""
         if form in ("channel", "tucker"):
-            _, vectors = torch.linalg.eigh(self._output_moments(form, ranks[:-1]))
-            outputs = vectors.flip(1)[:, : ranks[-1]]
-            if self.inputs.moments is None:
+            outputs = self._leading_outputs(form, ranks)
+            if self.inputs.moments is None or self._own(form):
                 return self._shaped(form, [outputs.T @ self.weight, outputs])
         if form == "channel":
             return self._shaped(form, [outputs.T @ self._behind(form, len(self.moments)), outputs])
         count = ranks[0] * inner(self.layer, form)
-        first, behind = self.basis(form).first[: ranks[0]], self._behind(form, count)
+        first = self.basis(form, ranks[0]).first[: ranks[0]]
+        behind = self._behind(form, count)
         if form == "tucker":
             return self._shaped(form, [first, outputs.T @ behind, outputs])
         return self._shaped(form, [first, behind])
+
+    def _leading_outputs(self, form: str, ranks: Ranks) -> Tensor:
+        """Return (O x r): the orthonormal mixtures of outputs that carry most, best first."""
+        if self.inputs.moments is not None and not self._own(form):
+            explained = self._explained(form, ranks[:-1])
+            if ranks[-1] <= explained.shape[1] < len(explained):
+                space, inside = torch.linalg.qr(explained)
+                _, vectors = torch.linalg.eigh(inside @ inside.T)
+                return space @ vectors.flip(1)[:, : ranks[-1]]
+        _, vectors = torch.linalg.eigh(self._output_moments(form, ranks[:-1]))
+        return vectors.flip(1)[:, : ranks[-1]]
 
     def _behind(self, form: str, count: int) -> Tensor:
         """Return the best weights (O x count) on what the first `count` rows of F give."""
@@ -258,8 +301,8 @@ def product(factors: list[Tensor]) -> Tensor:
 
 def _mixed(first: Tensor, matrix: Tensor, size: int) -> Tensor:
     """Return (first kron identity) @ matrix, for a matrix of M * size rows."""
-    count = len(first)
-    return (first @ matrix.reshape(count, -1)).reshape(matrix.shape)
+    count = len(matrix) // size
+    return (first @ matrix.reshape(count, -1)).reshape(len(first) * size, -1)
 
 
 def _is_identity(matrix: Tensor) -> bool:

@@ -27,6 +27,7 @@ TOLERANCE = 1e-3
 NOISE = 0.1
 """Of the weights' spread, what they are changed by in a trial: zeros would hide an error."""
 PAST = "its weight is read past its forward"
+PACKED = "nn.MultiheadAttention keeps its projections in a parameter of its own"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def sites(module: nn.Module, inputs: Tensors) -> tuple[list[Site], dict[str, str
         id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False)
     )
     for path, layer in module.named_modules():
+        if isinstance(layer, nn.MultiheadAttention):
+            left[path] = PACKED
         if not isinstance(layer, WEIGHTED):
             continue
         if reason := _unknown(path, layer, owners):

@@ -77,7 +77,8 @@ def _grid(layer: Layer, form: str, step: int) -> list[Ranks]:
 def with_errors(problem: Problem, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return candidates with what they lose."""
     found = []
-    for form in dict.fromkeys(one.form for one in candidates):
+    # From the last form: what `tucker` needs of the inputs serves `reduce`, which needs less.
+    for form in reversed(dict.fromkeys(one.form for one in candidates)):
         some = [one for one in candidates if one.form == form]
         lost = problem.lost(form, [one.ranks for one in some])
         found += [

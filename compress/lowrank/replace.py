@@ -7,7 +7,7 @@ from math import ceil
 
 from torch import nn
 
-from compress.lowrank.fit import Problem, white
+from compress.lowrank.fit import Inputs, Problem, white
 from compress.lowrank.forms import made_up
 from compress.lowrank.layers import Site
 from compress.lowrank.moments import TOGETHER, in_groups, moments, size_of
@@ -16,15 +16,15 @@ from compress.lowrank.ranks import Candidate
 from compress.model import copied
 from compress.surgery import replace_everywhere
 
-WORK = 4e12
-"""Multiply-accumulates of forward passes that fitting the stages may take."""
+WORK = 2e12
+"""Multiply-accumulates of forward passes that fitting the stages may take: a minute or so."""
 
 
 def stages(macs: int, items: int, layers: int) -> int:
     """Return in how many stages layers are fitted: one each, where the passes are few enough.
 
     A stage takes two passes over the items, of the original and of what it has become, each on
-    average half way through.
+    average half way through; the first takes none where moments of all layers have room.
     """
     return max(1, min(layers, int(WORK / max(macs * items, 1))))
 
@@ -48,18 +48,31 @@ def replaced(
             yield site, candidate, _put(module, site, candidate, problem)
         return
     original = copied(module)
-    size = ceil(len(chosen) / max(count, 1))
-    paths = list(ways)
-    for start in range(0, len(paths), max(size, 1)):
-        stage = paths[start : start + size]
-        room = [size_of(ways[path][0].layer) for path in stage]
-        for group in in_groups(stage, room, TOGETHER):
-            calls = {path: len(ways[path][0].calls) for path in group}
-            known = moments(module, calls, calibrated.batches, calibrated.items, original)
-            for path in group:
+    paths, size = list(ways), max(ceil(len(chosen) / max(count, 1)), 1)
+    for start in range(0, len(paths), size):
+        some = [ways[path][0] for path in paths[start : start + size]]
+        for known in _entering(module, original, some, calibrated):
+            for path, inputs in known.items():
                 site, candidate = ways[path]
-                problem = Problem(site.layer, known.pop(path))
-                yield site, candidate, _put(module, site, candidate, problem)
+                yield site, candidate, _put(module, site, candidate, Problem(site.layer, inputs))
+
+
+def _entering(
+    module: nn.Module, original: nn.Module, stage: Sequence[Site], calibrated: Calibrated
+) -> Iterator[dict[str, Inputs]]:
+    """Yield what the layers of a stage are given, by path, as many at once as have room.
+
+    Of the first stage that is what they were judged by: nothing has been replaced yet.
+    """
+    paths = [site.path for site in stage]
+    judged = {path: one for path in paths if (one := calibrated.known.get(path)) is not None}
+    calibrated.known.clear()
+    if len(judged) == len(paths):
+        yield judged
+        return
+    for group in in_groups(paths, [size_of(site.layer) for site in stage], TOGETHER):
+        calls = {site.path: len(site.calls) for site in stage if site.path in group}
+        yield moments(module, calls, calibrated.batches, calibrated.items, original)
 
 
 def _put(module: nn.Module, site: Site, candidate: Candidate, problem: Problem) -> float:

@@ -26,7 +26,8 @@ from compress.rebuild import owner_of
 from compress.system.amounts import decimal
 from compress.tasks.base import Tensors
 from compress.techniques.channel_attention import PackedAttention, set_widths
-from compress.techniques.channel_trace import Axis, Trace, Vector, Where
+from compress.techniques.channel_trace import Axis, Trace, Vector
+from compress.techniques.channel_where import Where
 
 PRECISION = 1e-6
 """By how much of the largest output a cut net may differ in float64: rounding gives 1e-12."""
@@ -80,6 +81,7 @@ def cut(module: nn.Module, plan: Plan, removed: Collection[int] | Vector) -> Cut
     same = _names_by_tensor(result)
     for name, kept in by_name.items():
         _slice(result, same[name], kept)
+        _set_shape(result, module, same[name])
     for path, part in result.named_modules():
         if any(f"{path}.{leaf}".lstrip(".") in by_name for leaf in _own_tensors(part)):
             _set_sizes(part)
@@ -114,6 +116,17 @@ def _slice(module: nn.Module, names: list[str], kept: Mapping[int, Vector]) -> N
     for name in names:
         owner, leaf = owner_of(module, name)
         setattr(owner, leaf, new)
+
+
+def _set_shape(result: nn.Module, module: nn.Module, names: list[str]) -> None:
+    """Have layers that keep the shape of their vector as a tuple, as timm's scales, say the new."""
+    for name in names:
+        owner, leaf = owner_of(result, name)
+        before: Tensor = getattr(owner_of(module, name)[0], leaf)
+        shape = vars(owner).get("shape")
+        if isinstance(shape, tuple) and before.ndim == 1 and shape.count(len(before)) == 1:
+            now = len(getattr(owner, leaf))
+            owner.shape = tuple(now if size == len(before) else size for size in shape)  # type: ignore[assignment]
 
 
 def _set_sizes(part: nn.Module) -> None:
@@ -202,8 +215,12 @@ class KeptNorms(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         options, kept = dict(kwargs or {}), self.kept.get(self.where.path)
-        if kept is None or func not in self.LAST + self.SECOND:
+        if kept is None or func not in (*self.LAST, *self.SECOND, F.batch_norm):
             return func(*args, **options)
+        if func is F.batch_norm:  # of a weight (1, O, I · kernel): inputs that are kept
+            x = args[0] if args else options.pop("input")
+            result = func(x.index_select(2, kept), *args[1:], **options)
+            return torch.zeros_like(x).index_copy(2, kept, result)
         names = ("input", "size", "weight", *(() if "rms" in func.__name__ else ("bias",)), "eps")
         given = dict(zip(names, args, strict=False)) | options
         x, axis = given["input"], -1 if func in self.LAST else 1

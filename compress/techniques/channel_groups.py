@@ -133,6 +133,7 @@ def find_groups(module: nn.Module, inputs: Tensors, ignored: Iterable[str] = ())
             continue
         reason = _reason(members, found, classes, reasons)
         left.update({found.made[axis]: reason for axis in members})
+    left.update(dict.fromkeys(found.computed, "its weight is computed anew in every call"))
     groups.sort(key=lambda group: order.get(group.path, -1))
     return Channels(plan, tuple(_linked(groups, plan)), left)
 

@@ -33,7 +33,9 @@ from compress.dataflow import tensors_in
 from compress.heads import as_in_training, has_auxiliary
 from compress.tasks.base import Tensors
 from compress.techniques.channel_attention import packed_attentions
-from compress.techniques.channel_rules import RULES, pointwise
+from compress.techniques.channel_rules import RULES
+from compress.techniques.channel_rules.pointwise import pointwise
+from compress.techniques.channel_where import Where
 
 Vector = npt.NDArray[np.int64]
 Axes = tuple[Vector | None, ...]
@@ -70,6 +72,8 @@ class Trace:
     """Labels of activations that are added to others of their shape: residual streams."""
     scaled: set[str] = field(default_factory=set)
     """Layers whose attention is scaled by the width of a head, as torch does by default."""
+    computed: set[str] = field(default_factory=set)
+    """Convolutions whose weight is the result of a computation that is not followed."""
     labels: int = 1
     """The number of labels given, `FIXED` included."""
 
@@ -128,33 +132,6 @@ def _plain_kernels() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(onednn)
 
 
-class Where:
-    """Knows the path of the layer whose forward is running."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._stack, self._hooks = module, [""], list[Any]()
-
-    @property
-    def path(self) -> str:
-        return self._stack[-1]
-
-    def __enter__(self) -> Where:
-        def enter(path: str) -> Any:
-            return lambda *_: self._stack.append(path)
-
-        def leave(*_: Any) -> None:
-            self._stack.pop()
-
-        for path, part in self._module.named_modules():
-            self._hooks.append(part.register_forward_pre_hook(enter(path)))
-            self._hooks.append(part.register_forward_hook(leave, always_call=True))
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-
 class _Norms(TorchFunctionMode):
     """Takes RMS norms as one operator: the dispatcher sees their parts alone."""
 
@@ -190,6 +167,8 @@ class Tracer(TorchDispatchMode):
         self._axes: Any = WeakIdKeyDictionary()
         self._origin: Any = WeakIdKeyDictionary()
         """Weights and plain views of them -> name, and the weight's axis that each axis is."""
+        self._source: Any = WeakIdKeyDictionary()
+        """Weights of another shape, and what was made of them value by value -> name, shape."""
         for name, tensor in named_tensors(module).items():
             self._origin[tensor] = (name, tuple(range(tensor.ndim)))
             self._axes[tensor] = tuple(
@@ -261,6 +240,21 @@ class Tracer(TorchDispatchMode):
         """Note that a result is a weight, its axes in another order."""
         if found := self.origin(source):
             self._origin[tensor] = (found[0], tuple(found[1][axis] for axis in order))
+
+    def source(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
+        """Return of which weight a tensor holds a value for each of its values, and its shape."""
+        known: tuple[str, tuple[int, ...]] | None = self._source.get(tensor)
+        found = self.origin(tensor)
+        if found and found[1] == tuple(range(tensor.ndim)):
+            return found[0], tuple(tensor.shape)
+        return known
+
+    def keep_source(self, tensor: Tensor, source: Tensor) -> None:
+        """Note that a result is made of a weight; in the weight's shape it stands for it."""
+        if found := self.source(source):
+            self._source[tensor] = found
+            if found[1] == tuple(tensor.shape):
+                self._origin[tensor] = (found[0], tuple(range(tensor.ndim)))
 
     def here(self) -> str:
         return f"{self.where.path!r}" if self.where.path else "the model's own forward"

@@ -33,6 +33,7 @@ from compress.lowrank.plan import (
 )
 from compress.lowrank.ranks import Candidate
 from compress.lowrank.replace import like, replaced, stages
+from compress.lowrank.unpack import packed_again, renamed, unpacked
 from compress.model import Model, weights_hash
 from compress.parts import kept_fraction, one_of, positive, whole_number
 from compress.runtimes.onnxruntime_cpu import versions
@@ -96,7 +97,10 @@ class _Factorization:
     """One run of the technique."""
 
     def __init__(self, step: Factorize, model: Model, context: StepContext) -> None:
-        self.step, self.model, self.context, self.log = step, model, context, context.log
+        self.step, self.whole, self.context, self.log = step, model, context, context.log
+        module, self.packed = unpacked(model.module, model.items())
+        self.model = replace(model, module=module, sparse=renamed(model.sparse, self.packed))
+        """The model that entered, `whole`, with attention as plain layers."""
         self.origin = context.origin or model
         self.counted = counts.count(model.module, model.example)
         self.found: list[Site] = []
@@ -105,7 +109,7 @@ class _Factorization:
 
     def result(self) -> Model:
         if self._met():
-            return self.model
+            return self.whole
         self.found, left = sites(self.model.module, self.model.items())
         forms = FORMS if self.step.form == BEST else (self.step.form,)
         bias = self.step.calibration > 0
@@ -118,7 +122,7 @@ class _Factorization:
             self.log.row("layer", layer=path, left_alone=reason)
         if not choices.taken:
             self.log.note("factorize: no layer would get cheaper, all left alone")
-            return self.model
+            return self.whole
         return self._checked(self._replaced(choices))
 
     def _met(self) -> bool:
@@ -208,8 +212,8 @@ class _Factorization:
     @cached_property
     def _files(self) -> dict[str, bytes]:
         """The file of the model that entered, and that of its origin where it is another."""
-        files = {BEFORE: export(self.model)}
-        if weights_hash(self.origin.module) != weights_hash(self.model.module):
+        files = {BEFORE: export(self.whole)}
+        if weights_hash(self.origin.module) != weights_hash(self.whole.module):
             files[ORIGIN] = export(self.origin)
         return files
 
@@ -269,7 +273,9 @@ class _Factorization:
                     macs=one.macs / macs_of(site.layer, site.calls),
                     relative_error=error,
                 )
-        return replace(self.model, module=module, sparse=self.model.sparse - masked, hints={})
+        stays = packed_again(module, self.packed, choices.taken)
+        sparse = renamed(self.whole.sparse, stays) - masked
+        return replace(self.whole, module=module, sparse=sparse, hints={})
 
     def _checked(self, result: Model) -> Model:
         """Return the result, or the model as it was where the result is not cheaper."""
@@ -280,7 +286,7 @@ class _Factorization:
                 f"{after.params:,} parameters for {self.counted.macs:,} and "
                 f"{self.counted.params:,}"
             )
-            return self.model
+            return self.whole
         if self.step.latency is None:
             return result
         seconds = self._whole_seconds({**self._files, AFTER: export(result)})
@@ -289,7 +295,7 @@ class _Factorization:
                 f"factorize: the model stays whole, as it would take "
                 f"{seconds[AFTER] / seconds[BEFORE]:.2f} times as long"
             )
-            return self.model
+            return self.whole
         reached = seconds[AFTER] / seconds.get(ORIGIN, seconds[BEFORE])
         self.log.row("latency", target=self.step.latency, reached=reached, seconds=seconds)
         if abs(reached - self.step.latency) > NEAR:

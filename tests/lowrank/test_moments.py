@@ -34,7 +34,8 @@ def test_moments_of_a_convolution_are_those_of_its_patches(layer: nn.Conv2d) -> 
         [found] = moments(net, {"0": 1}, [(part,) for part in x.split(size)], len(x)).values()
         np.testing.assert_allclose(found.mean.numpy(), rows.mean(0), atol=1e-6)
         assert found.moments is not None
-        np.testing.assert_allclose(found.moments.numpy(), expected, atol=1e-6)
+        # Products of a batch are sums of float32.
+        np.testing.assert_allclose(found.moments.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_patches_and_outputs_belong_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +84,26 @@ def test_wide_layers_have_the_moments_of_their_outputs(monkeypatch: pytest.Monke
         outputs = (net(x) - net[0].bias).detach().double().numpy()
         np.testing.assert_allclose(found.outputs, np.cov(outputs.T, bias=True), atol=1e-5)
     assert room.size_of(net[0]) == 8 * 16
+
+
+def test_wide_layers_are_judged_by_twice_as_many_rows_as_they_have_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room, "ROWS", 100)
+    monkeypatch.setattr(room, "NARROW", 20)
+    torch.manual_seed(0)
+    seen: dict[int, int] = {}
+    add = room._Sums.add
+
+    def counted(self: room._Sums, rows: torch.Tensor, wanted: torch.Tensor | None) -> None:
+        seen[rows.shape[1]] = seen.get(rows.shape[1], 0) + len(rows)
+        add(self, rows, wanted)
+
+    monkeypatch.setattr(room._Sums, "add", counted)
+    for size, rows in ((20, 100), (21, 50), (30, 60), (80, 100)):
+        net, x = nn.Sequential(nn.Linear(size, 4)), torch.randn(200, size)
+        moments(net, {"0": 1}, list(zip(x.split(100), strict=True)), 200)
+        assert seen[size] == rows
 
 
 def test_values_that_are_not_finite_are_refused() -> None:

@@ -1,0 +1,65 @@
+"""Layers are replaced stage by stage; the first uses the moments that layers were judged by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.lowrank import plan, replace
+from compress.lowrank.forms import FORMS
+from compress.lowrank.layers import Site, sites
+from compress.lowrank.plan import Calibrated, by_rank, judged, ways
+from compress.lowrank.ranks import Candidate
+from compress.lowrank.replace import replaced, stages
+from compress.model import copied, forward
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(24 * 16, 16)).eval()
+
+
+def items() -> tuple[Tensor]:
+    return (torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1)),)
+
+
+def chosen(module: nn.Module, calibrated: Calibrated) -> list[tuple[Site, Candidate]]:
+    found, _ = sites(module, items())
+    options = judged(module, found, ways(found, FORMS, 4, True), calibrated)
+    taken = by_rank(found, options, 0.3, 4).taken
+    assert len(taken) == 3
+    return [(site, taken[site.path]) for site in found]
+
+
+def fitted(
+    module: nn.Module, pairs: list[tuple[Site, Candidate]], calibrated: Calibrated
+) -> Tensor:
+    result = copied(module)
+    errors = [error for _, _, error in replaced(result, pairs, calibrated, 1)]
+    assert len(errors) == 3
+    return forward(result, items())
+
+
+def test_the_first_stage_makes_no_pass_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, calibrated = net(), Calibrated([items()], 40)
+    pairs = chosen(module, calibrated)
+    assert calibrated.known.keys() == {site.path for site, _ in pairs}
+    anew = fitted(module, pairs, Calibrated([items()], 40))
+    monkeypatch.setattr(replace, "moments", lambda *_: pytest.fail("no pass is needed"))
+    torch.testing.assert_close(fitted(module, pairs, calibrated), anew, rtol=1e-3, atol=1e-3)
+    assert not calibrated.known, "of the original alone: later stages are given other inputs"
+
+
+def test_moments_without_room_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "TOGETHER", 1)
+    calibrated = Calibrated([items()], 40)
+    chosen(net(), calibrated)
+    assert not calibrated.known
+
+
+def test_stages_are_as_many_as_passes_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replace, "WORK", 1e6)
+    found = [stages(macs, 100, 7) for macs in (0, 1_000, 2_000, 5_000, 10_000, 10**9)]
+    assert found == [7, 7, 5, 2, 1, 1]
