@@ -32,6 +32,8 @@ CASES = [
     Case("carve(ratio=0.5, by='effect', width=0.5)", neutral="carve(width=1.0)"),
     Case("prune_weights(sparsity=0.5)", neutral="prune_weights(sparsity=0.0)"),
     Case("prune_weights(sparsity=0.5, scope='layer')", neutral="prune_weights(sparsity=0)"),
+    Case("prune_weights(sparsity=0.7, score='lamp')"),
+    Case("prune_weights(pattern='2:4')", neutral="prune_weights(pattern='4:4')"),
     Case("prune_channels(macs=0.5)", neutral="prune_channels(macs=1.0)"),
     Case("prune_channels(channels=0.5, round_to=1)", neutral="prune_channels(channels=1.0)"),
     Case("prune_channels(params=0.6, criterion=taylor(count=32), scope='global')"),
