@@ -35,7 +35,7 @@ def scores(
     nothing to say about, which are ranked by `l2` instead.
     """
     generator = torch.Generator().manual_seed(context.seed)
-    members = list(_members(model.module, channels.plan))
+    members = list(members_of(model.module, channels.plan))
     gradients = _Gradients()
     if criterion.wants_gradients:
         gradients = _gradients(model, criterion, context, [axis for axis, _, _ in members])
@@ -53,7 +53,7 @@ def scores(
     return found, [*dict.fromkeys(silent)]
 
 
-def _members(module: nn.Module, plan: Plan) -> Iterator[tuple[Axis, str, Tensor]]:
+def members_of(module: nn.Module, plan: Plan) -> Iterator[tuple[Axis, str, Tensor]]:
     """Yield the axes of parameters that say what channels are worth, their kind and values."""
     parameters = dict(module.named_parameters())
     norms = plan.trace.vectors.keys() | plan.trace.norms.keys()
