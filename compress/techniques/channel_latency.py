@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
+
 from compress.context import StepContext
 from compress.deploy.export import export
 from compress.errors import StepFailed
@@ -13,7 +15,7 @@ from compress.lowrank.latency import Clock
 from compress.model import Model, weights_hash
 from compress.system.amounts import decimal
 from compress.system.progress import stage
-from compress.techniques.channel_budget import Options, options_of, within
+from compress.techniques.channel_budget import options_of, within
 from compress.techniques.channel_cut import Cut, cut
 from compress.techniques.channel_groups import Channels
 from compress.techniques.channel_scores import Scores, removed
@@ -51,6 +53,7 @@ class LatencySearch:
         self.origin = context.origin or model
         self.steps = steps_of(self.groups, aim.round_to)
         self.least = at_share(self.groups, self.steps, LEAST * aim.target)
+        self._shares: dict[tuple[tuple[Axis, int], ...], float] = {}
 
     @property
     def _whole(self) -> dict[Axis, int]:
@@ -69,51 +72,64 @@ class LatencySearch:
         if self.aim.target == 1:
             return self._whole
         seconds = whole_seconds(self._files, self.model, self.clock, WHO)
-        now = seconds[BEFORE]
-        limit = self.aim.target * seconds.get(ORIGIN, now)
-        if now <= limit:
+        of_origin = seconds[BEFORE] / seconds.get(ORIGIN, seconds[BEFORE])
+        goal = self.aim.target / of_origin
+        if goal >= 1:
             return self._whole
         with stage("timing layers at several widths"):
             known = measured(self.layers, self.groups, self.steps, self.clock, self.seconds)
-        times = Times(self.layers, self._whole, known, now)
-        spared = frozenset(group.axis for group in self.groups if group.stream)
-        orders = [frozenset[Axis]()]
-        if self.aim.streams == "last" and 0 < len(spared) < len(self.groups):
-            orders.insert(0, spared)
+        times = Times(self.layers, self._whole, known)
         least = self.least
-        for order in orders:
-            least = {**self.least, **{axis: self._whole[axis] for axis in order}}
-            if self._share(least) * now <= (1 + NEAR) * limit:
-                return self._nearest(least, times, now, limit)
-        raise self._refusal(self._share(least) * now / (limit / self.aim.target))
+        for spared in self._orders():
+            least = {**self.least, **{axis: self._whole[axis] for axis in spared}}
+            if self._share(least) <= (1 + NEAR) * goal:
+                with stage("timing whole candidates"):
+                    return self._nearest(least, times, goal)
+        raise self._refusal(self._share(least) * of_origin)
 
-    def _nearest(self, least: Kept, times: Times, now: float, limit: float) -> dict[Axis, int]:
-        """Return what comes nearest to the limit from below, of a few that are timed whole."""
-        options: Options = options_of(self.groups, self.worth, self.steps, least, self.aim.scope)
-        best, best_seconds = dict(least), self._share(least) * now
-        budget = limit
+    def _orders(self) -> list[frozenset[Axis]]:
+        """Return which groups are spared, at first and in the end."""
+        streams = frozenset(group.axis for group in self.groups if group.stream)
+        if self.aim.streams == "last" and 0 < len(streams) < len(self.groups):
+            return [streams, frozenset()]
+        return [frozenset()]
+
+    def _nearest(self, least: Kept, times: Times, goal: float) -> dict[Axis, int]:
+        """Return what comes nearest to a share of the model's seconds, of a few candidates.
+
+        Layer times say what to try: the sum that, by those of the candidates so far and their own
+        seconds, gives the goal. The whole model and the narrowest are the first two.
+        """
+        options = options_of(self.groups, self.worth, self.steps, least, self.aim.scope)
+        found = [(times.total(self._whole), 1.0), (times.total(least), self._share(least))]
+        best, reached = dict(least), found[-1][1]
         for _ in range(TRIES):
+            sums, shares = zip(*sorted(found), strict=True)
+            budget = float(np.interp(goal, np.maximum.accumulate(shares), sums))
             kept = within(options, times, max(budget, times.total(least)))
             assert kept is not None, "the narrowest is within"
-            seconds = self._share(kept) * now
-            met, best_met = (one <= (1 + NEAR) * limit for one in (seconds, best_seconds))
-            if (not met, abs(seconds - limit)) < (not best_met, abs(best_seconds - limit)):
-                best, best_seconds = kept, seconds
-            if abs(seconds - limit) <= NEAR / 2 * limit:
+            share = self._share(kept)
+            found.append((times.total(kept), share))
+            met, best_met = (one <= (1 + NEAR) * goal for one in (share, reached))
+            if (not met, abs(share - goal)) < (not best_met, abs(reached - goal)):
+                best, reached = kept, share
+            if abs(share - goal) <= NEAR / 2 * goal or found.count(found[-1]) > 1:
                 break
-            budget -= seconds - limit
         return best
 
     def _share(self, kept: Kept) -> float:
         """Return the share of its seconds that the model takes with some widths, measured."""
-        classes = removed(self.groups, self.worth, kept)
-        done = cut(self.model.module, self.channels.plan, classes)
-        return self._timed(replace(self.model, module=done.module.eval()))
-
-    def _timed(self, result: Model) -> float:
-        files = {BEFORE: self._files[BEFORE], AFTER: export(result)}
-        seconds = whole_seconds(files, self.model, self.clock, WHO)
-        return seconds[AFTER] / seconds[BEFORE]
+        widths = tuple(sorted(kept.items()))
+        if widths not in self._shares:
+            classes = removed(self.groups, self.worth, kept)
+            module = cut(self.model.module, self.channels.plan, classes).module.eval()
+            files = {
+                BEFORE: self._files[BEFORE],
+                AFTER: export(replace(self.model, module=module)),
+            }
+            seconds = whole_seconds(files, self.model, self.clock, WHO)
+            self._shares[widths] = seconds[AFTER] / seconds[BEFORE]
+        return self._shares[widths]
 
     def _refusal(self, share: float) -> StepFailed:
         return StepFailed(
@@ -127,7 +143,8 @@ class LatencySearch:
     def judged(self, result: Model, done: Cut) -> Model:
         """Return the result, or the model as it was where the result takes as long."""
         files = {**self._files, AFTER: export(result)}
-        seconds = whole_seconds(files, self.model, self.clock, WHO)
+        # Anew, and longer: what was chosen is what seemed nearest, by luck as well.
+        seconds = whole_seconds(files, self.model, self.clock, WHO, times=2)
         if seconds[AFTER] >= seconds[BEFORE]:
             self.context.log.note(
                 f"prune_channels: the model stays whole, as it would take "

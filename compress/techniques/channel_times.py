@@ -15,10 +15,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from compress.lowrank.latency import Clock, layer_file
+from compress.lowrank.latency import Clock, Files, layer_file
 from compress.model import Model, forward
 from compress.techniques.channel_groups import Channels, Group
 from compress.techniques.channel_scores import grains_kept
@@ -33,6 +35,8 @@ POINTS = (0.25, 0.625, 1.0)
 """The shares of each group's grains at which layers are timed."""
 SHORTEST, LONGEST = 0.02, 0.5
 """Seconds that the timing of a file may take."""
+TOGETHER = 2**28
+"""Bytes of files that are open at once."""
 
 
 @dataclass(frozen=True)
@@ -154,35 +158,27 @@ def _span(channels: Channels, axis: Axis, layer: nn.Conv2d | nn.Linear) -> Span:
 
 
 class Times:
-    """Interpolated seconds of layers.
-
-    `scale` and `rest` bring their sum to the seconds of the whole: layers that take longer as
-    files of their own are scaled down, what is beside them stays.
-    """
+    """Interpolated seconds of layers, and their sum; what else takes time is not in it."""
 
     def __init__(
         self,
         layers: Sequence[Timed],
         grains: Mapping[Axis, int],
         known: Mapping[str, Mapping[Sizes, float]],
-        whole: float,
     ) -> None:
         self.layers, self.grains, self.known = layers, grains, known
         self.touching = {axis: [layer for layer in layers if axis in layer.axes] for axis in grains}
-        total = sum(self.of(layer, grains) for layer in layers)
-        self.scale = min(1.0, whole / total) if total else 1.0
-        self.rest = max(0.0, whole - total)
 
     def of(self, layer: Timed, kept: Kept) -> float:
         sizes = layer.sizes(kept, self.grains)
         return layer.calls * interpolated(self.known.get(layer.path, {}), sizes)
 
     def total(self, kept: Kept) -> float:
-        return self.rest + self.scale * sum(self.of(layer, kept) for layer in self.layers)
+        return sum(self.of(layer, kept) for layer in self.layers)
 
     def beside(self, axis: Axis, kept: Kept) -> float:
         """Return the seconds of the layers that a group has a part in."""
-        return self.scale * sum(self.of(layer, kept) for layer in self.touching[axis])
+        return sum(self.of(layer, kept) for layer in self.touching[axis])
 
 
 def interpolated(known: Mapping[Sizes, float], sizes: Sizes) -> float:
@@ -237,27 +233,60 @@ def measured(
 def seconds_of_layers(
     asked: Mapping[Timed, Iterable[Sizes]], clock: Clock, seconds: float
 ) -> dict[str, dict[Sizes, float]]:
-    """Time layers at some sizes within about so many seconds, those that are alike once."""
-    files: dict[tuple[int, ...], dict[str, bytes]] = {}
-    names: dict[tuple[str, Sizes], tuple[tuple[int, ...], str]] = {}
+    """Time layers at some sizes within about so many seconds, those that are alike once.
+
+    Files are timed in turns, and where they are too many for one process, with one of them in all:
+    seconds are ratios to its, round by round, so that a load that comes and goes falls out.
+    """
+    files: dict[str, bytes] = {}
+    names: dict[tuple[str, Sizes], str] = {}
+    work: dict[str, int] = {}
     for layer, some in asked.items():
         for sizes in sorted(some):
             made = layer.alike(sizes)
-            shape = layer.shape(made)
-            content = layer_file([made], shape)
+            content = from_a_number(layer_file([made], layer.shape(made)), layer.shape(made))
             name = hashlib.sha256(content).hexdigest()
-            files.setdefault(shape, {})[name] = content
-            names[layer.path, sizes] = (shape, name)
-    count = sum(map(len, files.values()))
-    share = min(LONGEST, max(SHORTEST, seconds / max(count, 1)))
-    known: dict[tuple[tuple[int, ...], str], float] = {}
-    for shape, together in files.items():
-        sample = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        for name, values in clock(together, [sample], share * len(together)).items():
-            known[shape, name] = float(np.median(values))
+            files[name], names[layer.path, sizes] = content, name
+            work[name] = made.weight.numel() * prod(layer.rows)  # type: ignore[operator, union-attr]
+    known = _relative(files, max(work, key=lambda one: work[one]), clock, seconds) if files else {}
     result: dict[str, dict[Sizes, float]] = {layer.path: {} for layer in asked}
-    for (path, sizes), key in names.items():
-        if key in known:
-            result[path][sizes] = known[key]
-    missing = {path for (path, _), key in names.items() if key not in known}
+    for (path, sizes), name in names.items():
+        if name in known:
+            result[path][sizes] = known[name]
+    missing = {path for (path, _), name in names.items() if name not in known}
     return {path: {} if path in missing else found for path, found in result.items()}
+
+
+def _relative(files: Files, measure: str, clock: Clock, seconds: float) -> dict[str, float]:
+    """Return the seconds of files, as ratios to those of the file `measure` in the same round."""
+    share = min(LONGEST, max(SHORTEST, seconds / len(files)))
+    groups: list[dict[str, bytes]] = [{}]
+    for name, content in files.items():
+        if sum(map(len, groups[-1].values())) + len(content) > TOGETHER:
+            groups.append({})
+        groups[-1][name] = content
+    known: dict[str, float] = {}
+    sample, unit = np.ones((1, 1), dtype=np.float32), 0.0
+    for together in groups:
+        found = clock({**together, measure: files[measure]}, [sample], share * len(together))
+        if measure not in found:
+            continue
+        by_round = np.asarray(found[measure])
+        unit = unit or float(np.median(by_round))
+        for name in together.keys() & found.keys():
+            known[name] = unit * float(np.median(np.asarray(found[name]) / by_round))
+    return known
+
+
+def from_a_number(content: bytes, shape: tuple[int, ...]) -> bytes:
+    """Return a file of one input of some shape as one that fills it with its input, of (1, 1).
+
+    So files of any shapes can be timed in turns; to fill it costs what a layer before would.
+    """
+    proto = onnx.load_from_string(content)
+    graph, inner = proto.graph, proto.graph.input[0].name
+    graph.input.pop()
+    graph.input.append(helper.make_tensor_value_info("number", TensorProto.FLOAT, (1, 1)))
+    graph.initializer.append(numpy_helper.from_array(np.array(shape, dtype=np.int64), "filled"))
+    graph.node.insert(0, helper.make_node("Expand", ["number", "filled"], [inner]))
+    return bytes(proto.SerializeToString())

@@ -48,9 +48,14 @@ def clock_of(context: StepContext, who: str) -> Clock:
     return clock
 
 
-def whole_seconds(files: Files, model: Model, clock: Clock, who: str) -> dict[str, float]:
-    """Return the median seconds of whole models' files for one item, timed in turns."""
-    found = clock(files, arrays(model.example), WHOLE_SECONDS * len(files))
+def whole_seconds(
+    files: Files, model: Model, clock: Clock, who: str, times: int = 1
+) -> dict[str, float]:
+    """Return the median seconds of whole models' files for one item, timed in turns.
+
+    `times` says how many times as long as usual they are timed.
+    """
+    found = clock(files, arrays(model.example), times * WHOLE_SECONDS * len(files))
     if missing := files.keys() - found.keys():
         raise UserError(
             f"{who}: onnxruntime cannot run the file of the model ({min(missing)}), so latency "

@@ -22,7 +22,7 @@ from compress.errors import IllegalChain, StepFailed, UserError
 from compress.lowrank.latency import Clock, Files, layer_file
 from compress.model import Model, weights_hash
 from compress.tasks.image_classification import ImageClassification, Preprocessing
-from compress.techniques import chain, channel_latency, timed_files
+from compress.techniques import chain, channel_latency, channel_times, timed_files
 from compress.techniques.channel_budget import options_of, within
 from compress.techniques.channel_groups import Channels, sound_groups
 from compress.techniques.channel_scores import scores
@@ -31,6 +31,7 @@ from compress.techniques.channel_times import (
     Sizes,
     Timed,
     Times,
+    from_a_number,
     interpolated,
     measured,
     timed_layers,
@@ -82,6 +83,12 @@ def macs_of(content: bytes) -> float:
             pixels = 64 / np.prod(strides[0]) if strides else 1.0
             total += float(np.prod(dims)) * (pixels if node.op_type == "Conv" else 1.0)
     return total
+
+
+def macs_of_layer(layer: Timed) -> float:
+    """Count those of a layer of `Net`, by its module."""
+    per_pixel = layer.layer.weight.numel()
+    return per_pixel * {"down": 16, "hidden": 1, "out": 1}.get(layer.path, 64)
 
 
 def quick_export(model: Model) -> bytes:
@@ -165,20 +172,19 @@ def test_measured_layers_predict_the_whole_where_time_is_macs() -> None:
     channels, layers, grains = everything(model)
     steps = dict.fromkeys(grains, 8)
     known = measured(layers, channels.groups, steps, by_macs(), 1.0)
-    whole = sum(layer.calls * interpolated(known[layer.path], layer.whole) for layer in layers)
-    times = Times(layers, grains, known, whole * 1.5)
-    assert times.total(grains) == pytest.approx(1.5 * whole)
+    times = Times(layers, grains, known)
+    assert times.total(grains) == pytest.approx(1e-9 * sum(map(macs_of_layer, layers)))
     halves = {axis: count // 2 for axis, count in grains.items()}
     macs = 64 * (3 * 16 * 9 + 16 * 32 + 32 * 9 + 32 * 16) + 16 * 16 * 24 * 9 + 24 * 16 * 20 + 200
-    assert times.total(halves) == pytest.approx(0.5 * whole + macs * 1e-9)
+    assert times.total(halves) == pytest.approx(macs * 1e-9)
 
 
 def test_what_cannot_be_timed_has_no_part() -> None:
     model = model_of()
     channels, layers, grains = everything(model)
     known = measured(layers, channels.groups, dict.fromkeys(grains, 8), lambda *_: {}, 1.0)
-    times = Times(layers, grains, known, 2.0)
-    assert times.total(dict.fromkeys(grains, 1)) == 2.0
+    times = Times(layers, grains, known)
+    assert times.total(dict.fromkeys(grains, 1)) == 0.0
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -233,7 +239,7 @@ def test_it_loses_nearly_as_little_as_the_best_of_all_widths(seed: int, target: 
     channels, layers, grains = everything(model)
     groups, steps = channels.groups, dict.fromkeys(grains, 8)
     known = measured(layers, groups, steps, by_macs(), 1.0)
-    times = Times(layers, grains, known, 1e-4)
+    times = Times(layers, grains, known)
     worth, _ = scores(model, channels, L2(), context())
     options = options_of(groups, worth, steps, dict.fromkeys(grains, 8), "local")
     axes = list(options)
@@ -320,15 +326,13 @@ def test_a_latency_that_cannot_be_met_is_refused_with_the_least(
 
 
 def test_what_would_be_slower_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which the second timing of a file tells another story than the first."""
-    calls = {"whole": 0}
+    """A machine on which the last, longer timing tells another story than those before."""
     honest = by_macs()
 
     def fickle(files: Files, samples: Samples, seconds: float) -> dict[str, Sequence[float]]:
         found = dict(honest(files, samples, seconds))
         if {"before", "after"} <= files.keys():
-            calls["whole"] += 1
-            factor = 0.5 if calls["whole"] < 3 else 1.1
+            factor = 1.1 if seconds > 2 * timed_files.WHOLE_SECONDS else 0.5
             found["after"] = [factor * one for one in found["before"]]
         return found
 
@@ -380,6 +384,40 @@ def test_measured_steps_serve_other_targets_too(monkeypatch: pytest.MonkeyPatch)
 def test_bad_options_are_refused(text: str, words: str) -> None:
     with pytest.raises(IllegalChain, match=words):
         chain(text)
+
+
+def test_a_load_that_comes_and_goes_falls_out() -> None:
+    """Each process is slower than the one before, and each round than the other."""
+    model = model_of()
+    channels, layers, grains = everything(model)
+    steady, calls = by_macs(), [0]
+
+    def loaded(files: Files, samples: Samples, seconds: float) -> dict[str, list[float]]:
+        calls[0] += 1
+        rounds = np.array([1.0, 5.0, 2.0]) * 3 ** calls[0]
+        found = steady(files, samples, seconds)
+        return {name: list(values[0] * rounds) for name, values in found.items()}
+
+    steps = dict.fromkeys(grains, 8)
+    results = []
+    for clock in (steady, loaded):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(channel_times, "TOGETHER", 40_000)
+            known = measured(layers, channels.groups, steps, clock, 1.0)
+        times = Times(layers, grains, known)
+        halves = {axis: count // 2 for axis, count in grains.items()}
+        results.append(times.total(halves) / times.total(grains))
+    assert calls[0] > 3
+    assert results[0] == pytest.approx(results[1])
+
+
+def test_a_file_fed_by_a_number_computes_what_the_layer_does() -> None:
+    layer = nn.Conv2d(3, 5, 3)
+    content = from_a_number(layer_file([layer], (1, 3, 6, 7)), (1, 3, 6, 7))
+    number = np.full((1, 1), 0.7, dtype=np.float32)
+    found = session(content, threads=1).run({"number": number})
+    expected = layer(torch.full((1, 3, 6, 7), 0.7)).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_sizes_are_pairs_of_inputs_and_outputs() -> None:
