@@ -17,7 +17,7 @@ BATCH = 128
 def reestimate(module: nn.Module, batches: Iterable[Tensors]) -> int:
     """Set the running statistics of batch norms, in place, to their means over batches of inputs.
 
-    No labels, no gradients: Li et al. 2020 (EagleEye, arXiv 2007.02491), section 3.3. Returns how
+    No labels, no gradients: Li et al. 2020 (EagleEye, arXiv 2007.02491). Returns how
     many norms there are; those without running statistics are none.
     """
     norms = [

@@ -1,6 +1,6 @@
 """Channel counts of groups that lose least within a time: a knapsack.
 
-After HALP (Shen et al. 2022, arXiv 2110.10811): a group takes one of its widths, each with what is
+After HALP (Shen et al. 2021, arXiv 2110.10811): a group takes one of its widths, each with what is
 lost and the seconds of the layers that it has a part in. Those depend on the other groups' widths
 too, so the knapsack is solved several times, towards the limit, each time with the seconds at the
 widths that the time before gave.

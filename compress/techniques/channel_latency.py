@@ -53,6 +53,8 @@ class LatencySearch:
         self.origin = context.origin or model
         self.steps = steps_of(self.groups, aim.round_to)
         self.least = at_share(self.groups, self.steps, LEAST * aim.target)
+        self._of_origin = 1.0
+        """The model's seconds as it is, over those of its origin."""
         self._shares: dict[tuple[tuple[Axis, int], ...], float] = {}
 
     @property
@@ -72,8 +74,8 @@ class LatencySearch:
         if self.aim.target == 1:
             return self._whole
         seconds = whole_seconds(self._files, self.model, self.clock, WHO)
-        of_origin = seconds[BEFORE] / seconds.get(ORIGIN, seconds[BEFORE])
-        goal = self.aim.target / of_origin
+        self._of_origin = seconds[BEFORE] / seconds.get(ORIGIN, seconds[BEFORE])
+        goal = self.aim.target / self._of_origin
         if goal >= 1:
             return self._whole
         with stage("timing layers at several widths"):
@@ -85,7 +87,7 @@ class LatencySearch:
             if self._share(least) <= (1 + NEAR) * goal:
                 with stage("timing whole candidates"):
                     return self._nearest(least, times, goal)
-        raise self._refusal(self._share(least) * of_origin)
+        raise self._refusal(self._share(least) * self._of_origin)
 
     def _orders(self) -> list[frozenset[Axis]]:
         """Return which groups are spared, at first and in the end."""
@@ -155,6 +157,11 @@ class LatencySearch:
         self.context.log.row("latency", target=self.aim.target, reached=reached, seconds=seconds)
         self.note_reached(reached)
         return result
+
+    def left_whole(self) -> None:
+        """Say what the model takes as it is, where that is more than what was asked for."""
+        if self._of_origin > self.aim.target:
+            self.note_reached(self._of_origin)
 
     def note_reached(self, reached: float) -> None:
         if self.aim.target < 1 and abs(reached - self.aim.target) > NEAR * self.aim.target:

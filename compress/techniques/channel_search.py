@@ -185,6 +185,11 @@ class Search:
         self.note_reached(self.fraction(done))
         return result
 
+    def left_whole(self) -> None:
+        """Say what the model has as it is, where that is more than what was asked for."""
+        if (reached := self._reached({})) > self.target:
+            self.note_reached(reached)
+
     def note_reached(self, reached: float) -> None:
         if self.target >= 1 or abs(reached - self.target) <= NEAR * self.target:
             return

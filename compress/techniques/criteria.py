@@ -115,10 +115,10 @@ class Taylor(Criterion):
 class Fisher(Criterion):
     """The mean over items of (Σ w · ∂loss/∂w)²: what the loss loses to second order by a channel.
 
-    Half of that, of which a half is left out here, is the optimal brain damage (LeCun et al. 1989)
-    of a factor on the channel, with the empirical Fisher information for the Hessian: Theis et al.
-    2018 (arXiv 1801.05787), equation 6; Liu et al. 2021 (arXiv 2108.00708), equation 4. Where
-    training has brought the mean gradient to zero, `taylor` is left with noise, and this is not.
+    Half of that is the optimal brain damage (LeCun et al. 1989) of a factor on the channel, with
+    the empirical Fisher information for the Hessian: Theis et al. 2018 (arXiv 1801.05787); Liu et
+    al. 2021 (arXiv 2108.00708). Where training has brought the mean gradient to zero, `taylor` is
+    left with noise, and this is not.
     """
 
     count: int = field(default=128, metadata=whole_number())

@@ -50,7 +50,8 @@ class PruneChannels(Compressor):
 
     What produces the output is protected, and so is every group in which the pruned net would not
     equal the original with those channels set to zero (`channel_cut`). A target that cannot be
-    reached without narrowing groups to less than half of the target's own fraction is refused.
+    reached without narrowing groups to less than half of the target's own fraction (for `latency`,
+    a quarter) is refused. For `latency`, a model that would be no faster stays whole.
     """
 
     macs: float | None = field(default=None, metadata=kept_fraction())
@@ -106,7 +107,7 @@ class PruneChannels(Compressor):
         kept = search.kept()
         classes = removed(channels.groups, worth, kept)
         if not len(classes):
-            search.note_reached(1.0)
+            search.left_whole()
             return model
         done = cut(model.module, channels.plan, classes)
         if reason := differs_from_zeroed(model.module, done, channels.plan, model.items()):
@@ -126,18 +127,21 @@ class PruneChannels(Compressor):
     def _search(
         self, model: Model, context: StepContext, channels: Channels, worth: Scores
     ) -> Search | LatencySearch:
-        clock, seconds = clock_of(context, self.name()), self.seconds or SECONDS
-        layers, step = timed_layers(model, channels), self.round_to or STEP
-        if self.round_to == AUTO or (self.latency is not None and self.round_to is None):
-            with stage("finding the widths that kernels like"):
-                step = liked_step(layers, clock, seconds / 4)
-            context.log.row("widths", step=step)
-        assert isinstance(step, int)
         [(what, target)] = [
             (name, value)
             for name in ("macs", "params", "channels", "latency")
             if (value := getattr(self, name)) is not None
         ]
+        step = self.round_to or (AUTO if what == "latency" else STEP)
+        if isinstance(step, int) and what != "latency":
+            aim = Aim(what, target, step, self.scope, self.streams)
+            return Search(aim, model, context, channels, worth)
+        layers, clock = timed_layers(model, channels), clock_of(context, self.name())
+        seconds = self.seconds or SECONDS
+        if not isinstance(step, int):
+            with stage("finding the widths that kernels like"):
+                step = liked_step(layers, clock, seconds / 4)
+            context.log.row("widths", step=step)
         aim = Aim(what, target, step, self.scope, self.streams)
         if what != "latency":
             return Search(aim, model, context, channels, worth)

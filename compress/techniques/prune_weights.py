@@ -34,7 +34,7 @@ class PruneWeights(Compressor):
     For a sparsity, weights are ranked over the whole model (`scope='global'`) or within each layer
     (`scope='layer'`), by magnitude (Han et al. 2015, arXiv 1506.02626) or, over the whole model,
     by `score='lamp'`: w² over the sum of the squares of those in its layer that are no smaller
-    (Lee et al. 2021, arXiv 2010.07611, equation 4), by which no layer is emptied. Biases and norms
+    (LAMP: Lee et al. 2021, arXiv 2010.07611), by which no layer is emptied. Biases and norms
     are spared. Weights that are zero already count towards the target.
 
     This saves bytes once compressed, not time. In `repeat` a pattern keeps fewer of every M in each
@@ -155,7 +155,7 @@ def zero_smallest(
 def lamp(weight: Tensor) -> Tensor:
     """Return the score of each weight of a layer, in its shape: in [0, 1], the largest has 1.
 
-    Lee et al. 2021 (arXiv 2010.07611), equation 4: w² over the sum of the squares of all that are
+    Lee et al. 2021 (arXiv 2010.07611): w² over the sum of the squares of all that are
     no smaller; of equal ones, those that come first have less.
     """
     squares = weight.double().square().flatten()

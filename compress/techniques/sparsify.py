@@ -29,7 +29,7 @@ class Sparsify(Training):
     To the task's loss comes strength · t · Σ γ ‖w‖² / 2 over the channels of all groups that it
     would cut (residual streams are spared), with t the fraction of the training that is done and γ
     from 1 for the channel of greatest norm in its group to 16 for the least, taken anew in every
-    epoch: Fang et al. 2023 (arXiv 2301.12900), equations 5 and 6, growing as in Wang et al. 2021
+    epoch: Fang et al. 2023 (arXiv 2301.12900), section 3.3, growing as in Wang et al. 2021
     (arXiv 2012.09243). The optimizer is SGD, since Adam's steps do not follow a penalty's size.
     """
 

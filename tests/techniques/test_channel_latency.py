@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -345,6 +346,15 @@ def test_what_would_be_slower_stays_whole(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_model_that_is_fast_enough_is_returned_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     result, _ = pruned("prune_channels(latency=1.0)", lambda *_: {}, monkeypatch)
     assert result.module.wide.out_channels == 64
+
+
+def test_what_is_fast_enough_already_stays_without_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    small, _ = pruned("prune_channels(latency=0.5, round_to=4)", by_macs(), monkeypatch, model)
+    given = replace(context(), origin=model)
+    again = run(chain("prune_channels(latency=0.8)"), small, given)
+    assert all(map(torch.equal, again.module.parameters(), small.module.parameters()))
+    assert not [note for note in given.log.notes if "asked for" in note]
 
 
 def test_in_rounds_the_fraction_is_that_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
