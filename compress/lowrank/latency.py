@@ -167,6 +167,7 @@ def layer_file(layers: Sequence[nn.Module], shape: Sizes) -> bytes:
                 "strides": list(layer.stride),
                 "dilations": list(layer.dilation),
                 "pads": [above, left, below, right],
+                **({"group": layer.groups} if layer.groups > 1 else {}),
             }
             names += [f"bias_{number}"] * (layer.bias is not None)
             nodes.append(helper.make_node("Conv", names, [output], **options))

@@ -16,7 +16,7 @@ LONGEST = 20
 """Letters of a name in a brief chain."""
 _LONG = re.compile(rf"(['\"])((?:(?!\1).){{{LONGEST + 1},}})\1")
 _CORE = ("carve", "prune_weights", "prune_channels", "factorize")
-_RECOVERY = ("train", "finetune", "distill")
+_RECOVERY = ("train", "finetune", "distill", "sparsify")
 
 
 class Look(NamedTuple):

@@ -19,12 +19,14 @@ from compress.techniques.losses import losses
 from compress.techniques.prune_channels import PruneChannels
 from compress.techniques.prune_weights import PruneWeights
 from compress.techniques.quantize import Quantize
+from compress.techniques.sparsify import Sparsify
 from compress.techniques.train import Train
 
 BUILT_IN: tuple[type[Compressor], ...] = (
     Train,
     Finetune,
     Distill,
+    Sparsify,
     PruneWeights,
     PruneChannels,
     Factorize,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +34,11 @@ def scores(
     """Return what the classes of every group are worth, and the groups that the criterion has
     nothing to say about, which are ranked by `l2` instead.
     """
-    gradients = _gradients(model, criterion, context) if criterion.wants_gradients else {}
     generator = torch.Generator().manual_seed(context.seed)
-    members = list(_members(model.module, channels.plan))
+    members = list(members_of(model.module, channels.plan))
+    gradients = _Gradients()
+    if criterion.wants_gradients:
+        gradients = _gradients(model, criterion, context, [axis for axis, _, _ in members])
     found: Scores = {}
     silent = []
     for group in channels.groups:
@@ -50,7 +53,7 @@ def scores(
     return found, [*dict.fromkeys(silent)]
 
 
-def _members(module: nn.Module, plan: Plan) -> Iterator[tuple[Axis, str, Tensor]]:
+def members_of(module: nn.Module, plan: Plan) -> Iterator[tuple[Axis, str, Tensor]]:
     """Yield the axes of parameters that say what channels are worth, their kind and values."""
     parameters = dict(module.named_parameters())
     norms = plan.trace.vectors.keys() | plan.trace.norms.keys()
@@ -77,7 +80,7 @@ def _worth(
     pool: Vector,
     members: Sequence[tuple[Axis, str, Tensor]],
     criterion: Criterion,
-    gradients: Mapping[str, Tensor],
+    gradients: _Gradients,
     plan: Plan,
     generator: torch.Generator,
 ) -> Worth | None:
@@ -89,8 +92,9 @@ def _worth(
         inside = np.isin(classes, pool)
         if not inside.any():
             continue
-        gradient = gradients.get(axis[0])
-        slices = Slices(kind, values, None if gradient is None else _by_index(gradient, axis[1]))
+        gradient = gradients.mean.get(axis[0])
+        by_index = None if gradient is None else _by_index(gradient, axis[1])
+        slices = Slices(kind, values, by_index, gradients.effects.get(axis))
         worth = criterion.of(slices, generator)
         if worth is None:
             continue
@@ -100,18 +104,61 @@ def _worth(
     return total / count if count.all() else None
 
 
-def _gradients(model: Model, criterion: Criterion, context: StepContext) -> dict[str, Tensor]:
-    """Return the gradient of the task's loss for every parameter, averaged over training items."""
+@dataclass
+class _Gradients:
+    """What a criterion was given of the task's loss over training items."""
+
+    mean: dict[str, Tensor] = field(default_factory=dict)
+    """By parameter, the gradient of the mean over all items."""
+    effects: dict[Axis, Tensor] = field(default_factory=dict)
+    """By axis of a parameter, `Slices.effects`."""
+
+
+def _gradients(
+    model: Model, criterion: Criterion, context: StepContext, axes: Sequence[Axis]
+) -> _Gradients:
+    """Take the gradient of the task's loss in eval mode, over items or of each of them."""
     assert context.train is not None, "run() has checked needs"
     module = copied(model.module).eval()
+    parameters = dict(module.named_parameters())
     number = min(criterion.items, len(context.train))
+    found, rows = _Gradients(), list[dict[Axis, Tensor]]()
     with thawed(module), torch.enable_grad():
         for index in spaced(number, len(context.train)).split(CHUNK):
-            raw, targets = context.train.fetch(index)
-            outputs = main_output(module, module(*context.task.prepare(raw, torch.device("cpu"))))
-            loss = context.task.loss(outputs, targets) * len(index) / number
-            loss.backward()  # type: ignore[no-untyped-call]
-    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+            for some in index.split(1) if criterion.of_each_item else (index,):
+                raw, targets = context.train.fetch(some)
+                outputs = main_output(
+                    module, module(*context.task.prepare(raw, torch.device("cpu")))
+                )
+                loss = context.task.loss(outputs, targets) * len(some) / number
+                loss.backward()  # type: ignore[no-untyped-call]
+                if criterion.of_each_item:
+                    rows.append(_effects(parameters, axes, number))
+                    _add(found.mean, parameters)
+    _add(found.mean, parameters)
+    if rows:
+        found.effects = {axis: torch.stack([row[axis] for row in rows]) for axis in rows[0]}
+    return found
+
+
+def _effects(
+    parameters: Mapping[str, nn.Parameter], axes: Sequence[Axis], number: int
+) -> dict[Axis, Tensor]:
+    """Return Σ w · ∂loss/∂w by axis, of the one item whose gradient is there, over `number`."""
+    return {
+        (name, axis): number * _by_index(one.detach() * one.grad, axis).sum(1)
+        for name, axis in axes
+        if (one := parameters[name]).grad is not None
+    }
+
+
+def _add(total: dict[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Move the gradients of parameters into a sum."""
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            known = total.get(name)
+            total[name] = parameter.grad if known is None else known + parameter.grad
+            parameter.grad = None
 
 
 # --- how many stay, and which -----------------------------------------------------------------

@@ -26,6 +26,8 @@ class Slices:
     """(channels, values of each)."""
     gradients: Tensor | None = None
     """The same, of the task's loss, averaged over items; None where no criterion asked."""
+    effects: Tensor | None = None
+    """(items, channels): Σ w · ∂loss/∂w over a channel's values, of each item by itself."""
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -38,6 +40,8 @@ class Criterion(Part, ABC):
 
     wants_gradients: ClassVar[bool] = False
     """Whether it needs gradients of the task's loss, and so labelled training items."""
+    of_each_item: ClassVar[bool] = False
+    """Whether it needs them of each item by itself, as `Slices.effects`."""
 
     @abstractmethod
     def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
@@ -108,6 +112,31 @@ class Taylor(Criterion):
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
+class Fisher(Criterion):
+    """The mean over items of (Σ w · ∂loss/∂w)²: what the loss loses to second order by a channel.
+
+    Half of that is the optimal brain damage (LeCun et al. 1989) of a factor on the channel, with
+    the empirical Fisher information for the Hessian: Theis et al. 2018 (arXiv 1801.05787); Liu et
+    al. 2021 (arXiv 2108.00708). Where training has brought the mean gradient to zero, `taylor` is
+    left with noise, and this is not.
+    """
+
+    count: int = field(default=128, metadata=whole_number())
+
+    wants_gradients = True
+    of_each_item = True
+
+    def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
+        if slices.kind == READS or slices.effects is None:
+            return None
+        return slices.effects.square().mean(0)
+
+    @property
+    def items(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Random(Criterion):
     """Drawn with the step's seed: the control, which every other criterion has to beat.
     PruningBench (arXiv 2406.12315) has it 0.4 to 0.9 points below the best.
@@ -117,7 +146,7 @@ class Random(Criterion):
         return torch.rand(len(slices.values), generator=generator)
 
 
-BUILT_IN: tuple[type[Criterion], ...] = (L2, L1, BnScale, Fpgm, Taylor, Random)
+BUILT_IN: tuple[type[Criterion], ...] = (L2, L1, BnScale, Fpgm, Taylor, Fisher, Random)
 
 
 @functools.cache

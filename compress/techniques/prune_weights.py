@@ -1,40 +1,84 @@
-"""Unstructured magnitude pruning: the smallest weights become zero and stay zero."""
+"""Unstructured and N:M pruning: the smallest weights become zero and stay zero."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from compress.compressor import Compressor
+from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
 from compress.counts import deployed
 from compress.model import Model
 from compress.parts import is_number, one_of, rule
 from compress.surgery import matrix_weights
 
+GLOBAL, MAGNITUDE, LAMP = "global", "magnitude", "lamp"
+
+
+def _is_pattern(value: object) -> bool:
+    found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", value) if isinstance(value, str) else None
+    return found is not None and int(found[1]) <= int(found[2])
+
 
 @dataclass(frozen=True, repr=False)
 class PruneWeights(Compressor):
-    """Set a fraction `sparsity` of the weights of convolutions and linear layers to zero.
+    """Set weights of convolutions and linear layers to zero: those that matter least.
 
-    Those smallest in magnitude go, ranked over the whole model (`scope='global'`) or within
-    each layer (`scope='layer'`): Han et al. 2015. Biases and norms are spared. Weights that are
-    zero already count towards the target. This saves bytes once compressed, not time.
+    Give `sparsity`, the fraction that becomes zero, or `pattern='N:M'`, which keeps the N largest
+    of every M consecutive inputs of an output (Mishra et al. 2021, arXiv 2104.08378, section 3).
+    For a sparsity, weights are ranked over the whole model (`scope='global'`) or within each layer
+    (`scope='layer'`), by magnitude (Han et al. 2015, arXiv 1506.02626) or, over the whole model,
+    by `score='lamp'`: w² over the sum of the squares of those in its layer that are no smaller
+    (LAMP: Lee et al. 2021, arXiv 2010.07611), by which no layer is emptied. Biases and norms
+    are spared. Weights that are zero already count towards the target.
+
+    This saves bytes once compressed, not time. In `repeat` a pattern keeps fewer of every M in each
+    round.
     """
 
-    sparsity: float = field(
+    sparsity: float | None = field(
+        default=None,
         metadata=rule(
             "is the fraction of weights that becomes zero, at least 0 and below 1",
             lambda value: is_number(value) and 0 <= value < 1,
-        )
+        ),
     )
-    scope: str = field(default="global", metadata=one_of("global", "layer"))
+    scope: str = field(default=GLOBAL, metadata=one_of(GLOBAL, "layer"))
+    score: str = field(default=MAGNITUDE, metadata=one_of(MAGNITUDE, LAMP))
+    pattern: str | None = field(
+        default=None,
+        metadata=rule("is how many of how many weights are kept, such as '2:4'", _is_pattern),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_one_of(self, "sparsity", "pattern")
+        require(
+            self.score == MAGNITUDE or self.scope == GLOBAL,
+            self,
+            "within a layer, score='lamp' ranks as magnitude does: leave one of them out",
+        )
+        require(
+            self.pattern is None or (self.scope, self.score) == (GLOBAL, MAGNITUDE),
+            self,
+            "a pattern is kept by every few weights, by magnitude: leave scope and score out",
+        )
 
     def at(self, progress: float) -> Self:
-        return replace(self, sparsity=self.sparsity * progress)
+        if self.sparsity is not None:
+            return replace(self, sparsity=self.sparsity * progress)
+        kept, among = self._pattern()
+        return replace(self, pattern=f"{among - round(progress * (among - kept))}:{among}")
+
+    def _pattern(self) -> tuple[int, int]:
+        assert self.pattern is not None
+        kept, among = map(int, self.pattern.split(":"))
+        return kept, among
 
     def compress(self, model: Model, context: StepContext) -> Model:
         # What is not deployed (auxiliary heads) is neither pruned nor counted.
@@ -46,21 +90,91 @@ class PruneWeights(Compressor):
                 "attention whose weights its answers depend on"
             )
             return model
-        groups = [[w] for w in weights.values()] if self.scope == "layer" else [[*weights.values()]]
-        for group in groups:
-            zero_smallest([weight.data for weight in group], self.sparsity)
+        if self.pattern is not None:
+            self._keep_pattern(weights, context)
+        else:
+            assert self.sparsity is not None
+            self._to_sparsity(list(weights.values()), self.sparsity)
         for name, weight in weights.items():
             zeros = 1 - int(weight.count_nonzero()) / weight.numel()
             context.log.row("layer", layer=name, sparsity=zeros)
         masked = {name for name, weight in weights.items() if bool((weight == 0).any())}
         return replace(model, sparse=model.sparse | masked, hints={})
 
+    def _to_sparsity(self, weights: list[torch.nn.Parameter], sparsity: float) -> None:
+        tensors = [weight.data for weight in weights]
+        if self.score == LAMP:
+            zero_smallest(tensors, sparsity, [lamp(tensor) for tensor in tensors])
+        elif self.scope == GLOBAL:
+            zero_smallest(tensors, sparsity)
+        else:
+            for tensor in tensors:
+                zero_smallest([tensor], sparsity)
 
-def zero_smallest(tensors: list[Tensor], sparsity: float) -> None:
-    """Set exactly round(sparsity · n) of the n values to zero, in place, smallest first."""
-    magnitudes = torch.cat([tensor.abs().flatten() for tensor in tensors])
-    count = round(sparsity * magnitudes.numel())
-    keep = torch.ones(magnitudes.numel(), dtype=torch.bool)
-    keep[magnitudes.argsort(stable=True)[:count]] = False
+    def _keep_pattern(
+        self, weights: Mapping[str, torch.nn.Parameter], context: StepContext
+    ) -> None:
+        kept, among = self._pattern()
+        left = []
+        for name, weight in weights.items():
+            if weight.shape[1] % among:
+                left.append(name)
+                reason = f"its {weight.shape[1]} inputs are no multiple of {among}"
+                context.log.row("layer", layer=name, left_alone=reason)
+            else:
+                keep_largest(weight.data, kept, among)
+        if left:
+            context.log.note(
+                f"prune_weights: {len(left)} of {len(weights)} weights stay whole, such as "
+                f"{left[0]!r}: its inputs are no multiple of {among}"
+            )
+        if kept < among:
+            context.log.note(
+                f"prune_weights: zeros in the pattern {self.pattern} make a file smaller once it "
+                f"is compressed, and nothing faster here: kernels that skip them exist for 2:4 on "
+                f"NVIDIA GPUs since Ampere alone, and onnxruntime has none"
+            )
+
+
+def zero_smallest(
+    tensors: list[Tensor], sparsity: float, scores: list[Tensor] | None = None
+) -> None:
+    """Set exactly round(sparsity · n) of the n values to zero, in place, those of least score.
+
+    `scores` have the tensors' shapes; without them they are the magnitudes.
+    """
+    ranked = [tensor.abs() for tensor in tensors] if scores is None else scores
+    every = torch.cat([one.flatten() for one in ranked])
+    count = round(sparsity * every.numel())
+    keep = torch.ones(every.numel(), dtype=torch.bool)
+    keep[every.argsort(stable=True)[:count]] = False
     for tensor, mask in zip(tensors, keep.split([t.numel() for t in tensors]), strict=True):
         tensor.mul_(mask.view(tensor.shape))
+
+
+def lamp(weight: Tensor) -> Tensor:
+    """Return the score of each weight of a layer, in its shape: in [0, 1], the largest has 1.
+
+    Lee et al. 2021 (arXiv 2010.07611): w² over the sum of the squares of all that are
+    no smaller; of equal ones, those that come first have less.
+    """
+    squares = weight.double().square().flatten()
+    order = squares.argsort(stable=True)
+    ordered = squares[order]
+    no_smaller = ordered.flip(0).cumsum(0).flip(0)
+    scores = torch.zeros_like(squares)
+    scores[order] = torch.where(ordered > 0, ordered / no_smaller, 0.0)
+    return scores.view(weight.shape)
+
+
+def keep_largest(weight: Tensor, kept: int, among: int) -> None:
+    """Set all but the `kept` largest of every `among` consecutive inputs to zero, in place.
+
+    `weight` is (outputs, inputs, ...), its inputs a multiple of `among`; every place of a kernel
+    has groups of its own.
+    """
+    inputs_last = weight.movedim(1, -1)
+    groups = inputs_last.abs().reshape(-1, among)
+    mask = torch.zeros_like(groups)
+    mask.scatter_(1, groups.argsort(dim=1, descending=True, stable=True)[:, :kept], 1.0)
+    weight.mul_(mask.view(inputs_last.shape).movedim(-1, 1))

@@ -46,6 +46,15 @@ from compress.training import Training
             "finetune(epochs=11)",  # 3 · 2 epochs are more than 5
         ),
         ("repeat(2, repeat(3, finetune(epochs=2)))", "finetune(epochs=12)"),
+        # A criterion that looks at gradients trains nothing.
+        (
+            "prune_channels(macs=0.5, criterion='fisher') -> finetune(epochs=4)",
+            "finetune(epochs=4)",
+        ),
+        (
+            "sparsify(epochs=1) -> prune_channels(macs=0.5) -> finetune(epochs=2)",
+            "finetune(epochs=3)",
+        ),
     ],
 )
 def test_the_control_trains_as_long_with_the_same_settings(text: str, control: str) -> None:

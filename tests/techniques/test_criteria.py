@@ -24,6 +24,7 @@ from compress.techniques.criteria import (
     SCALE,
     BnScale,
     Criterion,
+    Fisher,
     Fpgm,
     Random,
     Slices,
@@ -101,6 +102,43 @@ def test_taylor_takes_the_gradients_of_the_tasks_loss(data: Data, bench: StepCon
     np.testing.assert_allclose(found[group.axis][0], rows[order], rtol=1e-3, atol=1e-12)
 
 
+def test_fisher_is_the_mean_square_of_what_each_item_loses(data: Data, bench: StepContext) -> None:
+    """By a factor of one on every channel of the first layer, item by item."""
+    model = fresh_model(data)
+    channels = sound_groups(model.module, model.items())
+    found, silent = scores(model, channels, Fisher(count=20), bench)
+    assert not silent
+    assert bench.train is not None
+    module = model.copy().module
+    group = channels.groups[0]
+    layer = module.get_submodule(group.path)
+    total = np.zeros(group.width)
+    for number in range(20):
+        raw, targets = bench.train.fetch(torch.tensor([number * len(bench.train) // 20]))
+        gates = torch.ones(group.width, requires_grad=True)
+        inputs = bench.task.prepare(raw, torch.device("cpu"))
+        hook = layer.register_forward_hook(
+            lambda own, _, out, gates=gates: (
+                (out - own.bias[:, None, None]) * gates[:, None, None] + own.bias[:, None, None]
+            )
+        )
+        bench.task.loss(module(*inputs), targets).backward()
+        hook.remove()
+        assert gates.grad is not None
+        total += gates.grad.double().numpy() ** 2 / 20
+    order = np.argsort(np.argsort(group.pools[0]))
+    np.testing.assert_allclose(found[group.axis][0], total[order], rtol=1e-3, atol=1e-12)
+
+
+def test_fisher_sees_what_the_mean_gradient_hides() -> None:
+    """Two items whose effects cancel: to first order nothing is lost, to second order much is."""
+    effects = torch.tensor([[1.0, 0.1], [-1.0, 0.1]])
+    values, mean = torch.ones(2, 1), effects.mean(0)[:, None]
+    slices = Slices(MAKES, values, mean, effects)
+    assert of(Taylor(), slices) == pytest.approx([0.0, 0.01])
+    assert of(Fisher(), slices) == pytest.approx([1.0, 0.01])
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_every_criterion_prunes_and_the_same_seed_the_same(
@@ -169,7 +207,8 @@ def test_text_with_a_criterion_parses_back() -> None:
     assert chain(repr(chain(text))) == chain(text)
 
 
-def test_taylor_needs_labels_and_the_others_nothing() -> None:
+def test_gradients_need_labels_and_the_others_nothing() -> None:
+    assert chain("prune_channels(macs=0.5, criterion='fisher')").needs == {"train", "labels"}
     assert chain("prune_channels(macs=0.5, criterion='taylor')").needs == {"train", "labels"}
     assert not chain("prune_channels(macs=0.5, criterion='fpgm')").needs
     assert isinstance(Random(), Criterion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,6 +214,15 @@ def test_fractions_in_repeat_refer_to_the_model_that_enters_it() -> None:
     once = run(chain("prune_channels(channels=0.5)"), model, step_context())
     thrice = run(chain("repeat(3, prune_channels(channels=0.5))"), model, step_context())
     assert counts.macs(thrice.module, model.example) == counts.macs(once.module, model.example)
+
+
+def test_a_target_that_is_met_already_leaves_the_model_without_a_note() -> None:
+    model = prepared("cnn-small(width=16)")
+    small = run(chain("prune_channels(channels=0.5)"), model, step_context())
+    context = replace(step_context(), origin=model)
+    result = run(chain("prune_channels(macs=0.6)"), small, context)
+    assert counts.macs(result.module, model.example) == counts.macs(small.module, model.example)
+    assert not any("asked for" in note for note in context.log.notes)
 
 
 def test_masked_weights_survive_the_cut() -> None:

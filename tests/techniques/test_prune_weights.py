@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
@@ -10,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.compressor import run
+from compress.errors import IllegalChain
 from compress.model import Model
 from compress.surgery import matrix_weights
 from compress.techniques import chain
-from compress.techniques.prune_weights import zero_smallest
+from compress.techniques.prune_weights import keep_largest, lamp, zero_smallest
 
 
 @given(
@@ -75,3 +79,139 @@ def test_a_net_with_nothing_to_prune_is_left_with_a_note() -> None:
         assert torch.equal(value, model.module.state_dict()[name])
     assert not result.sparse
     assert "left the model as it is" in context.log.notes[-1]
+
+
+# --- LAMP ---------------------------------------------------------------------------------------
+
+
+@given(size=st.integers(1, 40), seed=st.integers(0, 99), zeros=st.integers(0, 5))
+def test_lamp_is_its_definition(size: int, seed: int, zeros: int) -> None:
+    """By hand, weight by weight, in the order of magnitudes."""
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    weight[:zeros] = 0
+    found = lamp(weight.view(1, -1)).view(-1).numpy()
+    squares = weight.double().numpy() ** 2
+    for place in np.flatnonzero(squares):
+        no_smaller = squares[squares >= squares[place]].sum()
+        assert found[place] == pytest.approx(squares[place] / no_smaller)
+    assert (found[squares == 0] == 0).all()
+    assert size <= zeros or found.max() == pytest.approx(1.0)
+
+
+def test_lamp_does_not_change_with_a_layers_scale_and_empties_none() -> None:
+    """By magnitude a layer of small weights loses all of them, by LAMP as many as before."""
+    torch.manual_seed(0)
+    context = make_bench(small_digits())
+    zeros = {}
+    for factor in (1.0, 1e-6):
+        net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+        torch.manual_seed(1)
+        for layer in (net[0], net[2]):
+            nn.init.normal_(layer.weight)
+        net[2].weight.data *= factor
+        model = Model(net, (torch.randn(2, 8),))
+        for score in ("magnitude", "lamp"):
+            result = run(chain(f"prune_weights(sparsity=0.5, score='{score}')"), model, context)
+            zeros[factor, score] = int((result.module[2].weight == 0).sum())
+    assert zeros[1.0, "lamp"] == zeros[1e-6, "lamp"] < 512
+    assert zeros[1e-6, "magnitude"] == 512
+
+
+def test_lamp_within_a_layer_is_refused() -> None:
+    with pytest.raises(IllegalChain, match="ranks as magnitude does"):
+        chain("prune_weights(sparsity=0.5, scope='layer', score='lamp')")
+
+
+# --- gradually ----------------------------------------------------------------------------------
+
+
+def test_a_cubic_schedule_is_that_of_zhu_and_gupta_with_training_inside() -> None:
+    """Equation 1 of arXiv 1710.01878 with s_i = 0: s_f + (s_i - s_f) (1 - t / n)^3."""
+    context = make_bench(small_digits())
+    model = fresh_model(small_digits())
+    text = "repeat(4, prune_weights(sparsity=0.9) -> finetune(epochs=1), schedule='cubic')"
+    result = run(chain(text), model, context)
+    reached = []
+    total = sum(weight.numel() for weight in matrix_weights(model.module).values())
+    for step in [r["step"] for r in context.log.rows if r["kind"] == "step"]:
+        if step.startswith("prune_weights"):
+            reached.append(chain(step).sparsity)
+    expected = [0.9 + (0 - 0.9) * (1 - t / 4) ** 3 for t in range(1, 5)]
+    assert reached == pytest.approx(expected)
+    weights = matrix_weights(result.module).values()
+    assert sum(int((w == 0).sum()) for w in weights) == round(0.9 * total)
+
+
+# --- N:M ----------------------------------------------------------------------------------------
+
+
+@given(
+    shape=st.sampled_from([(3, 8), (4, 4, 3, 3), (2, 16, 1), (5, 8, 2, 3, 1)]),
+    pattern=st.sampled_from([(2, 4), (1, 4), (4, 4), (1, 2), (3, 4)]),
+    seed=st.integers(0, 99),
+)
+def test_of_every_m_inputs_the_n_largest_stay(
+    shape: tuple[int, ...], pattern: tuple[int, int], seed: int
+) -> None:
+    kept, among = pattern
+    before = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    after = before.clone()
+    keep_largest(after, kept, among)
+    for output in range(shape[0]):
+        for place in np.ndindex(*shape[2:]):
+            old = before[(output, slice(None), *place)].numpy().reshape(-1, among)
+            new = after[(output, slice(None), *place)].numpy().reshape(-1, among)
+            for some, rest in zip(old, new, strict=True):
+                largest = np.sort(np.abs(some))[::-1][:kept]
+                assert sorted(np.abs(rest[rest != 0])) == pytest.approx(sorted(largest))
+                assert (rest[rest != 0] == some[rest != 0]).all()
+
+
+def test_a_pattern_leaves_layers_whose_inputs_do_not_divide_and_says_so() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1), nn.Flatten()
+    ).eval()
+    context = make_bench(small_digits())
+    result = run(
+        chain("prune_weights(pattern='2:4')"), Model(net, (torch.randn(2, 3, 8, 8),)), context
+    )
+    left = {row["layer"]: row["left_alone"] for row in context.log.rows if "left_alone" in row}
+    assert left == {
+        "0.weight": "its 3 inputs are no multiple of 4",
+        "1.weight": "its 1 inputs are no multiple of 4",
+    }
+    assert result.sparse == {"2.weight"}
+    assert float((result.module[2].weight == 0).float().mean()) == 0.5
+    assert "2 of 3 weights stay whole" in str(context.log.notes)
+    assert "nothing faster here" in str(context.log.notes)
+
+
+def test_a_pattern_is_kept_in_training_and_reached_in_rounds() -> None:
+    context = make_bench(small_digits())
+    text = "repeat(3, prune_weights(pattern='1:4') -> finetune(epochs=1))"
+    result = run(chain(text), fresh_model(small_digits()), context)
+    steps = [r["step"] for r in context.log.rows if r["kind"] == "step"]
+    patterns = [chain(step).pattern for step in steps if step.startswith("prune_weights")]
+    assert patterns == ["3:4", "2:4", "1:4"]
+    name = next(name for name in result.sparse)
+    weight = result.module.get_parameter(name).detach().movedim(1, -1).reshape(-1, 4)
+    assert int((weight != 0).sum(1).max()) == 1
+    assert all(int(a[0]) >= int(b[0]) for a, b in pairwise(patterns))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("prune_weights()", "exactly one of sparsity, pattern"),
+        ("prune_weights(sparsity=0.5, pattern='2:4')", "exactly one of sparsity, pattern"),
+        ("prune_weights(pattern='4:2')", "such as '2:4'"),
+        ("prune_weights(pattern='0:4')", "such as '2:4'"),
+        ("prune_weights(pattern='2-4')", "such as '2:4'"),
+        ("prune_weights(pattern=24)", "such as '2:4'"),
+        ("prune_weights(pattern='2:4', scope='layer')", "leave scope and score out"),
+        ("prune_weights(sparsity=0.5, score='size')", "one of magnitude, lamp"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(text: str, why: str) -> None:
+    with pytest.raises(IllegalChain, match=why):
+        chain(text)

@@ -17,6 +17,7 @@ from compress.errors import IllegalChain, UserError
 from compress.results.record import BASELINE, CONTROL, Step
 from compress.techniques import chain as parse
 from compress.techniques.finetune import Finetune
+from compress.techniques.prune_channels import PruneChannels
 from compress.techniques.train import Train
 from compress.training import Training
 
@@ -200,4 +201,6 @@ def _trains_in_its_own_way(step: Compressor) -> bool:
     """Whether a plug-in uses the training data, or students, otherwise than our steps do."""
     if isinstance(step, Training):
         return len(step.students) > 1
+    if isinstance(step, PruneChannels):
+        return False  # some criteria look at gradients, of weights that stay what they are
     return "train" in step.needs or bool(step.students)

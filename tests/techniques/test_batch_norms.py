@@ -1,0 +1,58 @@
+"""Statistics are those of what enters the norms now, by hand."""
+
+from __future__ import annotations
+
+import torch
+from bench_fixtures import fresh_model, make_bench, small_digits
+from torch import nn
+
+from compress.compressor import run
+from compress.techniques import chain
+from compress.techniques.batch_norms import reestimate
+
+
+def test_statistics_are_the_means_over_batches() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.9))
+    net[1].momentum = 0.3
+    batches = [(torch.randn(5, 3, 6, 6) * n,) for n in (1, 2, 3)]
+    with torch.no_grad():
+        entered = [net[0](x).transpose(0, 1).flatten(1) for (x,) in batches]
+    assert reestimate(net, [*batches, (torch.full((1, 3, 6, 6), 1e9),)]) == 1
+    means = torch.stack([one.mean(1) for one in entered]).mean(0)
+    variances = torch.stack([one.var(1) for one in entered]).mean(0)
+    torch.testing.assert_close(net[1].running_mean, means)
+    torch.testing.assert_close(net[1].running_var, variances)
+    assert net[1].momentum == 0.3
+    assert not any(part.training for part in net.modules())
+
+
+def test_without_running_statistics_there_is_nothing_to_do() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3))
+    assert reestimate(net, []) == 0
+
+
+def test_a_pruned_net_sees_its_calibration_items_as_training_would() -> None:
+    """The last norm's outputs have mean and variance as its bias and scale say, before none."""
+    data = small_digits()
+    model, context = fresh_model(data, "resnet20"), make_bench(data)
+    text = "prune_channels(channels=0.5, calibration=128)"
+    assert chain(text).needs == {"calibration"}
+    stays = run(chain("prune_channels(channels=0.5)"), model, context).module
+    ours = run(chain(text), model, context).module
+    assert context.calibration is not None
+    raw, _ = context.calibration.fetch(torch.arange(128))
+    off = []
+    for net in (stays, ours):
+        norm = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)][-1]
+        seen: list[torch.Tensor] = []
+        hook = norm.register_forward_hook(lambda *args, seen=seen: seen.append(args[2]))
+        with torch.no_grad():
+            net(*context.task.prepare(raw, torch.device("cpu")))
+        hook.remove()
+        scale, shift = (one.detach()[:, None, None] for one in (norm.weight, norm.bias))
+        values = (seen[0] - shift) / scale
+        off.append(float((values.transpose(0, 1).flatten(1).var(1) - 1).abs().max()))
+    assert off[1] < 0.3 < off[0]
+    for name, weight in stays.named_parameters():
+        assert torch.equal(weight, ours.get_parameter(name))
