@@ -1,8 +1,8 @@
 """Finding good architectures: evolution, and the random draws that it has to beat.
 
 After Real et al. 2019 (arXiv 1802.01548) and Cai et al. 2020 (arXiv 1908.09791): the best of what
-has been judged so far become parents, half of the children are mutations of one and half are crossed
-from two, and all are brought within the budget before they are judged.
+has been judged so far become parents, half of the children are mutations of one and half are
+crossed from two, and all are brought within the budget before they are judged.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Training a net and its subnets together: the sandwich rule with in-place distillation.
 
 Yu and Huang 2019 (Universally slimmable networks, arXiv 1903.05134) and Yu et al. 2020 (BigNAS,
-arXiv 2003.11142): in every step the whole net learns from the labels, and the smallest subnet and a few
-random ones learn from the whole net's answers. All share its weights: a subnet is a *skeleton*, the
-pruned net without values, called with slices of the whole net's weights, through which gradients
-flow.
+arXiv 2003.11142): in every step the whole net learns from the labels, and the smallest subnet and a
+few random ones learn from the whole net's answers. All share its weights: a subnet is a *skeleton*,
+the pruned net without values, called with slices of the whole net's weights, through which
+gradients flow.
 """
 
 from __future__ import annotations
