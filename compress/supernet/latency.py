@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import nnls
 
 from compress.context import StepContext
 from compress.deploy.export import export
@@ -103,6 +102,8 @@ class Fitted:
 
     def fit(self, known: Mapping[Genes, float]) -> None:
         """Fit the weights to measured shares, by the least squares of relative errors."""
+        from scipy.optimize import nnls  # takes a while to import
+
         rows = np.asarray([self._values(genes) for genes in known])
         values = np.asarray(list(known.values()))
         self.weights = nnls(rows / values[:, None], np.ones(len(values)))[0]

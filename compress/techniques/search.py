@@ -273,8 +273,9 @@ class _Search:
             "of": [repr(self.step), self.weights, context.setting, context.seed],
             "on": [context.task.describe(), arrangement(validation)],
         }
+        before = self.progress.done
         answer = context.cached(key, lambda: {"scores": [self._score(one) for one in some]})
-        self.progress.advance(len(some))
+        self.progress.advance(len(some) - (self.progress.done - before))
         return [tuple(score) for score in answer["scores"]]
 
     def _validation(self) -> Split:
@@ -286,6 +287,7 @@ class _Search:
         module = self.elastic.subnet(genes).to(device)
         reestimate(module, task, self._items(STATISTICS), device)
         accuracy, loss = evaluate(module, task, self._validation(), device)
+        self.progress.advance()
         return [accuracy, -loss if math.isfinite(loss) else -sys.float_info.max]
 
     def _items(self, count: int) -> Split:
