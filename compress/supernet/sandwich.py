@@ -75,7 +75,10 @@ class Subnet:
         self.names = [name for tensors in named for name, _ in tensors]
 
     def __call__(self, whole: nn.Module, inputs: Sequence[Any]) -> Tensor:
-        """Return the subnet's logits with the weights, and in the mode, of the whole net."""
+        """Return the subnet's logits with the weights, and in the mode, of the whole net.
+
+        `inputs` are those of the whole net's `forward`, as its hooks have left them.
+        """
         tensors = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
         own = sliced(tensors, self.names, self.picks, self.factors)
         self.skeleton.train(whole.training)

@@ -66,6 +66,8 @@ class ElasticNet:
         """Of each group, how many grains its choices keep."""
         self.space = self._space()
         self._template = copied(model.module).to("meta")
+        # What changes the inputs beforehand has done so when a subnet gets them.
+        self._template._forward_pre_hooks.clear()
 
     def _space(self) -> Space:
         first = len(self.groups)

@@ -130,10 +130,11 @@ class FamilySearch:
             student = step.compress(student, context)
             validation = context.validation
             assert validation is not None, "run() has checked needs"
+            module = student.module.to(context.device)
             accuracy, loss = ranks().agreed(
-                lambda: evaluate(student.module, context.task, validation, context.device)
+                lambda: evaluate(module, context.task, validation, context.device)
             )
-            student.module.to("cpu")
+            module.to("cpu")
             score = [accuracy, -loss]
             self._keep(key, student, score, before)
         self.students[name] = student

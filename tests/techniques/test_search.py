@@ -367,6 +367,17 @@ def test_a_random_student_trains_for_as_long(data: Data, teacher: Model) -> None
     assert len([row for row in context.log.rows if row["kind"] == "epoch"]) == 2
 
 
+def test_students_are_timed_whole(clock: Clock, data: Data, teacher: Model) -> None:
+    text = "search(latency=0.5, family='cnn-small', strategy='random', epochs=1, candidates=1)"
+    result = run(chain(text), teacher, make_bench(data))
+    members = [f"cnn-small(width={width})" for width in (4, 6, 8, 12, 16, 24)]
+    sizes = {name: int(as_file(fresh_model(data, name))) + 1000 for name in members}
+    limit = 0.5 * (int(as_file(teacher)) + 1000)
+    largest = max((name for name in members if sizes[name] <= limit), key=lambda one: sizes[one])
+    assert result.blueprint is not None
+    assert result.blueprint.factory == largest
+
+
 def test_a_family_without_a_member_in_the_budget_names_its_smallest(
     data: Data, teacher: Model
 ) -> None:
