@@ -31,7 +31,9 @@ MEASURED = 10
 FINALISTS = 4
 """The best architectures that are timed whole together."""
 ROUNDS = 3
-"""How often finalists are narrowed where none of them is fast enough."""
+"""How often finalists are timed, and changed where none of them is near the target."""
+FULL = 0.9
+"""The share of the target's latency that a finalist should have."""
 NEAR = 0.02
 """By how much of itself a target of latency may be missed: timings repeat no better."""
 
@@ -187,21 +189,26 @@ class Measured(Budget):
         self, ranked: Sequence[Judged], judge: Callable[[Genes], Judged], rng: np.random.Generator
     ) -> tuple[Judged, float]:
         finalists, limit = list(ranked[:FINALISTS]), (1 + NEAR) * self.target
-        judged: dict[Genes, Judged] = {}
+        timed: dict[Genes, Judged] = {}
         for _ in range(ROUNDS):
-            judged |= {one.genes: one for one in finalists}
+            timed |= {one.genes: one for one in finalists}
             shares = self._measured([one.genes for one in finalists])
-            fast = [one for one in finalists if shares[one.genes] <= limit]
-            if fast:
-                best = max(fast, key=lambda one: one.score)
-                return best, shares[best.genes]
+            if any(FULL * self.target <= share <= limit for share in shares.values()):
+                break
             self._fit()
-            finalists = [judge(self._narrowed(one.genes, rng)) for one in finalists]
-        genes = min(judged, key=lambda one: self.known[one])
-        return judged[genes], self.known[genes]
+            others = dict.fromkeys(self._corrected(one.genes, rng) for one in finalists)
+            finalists = [judge(genes) for genes in others if genes not in timed]
+            if not finalists:
+                break
+        fast = [one for one in timed.values() if self.known[one.genes] <= limit]
+        if fast:
+            best = max(fast, key=lambda one: one.score)
+        else:
+            best = min(timed.values(), key=lambda one: self.known[one.genes])
+        return best, self.known[best.genes]
 
-    def _narrowed(self, genes: Genes, rng: np.random.Generator) -> Genes:
-        """Return an architecture that should take as much less as this one took too long."""
-        budget = self.estimate(genes) * self.target / self.known[genes]
-        space = self.elastic.space
-        return within(space, genes, self.estimate, max(budget, self.estimate(space.smallest)), rng)
+    def _corrected(self, genes: Genes, rng: np.random.Generator) -> Genes:
+        """Return an architecture whose estimate makes up for what this one's was off."""
+        space, estimate = self.elastic.space, self.estimate
+        budget = estimate(genes) * self.target / self.known[genes]
+        return within(space, genes, estimate, max(budget, estimate(space.smallest)), rng)
