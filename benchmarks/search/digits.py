@@ -1,6 +1,6 @@
 """What a search is worth on digits, over seeds: against chance, pruning, and a family's students.
 
-    python benchmarks/search/digits.py --out reports/search/digits.md [--seeds 5]
+    python benchmarks/search/digits.py --out reports/search/digits.md [--seeds 3]
 
 A ResNet-14 learns the digits of scikit-learn (8 × 8 pixels). At 0.3 of its MACs, each way of making
 it smaller is followed by the same training, and judged on the test items. Differences are between
@@ -27,16 +27,16 @@ from compress.zoo.models import fresh
 MODEL, BASELINE, AFTER = "resnet14", "train(epochs=10, learning_rate=0.005)", "finetune(epochs=3)"
 REFERENCE = "search(macs=0.3, strategy='random')"
 WAYS = (
-    "search(macs=0.3)",
-    "search(macs=0.3, strategy='sampling')",
+    "search(macs=0.3, candidates=32, population=8)",
+    "search(macs=0.3, strategy='sampling', candidates=32, population=8)",
     REFERENCE,
     "prune_channels(macs=0.3)",
-    "search(macs=0.3, epochs=10)",
+    "search(macs=0.3, epochs=10, candidates=32, population=8)",
     "search(macs=0.3, epochs=10, strategy='random')",
     "search(macs=0.3, family='resnet', epochs=10)",
 )
 LIKE = {
-    "search(macs=0.3, epochs=10)": "search(macs=0.3, epochs=10, strategy='random')",
+    "search(macs=0.3, epochs=10, candidates=32, population=8)": "search(macs=0.3, epochs=10, strategy='random')",
 }
 """Rows that are compared with another row than `REFERENCE`."""
 
@@ -88,15 +88,15 @@ def table(rows: list[dict[str, tuple[float, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     data = load_data("digits")
     rows = [measured(data, seed) for seed in range(arguments.seeds)]
     text = (
         f"# Searches on digits\n\n`python benchmarks/search/digits.py --seeds {arguments.seeds}`: "
         f"{MODEL} after `{BASELINE}`, then each way and `{AFTER}`; {len(data.test)} test items, "
-        f"means over {arguments.seeds} seeds, ± the standard error. With `epochs`, what is compared is a "
-        f"random architecture that had the same training.\n\n{table(rows)}\n"
+        f"means over {arguments.seeds} seeds, ± the standard error. With `epochs`, what is compared "
+        f"is a random architecture that had the same training.\n\n{table(rows)}\n"
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text)
