@@ -25,20 +25,21 @@ from compress.zoo.data import load_data
 from compress.zoo.models import fresh
 
 MODEL, BASELINE, AFTER = "resnet14", "train(epochs=10, learning_rate=0.005)", "finetune(epochs=3)"
-REFERENCE = "search(macs=0.3, strategy='random')"
+JUDGES = "candidates=32, population=8"
+RANDOM = "search(macs=0.3, strategy='random')"
+TRAINED = f"search(macs=0.3, epochs=10, {JUDGES})"
+TRAINED_RANDOM = "search(macs=0.3, epochs=10, strategy='random')"
 WAYS = (
-    "search(macs=0.3, candidates=32, population=8)",
-    "search(macs=0.3, strategy='sampling', candidates=32, population=8)",
-    REFERENCE,
+    f"search(macs=0.3, {JUDGES})",
+    f"search(macs=0.3, strategy='sampling', {JUDGES})",
+    RANDOM,
     "prune_channels(macs=0.3)",
-    "search(macs=0.3, epochs=10, candidates=32, population=8)",
-    "search(macs=0.3, epochs=10, strategy='random')",
+    TRAINED,
+    TRAINED_RANDOM,
     "search(macs=0.3, family='resnet', epochs=10)",
 )
-LIKE = {
-    "search(macs=0.3, epochs=10, candidates=32, population=8)": "search(macs=0.3, epochs=10, strategy='random')",
-}
-"""Rows that are compared with another row than `REFERENCE`."""
+LIKE = {TRAINED: TRAINED_RANDOM}
+"""Rows that are compared with another row than `RANDOM`."""
 
 
 def context_of(data: Data, seed: int, teacher: Model | None = None) -> StepContext:
@@ -77,7 +78,7 @@ def table(rows: list[dict[str, tuple[float, float]]]) -> str:
     for way in rows[0]:
         scores = [100 * row[way][0] for row in rows]
         share = statistics.mean(row[way][1] for row in rows)
-        other = LIKE.get(way, REFERENCE)
+        other = LIKE.get(way, RANDOM)
         gains = [100 * (row[way][0] - row[other][0]) for row in rows]
         error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
         gain = "" if way in ("baseline", other) else f"{statistics.mean(gains):+.2f} ±{error:.2f}"
@@ -95,8 +96,8 @@ def main() -> None:
     text = (
         f"# Searches on digits\n\n`python benchmarks/search/digits.py --seeds {arguments.seeds}`: "
         f"{MODEL} after `{BASELINE}`, then each way and `{AFTER}`; {len(data.test)} test items, "
-        f"means over {arguments.seeds} seeds, ± the standard error. With `epochs`, what is compared "
-        f"is a random architecture that had the same training.\n\n{table(rows)}\n"
+        f"means over {arguments.seeds} seeds, ± the standard error. What trains shared weights is "
+        f"compared with a random architecture that had the same training.\n\n{table(rows)}\n"
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(text)
