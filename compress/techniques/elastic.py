@@ -156,16 +156,18 @@ class ElasticNet:
                     found[name] = (width, factor)
         return found
 
-    def named(self, genes: Genes) -> dict[str, list[int]]:
-        """Return by group's first layer its width, before and in an architecture."""
-        gone = self.gone(genes)
-        return {
-            group.path: [
-                group.width,
-                group.width - int(np.isin(self.channels.plan.of(group.axis), gone).sum()),
-            ]
-            for group in self.groups
-        }
+    def widths(self, genes: Genes) -> dict[str, tuple[int, int]]:
+        """Return by group's first layer its width in the model and in an architecture.
+
+        Groups inside blocks that are not there are left out.
+        """
+        gone, idle = self.gone(genes), self.space.idle(genes)
+        found = {}
+        for gene, group in enumerate(self.groups):
+            if gene not in idle:
+                lost = np.isin(self.channels.plan.of(group.axis), gone).sum()
+                found[group.path] = group.width, group.width - int(lost)
+        return found
 
     # --- all architectures ----------------------------------------------------------------
 

@@ -94,7 +94,7 @@ class Search(Compressor):
     depth: bool = field(default=True, metadata=flag())
     criterion: Criterion = field(default=L2(), metadata=takes(Criterion, criteria))
     optimizer: str = field(default="adamw", metadata=one_of("adamw", "sgd"))
-    learning_rate: float = field(default=5e-4, metadata=positive())
+    learning_rate: float | None = field(default=None, metadata=positive())
     weight_decay: float = field(default=0.01, metadata=positive_or_zero())
     batch_size: int = field(default=128, metadata=whole_number(least=2))
     seconds: float = field(default=1.0, metadata=positive())
@@ -141,11 +141,12 @@ class Search(Compressor):
 
     @property
     def training(self) -> Training:
-        """The settings by which the shared weights are trained."""
+        """The settings by which shared weights, or students, are trained."""
+        own = self.family is None
         return Finetune(
             epochs=self.epochs,
             optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rate or (Finetune if own else Distill).learning_rate,
             weight_decay=self.weight_decay,
             batch_size=self.batch_size,
         )
@@ -304,7 +305,7 @@ class _Search:
             reestimate(module, context.task, self._items(FINAL_STATISTICS), context.device)
             module = module.to("cpu")
         dropped = elastic.dropped(best.genes)
-        for path, (before, after) in elastic.named(best.genes).items():
+        for path, (before, after) in elastic.widths(best.genes).items():
             context.log.row("layer", layer=path, channels=before, kept=after)
         score = dict(zip(("accuracy", "negative_loss"), best.score, strict=False))
         context.log.row("search", removed=dropped, share=share, target=self.budget.target, **score)

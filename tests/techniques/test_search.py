@@ -98,6 +98,9 @@ def test_what_follows_carving_drops_other_blocks(data: Data, trained: Model) -> 
     assert kept(result, trained, "macs") <= 0.3
     [row] = [row for row in context.log.rows if row["kind"] == "search"]
     assert set(row["removed"]) <= {"layer2.1", "layer3.1", "layer1.0"}
+    parameters = dict(result.module.named_parameters())
+    for layer in [row for row in context.log.rows if row["kind"] == "layer"]:
+        assert len(parameters[f"{layer['layer']}.weight"]) == layer["kept"]
 
 
 def test_without_depth_every_block_stays(data: Data, trained: Model) -> None:
