@@ -94,7 +94,8 @@ def main() -> None:
     data = load_data("digits")
     rows = [measured(data, seed) for seed in range(arguments.seeds)]
     text = (
-        f"# Searches on digits\n\n`python benchmarks/search/digits.py --seeds {arguments.seeds}`: "
+        f"# Searches on digits\n\n`python benchmarks/search/digits.py --out OUT.md "
+        f"--seeds {arguments.seeds}`: "
         f"{MODEL} after `{BASELINE}`, then each way and `{AFTER}`; {len(data.test)} test items, "
         f"means over {arguments.seeds} seeds, ± the standard error. What trains shared weights is "
         f"compared with a random architecture that had the same training.\n\n{table(rows)}\n"
