@@ -21,7 +21,7 @@ NOUNS = {
     *("ranks", "parts", "chain_parser", "heads", "find_heads", "dataflow", "rebuild"),
     "attention",
 }
-WORK = {"surgery", "zoo", "training", "deploy", "int8", "lowrank", "timing", "runtimes"}
+WORK = {"surgery", "zoo", "training", "deploy", "int8", "lowrank", "supernet", "timing", "runtimes"}
 BENCH = {
     "benchmark.plan",
     "benchmark.store",
@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy": SYSTEM | NOUNS | {"runtimes"},
     "int8": SYSTEM | NOUNS | {"deploy"},
     "lowrank": SYSTEM | NOUNS | {"surgery"},
+    "supernet": SYSTEM | NOUNS | {"training", "deploy", "timing", "runtimes"},
     "techniques": SYSTEM | NOUNS | WORK | {"stats"},
     "peers": SYSTEM | NOUNS | {"deploy"},
     "results": SYSTEM | {"errors", "stats", "timing", "runtimes"},

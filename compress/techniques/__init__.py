@@ -19,6 +19,7 @@ from compress.techniques.losses import losses
 from compress.techniques.prune_channels import PruneChannels
 from compress.techniques.prune_weights import PruneWeights
 from compress.techniques.quantize import Quantize
+from compress.techniques.search import Search
 from compress.techniques.sparsify import Sparsify
 from compress.techniques.train import Train
 
@@ -31,6 +32,7 @@ BUILT_IN: tuple[type[Compressor], ...] = (
     PruneChannels,
     Factorize,
     Carve,
+    Search,
     Quantize,
     Cast,
     Repeat,

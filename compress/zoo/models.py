@@ -27,7 +27,7 @@ from compress.zoo.small import cnn_small, mlp
 BUILT_IN: Mapping[str, Callable[..., nn.Module]] = {
     "cnn-small": cnn_small,
     "mlp": mlp,
-    **{f"resnet{n}": functools.partial(CifarResNet, n) for n in (20, 32, 44, 56, 110)},
+    **{f"resnet{n}": functools.partial(CifarResNet, n) for n in (8, 14, 20, 32, 44, 56, 110)},
 }
 MOST_ALTOGETHER = 256
 """Members of an ensemble of ensembles."""
@@ -39,7 +39,7 @@ MODELS: Mapping[str, str] = {
     **{
         f"resnet{n}": f"{n}-layer residual network for small images (He et al. 2015, section "
         f"4.2); option width=16"
-        for n in (20, 32, 44, 56, 110)
+        for n in (8, 14, 20, 32, 44, 56, 110)
     },
     "ensemble": "several of one model, averaged: ensemble(of='resnet20', members=3); option "
     "average='logits'",
