@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from compress.benchmark.plan.metric import Function
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.rows import row_text
 from compress.benchmark.plan.suite import (
+    FINAL,
     Named,
     NamedTeacher,
     Suite,
@@ -33,10 +35,14 @@ from compress.system import amounts
 from compress.system.progress import showing, stage
 from compress.tasks import OPTIONS
 from compress.tasks.base import Data
+from compress.techniques import techniques
+from compress.timing.setting import DEFAULT
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
+
+    from compress.recommender.search import Found, Request
 
 DEFAULT_OUT = "compress-out"
 
@@ -284,6 +290,126 @@ def _suite_of(
     options["data"] = None if isinstance(data, str) else data
     options["model"] = model if isinstance(model, nn.Module) else None
     return suite, options
+
+
+def recommend(
+    out: str | Path | None = None,
+    *,
+    budget: float | str,
+    data: str | Data | None = None,
+    model: str | nn.Module | None = None,
+    weights: str | None = None,
+    baseline: str | None = None,
+    max_drop: float | None = None,
+    target_ms: float | None = None,
+    by: str | None = None,
+    space: str | Path | None = None,
+    only: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
+    trials: int | None = None,
+    like: Sequence[str | Path] = (),
+    seed: int | None = None,
+    **options: Any,
+) -> Found:
+    """Search for a chain: the cheapest within a loss of accuracy, or the best within a latency.
+
+    - `budget`: seconds, or a text such as '2h'. It is kept; the best file so far is always at the
+      top of `out`.
+    - `data`, `model` and `weights` or `baseline` as in `bench`. Without them, the search in `out`
+      goes on, with what it was called with.
+    - `max_drop`: points of accuracy that may be lost (by default 1), shown by a test of equivalence
+      on the test split, which the search itself does not see; or `target_ms`: milliseconds that an
+      item may take (median), and what is sought is accuracy.
+    - `by`: what is made small: 'latency' (default), 'size', 'macs' or 'params'.
+    - `space`: a TOML file of techniques and values to try; `only` and `without`: techniques.
+    - `trials`: at most so many. `like`: folders of searches on models like this one, whose best
+      draws come first. `seed`: of the sampler and of all steps.
+    - Options of `bench` about devices, limits, code, stores and executors, and keys of suites.
+
+    Raises UserError before any work if something cannot work.
+    """
+    from compress.recommender.arguments import keep_space, recalled, remembered, seconds_of
+
+    folder, seconds = Path(out or Path(DEFAULT_OUT) / "recommend"), seconds_of(budget)
+    given = {
+        "data": data,
+        "model": model,
+        "weights": weights,
+        "baseline": baseline,
+        "max_drop": max_drop,
+        "target_ms": target_ms,
+        "by": by,
+        "space": space,
+        "only": tuple(only or ()) or None,
+        "without": tuple(without or ()) or None,
+        "trials": trials,
+        "like": tuple(map(str, like)) or None,
+        "seed": seed,
+        **options,
+    }
+    if data is None or model is None:
+        given = recalled(folder, given)
+    if options.get("executor", "local") == "local":
+        start_base()
+    shown = given.pop("progress", True)
+    kept = remembered({k: v for k, v in given.items() if k not in ("on_record", "fresh")})
+    with showing(shown):
+        plan, request, how = _search_of(given, shown)
+        request = replace(request, budget=seconds, arguments=kept)
+        from compress.recommender.search import search
+
+        folder.mkdir(parents=True, exist_ok=True)
+        return search(plan, folder, request, how, partial(keep_space, given, folder))
+
+
+def _search_of(given: dict[str, Any], progress: bool) -> tuple[Plan, Request, RunOptions]:
+    """Return the plan of a search's final run, what it is for, and how it is carried out."""
+    from torch import nn
+
+    from compress.recommender.goal import Goal
+    from compress.recommender.search import Request
+    from compress.recommender.space_file import Wishes, merged, read_wishes
+
+    options = {key: value for key, value in given.items() if value is not None}
+    target, drop = options.pop("target_ms", None), options.pop("max_drop", None)
+    drop = 1.0 if drop is None and target is None else drop
+    goal = Goal(options.pop("by", "latency"), drop, target)
+    place = options.pop("space", None)
+    wishes = merged(
+        Wishes() if place is None else read_wishes(Path(place)),
+        options.pop("only", ()),
+        options.pop("without", ()),
+    )
+    wishes.forms(techniques(), ())  # a typing error is reported before data is read
+    request = Request(
+        goal,
+        0.0,
+        wishes,
+        options.pop("trials", None),
+        options.pop("timing_seconds", None),
+        tuple(map(Path, options.pop("like", ()))),
+    )
+    data, model = options.pop("data"), options.pop("model")
+    suite = Suite(
+        name="recommend",
+        data=data if isinstance(data, str) else data.task.name,
+        model=model if isinstance(model, str) else type(model).__name__,
+        chains=(),
+        weights=options.pop("weights", None),
+        baseline=options.pop("baseline", None),
+        seeds=(options.pop("seed", 0),),
+        timings=DEFAULT[:1],
+        controls=False,
+        splits=FINAL,
+    )
+    plan, _, how = prepare(
+        suite,
+        data=None if isinstance(data, str) else data,
+        model=model if isinstance(model, nn.Module) else None,
+        progress=progress,
+        **options,
+    )
+    return plan, request, how
 
 
 def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:

@@ -20,6 +20,7 @@ from compress.techniques.prune_channels import PruneChannels
 from compress.techniques.prune_weights import PruneWeights
 from compress.techniques.quantize import Quantize
 from compress.techniques.train import Train
+from compress.techniques.untrained import Untrained
 
 BUILT_IN: tuple[type[Compressor], ...] = (
     Train,
@@ -32,6 +33,7 @@ BUILT_IN: tuple[type[Compressor], ...] = (
     Quantize,
     Cast,
     Repeat,
+    Untrained,
 )
 
 

@@ -13,7 +13,17 @@ from compress.compressor import Compressor, require_one_of
 from compress.context import StepContext
 from compress.errors import StepFailed, UserError, nearest
 from compress.model import Model
-from compress.parts import are_names, kept_fraction, one_of, rule, takes, whole_number
+from compress.parts import (
+    Choices,
+    Range,
+    are_names,
+    kept_fraction,
+    one_of,
+    rule,
+    searched,
+    takes,
+    whole_number,
+)
 from compress.system.amounts import decimal
 from compress.techniques.channel_cut import Cut, cut, differs_from_zeroed
 from compress.techniques.channel_groups import Channels, Group, sound_groups
@@ -55,12 +65,20 @@ class PruneChannels(Compressor):
     reached without narrowing groups to less than half of the target's own fraction is refused.
     """
 
-    macs: float | None = field(default=None, metadata=kept_fraction())
+    macs: float | None = field(
+        default=None, metadata={**kept_fraction(), **searched(Range(0.2, 0.9, step=0.05))}
+    )
     channels: float | None = field(default=None, metadata=kept_fraction())
     params: float | None = field(default=None, metadata=kept_fraction())
     round_to: int = field(default=8, metadata=whole_number())
-    criterion: Criterion = field(default=L2(), metadata=takes(Criterion, criteria))
-    scope: str = field(default="local", metadata=one_of("local", "global"))
+    criterion: Criterion = field(
+        default=L2(),
+        metadata={**takes(Criterion, criteria), **searched(Choices(("l2", "taylor")))},
+    )
+    scope: str = field(
+        default="local",
+        metadata={**one_of("local", "global"), **searched(Choices(("local", "global")))},
+    )
     ignored: tuple[str, ...] = field(default=(), metadata=rule("is a list of names", are_names))
     streams: str = field(default="last", metadata=one_of("last", "alike"))
 

@@ -1,0 +1,409 @@
+"""The search: draws, in stages from no training to all of it, as long as the budget lasts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from compress.benchmark.execute.local_executor import OVER_BUDGET
+from compress.compressor import Chain, Compressor
+from compress.recommender.forms import CUT
+from compress.recommender.goal import LIKELY, SURE, Judge
+from compress.recommender.lab import Lab, macs_over
+from compress.recommender.measured import (
+    CANNOT_WIN,
+    FAILED,
+    FULL,
+    IDLE,
+    NO_TIME,
+    OK,
+    SCREENED,
+    SHORT,
+    TOO_FAR,
+    Measured,
+    Notebook,
+    Trial,
+)
+from compress.recommender.space import Space
+from compress.recommender.study import Asked, Study
+from compress.system.amounts import decimal, duration
+
+TRAININGS = 6
+"""Full recoveries of a model as large as the baseline that a budget should be enough for."""
+FEWEST, MOST = 1, 30
+"""Epochs of a full recovery."""
+SHORTER = 4
+"""A short recovery has a fourth of the epochs."""
+NEGLIGIBLE = 0.03
+"""Share of what is left of the budget: a training that takes less is not made shorter first."""
+HOPELESS = 0.05
+"""A chance below which a chain is not trained on."""
+IDLE_ABOVE = 0.97
+"""A cut that removes nothing, and after which a chain costs more than this share of what it costs
+without it, changes nothing."""
+MOST_SLACK = 1.1
+"""A few processes give wide intervals; what was timed in turns is hardly as far off as this."""
+DUPLICATES = 25
+"""Draws in a row that were there already, after which the space counts as searched."""
+UNAFFORDABLE = 6
+"""Draws in a row that would have taken too long, after which the search ends."""
+GAIN = 0.5
+"""Share of what a short recovery leaves lost that all of it takes back, until one was seen."""
+
+
+@dataclass
+class Engine:
+    """Searches until the deadline of `lab.now`, or until so many `trials` are there.
+
+    `tell` is called with each finished trial, `improved` with each new best chain.
+    """
+
+    space: Space
+    judge: Judge
+    lab: Lab
+    study: Study
+    notebook: Notebook
+    deadline: float
+    epochs: int
+    """Of a full recovery."""
+    trials: int | None = None
+    together: int = 1
+    """Draws that are measured at once."""
+    stages: bool = True
+    """Whether chains are screened, and trained shortly first; else each is trained fully."""
+    tell: Callable[[Trial], None] = lambda trial: None
+    improved: Callable[[Measured], None] = lambda one: None
+    begin: Callable[[int], object] = lambda number: None
+    best: Measured | None = None
+    idle: set[str] = field(default_factory=set)
+    """Cuts that were seen to change nothing of this model."""
+    gains: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for one in self.notebook.candidates.values():
+            self._consider(one, quiet=True)
+        for trial in self.notebook.trials:
+            self._learn(trial)
+
+    @property
+    def left(self) -> float:
+        return self.deadline - self.lab.now()
+
+    def run(self) -> str:
+        """Search; return in words why it ended."""
+        duplicates = unaffordable = 0
+        while self.left > 0:
+            if self.trials is not None and len(self.notebook.trials) >= self.trials:
+                return f"{self.trials} trials are done"
+            if duplicates >= DUPLICATES:
+                return f"the last {DUPLICATES} draws had been tried before"
+            if unaffordable >= UNAFFORDABLE:
+                return "no further chain would have been finished in time"
+            count = self.together
+            if self.trials is not None:
+                count = min(count, self.trials - len(self.notebook.trials))
+            asked = [self.study.ask() for _ in range(count)]
+            fresh = [one for one in asked if not self._answer_known(one)]
+            duplicates = 0 if fresh else duplicates + len(asked)
+            if not fresh:
+                continue
+            self.begin(len(self.notebook.trials))
+            for trial in self._try(fresh):
+                unaffordable = unaffordable + 1 if trial.state == NO_TIME else 0
+        return "the budget is spent"
+
+    # --- trials ----------------------------------------------------------------------------
+
+    def _chain(self, asked: Asked, epochs: float) -> Compressor:
+        return self.space.chain(asked.params, epochs)
+
+    def _answer_known(self, asked: Asked) -> bool:
+        """Answer a draw that was tried before (or makes the chain of one) as it was then."""
+        text = repr(self._chain(asked, self.epochs))
+        for trial in self.notebook.trials:
+            if trial.chain == text and trial.state != NO_TIME:
+                self._tell_study(asked, trial)
+                return True
+        return False
+
+    def _try(self, asked: Sequence[Asked]) -> list[Trial]:
+        """Take draws through their stages together; return the trials, all told."""
+        first = len(self.notebook.trials)
+        works = [
+            _Work(one, self._chain(one, self.epochs), first + number)
+            for number, one in enumerate(asked)
+        ]
+        for stage in (self._screen, self._train_shortly, self._train_fully):
+            going = [work for work in works if not work.state]
+            if going:
+                started = self.lab.now()
+                stage(going)
+                for work in going:
+                    work.seconds += (self.lab.now() - started) / len(going)
+        trials = []
+        for work in works:
+            trial = work.trial()
+            self.notebook.add(trial)
+            self._learn(trial)
+            self._tell_study(work.asked, trial)
+            trials.append(trial)
+            self.tell(trial)
+        return trials
+
+    def _screen(self, works: Sequence[_Work]) -> None:
+        """Measure chains without their training: what they cost, and that they work at all."""
+        going = []
+        for work in works:
+            if names := self.idle & {step.name() for step in work.chain.steps}:
+                work.end(IDLE, f"{min(names)} changes nothing of this model")
+            elif self.stages and (shapes := _shapes(work.chain)) is not None:
+                work.shapes = shapes
+                going.append(work)
+        going = [work for work in going if self._affordable(work, work.shapes, 1.0)]
+        self._measure(going, [work.shapes for work in going], SCREENED)
+        for work in going:
+            if not work.state:
+                self._note_idle(work)
+            if not work.state and (reason := self._cannot_win(work.last)):
+                work.end(CANNOT_WIN, reason)
+
+    def _note_idle(self, work: _Work) -> None:
+        """Take note of a cut that left the model's size and its cost as they were."""
+        steps = work.chain.steps
+        cuts = [step for step in steps if self._kind(step) == CUT]
+        base = self.lab.baseline
+        same = (work.last.macs, work.last.params) == (base.macs, base.params)
+        if len(cuts) != 1 or not same or any(step.builds for step in steps):
+            return
+        rest = " -> ".join(repr(step) for step in steps if step.lowers)
+        without = self.notebook.candidates.get(rest) if rest else replace(base, speedup=1.0)
+        costs = [None if one is None else self.judge.cost(one) for one in (work.last, without)]
+        if all(costs) and costs[0] > IDLE_ABOVE * costs[1]:  # type: ignore[operator]
+            self.idle.add(cuts[0].name())
+            work.end(IDLE, f"{cuts[0].name()} changes nothing of this model")
+
+    def _kind(self, step: Compressor) -> str:
+        return next((form.kind for form in self.space.forms if form.cls is type(step)), "")
+
+    def _cannot_win(self, one: Measured) -> str:
+        """Return why a chain of this cost cannot win, whatever its training; '' if it can."""
+        goal = self.judge.goal
+        if goal.target_ms is not None:
+            if one.ms is not None and one.ms > goal.target_ms * _slack(one):
+                return f"it takes {decimal(one.ms)} ms, and {decimal(goal.target_ms)} is the target"
+            return ""
+        cost = self.judge.cost(one)
+        if cost is None:
+            return ""
+        if cost >= 1:
+            return "it costs no less than the baseline"
+        best = self.best
+        if best is None or self.judge.chance(best) < SURE:
+            return ""
+        known = self.judge.cost(best)
+        if known is not None and cost >= known * _slack(one):
+            return f"{best.chain} costs less, and holds the margin"
+        return ""
+
+    def _train_shortly(self, works: Sequence[_Work]) -> None:
+        going = []
+        for work in works:
+            short = self._chain(work.asked, max(1, self.epochs // SHORTER))
+            if not self.stages or repr(short) == repr(work.chain) or work.shapes is None:
+                continue
+            macs = macs_over(work.last, self.lab.baseline)
+            full = self.lab.predict(work.chain, macs)
+            if full > NEGLIGIBLE * self.left and self._affordable(work, short, macs):
+                work.short = short
+                going.append(work)
+        self._measure(going, [work.short for work in going], SHORT)
+        for work in going:
+            if not work.state and (reason := self._too_far(work.last)):
+                work.end(TOO_FAR, reason)
+
+    def _too_far(self, short: Measured) -> str:
+        """Return why all of the training will hardly be enough; '' if it may be."""
+        if self.judge.goal.target_ms is not None:
+            return ""
+        lost = max(0.0, -short.change)
+        share = fmean(self.gains) if self.gains else GAIN
+        # With what was seen before, and once more as much: it scatters.
+        hoped = round(lost * min(1.0, share + 0.25) * short.items)
+        later = replace(short, lost=max(0, short.lost - hoped))
+        chance = self.judge.chance(later)
+        if chance >= HOPELESS:
+            return ""
+        return f"{100 * short.change:+.1f} points after a short training"
+
+    def _train_fully(self, works: Sequence[_Work]) -> None:
+        going = []
+        for work in works:
+            macs = macs_over(work.measured[-1], self.lab.baseline) if work.measured else 1.0
+            if self._affordable(work, work.chain, macs):
+                going.append(work)
+        self._measure(going, [work.chain for work in going], FULL)
+        self._time_promising(going)
+        for work in going:
+            if not work.state:
+                self._note_idle(work)
+            if not work.state:
+                work.end(OK)
+
+    def _time_promising(self, works: Sequence[_Work]) -> None:
+        """Time the files of chains that may be the best; of others, their shapes were timed."""
+        ready = [w for w in works if not w.state and self._needs_time(w.last)]
+        for work, one in zip(ready, self.lab.time([w.last for w in ready]), strict=True):
+            work.measured[-1] = one
+            if one.status != "ok":
+                work.end(FAILED, one.error)
+
+    def _needs_time(self, one: Measured) -> bool:
+        if one.timed == one.chain:
+            return False
+        if not self.judge.goal.times:
+            return self.judge.chance(one) >= LIKELY
+        return one.speedup is None or self.judge.better(one, self.best)
+
+    # --- what all stages do ----------------------------------------------------------------
+
+    def _affordable(self, work: _Work, chain: Compressor | None, macs: float) -> bool:
+        """Whether a chain will be finished in time; else its trial ends here.
+
+        A chain that was measured with less training stays a candidate with that.
+        """
+        assert chain is not None, "only chains that are to be measured come here"
+        seconds = self.lab.predict(chain, macs)
+        if seconds <= self.left:
+            return True
+        reason = f"about {duration(seconds)}, and {duration(max(0.0, self.left))} were left"
+        work.end(OK if work.reached == SHORT else NO_TIME, f"not trained fully: {reason}")
+        return False
+
+    def _measure(
+        self, works: Sequence[_Work], chains: Sequence[Compressor | None], reached: str
+    ) -> None:
+        if not works:
+            return
+        found = self.lab.measure([repr(chain) for chain in chains], self.deadline)
+        if reached == SCREENED and self.judge.goal.times:
+            found = self.lab.time(found)
+        for work, one in zip(works, found, strict=True):
+            built = any(step.builds for step in work.chain.steps)
+            one = _with_times(replace(one, candidate=reached != SCREENED or not built), work)
+            work.measured.append(one)
+            if one.status == "ok":
+                work.reached = reached
+            else:
+                work.end(NO_TIME if OVER_BUDGET in one.error else FAILED, one.error)
+
+    def _consider(self, one: Measured, quiet: bool = False) -> None:
+        if self.judge.better(one, self.best):
+            self.best = one
+            if not quiet:
+                self.improved(one)
+
+    def _learn(self, trial: Trial) -> None:
+        """Take in what a trial tells: the best, and what all of a training adds to some of it."""
+        for one in trial.measured:
+            timed = one.speedup is not None or not self.judge.goal.times
+            if one.status == "ok" and one.candidate and timed:
+                self._consider(one)
+        if trial.state == IDLE and trial.reason.endswith("of this model"):
+            self.idle.add(trial.reason.partition(" ")[0])
+        if trial.reached == FULL and len(trial.measured) == 3:
+            _, short, full = trial.measured
+            if short.change < 0:
+                self.gains.append(min(1.0, max(0.0, 1 - full.change / short.change)))
+
+    def _tell_study(self, asked: Asked, trial: Trial) -> None:
+        last = trial.last
+        if last is None or (self.judge.goal.times and last.speedup is None):
+            self.study.tell(asked, None)
+            return
+        value = self.judge.value(last)
+        violation = self.judge.violation(last)
+        if trial.state == CANNOT_WIN:
+            # Not trained, so what it would lose is not known: its cost alone speaks against it.
+            violation = 0.0
+            value = math.log(self.judge.cost(last) or 1.0)
+            if self.judge.goal.target_ms is not None:
+                value, violation = 1.0, self.judge.violation(last)
+        figures = {"cost": self.judge.cost(last) or 1.0}
+        if trial.state != CANNOT_WIN:
+            figures["change"] = last.change
+        self.study.tell(asked, value, violation, figures)
+
+
+@dataclass
+class _Work:
+    """A trial on its way."""
+
+    asked: Asked
+    chain: Compressor
+    number: int
+    shapes: Compressor | None = None
+    short: Compressor | None = None
+    measured: list[Measured] = field(default_factory=list)
+    reached: str = ""
+    state: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def last(self) -> Measured:
+        return self.measured[-1]
+
+    def end(self, state: str, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+
+    def trial(self) -> Trial:
+        return Trial(
+            self.number,
+            dict(self.asked.params),
+            repr(self.chain),
+            self.state,
+            self.reached,
+            self.reason,
+            tuple(self.measured),
+            round(self.seconds, 3),
+            self.asked.drawn,
+        )
+
+
+def _shapes(chain: Compressor) -> Compressor | None:
+    """Return a chain without its training; None if it trains nothing, or shapes are not known."""
+    trains = any(step.untrained == () or step.builds for step in chain.steps)
+    steps = chain.untrained if trains else None
+    if not steps:
+        return None
+    found = steps[0] if len(steps) == 1 else Chain(*steps)
+    return None if repr(found) == repr(chain) else found
+
+
+def _slack(one: Measured) -> float:
+    """Return by how much the cost of a file that was timed may be wrong, as a factor."""
+    if one.speedup and one.speedup_low and one.speedup_low > 0:
+        return min(one.speedup / one.speedup_low, MOST_SLACK)
+    return 1.0
+
+
+def _with_times(one: Measured, work: _Work) -> Measured:
+    """Return a trained chain with the times of the same shapes, untrained."""
+    if one.speedup is not None or not work.measured or one.status != "ok":
+        return one
+    before = work.measured[0]
+    return replace(
+        one,
+        speedup=before.speedup,
+        speedup_low=before.speedup_low,
+        speedup_high=before.speedup_high,
+        ms=before.ms,
+        timed=before.timed,
+    )
+
+
+def settled_epochs(lab: Lab, seconds: float) -> int:
+    """Return the epochs of a full recovery: `TRAININGS` of them should fit in some seconds."""
+    return int(min(max(seconds / TRAININGS / lab.epoch(), FEWEST), MOST))

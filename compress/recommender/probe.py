@@ -1,0 +1,80 @@
+"""What a training and a measurement will take, by a moment's try, before anything is begun."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from compress.benchmark.plan.plan import Plan
+from compress.compressor import leaves
+from compress.errors import UserError
+from compress.heads import main_output
+from compress.system.amounts import duration
+from compress.training import Training
+
+ITEMS = 8
+"""Of a batch that is tried."""
+BACKWARD = 2.0
+"""Times a forward pass, where nothing can be trained."""
+STARTING = 10.0
+"""Seconds until the first step begins, and until reports are written."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds that an item takes in this process, on the CPU."""
+
+    forward: float
+    training: float
+
+    def epoch(self, plan: Plan) -> float:
+        return len(plan.data.train) * self.training
+
+    def baseline(self, plan: Plan, test_items: int, timing: float) -> float:
+        """Return what the least takes: the baseline trained, measured twice, timed once."""
+        epochs = 0
+        if plan.baseline is not None and plan.device.type == "cpu":
+            steps = leaves(plan.baseline)
+            epochs = sum(one.epochs * n for one, n in steps if isinstance(one, Training))
+        measured = (len(plan.data.test) + test_items) * self.forward
+        return STARTING + epochs * self.epoch(plan) + measured + timing
+
+
+def probe(plan: Plan) -> Probe:
+    """Time a pass of the plan's model forwards and back."""
+    model, before = plan.start.copy(), torch.get_num_threads()
+    items = model.items(ITEMS)
+    torch.set_num_threads(plan.step_threads)
+    try:
+        forward = _seconds(model.module.eval(), items, train=False)
+        trains = any(p.requires_grad for p in model.module.parameters())
+        both = _seconds(model.module.train(), items, train=True) if trains else BACKWARD * forward
+    finally:
+        torch.set_num_threads(before)
+    return Probe(forward / ITEMS, both / ITEMS)
+
+
+def _seconds(module: nn.Module, items: tuple[torch.Tensor, ...], train: bool) -> float:
+    """Return the shorter of two passes' seconds."""
+    taken = []
+    for _ in range(2):
+        started = time.perf_counter()
+        with torch.set_grad_enabled(train):
+            outputs = main_output(module, module(*items))
+            if train:
+                outputs.square().mean().backward()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def check_budget(plan: Plan, found: Probe, test_items: int, timing: float, budget: float) -> None:
+    """Raise UserError for a budget in which not even the baseline could be made and measured."""
+    least = found.baseline(plan, test_items, timing)
+    if budget < least:
+        raise UserError(
+            f"a budget of {duration(budget)} is too small: to make the baseline, to measure and "
+            f"to time it takes about {duration(least)} here. Give at least {duration(2 * least)}"
+        )
