@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from compress.recommender.search import Found, Request
+    from compress.recommender.question import Found, Request
 
 DEFAULT_OUT = "compress-out"
 
@@ -367,7 +367,7 @@ def _search_of(given: dict[str, Any], progress: bool) -> tuple[Plan, Request, Ru
     from torch import nn
 
     from compress.recommender.goal import Goal
-    from compress.recommender.search import Request
+    from compress.recommender.question import Request
     from compress.recommender.space_file import Wishes, merged, read_wishes
 
     options = {key: value for key, value in given.items() if value is not None}

@@ -261,7 +261,9 @@ class Repeat(_Composite):
         if self.step.builds:
             return None
         steps = super().untrained
-        return (replace(self, step=Chain(*steps)),) if steps else steps
+        if not steps:
+            return steps
+        return (replace(self, step=steps[0] if len(steps) == 1 else Chain(*steps)),)
 
     def at(self, progress: float) -> Repeat:  # type: ignore[override]
         return replace(self, step=self.step.at(progress))

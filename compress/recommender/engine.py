@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from compress.benchmark.execute.local_executor import OVER_BUDGET
-from compress.compressor import Chain, Compressor
+from compress.compressor import Compressor
 from compress.recommender.forms import CUT
 from compress.recommender.goal import LIKELY, SURE, Judge
 from compress.recommender.lab import Lab, macs_over
@@ -28,6 +28,7 @@ from compress.recommender.measured import (
 )
 from compress.recommender.space import Space
 from compress.recommender.study import Asked, Study
+from compress.recommender.work import Work, shapes_of, with_times
 from compress.system.amounts import decimal, duration
 
 TRAININGS = 6
@@ -45,7 +46,9 @@ IDLE_ABOVE = 0.97
 without it, changes nothing."""
 MOST_SLACK = 1.1
 """A few processes give wide intervals; what was timed in turns is hardly as far off as this."""
-DUPLICATES = 25
+REPEATS = 4
+"""Draws in a row that were there already, after which some are drawn by chance."""
+DUPLICATES = 60
 """Draws in a row that were there already, after which the space counts as searched."""
 UNAFFORDABLE = 6
 """Draws in a row that would have taken too long, after which the search ends."""
@@ -104,7 +107,8 @@ class Engine:
             count = self.together
             if self.trials is not None:
                 count = min(count, self.trials - len(self.notebook.trials))
-            asked = [self.study.ask() for _ in range(count)]
+            by_chance = duplicates >= REPEATS
+            asked = [self.study.ask(by_chance) for _ in range(count)]
             fresh = [one for one in asked if not self._answer_known(one)]
             duplicates = 0 if fresh else duplicates + len(asked)
             if not fresh:
@@ -132,7 +136,7 @@ class Engine:
         """Take draws through their stages together; return the trials, all told."""
         first = len(self.notebook.trials)
         works = [
-            _Work(one, self._chain(one, self.epochs), first + number)
+            Work(one, self._chain(one, self.epochs), first + number)
             for number, one in enumerate(asked)
         ]
         for stage in (self._screen, self._train_shortly, self._train_fully):
@@ -152,13 +156,13 @@ class Engine:
             self.tell(trial)
         return trials
 
-    def _screen(self, works: Sequence[_Work]) -> None:
+    def _screen(self, works: Sequence[Work]) -> None:
         """Measure chains without their training: what they cost, and that they work at all."""
         going = []
         for work in works:
             if names := self.idle & {step.name() for step in work.chain.steps}:
                 work.end(IDLE, f"{min(names)} changes nothing of this model")
-            elif self.stages and (shapes := _shapes(work.chain)) is not None:
+            elif self.stages and (shapes := shapes_of(work.chain)) is not None:
                 work.shapes = shapes
                 going.append(work)
         going = [work for work in going if self._affordable(work, work.shapes, 1.0)]
@@ -169,7 +173,7 @@ class Engine:
             if not work.state and (reason := self._cannot_win(work.last)):
                 work.end(CANNOT_WIN, reason)
 
-    def _note_idle(self, work: _Work) -> None:
+    def _note_idle(self, work: Work) -> None:
         """Take note of a cut that left the model's size and its cost as they were."""
         steps = work.chain.steps
         cuts = [step for step in steps if self._kind(step) == CUT]
@@ -207,7 +211,7 @@ class Engine:
             return f"{best.chain} costs less, and holds the margin"
         return ""
 
-    def _train_shortly(self, works: Sequence[_Work]) -> None:
+    def _train_shortly(self, works: Sequence[Work]) -> None:
         going = []
         for work in works:
             short = self._chain(work.asked, max(1, self.epochs // SHORTER))
@@ -237,7 +241,7 @@ class Engine:
             return ""
         return f"{100 * short.change:+.1f} points after a short training"
 
-    def _train_fully(self, works: Sequence[_Work]) -> None:
+    def _train_fully(self, works: Sequence[Work]) -> None:
         going = []
         for work in works:
             macs = macs_over(work.measured[-1], self.lab.baseline) if work.measured else 1.0
@@ -251,7 +255,7 @@ class Engine:
             if not work.state:
                 work.end(OK)
 
-    def _time_promising(self, works: Sequence[_Work]) -> None:
+    def _time_promising(self, works: Sequence[Work]) -> None:
         """Time the files of chains that may be the best; of others, their shapes were timed."""
         ready = [w for w in works if not w.state and self._needs_time(w.last)]
         for work, one in zip(ready, self.lab.time([w.last for w in ready]), strict=True):
@@ -268,7 +272,7 @@ class Engine:
 
     # --- what all stages do ----------------------------------------------------------------
 
-    def _affordable(self, work: _Work, chain: Compressor | None, macs: float) -> bool:
+    def _affordable(self, work: Work, chain: Compressor | None, macs: float) -> bool:
         """Whether a chain will be finished in time; else its trial ends here.
 
         A chain that was measured with less training stays a candidate with that.
@@ -282,7 +286,7 @@ class Engine:
         return False
 
     def _measure(
-        self, works: Sequence[_Work], chains: Sequence[Compressor | None], reached: str
+        self, works: Sequence[Work], chains: Sequence[Compressor | None], reached: str
     ) -> None:
         if not works:
             return
@@ -291,7 +295,7 @@ class Engine:
             found = self.lab.time(found)
         for work, one in zip(works, found, strict=True):
             built = any(step.builds for step in work.chain.steps)
-            one = _with_times(replace(one, candidate=reached != SCREENED or not built), work)
+            one = with_times(replace(one, candidate=reached != SCREENED or not built), work)
             work.measured.append(one)
             if one.status == "ok":
                 work.reached = reached
@@ -332,54 +336,8 @@ class Engine:
                 value, violation = 1.0, self.judge.violation(last)
         figures = {"cost": self.judge.cost(last) or 1.0}
         if trial.state != CANNOT_WIN:
-            figures["change"] = last.change
+            figures["lost"] = -last.change
         self.study.tell(asked, value, violation, figures)
-
-
-@dataclass
-class _Work:
-    """A trial on its way."""
-
-    asked: Asked
-    chain: Compressor
-    number: int
-    shapes: Compressor | None = None
-    short: Compressor | None = None
-    measured: list[Measured] = field(default_factory=list)
-    reached: str = ""
-    state: str = ""
-    reason: str = ""
-    seconds: float = 0.0
-
-    @property
-    def last(self) -> Measured:
-        return self.measured[-1]
-
-    def end(self, state: str, reason: str = "") -> None:
-        self.state, self.reason = state, reason
-
-    def trial(self) -> Trial:
-        return Trial(
-            self.number,
-            dict(self.asked.params),
-            repr(self.chain),
-            self.state,
-            self.reached,
-            self.reason,
-            tuple(self.measured),
-            round(self.seconds, 3),
-            self.asked.drawn,
-        )
-
-
-def _shapes(chain: Compressor) -> Compressor | None:
-    """Return a chain without its training; None if it trains nothing, or shapes are not known."""
-    trains = any(step.untrained == () or step.builds for step in chain.steps)
-    steps = chain.untrained if trains else None
-    if not steps:
-        return None
-    found = steps[0] if len(steps) == 1 else Chain(*steps)
-    return None if repr(found) == repr(chain) else found
 
 
 def _slack(one: Measured) -> float:
@@ -387,21 +345,6 @@ def _slack(one: Measured) -> float:
     if one.speedup and one.speedup_low and one.speedup_low > 0:
         return min(one.speedup / one.speedup_low, MOST_SLACK)
     return 1.0
-
-
-def _with_times(one: Measured, work: _Work) -> Measured:
-    """Return a trained chain with the times of the same shapes, untrained."""
-    if one.speedup is not None or not work.measured or one.status != "ok":
-        return one
-    before = work.measured[0]
-    return replace(
-        one,
-        speedup=before.speedup,
-        speedup_low=before.speedup_low,
-        speedup_high=before.speedup_high,
-        ms=before.ms,
-        timed=before.timed,
-    )
 
 
 def settled_epochs(lab: Lab, seconds: float) -> int:

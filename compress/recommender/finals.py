@@ -115,6 +115,8 @@ def _distance(one: Final) -> float:
     if one.qualifies:
         return one.cost or math.inf
     bound = number(one.row, "accuracy_bound")
+    if text_of(one.row, "status") != "ok":
+        return math.inf
     return math.inf if bound is None else -bound
 
 

@@ -109,7 +109,8 @@ class Judge:
         if self.goal.target_ms is not None:
             return float(one.ms is not None and one.ms <= self.goal.target_ms)
         spread = math.hypot(_error(one, one.items), _error(one, self.test_items))
-        return NormalDist().cdf((one.change - self.needed(one)) / spread)
+        # What is cheaper is hardly better: where it looks so, that is luck.
+        return NormalDist().cdf((min(0.0, one.change) - self.needed(one)) / spread)
 
     def violation(self, one: Measured) -> float:
         """Return by how much the goal is missed: 0 or less if it is likely to be reached."""

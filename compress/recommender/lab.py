@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -11,19 +12,20 @@ from typing import Protocol
 import numpy as np
 
 from compress.benchmark.execute.executor import Executor, Outcome
-from compress.benchmark.execute.run_spec import Stores
+from compress.benchmark.execute.run_spec import Stores, spec_of
 from compress.benchmark.execute.schedule import Schedule
 from compress.benchmark.plan.graph import ChainRun, make_graph
 from compress.benchmark.plan.plan import Plan, with_chains
-from compress.benchmark.run import row_record
+from compress.benchmark.plan.provenance import about as described
+from compress.benchmark.run import RunOptions, row_record
 from compress.benchmark.store.outputs import SAMPLES, TIMED, Outputs
 from compress.benchmark.store.store import ENTRY, Entry
 from compress.compressor import Compressor
 from compress.errors import UserError, first_line
-from compress.recommender.cost import CostModel
+from compress.recommender.cost import QUICK, CostModel
 from compress.recommender.measured import Measured
 from compress.results.accuracy import read_answers
-from compress.results.log import RunLog
+from compress.results.log import RunLog, read_run
 from compress.results.raw import Missing
 from compress.results.record import BASELINE, Record
 from compress.stats.pairs import difference
@@ -37,6 +39,7 @@ from compress.timing.summary import summarise
 SETTING = "cpu"
 """One item at a time on all threads: what a search calls latency."""
 PROCESSES = 3
+RESULTS = "results.jsonl"
 """Of a quick timing; the finalists' has more."""
 
 
@@ -99,6 +102,19 @@ class BenchLab:
 
     def epoch(self) -> float:
         return self.costs.epoch()
+
+    def remember(self, path: Path) -> None:
+        """Take in the records of an earlier search here, and have new ones written down."""
+        name = ""
+        if path.exists():
+            with contextlib.suppress(UserError):  # it ended before its first row
+                run = read_run(path)
+                name = run.name
+                self.records |= {record.chain: record for record in run.records.values()}
+        self.log = RunLog(path, described(self.plan, ""), name)
+        if BASELINE in self.records:
+            for record in self.records.values():
+                self.learn(record)
 
     # --- measuring -------------------------------------------------------------------------
 
@@ -255,3 +271,39 @@ def macs_over(one: Measured, baseline: Measured) -> float:
 def steps_of(text: str) -> tuple[Compressor, ...]:
     """Return the steps of a chain's text."""
     return parse(text).steps
+
+
+@contextlib.contextmanager
+def opened(
+    plan: Plan,
+    folder: Path,
+    store: str | Path,
+    timing_seconds: float,
+    *,
+    costs: CostModel | None = None,
+    private: Path | None = None,
+    options: RunOptions | None = None,
+) -> Iterator[BenchLab]:
+    """Yield a lab in a folder that no other process has, with an executor, and end that.
+
+    What an earlier one has measured there is known to it, and what it measures is written down.
+    """
+    options, outputs = options or RunOptions(progress=False), Outputs(folder, plan.suite.seeds)
+    with outputs.lock, outputs.scratch() as scratch:
+        spec = spec_of(
+            plan,
+            make_graph(plan).setting,
+            store,
+            private or Path(scratch) / "private",
+            limits=options.limits,
+            data_root=options.data_root,
+            progress=options.progress,
+        )
+        spec.keep_pixels(plan)
+        executor = options.executor(plan, spec, outputs.logs, Path(scratch))
+        with contextlib.closing(executor):
+            lab = BenchLab(
+                plan, outputs, executor, spec.stores, costs or CostModel(QUICK), timing_seconds
+            )
+            lab.remember(folder / RESULTS)
+            yield lab

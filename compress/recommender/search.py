@@ -5,46 +5,38 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compress.benchmark.execute.run_spec import spec_of
-from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.plan import Plan, with_chains
-from compress.benchmark.plan.provenance import about as described
 from compress.benchmark.plan.splits import splits_for
 from compress.benchmark.plan.suite import SEARCH
 from compress.benchmark.run import RunOptions, run_plan
-from compress.benchmark.store.outputs import Outputs
 from compress.errors import UserError
-from compress.model import weights_hash
 from compress.recommender import folder as places
 from compress.recommender.cost import CostModel
 from compress.recommender.draw import Params
 from compress.recommender.engine import Engine, settled_epochs
 from compress.recommender.finals import Final, files_of, final_suite, finalists, judged, optimism
 from compress.recommender.folder import SearchFolder
-from compress.recommender.goal import Goal, Judge, finalists_for, warning_of
-from compress.recommender.lab import BenchLab
+from compress.recommender.goal import Judge, finalists_for, warning_of
+from compress.recommender.lab import BenchLab, opened
 from compress.recommender.measured import NO_TIME, Measured, Notebook, Trial
 from compress.recommender.probe import STARTING, Probe, check_budget, probe
 from compress.recommender.publish import Story, publish_model, write_report
-from compress.recommender.space import Space, space_of
-from compress.recommender.space_file import Wishes
+from compress.recommender.question import Found, Request, cautions, question_of, space_for
+from compress.recommender.space import Space
 from compress.recommender.study import Study
 from compress.recommender.warm import warm_start
 from compress.recommender.words import live, told
 from compress.report.curves import curve_rows
 from compress.report.write import write_reports
 from compress.results.derive import Derived, read_results
-from compress.results.log import RunLog, read_run
 from compress.results.record import BASELINE, Record
 from compress.results.table import Row, text_of
 from compress.system.progress import say, stage
-from compress.techniques import techniques
-from compress.zoo.students import students_of
 
 QUICK_TIMING = 0.006
 """Share of the budget that the timing of one trial's file takes, from `SHORTEST` seconds."""
@@ -58,64 +50,6 @@ TRAINED = 0.6
 """Share of the budget that trainings may take, by which their epochs are settled."""
 NEXT = 3
 """Chains that a report says would be tried next."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is searched for, and how long."""
-
-    goal: Goal
-    budget: float
-    """Seconds."""
-    wishes: Wishes = field(default_factory=Wishes)
-    trials: int | None = None
-    """At most so many, over all runs of the search."""
-    timing_seconds: float | None = None
-    earlier: tuple[Path, ...] = ()
-    """Folders of earlier searches on models like this one, whose best draws come first."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the search was called with, so that it can be taken up again."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found. `winner` is the chain that reached the goal on the test split, or ''."""
-
-    out: Path
-    sentence: str
-    winner: str
-    nearest: str
-    """The chain whose file lies at the top of the folder: the winner, or what came nearest."""
-    rows: tuple[dict[str, Any], ...]
-    """Of the final run, on the test split."""
-    trials: tuple[Trial, ...]
-    optimism: Mapping[str, float]
-
-
-def space_for(plan: Plan, wishes: Wishes) -> Space:
-    """Return the space of chains for a plan's data and model. Raises UserError if none is left."""
-    students = (*plan.suite.students, *students_of(plan.suite.model))
-    context = replace(plan.check_context, teacher=plan.start)
-    if plan.data.untrainable:
-        context = replace(context, train=None)
-    own_model = plan.instance is not None
-    names = tuple(plan.suite.students) if own_model else students
-    return space_of(wishes.forms(techniques(), names), context, wishes.longest)
-
-
-def question_of(plan: Plan, request: Request, space: Space) -> dict[str, Any]:
-    """Return what a search is about (JSON): with other answers to it, it is another search."""
-    suite = asdict(replace(plan.suite, chains=(), splits=""))
-    kept = {key: suite[key] for key in ("data", "model", "weights", "baseline", "seeds", "options")}
-    return {
-        **kept,
-        "seeds": list(suite["seeds"]),
-        "options": {key: repr(value) for key, value in suite["options"].items()},
-        "content": [plan.data.identity(), plan.data.test_identity()],
-        "start": weights_hash(plan.start.module) if plan.baseline is None else "",
-        "goal": asdict(request.goal),
-        "space": [[repr(form) for form in space.forms], space.longest],
-    }
 
 
 def search(
@@ -176,6 +110,7 @@ class _Search:
         self.study: Study | None = None
         self.records: dict[str, Record] = {}
         self.judge: Judge | None = None
+        self.idle: set[str] = set()
         self.close: Callable[[], None] = lambda: None
 
     # --- budgets ---------------------------------------------------------------------------
@@ -196,7 +131,7 @@ class _Search:
 
     def carry_out(self, guess: Probe) -> Found:
         self.guess = guess
-        with stage("", heading=True), self._lab(guess) as lab:
+        with stage("", heading=True), self._lab() as lab:
             count = finalists_for(self.request.goal, self.test_items)
             begun = time.monotonic()
             lab.begin()
@@ -211,6 +146,7 @@ class _Search:
                 ended = engine.run()
             finally:
                 self.close()
+            self.idle = engine.idle
             self._record_spent()
             report = self._story(ended, [warning] if warning else [])
             chosen = finalists(self.notebook.candidates.values(), judge)
@@ -226,48 +162,27 @@ class _Search:
     def _search(self) -> Path:
         return self.out / places.SEARCH
 
-    @contextlib.contextmanager
-    def _lab(self, guess: Probe) -> Iterator[BenchLab]:
-        """Yield a lab with an executor, and end that."""
-        graph = make_graph(self.plan)
-        private = (self.out / places.PRIVATE).resolve()
-        # What it holds is named by objects of a process, which is no longer.
-        shutil.rmtree(private, ignore_errors=True)
-        outputs = Outputs(self._search, self.plan.suite.seeds)
-        with outputs.lock, outputs.scratch() as scratch:
-            spec = spec_of(
-                self.plan,
-                graph.setting,
-                self.options.store_of(self.out),
-                private,
-                limits=self.options.limits,
-                data_root=self.options.data_root,
-                progress=self.options.progress,
-            )
-            spec.keep_pixels(self.plan)
-            costs = CostModel(guess.epoch(self.plan), STARTING / 2)
-            seconds = min(max(QUICK_TIMING * self.request.budget, SHORTEST), LONGEST)
-            make = self.options.executor
-            with contextlib.closing(make(self.plan, spec, outputs.logs, Path(scratch))) as executor:
-                lab = BenchLab(self.plan, outputs, executor, spec.stores, costs, seconds)
-                self._remember(lab)
-                yield lab
+    @property
+    def _private(self) -> Path:
+        return (self.out / places.PRIVATE).resolve()
 
-    def _remember(self, lab: BenchLab) -> None:
-        """Take in the records of an earlier run of this search, and have new ones written down."""
-        path = self._search / "results.jsonl"
-        name = ""
-        if path.exists():
-            with contextlib.suppress(UserError):
-                run = read_run(path)
-                name = run.name
-                for (chain, _), record in run.records.items():
-                    lab.records[chain] = record
-        lab.log = RunLog(path, described(self.plan, ""), name)
-        if BASELINE in lab.records:
-            for record in lab.records.values():
-                lab.learn(record)
-        self.records = lab.records
+    @contextlib.contextmanager
+    def _lab(self) -> Iterator[BenchLab]:
+        """Yield a lab with an executor, and end that."""
+        # What it holds is named by objects of a process, which is no longer.
+        shutil.rmtree(self._private, ignore_errors=True)
+        seconds = min(max(QUICK_TIMING * self.request.budget, SHORTEST), LONGEST)
+        with opened(
+            self.plan,
+            self._search,
+            self.options.store_of(self.out),
+            seconds,
+            costs=CostModel(self.guess.epoch(self.plan), STARTING / 2),
+            private=self._private,
+            options=self.options,
+        ) as lab:
+            self.records = lab.records
+            yield lab
 
     def _engine(self, lab: BenchLab, judge: Judge, deadline: float) -> Engine:
         study = self.study = Study(self.space, self.plan.suite.seeds[0], self.out / places.STUDY)
@@ -355,52 +270,22 @@ class _Search:
         if ended and self.study is not None:
             figures = {
                 "the cost": self.study.importances("cost"),
-                "accuracy": self.study.importances("change"),
+                "accuracy": self.study.importances("lost"),
             }
-            upcoming = self._next(self.study)
+            known = {trial.chain for trial in self.notebook.trials}
+            upcoming = self.study.upcoming(known, self.about["epochs"], self.idle, NEXT)
         suite = self.plan.suite
         return Story(
             f"{suite.model} on {self.plan.data.task.name}: {self.request.goal.words()}",
             suite.model,
             ended,
             self.about.get("spent", time.monotonic() - self.started),
-            [*warnings, *self._cautions()],
+            [*warnings, *cautions(self.plan)],
             figures,
             upcoming,
             self.space.left_out,
             self.about.get("finals", 0) + 1,
         )
-
-    def _cautions(self) -> list[str]:
-        """Return what a reader must know of the validation items."""
-        found = []
-        if self.plan.baseline is None or not self.plan.baseline.restarts:
-            found.append(
-                "The model came with weights. If its training has seen these validation items, "
-                "changes measured on them are not those on new items: the finalists' table shows "
-                "by how much."
-            )
-        if self.plan.data.untrainable:
-            found.append(
-                f"Nothing can be trained on this data ({self.plan.data.untrainable}): half of what "
-                f"is not for testing served calibration, the rest the choice."
-            )
-        return found
-
-    def _next(self, study: Study) -> list[str]:
-        """Return the chains that would come next."""
-        copied, known = study.copy(), {trial.chain for trial in self.notebook.trials}
-        copied.waiting = list(study.waiting)
-        found: dict[str, None] = {}
-        for _ in range(5 * NEXT):
-            asked = copied.ask()
-            text = repr(self.space.chain(asked.params, self.about["epochs"]))
-            if text not in known:
-                found[text] = None
-            copied.tell(asked, None)
-            if len(found) == NEXT:
-                break
-        return list(found)
 
     def _improved(self, one: Measured, lab: BenchLab, judge: Judge) -> None:
         """Put the best so far at the top of the folder, with its table."""
@@ -426,8 +311,7 @@ class _Search:
         plan = with_chains(replace(self.final_plan, suite=suite), chains)
         folder = self.out / places.FINALISTS
         store = self.options.store_of(self.out)
-        private = (self.out / places.PRIVATE).resolve()
-        options = replace(self.options, store=store, private=private)
+        options = replace(self.options, store=store, private=self._private)
         with stage("finalists on the test split", heading=True):
             run_plan(plan, folder, options)
         self.about["finals"] = self.about.get("finals", 0) + 1

@@ -18,6 +18,7 @@ from compress.parts import (
     Choices,
     Effort,
     Range,
+    Students,
     is_number,
     searched_fields,
     settings_of,
@@ -62,8 +63,9 @@ class Wishes:
         forms = []
         for name in chosen:
             own = self._checked(techniques[name], self.values.get(name, {}))
+            own, named = _without_students(techniques[name], own, students)
             try:
-                found = forms_of(techniques[name], students, own)
+                found = forms_of(techniques[name], named, own)
                 for form in found:
                     list(form.samples())  # every value is one that the technique takes
             except UserError as error:
@@ -89,6 +91,18 @@ class Wishes:
             if isinstance(usual.get(name), Effort) and isinstance(value, Range):
                 found[name] = Effort(int(value.low), int(value.high))
         return found
+
+
+def _without_students(
+    cls: type[Compressor], own: Mapping[str, Any], students: tuple[str, ...]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the values without those that name students, and the students that are tried."""
+    rest, usual = dict(own), searched_fields(cls)
+    for name in own:
+        if isinstance(usual.get(name), Students):
+            value = rest.pop(name)
+            students = value.values if isinstance(value, Choices) else (value,)
+    return rest, students
 
 
 def read_wishes(path: Path) -> Wishes:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from compress.parts import Range
-from compress.recommender.draw import Params, Value
+from compress.recommender.draw import AtRandom, Params, Value
 from compress.recommender.space import Space
 
 if TYPE_CHECKING:
@@ -90,14 +92,18 @@ class Study:
         """Have some draws come first."""
         self.waiting += [(params, why) for params in draws]
 
-    def ask(self) -> Asked:
-        """Return the next draw."""
+    def ask(self, by_chance: bool = False) -> Asked:
+        """Return the next draw, the sampler's or one by chance."""
         with _quiet():
+            params: Params | None = None
+            why = ""
             if self.waiting:
                 params, why = self.waiting.pop(0)
+            elif by_chance:
+                generator = np.random.default_rng([self.seed, len(self.study.get_trials(False))])
+                _, params = self.space.draw(AtRandom(generator), 1)
+            if params is not None:
                 self.study.enqueue_trial(dict(params))
-            else:
-                why = ""
             trial = self.study.ask()
             _, params = self.space.draw(OptunaDraw(trial), 1)
         return Asked(trial, params, why)
@@ -144,13 +150,29 @@ class Study:
             other.study.add_trials(self._answered())
         return other
 
+    def upcoming(self, known: Container[str], epochs: int, idle: Set[str], count: int) -> list[str]:
+        """Return the chains that would come next, without those known and those with idle cuts."""
+        copied = self.copy()
+        copied.waiting = list(self.waiting)
+        found: dict[str, None] = {}
+        for number in range(10 * count):
+            # The sampler may insist on what is known.
+            asked = copied.ask(by_chance=number - len(found) > count)
+            chain = self.space.chain(asked.params, epochs)
+            if repr(chain) not in known and not {step.name() for step in chain.steps} & idle:
+                found[repr(chain)] = None
+            copied.tell(asked, None)
+            if len(found) == count:
+                break
+        return list(found)
+
     def _answered(self) -> list[optuna.trial.FrozenTrial]:
         import optuna
 
         return self.study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
 
     def importances(self, figure: str) -> dict[str, float]:
-        """Return how much each draw mattered for a figure, one that answers were told with.
+        """Return how much each draw mattered for a low figure, one that answers were told with.
 
         Shares that add up to 1 (Optuna's PED-ANOVA) among the draws that all trials have, which
         are the steps of the chains; and likewise among the options of each technique, over the
@@ -195,6 +217,8 @@ def _quiet() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # That importances are for low figures, which is what is asked.
+        warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
         yield
 
 
