@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def arrays(
     labels = np.concatenate([part[1].numpy() for part in parts])
     order = np.random.RandomState(seed).permutation(len(labels))
     chosen = np.split(order, np.cumsum([train, val, test]))
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name, index in zip(("train", "val", "test", "truth"), chosen, strict=True):
         found |= {f"x_{name}": halved(images[index]), f"y_{name}": labels[index]}
     return found
@@ -41,7 +42,12 @@ def write_arrays(
 ) -> Path:
     """Write all but the last as `arrays:PATH` reads them, unless they are there."""
     if not path.exists():
-        found = arrays(seed, train, val, test)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **{k: v for k, v in found.items() if "truth" not in k})
+        save(path, arrays(seed, train, val, test))
     return path
+
+
+def save(path: Path, found: Mapping[str, np.ndarray]) -> None:
+    """Write all but the items of the truth."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in found.items() if "truth" not in name}
+    np.savez(path, **kept)  # type: ignore[arg-type]
