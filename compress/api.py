@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -17,7 +18,6 @@ from compress.benchmark.plan.metric import Function
 from compress.benchmark.plan.plan import Plan, make_plan
 from compress.benchmark.plan.rows import row_text
 from compress.benchmark.plan.suite import (
-    FINAL,
     Named,
     NamedTeacher,
     Suite,
@@ -35,16 +35,16 @@ from compress.system import amounts
 from compress.system.progress import showing, stage
 from compress.tasks import OPTIONS
 from compress.tasks.base import Data
-from compress.techniques import techniques
-from compress.timing.setting import DEFAULT
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from compress.recommender.question import Found, Request
+    from compress.recommender.question import Found
 
 DEFAULT_OUT = "compress-out"
+FOR_ONE_RUN = ("on_record", "fresh", "trials")
+"""Options that a search which is taken up again does not have by itself."""
 
 
 @dataclass(frozen=True)
@@ -328,8 +328,15 @@ def recommend(
 
     Raises UserError before any work if something cannot work.
     """
-    from compress.recommender.arguments import keep_space, recalled, remembered, seconds_of
+    from compress.recommender.arguments import (
+        asked,
+        keep_space,
+        recalled,
+        remembered,
+        seconds_of,
+    )
 
+    since = time.monotonic()
     folder, seconds = Path(out or Path(DEFAULT_OUT) / "recommend"), seconds_of(budget)
     given = {
         "data": data,
@@ -352,64 +359,15 @@ def recommend(
     if options.get("executor", "local") == "local":
         start_base()
     shown = given.pop("progress", True)
-    kept = remembered({k: v for k, v in given.items() if k not in ("on_record", "fresh")})
+    kept = remembered({k: v for k, v in given.items() if k not in FOR_ONE_RUN})
     with showing(shown):
-        plan, request, how = _search_of(given, shown)
-        request = replace(request, budget=seconds, arguments=kept)
+        suite, request, others = asked(given)
+        plan, _, how = prepare(suite, progress=shown, **others)
         from compress.recommender.search import search
 
         folder.mkdir(parents=True, exist_ok=True)
+        request = replace(request, budget=seconds, since=since, arguments=kept)
         return search(plan, folder, request, how, partial(keep_space, given, folder))
-
-
-def _search_of(given: dict[str, Any], progress: bool) -> tuple[Plan, Request, RunOptions]:
-    """Return the plan of a search's final run, what it is for, and how it is carried out."""
-    from torch import nn
-
-    from compress.recommender.goal import Goal
-    from compress.recommender.question import Request
-    from compress.recommender.space_file import Wishes, merged, read_wishes
-
-    options = {key: value for key, value in given.items() if value is not None}
-    target, drop = options.pop("target_ms", None), options.pop("max_drop", None)
-    drop = 1.0 if drop is None and target is None else drop
-    goal = Goal(options.pop("by", "latency"), drop, target)
-    place = options.pop("space", None)
-    wishes = merged(
-        Wishes() if place is None else read_wishes(Path(place)),
-        options.pop("only", ()),
-        options.pop("without", ()),
-    )
-    wishes.forms(techniques(), ())  # a typing error is reported before data is read
-    request = Request(
-        goal,
-        0.0,
-        wishes,
-        options.pop("trials", None),
-        options.pop("timing_seconds", None),
-        tuple(map(Path, options.pop("like", ()))),
-    )
-    data, model = options.pop("data"), options.pop("model")
-    suite = Suite(
-        name="recommend",
-        data=data if isinstance(data, str) else data.task.name,
-        model=model if isinstance(model, str) else type(model).__name__,
-        chains=(),
-        weights=options.pop("weights", None),
-        baseline=options.pop("baseline", None),
-        seeds=(options.pop("seed", 0),),
-        timings=DEFAULT[:1],
-        controls=False,
-        splits=FINAL,
-    )
-    plan, _, how = prepare(
-        suite,
-        data=None if isinstance(data, str) else data,
-        model=model if isinstance(model, nn.Module) else None,
-        progress=progress,
-        **options,
-    )
-    return plan, request, how
 
 
 def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:

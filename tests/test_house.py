@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": SYSTEM
     | NOUNS
     | BENCH
-    | {"benchmark.run", "results", "report", "techniques", "zoo", "timing", "recommender"},
+    | {"benchmark.run", "results", "report", "techniques", "zoo", "recommender"},
     "cli": {"api", "errors", "tasks", "parts", "results", "system", "techniques", "zoo", *BENCH},
     "__main__": {"cli"},
 }

@@ -8,9 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.benchmark.plan.suite import FINAL, Suite
 from compress.errors import UserError
 from compress.recommender.folder import SPACE, read_about
+from compress.recommender.goal import Goal
+from compress.recommender.question import Request
+from compress.recommender.space_file import Wishes, merged, read_wishes
 from compress.system.files import write_atomic
+from compress.techniques import techniques
+from compress.timing.setting import DEFAULT
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -31,6 +37,44 @@ def seconds_of(budget: float | str) -> float:
     if not (math.isfinite(seconds) and seconds > 0):
         raise UserError(f"--budget is a time such as 90s, 30m, 2h or 1h30m, not {budget!r}")
     return seconds
+
+
+def asked(given: Mapping[str, Any]) -> tuple[Suite, Request, dict[str, Any]]:
+    """Return the suite of a search's final run, what is searched for, and what else was given.
+
+    A typing error is reported before data is read. Raises UserError.
+    """
+    options = {key: value for key, value in given.items() if value is not None}
+    target, drop = options.pop("target_ms", None), options.pop("max_drop", None)
+    drop = 1.0 if drop is None and target is None else drop
+    goal = Goal(options.pop("by", "latency"), drop, target)
+    place = options.pop("space", None)
+    wishes = Wishes() if place is None else read_wishes(Path(place))
+    wishes = merged(wishes, options.pop("only", ()), options.pop("without", ()))
+    wishes.forms(techniques(), ())
+    request = Request(
+        goal,
+        wishes,
+        trials=options.pop("trials", None),
+        timing_seconds=options.pop("timing_seconds", None),
+        earlier=tuple(map(Path, options.pop("like", ()))),
+    )
+    data, model = options.pop("data"), options.pop("model")
+    suite = Suite(
+        name="recommend",
+        data=data if isinstance(data, str) else data.task.name,
+        model=model if isinstance(model, str) else type(model).__name__,
+        chains=(),
+        weights=options.pop("weights", None),
+        baseline=options.pop("baseline", None),
+        seeds=(options.pop("seed", 0),),
+        timings=DEFAULT[:1],
+        controls=False,
+        splits=FINAL,
+    )
+    options["data"] = None if isinstance(data, str) else data
+    options["model"] = None if isinstance(model, str) else model
+    return suite, request, options
 
 
 def remembered(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,10 +33,13 @@ class Probe:
     def epoch(self, plan: Plan) -> float:
         return len(plan.data.train) * self.training
 
-    def baseline(self, plan: Plan, test_items: int, timing: float) -> float:
-        """Return what the least takes: the baseline trained, measured twice, timed once."""
+    def baseline(self, plan: Plan, test_items: int, timing: float, made: bool = False) -> float:
+        """Return what the least takes: the baseline trained, measured twice, timed once.
+
+        On a GPU, or if it was made before, without the training.
+        """
         epochs = 0
-        if plan.baseline is not None and plan.device.type == "cpu":
+        if plan.baseline is not None and plan.device.type == "cpu" and not made:
             steps = leaves(plan.baseline)
             epochs = sum(one.epochs * n for one, n in steps if isinstance(one, Training))
         measured = (len(plan.data.test) + test_items) * self.forward
@@ -70,9 +73,14 @@ def _seconds(module: nn.Module, items: tuple[torch.Tensor, ...], train: bool) ->
     return min(taken)
 
 
-def check_budget(plan: Plan, found: Probe, test_items: int, timing: float, budget: float) -> None:
-    """Raise UserError for a budget in which not even the baseline could be made and measured."""
-    least = found.baseline(plan, test_items, timing)
+def check_budget(
+    plan: Plan, found: Probe, test_items: int, timing: float, budget: float, made: bool = False
+) -> None:
+    """Raise UserError for a budget in which not even the baseline could be made and measured.
+
+    `made`: it was, by an earlier run of the search.
+    """
+    least = found.baseline(plan, test_items, timing, made)
     if budget < least:
         raise UserError(
             f"a budget of {duration(budget)} is too small: to make the baseline, to measure and "

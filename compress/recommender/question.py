@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,14 +23,16 @@ class Request:
     """What is searched for, and how long."""
 
     goal: Goal
-    budget: float
-    """Seconds."""
     wishes: Wishes = field(default_factory=Wishes)
+    budget: float = 600.0
+    """Seconds."""
     trials: int | None = None
     """At most so many, over all runs of the search."""
     timing_seconds: float | None = None
     earlier: tuple[Path, ...] = ()
     """Folders of earlier searches on models like this one, whose best draws come first."""
+    since: float = field(default_factory=time.monotonic)
+    """When the budget began to run."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """What the search was called with, so that it can be taken up again."""
 

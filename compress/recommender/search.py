@@ -66,18 +66,17 @@ def search(
     Raises UserError before any work if something cannot work. Whatever ends it, the best file so
     far lies at the top of the folder.
     """
-    started = time.monotonic()
     space = space_for(plan, request.wishes)
     question = question_of(plan, request, space)
     there = SearchFolder(out)
     there.about()  # the folder of something else is refused before it is written to
     with there.lock():
         known = there.check_same(question)
-        run = _Search(plan, there, request, options, space, started)
+        run = _Search(plan, there, request, options, space)
         timing = run.final_timing
         guess = probe(plan)
+        check_budget(run.plan, guess, len(plan.data.test), timing, request.budget, bool(known))
         if not known:
-            check_budget(run.plan, guess, len(plan.data.test), timing, request.budget)
             begun()
             there.write({"question": question, "arguments": dict(request.arguments)})
         run.about = there.about() or {}
@@ -94,11 +93,10 @@ class _Search:
         request: Request,
         options: RunOptions,
         space: Space,
-        started: float,
     ) -> None:
         self.final_plan, self.there, self.out = plan, there, there.path
         self.request, self.options, self.space = request, options, space
-        self.started, self.deadline = started, started + request.budget
+        self.started, self.deadline = request.since, request.since + request.budget
         self.test_items = len(plan.data.test)
         suite = replace(plan.suite, splits=SEARCH)
         searched = replace(plan, suite=suite, data=splits_for(SEARCH, plan.data))
