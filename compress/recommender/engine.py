@@ -9,6 +9,7 @@ from statistics import fmean
 
 from compress.benchmark.execute.local_executor import OVER_BUDGET
 from compress.compressor import Compressor
+from compress.recommender.draw import Params
 from compress.recommender.forms import CUT
 from compress.recommender.goal import LIKELY, SURE, Judge
 from compress.recommender.lab import Lab, macs_over
@@ -26,8 +27,10 @@ from compress.recommender.measured import (
     Notebook,
     Trial,
 )
+from compress.recommender.order import Order, most_promising
 from compress.recommender.space import Space
 from compress.recommender.study import Asked, Study
+from compress.recommender.warm import lowering_alone
 from compress.recommender.work import Work, shapes_of, with_times
 from compress.system.amounts import decimal, duration
 
@@ -46,6 +49,9 @@ IDLE_ABOVE = 0.97
 without it, changes nothing."""
 MOST_SLACK = 1.1
 """A few processes give wide intervals; what was timed in turns is hardly as far off as this."""
+POOL = 6
+"""Chains that are screened before one of them, the most promising, is trained."""
+WARM = "warm start"
 REPEATS = 4
 """Draws in a row that were there already, after which some are drawn by chance."""
 DUPLICATES = 60
@@ -77,14 +83,22 @@ class Engine:
     stages: bool = True
     """Whether chains are screened, and trained shortly first; else each is trained fully."""
     tell: Callable[[Trial], None] = lambda trial: None
+    warm: Callable[[bool], Sequence[Params]] | None = None
+    """The draws to begin with, once it is known whether lowering alone makes the model cheaper."""
     improved: Callable[[Measured], None] = lambda one: None
     begin: Callable[[int], object] = lambda number: None
     best: Measured | None = None
+    sure: Measured | None = None
+    """The cheapest that is nearly sure to reach the goal."""
     idle: set[str] = field(default_factory=set)
     """Cuts that were seen to change nothing of this model."""
     gains: list[float] = field(default_factory=list)
+    """Of trained cuts: the share of what a short recovery left lost that all of it took back."""
+    pool: list[Work] = field(default_factory=list)
+    """What was screened, and may be trained."""
 
     def __post_init__(self) -> None:
+        self.order = Order(self.judge)
         for one in self.notebook.candidates.values():
             self._consider(one, quiet=True)
         for trial in self.notebook.trials:
@@ -96,27 +110,85 @@ class Engine:
 
     def run(self) -> str:
         """Search; return in words why it ended."""
+        try:
+            return self._run()
+        finally:
+            for work in self.pool:
+                work.end(NO_TIME, "not trained: others promised more")
+            self._finish(self.pool)
+            self.pool = []
+
+    def _run(self) -> str:
         duplicates = unaffordable = 0
+        warm, drawing = self.warm, ""
+        if warm is not None:
+            self.study.enqueue(lowering_alone(self.space), WARM)
         while self.left > 0:
-            if self.trials is not None and len(self.notebook.trials) >= self.trials:
-                return f"{self.trials} trials are done"
-            if duplicates >= DUPLICATES:
-                return f"the last {DUPLICATES} draws had been tried before"
+            known = len(self.notebook.trials) + len(self.pool)
+            if warm is not None and known:
+                self.study.enqueue(warm(self._lowering_pays()), WARM)
+                warm = None
+            if self.trials is not None and known >= self.trials:
+                drawing = f"{self.trials} trials are done"
+            elif duplicates >= DUPLICATES:
+                drawing = f"the last {DUPLICATES} draws had been tried before"
             if unaffordable >= UNAFFORDABLE:
                 return "no further chain would have been finished in time"
-            count = self.together
-            if self.trials is not None:
-                count = min(count, self.trials - len(self.notebook.trials))
-            by_chance = duplicates >= REPEATS
-            asked = [self.study.ask(by_chance) for _ in range(count)]
-            fresh = [one for one in asked if not self._answer_known(one)]
-            duplicates = 0 if fresh else duplicates + len(asked)
-            if not fresh:
-                continue
-            self.begin(len(self.notebook.trials))
-            for trial in self._try(fresh):
+            if not drawing and len(self.pool) < POOL:
+                count = self.together
+                if self.trials is not None:
+                    count = min(count, self.trials - known)
+                fresh = self._draw(count, by_chance=duplicates >= REPEATS)
+                duplicates = 0 if fresh else duplicates + count
+                ended = self._screen_all(fresh) if fresh else []
+            elif self.pool:
+                ended = self._train_best()
+            else:
+                return drawing
+            for trial in ended:
                 unaffordable = unaffordable + 1 if trial.state == NO_TIME else 0
         return "the budget is spent"
+
+    def _draw(self, count: int, by_chance: bool) -> list[Asked]:
+        """Return draws whose chains are new."""
+        asked = [self.study.ask(by_chance) for _ in range(count)]
+        return [one for one in asked if not self._answer_known(one)]
+
+    def _screen_all(self, asked: Sequence[Asked]) -> list[Trial]:
+        """Screen draws; finish what needs no training, and put the others into the pool."""
+        self.begin(len(self.notebook.trials))
+        works = [Work(one, self._chain(one, self.epochs)) for one in asked]
+        self._go(works, self._screen)
+        waiting = [w for w in works if not w.state and w.shapes is not None and self.stages]
+        at_once = [work for work in works if work not in waiting]
+        self._go(at_once, self._train_fully)
+        self.pool += waiting
+        return self._finish(at_once)
+
+    def _train_best(self) -> list[Trial]:
+        """Train what promises most of the pool."""
+        self.begin(len(self.notebook.trials))
+        costs = []
+        for work in self.pool:
+            macs = macs_over(work.last, self.lab.baseline)
+            costs.append((work.last, self.lab.predict(work.chain, macs)))
+        places = most_promising(costs, self.order, self.best)[: self.together]
+        chosen = [self.pool[place] for place in places]
+        self.pool = [work for work in self.pool if work not in chosen]
+        for work in chosen:  # the best may have changed since they were screened
+            if reason := self._cannot_win(work.last):
+                work.end(CANNOT_WIN, reason)
+        self._go(chosen, self._train_shortly)
+        self._go(chosen, self._train_fully)
+        return self._finish(chosen)
+
+    def _lowering_pays(self) -> bool:
+        """Whether lowering alone makes the model cheaper; where that is not known, it may."""
+        for draw in lowering_alone(self.space):
+            one = self.notebook.candidates.get(repr(self.space.chain(draw, self.epochs)))
+            cost = None if one is None else self.judge.cost(one)
+            return cost is None or cost < 1
+        return False
 
     # --- trials ----------------------------------------------------------------------------
 
@@ -126,29 +198,29 @@ class Engine:
     def _answer_known(self, asked: Asked) -> bool:
         """Answer a draw that was tried before (or makes the chain of one) as it was then."""
         text = repr(self._chain(asked, self.epochs))
+        if text in [repr(work.chain) for work in self.pool]:
+            self.study.tell(asked, None)
+            return True
         for trial in self.notebook.trials:
             if trial.chain == text and trial.state != NO_TIME:
                 self._tell_study(asked, trial)
                 return True
         return False
 
-    def _try(self, asked: Sequence[Asked]) -> list[Trial]:
-        """Take draws through their stages together; return the trials, all told."""
-        first = len(self.notebook.trials)
-        works = [
-            Work(one, self._chain(one, self.epochs), first + number)
-            for number, one in enumerate(asked)
-        ]
-        for stage in (self._screen, self._train_shortly, self._train_fully):
-            going = [work for work in works if not work.state]
-            if going:
-                started = self.lab.now()
-                stage(going)
-                for work in going:
-                    work.seconds += (self.lab.now() - started) / len(going)
+    def _go(self, works: Sequence[Work], stage: Callable[[Sequence[Work]], None]) -> None:
+        """Take what has not ended through a stage, together."""
+        going = [work for work in works if not work.state]
+        started = self.lab.now()
+        if going:
+            stage(going)
+        for work in going:
+            work.seconds += (self.lab.now() - started) / len(going)
+
+    def _finish(self, works: Sequence[Work]) -> list[Trial]:
+        """Write down how trials ended, and learn from them."""
         trials = []
         for work in works:
-            trial = work.trial()
+            trial = work.trial(len(self.notebook.trials))
             self.notebook.add(trial)
             self._learn(trial)
             self._tell_study(work.asked, trial)
@@ -203,12 +275,9 @@ class Engine:
             return ""
         if cost >= 1:
             return "it costs no less than the baseline"
-        best = self.best
-        if best is None or self.judge.chance(best) < SURE:
-            return ""
-        known = self.judge.cost(best)
-        if known is not None and cost >= known * _slack(one):
-            return f"{best.chain} costs less, and holds the margin"
+        known = None if self.sure is None else self.judge.cost(self.sure)
+        if self.sure is not None and known is not None and cost >= known * _slack(one):
+            return f"{self.sure.chain} costs less, and holds the margin"
         return ""
 
     def _train_shortly(self, works: Sequence[Work]) -> None:
@@ -303,6 +372,8 @@ class Engine:
                 work.end(NO_TIME if OVER_BUDGET in one.error else FAILED, one.error)
 
     def _consider(self, one: Measured, quiet: bool = False) -> None:
+        if self.judge.chance(one) >= SURE and self.judge.better(one, self.sure):
+            self.sure = one
         if self.judge.better(one, self.best):
             self.best = one
             if not quiet:
@@ -310,9 +381,10 @@ class Engine:
 
     def _learn(self, trial: Trial) -> None:
         """Take in what a trial tells: the best, and what all of a training adds to some of it."""
+        self.order.learn(trial)
         for one in trial.measured:
             timed = one.speedup is not None or not self.judge.goal.times
-            if one.status == "ok" and one.candidate and timed:
+            if one.status == "ok" and one.candidate and timed and trial.state != IDLE:
                 self._consider(one)
         if trial.state == IDLE and trial.reason.endswith("of this model"):
             self.idle.add(trial.reason.partition(" ")[0])

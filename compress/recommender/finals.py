@@ -21,24 +21,36 @@ LEAST_CHANCE = 1e-3
 MS, SPEEDUP = "cpu_ms_p50", "cpu_speedup"
 
 
-def finalists(candidates: Iterable[Measured], judge: Judge) -> list[Measured]:
-    """Return the chains to be judged on the test split: those that are worth most together.
+def finalists(candidates: Iterable[Measured], judge: Judge, most: int) -> list[Measured]:
+    """Return the chains to be judged on the test split, at most so many.
 
-    Worth of a set: the expected saving of the cheapest one that qualifies, if each does so with
-    its own chance. One after another is added that raises it most. Within a latency: the most
-    accurate ones that hold it, else the fastest.
+    Those that are worth most together: the expected saving of the cheapest one that qualifies, if
+    each does so with its own chance. For each number of finalists, by which chances fall (Holm),
+    one after another is added that raises it most; the best number is taken. Within a latency: the
+    most accurate ones that hold it, else the fastest.
     """
     ready = [one for one in candidates if judge.cost(one) is not None and one.items]
     if judge.goal.target_ms is not None:
         ready.sort(key=lambda one: (-judge.chance(one), judge.value(one), one.ms or math.inf))
-        return ready[: judge.finalists]
+        return ready[:most]
+    best: list[Measured] = []
+    worth = -1.0
+    for count in range(1, most + 1):
+        strict = replace(judge, finalists=count)
+        chosen = _greedy(ready, strict, count)
+        if chosen and _worth(chosen, strict) > worth:
+            best, worth = chosen, _worth(chosen, strict)
+    return best
+
+
+def _greedy(ready: Sequence[Measured], judge: Judge, count: int) -> list[Measured]:
+    """Return so many chains, or fewer, each of which raises the worth of those before it most."""
     chosen: list[Measured] = []
-    while len(chosen) < min(judge.finalists, len(ready)):
+    while len(chosen) < min(count, len(ready)):
         rest = [one for one in ready if one not in chosen]
-        best = max(rest, key=lambda one: (_worth([*chosen, one], judge), -judge.violation(one)))
-        if chosen and _worth([*chosen, best], judge) <= _worth(chosen, judge) * 1.001:
-            break
-        chosen.append(best)
+        chosen.append(
+            max(rest, key=lambda one: (_worth([*chosen, one], judge), -judge.violation(one)))
+        )
     return chosen
 
 

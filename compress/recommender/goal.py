@@ -77,7 +77,7 @@ class Judge:
     goal: Goal
     baseline: Measured
     test_items: int
-    finalists: int
+    finalists: int = 1
     """Rows of the final table: with more of them, each must be shown more clearly (Holm)."""
 
     def cost(self, one: Measured) -> float | None:
@@ -152,7 +152,8 @@ def _error(one: Measured, items: int) -> float:
 def finalists_for(goal: Goal, test_items: int) -> int:
     """Return how many rows a final table may have so that each of them can still qualify.
 
-    As many as possible, up to `FINALISTS`: with more, each needs a smaller p (Holm). At least 1.
+    Up to `FINALISTS`, as a file without a single flip would: each of n needs a p of 5 % / n (Holm),
+    and half of that leaves room for some flips. At least 1.
     """
     if goal.target_ms is not None:
         return FINALISTS

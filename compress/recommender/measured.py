@@ -106,7 +106,8 @@ class Notebook:
     def candidates(self) -> dict[str, Measured]:
         """Every sound chain that was measured, by its text, whatever its training."""
         found: dict[str, Measured] = {}
-        for trial in self.trials:
+        # A cut that changes nothing is not worth naming.
+        for trial in (trial for trial in self.trials if trial.state != IDLE):
             for one in trial.measured:
                 if one.status == "ok" and one.items and one.candidate:
                     found[one.chain] = one

@@ -134,7 +134,7 @@ class _Search:
             begun = time.monotonic()
             lab.begin()
             first = time.monotonic() - begun
-            judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items, count)
+            judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items)
             warning = warning_of(self.request.goal, self.test_items)
             if warning and self.options.progress:
                 say(warning)
@@ -147,7 +147,7 @@ class _Search:
             self.idle = engine.idle
             self._record_spent()
             report = self._story(ended, [warning] if warning else [])
-            chosen = finalists(self.notebook.candidates.values(), judge)
+            chosen = finalists(self.notebook.candidates.values(), judge, count)
         if not chosen:
             said = write_report(
                 self.out, report, judge, self.notebook, self.records, self._search, None
@@ -210,6 +210,7 @@ class _Search:
             show.now(live(number, engine.best, judge, self.deadline - lab.now()))
 
         engine.tell, engine.begin = tell, begin
+        engine.warm = lambda lowered: warm_start(self.space, lowered, self._earlier())
         engine.improved = lambda one: self._improved(one, lab, judge)
         self.close = show.close
         if engine.best is not None:
@@ -217,16 +218,11 @@ class _Search:
         return engine
 
     def _enqueue(self, study: Study) -> None:
-        """Have come first: what was interrupted, then the warm start that was not yet tried."""
+        """Have come first: what was interrupted, and what there was no time for."""
         tried = [dict(trial.params) for trial in self.notebook.trials if trial.state != NO_TIME]
         open_draws = [p for p in study.resume() if p and self._is_draw(p)]
         late = [trial.params for trial in self.notebook.trials if trial.state == NO_TIME]
-        warm = warm_start(self.space, self._earlier())
-        for draws, why in (
-            (open_draws, "interrupted"),
-            (late, "no time before"),
-            (warm, "warm start"),
-        ):
+        for draws, why in ((open_draws, "interrupted"), (late, "no time before")):
             fresh = [params for params in draws if dict(params) not in tried]
             study.enqueue(fresh, why)
             tried += [dict(params) for params in fresh]

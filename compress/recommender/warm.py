@@ -13,25 +13,30 @@ GENTLE, USUAL = 0.8, 0.5
 """Shares of the ranges of what is kept."""
 
 
-def warm_start(space: Space, earlier: Sequence[Params] = ()) -> list[Params]:
-    """Return the draws that a search begins with.
+def lowering_alone(space: Space) -> list[Params]:
+    """Return the draw of the first lowering with nothing before it; none if nothing lowers."""
+    lowers = space.of(LOWER)
+    return [_drawn(space, _end(lowers[0].name))] if lowers else []
 
-    Lowering alone; then, each followed by the first lowering: a cut that keeps much, without
-    recovery; a student; a cut that keeps about half, with recovery (by a teacher where there is
-    one). In front of all but the first, what was good in `earlier` searches.
+
+def warm_start(space: Space, lowered: bool, earlier: Sequence[Params] = ()) -> list[Params]:
+    """Return the draws that come after lowering alone, and end in it where it is worth it.
+
+    What was good in `earlier` searches; then a cut that keeps much, without recovery; a student; a
+    cut that keeps about half, with recovery (by a teacher where there is one).
     """
-    lower = _first(space.of(LOWER))
     recovery = _first(_by_teachers(space.of(RECOVER)))
-    # Only one of 'alone' and 'lowering' is asked for.
-    end: dict[str, Value] = {"lowering": lower, "alone": lower}
-    wishes: list[dict[str, Value]] = [dict(end)] if space.of(LOWER) else []
+    end = _end(_first(space.of(LOWER)) if lowered else NONE)
     cuts = space.of(CUT)
-    wishes += [{**end, **_cut(form, NONE, GENTLE)} for form in cuts]
+    wishes: list[dict[str, Value]] = [{**end, **_cut(form, NONE, GENTLE)} for form in cuts]
     wishes += [{**end, "student": form.name} for form in space.of(BUILD)]
     wishes += [{**end, **_cut(form, recovery, USUAL)} for form in cuts] if recovery != NONE else []
-    draws = [_drawn(space, wish) for wish in wishes]
     known = [params for params in earlier if _possible(space, params)]
-    return _different([*draws[:1], *known, *draws[1:]])
+    return _different([*known, *(_drawn(space, wish) for wish in wishes)])
+
+
+def _end(lower: str) -> dict[str, Value]:
+    return {"lowering": lower, "alone": lower}  # only one of them is asked for
 
 
 def _cut(form: Form, recovery: str, kept: float) -> Mapping[str, Value]:

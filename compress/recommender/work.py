@@ -9,13 +9,12 @@ from compress.recommender.measured import Measured, Trial
 from compress.recommender.study import Asked
 
 
-@dataclass
+@dataclass(eq=False)
 class Work:
     """A trial on its way."""
 
     asked: Asked
     chain: Compressor
-    number: int
     shapes: Compressor | None = None
     short: Compressor | None = None
     measured: list[Measured] = field(default_factory=list)
@@ -31,9 +30,9 @@ class Work:
     def end(self, state: str, reason: str = "") -> None:
         self.state, self.reason = state, reason
 
-    def trial(self) -> Trial:
+    def trial(self, number: int) -> Trial:
         return Trial(
-            self.number,
+            number,
             dict(self.asked.params),
             repr(self.chain),
             self.state,

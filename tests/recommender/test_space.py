@@ -21,7 +21,7 @@ from compress.recommender.draw import AtRandom, Known, Preferred, at, numbers_of
 from compress.recommender.forms import BUILD, CUT, LOWER, RECOVER, Form, forms_of, kind_of
 from compress.recommender.space import Space, space_of
 from compress.recommender.space_file import Wishes, merged, read_wishes
-from compress.recommender.warm import warm_start
+from compress.recommender.warm import lowering_alone, warm_start
 from compress.techniques import chain as parse
 from compress.techniques import techniques
 
@@ -215,17 +215,26 @@ def test_a_draw_of_another_space_is_none(whole: Space) -> None:
         Known({"x": 2.0}).number("x", Range(0.1, 0.9))
 
 
-def test_the_warm_start_begins_with_lowering_alone(whole: Space) -> None:
-    texts = [repr(whole.chain(params, 4)) for params in warm_start(whole)]
-    assert texts[0] == "quantize()"
+def test_the_warm_start_has_what_is_known_to_be_good(whole: Space) -> None:
+    [alone] = lowering_alone(whole)
+    assert repr(whole.chain(alone, 4)) == "quantize()"
+    texts = [repr(whole.chain(params, 4)) for params in warm_start(whole, lowered=True)]
     assert len(set(texts)) == len(texts)
     assert any("distill(student=" in text for text in texts)
     assert any(" -> distill(epochs=4" in text for text in texts)
     assert all(text.endswith("quantize()") for text in texts)
-    earlier = {"student": "none", "cut": "none", "alone": "quantize", "quantize.max_drop": "None"}
-    [first, second, *_] = warm_start(whole, [earlier, {"cut": "what is this"}])
-    assert repr(whole.chain(first, 1)) == "quantize()"
-    assert second == earlier or len(warm_start(whole, [earlier])) == len(warm_start(whole))
+    plain = [repr(whole.chain(params, 4)) for params in warm_start(whole, lowered=False)]
+    assert plain == [text.removesuffix(" -> quantize()") for text in texts]
+    earlier = whole.draw(AtRandom(np.random.default_rng(5)), 1)[1]
+    first, *others = warm_start(whole, True, [earlier, {"cut": "what is this"}])
+    assert dict(first) == dict(earlier)
+    assert others == warm_start(whole, True)
+
+
+def test_where_nothing_lowers_the_warm_start_has_no_lowering(context: StepContext) -> None:
+    found = space(context, Wishes(without=("quantize",)))
+    assert lowering_alone(found) == []
+    assert warm_start(found, lowered=False)
 
 
 # --- files ----------------------------------------------------------------------------------
