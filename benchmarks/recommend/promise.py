@@ -53,6 +53,7 @@ def one(seed: int, budget: str, work: Path) -> dict[str, object]:
         model=MODEL,
         baseline=BASE,
         max_drop=DROP,
+        by="size",
         seed=seed,
         step_threads=1,
         threads=1,
@@ -75,7 +76,7 @@ def one(seed: int, budget: str, work: Path) -> dict[str, object]:
             "test_high": 100 * row["accuracy_delta_high"],
             "truth": 100 * paired.value,
             "items": paired.items,
-            "speedup": row["cpu_speedup"],
+            "smaller": rows["baseline"]["onnx_bytes"] / row["onnx_bytes"],
         }
     return line
 
@@ -86,7 +87,7 @@ def table(lines: list[dict[str, float]], budget: str) -> str:
     inside = [line for line in won if line["test_low"] <= line["truth"] <= line["test_high"]]
     text = [
         f"{len(lines)} searches of {budget}, `{MODEL}` on 14 x 14 MNIST, {TRAIN:,} training, "
-        f"{VAL:,} validation and {TEST:,} test items each, other ones in each; max-drop {DROP}.",
+        f"{VAL:,} validation and {TEST:,} test items, others in each; max-drop {DROP}, by size.",
         "",
         f"- a chain qualified in {len(won)} of {len(lines)}",
         f"- lost more than promised on the items that no search saw: {len(broken)} of {len(won)}",
@@ -97,14 +98,14 @@ def table(lines: list[dict[str, float]], budget: str) -> str:
             f"- the truth lies in the interval that was reported: {len(inside)} of {len(won)}",
             f"- test less truth: {fmean(gap):+.2f} points on average "
             f"({min(gap):+.2f} to {max(gap):+.2f})",
-            f"- speed-up: {min(line['speedup'] for line in won):.2f} to "
-            f"{max(line['speedup'] for line in won):.2f}",
+            f"- smaller by: {min(line['smaller'] for line in won):.1f} to "
+            f"{max(line['smaller'] for line in won):.1f} times",
         ]
-    text += ["", "| seed | winner | speed-up | test, points | truth, points | trials |"]
+    text += ["", "| seed | winner | smaller | test, points | truth, points | trials |"]
     text.append("|" + " --- |" * 6)
     for line in lines:
         if line["winner"]:
-            figures = f"{line['speedup']:.2f} | {line['test']:+.2f} | {line['truth']:+.2f}"
+            figures = f"{line['smaller']:.1f} | {line['test']:+.2f} | {line['truth']:+.2f}"
         else:
             figures = "- | - | -"
         chain = line["winner"] or "none"

@@ -82,7 +82,9 @@ def write_report(
         said = f"So far, on validation items: {_cost_words(best, judge)}, {change} points"
         chain = best.chain
     else:
-        said, chain = "Nothing was found that is cheaper than the baseline.", ""
+        said, chain = "Nothing was found that is cheaper than the baseline", ""
+        if not any(trial.measured for trial in notebook.trials):
+            said = "Nothing was tried: the baseline took all of the budget. Give more, to go on"
     blocks = [
         MARKDOWN.heading(story.title, 1),
         MARKDOWN.prose(f"{said}."),
