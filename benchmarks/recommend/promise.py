@@ -25,7 +25,7 @@ from compress.system.files import append_line, write_atomic
 from compress.zoo.data import load_data
 
 LINES = "promise.jsonl"
-MODEL, BASE, DROP = "cnn-small(width=16)", "train(epochs=4)", 1.0
+MODEL, BASE, DROP = "cnn-small(width=32)", "train(epochs=4)", 1.0
 TRAIN, VAL, TEST = 2000, 1000, 2000
 BATCH = 2000
 
