@@ -10,7 +10,9 @@ from compress.recommender.draw import Params
 from compress.recommender.lab import Lab, macs_over
 from compress.recommender.measured import (
     CANNOT_WIN,
+    FAILED,
     NO_TIME,
+    Measured,
     Trial,
 )
 from compress.recommender.order import most_promising
@@ -30,6 +32,8 @@ REPEATS = 4
 """Draws in a row that were there already, after which some are drawn by chance."""
 DUPLICATES = 60
 """Draws in a row that were there already, after which the space counts as searched."""
+LOSES_ALL = 100.0
+"""Points by which the goal is missed."""
 UNAFFORDABLE = 6
 """Draws in a row that would have taken too long, after which the search ends."""
 
@@ -47,6 +51,8 @@ class Engine(Stages):
     begin: Callable[[int], object] = lambda number: None
     pool: list[Work] = field(default_factory=list)
     """What was screened, and may be trained."""
+    screened: float = 0.0
+    """Seconds of screening since the last training."""
 
     def run(self) -> str:
         """Search; return in words why it ended."""
@@ -74,7 +80,7 @@ class Engine(Stages):
                 drawing = f"the last {DUPLICATES} draws had been tried before"
             if unaffordable >= UNAFFORDABLE:
                 return "no further chain would have been finished in time"
-            if not drawing and len(self.pool) < POOL:
+            if not drawing and self._screens_on():
                 count = self.together
                 if self.trials is not None:
                     count = min(count, self.trials - known)
@@ -89,6 +95,23 @@ class Engine(Stages):
                 unaffordable = unaffordable + 1 if trial.state == NO_TIME else 0
         return "the budget is spent"
 
+    def _screens_on(self) -> bool:
+        """Whether another chain is screened before one is trained.
+
+        Not if the pool is full, nor if screening has taken as long as the best training will.
+        """
+        if len(self.pool) >= POOL:
+            return False
+        return not self.pool or self.screened < min(seconds for _, seconds in self._costs())
+
+    def _costs(self) -> list[tuple[Measured, float]]:
+        """Return the chains of the pool as they were screened, with the seconds of the rest."""
+        found = []
+        for work in self.pool:
+            macs = macs_over(work.last, self.lab.baseline)
+            found.append((work.last, self.lab.predict(work.chain, macs)))
+        return found
+
     def _draw(self, count: int, by_chance: bool) -> list[Asked]:
         """Return draws whose chains are new."""
         asked = [self.study.ask(by_chance) for _ in range(count)]
@@ -98,7 +121,9 @@ class Engine(Stages):
         """Screen draws; finish what needs no training, and put the others into the pool."""
         self.begin(len(self.notebook.trials))
         works = [Work(one, self._chain(one, self.epochs)) for one in asked]
+        started = self.lab.now()
         self._go(works, self._screen)
+        self.screened += self.lab.now() - started
         waiting = [w for w in works if not w.state and w.shapes is not None and self.stages]
         at_once = [work for work in works if work not in waiting]
         self._go(at_once, self._train_fully)
@@ -108,11 +133,8 @@ class Engine(Stages):
     def _train_best(self) -> list[Trial]:
         """Train what promises most of the pool."""
         self.begin(len(self.notebook.trials))
-        costs = []
-        for work in self.pool:
-            macs = macs_over(work.last, self.lab.baseline)
-            costs.append((work.last, self.lab.predict(work.chain, macs)))
-        places = most_promising(costs, self.order, self.best)[: self.together]
+        self.screened = 0.0
+        places = most_promising(self._costs(), self.order, self.best)[: self.together]
         chosen = [self.pool[place] for place in places]
         self.pool = [work for work in self.pool if work not in chosen]
         for work in chosen:  # the best may have changed since they were screened
@@ -167,6 +189,10 @@ class Engine(Stages):
 
     def _tell_study(self, asked: Asked, trial: Trial) -> None:
         last = trial.last
+        if trial.state == FAILED:
+            # Not as Optuna's failures, which it draws again: like one that loses everything.
+            self.study.tell(asked, 1.0, LOSES_ALL)
+            return
         if last is None or (self.judge.goal.times and last.speedup is None):
             self.study.tell(asked, None)
             return

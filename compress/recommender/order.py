@@ -9,8 +9,11 @@ from statistics import fmean, median
 from compress.recommender.goal import Judge
 from compress.recommender.measured import FULL, Measured, Trial
 
-LEFT = 0.2
+LEFT = 0.1
 """Share of what is lost without training that stays lost with it, until some were seen."""
+MOST_LOST = 0.15
+"""How far a model falls without training tells up to here what it will have lost with it; a model
+that falls farther is broken, and how far says little."""
 SPREAD = (0.3, 1.0, 3.0)
 """What that share may turn out to be, as multiples."""
 UNKNOWN = 0.3
@@ -37,7 +40,7 @@ class Order:
         if not first.candidate:
             self.students.append(self.judge.chance(last))
         elif first.change < 0:
-            self.left.append(min(1.0, max(0.0, last.change / first.change)))
+            self.left.append(min(1.0, max(0.0, last.change / max(first.change, -MOST_LOST))))
 
     def chance(self, screened: Measured) -> float:
         """Return the chance of a chain once it is trained, by what it is without."""
@@ -62,7 +65,7 @@ class Order:
 
 def _recovered(one: Measured, share: float) -> Measured:
     """Return a chain that has lost only a share of what it has."""
-    lost = one.gained + round(share * max(0, one.lost - one.gained))
+    lost = one.gained + round(share * one.items * min(max(0.0, -one.change), MOST_LOST))
     return replace(one, lost=lost)
 
 

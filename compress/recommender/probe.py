@@ -15,10 +15,13 @@ from compress.heads import main_output
 from compress.system.amounts import duration
 from compress.training import Training
 
-ITEMS = 8
+ITEMS = 4
 """Of a batch that is tried."""
-BACKWARD = 2.0
-"""Times a forward pass, where nothing can be trained."""
+PASSES = 3
+LONG = 1.0
+"""Seconds of passes after which there is no further one."""
+EAGER = 2.0
+"""A runtime answers an item in at most this part of what torch takes for it."""
 STARTING = 10.0
 """Seconds until the first step begins, and until reports are written."""
 
@@ -42,7 +45,7 @@ class Probe:
         if plan.baseline is not None and plan.device.type == "cpu" and not made:
             steps = leaves(plan.baseline)
             epochs = sum(one.epochs * n for one, n in steps if isinstance(one, Training))
-        measured = (len(plan.data.test) + test_items) * self.forward
+        measured = (len(plan.data.test) + test_items) * self.forward / EAGER
         return STARTING + epochs * self.epoch(plan) + measured + timing
 
 
@@ -54,16 +57,17 @@ def probe(plan: Plan) -> Probe:
     try:
         forward = _seconds(model.module.eval(), items, train=False)
         trains = any(p.requires_grad for p in model.module.parameters())
-        both = _seconds(model.module.train(), items, train=True) if trains else BACKWARD * forward
+        trains = trains and not plan.data.untrainable
+        both = _seconds(model.module.train(), items, train=True) if trains else 0.0
     finally:
         torch.set_num_threads(before)
     return Probe(forward / ITEMS, both / ITEMS)
 
 
 def _seconds(module: nn.Module, items: tuple[torch.Tensor, ...], train: bool) -> float:
-    """Return the shorter of two passes' seconds."""
-    taken = []
-    for _ in range(2):
+    """Return the shortest of a few passes' seconds."""
+    taken: list[float] = []
+    while len(taken) < PASSES and sum(taken) < LONG:
         started = time.perf_counter()
         with torch.set_grad_enabled(train):
             outputs = main_output(module, module(*items))

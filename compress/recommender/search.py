@@ -24,7 +24,7 @@ from compress.recommender.folder import SearchFolder
 from compress.recommender.goal import Judge, finalists_for, warning_of
 from compress.recommender.lab import BenchLab, opened
 from compress.recommender.measured import NO_TIME, Measured, Notebook, Trial
-from compress.recommender.probe import STARTING, Probe, check_budget, probe
+from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
 from compress.recommender.publish import Story, publish_model, write_report
 from compress.recommender.question import Found, Request, cautions, question_of, space_for
 from compress.recommender.space import Space
@@ -121,7 +121,7 @@ class _Search:
 
     def _reserve(self, lab: BenchLab, count: int, begun: float) -> float:
         """Return the seconds that the finalists will take: made, measured, timed, reported."""
-        each = lab.costs.measuring() + self.test_items * self.guess.forward
+        each = lab.costs.measuring() + self.test_items * self.guess.forward / EAGER
         rows = count + 1
         return min(STARTING, begun) + rows * each + 1.2 * self.final_timing + STARTING / 2
 

@@ -42,8 +42,9 @@ IDLE_ABOVE = 0.97
 without it, changes nothing."""
 MOST_SLACK = 1.1
 """A few processes give wide intervals; what was timed in turns is hardly as far off as this."""
-GAIN = 0.5
-"""Share of what a short recovery leaves lost that all of it takes back, until one was seen."""
+GAIN = 0.9
+"""Share of what a short recovery leaves lost that all of it takes back: beside those that were
+seen, it counts as one of them."""
 
 
 @dataclass
@@ -159,7 +160,7 @@ class Stages:
         if self.judge.goal.target_ms is not None:
             return ""
         lost = max(0.0, -short.change)
-        share = fmean(self.gains) if self.gains else GAIN
+        share = fmean([GAIN, *self.gains])
         # With what was seen before, and once more as much: it scatters.
         hoped = round(lost * min(1.0, share + 0.25) * short.items)
         later = replace(short, lost=max(0, short.lost - hoped))

@@ -78,7 +78,6 @@ def cost_of_all(space: Space) -> float:
 
 
 def test_it_comes_near_the_best_for_a_quarter_of_the_cost(space: Space) -> None:
-    near = 0
     budget = 0.25 * cost_of_all(space)
     for seed in range(2):
         lab = MadeLab()
@@ -86,9 +85,9 @@ def test_it_comes_near_the_best_for_a_quarter_of_the_cost(space: Space) -> None:
         run.run()
         assert run.best is not None
         assert lab.clock <= budget + 1
-        best = best_of(space, run.judge)
-        near += made(parse(run.best.chain)).speedup >= best.speedup / 1.03  # type: ignore[operator]
-    assert near == 2
+        best, found = best_of(space, run.judge), made(parse(run.best.chain))
+        assert run.judge.chance(found) >= 0.5
+        assert run.judge.value(found) <= 0.85 * run.judge.value(best)  # of logarithms of the cost
 
 
 def test_a_chain_that_cannot_be_fast_enough_is_never_trained(space: Space) -> None:
@@ -132,7 +131,7 @@ def test_sizes_decide_without_timing(space: Space) -> None:
 
 def test_hopeless_chains_end_after_a_short_training(space: Space) -> None:
     lab = MadeLab()
-    run = engine(space, lab, 2000.0, trials=40)
+    run = engine(space, lab, 800.0, trials=40)
     run.run()
     ended = [trial for trial in run.notebook.trials if trial.state == TOO_FAR]
     assert ended
