@@ -36,7 +36,7 @@ from compress.recommender.lab import BenchLab, opened
 from compress.recommender.measured import Measured, Notebook
 from compress.recommender.question import space_for
 from compress.recommender.space import Space
-from compress.recommender.space_file import read_wishes
+from compress.recommender.space_file import Wishes, read_wishes
 from compress.recommender.study import Asked, Study
 from compress.recommender.warm import warm_start
 from compress.recommender.work import shapes_of
@@ -48,7 +48,27 @@ from compress.system.files import append_line, write_atomic
 
 EPOCHS = 4
 MODEL, BASE = "resnet20(width=8)", "train(epochs=10)"
-SPACE = Path(__file__).with_name("grid.toml")
+SPACE = """
+only = ["distill", "carve", "prune_channels", "quantize"]
+longest = 3
+
+[distill]
+student = ["resnet20(width=4)"]
+loss = ["kd"]
+learning_rate = [0.001]
+
+[carve]
+ratio = [0.67, 0.34]
+by = ["even"]
+
+[prune_channels]
+macs = [0.7, 0.5, 0.35]
+criterion = ["l2"]
+scope = ["local"]
+
+[quantize]
+max_drop = ["none"]
+"""
 ROWS = "grid.jsonl"
 DROPS = (0.5, 1.0, 2.0)
 SEEDS = 10
@@ -76,6 +96,12 @@ class GridRow:
     @property
     def test(self) -> Difference:
         return Difference(self.test_lost, self.test_gained, self.test_items)
+
+
+def wishes(folder: Path) -> Wishes:
+    """Return what every chain of the grid is made of."""
+    (folder / "space.toml").write_text(SPACE)
+    return read_wishes(folder / "space.toml")
 
 
 def levels_of(space: Space, params: Params) -> Iterator[tuple[str, Compressor]]:
@@ -115,7 +141,7 @@ def make(out: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     rows = read(out / ROWS)
     searched, final = plans(work)
-    space = space_for(searched, read_wishes(SPACE))
+    space = space_for(searched, wishes(work))
     draws = [params for _, params in space.all(EPOCHS)]
     samples = list(dict.fromkeys(repr(form.sample) for form in space.forms))
     print(f"{len(draws)} chains")
@@ -283,7 +309,7 @@ def qualified(rows: Mapping[str, GridRow], chains: Sequence[str], judge: Judge) 
 def replay(out: Path, work: Path) -> None:
     rows = read(out / ROWS)
     with tempfile.TemporaryDirectory() as folder:
-        space = space_for(plans(Path(folder))[0], read_wishes(SPACE))
+        space = space_for(plans(Path(folder))[0], wishes(Path(folder)))
     full = {text: row for text, row in rows.items() if row.level == "full"}
     cost = ReplayLab(rows)
     for text in full:
