@@ -12,7 +12,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for folder in distillation gpu int8 lowrank measurement pretrained pruning robustness; do \
+	for folder in distillation gpu int8 lowrank measurement pretrained pruning recommend robustness; do \
 		MYPYPATH=benchmarks/$$folder:benchmarks/robustness:benchmarks/measurement:benchmarks/int8 $(BIN)/mypy \
 		--no-warn-unused-configs --explicit-package-bases benchmarks/$$folder/*.py || exit; done
 	@# Two tests at once: a thread that waits lets the other test have its core. In the order of

@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("NNCF_CI", "1")
 
 _MODULES = {
-    "compress.api": ("Results", "bench", "merge", "pack", "run"),
+    "compress.api": ("Results", "bench", "merge", "pack", "recommend", "run"),
     "compress.benchmark.plan.suite": ("Suite",),
     "compress.compressor": ("Chain", "Compressor"),
     "compress.context": ("StepContext",),
@@ -49,11 +49,12 @@ __all__ = [
     "load_data",
     "merge",
     "pack",
+    "recommend",
     "run",
 ]
 
 if TYPE_CHECKING:
-    from compress.api import Results, bench, merge, pack, run
+    from compress.api import Results, bench, merge, pack, recommend, run
     from compress.benchmark.plan.suite import Suite
     from compress.compressor import Chain, Compressor
     from compress.context import StepContext

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from compress.recommender.question import Found
+
 DEFAULT_OUT = "compress-out"
+FOR_ONE_RUN = ("on_record", "fresh", "trials")
+"""Options that a search which is taken up again does not have by itself."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +290,84 @@ def _suite_of(
     options["data"] = None if isinstance(data, str) else data
     options["model"] = model if isinstance(model, nn.Module) else None
     return suite, options
+
+
+def recommend(
+    out: str | Path | None = None,
+    *,
+    budget: float | str,
+    data: str | Data | None = None,
+    model: str | nn.Module | None = None,
+    weights: str | None = None,
+    baseline: str | None = None,
+    max_drop: float | None = None,
+    target_ms: float | None = None,
+    by: str | None = None,
+    space: str | Path | None = None,
+    only: Sequence[str] | None = None,
+    without: Sequence[str] | None = None,
+    trials: int | None = None,
+    like: Sequence[str | Path] = (),
+    seed: int | None = None,
+    **options: Any,
+) -> Found:
+    """Search for a chain: the cheapest within a loss of accuracy, or the best within a latency.
+
+    - `budget`: seconds, or a text such as '2h'. It is kept; the best file so far is always at the
+      top of `out`.
+    - `data`, `model` and `weights` or `baseline` as in `bench`. Without them, the search in `out`
+      goes on, with what it was called with.
+    - `max_drop`: points of accuracy that may be lost (by default 1), shown by a test of equivalence
+      on the test split, which the search itself does not see; or `target_ms`: milliseconds that an
+      item may take (median), and what is sought is accuracy.
+    - `by`: what is made small: 'latency' (default), 'size', 'macs' or 'params'.
+    - `space`: a TOML file of techniques and values to try; `only` and `without`: techniques.
+    - `trials`: at most so many. `like`: folders of searches on models like this one, whose best
+      draws come first. `seed`: of the sampler and of all steps.
+    - Options of `bench` about devices, limits, code, stores and executors, and keys of suites.
+
+    Raises UserError before any work if something cannot work.
+    """
+    from compress.recommender.arguments import (
+        asked,
+        keep_space,
+        recalled,
+        remembered,
+        seconds_of,
+    )
+
+    since = time.monotonic()
+    folder, seconds = Path(out or Path(DEFAULT_OUT) / "recommend"), seconds_of(budget)
+    given = {
+        "data": data,
+        "model": model,
+        "weights": weights,
+        "baseline": baseline,
+        "max_drop": max_drop,
+        "target_ms": target_ms,
+        "by": by,
+        "space": space,
+        "only": tuple(only or ()) or None,
+        "without": tuple(without or ()) or None,
+        "trials": trials,
+        "like": tuple(map(str, like)) or None,
+        "seed": seed,
+        **options,
+    }
+    if data is None or model is None:
+        given = recalled(folder, given)
+    if options.get("executor", "local") == "local":
+        start_base()
+    shown = given.pop("progress", True)
+    kept = remembered({k: v for k, v in given.items() if k not in FOR_ONE_RUN})
+    with showing(shown):
+        suite, request, others = asked(given)
+        plan, _, how = prepare(suite, progress=shown, **others)
+        from compress.recommender.search import search
+
+        folder.mkdir(parents=True, exist_ok=True)
+        request = replace(request, budget=seconds, since=since, arguments=kept)
+        return search(plan, folder, request, how, partial(keep_space, given, folder))
 
 
 def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:

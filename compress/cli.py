@@ -156,6 +156,10 @@ SHARED = [
     ),
 ]
 """The options that `bench` and `run` share."""
+NOT_FOR_SEARCHES = {
+    *("seeds", "timings", "controls", "margin", "require_equivalent", "fresh", "dry_run"),
+}
+"""Those of them that a search has no use for, or decides itself."""
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,6 +213,52 @@ def _carry_out(name: str, dry_run: bool, **options: Any) -> None:
     command = shlex.join(["compress-models", *sys.argv[1:]])
     results = getattr(api, name)(**options, command=command, on_record=_announcer())
     _finish(results, options["require_equivalent"])
+
+
+def _for_searches(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add those of the shared options that a search takes."""
+    for option in reversed(SHARED):
+        [parameter] = getattr(option(lambda: None), "__click_params__")  # noqa: B009
+        if parameter.name not in NOT_FOR_SEARCHES:
+            command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("place", required=False, type=PATH, metavar="[DIR]")
+@_option("--budget TIME", "Such as 90s, 30m or 2h; it is kept.", required=True)
+@_option("--data SOURCE", "See: list data.")
+@_option("--model NAME", "See: list models.")
+@_option("--max-drop POINTS", "The loss of accuracy that may be. Default: 1.", float)
+@_option("--target-ms MS", "Instead: the most accurate within this latency of an item.", float)
+@_option("--by WHAT", "latency (default), size, macs or params: what is made small.")
+@_option("--space FILE.toml", "Techniques and values to try.", PATH)
+@_option("--only NAMES", "Techniques to try, e.g. quantize,prune_channels.", _Several(str, "a,b"))
+@_option("--without NAMES", "Techniques not to try.", _Several(str, "a,b"))
+@_option("--trials N", "At most so many.", COUNT)
+@_option(
+    "--like DIR", "A search on a model like this one; its best draws come first.", multiple=True
+)
+@_option("--seed N", "Of the sampler and of all steps. Default: 0.", click.IntRange(min=0))
+@_for_searches
+def recommend(place: Path | None, out: Path | None, **options: Any) -> None:
+    """Search for the cheapest chain within a loss of accuracy, and test what it found.
+
+    DIR, a search's folder, goes on with that search; a new one needs --data and --model.
+    """
+    if place is not None and out is not None:
+        raise UserError("give the folder once: as an argument, or with --out")
+    if options["executor"] == "local":
+        from compress.benchmark.execute.fork_client import start_base
+
+        start_base()
+    with importing():
+        from compress import api
+
+    found = api.recommend(place or out, **options)
+    click.echo(f"{found.sentence}.")
+    click.echo(f"Written to {found.out}: model.onnx, recommendation.md, frontier.png, trials.csv")
+    sys.exit(OK if found.winner else SOME_ROWS_FAILED)
 
 
 @cli.command()

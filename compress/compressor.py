@@ -74,6 +74,15 @@ class Compressor(Configured, ABC):
         """The steps that run one after another; of a single technique, itself."""
         return (self,)
 
+    @property
+    def untrained(self) -> tuple[Compressor, ...] | None:
+        """Steps that make the shapes of what comes out, without training it; by default, itself.
+
+        So what a chain will cost is known before anything is trained. None where the training
+        decides on the shapes.
+        """
+        return (self,)
+
     @abstractmethod
     def compress(self, model: Model, context: StepContext) -> Model:
         """Return the compressed model. `model` is this call's own copy and may be changed."""
@@ -136,6 +145,15 @@ class _Composite(Compressor):
     @property
     def builds(self) -> bool:
         return any(step.builds for step in self.inner)
+
+    @property
+    def untrained(self) -> tuple[Compressor, ...] | None:
+        steps: tuple[Compressor, ...] = ()
+        for one in self.inner:
+            if (shapes := one.untrained) is None:
+                return None
+            steps += shapes
+        return steps
 
     def check(self, context: StepContext) -> None:
         for step in self.inner:
@@ -237,6 +255,15 @@ class Repeat(_Composite):
     @property
     def inner(self) -> tuple[Compressor, ...]:
         return (self.step,)
+
+    @property
+    def untrained(self) -> tuple[Compressor, ...] | None:
+        if self.step.builds:
+            return None
+        steps = super().untrained
+        if not steps:
+            return steps
+        return (replace(self, step=steps[0] if len(steps) == 1 else Chain(*steps)),)
 
     def at(self, progress: float) -> Repeat:  # type: ignore[override]
         return replace(self, step=self.step.at(progress))

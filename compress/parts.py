@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from compress.errors import IllegalChain, UserError, unknown
 
 _KIND, _RULE, _KEPT = "kind of parts", "rule", "kept fraction"
+_SEARCHED = "searched"
 
 
 class Configured:
@@ -209,6 +210,65 @@ def kept_fractions(owner: Configured) -> dict[str, float]:
     """Return the kept fractions among the settings that are given."""
     names = [item.name for item in dataclasses.fields(owner) if _KEPT in item.metadata]  # type: ignore[arg-type]
     return {name: getattr(owner, name) for name in names if getattr(owner, name) is not None}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers worth trying for an option, from `low` to `high` in steps of `step` (0: any).
+
+    On a logarithmic scale with `log`, which has no steps. Steps have chains share beginnings.
+    """
+
+    low: float
+    high: float
+    step: float = 0.0
+    log: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether all values are whole numbers: both ends are."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Values worth trying for an option; a part stands as its name."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """An option that is not drawn: the more of it, the better and the slower, such as epochs.
+
+    Trials spend little of it first, from `low` to `high`.
+    """
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Students:
+    """An option that names a smaller model to build in place of the one that enters."""
+
+
+Searched = Range | Choices | Effort | Students
+
+
+def searched(values: Searched) -> Mapping[str, Any]:
+    """Return the metadata of a field whose values `recommend` searches.
+
+    A technique of which one field has it takes part in the search, a plug-in's too:
+    `macs: float = field(metadata={**kept_fraction(), **searched(Range(0.2, 0.9, step=0.05))})`.
+    """
+    return {_SEARCHED: values}
+
+
+def searched_fields(cls: type[Configured]) -> dict[str, Searched]:
+    """Return what is worth trying for each field of a class that says so."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return {item.name: item.metadata[_SEARCHED] for item in fields if _SEARCHED in item.metadata}
 
 
 def one_of(*choices: str) -> Mapping[str, Any]:

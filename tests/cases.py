@@ -16,6 +16,7 @@ class Case:
 CASES = [
     Case("train(epochs=1)"),
     Case("train(student='mlp', epochs=1, optimizer='sgd', learning_rate=0.05)"),
+    Case("untrained(student='mlp')"),
     Case("finetune(epochs=1)"),
     Case("finetune(epochs=2, keep='best')"),
     Case("distill(epochs=1)"),

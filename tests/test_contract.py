@@ -152,7 +152,7 @@ def legal(first: str, second: str) -> bool:
     """Say by the rules in words whether a pair may chain (an oracle apart from the code's)."""
     if first.startswith(("quantize", "cast")):
         return False
-    restarts = second.startswith("train") or (
+    restarts = second.startswith(("train", "untrained")) or (
         second.startswith("distill(student") and "'input'" not in second and "'same'" not in second
     )
     starts_fresh = first.startswith("train(epochs")

@@ -60,8 +60,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"benchmark.plan", "benchmark.store", "benchmark.measure", "results"},
     "benchmark.portable": SYSTEM | NOUNS | WORK | {"stats", "results", "benchmark.store"},
     "benchmark.run": SYSTEM | {"errors", "timing", "results", *BENCH},
+    "recommender": SYSTEM
+    | NOUNS
+    | WORK
+    | BENCH
+    | {"benchmark.run", "techniques", "results", "report", "stats"},
     "suites": set(),
-    "api": SYSTEM | NOUNS | BENCH | {"benchmark.run", "results", "report", "techniques", "zoo"},
+    "api": SYSTEM
+    | NOUNS
+    | BENCH
+    | {"benchmark.run", "results", "report", "techniques", "zoo", "recommender"},
     "cli": {"api", "errors", "tasks", "parts", "results", "system", "techniques", "zoo", *BENCH},
     "__main__": {"cli"},
 }

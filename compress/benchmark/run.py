@@ -62,6 +62,8 @@ class RunOptions:
     progress: bool = True
     on_record: Callable[[Mapping[str, Any]], None] = lambda row: None
     """Called with the columns of every row, without comparisons, when it is finished."""
+    private: Path | None = None
+    """Where results lie that mean nothing to other processes; by default for this run alone."""
 
     def store_of(self, out: Path) -> str | Path:
         """Return where a run in a folder keeps results of steps."""
@@ -115,7 +117,7 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
         plan,
         graph.setting,
         options.store_of(outputs.folder),
-        (scratch / "private").resolve(),
+        (options.private or scratch / "private").resolve(),
         limits=options.limits,
         data_root=options.data_root,
         since=time.time() if options.fresh else 0.0,

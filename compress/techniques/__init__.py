@@ -22,6 +22,7 @@ from compress.techniques.quantize import Quantize
 from compress.techniques.search import Search
 from compress.techniques.sparsify import Sparsify
 from compress.techniques.train import Train
+from compress.techniques.untrained import Untrained
 
 BUILT_IN: tuple[type[Compressor], ...] = (
     Train,
@@ -36,6 +37,7 @@ BUILT_IN: tuple[type[Compressor], ...] = (
     Quantize,
     Cast,
     Repeat,
+    Untrained,
 )
 
 

@@ -13,7 +13,7 @@ from compress.compressor import Compressor, require
 from compress.context import StepContext
 from compress.errors import IllegalChain, nearest
 from compress.model import Model, forward
-from compress.parts import are_names, kept_fraction, one_of, rule
+from compress.parts import Choices, Range, are_names, kept_fraction, one_of, rule, searched
 from compress.ranks import ranks
 from compress.tasks.base import Tensors, stacked_inputs
 from compress.techniques.blocks import Stage, stages, without
@@ -36,8 +36,13 @@ class Carve(Compressor):
     that fraction of the channels as well, as `prune_channels(channels=...)` does.
     """
 
-    ratio: float | None = field(default=None, metadata=kept_fraction())
-    by: str = field(default="even", metadata=one_of("even", "effect"))
+    ratio: float | None = field(
+        default=None, metadata={**kept_fraction(), **searched(Range(0.4, 0.9, step=0.1))}
+    )
+    by: str = field(
+        default="even",
+        metadata={**one_of("even", "effect"), **searched(Choices(("even", "effect")))},
+    )
     blocks: tuple[str, ...] = field(default=(), metadata=rule("is a list of names", are_names))
     width: float | None = field(default=None, metadata=kept_fraction())
 

@@ -18,12 +18,15 @@ from compress.int8.settings import Planned
 from compress.int8.simulated import Simulation
 from compress.model import Model
 from compress.parts import (
+    Choices,
+    Students,
     a_name,
     are_names,
     is_number,
     one_of,
     positive_or_zero,
     rule,
+    searched,
     takes,
     whole_number,
 )
@@ -34,6 +37,7 @@ from compress.techniques.losses import SHAPES, Kd, Loss, between, losses
 from compress.techniques.soft_labels import SoftLabels
 from compress.techniques.teachers import BASELINE, INPUT, Teacher, check_pair, known_teachers
 from compress.techniques.train import fresh_model, reborn
+from compress.techniques.untrained import Untrained
 from compress.training import Batch, Training, TrainingHooks, fit
 from compress.training import Loss as BatchLoss
 
@@ -78,11 +82,17 @@ class Distill(Training):
       travel with them.
     """
 
-    student: str | None = field(default=None, metadata=a_name())
+    student: str | None = field(default=None, metadata={**a_name(), **searched(Students())})
     teacher: str | tuple[str, ...] = field(
         default=BASELINE, metadata=rule("is a name or a list of names", _teaches)
     )
-    loss: Loss | tuple[Loss, ...] = field(default=Kd(), metadata=takes(Loss, losses, several=True))
+    loss: Loss | tuple[Loss, ...] = field(
+        default=Kd(),
+        metadata={
+            **takes(Loss, losses, several=True),
+            **searched(Choices(("kd", "dkd", "dist"))),
+        },
+    )
     hard_weight: float = field(default=0.1, metadata=positive_or_zero())
     annealing: str = field(default="constant", metadata=one_of(*SHAPES))
     final_hard_weight: float | None = field(default=None, metadata=positive_or_zero())
@@ -192,6 +202,10 @@ class Distill(Training):
     @property
     def transfers(self) -> frozenset[str]:
         return frozenset() if self.transfer is None else frozenset({self.transfer})
+
+    @property
+    def untrained(self) -> tuple[Compressor, ...] | None:
+        return (Untrained(student=str(self.student)),) if self.students else ()
 
     def learner(self, context: StepContext) -> Model | None:
         return context.student(str(self.student)) if self.students else context.enters

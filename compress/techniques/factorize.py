@@ -35,7 +35,7 @@ from compress.lowrank.ranks import Candidate
 from compress.lowrank.replace import like, replaced, stages
 from compress.lowrank.unpack import packed_again, renamed, unpacked
 from compress.model import Model, weights_hash
-from compress.parts import kept_fraction, one_of, positive, whole_number
+from compress.parts import Range, kept_fraction, one_of, positive, searched, whole_number
 from compress.runtimes.onnxruntime_cpu import versions
 from compress.system.environment import cpu_info, cpu_threads
 from compress.system.progress import stage
@@ -69,7 +69,9 @@ class Factorize(Compressor):
 
     rank: float | None = field(default=None, metadata=kept_fraction())
     energy: float | None = field(default=None, metadata=kept_fraction())
-    macs: float | None = field(default=None, metadata=kept_fraction())
+    macs: float | None = field(
+        default=None, metadata={**kept_fraction(), **searched(Range(0.3, 0.9, step=0.05))}
+    )
     latency: float | None = field(default=None, metadata=kept_fraction())
     calibration: int = field(default=256, metadata=whole_number(least=0))
     form: str = field(default=BEST, metadata=one_of(BEST, *FORMS))

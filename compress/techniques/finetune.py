@@ -13,7 +13,7 @@ from torch import nn
 from compress.context import StepContext
 from compress.errors import IllegalChain, StepFailed
 from compress.model import Model, forward
-from compress.parts import one_of, positive, whole_number
+from compress.parts import Choices, one_of, positive, searched, whole_number
 from compress.training import Training, fit, labels_loss
 
 
@@ -26,7 +26,9 @@ class Finetune(Training):
     a new head that is trained along with the rest spoils features before it knows the classes).
     """
 
-    learning_rate: float = field(default=5e-4, metadata=positive())
+    learning_rate: float = field(
+        default=5e-4, metadata={**positive(), **searched(Choices((5e-4, 1e-3, 2e-4)))}
+    )
     freeze: str | None = field(default=None, metadata=one_of("backbone"))
     frozen_epochs: int | None = field(default=None, metadata=whole_number())
 

@@ -12,7 +12,18 @@ from compress.context import StepContext
 from compress.errors import StepFailed, UserError, nearest
 from compress.int8.calibration import Calibration
 from compress.model import Model
-from compress.parts import are_names, kept_fraction, one_of, positive, rule, takes, whole_number
+from compress.parts import (
+    Choices,
+    Range,
+    are_names,
+    kept_fraction,
+    one_of,
+    positive,
+    rule,
+    searched,
+    takes,
+    whole_number,
+)
 from compress.system.progress import stage
 from compress.techniques.batch_norms import BATCH, reestimate
 from compress.techniques.channel_cut import cut, differs_from_zeroed
@@ -56,7 +67,9 @@ class PruneChannels(Compressor):
 
     imports = ("scipy.sparse.csgraph",)
 
-    macs: float | None = field(default=None, metadata=kept_fraction())
+    macs: float | None = field(
+        default=None, metadata={**kept_fraction(), **searched(Range(0.2, 0.9, step=0.05))}
+    )
     channels: float | None = field(default=None, metadata=kept_fraction())
     params: float | None = field(default=None, metadata=kept_fraction())
     latency: float | None = field(default=None, metadata=kept_fraction())
@@ -67,8 +80,14 @@ class PruneChannels(Compressor):
             lambda value: value == AUTO or (type(value) is int and value >= 1),
         ),
     )
-    criterion: Criterion = field(default=L2(), metadata=takes(Criterion, criteria))
-    scope: str = field(default="local", metadata=one_of("local", "global"))
+    criterion: Criterion = field(
+        default=L2(),
+        metadata={**takes(Criterion, criteria), **searched(Choices(("l2", "taylor")))},
+    )
+    scope: str = field(
+        default="local",
+        metadata={**one_of("local", "global"), **searched(Choices(("local", "global")))},
+    )
     ignored: tuple[str, ...] = field(default=(), metadata=rule("is a list of names", are_names))
     streams: str = field(default="last", metadata=one_of("last", "alike"))
     seconds: float | None = field(default=None, metadata=positive())

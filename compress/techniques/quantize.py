@@ -26,12 +26,14 @@ from compress.int8.uncalibrated import dynamic, weight_only
 from compress.int8.weights import BITS
 from compress.model import Model
 from compress.parts import (
+    Choices,
     are_names,
     flag,
     is_number,
     one_of,
     positive_or_zero,
     rule,
+    searched,
     whole_number,
 )
 from compress.runtimes.onnxruntime_cpu import versions
@@ -83,10 +85,13 @@ class Quantize(Compressor):
     seconds: float = field(default=60, metadata=positive_or_zero())
     max_drop: float | None = field(
         default=0.5,
-        metadata=rule(
-            "must be positive, or None",
-            lambda value: value is None or (is_number(value) and value > 0),
-        ),
+        metadata={
+            **rule(
+                "must be positive, or None",
+                lambda value: value is None or (is_number(value) and value > 0),
+            ),
+            **searched(Choices((0.5, None))),
+        },
     )
 
     exclude: tuple[str, ...] = field(default=(), metadata=rule("is a list of names", are_names))
@@ -118,6 +123,11 @@ class Quantize(Compressor):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset() if self.dynamic or self.weight_only else frozenset({"calibration"})
+
+    @property
+    def untrained(self) -> tuple[Compressor, ...] | None:
+        # What an untrained model loses says nothing: all that can be int8 is.
+        return (replace(self, max_drop=None),)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from compress.compressor import seed_everything
+from compress.compressor import Compressor, seed_everything
 from compress.context import StepContext
 from compress.errors import IllegalChain
 from compress.model import INSTANCE, Model
 from compress.parts import a_name
 from compress.stateless_rng import seed_of
 from compress.surgery import replace_layer
+from compress.techniques.untrained import Untrained
 from compress.training import Training, fit, labels_loss
 
 
@@ -39,6 +40,10 @@ class Train(Training):
     @property
     def students(self) -> frozenset[str]:
         return frozenset() if self.student is None else frozenset({self.student})
+
+    @property
+    def untrained(self) -> tuple[Compressor, ...] | None:
+        return () if self.student is None else (Untrained(student=self.student),)
 
     def learner(self, context: StepContext) -> Model | None:
         return context.enters if self.student is None else context.student(self.student)

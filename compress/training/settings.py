@@ -12,7 +12,15 @@ from compress.compressor import Compressor
 from compress.context import StepContext
 from compress.errors import IllegalChain
 from compress.model import Model
-from compress.parts import one_of, positive, positive_or_zero, whole_number
+from compress.parts import (
+    Choices,
+    Effort,
+    one_of,
+    positive,
+    positive_or_zero,
+    searched,
+    whole_number,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,9 +38,11 @@ class Training(Compressor):
 
     always_shown = ("epochs",)
 
-    epochs: int = field(default=1, metadata=whole_number())
+    epochs: int = field(default=1, metadata={**whole_number(), **searched(Effort(1, 60))})
     optimizer: str = field(default="adamw", metadata=one_of("adamw", "sgd"))
-    learning_rate: float = field(default=2e-3, metadata=positive())
+    learning_rate: float = field(
+        default=2e-3, metadata={**positive(), **searched(Choices((1e-3, 2e-3, 5e-4)))}
+    )
     weight_decay: float = field(default=0.01, metadata=positive_or_zero())
     batch_size: int = field(default=128, metadata=whole_number(least=2))
     keep: str = field(default="last", metadata=one_of("last", "best"))
@@ -42,6 +52,10 @@ class Training(Compressor):
     def judges(self) -> bool:
         """Whether the validation split decides something."""
         return self.keep == "best" or self.patience is not None
+
+    @property
+    def untrained(self) -> tuple[Compressor, ...] | None:
+        return None if self.builds else ()
 
     @property
     def needs(self) -> frozenset[str]:

@@ -20,8 +20,9 @@ import compress
 from compress import techniques
 from compress.benchmark import run as bench
 from compress.benchmark.execute.executor import ChainJob, GpuJob, Job
-from compress.benchmark.execute.local_executor import LocalExecutor
+from compress.benchmark.execute.local_executor import OVER_BUDGET, LocalExecutor, local_executor
 from compress.benchmark.execute.run_spec import Limits, spec_of
+from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.plan import make_plan
 from compress.benchmark.plan.suite import Suite
 from compress.results.log import Stage
@@ -270,3 +271,19 @@ def test_what_uses_cuda_has_no_limit_on_its_addresses(
     executor.run(job, "job")
     assert sent[0]["memory"] == (10**9 if limited else None)
     assert executor.memory == 10**9, "it is watched from outside in any case"
+
+
+def test_a_job_ends_when_nothing_is_left_of_a_budget(tmp_path: Path) -> None:
+    suite = Suite("test", "digits", "cnn-small", ("train(epochs=500)",), controls=False)
+    plan = make_plan(suite, step_threads=1)
+    graph = make_graph(plan)
+    spec = spec_of(
+        plan, graph.setting, tmp_path / "steps", tmp_path / "private", limits=Limits(seconds=600)
+    )
+    executor = local_executor(plan, spec, tmp_path / "logs", tmp_path)
+    try:
+        job = ChainJob("baseline", 0, 0, seconds=0.5)
+        outcome = executor.run(job, "job")  # type: ignore[attr-defined]
+    finally:
+        executor.close()
+    assert outcome.error.startswith(f"StepEnded: {OVER_BUDGET}: it was ended after 0 s")

@@ -21,6 +21,8 @@ class ChainJob:
     chain: str
     seed: int
     until: int
+    seconds: float | None = None
+    """What is left of a budget: the job ends after so long, where its limit is longer."""
 
     @property
     def key(self) -> Key:

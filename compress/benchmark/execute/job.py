@@ -22,11 +22,11 @@ from compress.benchmark.measure.gpu import gpu_stage
 from compress.benchmark.measure.row import Built, measure_row
 from compress.benchmark.plan.graph import ChainRun, Graph, Node, make_graph
 from compress.benchmark.plan.keys import code_digest, technique_modules
-from compress.benchmark.plan.plan import Plan
+from compress.benchmark.plan.plan import Plan, with_chains
 from compress.benchmark.store.store import Entry, StoredStepCache
 from compress.compressor import run
 from compress.context import CacheEntry, StepCache, StepContext, StepLog
-from compress.errors import CannotSave, StepFailed
+from compress.errors import CannotSave, StepFailed, UserError
 from compress.model import Model
 from compress.ranks import leave, ranks
 from compress.results.record import Record, candidate_name
@@ -41,6 +41,10 @@ MEMORY = "Raise the limit with --step-memory, or, if it trains, take a smaller b
 
 def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Outcome:
     """Do a job; whatever goes wrong is in the outcome, except Ctrl-C."""
+    try:
+        plan = _with_row(plan, job)
+    except UserError as error:
+        return Outcome(f"{type(error).__name__}: {error}")
     work = _ChainWork(plan, make_graph(plan), stores, progress)
     try:
         if isinstance(job, GpuJob):
@@ -55,6 +59,14 @@ def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Out
             reason += f". {MEMORY}"
         return Outcome(f"{type(error).__name__}: {reason}", rows)
     return Outcome(unsaved=work.unsaved)
+
+
+def _with_row(plan: Plan, job: Job) -> Plan:
+    """Return a plan that has the job's row: a search draws chains that its plan did not have."""
+    known = {row.text for row in plan.rows}
+    if isinstance(job, GpuJob) or job.chain in known:
+        return plan
+    return with_chains(plan, [job.chain])
 
 
 class OnlookerCache:

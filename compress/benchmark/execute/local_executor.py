@@ -38,6 +38,8 @@ from compress.timing.raw_timings import RawTimings
 
 LOOK = 0.05
 """Seconds between two looks at what a job takes."""
+OVER_BUDGET = "nothing was left of the budget"
+"""How the error begins of a job that was ended for that."""
 LAST_WORDS = 3.0
 """Seconds that an overrunning process has to write where it hangs."""
 TAIL = 4000
@@ -163,7 +165,7 @@ class LocalExecutor(SequentialExecutor):
             while (message := server.receive(LOOK)) is None or "status" not in message:
                 follower.look()
                 pid = pid if message is None else message["pid"]
-                if pid and not overrun and (overrun := self._overrun(pid, started)):
+                if pid and not overrun and (overrun := self._overrun(job, pid, started)):
                     _end(pid)
             return message["status"], overrun
         except BaseException:  # Ctrl-C too
@@ -180,7 +182,10 @@ class LocalExecutor(SequentialExecutor):
         with stage("starting the process that runs the steps"):
             return ForkServer((self.spec, paths), self.objects)
 
-    def _overrun(self, pid: int, started: float) -> str:
+    def _overrun(self, job: Job, pid: int, started: float) -> str:
+        left = job.seconds if isinstance(job, ChainJob) else None
+        if left is not None and left < self.seconds and time.monotonic() - started > left:
+            return f"{OVER_BUDGET}: it was ended after {duration(left)}"
         if time.monotonic() - started > self.seconds:
             return (
                 f"it took more than {duration(self.seconds)} and was ended: "

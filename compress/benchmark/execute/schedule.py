@@ -58,9 +58,12 @@ class Schedule:
         executor: Executor,
         on_end: Callable[[ChainRun, Entry | None, Outcome], None],
         name: Callable[[ChainRun], str],
+        deadline: float | None = None,
     ) -> None:
         self.stores, self.executor = stores, executor
         self.on_end, self.name = on_end, name
+        self.deadline = deadline
+        """When jobs are ended that still run (`time.monotonic`)."""
         self.states = [_State(chain_run) for chain_run in graph.chain_runs]
         self.first = {s.chain_run.seed: s for s in self.states if s.is_baseline}
         self.failed: dict[str, Outcome] = {}
@@ -124,7 +127,8 @@ class Schedule:
             self._hand_out(state)
             return
         until = state.last if node.key in self.unsaved else state.next
-        job = ChainJob(*state.chain_run.key, until)
+        left = None if self.deadline is None else max(1.0, self.deadline - time.monotonic())
+        job = ChainJob(*state.chain_run.key, until, left)
         self.executor.submit(job, self.name(state.chain_run))
         state.running = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from compress.benchmark.plan.metric import Function, Metric, find_metric
 from compress.benchmark.plan.rows import Row, rows_of
+from compress.benchmark.plan.splits import splits_for
 from compress.benchmark.plan.suite import Named, NamedTeacher, Suite
 from compress.chain_parser import model_sources
 from compress.compressor import Compressor, leaves, seed_everything
@@ -115,6 +116,13 @@ class Plan:
             seed=seed,
             progress=progress,
         )
+
+    @cached_property
+    def check_context(self) -> StepContext:
+        """What steps are checked on before anything runs."""
+        # Several rows may have one student: it is built once, and copied where it is changed.
+        build = lru_cache(2)(self.fresh)
+        return replace(self.step_context(0, False), enters=self.start, build=build)
 
     @property
     def step_inputs(self) -> dict[str, object]:
@@ -228,12 +236,26 @@ def make_plan(
         weights=words,
         promised=known.accuracy if known and (known.classes,) == data.task.output_shape() else None,
     )
-    # Several rows may have one student: it is built once, and copied where it is changed.
-    context = replace(plan.step_context(0, False), enters=start, build=lru_cache(2)(plan.fresh))
     if baseline is not None:
-        baseline.check(context)
+        baseline.check(plan.check_context)
     for row in rows:
-        _check_row(row, plan, replace(context, teacher=start))
+        _check_row(row, plan)
+    return plan
+
+
+def with_chains(plan: Plan, texts: Sequence[str]) -> Plan:
+    """Return a plan of the same data and models with rows of other chains.
+
+    They may name no transfer set, since none was read. Raises UserError for what cannot work.
+    """
+    suite = replace(plan.suite, chains=tuple(texts))
+    has_weights = suite.weights is not None or plan.instance is not None
+    baseline, rows = rows_of(suite, has_weights, named=plan.instance is None)
+    if repr(baseline) != repr(plan.baseline):
+        raise UserError(f"the baseline is {plan.origin}, and these chains start from {baseline!r}")
+    plan = replace(plan, suite=suite, rows=rows)
+    for row in rows:
+        _check_row(row, plan)
     return plan
 
 
@@ -246,10 +268,10 @@ def _data(
         options: dict[str, Any] = {**usual, **suite.options}
         with stage(f"reading {suite.data}"):
             data = load_data(suite.data, data_root, **options)
-    if suite.calibration is None:
-        return data
-    with stage(f"reading {suite.calibration}"):
-        return calibrated(data, suite.calibration, data_root)
+    if suite.calibration is not None:
+        with stage(f"reading {suite.calibration}"):
+            data = calibrated(data, suite.calibration, data_root)
+    return splits_for(suite.splits, data)
 
 
 def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
@@ -378,11 +400,12 @@ def _seen_by(named: NamedTeacher, what: str, task: Task) -> tuple[Task, InputCha
     return own, change, "" if change is None else f"sees {change.words}; "
 
 
-def _check_row(row: Row, plan: Plan, context: StepContext) -> None:
+def _check_row(row: Row, plan: Plan) -> None:
     """Refuse a row whose teachers or inputs are missing, or that trains what it cannot.
 
     Builds every student, which may be refused too.
     """
+    context = replace(plan.check_context, teacher=plan.start)
     chain = plan.baseline if row.chain is None else row.chain
     if plan.data.untrainable and chain is not None and "train" in chain.needs:
         raise IllegalChain(f"{chain!r} trains, and {plan.data.untrainable}")

@@ -20,6 +20,9 @@ from compress.zoo.settings import settings_of
 BUILT_IN = Path(__file__).resolve().parents[2] / "suites"
 Option = str | int | float | bool | tuple[int | float, ...]
 PRECISIONS = ("auto", "float32", "bfloat16")
+USUAL, SEARCH, FINAL = "usual", "search", "final"
+"""What rows are measured on: the test split; in a search the validation split, of which no step
+learns and no test item is part; what a search has found, on the test split again."""
 OLDEST_OPSET = 13
 """The first in which int8 weights have a scale per channel."""
 
@@ -93,6 +96,9 @@ class Suite:
     teachers: Mapping[str, NamedTeacher] = field(default_factory=dict)
     students: Mapping[str, Named] = field(default_factory=dict)
     """Models with weights that chains may take for students, by name."""
+    splits: str = USUAL
+    """What rows are measured on (see `compress.benchmark.plan.splits`). No key of a suite's file:
+    `recommend` sets it."""
 
 
 def suite_names() -> dict[str, str]:
@@ -145,12 +151,13 @@ def _types() -> dict[str, Any]:
     """Return the type of every key of a suite's file."""
     kinds = {"str": str, "int": int, "float": float, "bool": bool, "floats": tuple[float, ...]}
     types = get_type_hints(Suite) | {key: kinds[option.kind] for key, option in OPTIONS.items()}
-    return {key: kind for key, kind in types.items() if key not in ("name", "options")}
+    return {key: kind for key, kind in types.items() if key not in ("name", "options", "splits")}
 
 
 def checked(suite: Suite) -> Suite:
     """Return the suite, or raise UserError if its values do not fit together."""
-    _require(suite.chains, f"suite {suite.name}: it has no chains")
+    # A search draws its chains when it has begun.
+    _require(suite.chains or suite.splits != USUAL, f"suite {suite.name}: it has no chains")
     different = len(set(suite.seeds)) == len(suite.seeds) > 0
     _require(
         different and all(0 <= seed < 2**31 for seed in suite.seeds),

@@ -1,0 +1,144 @@
+"""What a search is called with: the text of a budget, and arguments that outlive the call."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.benchmark.plan.suite import FINAL, Suite
+from compress.errors import UserError
+from compress.recommender.folder import SPACE, read_about
+from compress.recommender.goal import Goal
+from compress.recommender.question import Request
+from compress.recommender.space_file import Wishes, merged, read_wishes
+from compress.system.files import write_atomic
+from compress.techniques import techniques
+from compress.timing.setting import DEFAULT
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+OBJECTS = "objects"
+"""Under this name: the arguments that were objects, which no file holds."""
+
+
+def seconds_of(budget: float | str) -> float:
+    """Return the seconds of a budget such as 90, '90s', '2h' or '1h30m'. Raises UserError."""
+    text = str(budget).strip().lower()
+    parts = _PART.findall(text)
+    try:
+        seconds = float(text) if not parts else sum(float(n) * UNITS[unit] for n, unit in parts)
+    except ValueError:
+        seconds = math.nan
+    if parts and "".join(n + unit for n, unit in parts) != text:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise UserError(f"--budget is a time such as 90s, 30m, 2h or 1h30m, not {budget!r}")
+    return seconds
+
+
+def asked(given: Mapping[str, Any]) -> tuple[Suite, Request, dict[str, Any]]:
+    """Return the suite of a search's final run, what is searched for, and what else was given.
+
+    A typing error is reported before data is read. Raises UserError.
+    """
+    options = {key: value for key, value in given.items() if value is not None}
+    target, drop = options.pop("target_ms", None), options.pop("max_drop", None)
+    drop = 1.0 if drop is None and target is None else drop
+    goal = Goal(options.pop("by", "latency"), drop, target)
+    place = options.pop("space", None)
+    wishes = Wishes() if place is None else read_wishes(Path(place))
+    wishes = merged(wishes, options.pop("only", ()), options.pop("without", ()))
+    wishes.forms(techniques(), ())
+    request = Request(
+        goal,
+        wishes,
+        trials=options.pop("trials", None),
+        timing_seconds=options.pop("timing_seconds", None),
+        earlier=tuple(map(Path, options.pop("like", ()))),
+    )
+    data, model = options.pop("data"), options.pop("model")
+    suite = Suite(
+        name="recommend",
+        data=data if isinstance(data, str) else data.task.name,
+        model=model if isinstance(model, str) else type(model).__name__,
+        chains=(),
+        weights=options.pop("weights", None),
+        baseline=options.pop("baseline", None),
+        seeds=(options.pop("seed", 0),),
+        timings=DEFAULT[:1],
+        controls=False,
+        splits=FINAL,
+    )
+    options["data"] = None if isinstance(data, str) else data
+    options["model"] = None if isinstance(model, str) else model
+    return suite, request, options
+
+
+def remembered(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments as JSON, with which the search in a folder can be taken up again.
+
+    The space file is copied there; what is an object (a module, data) is only named.
+    """
+    kept: dict[str, Any] = {OBJECTS: []}
+    for name, value in arguments.items():
+        if value is None or (isinstance(value, tuple | list) and not value):
+            continue
+        if name == "space":
+            kept[name] = SPACE
+        elif (plain := _plain(value)) is None:
+            kept[OBJECTS].append(name)
+        else:
+            kept[name] = plain
+    return kept
+
+
+def keep_space(arguments: Mapping[str, Any], out: Path) -> None:
+    """Copy the space file of a call into the search's folder."""
+    if space := arguments.get("space"):
+        write_atomic(out / SPACE, Path(space).read_bytes())
+
+
+def recalled(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the search in a folder; `given` ones take their place.
+
+    Raises UserError if there is no search, or objects that it was called with are missing.
+    """
+    about = read_about(out) if out.is_dir() else None
+    if about is None:
+        raise UserError(
+            f"there is no search in {out}: begin one with --data, --model and --budget, and "
+            f"--weights or --baseline"
+        )
+    kept = dict(about["arguments"])
+    objects = [name for name in kept.pop(OBJECTS, []) if given.get(name) is None]
+    if objects:
+        raise UserError(
+            f"the search in {out} was called with objects ({', '.join(objects)}), which no file "
+            f"holds: call compress.recommend(...) with them again"
+        )
+    if "space" in kept:
+        kept["space"] = str(out / kept["space"])
+    return {**_tuples(kept), **{k: v for k, v in given.items() if v is not None}}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON; None for an object."""
+    if isinstance(value, Path):
+        return str(value.expanduser().resolve())
+    if isinstance(value, tuple | list):
+        parts = [_plain(part) for part in value]
+        return None if None in parts else parts
+    if isinstance(value, Mapping):
+        named = {str(key): _plain(part) for key, part in value.items()}
+        return None if None in named.values() else named
+    return value if isinstance(value, str | int | float | bool) else None
+
+
+def _tuples(value: Any) -> Any:
+    """Return JSON with tuples in place of its lists."""
+    if isinstance(value, dict):
+        return {key: _tuples(part) for key, part in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,84 @@
+"""What steps will take, learnt from the seconds that finished ones took."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any
+
+from compress.compressor import Compressor, leaves
+from compress.training import Training
+
+BESIDE = 0.15
+"""What an epoch takes whatever the model's MACs, as a share of the baseline's: data, optimizer."""
+QUICK = 5.0
+"""Seconds of a step that does not train, as long as none was seen."""
+MEASURE = "measure"
+
+
+@dataclass
+class CostModel:
+    """Predicts the seconds of steps.
+
+    A training takes epochs · (MACs / the baseline's + `BESIDE`) units; seconds per unit are the
+    median of those seen of its technique, else of any training, else those of a probe. Of other
+    steps, the mean over equal texts counts, else over the technique.
+    """
+
+    unit_seconds: float
+    """Of an epoch of the baseline's own size, as a probe found it."""
+    measure_seconds: float = QUICK
+    """Of a row, as long as none was measured."""
+    units: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    taken: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def learn(self, step: Compressor, seconds: float, macs: float) -> None:
+        """Take in what a step took; `macs` are those of what came out, over the baseline's."""
+        work = _work(step, macs)
+        if work:
+            self.units[step.name()].append(seconds / work)
+        else:
+            self.taken[repr(step)].append(seconds)
+            self.taken[step.name()].append(seconds)
+
+    def learn_log(
+        self, steps: Iterable[Compressor], log: Iterable[Mapping[str, Any]], macs: float
+    ) -> None:
+        """Take in a record's log: a line of seconds for each step, and one for the measuring.
+
+        Steps that more than one row has are taken in more than once, which changes no median.
+        """
+        known = {repr(step): step for step in steps}
+        for line in log:
+            if line["kind"] == "step" and line["step"] in known:
+                self.learn(known[line["step"]], line["seconds"], macs)
+            elif line["kind"] == "measuring":
+                self.taken[MEASURE].append(line["seconds"])
+
+    def seconds(self, step: Compressor, macs: float) -> float:
+        """Return how long a step will take on a model of so many MACs, over the baseline's."""
+        if work := _work(step, macs):
+            seen = self.units.get(step.name()) or [u for us in self.units.values() for u in us]
+            return work * (median(seen) if seen else self.unit_seconds)
+        for name in (repr(step), step.name()):
+            if self.taken.get(name):
+                return fmean(self.taken[name])
+        return QUICK
+
+    def measuring(self) -> float:
+        """Return how long the measuring of a row will take."""
+        seen = self.taken.get(MEASURE)
+        return median(seen) if seen else self.measure_seconds
+
+    def epoch(self) -> float:
+        """Return how long an epoch takes of a model as large as the baseline, by any technique."""
+        seen = [unit for units in self.units.values() for unit in units]
+        return (1 + BESIDE) * (median(seen) if seen else self.unit_seconds)
+
+
+def _work(step: Compressor, macs: float) -> float:
+    """Return how many units a step trains; 0 if it does not."""
+    epochs = sum(one.epochs * times for one, times in leaves(step) if isinstance(one, Training))
+    return epochs * (macs + BESIDE)

@@ -1,0 +1,215 @@
+"""The search: draws, in stages from no training to all of it, as long as the budget lasts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from compress.recommender.draw import Params
+from compress.recommender.lab import Lab, macs_over
+from compress.recommender.measured import (
+    CANNOT_WIN,
+    FAILED,
+    NO_TIME,
+    Measured,
+    Trial,
+)
+from compress.recommender.order import most_promising
+from compress.recommender.stages import Stages
+from compress.recommender.study import Asked
+from compress.recommender.warm import lowering_alone
+from compress.recommender.work import Work
+
+TRAININGS = 6
+"""Full recoveries of a model as large as the baseline that a budget should be enough for."""
+FEWEST, MOST = 1, 30
+"""Epochs of a full recovery."""
+POOL = 6
+"""Chains that are screened before one of them, the most promising, is trained."""
+WARM = "warm start"
+REPEATS = 4
+"""Draws in a row that were there already, after which some are drawn by chance."""
+DUPLICATES = 60
+"""Draws in a row that were there already, after which the space counts as searched."""
+LOSES_ALL = 100.0
+"""Points by which the goal is missed."""
+UNAFFORDABLE = 6
+"""Draws in a row that would have taken too long, after which the search ends."""
+
+
+@dataclass
+class Engine(Stages):
+    """Searches until the deadline of `lab.now`, or until so many `trials` are there.
+
+    `tell` is called with each finished trial, `improved` with each new best chain.
+    """
+
+    tell: Callable[[Trial], None] = lambda trial: None
+    warm: Callable[[bool], Sequence[Params]] | None = None
+    """The draws to begin with, once it is known whether lowering alone makes the model cheaper."""
+    begin: Callable[[int], object] = lambda number: None
+    pool: list[Work] = field(default_factory=list)
+    """What was screened, and may be trained."""
+    screened: float = 0.0
+    """Seconds of screening since the last training."""
+
+    def run(self) -> str:
+        """Search; return in words why it ended."""
+        try:
+            return self._run()
+        finally:
+            for work in self.pool:
+                work.end(NO_TIME, "not trained: others promised more")
+            self._finish(self.pool)
+            self.pool = []
+
+    def _run(self) -> str:
+        duplicates = unaffordable = 0
+        warm, drawing = self.warm, ""
+        if warm is not None:
+            self.study.enqueue(lowering_alone(self.space), WARM)
+        while self.left > 0:
+            known = len(self.notebook.trials) + len(self.pool)
+            if warm is not None and known:
+                self.study.enqueue(warm(self._lowering_pays()), WARM)
+                warm = None
+            if self.trials is not None and known >= self.trials:
+                drawing = f"{self.trials} trials are done"
+            elif duplicates >= DUPLICATES:
+                drawing = f"the last {DUPLICATES} draws had been tried before"
+            if unaffordable >= UNAFFORDABLE:
+                return "no further chain would have been finished in time"
+            if not drawing and self._screens_on():
+                count = self.together
+                if self.trials is not None:
+                    count = min(count, self.trials - known)
+                fresh = self._draw(count, by_chance=duplicates >= REPEATS)
+                duplicates = 0 if fresh else duplicates + count
+                ended = self._screen_all(fresh) if fresh else []
+            elif self.pool:
+                ended = self._train_best()
+            else:
+                return drawing
+            for trial in ended:
+                unaffordable = unaffordable + 1 if trial.state == NO_TIME else 0
+        return "the budget is spent"
+
+    def _screens_on(self) -> bool:
+        """Whether another chain is screened before one is trained.
+
+        Not if the pool is full, nor if screening has taken as long as the best training will.
+        """
+        if len(self.pool) >= POOL:
+            return False
+        return not self.pool or self.screened < min(seconds for _, seconds in self._costs())
+
+    def _costs(self) -> list[tuple[Measured, float]]:
+        """Return the chains of the pool as they were screened, with the seconds of the rest."""
+        found = []
+        for work in self.pool:
+            macs = macs_over(work.last, self.lab.baseline)
+            found.append((work.last, self.lab.predict(work.chain, macs)))
+        return found
+
+    def _draw(self, count: int, by_chance: bool) -> list[Asked]:
+        """Return draws whose chains are new."""
+        asked = [self.study.ask(by_chance) for _ in range(count)]
+        return [one for one in asked if not self._answer_known(one)]
+
+    def _screen_all(self, asked: Sequence[Asked]) -> list[Trial]:
+        """Screen draws; finish what needs no training, and put the others into the pool."""
+        self.begin(len(self.notebook.trials))
+        works = [Work(one, self._chain(one, self.epochs)) for one in asked]
+        started = self.lab.now()
+        self._go(works, self._screen)
+        self.screened += self.lab.now() - started
+        waiting = [w for w in works if not w.state and w.shapes is not None and self.stages]
+        at_once = [work for work in works if work not in waiting]
+        self._go(at_once, self._train_fully)
+        self.pool += waiting
+        return self._finish(at_once)
+
+    def _train_best(self) -> list[Trial]:
+        """Train what promises most of the pool."""
+        self.begin(len(self.notebook.trials))
+        self.screened = 0.0
+        places = most_promising(self._costs(), self.order, self.best)[: self.together]
+        chosen = [self.pool[place] for place in places]
+        self.pool = [work for work in self.pool if work not in chosen]
+        for work in chosen:  # the best may have changed since they were screened
+            if reason := self._cannot_win(work.last):
+                work.end(CANNOT_WIN, reason)
+        self._go(chosen, self._train_shortly)
+        self._go(chosen, self._train_fully)
+        return self._finish(chosen)
+
+    def _lowering_pays(self) -> bool:
+        """Whether lowering alone makes the model cheaper; where that is not known, it may."""
+        for draw in lowering_alone(self.space):
+            one = self.notebook.candidates.get(repr(self.space.chain(draw, self.epochs)))
+            cost = None if one is None else self.judge.cost(one)
+            return cost is None or cost < 1
+        return False
+
+    # --- trials ----------------------------------------------------------------------------
+
+    def _answer_known(self, asked: Asked) -> bool:
+        """Answer a draw that was tried before (or makes the chain of one) as it was then."""
+        text = repr(self._chain(asked, self.epochs))
+        if text in [repr(work.chain) for work in self.pool]:
+            self.study.tell(asked, None)
+            return True
+        for trial in self.notebook.trials:
+            if trial.chain == text and trial.state != NO_TIME:
+                self._tell_study(asked, trial)
+                return True
+        return False
+
+    def _go(self, works: Sequence[Work], stage: Callable[[Sequence[Work]], None]) -> None:
+        """Take what has not ended through a stage, together."""
+        going = [work for work in works if not work.state]
+        started = self.lab.now()
+        if going:
+            stage(going)
+        for work in going:
+            work.seconds += (self.lab.now() - started) / len(going)
+
+    def _finish(self, works: Sequence[Work]) -> list[Trial]:
+        """Write down how trials ended, and learn from them."""
+        trials = []
+        for work in works:
+            trial = work.trial(len(self.notebook.trials))
+            self.notebook.add(trial)
+            self._learn(trial)
+            self._tell_study(work.asked, trial)
+            trials.append(trial)
+            self.tell(trial)
+        return trials
+
+    def _tell_study(self, asked: Asked, trial: Trial) -> None:
+        last = trial.last
+        if trial.state == FAILED:
+            # Not as Optuna's failures, which it draws again: like one that loses everything.
+            self.study.tell(asked, 1.0, LOSES_ALL)
+            return
+        if last is None or (self.judge.goal.times and last.speedup is None):
+            self.study.tell(asked, None)
+            return
+        value = self.judge.value(last)
+        violation = self.judge.violation(last)
+        if trial.state == CANNOT_WIN:
+            # Not trained, so what it would lose is not known: its cost alone speaks against it.
+            violation = 0.0
+            value = math.log(self.judge.cost(last) or 1.0)
+            if self.judge.goal.target_ms is not None:
+                value, violation = 1.0, self.judge.violation(last)
+        figures = {"cost": self.judge.cost(last) or 1.0}
+        if trial.state != CANNOT_WIN:
+            figures["lost"] = -last.change
+        self.study.tell(asked, value, violation, figures)
+
+
+def settled_epochs(lab: Lab, seconds: float) -> int:
+    """Return the epochs of a full recovery: `TRAININGS` of them should fit in some seconds."""
+    return int(min(max(seconds / TRAININGS / lab.epoch(), FEWEST), MOST))

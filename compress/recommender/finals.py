@@ -1,0 +1,165 @@
+"""The end of a search: its finalists, measured once on the test split and timed together anew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compress.benchmark.plan.plan import Plan
+from compress.benchmark.plan.suite import FINAL, Suite
+from compress.recommender.goal import Goal, Judge
+from compress.recommender.measured import Measured
+from compress.results.record import BASELINE
+from compress.results.table import Row, number, text_of
+from compress.stats.verdicts import BETTER, EQUIVALENT
+
+LEAST_CHANCE = 1e-3
+"""So that what is nearest is among the finalists, if nothing has a chance."""
+MS, SPEEDUP = "cpu_ms_p50", "cpu_speedup"
+
+
+def finalists(candidates: Iterable[Measured], judge: Judge, most: int) -> list[Measured]:
+    """Return the chains to be judged on the test split, at most so many.
+
+    Those that are worth most together: the expected saving of the cheapest one that qualifies, if
+    each does so with its own chance. For each number of finalists, by which chances fall (Holm),
+    one after another is added that raises it most; the best number is taken. Within a latency: the
+    most accurate ones that hold it, else the fastest.
+    """
+    ready = [one for one in candidates if judge.cost(one) is not None and one.items]
+    if judge.goal.target_ms is not None:
+        ready.sort(key=lambda one: (-judge.chance(one), judge.value(one), one.ms or math.inf))
+        return ready[:most]
+    best: list[Measured] = []
+    worth = -1.0
+    for count in range(1, most + 1):
+        strict = replace(judge, finalists=count)
+        chosen = _greedy(ready, strict, count)
+        if chosen and _worth(chosen, strict) > worth:
+            best, worth = chosen, _worth(chosen, strict)
+    return best
+
+
+def _greedy(ready: Sequence[Measured], judge: Judge, count: int) -> list[Measured]:
+    """Return so many chains, or fewer, each of which raises the worth of those before it most."""
+    chosen: list[Measured] = []
+    while len(chosen) < min(count, len(ready)):
+        rest = [one for one in ready if one not in chosen]
+        chosen.append(
+            max(rest, key=lambda one: (_worth([*chosen, one], judge), -judge.violation(one)))
+        )
+    return chosen
+
+
+def _worth(chosen: Sequence[Measured], judge: Judge) -> float:
+    """Return the expected -log(cost) of the cheapest of some chains that qualifies."""
+    worth, none_yet = 0.0, 1.0
+    for one in sorted(chosen, key=judge.value):
+        chance = max(LEAST_CHANCE, judge.chance(one))
+        worth += none_yet * chance * max(0.0, -judge.value(one))
+        none_yet *= 1 - chance
+    return worth
+
+
+def final_suite(plan: Plan, chains: Sequence[str], timing_seconds: float, margin: float) -> Suite:
+    """Return the suite of a search's final run."""
+    return replace(
+        plan.suite,
+        name="finalists",
+        chains=tuple(chains),
+        splits=FINAL,
+        controls=False,
+        margin=margin,
+        timing_seconds=timing_seconds,
+        description="what a search found, on the test split",
+    )
+
+
+@dataclass(frozen=True)
+class Final:
+    """A finalist on both splits."""
+
+    chain: str
+    row: Row
+    validation: Measured
+    cost: float | None
+    """Over the baseline's, in the final run."""
+    qualifies: bool
+
+    @property
+    def optimism(self) -> float | None:
+        """How much better its change of accuracy was on the validation items (a fraction)."""
+        change = number(self.row, "accuracy_delta")
+        return None if change is None else self.validation.change - change
+
+
+def judged(
+    rows: Iterable[Row], goal: Goal, candidates: Mapping[str, Measured]
+) -> tuple[Final | None, list[Final]]:
+    """Return the winner, if a finalist reaches the goal on the test split, and all finalists.
+
+    The cheapest one that is equivalent within the margin (or better) wins. Within a latency it is
+    the one with the best accuracy on *validation* items: the test has the last word on how good it
+    is, not on which. Finalists are ordered by how near they are.
+    """
+    rows = list(rows)
+    base = next(row for row in rows if text_of(row, "chain") == BASELINE)
+    found = []
+    for row in rows:
+        chain = text_of(row, "chain")
+        if chain in candidates:
+            cost = _cost(row, base, goal)
+            found.append(Final(chain, row, candidates[chain], cost, _qualifies(row, goal, cost)))
+    if goal.target_ms is not None:
+        found.sort(key=lambda f: (not f.qualifies, -f.validation.accuracy))
+        if not any(one.qualifies for one in found):
+            found.sort(key=lambda f: number(f.row, MS) or math.inf)
+    else:
+        found.sort(key=lambda f: (not f.qualifies, _distance(f)))
+    winner = next((one for one in found if one.qualifies), None)
+    return winner, found
+
+
+def _distance(one: Final) -> float:
+    if one.qualifies:
+        return one.cost or math.inf
+    bound = number(one.row, "accuracy_bound")
+    if text_of(one.row, "status") != "ok":
+        return math.inf
+    return math.inf if bound is None else -bound
+
+
+def _qualifies(row: Row, goal: Goal, cost: float | None) -> bool:
+    if text_of(row, "status") != "ok" or cost is None:
+        return False
+    if goal.target_ms is not None:
+        ms = number(row, MS)
+        return ms is not None and ms <= goal.target_ms
+    return cost < 1 and text_of(row, "accuracy_verdict") in (BETTER, EQUIVALENT)
+
+
+def _cost(row: Row, base: Row, goal: Goal) -> float | None:
+    if goal.by == "latency":
+        speedup = number(row, SPEEDUP)
+        return 1 / speedup if speedup else None
+    name = {"size": "onnx_bytes", "macs": "macs", "params": "params"}[goal.by]
+    ours, theirs = number(row, name), number(base, name)
+    return ours / theirs if ours and theirs else None
+
+
+def optimism(found: Iterable[Final]) -> dict[str, Any]:
+    """Return how much better finalists looked on validation items, mean and range, in points."""
+    values = [100 * one.optimism for one in found if one.optimism is not None]
+    if not values:
+        return {}
+    mean = sum(values) / len(values)
+    return {"mean": mean, "least": min(values), "most": max(values), "finalists": len(values)}
+
+
+def files_of(folder: Path, row: Row) -> Path | None:
+    """Return the folder of a final row's files."""
+    place = text_of(row, "onnx_path")
+    return (folder / place).parent if place else None

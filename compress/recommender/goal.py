@@ -1,0 +1,178 @@
+"""What a search is for, and how likely a chain reaches it: from answers to validation items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from compress.errors import UserError, unknown
+from compress.recommender.measured import Measured
+from compress.stats.levels import ALPHA
+from compress.stats.pairs import Difference
+from compress.system.amounts import decimal
+
+BY: Mapping[str, str] = {
+    "latency": "faster",
+    "size": "smaller",
+    "macs": "fewer MACs",
+    "params": "fewer parameters",
+}
+"""What can be made small, and in words by how many times it is."""
+LIKELY = 0.5
+"""A chain with at least this chance of holding the margin is one to recommend."""
+SURE = 0.9
+"""What a chain with such a chance beats in cost need not be trained."""
+FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The lowest cost `by` within a loss of `max_drop` points, or the best within `target_ms`."""
+
+    by: str = "latency"
+    max_drop: float | None = 1.0
+    """Points that may be lost, from the baseline's accuracy; None with a target."""
+    target_ms: float | None = None
+    """Milliseconds that an item may take (median)."""
+
+    def __post_init__(self) -> None:
+        if self.by not in BY:
+            raise unknown("quantity to make small (--by)", self.by, BY)
+        if (self.max_drop is None) == (self.target_ms is None):
+            raise UserError("give one of --max-drop POINTS and --target-ms MILLISECONDS")
+        if self.max_drop is not None and not 0 < self.max_drop < 100:
+            raise UserError(
+                f"--max-drop is the loss of accuracy in points that a model must be shown to stay "
+                f"below: above 0 and below 100, not {self.max_drop}. No test can show a loss of 0"
+            )
+        if self.target_ms is not None and not 0 < self.target_ms < math.inf:
+            raise UserError(f"--target-ms is a positive number of ms, not {self.target_ms}")
+        if self.target_ms is not None and self.by != "latency":
+            raise UserError("--target-ms is a latency: leave out --by")
+
+    @property
+    def margin(self) -> float:
+        """The loss that may be, as a fraction; of a search within a latency, a point."""
+        return min((self.max_drop or 1.0) / 100, 1 - 1e-9)
+
+    @property
+    def times(self) -> bool:
+        """Whether files have to be timed to know the cost."""
+        return self.by == "latency"
+
+    def words(self) -> str:
+        if self.target_ms is not None:
+            return f"the most accurate within {decimal(self.target_ms)} ms"
+        what = {"latency": "fastest", "size": "smallest"}.get(self.by, f"fewest {self.by}:")
+        points = f"{decimal(self.max_drop or 0)} point{'' if self.max_drop == 1 else 's'}"
+        return f"the {what} within a loss of {points}"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges chains by a goal, given the baseline and how many test items decide in the end."""
+
+    goal: Goal
+    baseline: Measured
+    test_items: int
+    finalists: int = 1
+    """Rows of the final table: with more of them, each must be shown more clearly (Holm)."""
+
+    def cost(self, one: Measured) -> float | None:
+        """Return the cost relative to the baseline's; None where it was not measured."""
+        base = self.baseline
+        if self.goal.by == "latency":
+            return 1 / one.speedup if one.speedup else None
+        figures = {"size": "onnx_bytes", "macs": "macs", "params": "params"}
+        name = figures[self.goal.by]
+        return float(getattr(one, name)) / getattr(base, name) if getattr(one, name) else None
+
+    def needed(self, one: Measured) -> float:
+        """Return the change of accuracy (a fraction, at most negative) that a test would need.
+
+        On the test items, non-inferiority is shown if change + margin exceeds z standard errors
+        (and half an item); z is that of Holm's first step over all finalists.
+        """
+        z = NormalDist().inv_cdf(1 - ALPHA / self.finalists)
+        return z * _error(one, self.test_items) + 0.5 / self.test_items - self.goal.margin
+
+    def chance(self, one: Measured) -> float:
+        """Return the probability of reaching the goal on the test split, by the validation items.
+
+        Both changes scatter about the true one with their standard errors (Bonett and Price 2012).
+        Within a latency, 1 or 0 by the median: accuracy is what is sought there.
+        """
+        if one.status != "ok" or one.items == 0:
+            return 0.0
+        if self.goal.target_ms is not None:
+            return float(one.ms is not None and one.ms <= self.goal.target_ms)
+        spread = math.hypot(_error(one, one.items), _error(one, self.test_items))
+        # What is cheaper is hardly better: where it looks so, that is luck.
+        return NormalDist().cdf((min(0.0, one.change) - self.needed(one)) / spread)
+
+    def violation(self, one: Measured) -> float:
+        """Return by how much the goal is missed: 0 or less if it is likely to be reached."""
+        if self.goal.target_ms is not None:
+            return math.log(one.ms / self.goal.target_ms) if one.ms else 1.0
+        return 100 * (self.needed(one) - one.change)
+
+    def value(self, one: Measured) -> float:
+        """Return what the sampler minimises: the logarithm of the cost, or the error rate."""
+        if self.goal.target_ms is not None:
+            return 1 - one.accuracy
+        cost = self.cost(one)
+        return math.log(cost) if cost else 0.0
+
+    def better(self, one: Measured, best: Measured | None) -> bool:
+        """Whether one chain is to be preferred to the best so far: by its chance, then its cost."""
+        return best is None or self._rank(one) < self._rank(best)
+
+    def _rank(self, one: Measured) -> tuple[float, ...]:
+        likely = self.chance(one) >= LIKELY
+        if self.goal.target_ms is not None and not likely:
+            return (1.0, one.ms or math.inf)
+        if likely:
+            return (0.0, self.value(one))
+        # Nothing qualifies yet: what is nearest counts, if it is cheaper at all.
+        return (1.0 if self.value(one) < 0 else 2.0, self.violation(one))
+
+
+def _error(one: Measured, items: int) -> float:
+    """Return the standard error of a change of accuracy on so many items.
+
+    The shares of items lost and gained are those found, with one of each added.
+    """
+    total = one.items + 2
+    gain, loss = (one.gained + 1) / total, (one.lost + 1) / total
+    return math.sqrt((gain + loss - (gain - loss) ** 2) / (items + 2))
+
+
+def finalists_for(goal: Goal, test_items: int) -> int:
+    """Return how many rows a final table may have so that each of them can still qualify.
+
+    Up to `FINALISTS`, as a file without a single flip would: each of n needs a p of 5 % / n (Holm),
+    and half of that leaves room for some flips. At least 1.
+    """
+    if goal.target_ms is not None:
+        return FINALISTS
+    p = least_p(goal, test_items)
+    return next((n for n in range(FINALISTS, 1, -1) if p <= ALPHA / n / 2), 1)
+
+
+def least_p(goal: Goal, test_items: int) -> float:
+    """Return the p of non-inferiority of a file whose answers are all the baseline's."""
+    return Difference(0, 0, test_items).noninferiority_p(goal.margin)
+
+
+def warning_of(goal: Goal, test_items: int) -> str:
+    """Return why no chain can qualify, however good; '' if one can."""
+    if goal.max_drop is None or least_p(goal, test_items) <= ALPHA:
+        return ""
+    return (
+        f"{test_items:,} test items are too few to show that less than {decimal(goal.max_drop)} "
+        f"points are lost, even for a file that answers as the baseline does: the nearest will be "
+        f"named, and nothing can qualify. With more test items, or a larger --max-drop, something "
+        f"can"
+    )

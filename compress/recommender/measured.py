@@ -1,0 +1,124 @@
+"""What a search knows of a chain, and of a trial: figures and reasons, as lines of a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from compress.recommender.draw import Value
+from compress.system.files import append_line
+
+SCREENED, SHORT, FULL = "untrained", "short", "full"
+"""How far a trial went: its chain without training, with little of it, with all of it."""
+OK, CANNOT_WIN, TOO_FAR, IDLE, FAILED, NO_TIME = (
+    *("ok", "cannot win", "loses too much", "changes nothing", "failed", "no time"),
+)
+"""How a trial ended."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A chain on the validation items, in comparison with the baseline."""
+
+    chain: str
+    status: str = "ok"
+    """'ok', 'failed' or 'unverified', as of a row."""
+    error: str = ""
+    items: int = 0
+    right: int = 0
+    lost: int = 0
+    gained: int = 0
+    onnx_bytes: int = 0
+    macs: int = 0
+    params: int = 0
+    speedup: float | None = None
+    """Over the baseline, one item at a time, with a 95 % interval."""
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    ms: float | None = None
+    timed: str = ""
+    """The chain whose file was timed: this one's, or that of the same shapes, untrained."""
+    seconds: float = 0.0
+    """What it took in this search; steps that were there took nothing."""
+    candidate: bool = True
+    """Whether it is worth a thought: not of a student that was never trained."""
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.items if self.items else 0.0
+
+    @property
+    def change(self) -> float:
+        """Accuracy less the baseline's, a fraction."""
+        return (self.gained - self.lost) / self.items if self.items else 0.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A drawn chain and how it went."""
+
+    number: int
+    params: Mapping[str, Value]
+    chain: str
+    """With all its training, whether it got that far or not."""
+    state: str
+    reached: str = ""
+    reason: str = ""
+    measured: tuple[Measured, ...] = ()
+    """From the least training to the most."""
+    seconds: float = 0.0
+    drawn: str = ""
+    """'warm start', or '' for the sampler's."""
+
+    @property
+    def last(self) -> Measured | None:
+        """The sound measurement with the most training; None if there is none."""
+        sound = [one for one in self.measured if one.status == "ok"]
+        return sound[-1] if sound else None
+
+
+@dataclass
+class Notebook:
+    """The trials of a search, a line each in a file that only grows."""
+
+    path: Path | None = None
+    trials: list[Trial] = field(default_factory=list)
+
+    @staticmethod
+    def read(path: Path) -> Notebook:
+        """Return the trials of a file; a half-written line (a kill) is skipped."""
+        notebook = Notebook(path)
+        if path.exists():
+            notebook.trials = list(read_trials(path.read_bytes().splitlines()))
+        return notebook
+
+    def add(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        if self.path is not None:
+            append_line(self.path, asdict(trial))
+
+    @property
+    def candidates(self) -> dict[str, Measured]:
+        """Every sound chain that was measured, by its text, whatever its training."""
+        found: dict[str, Measured] = {}
+        # A cut that changes nothing is not worth naming.
+        for trial in (trial for trial in self.trials if trial.state != IDLE):
+            for one in trial.measured:
+                if one.status == "ok" and one.items and one.candidate:
+                    found[one.chain] = one
+        return found
+
+
+def read_trials(lines: Iterable[bytes]) -> Iterable[Trial]:
+    """Yield the trials of a file's lines; what is no trial is skipped."""
+    for line in lines:
+        try:
+            values: Any = json.loads(line)
+            yield msgspec.convert(values, Trial)
+        except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+            continue

@@ -1,0 +1,290 @@
+"""What a search writes for people: the best file at the top, tables, a picture, all trials."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from compress.benchmark.store.outputs import DEPLOYABLE, LAYERS, SCRIPT
+from compress.recommender.finals import Final, optimism
+from compress.recommender.goal import Judge
+from compress.recommender.measured import Measured, Notebook, Trial
+from compress.recommender.words import counts, optimism_words, points, sentence
+from compress.report.formatting import plain
+from compress.report.markup import MARKDOWN, code
+from compress.report.pareto import pareto_png
+from compress.report.pareto_data import pareto_front
+from compress.results.derive import row_alone
+from compress.results.record import BASELINE, Record
+from compress.results.table import Row, number
+from compress.system.amounts import duration
+from compress.system.files import copy_atomic, sha256_file, write_atomic, write_json
+
+REPORT, PICTURE, TRIALS, BEST = "recommendation.md", "frontier.png", "trials.csv", "best.json"
+SHOWN = 12
+"""Chains of the picture that are not on the frontier."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a report tells besides figures."""
+
+    title: str
+    data: str
+    ended: str
+    """Why the search ended; '' while it runs."""
+    spent: float
+    """Seconds, over all its runs."""
+    warnings: Sequence[str] = ()
+    mattered: Mapping[str, Mapping[str, float]] | None = None
+    next: Sequence[str] = ()
+    left_out: Mapping[str, str] | None = None
+    tests: int = 0
+    """How often the test split was looked at."""
+
+
+def publish_model(out: Path, files: Path, about: Mapping[str, Any]) -> None:
+    """Copy a verified model to the top of the folder, then say in `best.json` what it is."""
+    for name in (SCRIPT, LAYERS):
+        if (files / name).exists():
+            copy_atomic(files / name, out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
+    copy_atomic(files / DEPLOYABLE, out / DEPLOYABLE)
+    write_json(out / BEST, {**about, "sha256": sha256_file(out / DEPLOYABLE)})
+
+
+def write_report(
+    out: Path,
+    story: Story,
+    judge: Judge,
+    notebook: Notebook,
+    records: Mapping[str, Record],
+    search: Path,
+    best: Measured | None,
+    finals: Sequence[Final] = (),
+    base: Row | None = None,
+    winner: Final | None = None,
+) -> str:
+    """Write the report, the picture and the table of trials; return the sentence."""
+    front = frontier(notebook.candidates.values(), judge)
+    if finals and base is not None:
+        nearest = "" if winner else "Nothing qualifies. The nearest: "
+        said = nearest + sentence(winner or finals[0], base, judge.goal)
+        chain = (winner or finals[0]).chain
+    elif best is not None:
+        change = points(best.change)
+        said = f"So far, on validation items: {_cost_words(best, judge)}, {change} points"
+        chain = best.chain
+    else:
+        said, chain = "Nothing was found that is cheaper than the baseline", ""
+        if not any(trial.measured for trial in notebook.trials):
+            said = "Nothing was tried: the baseline took all of the budget. Give more, to go on"
+    blocks = [
+        MARKDOWN.heading(story.title, 1),
+        MARKDOWN.prose(f"{said}."),
+        [f"`{DEPLOYABLE}`: {code(chain)}"] if chain and (out / DEPLOYABLE).exists() else [],
+        MARKDOWN.prose(_progress(story, notebook)),
+        *[MARKDOWN.prose(warning) for warning in story.warnings],
+        *_finals_blocks(finals, story),
+        *_front_blocks(front, judge),
+        *_mattered_blocks(story),
+    ]
+    text = "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+    write_atomic(out / TRIALS, trials_csv(notebook.trials, judge).encode())
+    if records:
+        rows = picture_rows(front, notebook, judge, records, search)
+        about = {"suite": "frontier on validation items", "model": story.data}
+        write_atomic(out / PICTURE, pareto_png(rows, about))
+    write_atomic(out / REPORT, text.encode())
+    return said
+
+
+def _progress(story: Story, notebook: Notebook) -> str:
+    ended = f"The search ended: {story.ended}." if story.ended else "The search goes on."
+    return (
+        f"{ended} {len(notebook.trials)} trials ({counts(notebook.trials)}) in "
+        f"{duration(story.spent)}; every one of them in {TRIALS}."
+    )
+
+
+def _cost_words(one: Measured, judge: Judge) -> str:
+    cost = judge.cost(one)
+    return "cost not measured" if not cost else f"{plain(1 / cost)}x less {judge.goal.by}"
+
+
+# --- tables -------------------------------------------------------------------------------
+
+
+def _finals_blocks(finals: Sequence[Final], story: Story) -> list[list[str]]:
+    if not finals:
+        return []
+    header = ["finalist", "test, points", "validation", "verdict", "speed-up", "kB", "ms"]
+    rows = [
+        [
+            code(final.chain),
+            _interval(final.row, "accuracy_delta", points),
+            points(final.validation.change),
+            str(final.row.get("accuracy_verdict") or final.row.get("status")),
+            _interval(final.row, "cpu_speedup", plain),
+            _shown(final.row, "onnx_bytes", 1e-3),
+            _shown(final.row, "cpu_ms_p50"),
+        ]
+        for final in finals
+    ]
+    words = (
+        "Measured once on the test split, which no step of the search has seen, and timed anew "
+        "together (the whole table: finalists/table.md). "
+    )
+    if story.tests > 1:
+        words += (
+            f"The test split was looked at {story.tests} times, since the search was taken up "
+            f"again: each time makes its verdicts a little weaker. "
+        )
+    said = MARKDOWN.prose(words + optimism_words(optimism(finals)))
+    return [MARKDOWN.heading("Finalists", 2), said, _table(header, rows)]
+
+
+def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
+    if not front:
+        return []
+    header = ["chain", "points", "speed-up", "kB", "MACs kept", "chance"]
+    rows = [
+        [
+            code(one.chain),
+            points(one.change),
+            "-" if one.speedup is None else plain(one.speedup),
+            plain(one.onnx_bytes / 1e3),
+            plain(one.macs / judge.baseline.macs) if judge.baseline.macs else "-",
+            f"{judge.chance(one):.2f}",
+        ]
+        for one in front
+    ]
+    words = MARKDOWN.prose(
+        f"On {judge.baseline.items:,} validation items: no other chain is both cheaper and more "
+        f"accurate. Chance: of reaching the goal on the test split. Picture: {PICTURE}."
+    )
+    return [MARKDOWN.heading("Frontier", 2), words, _table(header, rows)]
+
+
+def _mattered_blocks(story: Story) -> list[list[str]]:
+    blocks = []
+    shares = {name: dict(found) for name, found in (story.mattered or {}).items() if found}
+    if shares:
+        names = dict.fromkeys(name for found in shares.values() for name in found)
+        order = sorted(names, key=lambda name: -max(f.get(name, 0.0) for f in shares.values()))
+        rows = [
+            [f"`{name}`", *(_share(found.get(name)) for found in shares.values())] for name in order
+        ]
+        words = (
+            "Shares by Optuna (PED-ANOVA): of what the chain consists of, and of each technique's "
+            "own options among the trials that have it."
+        )
+        blocks += [MARKDOWN.heading("What mattered", 2), MARKDOWN.prose(words)]
+        blocks.append(_table(["draw", *(f"for {name}" for name in shares)], rows))
+    if story.next:
+        lines = [f"- {code(chain)}" for chain in story.next]
+        blocks += [MARKDOWN.heading("What it would try next", 2), lines]
+    if story.left_out:
+        lines = [f"- `{name}`: {MARKDOWN.escape(why)}" for name, why in story.left_out.items()]
+        blocks += [MARKDOWN.heading("What it left out", 2), lines]
+    return blocks
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(header)} |",
+        f"|{' --- |' * len(header)}",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _shown(row: Row, name: str, scale: float = 1.0) -> str:
+    value = number(row, name)
+    return "-" if value is None else plain(scale * value)
+
+
+def _interval(row: Row, name: str, write: Any) -> str:
+    value, low, high = (number(row, f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
+    if low is None or high is None:
+        return str(write(value))
+    return f"{write(value)} ({write(low)} to {write(high)})"
+
+
+# --- the frontier and all trials ----------------------------------------------------------
+
+
+def frontier(candidates: Iterable[Measured], judge: Judge) -> list[Measured]:
+    """Return the chains that no other one beats in both cost and accuracy, by cost."""
+    pairs = [(cost, one) for one in candidates if (cost := judge.cost(one)) is not None]
+    points_of = [(cost, one.accuracy) for cost, one in pairs]
+    return [pairs[i][1] for i in pareto_front(points_of)]
+
+
+def picture_rows(
+    front: Sequence[Measured],
+    notebook: Notebook,
+    judge: Judge,
+    records: Mapping[str, Record],
+    search: Path,
+) -> list[dict[str, Any]]:
+    """Return the rows of the picture: the baseline, the frontier, and some that are near it."""
+    others = [one for one in notebook.candidates.values() if one not in front]
+    others = sorted(others, key=judge.violation)[:SHOWN]
+    shown = [one for one in (*front, *others) if one.chain in records]
+    rows = []
+    if BASELINE in records:
+        row = row_alone(records[BASELINE], search)
+        known = [one.ms * one.speedup for one in shown if one.ms and one.speedup]
+        rows.append({**row, "cpu_ms_p50": median(known), "cpu_speedup": 1.0} if known else row)
+    for one in shown:
+        figures = {
+            "cpu_ms_p50": one.ms,
+            "cpu_speedup": one.speedup,
+        }
+        rows.append({**row_alone(records[one.chain], search), **figures})
+    return rows
+
+
+COLUMNS = (
+    *("number", "state", "reached", "chain", "drawn", "seconds", "reason"),
+    *("measured_chain", "items", "accuracy", "change_points", "lost", "gained"),
+    *("speedup", "speedup_low", "speedup_high", "ms", "onnx_bytes", "macs", "params", "chance"),
+)
+
+
+def trials_csv(trials: Iterable[Trial], judge: Judge) -> str:
+    """Return a line for each trial, with the figures of its last sound measurement."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for trial in trials:
+        line: dict[str, Any] = {
+            name: getattr(trial, name)
+            for name in ("number", "state", "reached", "chain", "drawn", "seconds", "reason")
+        }
+        if (last := trial.last) is not None:
+            line |= {
+                name: getattr(last, name)
+                for name in (*("items", "lost", "gained", "onnx_bytes", "macs", "params"),)
+            }
+            line |= {
+                name: getattr(last, name)
+                for name in ("speedup", "speedup_low", "speedup_high", "ms")
+            }
+            line |= {"measured_chain": last.chain, "accuracy": round(last.accuracy, 6)}
+            line |= {"change_points": round(100 * last.change, 4)}
+            line |= {"chance": round(judge.chance(last), 4)}
+        writer.writerow(line)
+    return text.getvalue()

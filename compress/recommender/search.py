@@ -1,0 +1,364 @@
+"""A search from its beginning to its report: baseline, trials, finalists, within a budget."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compress.benchmark.plan.plan import Plan, with_chains
+from compress.benchmark.plan.splits import splits_for
+from compress.benchmark.plan.suite import SEARCH
+from compress.benchmark.run import RunOptions, run_plan
+from compress.errors import UserError
+from compress.recommender import folder as places
+from compress.recommender.cost import CostModel
+from compress.recommender.draw import Params
+from compress.recommender.engine import Engine, settled_epochs
+from compress.recommender.finals import Final, files_of, final_suite, finalists, judged, optimism
+from compress.recommender.folder import SearchFolder
+from compress.recommender.goal import Judge, finalists_for, warning_of
+from compress.recommender.lab import BenchLab, opened
+from compress.recommender.measured import NO_TIME, Measured, Notebook, Trial
+from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
+from compress.recommender.publish import Story, publish_model, write_report
+from compress.recommender.question import Found, Request, cautions, question_of, space_for
+from compress.recommender.space import Space
+from compress.recommender.study import Study
+from compress.recommender.warm import warm_start
+from compress.recommender.words import live, told
+from compress.report.curves import curve_rows
+from compress.report.write import write_reports
+from compress.results.derive import Derived, read_results
+from compress.results.record import BASELINE, Record
+from compress.results.table import Row, text_of
+from compress.system.progress import say, stage
+
+QUICK_TIMING = 0.006
+"""Share of the budget that the timing of one trial's file takes, from `SHORTEST` seconds."""
+SHORTEST, LONGEST = 1.0, 6.0
+FINAL_TIMING = 0.1
+"""Share of the budget for the timing of the finalists."""
+LEAST_TIMING, MOST_TIMING = 6.0, 60.0
+SIDE_BY_SIDE = 8
+"""Trials at once, at most, where an executor has many workers."""
+TRAINED = 0.6
+"""Share of the budget that trainings may take, by which their epochs are settled."""
+NEXT = 3
+"""Chains that a report says would be tried next."""
+
+
+def search(
+    plan: Plan,
+    out: Path,
+    request: Request,
+    options: RunOptions,
+    begun: Callable[[], None] = lambda: None,
+) -> Found:
+    """Search, and write what was found into a folder. `plan` has the splits of a final run.
+
+    `begun` is called when the folder is known to be this search's, before any work.
+
+    Raises UserError before any work if something cannot work. Whatever ends it, the best file so
+    far lies at the top of the folder.
+    """
+    space = space_for(plan, request.wishes)
+    question = question_of(plan, request, space)
+    there = SearchFolder(out)
+    there.about()  # the folder of something else is refused before it is written to
+    with there.lock():
+        known = there.check_same(question)
+        run = _Search(plan, there, request, options, space)
+        timing = run.final_timing
+        guess = probe(plan)
+        check_budget(run.plan, guess, len(plan.data.test), timing, request.budget, bool(known))
+        if not known:
+            begun()
+            there.write({"question": question, "arguments": dict(request.arguments)})
+        run.about = there.about() or {}
+        return run.carry_out(guess)
+
+
+class _Search:
+    """One run of a search."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        there: SearchFolder,
+        request: Request,
+        options: RunOptions,
+        space: Space,
+    ) -> None:
+        self.final_plan, self.there, self.out = plan, there, there.path
+        self.request, self.options, self.space = request, options, space
+        self.started, self.deadline = request.since, request.since + request.budget
+        self.test_items = len(plan.data.test)
+        suite = replace(plan.suite, splits=SEARCH)
+        searched = replace(plan, suite=suite, data=splits_for(SEARCH, plan.data))
+        # A chain for each technique: whoever runs steps imports what they need beforehand.
+        samples = dict.fromkeys(repr(form.sample) for form in space.forms)
+        self.plan = with_chains(searched, list(samples))
+        self.about: dict[str, Any] = {}
+        self.notebook = Notebook.read(self.out / places.TRIALS)
+        self.study: Study | None = None
+        self.records: dict[str, Record] = {}
+        self.judge: Judge | None = None
+        self.idle: set[str] = set()
+        self.close: Callable[[], None] = lambda: None
+
+    # --- budgets ---------------------------------------------------------------------------
+
+    @property
+    def final_timing(self) -> float:
+        given = self.request.timing_seconds
+        share = FINAL_TIMING * self.request.budget
+        return given or min(max(share, LEAST_TIMING), MOST_TIMING)
+
+    def _reserve(self, lab: BenchLab, count: int, begun: float) -> float:
+        """Return the seconds that the finalists will take: made, measured, timed, reported."""
+        each = lab.costs.measuring() + self.test_items * self.guess.forward / EAGER
+        rows = count + 1
+        return min(STARTING, begun) + rows * each + 1.2 * self.final_timing + STARTING / 2
+
+    # --- the search ------------------------------------------------------------------------
+
+    def carry_out(self, guess: Probe) -> Found:
+        self.guess = guess
+        with stage("", heading=True), self._lab() as lab:
+            count = finalists_for(self.request.goal, self.test_items)
+            begun = time.monotonic()
+            lab.begin()
+            first = time.monotonic() - begun
+            judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items)
+            warning = warning_of(self.request.goal, self.test_items)
+            if warning and self.options.progress:
+                say(warning)
+            deadline = self.deadline - self._reserve(lab, count, first)
+            engine = self._engine(lab, judge, deadline)
+            try:
+                ended = engine.run()
+            finally:
+                self.close()
+            self.idle = engine.idle
+            self._record_spent()
+            report = self._story(ended, [warning] if warning else [])
+            chosen = finalists(self.notebook.candidates.values(), judge, count)
+        if not chosen:
+            said = write_report(
+                self.out, report, judge, self.notebook, self.records, self._search, None
+            )
+            return Found(self.out, said, "", "", (), tuple(self.notebook.trials), {})
+        derived = self._finals([one.chain for one in chosen])
+        return self._report(derived, judge, report)
+
+    @property
+    def _search(self) -> Path:
+        return self.out / places.SEARCH
+
+    @property
+    def _private(self) -> Path:
+        return (self.out / places.PRIVATE).resolve()
+
+    @contextlib.contextmanager
+    def _lab(self) -> Iterator[BenchLab]:
+        """Yield a lab with an executor, and end that."""
+        # What it holds is named by objects of a process, which is no longer.
+        shutil.rmtree(self._private, ignore_errors=True)
+        seconds = min(max(QUICK_TIMING * self.request.budget, SHORTEST), LONGEST)
+        with opened(
+            self.plan,
+            self._search,
+            self.options.store_of(self.out),
+            seconds,
+            costs=CostModel(self.guess.epoch(self.plan), STARTING / 2),
+            private=self._private,
+            options=self.options,
+        ) as lab:
+            self.records = lab.records
+            yield lab
+
+    def _engine(self, lab: BenchLab, judge: Judge, deadline: float) -> Engine:
+        study = self.study = Study(self.space, self.plan.suite.seeds[0], self.out / places.STUDY)
+        if "epochs" not in self.about:
+            left = max(0.0, deadline - lab.now())
+            self.about["epochs"] = settled_epochs(lab, TRAINED * left)
+            self._write()
+        self._enqueue(study)
+        show = _Live()
+        engine = Engine(
+            self.space,
+            judge,
+            lab,
+            study,
+            self.notebook,
+            deadline,
+            self.about["epochs"],
+            self.request.trials,
+            min(lab.executor.workers, SIDE_BY_SIDE),
+        )
+
+        def tell(trial: Trial) -> None:
+            if self.options.progress:
+                say(told(trial, judge))
+
+        def begin(number: int) -> None:
+            show.now(live(number, engine.best, judge, self.deadline - lab.now()))
+
+        engine.tell, engine.begin = tell, begin
+        engine.warm = lambda lowered: warm_start(self.space, lowered, self._earlier())
+        engine.improved = lambda one: self._improved(one, lab, judge)
+        self.close = show.close
+        if engine.best is not None:
+            self._improved(engine.best, lab, judge)
+        return engine
+
+    def _enqueue(self, study: Study) -> None:
+        """Have come first: what was interrupted, and what there was no time for."""
+        tried = [dict(trial.params) for trial in self.notebook.trials if trial.state != NO_TIME]
+        open_draws = [p for p in study.resume() if p and self._is_draw(p)]
+        late = [trial.params for trial in self.notebook.trials if trial.state == NO_TIME]
+        for draws, why in ((open_draws, "interrupted"), (late, "no time before")):
+            fresh = [params for params in draws if dict(params) not in tried]
+            study.enqueue(fresh, why)
+            tried += [dict(params) for params in fresh]
+
+    def _is_draw(self, params: Params) -> bool:
+        try:
+            self.space.chain(params, 1)
+        except (KeyError, UserError):
+            return False
+        return True
+
+    def _earlier(self) -> list[Params]:
+        """Return the best draws of earlier searches, by how cheap they were at no great loss."""
+        found = []
+        for path in self.request.earlier:
+            notebook = Notebook.read(path / places.TRIALS)
+            good = [t for t in notebook.trials if t.last is not None and t.state == "ok"]
+            good = [
+                t
+                for t in good
+                if t.last and 100 * -t.last.change < (self.request.goal.max_drop or 1)
+            ]
+            good.sort(key=lambda t: -(t.last.speedup or 0.0) if t.last else 0.0)
+            found += [trial.params for trial in good[:NEXT]]
+        return found
+
+    # --- what is written -------------------------------------------------------------------
+
+    def _write(self) -> None:
+        self.there.write({k: v for k, v in self.about.items() if k != "version"})
+
+    def _record_spent(self) -> None:
+        self.about["spent"] = self.about.get("spent", 0.0) + time.monotonic() - self.started
+        self._write()
+
+    def _story(self, ended: str, warnings: Sequence[str]) -> Story:
+        figures = {}
+        upcoming: list[str] = []
+        if ended and self.study is not None:
+            figures = {
+                "the cost": self.study.importances("cost"),
+                "accuracy": self.study.importances("lost"),
+            }
+            known = {trial.chain for trial in self.notebook.trials}
+            upcoming = self.study.upcoming(known, self.about["epochs"], self.idle, NEXT)
+        suite = self.plan.suite
+        return Story(
+            f"{suite.model} on {self.plan.data.task.name}: {self.request.goal.words()}",
+            suite.model,
+            ended,
+            self.about.get("spent", time.monotonic() - self.started),
+            [*warnings, *cautions(self.plan)],
+            figures,
+            upcoming,
+            self.space.left_out,
+            self.about.get("finals", 0) + 1,
+        )
+
+    def _improved(self, one: Measured, lab: BenchLab, judge: Judge) -> None:
+        """Put the best so far at the top of the folder, with its table."""
+        files = lab.file_of(one)
+        publish_model(self.out, files, {"chain": one.chain, "state": "so far", **_figures(one)})
+        write_report(
+            self.out,
+            self._story("", []),
+            judge,
+            self.notebook,
+            {},
+            self._search,
+            one,
+        )
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def _finals(self, chains: Sequence[str]) -> Derived:
+        """Measure the finalists on the test split; return what comes of it."""
+        goal = self.request.goal
+        margin = goal.max_drop or 1.0
+        suite = final_suite(self.final_plan, chains, self.final_timing, margin)
+        plan = with_chains(replace(self.final_plan, suite=suite), chains)
+        folder = self.out / places.FINALISTS
+        store = self.options.store_of(self.out)
+        options = replace(self.options, store=store, private=self._private)
+        with stage("finalists on the test split", heading=True):
+            run_plan(plan, folder, options)
+        self.about["finals"] = self.about.get("finals", 0) + 1
+        self._write()
+        derived = read_results(folder)
+        epochs = curve_rows((record.chain, record.seed, record.log) for record in derived.records)
+        write_reports(derived.rows, derived.about, folder, epochs)
+        return derived
+
+    def _report(self, derived: Derived, judge: Judge, story: Story) -> Found:
+        winner, finals = judged(derived.rows, judge.goal, self.notebook.candidates)
+        base: Row = next(row for row in derived.rows if text_of(row, "chain") == BASELINE)
+        top: Final | None = winner or next(iter(finals), None)
+        if top is not None and (files := files_of(self.out / places.FINALISTS, top.row)):
+            state = "qualifies" if winner else "nothing qualifies; this is the nearest"
+            publish_model(self.out, files, {"chain": top.chain, "state": state})
+        said = write_report(
+            self.out,
+            replace(story, spent=self.about["spent"], tests=self.about["finals"]),
+            judge,
+            self.notebook,
+            self.records,
+            self._search,
+            None,
+            finals,
+            base,
+            winner,
+        )
+        return Found(
+            self.out,
+            said,
+            winner.chain if winner else "",
+            top.chain if top else "",
+            derived.rows,
+            tuple(self.notebook.trials),
+            optimism(finals),
+        )
+
+
+def _figures(one: Measured) -> dict[str, Any]:
+    names = ("items", "lost", "gained", "speedup", "ms", "onnx_bytes", "macs", "params")
+    return {name: getattr(one, name) for name in names}
+
+
+class _Live:
+    """The line before what is being done; it changes with every trial."""
+
+    def __init__(self) -> None:
+        self.stack = contextlib.ExitStack()
+
+    def now(self, text: str) -> None:
+        self.close()
+        self.stack.enter_context(stage(text, heading=True))
+
+    def close(self) -> None:
+        self.stack.close()

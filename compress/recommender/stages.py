@@ -1,0 +1,260 @@
+"""The stages of a trial: without training, with a little of it, with all; and why it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from compress.benchmark.execute.local_executor import OVER_BUDGET
+from compress.compressor import Compressor
+from compress.recommender.forms import CUT
+from compress.recommender.goal import LIKELY, SURE, Judge
+from compress.recommender.lab import Lab, macs_over
+from compress.recommender.measured import (
+    CANNOT_WIN,
+    FAILED,
+    FULL,
+    IDLE,
+    NO_TIME,
+    OK,
+    SCREENED,
+    SHORT,
+    TOO_FAR,
+    Measured,
+    Notebook,
+    Trial,
+)
+from compress.recommender.order import Order
+from compress.recommender.space import Space
+from compress.recommender.study import Asked, Study
+from compress.recommender.work import Work, shapes_of, with_times
+from compress.system.amounts import decimal, duration
+
+SHORTER = 4
+"""A short recovery has a fourth of the epochs."""
+NEGLIGIBLE = 0.03
+"""Share of what is left of the budget: a training that takes less is not made shorter first."""
+HOPELESS = 0.05
+"""A chance below which a chain is not trained on."""
+IDLE_ABOVE = 0.97
+"""A cut that removes nothing, and after which a chain costs more than this share of what it costs
+without it, changes nothing."""
+MOST_SLACK = 1.1
+"""A few processes give wide intervals; what was timed in turns is hardly as far off as this."""
+GAIN = 0.9
+"""Share of what a short recovery leaves lost that all of it takes back: beside those that were
+seen, it counts as one of them."""
+
+
+@dataclass
+class Stages:
+    """Takes chains through stages, and knows the best so far."""
+
+    space: Space
+    judge: Judge
+    lab: Lab
+    study: Study
+    notebook: Notebook
+    deadline: float
+    epochs: int
+    """Of a full recovery."""
+    trials: int | None = None
+    together: int = 1
+    """Draws that are measured at once."""
+    stages: bool = True
+    """Whether chains are screened, and trained shortly first; else each is trained fully."""
+    improved: Callable[[Measured], None] = lambda one: None
+    best: Measured | None = None
+    sure: Measured | None = None
+    """The cheapest that is nearly sure to reach the goal."""
+    idle: set[str] = field(default_factory=set)
+    """Cuts that were seen to change nothing of this model."""
+    gains: list[float] = field(default_factory=list)
+    """Of trained cuts: the share of what a short recovery left lost that all of it took back."""
+
+    def __post_init__(self) -> None:
+        self.order = Order(self.judge)
+        for one in self.notebook.candidates.values():
+            self._consider(one, quiet=True)
+        for trial in self.notebook.trials:
+            self._learn(trial)
+
+    @property
+    def left(self) -> float:
+        return self.deadline - self.lab.now()
+
+    def _chain(self, asked: Asked, epochs: float) -> Compressor:
+        return self.space.chain(asked.params, epochs)
+
+    def _screen(self, works: Sequence[Work]) -> None:
+        """Measure chains without their training: what they cost, and that they work at all."""
+        going = []
+        for work in works:
+            if names := self.idle & {step.name() for step in work.chain.steps}:
+                work.end(IDLE, f"{min(names)} changes nothing of this model")
+            elif self.stages and (shapes := shapes_of(work.chain)) is not None:
+                work.shapes = shapes
+                going.append(work)
+        going = [work for work in going if self._affordable(work, work.shapes, 1.0)]
+        self._measure(going, [work.shapes for work in going], SCREENED)
+        for work in going:
+            if not work.state:
+                self._note_idle(work)
+            if not work.state and (reason := self._cannot_win(work.last)):
+                work.end(CANNOT_WIN, reason)
+
+    def _note_idle(self, work: Work) -> None:
+        """Take note of a cut that left the model's size and its cost as they were."""
+        steps = work.chain.steps
+        cuts = [step for step in steps if self._kind(step) == CUT]
+        base = self.lab.baseline
+        same = (work.last.macs, work.last.params) == (base.macs, base.params)
+        if len(cuts) != 1 or not same or any(step.builds for step in steps):
+            return
+        rest = " -> ".join(repr(step) for step in steps if step.lowers)
+        without = self.notebook.candidates.get(rest) if rest else replace(base, speedup=1.0)
+        costs = [None if one is None else self.judge.cost(one) for one in (work.last, without)]
+        if all(costs) and costs[0] > IDLE_ABOVE * costs[1]:  # type: ignore[operator]
+            self.idle.add(cuts[0].name())
+            work.end(IDLE, f"{cuts[0].name()} changes nothing of this model")
+
+    def _kind(self, step: Compressor) -> str:
+        return next((form.kind for form in self.space.forms if form.cls is type(step)), "")
+
+    def _cannot_win(self, one: Measured) -> str:
+        """Return why a chain of this cost cannot win, whatever its training; '' if it can."""
+        goal = self.judge.goal
+        if goal.target_ms is not None:
+            if one.ms is not None and one.ms > goal.target_ms * _slack(one):
+                return f"it takes {decimal(one.ms)} ms, and {decimal(goal.target_ms)} is the target"
+            return ""
+        cost = self.judge.cost(one)
+        if cost is None:
+            return ""
+        if cost >= 1:
+            return "it costs no less than the baseline"
+        known = None if self.sure is None else self.judge.cost(self.sure)
+        if self.sure is not None and known is not None and cost >= known * _slack(one):
+            return f"{self.sure.chain} costs less, and holds the margin"
+        return ""
+
+    def _train_shortly(self, works: Sequence[Work]) -> None:
+        going = []
+        for work in works:
+            short = self._chain(work.asked, max(1, self.epochs // SHORTER))
+            if not self.stages or repr(short) == repr(work.chain) or work.shapes is None:
+                continue
+            macs = macs_over(work.last, self.lab.baseline)
+            full = self.lab.predict(work.chain, macs)
+            if full > NEGLIGIBLE * self.left and self._affordable(work, short, macs):
+                work.short = short
+                going.append(work)
+        self._measure(going, [work.short for work in going], SHORT)
+        for work in going:
+            if not work.state and (reason := self._too_far(work.last)):
+                work.end(TOO_FAR, reason)
+
+    def _too_far(self, short: Measured) -> str:
+        """Return why all of the training will hardly be enough; '' if it may be."""
+        if self.judge.goal.target_ms is not None:
+            return ""
+        lost = max(0.0, -short.change)
+        share = fmean([GAIN, *self.gains])
+        # With what was seen before, and once more as much: it scatters.
+        hoped = round(lost * min(1.0, share + 0.25) * short.items)
+        later = replace(short, lost=max(0, short.lost - hoped))
+        chance = self.judge.chance(later)
+        if chance >= HOPELESS:
+            return ""
+        return f"{100 * short.change:+.1f} points after a short training"
+
+    def _train_fully(self, works: Sequence[Work]) -> None:
+        going = []
+        for work in works:
+            macs = macs_over(work.measured[-1], self.lab.baseline) if work.measured else 1.0
+            if self._affordable(work, work.chain, macs):
+                going.append(work)
+        self._measure(going, [work.chain for work in going], FULL)
+        self._time_promising(going)
+        for work in going:
+            if not work.state:
+                self._note_idle(work)
+            if not work.state:
+                work.end(OK)
+
+    def _time_promising(self, works: Sequence[Work]) -> None:
+        """Time the files of chains that may be the best; of others, their shapes were timed."""
+        ready = [w for w in works if not w.state and self._needs_time(w.last)]
+        for work, one in zip(ready, self.lab.time([w.last for w in ready]), strict=True):
+            work.measured[-1] = one
+            if one.status != "ok":
+                work.end(FAILED, one.error)
+
+    def _needs_time(self, one: Measured) -> bool:
+        if one.timed == one.chain:
+            return False
+        if not self.judge.goal.times:
+            return self.judge.chance(one) >= LIKELY
+        return one.speedup is None or self.judge.better(one, self.best)
+
+    # --- what all stages do ----------------------------------------------------------------
+
+    def _affordable(self, work: Work, chain: Compressor | None, macs: float) -> bool:
+        """Whether a chain will be finished in time; else its trial ends here.
+
+        A chain that was measured with less training stays a candidate with that.
+        """
+        assert chain is not None, "only chains that are to be measured come here"
+        seconds = self.lab.predict(chain, macs)
+        if seconds <= self.left:
+            return True
+        reason = f"about {duration(seconds)}, and {duration(max(0.0, self.left))} were left"
+        work.end(OK if work.reached == SHORT else NO_TIME, f"not trained fully: {reason}")
+        return False
+
+    def _measure(
+        self, works: Sequence[Work], chains: Sequence[Compressor | None], reached: str
+    ) -> None:
+        if not works:
+            return
+        found = self.lab.measure([repr(chain) for chain in chains], self.deadline)
+        if reached == SCREENED and self.judge.goal.times:
+            found = self.lab.time(found)
+        for work, one in zip(works, found, strict=True):
+            built = any(step.builds for step in work.chain.steps)
+            one = with_times(replace(one, candidate=reached != SCREENED or not built), work)
+            work.measured.append(one)
+            if one.status == "ok":
+                work.reached = reached
+            else:
+                work.end(NO_TIME if OVER_BUDGET in one.error else FAILED, one.error)
+
+    def _consider(self, one: Measured, quiet: bool = False) -> None:
+        if self.judge.chance(one) >= SURE and self.judge.better(one, self.sure):
+            self.sure = one
+        if self.judge.better(one, self.best):
+            self.best = one
+            if not quiet:
+                self.improved(one)
+
+    def _learn(self, trial: Trial) -> None:
+        """Take in what a trial tells: the best, and what all of a training adds to some of it."""
+        self.order.learn(trial)
+        for one in trial.measured:
+            timed = one.speedup is not None or not self.judge.goal.times
+            if one.status == "ok" and one.candidate and timed and trial.state != IDLE:
+                self._consider(one)
+        if trial.state == IDLE and trial.reason.endswith("of this model"):
+            self.idle.add(trial.reason.partition(" ")[0])
+        if trial.reached == FULL and len(trial.measured) == 3:
+            _, short, full = trial.measured
+            if short.change < 0:
+                self.gains.append(min(1.0, max(0.0, 1 - full.change / short.change)))
+
+
+def _slack(one: Measured) -> float:
+    """Return by how much the cost of a file that was timed may be wrong, as a factor."""
+    if one.speedup and one.speedup_low and one.speedup_low > 0:
+        return min(one.speedup / one.speedup_low, MOST_SLACK)
+    return 1.0

@@ -1,0 +1,72 @@
+"""Where a search begins: chains that are known to be good, by what their steps are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from compress.errors import UserError
+from compress.recommender.draw import Params, Preferred, Value
+from compress.recommender.forms import BUILD, CUT, LOWER, RECOVER, Form
+from compress.recommender.space import NONE, Space
+
+GENTLE, USUAL = 0.8, 0.5
+"""Shares of the ranges of what is kept."""
+
+
+def lowering_alone(space: Space) -> list[Params]:
+    """Return the draw of the first lowering with nothing before it; none if nothing lowers."""
+    lowers = space.of(LOWER)
+    return [_drawn(space, _end(lowers[0].name))] if lowers else []
+
+
+def warm_start(space: Space, lowered: bool, earlier: Sequence[Params] = ()) -> list[Params]:
+    """Return the draws that come after lowering alone, and end in it where it is worth it.
+
+    What was good in `earlier` searches; then a cut that keeps much, without recovery; a student; a
+    cut that keeps about half, with recovery (by a teacher where there is one).
+    """
+    recovery = _first(_by_teachers(space.of(RECOVER)))
+    end = _end(_first(space.of(LOWER)) if lowered else NONE)
+    cuts = space.of(CUT)
+    wishes: list[dict[str, Value]] = [{**end, **_cut(form, NONE, GENTLE)} for form in cuts]
+    wishes += [{**end, "student": form.name} for form in space.of(BUILD)]
+    wishes += [{**end, **_cut(form, recovery, USUAL)} for form in cuts] if recovery != NONE else []
+    known = [params for params in earlier if _possible(space, params)]
+    return _different([*known, *(_drawn(space, wish) for wish in wishes)])
+
+
+def _end(lower: str) -> dict[str, Value]:
+    return {"lowering": lower, "alone": lower}  # only one of them is asked for
+
+
+def _cut(form: Form, recovery: str, kept: float) -> Mapping[str, Value]:
+    shares = {f"{form.name}.{name}": kept for name in form.options}
+    return {"cut": form.name, "cut alone": form.name, "recovery": recovery, **shares}
+
+
+def _drawn(space: Space, wish: Mapping[str, Value]) -> Params:
+    return space.draw(Preferred(wish), 1)[1]
+
+
+def _by_teachers(forms: Sequence[Form]) -> list[Form]:
+    return sorted(forms, key=lambda form: not form.sample.teachers)
+
+
+def _first(forms: Sequence[Form]) -> str:
+    return forms[0].name if forms else NONE
+
+
+def _possible(space: Space, params: Params) -> bool:
+    try:
+        space.chain(params, 1)
+    except (KeyError, UserError):
+        return False
+    return True
+
+
+def _different(draws: Sequence[Params]) -> list[Params]:
+    found: list[Params] = []
+    for params in draws:
+        if dict(params) not in [dict(one) for one in found]:
+            found.append(params)
+    return found

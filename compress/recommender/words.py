@@ -1,0 +1,141 @@
+"""A search in words: the sentence, the live line, tables for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from compress.recommender.finals import Final
+from compress.recommender.goal import BY, Goal, Judge
+from compress.recommender.measured import FULL, SCREENED, SHORT, Measured, Trial
+from compress.results.table import Row, number, text_of
+from compress.stats.verdicts import BETTER, EQUIVALENT
+from compress.system.amounts import decimal, duration, size
+
+MINUS = "−"
+PAST = {SCREENED: "not trained", SHORT: "trained shortly", FULL: "trained"}
+
+
+def sentence(final: Final, base: Row, goal: Goal) -> str:
+    """Return what a model of the final run is worth, with intervals, in one sentence."""
+    row = final.row
+    parts = {
+        "latency": _speed(row),
+        "size": _ratio(base, row, "onnx_bytes", "smaller"),
+        "macs": _ratio(base, row, "macs", BY["macs"]),
+        "params": _ratio(base, row, "params", BY["params"]),
+    }
+    order = dict.fromkeys([goal.by, "latency", "size"])
+    shown = [parts[name] for name in order if parts[name]]
+    return f"{', '.join([*shown, _change(row)])}; {_verdict(row, goal)}"
+
+
+def _speed(row: Row) -> str:
+    value, low, high = (number(row, f"cpu_speedup{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return ""
+    if value < 1:
+        value, low, high = 1 / value, high and 1 / high, low and 1 / low
+        word = "slower"
+    else:
+        word = "faster"
+    interval = f" ({_times(low)} to {_times(high)})" if low and high else ""
+    return f"{_times(value)}x {word}{interval}"
+
+
+def _ratio(base: Row, row: Row, name: str, words: str) -> str:
+    before, after = number(base, name), number(row, name)
+    if not before or not after:
+        return ""
+    if after > before:
+        opposite = {"smaller": "larger"}.get(words, words.replace("fewer", "more"))
+        return f"{_times(after / before)}x {opposite}"
+    return f"{_times(before / after)}x {words}"
+
+
+def _change(row: Row) -> str:
+    value, low, high = (number(row, f"accuracy_delta{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return "no accuracy"
+    interval = f" ({points(low)} to {points(high)})" if low is not None and high is not None else ""
+    return f"{points(value)} points{interval}"
+
+
+def _verdict(row: Row, goal: Goal) -> str:
+    if goal.target_ms is not None:
+        ms = number(row, "cpu_ms_p50")
+        took = "not timed" if ms is None else f"{decimal(ms)} ms an item"
+        return f"{took}, {decimal(goal.target_ms)} ms was the target"
+    within = f"{decimal(goal.max_drop or 0)} point{'' if goal.max_drop == 1 else 's'}"
+    verdict = text_of(row, "accuracy_verdict")
+    if verdict == BETTER:
+        return "better than the baseline"
+    if verdict == EQUIVALENT:
+        return f"equivalent within {within}"
+    bound = number(row, "accuracy_bound")
+    shown = "" if bound is None else f": by the lower 95 % bound it may be {points(bound)}"
+    return f"NOT shown to be equivalent within {within}{shown}"
+
+
+def points(fraction: float) -> str:
+    """Return a change of accuracy in points, with a true minus."""
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", MINUS)
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}" if value < 1.995 else f"{value:.1f}"
+
+
+def so_far(one: Measured | None, judge: Judge) -> str:
+    """Return the best so far in a few words."""
+    if one is None:
+        return "nothing yet"
+    parts = []
+    if one.speedup:
+        parts.append(f"{_times(one.speedup)}x")
+    if one.onnx_bytes:
+        parts.append(f"{_times(judge.baseline.onnx_bytes / one.onnx_bytes)}x smaller")
+    if judge.goal.times:
+        parts = parts[:1] or parts
+    return f"{', '.join(parts)} at {points(one.change)} points"
+
+
+def live(trials: int, best: Measured | None, judge: Judge, left: float) -> str:
+    """Return the line that stands before what is being done."""
+    done = f"{trials} trial{'' if trials == 1 else 's'} done"
+    return f"{done}, best {so_far(best, judge)}, {duration(max(0.0, left))} left"
+
+
+def told(trial: Trial, judge: Judge) -> str:
+    """Return a line of the log about a finished trial."""
+    last = trial.last
+    figures = f"{so_far(last, judge)}, {PAST[trial.reached]}" if last and trial.reached else ""
+    why = ": ".join(filter(None, [trial.state if trial.state != "ok" else "", trial.reason]))
+    said = "; ".join(filter(None, [figures, why]))
+    return f"trial {trial.number}: {trial.chain}: {said}, {duration(trial.seconds)}"
+
+
+def counts(trials: Sequence[Trial]) -> str:
+    """Return how many trials ended how."""
+    by_state: dict[str, int] = {}
+    for trial in trials:
+        by_state[trial.state] = by_state.get(trial.state, 0) + 1
+    parts = [f"{count} {state}" for state, count in sorted(by_state.items(), key=lambda p: -p[1])]
+    return ", ".join(parts) or "none"
+
+
+def optimism_words(found: Mapping[str, float]) -> str:
+    """Return how much better the finalists looked while they were being chosen."""
+    if not found:
+        return ""
+    count = int(found["finalists"])
+    return (
+        f"Optimism of the choice: on validation items the change of accuracy looked "
+        f"{points(found['mean'] / 100)} points better than on the test split (mean of {count} "
+        f"finalist{'' if count == 1 else 's'}; {points(found['least'] / 100)} to "
+        f"{points(found['most'] / 100)})."
+    )
+
+
+def bytes_words(value: float | None) -> str:
+    return "-" if value is None else size(value)

@@ -1,0 +1,51 @@
+"""Smaller models of a model's own family, as students of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compress.chain_parser import parse_model_name
+
+NARROWER = {"cnn-small": 64, "mlp": 256, **{f"resnet{n}": 16 for n in (20, 32, 44, 56, 110)}}
+"""Our own models with an option `width`, and its default."""
+LADDERS = (
+    ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
+    ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    ("mobilenet_v3_small", "mobilenet_v3_large"),
+    ("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0"),
+    ("mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3"),
+    ("regnet_y_400mf", "regnet_y_800mf", "regnet_y_1_6gf", "regnet_y_3_2gf", "regnet_y_8gf"),
+    ("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4"),
+    ("densenet121", "densenet169", "densenet201"),
+    ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+    ("vit_b_32", "vit_b_16", "vit_l_16"),
+    ("swin_t", "swin_s", "swin_b"),
+)
+"""Families, each from the smallest to the largest; the first is ours, the others torchvision's."""
+SHORTER = 3
+"""Members of a ladder below the model that are worth trying: far smaller ones learn less."""
+
+
+def students_of(model: str) -> tuple[str, ...]:
+    """Return the names of smaller models like one, from the largest; none for an unknown family.
+
+    A width is halved, and halved again; a depth goes down its ladder.
+    """
+    source, name, options = parse_model_name(model)
+    width = options.get("width", NARROWER.get(name))
+    found = []
+    if not source and name in NARROWER and isinstance(width, int):
+        found += [
+            _named("", name, {**options, "width": width // by}) for by in (2, 4) if width >= by
+        ]
+    for number, ladder in enumerate(LADDERS):
+        if name in ladder and source == ("torchvision" if number else ""):
+            below = reversed(ladder[: ladder.index(name)][-SHORTER:])
+            found += [_named(source, one, options) for one in below]
+    return tuple(found)
+
+
+def _named(source: str, name: str, options: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    return f"{source}:{name}".lstrip(":") + (f"({shown})" if shown else "")

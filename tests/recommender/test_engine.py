@@ -1,0 +1,290 @@
+"""The search, in a lab where everything is known."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bench_fixtures import fresh_model, make_bench, small_digits
+from made_lab import BASE, MadeLab, made
+
+from compress.parts import Choices
+from compress.recommender.engine import Engine, settled_epochs
+from compress.recommender.finals import finalists
+from compress.recommender.goal import Goal, Judge
+from compress.recommender.measured import (
+    CANNOT_WIN,
+    FAILED,
+    FULL,
+    IDLE,
+    NO_TIME,
+    OK,
+    SCREENED,
+    SHORT,
+    TOO_FAR,
+    Measured,
+    Notebook,
+    Trial,
+)
+from compress.recommender.space import Space, space_of
+from compress.recommender.space_file import Wishes
+from compress.recommender.study import Study
+from compress.recommender.warm import warm_start
+from compress.recommender.work import shapes_of
+from compress.techniques import chain as parse
+from compress.techniques import techniques
+
+EPOCHS = 8
+VALUES = {
+    "prune_channels": {"macs": Choices((0.9, 0.7, 0.5, 0.3)), "criterion": "l2", "scope": "local"},
+    "factorize": {"macs": Choices((0.8, 0.5))},
+    "distill": {"loss": "kd", "learning_rate": 0.001},
+    "quantize": {"max_drop": 0.5},
+}
+ONLY = tuple(VALUES)
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    data = small_digits()
+    model = fresh_model(data)
+    context = replace(make_bench(data, teacher=model), enters=model)
+    forms = Wishes(only=ONLY, values=VALUES).forms(techniques(), ("cnn-small(width=8)",))
+    return space_of(forms, context)
+
+
+def engine(space: Space, lab: MadeLab, deadline: float = 1e9, **options: object) -> Engine:
+    goal = options.pop("goal", Goal(max_drop=1.0))
+    judge = Judge(goal, BASE, 10_000)  # type: ignore[arg-type]
+    study = options.pop("study", None) or Study(space, int(options.pop("seed", 0)))  # type: ignore[call-overload]
+    notebook = options.pop("notebook", Notebook())
+    run = Engine(space, judge, lab, study, notebook, deadline, EPOCHS, **options)  # type: ignore[arg-type]
+    run.warm = lambda lowered: warm_start(space, lowered)
+    return run
+
+
+def best_of(space: Space, judge: Judge) -> Measured:
+    everything = [made(chain) for chain, _ in space.all(EPOCHS)]
+    return min((one for one in everything if judge.chance(one) >= 0.5), key=judge.value)
+
+
+def cost_of_all(space: Space) -> float:
+    lab = MadeLab()
+    lab.measure([repr(chain) for chain, _ in space.all(EPOCHS)], 0)
+    return lab.clock
+
+
+def test_it_comes_near_the_best_for_a_quarter_of_the_cost(space: Space) -> None:
+    budget = 0.25 * cost_of_all(space)
+    for seed in range(2):
+        lab = MadeLab()
+        run = engine(space, lab, budget, seed=seed)
+        run.run()
+        assert run.best is not None
+        assert lab.clock <= budget + 1
+        best, found = best_of(space, run.judge), made(parse(run.best.chain))
+        assert run.judge.chance(found) >= 0.5
+        assert run.judge.value(found) <= 0.85 * run.judge.value(best)  # of logarithms of the cost
+
+
+def test_a_chain_that_cannot_be_fast_enough_is_never_trained(space: Space) -> None:
+    lab = MadeLab()
+    run = engine(space, lab, goal=Goal(max_drop=None, target_ms=0.3), trials=40)
+    run.run()
+    ended = [trial for trial in run.notebook.trials if trial.state == CANNOT_WIN]
+    assert ended
+    for trial in ended:
+        assert made(parse(trial.chain)).ms > 0.3  # type: ignore[operator]
+        assert trial.chain not in lab.measured
+        assert trial.reached == SCREENED
+    assert run.best is not None
+    assert run.best.ms is not None
+    assert run.best.ms <= 0.3
+
+
+def test_what_costs_more_than_a_sure_winner_is_never_trained(space: Space) -> None:
+    lab = MadeLab()
+    run = engine(space, lab, trials=40)
+    run.run()
+    for trial in run.notebook.trials:
+        if trial.state == CANNOT_WIN:
+            assert trial.chain not in lab.measured or shapes_of(parse(trial.chain)) is None
+    # int8 alone loses nothing and is twice as fast: float chains that are slower are not trained.
+    slow = parse("prune_channels(macs=0.9) -> distill(epochs=8, learning_rate=0.001)")
+    assert repr(slow) not in lab.measured
+
+
+def test_sizes_decide_without_timing(space: Space) -> None:
+    lab = MadeLab()
+    run = engine(space, lab, goal=Goal(by="size", max_drop=1.0), trials=30)
+    run.run()
+    assert run.best is not None
+    likely = [one for one in run.notebook.candidates.values() if run.judge.chance(one) >= 0.5]
+    assert run.best.onnx_bytes == min(one.onnx_bytes for one in likely)
+    early = [t for t in run.notebook.trials if t.reached != FULL and t.measured]
+    own = {trial.chain for trial in run.notebook.trials}
+    assert not ({trial.measured[0].chain for trial in early} - own) & set(lab.timed)
+
+
+def test_hopeless_chains_end_after_a_short_training(space: Space) -> None:
+    lab = MadeLab()
+    run = engine(space, lab, 800.0, trials=40)
+    run.run()
+    ended = [trial for trial in run.notebook.trials if trial.state == TOO_FAR]
+    assert ended
+    for trial in ended:
+        assert trial.reached == SHORT
+        assert trial.chain not in lab.measured
+        assert "points after a short training" in trial.reason
+        assert run.judge.chance(made(parse(trial.chain))) < 0.5  # nothing was lost by it
+
+
+def test_a_failed_trial_costs_one_row(space: Space) -> None:
+    lab = MadeLab(broken=frozenset({"factorize"}))
+    told: list[Trial] = []
+    run = engine(space, lab, trials=25, tell=told.append)
+    run.run()
+    failed = [trial for trial in told if trial.state == FAILED]
+    assert failed
+    assert all("factorize" in trial.chain for trial in failed)
+    assert {trial.reason for trial in failed} == {"made to fail"}
+    assert len(told) == len(run.notebook.trials) == 25
+    assert run.best is not None
+    assert "factorize" not in run.best.chain
+
+
+def test_the_deadline_is_kept(space: Space) -> None:
+    for seconds in (5.0, 60.0, 300.0):
+        lab = MadeLab()
+        run = engine(space, lab, seconds)
+        run.run()
+        assert lab.clock <= seconds + 3  # a timing, which no prediction holds up
+
+
+def test_what_there_is_no_time_for_says_so(space: Space) -> None:
+    lab = MadeLab()
+    run = engine(space, lab, 40.0)
+    run.run()
+    late = [trial for trial in run.notebook.trials if trial.state == NO_TIME]
+    assert late
+    assert all(trial.chain not in lab.measured for trial in late)
+    reasons = ("not trained fully: about", "not trained: others promised more")
+    assert all(trial.reason.startswith(reasons) for trial in late)
+
+
+def test_a_space_that_was_searched_ends_the_search(space: Space) -> None:
+    few = tuple(form for form in space.forms if form.name in ("quantize", "factorize"))
+    small = replace(space, forms=few)
+    lab = MadeLab()
+    run = engine(small, lab)
+    assert "had been tried before" in run.run()
+    texts = [trial.chain for trial in run.notebook.trials]
+    assert len(texts) == len(set(texts)) <= len(list(small.all(EPOCHS)))
+    assert len(lab.measured) == len(set(lab.measured))
+
+
+def test_a_search_that_is_taken_up_again_measures_nothing_twice(
+    space: Space, tmp_path: Path
+) -> None:
+    lab, place = MadeLab(), tmp_path / "study.jsonl"
+    first = engine(
+        space, lab, trials=8, study=Study(space, 0, place), notebook=Notebook(tmp_path / "t.jsonl")
+    )
+    first.run()
+    notebook = Notebook.read(tmp_path / "t.jsonl")
+    assert notebook.trials == first.notebook.trials
+    again = engine(space, lab, trials=16, study=Study(space, 0, place), notebook=notebook)
+    assert again.best == first.best
+    again.run()
+    assert len(lab.measured) == len(set(lab.measured))
+    assert len(notebook.trials) == 16
+
+
+def test_a_cut_that_changes_nothing_is_tried_once(space: Space) -> None:
+    def as_before(one: Measured) -> Measured:
+        whole = replace(one, macs=1000, params=1000, speedup=one.speedup and 2.0)
+        return whole if "factorize" in one.chain else one
+
+    class Idle(MadeLab):
+        def measure(self, chains: Sequence[str], deadline: float) -> list[Measured]:
+            return list(map(as_before, super().measure(chains, deadline)))
+
+        def time(self, measured: Sequence[Measured]) -> list[Measured]:
+            return list(map(as_before, super().time(measured)))
+
+    lab = Idle()
+    run = engine(space, lab, trials=30)
+    run.run()
+    assert run.idle == {"factorize"}
+    idle = [trial for trial in run.notebook.trials if trial.state == IDLE]
+    assert idle
+    assert all(not trial.measured for trial in idle[1:])
+
+
+def test_an_untrained_student_is_no_candidate(space: Space) -> None:
+    run = engine(space, MadeLab(), trials=30)
+    run.run()
+    assert any("untrained" in one.chain for t in run.notebook.trials for one in t.measured)
+    assert not any("untrained" in text for text in run.notebook.candidates)
+
+
+def test_each_improvement_is_told_at_once(space: Space) -> None:
+    told: list[Measured] = []
+    run = engine(space, MadeLab(), trials=40, improved=told.append)
+    run.run()
+    assert told[-1] == run.best
+    for before, after in itertools.pairwise(told):
+        assert run.judge.better(after, before)
+
+
+def test_draws_are_measured_side_by_side(space: Space) -> None:
+    calls: list[int] = []
+
+    class Wide(MadeLab):
+        def measure(self, chains: Sequence[str], deadline: float) -> list[Measured]:
+            calls.append(len(chains))
+            return super().measure(chains, deadline)
+
+    run = engine(space, Wide(), trials=12, together=4)
+    run.run()
+    assert len(run.notebook.trials) == 12
+    assert max(calls) > 1
+
+
+def test_epochs_are_settled_by_the_budget() -> None:
+    lab = MadeLab()
+    assert settled_epochs(lab, 600.0) == 10  # six trainings of ten epochs of ten seconds
+    assert settled_epochs(lab, 1.0) == 1
+    assert settled_epochs(lab, 1e6) == 30
+
+
+def test_finalists_are_worth_most_together(space: Space) -> None:
+    run = engine(space, MadeLab(), trials=40)
+    run.run()
+    chosen = finalists(run.notebook.candidates.values(), run.judge, 3)
+    assert 1 <= len(chosen) <= 3
+    assert run.best in chosen
+
+
+def test_states_are_words() -> None:
+    assert {OK, CANNOT_WIN, TOO_FAR, IDLE, FAILED, NO_TIME} == {
+        *("ok", "cannot win", "loses too much", "changes nothing", "failed", "no time"),
+    }
+
+
+def test_a_warm_start_ends_in_lowering_only_where_that_pays(space: Space) -> None:
+    class Slow(MadeLab):
+        def time(self, measured: Sequence[Measured]) -> list[Measured]:
+            found = super().time(measured)
+            return [replace(one, speedup=0.8) if "quantize" in one.chain else one for one in found]
+
+    for lab, lowered in ((MadeLab(), True), (Slow(), False)):
+        run = engine(space, lab, trials=6)
+        run.run()
+        first, *others = [trial for trial in run.notebook.trials if trial.drawn == "warm start"]
+        assert first.chain == "quantize()"
+        assert others
+        assert all(("quantize" in trial.chain) == lowered for trial in others)

@@ -1,0 +1,217 @@
+"""The end: which finalists, who wins, and in which words."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_lab import BASE
+
+from compress.recommender.finals import Final, finalists, judged, optimism
+from compress.recommender.goal import Goal, Judge
+from compress.recommender.measured import OK, Measured, Notebook, Trial
+from compress.recommender.publish import COLUMNS, frontier, trials_csv
+from compress.recommender.words import live, points, sentence, told
+
+
+def measured(chain: str, speedup: float, lost: int, right: int = 1800) -> Measured:
+    return Measured(
+        chain,
+        items=2000,
+        right=right - lost,
+        lost=lost,
+        speedup=speedup,
+        ms=1 / speedup,
+        onnx_bytes=round(4000 / speedup),
+        macs=500,
+        params=500,
+    )
+
+
+def row(chain: str, **values: Any) -> dict[str, Any]:
+    usual = {
+        "status": "ok",
+        "accuracy_verdict": "equivalent",
+        "accuracy_delta": -0.004,
+        "accuracy_delta_low": -0.009,
+        "accuracy_delta_high": 0.001,
+        "accuracy_bound": -0.008,
+        "cpu_speedup": 3.9,
+        "cpu_speedup_low": 3.7,
+        "cpu_speedup_high": 4.1,
+        "cpu_ms_p50": 2.0,
+        "onnx_bytes": 1000,
+        "macs": 500,
+        "params": 500,
+    }
+    return {"chain": chain, **usual, **values}
+
+
+BASELINE = {"chain": "baseline", "status": "ok", "onnx_bytes": 6800, "macs": 1000, "params": 1000}
+
+
+@given(
+    st.lists(st.tuples(st.floats(1.05, 9), st.integers(0, 60)), min_size=1, max_size=6, unique=True)
+)
+def test_finalists_are_worth_most_by_the_definition(drawn: list[tuple[float, int]]) -> None:
+    """Over all outcomes, the saving of the cheapest one that passes; each of n by Holm's level."""
+    judge = Judge(Goal(max_drop=1.0), BASE, 5000)
+    ones = [measured(f"c{n}", speedup, lost) for n, (speedup, lost) in enumerate(drawn)]
+
+    def worth(chosen: Sequence[Measured]) -> float:
+        total, strict = 0.0, replace(judge, finalists=len(chosen))
+        for outcome in itertools.product((True, False), repeat=len(chosen)):
+            share, savings = 1.0, [0.0]
+            for passes, one in zip(outcome, chosen, strict=True):
+                chance = max(1e-3, strict.chance(one))
+                share *= chance if passes else 1 - chance
+                savings += [-judge.value(one)] if passes else []
+            total += share * max(savings)
+        return total
+
+    chosen = finalists(ones, judge, 2)
+    alone = max(worth([one]) for one in ones)
+    assert worth(chosen) >= alone - 1e-12
+    if len(chosen) == 1:
+        assert worth(chosen) == pytest.approx(alone)
+    assert finalists(ones, judge, 1) == [max(ones, key=lambda one: worth([one]))] or worth(
+        finalists(ones, judge, 1)
+    ) == pytest.approx(alone)
+
+
+def test_the_cheapest_that_was_shown_to_hold_the_margin_wins() -> None:
+    goal = Goal(max_drop=1.0)
+    candidates = {name: measured(name, 3.0, 5) for name in "abc"}
+    rows = [
+        BASELINE,
+        row("a", cpu_speedup=2.0),
+        row("b", cpu_speedup=3.0),
+        row("c", cpu_speedup=9.0, accuracy_verdict="not shown", accuracy_bound=-0.02),
+    ]
+    winner, found = judged(rows, goal, candidates)
+    assert winner is not None
+    assert winner.chain == "b"
+    assert [one.chain for one in found] == ["b", "a", "c"]
+
+
+def test_nothing_qualifies_and_the_nearest_comes_first() -> None:
+    rows = [
+        BASELINE,
+        row("a", accuracy_verdict="worse", accuracy_bound=-0.05),
+        row("b", accuracy_verdict="not shown", accuracy_bound=-0.012),
+        row("c", status="unverified"),
+    ]
+    winner, found = judged(rows, Goal(max_drop=1.0), {n: measured(n, 3.0, 5) for n in "abc"})
+    assert winner is None
+    assert found[0].chain == "b"
+
+
+def test_what_is_no_cheaper_does_not_win() -> None:
+    winner, _ = judged(
+        [BASELINE, row("a", cpu_speedup=0.9)], Goal(max_drop=1.0), {"a": measured("a", 1.1, 0)}
+    )
+    assert winner is None
+
+
+def test_within_a_latency_validation_chooses_and_the_test_only_measures() -> None:
+    goal = Goal(max_drop=None, target_ms=2.5)
+    candidates = {
+        "a": measured("a", 3.0, 5),
+        "b": measured("b", 3.0, 50),
+        "c": measured("c", 1.0, 0),
+    }
+    rows = [
+        BASELINE,
+        row("a", accuracy_delta=-0.02),
+        row("b", accuracy_delta=0.01),
+        row("c", cpu_ms_p50=2.6),
+    ]
+    winner, found = judged(rows, goal, candidates)
+    assert winner is not None
+    assert winner.chain == "a"
+    assert [one.qualifies for one in found] == [True, True, False]
+
+
+def test_the_sentence_has_intervals() -> None:
+    final = Final("a", row("a"), measured("a", 3.9, 5), 1 / 3.9, True)
+    assert sentence(final, BASELINE, Goal(max_drop=1.0)) == (
+        "3.9x faster (3.7 to 4.1), 6.8x smaller, −0.4 points (−0.9 to +0.1); "
+        "equivalent within 1 point"
+    )
+    by_size = sentence(final, BASELINE, Goal(by="size", max_drop=0.5))
+    assert by_size.startswith("6.8x smaller, 3.9x faster (3.7 to 4.1), −0.4 points")
+    assert by_size.endswith("equivalent within 0.5 points")
+    macs = sentence(final, BASELINE, Goal(by="macs", max_drop=2.0))
+    assert macs.startswith("2.0x fewer MACs, 3.9x faster")
+    missed = Final("a", row("a", accuracy_verdict="worse"), measured("a", 3.9, 5), 0.3, False)
+    assert "NOT shown to be equivalent within 1 point: by the lower 95 % bound it may be −0.8" in (
+        sentence(missed, BASELINE, Goal(max_drop=1.0))
+    )
+    target = sentence(final, BASELINE, Goal(max_drop=None, target_ms=5.0))
+    assert target.endswith("2 ms an item, 5 ms was the target")
+
+
+def test_slower_and_larger_are_called_so() -> None:
+    final = Final(
+        "a",
+        row("a", cpu_speedup=0.5, cpu_speedup_low=0.4, cpu_speedup_high=0.8, onnx_bytes=13600),
+        measured("a", 0.5, 5),
+        2.0,
+        False,
+    )
+    assert sentence(final, BASELINE, Goal()).startswith("2.0x slower (1.25 to 2.5), 2.0x larger")
+
+
+def test_optimism_is_validation_less_test() -> None:
+    finals = [
+        Final("a", row("a", accuracy_delta=-0.01), measured("a", 3.0, 10), 0.3, True),
+        Final("b", row("b", accuracy_delta=0.0), measured("b", 3.0, 20), 0.3, True),
+    ]
+    found = optimism(finals)
+    # On validation -0.5 and -1.0 points, on test -1.0 and 0.
+    assert found["mean"] == pytest.approx((0.5 - 1.0) / 2)
+    assert (found["least"], found["most"]) == pytest.approx((-1.0, 0.5))
+    assert optimism([]) == {}
+
+
+def test_no_other_chain_beats_the_frontier() -> None:
+    judge = Judge(Goal(max_drop=1.0), BASE, 5000, 2)
+    ones = [measured("a", 2.0, 10), measured("b", 3.0, 20), measured("c", 2.5, 30)]
+    assert [one.chain for one in frontier(ones, judge)] == ["b", "a"]
+
+
+def test_trials_are_lines_of_a_table(tmp_path: Path) -> None:
+    judge = Judge(Goal(max_drop=1.0), BASE, 5000, 2)
+    notebook = Notebook(tmp_path / "trials.jsonl")
+    notebook.add(
+        Trial(0, {"cut": "none"}, "quantize()", OK, "full", "", (measured("q", 2.0, 3),), 4.0)
+    )
+    notebook.add(Trial(1, {"cut": "x"}, "a -> b", "failed", "", "it broke, badly", (), 1.0))
+    with open(tmp_path / "trials.jsonl", "a") as file:
+        file.write('{"number": 2, "par')  # killed while it wrote
+    again = Notebook.read(tmp_path / "trials.jsonl")
+    assert again.trials == notebook.trials
+    header, first, second = trials_csv(again.trials, judge).splitlines()
+    assert header == ",".join(COLUMNS)
+    assert first.startswith("0,ok,full,quantize(),,4.0,,q,2000,")
+    assert second.startswith('1,failed,,a -> b,,1.0,"it broke, badly"')
+    again.add(Trial(3, {}, "c", OK))
+    assert [t.number for t in Notebook.read(tmp_path / "trials.jsonl").trials] == [0, 1, 3]
+
+
+def test_what_is_said_meanwhile() -> None:
+    judge = Judge(Goal(max_drop=1.0), BASE, 5000, 2)
+    best = measured("quantize()", 2.0, 8)
+    assert live(1, best, judge, 840) == "1 trial done, best 2.0x at −0.4 points, 14 min left"
+    assert live(0, None, judge, -3) == "0 trials done, best nothing yet, 0 s left"
+    trial = Trial(3, {}, "quantize()", OK, "full", "", (best,), 12.0)
+    assert told(trial, judge) == "trial 3: quantize(): 2.0x at −0.4 points, trained, 12 s"
+    failed = Trial(4, {}, "x()", "failed", "", "it broke", (), 2.0)
+    assert told(failed, judge) == "trial 4: x(): failed: it broke, 2 s"
+    assert [points(value) for value in (0.0004, -0.0004, -0.01)] == ["0.0", "0.0", "−1.0"]

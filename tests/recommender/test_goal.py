@@ -1,0 +1,139 @@
+"""Chances, by what tests on the test split ask for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_lab import BASE
+
+from compress.errors import UserError
+from compress.recommender.goal import FINALISTS, Goal, Judge, finalists_for, least_p, warning_of
+from compress.recommender.measured import Measured
+from compress.stats.levels import ALPHA
+from compress.stats.pairs import Difference
+
+
+def judge(drop: float = 1.0, test_items: int = 5000, finalists: int = 2, **goal: object) -> Judge:
+    return Judge(Goal(max_drop=drop, **goal), BASE, test_items, finalists)  # type: ignore[arg-type]
+
+
+def one(lost: int, gained: int, items: int = 2000, speedup: float = 2.0) -> Measured:
+    return Measured(
+        "x",
+        items=items,
+        right=1000,
+        lost=lost,
+        gained=gained,
+        speedup=speedup,
+        onnx_bytes=1000,
+        macs=500,
+        params=250,
+        ms=1 / speedup,
+    )
+
+
+@pytest.mark.parametrize("drop", [0, -1, 100, math.inf])
+def test_a_margin_that_is_none_is_refused(drop: float) -> None:
+    with pytest.raises(UserError, match="max-drop is the loss of accuracy in points"):
+        Goal(max_drop=drop)
+
+
+def test_other_goals_that_are_none_are_refused() -> None:
+    with pytest.raises(UserError, match=r"unknown quantity to make small \(--by\) 'speed'"):
+        Goal(by="speed")
+    with pytest.raises(UserError, match="one of --max-drop POINTS and --target-ms"):
+        Goal(max_drop=1.0, target_ms=5.0)
+    with pytest.raises(UserError, match="target-ms is a positive number"):
+        Goal(max_drop=None, target_ms=0.0)
+    with pytest.raises(UserError, match="leave out --by"):
+        Goal(by="size", max_drop=None, target_ms=5.0)
+
+
+def test_costs_are_relative_to_the_baseline() -> None:
+    figures = {"latency": 0.5, "size": 0.25, "macs": 0.5, "params": 0.25}
+    for by, cost in figures.items():
+        assert judge(by=by).cost(one(0, 0)) == cost
+    assert judge().cost(replace(one(0, 0), speedup=None)) is None
+
+
+def test_the_chance_is_that_of_passing_the_test() -> None:
+    """Against draws of both splits from the shares that were found."""
+    found, items, test_items = one(12, 8), 2000, 5000
+    judged = judge(0.8, test_items, finalists=1)
+    generator = np.random.default_rng(0)
+    lost, gained = (12 + 1) / (items + 2), (8 + 1) / (items + 2)
+    # The true change scatters about the one that was found, as that scattered about the true one.
+    trials = 4000
+    error = math.sqrt((gained + lost - (gained - lost) ** 2) / (items + 2))
+    change = generator.normal((8 - 12) / items, error, trials)
+    flips = lost + gained
+    passed = 0
+    for true in change:
+        shares = [max(0.0, (flips - true) / 2), max(0.0, (flips + true) / 2)]
+        losses, gains, _ = generator.multinomial(test_items, [*shares, 1 - sum(shares)])
+        passed += Difference(int(losses), int(gains), test_items).noninferiority_p(0.008) <= ALPHA
+    assert judged.chance(found) == pytest.approx(passed / trials, abs=0.04)
+
+
+@given(lost=st.integers(0, 300), gained=st.integers(0, 300))
+def test_more_losses_never_raise_the_chance(lost: int, gained: int) -> None:
+    judged = judge()
+    assert judged.chance(one(lost + 1, gained)) <= judged.chance(one(lost, gained)) + 1e-12
+    assert (judged.violation(one(lost, gained)) <= 0) == (
+        one(lost, gained).change >= judged.needed(one(lost, gained))
+    )
+
+
+def test_a_gain_counts_as_none() -> None:
+    judged = judge()
+    even = judged.chance(one(5, 5))
+    assert judged.chance(one(4, 6)) == pytest.approx(even, rel=1e-4)
+    assert judged.chance(one(1, 9)) == pytest.approx(even, rel=1e-4)
+
+
+def test_more_finalists_need_more() -> None:
+    found = one(15, 5)
+    chances = [judge(finalists=n).chance(found) for n in (1, 2, 4)]
+    assert chances == sorted(chances, reverse=True)
+    assert chances[0] > chances[-1]
+
+
+def test_there_are_as_many_finalists_as_the_test_items_bear() -> None:
+    assert finalists_for(Goal(max_drop=1.0), 10_000) == FINALISTS
+    assert finalists_for(Goal(max_drop=1.0), 300) == 1
+    assert finalists_for(Goal(max_drop=None, target_ms=1.0), 300) == FINALISTS
+    for items in (300, 500, 700, 1000, 2000):
+        count = finalists_for(Goal(max_drop=1.0), items)
+        if count > 1:
+            assert least_p(Goal(max_drop=1.0), items) <= ALPHA / count
+
+
+def test_too_few_test_items_are_said_beforehand() -> None:
+    assert "300 test items are too few" in warning_of(Goal(max_drop=1.0), 300)
+    assert Difference(0, 0, 300).noninferiority_p(0.01) > ALPHA
+    assert warning_of(Goal(max_drop=1.0), 1000) == ""
+    assert Difference(0, 0, 1000).noninferiority_p(0.01) <= ALPHA
+
+
+def test_what_is_likely_comes_before_what_is_cheap() -> None:
+    judged = judge()
+    safe, fast, faster = one(2, 2, speedup=1.5), one(300, 0, speedup=9.0), one(3, 3, speedup=1.7)
+    assert judged.better(safe, None)
+    assert not judged.better(fast, safe)
+    assert judged.better(safe, fast)
+    assert judged.better(faster, safe)
+
+
+def test_within_a_latency_accuracy_counts() -> None:
+    judged = Judge(Goal(max_drop=None, target_ms=0.6), BASE, 5000, 4)
+    slow, quick = one(0, 0, speedup=1.2), replace(one(50, 0, speedup=2.0), right=950)
+    better = replace(one(20, 0, speedup=1.8), right=980)
+    assert [judged.chance(x) for x in (slow, quick, better)] == [0.0, 1.0, 1.0]
+    assert judged.better(quick, slow)
+    assert judged.better(better, quick)
+    assert judged.violation(slow) > 0 > judged.violation(quick)

@@ -1,0 +1,179 @@
+"""A whole search of a tiny net, taken up again; and what is refused before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+import compress
+from compress.cli import cli
+from compress.errors import UserError
+from compress.recommender.arguments import seconds_of
+from compress.recommender.measured import Notebook
+from compress.system.files import sha256_file
+
+ARGUMENTS: dict[str, Any] = {
+    "data": "digits",
+    "model": "mlp(width=32)",
+    "baseline": "train(epochs=2)",
+    "max_drop": 10.0,
+    "by": "size",
+    "only": ("prune_weights", "quantize"),
+    "step_threads": 1,
+    "threads": 1,
+    "timing_seconds": 0.5,
+    "progress": False,
+}
+SPACE = "[prune_weights]\nsparsity = [0.2, 0.3]\n[quantize]\nmax_drop = 'none'\n"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "wishes.toml").write_text(SPACE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(out: Path) -> Any:
+    space = out / "wishes.toml"
+    return compress.recommend(out / "best", budget="20m", space=space, trials=2, **ARGUMENTS)
+
+
+def computed(out: Path) -> list[str]:
+    """Return what the processes of steps have begun, by their logs."""
+    lines = [
+        line
+        for log in [*out.glob("search/logs/*.log"), *out.glob("finalists/logs/*.log")]
+        for line in log.read_text().splitlines()
+        if " begin " in line
+    ]
+    return [line.split(" begin ")[1] for line in lines]
+
+
+def test_the_winner_lies_at_the_top_with_its_table(found: Any, out: Path) -> None:
+    best = out / "best"
+    about = json.loads((best / "best.json").read_text())
+    assert about["chain"] == found.nearest
+    assert about["sha256"] == sha256_file(best / "model.onnx")
+    metadata = {p.key: p.value for p in onnx.load(best / "model.onnx").metadata_props}
+    assert metadata["chain"].endswith(found.nearest)
+    report = (best / "recommendation.md").read_text().replace("\\", "")
+    assert f"{found.sentence}." in " ".join(report.split())
+    assert "Optimism of the choice" in " ".join(report.split())
+    assert (best / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert len((best / "trials.csv").read_text().splitlines()) == 1 + 2
+    [baseline] = [row for row in found.rows if row["chain"] == "baseline"]
+    assert baseline["items"] == 360  # the test split
+    assert [one.number for one in found.trials] == [0, 1]
+    assert found.trials[0].chain == "quantize(max_drop=None)"
+    assert all(one.measured[-1].items == 143 for one in found.trials)  # the validation split
+    # int8 weights take less room, and no answer of so small a net can be 10 points worse.
+    assert found.winner == found.nearest
+    assert found.sentence.endswith("equivalent within 10 points")
+
+
+def test_no_step_of_the_search_is_computed_for_its_finalists(found: Any, out: Path) -> None:
+    began = computed(out / "best")
+    assert len(began) == len(set(began))
+    steps = [line for line in began if not line.endswith(" measure")]
+    assert sum("train(" in line for line in steps) == 1
+
+
+def test_it_goes_on_where_it_stopped(found: Any, out: Path) -> None:
+    before = (out / "best" / "trials.jsonl").read_bytes()
+    again = compress.recommend(out / "best", budget="20m", trials=3, progress=False)
+    assert (out / "best" / "trials.jsonl").read_bytes().startswith(before)
+    assert len(again.trials) == 3
+    assert again.trials[:2] == found.trials
+    began = computed(out / "best")
+    assert len(began) == len(set(began))
+    report = " ".join((out / "best" / "recommendation.md").read_text().split())
+    assert "The test split was looked at 2 times" in report
+    assert Notebook.read(out / "best" / "trials.jsonl").trials == list(again.trials)
+
+
+def test_the_folder_of_another_search_is_refused(found: Any, out: Path) -> None:
+    changed = {**ARGUMENTS, "max_drop": 5.0, "space": out / "wishes.toml"}
+    before = (out / "best" / "search.json").read_bytes()
+    with pytest.raises(UserError, match=r"is the folder of another search \(goal was"):
+        compress.recommend(out / "best", budget="20m", **changed)
+    assert (out / "best" / "search.json").read_bytes() == before
+
+
+def test_a_search_that_runs_keeps_others_out(found: Any, out: Path) -> None:
+    from compress.recommender.folder import SearchFolder
+
+    with (
+        SearchFolder(out / "best").lock(),
+        pytest.raises(UserError, match="another search is writing to"),
+    ):
+        compress.recommend(out / "best", budget="20m", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"max_drop": 0.0}, "No test can show a loss of 0"),
+        ({"max_drop": -1.0}, "max-drop is the loss of accuracy"),
+        ({"max_drop": None, "target_ms": -1.0}, "target-ms is a positive number"),
+        ({"target_ms": 1.0}, "give one of --max-drop"),
+        ({"by": "speed"}, "unknown quantity to make small"),
+        ({"budget": "5s"}, r"a budget of 5 s is too small: to make the baseline.*Give at least"),
+        ({"budget": "soon"}, "--budget is a time such as"),
+        ({"budget": -3}, "--budget is a time such as"),
+        ({"only": ("finetune",)}, "no technique is left"),
+        ({"only": ("quantise",)}, "unknown technique 'quantise'. Did you mean 'quantize'"),
+        ({"without": ("nothing",)}, "unknown technique 'nothing'"),
+        ({"space": "none.toml"}, "cannot read the space file"),
+        ({"colour": "red"}, "unknown option 'colour'"),
+        ({"baseline": None}, "the model has no weights"),
+        ({"model": "mpl"}, "unknown model 'mpl'"),
+        ({"data": None}, "there is no search in"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    arguments = {**ARGUMENTS, "only": ("quantize",), "budget": "20m", **changes}
+    with pytest.raises(UserError, match=sentence):
+        compress.recommend(tmp_path / "best", **arguments)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert left == []
+
+
+def test_the_folder_of_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"is the folder of a run \(results.jsonl\)"):
+        compress.recommend(tmp_path, budget="20m", **{**ARGUMENTS, "only": ("quantize",)})
+
+
+def test_the_command_says_what_is_wrong() -> None:
+    runner = CliRunner()
+    done = runner.invoke(cli, ["recommend", "--data", "digits", "--model", "mlp"])
+    assert done.exit_code == 2
+    assert "--budget" in done.output
+    help_text = runner.invoke(cli, ["recommend", "--help"]).output
+    for option in ("--max-drop", "--target-ms", "--space", "--only", "--executor", "--weights"):
+        assert option in help_text
+    for option in ("--require-equivalent", "--dry-run", "--margin", "--seeds"):
+        assert option not in help_text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90.0), (90, 90.0), ("90s", 90.0), ("30m", 1800.0), ("1h30m", 5400.0), ("1.5h", 5400.0)],
+)
+def test_budgets_are_times(text: str | float, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1m", "2 hours", "h", "nan", "inf", "1h-3m"])
+def test_what_is_no_time_is_no_budget(text: str) -> None:
+    with pytest.raises(UserError, match="--budget is a time"):
+        seconds_of(text)

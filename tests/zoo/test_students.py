@@ -1,0 +1,52 @@
+"""Students of a model's own family."""
+
+from __future__ import annotations
+
+import pytest
+from bench_fixtures import images
+
+from compress.zoo.models import fresh
+from compress.zoo.students import LADDERS, students_of
+
+
+@pytest.mark.parametrize("model", ["resnet32", "resnet20(width=8)", "cnn-small", "mlp(width=64)"])
+def test_students_are_smaller(model: str) -> None:
+    def parameters(name: str) -> int:
+        return sum(p.numel() for p in fresh(name, images(side=16)).module.parameters())
+
+    students = students_of(model)
+    assert students
+    assert all(parameters(name) < parameters(model) for name in students)
+
+
+@pytest.mark.parametrize(
+    ("model", "students"),
+    [
+        ("cnn-small(width=16)", ("cnn-small(width=8)", "cnn-small(width=4)")),
+        (
+            "resnet56",
+            ("resnet56(width=8)", "resnet56(width=4)", "resnet44", "resnet32", "resnet20"),
+        ),
+        (
+            "torchvision:resnet50(stem='small')",
+            ("torchvision:resnet34(stem='small')", "torchvision:resnet18(stem='small')"),
+        ),
+        ("torchvision:resnet18", ()),
+        ("timm:resnet50", ()),
+        ("mine.py:make", ()),
+    ],
+)
+def test_families(model: str, students: tuple[str, ...]) -> None:
+    assert students_of(model) == students
+
+
+def test_the_names_of_torchvision_exist_and_grow() -> None:
+    from torchvision.models import get_model_weights, list_models
+
+    known = set(list_models())
+    for ladder in LADDERS[1:]:
+        assert set(ladder) <= known
+        weights = [get_model_weights(name) for name in ladder]
+        counts = [next(iter(one)).meta["num_params"] for one in weights]
+        if ladder[0] != "vit_b_32":  # patches of 32 pixels need a larger first layer
+            assert counts == sorted(counts)
