@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-
-import numpy as np
 
 from compress import counts
 from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
 from compress.deploy.export import export
-from compress.deploy.session import arrays
 from compress.errors import UserError
 from compress.int8.calibration import Calibration
 from compress.lowrank.forms import FORMS, macs_of
@@ -36,17 +32,12 @@ from compress.lowrank.replace import like, replaced, stages
 from compress.lowrank.unpack import packed_again, renamed, unpacked
 from compress.model import Model, weights_hash
 from compress.parts import Range, kept_fraction, one_of, positive, searched, whole_number
-from compress.runtimes.onnxruntime_cpu import versions
-from compress.system.environment import cpu_info, cpu_threads
 from compress.system.progress import stage
-from compress.timing.launch import WorkerFailed
-from compress.timing.trial import seconds_of
+from compress.techniques.timed_files import clock_of, whole_seconds
 
 BEST = "best"
 NEAR = 0.02
 """How far from the target the log says nothing of it."""
-WHOLE_SECONDS = 2.0
-"""What the whole model is timed for, before and after."""
 BEFORE, AFTER, ORIGIN = "before", "after", "origin"
 
 
@@ -220,39 +211,11 @@ class _Factorization:
         return files
 
     def _whole_seconds(self, files: Files) -> dict[str, float]:
-        samples = arrays(self.model.example)
-        found = self._clock(files, samples, WHOLE_SECONDS * len(files))
-        if missing := files.keys() - found.keys():
-            raise UserError(
-                f"factorize: onnxruntime cannot run the file of the model ({min(missing)}), so "
-                f"latency cannot be measured here: give macs"
-            )
-        return {name: float(np.median(values)) for name, values in found.items()}
+        return whole_seconds(files, self.model, self._clock, "factorize")
 
-    @property
+    @cached_property
     def _clock(self) -> Clock:
-        question = {"cpu": list(cpu_info()), "threads": cpu_threads(), **versions()}
-
-        def clock(
-            files: Files, samples: Sequence[np.ndarray], seconds: float
-        ) -> Mapping[str, Sequence[float]]:
-            """Time files, or return what was measured of them before."""
-            names = {name: hashlib.sha256(file).hexdigest() for name, file in files.items()}
-            shapes = [list(one.shape) for one in samples]
-            key = {"trial": names, "shapes": shapes, "seconds": seconds, **question}
-            try:
-                answer: Mapping[str, list[float]] = self.context.cached(
-                    key,
-                    lambda: {
-                        name: list(values)
-                        for name, values in seconds_of(files, samples, seconds).items()
-                    },
-                )
-            except WorkerFailed as error:
-                raise UserError(f"factorize: nothing could be timed here: {error}") from error
-            return answer
-
-        return clock
+        return clock_of(self.context, "factorize")
 
     # --- replacing ------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -36,14 +35,13 @@ from compress.parts import (
     searched,
     whole_number,
 )
-from compress.runtimes.onnxruntime_cpu import versions
 from compress.stats.pairs import Difference, difference
 from compress.system.amounts import decimal
-from compress.system.environment import cpu_info, cpu_threads, saturates
+from compress.system.environment import cpu_info, saturates
 from compress.system.progress import counted, stage
 from compress.tasks.base import Subset, prepared_batches
+from compress.techniques.timed_files import cached_clock
 from compress.timing.launch import WorkerFailed
-from compress.timing.trial import seconds_of
 from compress.training.evaluate import some_of
 
 TARGETS = ("portable", "vnni")
@@ -247,19 +245,12 @@ class Quantize(Compressor):
             return frozenset()
         samples = tuple(tensor[:SAMPLES] for tensor in next(iter(batches)))
         feeds = arrays(samples)
-        question = {"cpu": list(cpu_info()), "threads": cpu_threads(), **versions()}
+        cached = cached_clock(context)
 
         def clock(files: Files, seconds: float) -> dict[str, np.ndarray]:
             """Time files, or return what an interrupted search has measured of them."""
-            names = {name: hashlib.sha256(file).hexdigest() for name, file in files.items()}
-            key = {"trial": names, "seconds": seconds, **question}
-            answer = context.cached(
-                key,
-                lambda: {
-                    name: list(values) for name, values in seconds_of(files, feeds, seconds).items()
-                },
-            )
-            return {name: np.array(values) for name, values in answer.items()}
+            found = cached(files, feeds, seconds)
+            return {name: np.array(values) for name, values in found.items()}
 
         with stage(f"finding what is faster as float, for up to {decimal(self.seconds)} s"):
             try:

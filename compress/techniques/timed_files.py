@@ -21,10 +21,10 @@ WHOLE_SECONDS = 2.0
 """What a whole model is timed for."""
 
 
-def clock_of(context: StepContext, who: str) -> Clock:
+def cached_clock(context: StepContext) -> Clock:
     """Return a clock whose answers the context's cache keeps, by machine, versions and files.
 
-    It raises UserError, in the name of a technique, where nothing can be timed.
+    It raises WorkerFailed where nothing can be timed.
     """
     question = {"cpu": list(cpu_info()), "threads": cpu_threads(), **versions()}
 
@@ -39,11 +39,23 @@ def clock_of(context: StepContext, who: str) -> Clock:
             found = seconds_of(files, samples, seconds)
             return {name: list(values) for name, values in found.items()}
 
+        answer: Mapping[str, list[float]] = context.cached(key, measure)
+        return answer
+
+    return clock
+
+
+def clock_of(context: StepContext, who: str) -> Clock:
+    """Return a cached clock that raises UserError, in the name of a technique, where it fails."""
+    cached = cached_clock(context)
+
+    def clock(
+        files: Files, samples: Sequence[np.ndarray], seconds: float
+    ) -> Mapping[str, Sequence[float]]:
         try:
-            answer: Mapping[str, list[float]] = context.cached(key, measure)
+            return cached(files, samples, seconds)
         except WorkerFailed as error:
             raise UserError(f"{who}: nothing could be timed here: {error}") from error
-        return answer
 
     return clock
 

@@ -20,7 +20,7 @@ from compress.errors import IllegalChain, UserError
 from compress.lowrank import latency
 from compress.model import Model, forward
 from compress.tasks.base import Tensors, TensorSplit
-from compress.techniques import chain, factorize
+from compress.techniques import chain, timed_files
 from compress.timing.launch import WorkerFailed
 
 TASK = images(8)
@@ -318,7 +318,7 @@ def clock(overhead: float, asked: list[int]) -> object:
 
 def test_latency_is_met_by_measured_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(factorize, "seconds_of", clock(500, asked))
+    monkeypatch.setattr(timed_files, "seconds_of", clock(500, asked))
     monkeypatch.setattr(latency, "ADJUSTMENTS", 1)
     model, given = model_of(net()), context()
     result = run(chain("factorize(latency=0.7, seconds=5)"), model, given)
@@ -330,7 +330,7 @@ def test_latency_is_met_by_measured_seconds(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_where_more_layers_take_longer_all_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factorize, "seconds_of", clock(1e6, []))
+    monkeypatch.setattr(timed_files, "seconds_of", clock(1e6, []))
     model, given = model_of(net()), context()
     result = run(chain("factorize(latency=0.7)"), model, given)
     assert share(result, model) == 1
@@ -348,7 +348,7 @@ def test_a_whole_that_is_slower_stays_as_it_was(monkeypatch: pytest.MonkeyPatch)
     ) -> dict[str, np.ndarray]:
         return (whole if "before" in files else single)(files, samples, seconds)  # type: ignore[operator, no-any-return]
 
-    monkeypatch.setattr(factorize, "seconds_of", seconds_of)
+    monkeypatch.setattr(timed_files, "seconds_of", seconds_of)
     model, given = model_of(net()), context()
     result = run(chain("factorize(latency=0.7)"), model, given)
     assert share(result, model) == 1
@@ -359,7 +359,7 @@ def test_without_a_clock_latency_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(*_: object) -> Tensors:
         raise WorkerFailed("it ended")
 
-    monkeypatch.setattr(factorize, "seconds_of", broken)
+    monkeypatch.setattr(timed_files, "seconds_of", broken)
     with pytest.raises(UserError, match="nothing could be timed here: it ended"):
         run(chain("factorize(latency=0.7)"), model_of(net()), context())
 
