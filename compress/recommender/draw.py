@@ -143,7 +143,7 @@ def tidy(value: float, values: Range) -> float:
     """Return a number without the last bits that its computation left: it stands in chain text."""
     if values.whole:
         return round(value)
-    return min(max(float(f"{value:.4g}"), values.low), values.high)
+    return min(max(float(f"{value:.3e}"), values.low), values.high)
 
 
 def every(draws: InTurn) -> Iterator[InTurn]:

@@ -42,7 +42,7 @@ class OptunaDraw:
             return self.trial.suggest_int(name, low, high, step=every, log=values.log)
         # Rounded, so that the last bits of a computation do not stand in chain text.
         found = self.trial.suggest_float(name, values.low, values.high, step=step, log=values.log)
-        return min(max(float(f"{found:.4g}"), values.low), values.high)
+        return min(max(float(f"{found:.3e}"), values.low), values.high)
 
 
 @dataclass
