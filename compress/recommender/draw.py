@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,6 +14,8 @@ from compress.parts import Range
 Value = str | int | float | bool | None
 Params = Mapping[str, Value]
 """What was drawn, by the names of the draws."""
+DIGITS = 4
+"""Significant ones of a number that was drawn."""
 
 
 class Draw(Protocol):
@@ -143,7 +146,9 @@ def tidy(value: float, values: Range) -> float:
     """Return a number without the last bits that its computation left: it stands in chain text."""
     if values.whole:
         return round(value)
-    return min(max(float(f"{value:.3e}"), values.low), values.high)
+    if value:
+        value = round(value, DIGITS - 1 - math.floor(math.log10(abs(value))))
+    return min(max(value, values.low), values.high)
 
 
 def every(draws: InTurn) -> Iterator[InTurn]:

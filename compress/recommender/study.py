@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.parts import Range
-from compress.recommender.draw import AtRandom, Params, Value
+from compress.recommender.draw import AtRandom, Params, Value, tidy
 from compress.recommender.space import Space
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ class OptunaDraw:
             low, high = int(values.low), int(values.high)
             every = int(step or 1)
             return self.trial.suggest_int(name, low, high, step=every, log=values.log)
-        # Rounded, so that the last bits of a computation do not stand in chain text.
         found = self.trial.suggest_float(name, values.low, values.high, step=step, log=values.log)
-        return min(max(float(f"{found:.3e}"), values.low), values.high)
+        return tidy(found, values)
 
 
 @dataclass

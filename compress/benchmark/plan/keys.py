@@ -35,7 +35,7 @@ RUNNING = (
 HANDING = frozenset({"compress.benchmark.execute.job", "compress.benchmark.plan.plan"})
 """What hands a step its input. Most of what these import is for other purposes."""
 PACKAGE = Path(__file__).resolve().parents[2]
-OUTSIDE = {"benchmark", "results", "report", "suites", "api", "cli", "__main__"}
+OUTSIDE = {"benchmark", "results", "report", "recommender", "suites", "api", "cli", "__main__"}
 """What no technique may import, a plug-in's neither."""
 IMPORT = re.compile(
     r"^[ \t]*(?:from (compress[\w.]*) import (\([^)]*\)|.*)|import (compress[\w.]*))", re.MULTILINE
