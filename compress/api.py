@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from compress.recommender.question import Found
 
 DEFAULT_OUT = "compress-out"
+DECIDED_BY_SEARCHES = frozenset(
+    ("seeds", "timings", "controls", "margin", "require_equivalent", "fresh", "chain", "chains")
+) | {"name", "splits", "suite"}
+"""Options of `bench` that `recommend` has no use for."""
 FOR_ONE_RUN = ("on_record", "fresh", "trials")
 """Options that a search which is taken up again does not have by itself."""
 
@@ -333,10 +337,15 @@ def recommend(
         keep_space,
         recalled,
         remembered,
+        search_in,
         seconds_of,
     )
 
     since = time.monotonic()
+    if unknown_here := sorted(DECIDED_BY_SEARCHES & options.keys()):
+        raise UserError(f"recommend takes no {', '.join(unknown_here)}: the search decides that")
+    if trials is not None and trials < 1:
+        raise UserError(f"trials must be at least 1, not {trials}")
     folder, seconds = Path(out or Path(DEFAULT_OUT) / "recommend"), seconds_of(budget)
     given = {
         "data": data,
@@ -350,7 +359,7 @@ def recommend(
         "only": tuple(only or ()) or None,
         "without": tuple(without or ()) or None,
         "trials": trials,
-        "like": tuple(map(str, like)) or None,
+        "like": tuple(map(search_in, like)) or None,
         "seed": seed,
         **options,
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from compress import __version__
 from compress.errors import RunStopped, UserError
@@ -255,9 +256,14 @@ def recommend(place: Path | None, out: Path | None, **options: Any) -> None:
     with importing():
         from compress import api
 
-    found = api.recommend(place or out, **options)
+    # A search that goes on keeps the options that it was begun with, unless they are given anew.
+    source, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
+    given = {name: value for name, value in options.items() if source(name) is not default}
+    found = api.recommend(place or out, **given)
     click.echo(f"{found.sentence}.")
-    click.echo(f"Written to {found.out}: model.onnx, recommendation.md, frontier.png, trials.csv")
+    files = ("model.onnx", "recommendation.md", "frontier.png", "trials.csv")
+    written = ", ".join(name for name in files if (found.out / name).exists())
+    click.echo(f"Written to {found.out}: {written}")
     sys.exit(OK if found.winner else SOME_ROWS_FAILED)
 
 

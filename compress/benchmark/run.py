@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,11 +97,17 @@ def run_plan(plan: Plan, out: Path, options: RunOptions | None = None) -> list[R
     """
     options = options or RunOptions()
     outputs = Outputs(out, plan.suite.seeds)
+    with stopped_by_a_full_disk(out), outputs.lock:
+        _check_writable(options.store_of(out))
+        with outputs.scratch() as scratch:
+            return _run_stages(plan, outputs, options, Path(scratch))
+
+
+@contextlib.contextmanager
+def stopped_by_a_full_disk(out: Path) -> Iterator[None]:
+    """Raise RunStopped, with what to do, where the disk is full."""
     try:
-        with outputs.lock:
-            _check_writable(options.store_of(out))
-            with outputs.scratch() as scratch:
-                return _run_stages(plan, outputs, options, Path(scratch))
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -95,6 +95,14 @@ def remembered(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def search_in(place: str | Path) -> str:
+    """Return the whole path of a search's folder. Raises UserError if there is none."""
+    path = Path(place).expanduser().resolve()
+    if not path.is_dir() or read_about(path) is None:
+        raise UserError(f"--like {place}: there is no search in that folder")
+    return str(path)
+
+
 def keep_space(arguments: Mapping[str, Any], out: Path) -> None:
     """Copy the space file of a call into the search's folder."""
     if space := arguments.get("space"):

@@ -189,6 +189,10 @@ class Engine(Stages):
 
     def _tell_study(self, asked: Asked, trial: Trial) -> None:
         last = trial.last
+        if trial.state == NO_TIME:
+            # What it would lose with its training is not known.
+            self.study.tell(asked, None)
+            return
         if trial.state == FAILED:
             # Not as Optuna's failures, which it draws again: like one that loses everything.
             self.study.tell(asked, 1.0, LOSES_ALL)
@@ -211,5 +215,9 @@ class Engine(Stages):
 
 
 def settled_epochs(lab: Lab, seconds: float) -> int:
-    """Return the epochs of a full recovery: `TRAININGS` of them should fit in some seconds."""
-    return int(min(max(seconds / TRAININGS / lab.epoch(), FEWEST), MOST))
+    """Return the epochs of a full recovery: `TRAININGS` of them should fit in some seconds.
+
+    Where nothing can be trained an epoch takes no time, and their number means nothing.
+    """
+    epoch = lab.epoch()
+    return int(min(max(seconds / TRAININGS / epoch, FEWEST), MOST)) if epoch else FEWEST

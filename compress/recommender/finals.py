@@ -18,6 +18,8 @@ from compress.stats.verdicts import BETTER, EQUIVALENT
 
 LEAST_CHANCE = 1e-3
 """So that what is nearest is among the finalists, if nothing has a chance."""
+SAFE = 0.9
+"""Share of a latency within which a quick timing is hardly wrong about who holds it."""
 MS, SPEEDUP = "cpu_ms_p50", "cpu_speedup"
 
 
@@ -31,8 +33,7 @@ def finalists(candidates: Iterable[Measured], judge: Judge, most: int) -> list[M
     """
     ready = [one for one in candidates if judge.cost(one) is not None and one.items]
     if judge.goal.target_ms is not None:
-        ready.sort(key=lambda one: (-judge.chance(one), judge.value(one), one.ms or math.inf))
-        return ready[:most]
+        return _within(ready, judge, judge.goal.target_ms, most)
     best: list[Measured] = []
     worth = -1.0
     for count in range(1, most + 1):
@@ -41,6 +42,21 @@ def finalists(candidates: Iterable[Measured], judge: Judge, most: int) -> list[M
         if chosen and _worth(chosen, strict) > worth:
             best, worth = chosen, _worth(chosen, strict)
     return best
+
+
+def _within(ready: Sequence[Measured], judge: Judge, target: float, most: int) -> list[Measured]:
+    """Return the most accurate within a latency, one of them well within it; else the fastest."""
+
+    def rank(one: Measured) -> tuple[float, float]:
+        chance = judge.chance(one)
+        return -chance, judge.value(one) if chance else one.ms or math.inf
+
+    ranked = sorted(ready, key=rank)
+    chosen = ranked[:most]
+    safe = [one for one in ranked if one.ms is not None and one.ms <= SAFE * target]
+    if len(chosen) > 1 and safe and not any(one in chosen for one in safe):
+        chosen[-1] = safe[0]
+    return chosen
 
 
 def _greedy(ready: Sequence[Measured], judge: Judge, count: int) -> list[Measured]:

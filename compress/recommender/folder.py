@@ -18,6 +18,8 @@ SEARCH, FINALISTS, PRIVATE, SPACE = "search", "finalists", ".private", "space.to
 VERSION = 1
 OTHERS = ("results.jsonl", "results.csv")
 """Files by which the folder of an ordinary run is known."""
+WRITTEN = ("model.onnx", "preprocess.py", "layers.csv", "recommendation.md")
+"""What a search writes at the top of its folder."""
 
 
 @dataclass
@@ -77,6 +79,11 @@ def read_about(path: Path) -> dict[str, Any] | None:
     if not place.exists():
         if found := [name for name in OTHERS if (path / name).exists()]:
             raise UserError(f"{path} is the folder of a run ({found[0]}): give another --out")
+        if found := [name for name in WRITTEN if (path / name).exists()]:
+            raise UserError(
+                f"{path} has a file of the name {found[0]} already, which the search would write "
+                f"over: give another --out"
+            )
         return None
     try:
         about = dict(json.loads(place.read_text()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,9 +86,9 @@ class BenchLab:
         self.baseline = Measured(BASELINE)
         self.right: np.ndarray = np.zeros(0, bool)
 
-    def begin(self) -> None:
+    def begin(self, deadline: float) -> None:
         """Make and measure the baseline. Raises UserError, with the reason, if that fails."""
-        self._run([])
+        self._run([], deadline)
         record = self.records[BASELINE]
         if record.status != "ok":
             raise UserError(f"the baseline is {record.status}: {record.error}")
@@ -144,6 +145,8 @@ class BenchLab:
         graph = make_graph(plan)
 
         def end(chain_run: ChainRun, entry: Entry | None, outcome: Outcome) -> None:
+            if "No space left" in outcome.error:  # nothing is wrong with the chain
+                raise OSError(errno.ENOSPC, "No space left")
             record = row_record(chain_run, entry, outcome, self.outputs)
             fresh = record != self.records.get(record.chain)
             self.records[record.chain] = record

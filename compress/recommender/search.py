@@ -13,17 +13,25 @@ from typing import Any
 from compress.benchmark.plan.plan import Plan, with_chains
 from compress.benchmark.plan.splits import splits_for
 from compress.benchmark.plan.suite import SEARCH
-from compress.benchmark.run import RunOptions, run_plan
+from compress.benchmark.run import RunOptions, run_plan, stopped_by_a_full_disk
 from compress.errors import UserError
 from compress.recommender import folder as places
 from compress.recommender.cost import CostModel
 from compress.recommender.draw import Params
 from compress.recommender.engine import Engine, settled_epochs
-from compress.recommender.finals import Final, files_of, final_suite, finalists, judged, optimism
+from compress.recommender.finals import (
+    MS,
+    Final,
+    files_of,
+    final_suite,
+    finalists,
+    judged,
+    optimism,
+)
 from compress.recommender.folder import SearchFolder
 from compress.recommender.goal import Judge, finalists_for, warning_of
 from compress.recommender.lab import BenchLab, opened
-from compress.recommender.measured import NO_TIME, Measured, Notebook, Trial
+from compress.recommender.measured import FULL, NO_TIME, SHORT, Measured, Notebook, Trial
 from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
 from compress.recommender.publish import Story, publish_model, write_report
 from compress.recommender.question import Found, Request, cautions, question_of, space_for
@@ -33,9 +41,10 @@ from compress.recommender.warm import warm_start
 from compress.recommender.words import live, told
 from compress.report.curves import curve_rows
 from compress.report.write import write_reports
-from compress.results.derive import Derived, read_results
+from compress.results.derive import Derived, read_results, row_alone
 from compress.results.record import BASELINE, Record
-from compress.results.table import Row, text_of
+from compress.results.table import Row, number, text_of
+from compress.system.amounts import decimal
 from compress.system.progress import say, stage
 
 QUICK_TIMING = 0.006
@@ -70,7 +79,7 @@ def search(
     question = question_of(plan, request, space)
     there = SearchFolder(out)
     there.about()  # the folder of something else is refused before it is written to
-    with there.lock():
+    with stopped_by_a_full_disk(out), there.lock():
         known = there.check_same(question)
         run = _Search(plan, there, request, options, space)
         timing = run.final_timing
@@ -132,11 +141,11 @@ class _Search:
         with stage("", heading=True), self._lab() as lab:
             count = finalists_for(self.request.goal, self.test_items)
             begun = time.monotonic()
-            lab.begin()
+            lab.begin(self.deadline)
             first = time.monotonic() - begun
             judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items)
-            warning = warning_of(self.request.goal, self.test_items)
-            if warning and self.options.progress:
+            warnings = self._warnings(lab)
+            for warning in warnings if self.options.progress else ():
                 say(warning)
             deadline = self.deadline - self._reserve(lab, count, first)
             engine = self._engine(lab, judge, deadline)
@@ -146,8 +155,8 @@ class _Search:
                 self.close()
             self.idle = engine.idle
             self._record_spent()
-            report = self._story(ended, [warning] if warning else [])
-            chosen = finalists(self.notebook.candidates.values(), judge, count)
+            report = self._story(ended, warnings)
+            chosen = self._chosen(judge, count)
         if not chosen:
             said = write_report(
                 self.out, report, judge, self.notebook, self.records, self._search, None
@@ -155,6 +164,21 @@ class _Search:
             return Found(self.out, said, "", "", (), tuple(self.notebook.trials), {})
         derived = self._finals([one.chain for one in chosen])
         return self._report(derived, judge, report)
+
+    def _warnings(self, lab: BenchLab) -> list[str]:
+        """Return what a user should know before hours are spent."""
+        note = text_of(row_alone(lab.records[BASELINE], self._search), "note")
+        few = warning_of(self.request.goal, self.test_items)
+        return [one for one in (few, note and f"Of the baseline: {note}") if one]
+
+    def _chosen(self, judge: Judge, count: int) -> list[Measured]:
+        """Return the finalists; a chain that reached the goal before is always one of them."""
+        candidates = self.notebook.candidates
+        chosen = finalists(candidates.values(), judge, count)
+        proven = candidates.get(self.about.get("winner", ""))
+        if proven is None or proven.chain in [one.chain for one in chosen]:
+            return chosen
+        return [proven, *chosen[: count - 1]]
 
     @property
     def _search(self) -> Path:
@@ -184,7 +208,8 @@ class _Search:
 
     def _engine(self, lab: BenchLab, judge: Judge, deadline: float) -> Engine:
         study = self.study = Study(self.space, self.plan.suite.seeds[0], self.out / places.STUDY)
-        if "epochs" not in self.about:
+        trained = any(trial.reached in (SHORT, FULL) for trial in self.notebook.trials)
+        if "epochs" not in self.about or not trained:  # of an earlier, shorter budget
             left = max(0.0, deadline - lab.now())
             self.about["epochs"] = settled_epochs(lab, TRAINED * left)
             self._write()
@@ -282,7 +307,12 @@ class _Search:
         )
 
     def _improved(self, one: Measured, lab: BenchLab, judge: Judge) -> None:
-        """Put the best so far at the top of the folder, with its table."""
+        """Put the best so far at the top of the folder, with its table.
+
+        What has reached the goal on the test split stays there, until the next finalists.
+        """
+        if self.about.get("winner"):
+            return
         files = lab.file_of(one)
         publish_model(self.out, files, {"chain": one.chain, "state": "so far", **_figures(one)})
         write_report(
@@ -306,10 +336,10 @@ class _Search:
         folder = self.out / places.FINALISTS
         store = self.options.store_of(self.out)
         options = replace(self.options, store=store, private=self._private)
+        self.about["finals"] = self.about.get("finals", 0) + 1  # now: it may be stopped midway
+        self._write()
         with stage("finalists on the test split", heading=True):
             run_plan(plan, folder, options)
-        self.about["finals"] = self.about.get("finals", 0) + 1
-        self._write()
         derived = read_results(folder)
         epochs = curve_rows((record.chain, record.seed, record.log) for record in derived.records)
         write_reports(derived.rows, derived.about, folder, epochs)
@@ -317,8 +347,14 @@ class _Search:
 
     def _report(self, derived: Derived, judge: Judge, story: Story) -> Found:
         winner, finals = judged(derived.rows, judge.goal, self.notebook.candidates)
+        self.about["winner"] = winner.chain if winner else ""
+        self._write()
         base: Row = next(row for row in derived.rows if text_of(row, "chain") == BASELINE)
         top: Final | None = winner or next(iter(finals), None)
+        target, takes = judge.goal.target_ms, number(base, MS)
+        if target is not None and takes is not None and takes <= target:
+            itself = f"The baseline itself takes {decimal(takes)} ms, which is within the target."
+            story = replace(story, warnings=[*story.warnings, itself])
         if top is not None and (files := files_of(self.out / places.FINALISTS, top.row)):
             state = "qualifies" if winner else "nothing qualifies; this is the nearest"
             publish_model(self.out, files, {"chain": top.chain, "state": state})

@@ -42,6 +42,9 @@ IDLE_ABOVE = 0.97
 without it, changes nothing."""
 MOST_SLACK = 1.1
 """A few processes give wide intervals; what was timed in turns is hardly as far off as this."""
+CHANGES_NOTHING = " changes nothing of this model"
+SEEN_IDLE = 3
+"""Different cuts by a technique that change nothing, after which none of it are tried."""
 GAIN = 0.9
 """Share of what a short recovery leaves lost that all of it takes back: beside those that were
 seen, it counts as one of them."""
@@ -69,7 +72,9 @@ class Stages:
     sure: Measured | None = None
     """The cheapest that is nearly sure to reach the goal."""
     idle: set[str] = field(default_factory=set)
-    """Cuts that were seen to change nothing of this model."""
+    """Techniques whose cuts are not tried any more: several changed nothing of this model."""
+    unchanged: dict[str, set[str]] = field(default_factory=dict)
+    """By technique, the cuts that changed nothing of this model."""
     gains: list[float] = field(default_factory=list)
     """Of trained cuts: the share of what a short recovery left lost that all of it took back."""
 
@@ -92,7 +97,7 @@ class Stages:
         going = []
         for work in works:
             if names := self.idle & {step.name() for step in work.chain.steps}:
-                work.end(IDLE, f"{min(names)} changes nothing of this model")
+                work.end(IDLE, f"{min(names)}{CHANGES_NOTHING}")
             elif self.stages and (shapes := shapes_of(work.chain)) is not None:
                 work.shapes = shapes
                 going.append(work)
@@ -116,8 +121,18 @@ class Stages:
         without = self.notebook.candidates.get(rest) if rest else replace(base, speedup=1.0)
         costs = [None if one is None else self.judge.cost(one) for one in (work.last, without)]
         if all(costs) and costs[0] > IDLE_ABOVE * costs[1]:  # type: ignore[operator]
-            self.idle.add(cuts[0].name())
-            work.end(IDLE, f"{cuts[0].name()} changes nothing of this model")
+            work.end(IDLE, f"{cuts[0]!r}{CHANGES_NOTHING}")
+            self._unchanged(cuts[0].name(), repr(cuts[0]))
+
+    def _unchanged(self, name: str, text: str) -> None:
+        """Take note of a cut that changed nothing: after a few different ones, no more are tried.
+
+        (A gentle one may leave whole what a strong one cuts.)
+        """
+        seen = self.unchanged.setdefault(name, set())
+        seen.add(text)
+        if len(seen) >= SEEN_IDLE:
+            self.idle.add(name)
 
     def _kind(self, step: Compressor) -> str:
         return next((form.kind for form in self.space.forms if form.cls is type(step)), "")
@@ -245,8 +260,9 @@ class Stages:
             timed = one.speedup is not None or not self.judge.goal.times
             if one.status == "ok" and one.candidate and timed and trial.state != IDLE:
                 self._consider(one)
-        if trial.state == IDLE and trial.reason.endswith("of this model"):
-            self.idle.add(trial.reason.partition(" ")[0])
+        text, found, _ = trial.reason.partition(CHANGES_NOTHING)
+        if trial.state == IDLE and found and "(" in text:
+            self._unchanged(text.partition("(")[0], text)
         if trial.reached == FULL and len(trial.measured) == 3:
             _, short, full = trial.measured
             if short.change < 0:

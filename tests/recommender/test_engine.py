@@ -12,6 +12,7 @@ from bench_fixtures import fresh_model, make_bench, small_digits
 from made_lab import BASE, MadeLab, made
 
 from compress.parts import Choices
+from compress.recommender import stages
 from compress.recommender.engine import Engine, settled_epochs
 from compress.recommender.finals import finalists
 from compress.recommender.goal import Goal, Judge
@@ -203,7 +204,41 @@ def test_a_search_that_is_taken_up_again_measures_nothing_twice(
     assert len(notebook.trials) == 16
 
 
-def test_a_cut_that_changes_nothing_is_tried_once(space: Space) -> None:
+class Unlabelled(MadeLab):
+    """A lab whose data cannot be trained on."""
+
+    def epoch(self) -> float:
+        return 0.0
+
+
+def test_where_nothing_can_be_trained_the_number_of_epochs_is_no_matter() -> None:
+    assert settled_epochs(MadeLab(), 600.0) == 10
+    assert settled_epochs(Unlabelled(), 600.0) == 1
+
+
+def test_one_gentle_cut_that_changes_nothing_does_not_speak_against_strong_ones(
+    space: Space,
+) -> None:
+    def as_before(one: Measured) -> Measured:
+        whole = replace(one, macs=1000, params=1000, speedup=one.speedup and 2.0)
+        return whole if "prune_channels(macs=0.9)" in one.chain else one
+
+    class Gentle(MadeLab):
+        def measure(self, chains: Sequence[str], deadline: float) -> list[Measured]:
+            return list(map(as_before, super().measure(chains, deadline)))
+
+        def time(self, measured: Sequence[Measured]) -> list[Measured]:
+            return list(map(as_before, super().time(measured)))
+
+    run = engine(space, Gentle(), trials=40)
+    run.run()
+    assert run.idle == set()
+    assert any("prune_channels(macs=0.5" in chain for chain in run.notebook.candidates)
+
+
+def test_a_technique_whose_cuts_change_nothing_is_given_up(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def as_before(one: Measured) -> Measured:
         whole = replace(one, macs=1000, params=1000, speedup=one.speedup and 2.0)
         return whole if "factorize" in one.chain else one
@@ -216,12 +251,19 @@ def test_a_cut_that_changes_nothing_is_tried_once(space: Space) -> None:
             return list(map(as_before, super().time(measured)))
 
     lab = Idle()
-    run = engine(space, lab, trials=30)
+    monkeypatch.setattr(stages, "SEEN_IDLE", 2)
+    run = engine(space, lab, trials=40)
     run.run()
     assert run.idle == {"factorize"}
     idle = [trial for trial in run.notebook.trials if trial.state == IDLE]
-    assert idle
-    assert all(not trial.measured for trial in idle[1:])
+    told = [trial for trial in idle if trial.reason.startswith("factorize changes")]
+    assert told
+    assert all(not trial.measured for trial in told)
+    assert {trial.reason for trial in idle if trial not in told} == {
+        f"factorize(macs={share}) changes nothing of this model" for share in (0.5, 0.8)
+    }
+    again = engine(space, MadeLab(), notebook=run.notebook)
+    assert again.idle == {"factorize"}, "as it was known before"
 
 
 def test_an_untrained_student_is_no_candidate(space: Space) -> None:

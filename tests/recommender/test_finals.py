@@ -138,6 +138,21 @@ def test_within_a_latency_validation_chooses_and_the_test_only_measures() -> Non
     assert [one.qualifies for one in found] == [True, True, False]
 
 
+def test_where_nothing_is_within_a_latency_the_fastest_are_finalists() -> None:
+    judge = Judge(Goal(max_drop=None, target_ms=0.1), BASE, 2000)
+    slow = [measured(f"slow {n}", 1.2 + n / 100, n) for n in range(4)]
+    fast = measured("fast", 9.5, 200)
+    assert finalists([*slow, fast], judge, 4)[0] == fast
+
+
+def test_one_finalist_is_well_within_a_latency() -> None:
+    judge = Judge(Goal(max_drop=None, target_ms=0.5), BASE, 2000)
+    close = [measured(f"close {n}", 2.01, n) for n in range(4)]
+    safe = [measured(f"safe {n}", 2.5, 20 + n) for n in range(2)]
+    chosen = finalists([*close, *safe], judge, 4)
+    assert chosen == [*close[:3], safe[0]]
+
+
 def test_the_sentence_has_intervals() -> None:
     final = Final("a", row("a"), measured("a", 3.9, 5), 1 / 3.9, True)
     assert sentence(final, BASELINE, Goal(max_drop=1.0)) == (

@@ -95,6 +95,8 @@ def test_it_goes_on_where_it_stopped(found: Any, out: Path) -> None:
     assert len(began) == len(set(began))
     report = " ".join((out / "best" / "recommendation.md").read_text().split())
     assert "The test split was looked at 2 times" in report
+    assert found.winner in [row["chain"] for row in again.rows], "what won is judged again"
+    assert json.loads((out / "best" / "search.json").read_text())["winner"] == again.winner
     assert Notebook.read(out / "best" / "trials.jsonl").trials == list(again.trials)
 
 
@@ -135,6 +137,9 @@ def test_a_search_that_runs_keeps_others_out(found: Any, out: Path) -> None:
         ({"baseline": None}, "the model has no weights"),
         ({"model": "mpl"}, "unknown model 'mpl'"),
         ({"data": None}, "there is no search in"),
+        ({"seeds": (0, 1)}, "recommend takes no seeds"),
+        ({"trials": 0}, "trials must be at least 1"),
+        ({"like": ("nowhere",)}, "--like nowhere: there is no search in that folder"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(
@@ -151,6 +156,28 @@ def test_the_folder_of_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"is the folder of a run \(results.jsonl\)"):
         compress.recommend(tmp_path, budget="20m", **{**ARGUMENTS, "only": ("quantize",)})
+
+
+def test_a_users_own_model_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"theirs")
+    with pytest.raises(UserError, match=r"has a file of the name model.onnx already"):
+        compress.recommend(tmp_path, budget="20m", **{**ARGUMENTS, "only": ("quantize",)})
+    assert (tmp_path / "model.onnx").read_bytes() == b"theirs"
+
+
+def test_the_command_passes_only_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults would take the place of what a search was begun with."""
+    from compress import api
+
+    passed: list[dict[str, Any]] = []
+
+    def recommend(place: Path, **options: Any) -> None:
+        passed.append(options)
+        raise UserError("enough")
+
+    monkeypatch.setattr(api, "recommend", recommend)
+    CliRunner().invoke(cli, ["recommend", "best", "--budget", "1h", "--device", "cpu"])
+    assert passed == [{"budget": "1h", "device": "cpu"}]
 
 
 def test_the_command_says_what_is_wrong() -> None:
