@@ -70,6 +70,9 @@ QUEUE = (
             *("--device", "cuda", "--items", "768"),
         ),
     ),
+    Proof("semi-structured", 60, ("benchmarks/pruning/semi_structured.py",)),
+    bench("resnet56-pruned", "benchmarks/pruning/resnet56.toml", 1200),
+    bench("search", "benchmarks/search/cifar10.toml", 900),
     bench("cifar10-seeds", "benchmarks/distillation/cifar10-seeds.toml", 3600),
     bench("cifar10-long", "benchmarks/distillation/cifar10-long.toml", 3600),
 )
