@@ -86,7 +86,7 @@ class BenchLab:
         self.baseline = Measured(BASELINE)
         self.right: np.ndarray = np.zeros(0, bool)
 
-    def begin(self, deadline: float) -> None:
+    def begin(self, deadline: float | None = None) -> None:
         """Make and measure the baseline. Raises UserError, with the reason, if that fails."""
         self._run([], deadline)
         record = self.records[BASELINE]

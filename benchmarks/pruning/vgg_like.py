@@ -1,4 +1,4 @@
-"""A VGG-like net for CIFAR-10: `--model benchmarks/pruning/nets.py:vgg --allow-code ...`.
+"""A VGG-like net for CIFAR-10: `--model benchmarks/pruning/vgg_like.py:vgg --allow-code ...`.
 
 Simonyan and Zisserman 2015 (arXiv 1409.1556), configuration A at a quarter of its width, with batch
 norms and one linear layer: 0.58 M parameters, 9.9 M MACs at 32 x 32 pixels.
