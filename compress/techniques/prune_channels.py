@@ -25,7 +25,6 @@ from compress.parts import (
     whole_number,
 )
 from compress.system.progress import stage
-from compress.techniques.batch_norms import BATCH, reestimate
 from compress.techniques.channel_cut import cut, differs_from_zeroed
 from compress.techniques.channel_groups import Channels, sound_groups
 from compress.techniques.channel_latency import LatencySearch
@@ -36,6 +35,7 @@ from compress.techniques.channel_times import timed_layers
 from compress.techniques.channel_trace import OUTPUT
 from compress.techniques.criteria import L2, Criterion, criteria
 from compress.techniques.timed_files import clock_of
+from compress.training.batch_norms import BATCH, reestimate
 
 AUTO, STEP = "auto", 8
 SECONDS = 60.0

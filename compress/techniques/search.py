@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
+from torch import nn
 
 from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
@@ -28,9 +29,8 @@ from compress.stateless_rng import seed_of
 from compress.supernet.evolution import Judged, Score, evolved, sampled
 from compress.supernet.sandwich import Sandwich
 from compress.supernet.space import Genes
-from compress.supernet.statistics import batch_norms, reestimate
 from compress.system.progress import Stage, showing, stage
-from compress.tasks.base import Split, arrangement
+from compress.tasks.base import Split, arrangement, prepared_batches
 from compress.techniques.criteria import L2, Criterion, criteria
 from compress.techniques.distill import Distill
 from compress.techniques.elastic import ElasticNet
@@ -38,6 +38,7 @@ from compress.techniques.finetune import Finetune
 from compress.techniques.search_budget import WORDS, Budget, Counted, Measured
 from compress.techniques.search_family import FamilySearch
 from compress.training import Training, TrainingHooks, evaluate, fit
+from compress.training.batch_norms import BATCH, batch_norms, reestimate
 from compress.training.evaluate import some_of
 from compress.zoo.families import members
 
@@ -286,14 +287,18 @@ class _Search:
     def _score(self, genes: Genes) -> list[float]:
         task, device = self.context.task, self.context.device
         module = self.elastic.subnet(genes).to(device)
-        reestimate(module, task, self._items(STATISTICS), device)
+        self._reestimate(module, STATISTICS)
         accuracy, loss = evaluate(module, task, self._validation(), device)
         self.progress.advance()
         return [accuracy, -loss if math.isfinite(loss) else -sys.float_info.max]
 
-    def _items(self, count: int) -> Split:
-        assert self.context.train is not None, "run() has checked needs"
-        return some_of(self.context.train, count)
+    def _reestimate(self, module: nn.Module, count: int) -> None:
+        """Estimate batch norms anew over so many training items."""
+        context = self.context
+        assert context.train is not None, "run() has checked needs"
+        items = some_of(context.train, count)
+        batches = prepared_batches(context.task, items, BATCH, context.device)
+        reestimate(module, (inputs for inputs, _ in batches))
 
     # --- what comes out -------------------------------------------------------------------
 
@@ -302,7 +307,7 @@ class _Search:
         module = elastic.proven(best.genes)
         if batch_norms(module):
             module = module.to(context.device)
-            reestimate(module, context.task, self._items(FINAL_STATISTICS), context.device)
+            self._reestimate(module, FINAL_STATISTICS)
             module = module.to("cpu")
         dropped = elastic.dropped(best.genes)
         for path, (before, after) in elastic.widths(best.genes).items():

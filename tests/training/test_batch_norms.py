@@ -7,8 +7,9 @@ from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import nn
 
 from compress.compressor import run
+from compress.tasks.base import Data, Tensors, prepared_batches
 from compress.techniques import chain
-from compress.techniques.batch_norms import reestimate
+from compress.training.batch_norms import BATCH, batch_norms, reestimate
 
 
 def test_statistics_are_the_means_over_batches() -> None:
@@ -56,3 +57,45 @@ def test_a_pruned_net_sees_its_calibration_items_as_training_would() -> None:
     assert off[1] < 0.3 < off[0]
     for name, weight in stays.named_parameters():
         assert torch.equal(weight, ours.get_parameter(name))
+
+
+def inputs_of(data: Data) -> list[Tensors]:
+    return [inputs for inputs, _ in prepared_batches(data.task, data.train, BATCH)]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten()
+    )
+
+
+def test_statistics_of_a_task_are_the_means_over_its_batches() -> None:
+    data = small_digits()
+    module = net().train()
+    assert reestimate(module, inputs_of(data)) == 2
+    first, last = batch_norms(module)
+    batches = [inputs[0] for inputs in inputs_of(data)]
+    assert len(batches) == 3
+    means = torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0)
+    variances = torch.stack([x.var((0, 2, 3)) for x in batches]).mean(0)
+    torch.testing.assert_close(first.running_mean, means)
+    torch.testing.assert_close(first.running_var, variances)
+    with torch.no_grad():  # dropout is off
+        convolved = [
+            module[2]((x - x.mean()) / (x.var(unbiased=False) + first.eps).sqrt()) for x in batches
+        ]
+    means = torch.stack([x.mean((0, 2, 3)) for x in convolved]).mean(0)
+    torch.testing.assert_close(last.running_mean, means, rtol=1e-4, atol=1e-5)
+    assert not any(part.training for part in module.modules())
+    assert first.momentum == last.momentum == 0.1
+
+
+def test_without_batch_norms_nothing_runs() -> None:
+    data = small_digits()
+
+    class Refuses(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError
+
+    assert reestimate(Refuses(), inputs_of(data)) == 0
