@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress import counts
@@ -92,3 +93,38 @@ def kept_rows(before: Tensor, after: Tensor) -> list[int]:
     """Return which rows of a vector or matrix are left, by their values."""
     rows = [tuple(row) for row in before.reshape(len(before), -1)[:, :1].tolist()]
     return [rows.index(tuple(row)) for row in after.reshape(len(after), -1)[:, :1].tolist()]
+
+
+def shuffled() -> Net:
+    """Return a net whose grouped convolutions have a channel shuffle, by views, between them."""
+
+    def shuffle(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.grouped(F.relu(m.stem(x))))
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return m.out(F.relu(m.again(x)).mean((2, 3)))
+
+    return Net(
+        shuffle,
+        stem=nn.Conv2d(3, 32, 3, 2, 1),
+        grouped=nn.Conv2d(32, 64, 3, 1, 1, groups=2),
+        again=nn.Conv2d(64, 64, 3, 2, 1, groups=2),
+        out=nn.Linear(64, 10),
+    )
+
+
+def recurrent(side: int, states: int) -> Net:
+    """Return a net that reads images of one channel line by line, after two convolutions."""
+
+    def read(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.mix(F.relu(m.stem(x))))
+        found, _ = m.gru(x.permute(0, 2, 1, 3).flatten(2))
+        return m.out(found[:, -1])
+
+    return Net(
+        read,
+        stem=nn.Conv2d(1, 16, 3, 1, 1),
+        mix=nn.Conv2d(16, 8, 1),
+        gru=nn.GRU(side * 8, states, batch_first=True),
+        out=nn.Linear(states, 10),
+    )

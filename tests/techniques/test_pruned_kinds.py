@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 import torchvision
-from pruned_nets import Net, kept_rows, of, pruned, share
+from pruned_nets import Net, kept_rows, of, pruned, recurrent, share, shuffled
 from torch import Tensor, nn
 
 
@@ -18,19 +18,7 @@ def test_channels_that_are_shuffled_are_cut() -> None:
 
 
 def test_a_shuffle_by_view_and_transpose_keeps_its_order() -> None:
-    def shuffled(m: nn.Module, x: Tensor) -> Tensor:
-        x = F.relu(m.grouped(F.relu(m.stem(x))))
-        n, c, h, w = x.shape
-        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-        return m.out(F.relu(m.again(x)).mean((2, 3)))
-
-    net = Net(
-        shuffled,
-        stem=nn.Conv2d(3, 32, 3, 2, 1),
-        grouped=nn.Conv2d(32, 64, 3, 1, 1, groups=2),
-        again=nn.Conv2d(64, 64, 3, 2, 1, groups=2),
-        out=nn.Linear(64, 10),
-    )
+    net = shuffled()
     model = of(net, 3, 16, 16)
     result, _ = pruned("prune_channels(macs=0.76, round_to=2)", model)
     assert 0.98 * 0.76 <= share(result, model) <= 0.76
@@ -39,18 +27,7 @@ def test_a_shuffle_by_view_and_transpose_keeps_its_order() -> None:
 
 
 def test_a_convolution_before_a_recurrent_layer_is_cut() -> None:
-    def read(m: nn.Module, x: Tensor) -> Tensor:
-        x = F.relu(m.mix(F.relu(m.stem(x))))
-        states, _ = m.gru(x.permute(0, 2, 1, 3).flatten(2))
-        return m.out(states[:, -1])
-
-    net = Net(
-        read,
-        stem=nn.Conv2d(1, 16, 3, 1, 1),
-        mix=nn.Conv2d(16, 8, 1),
-        gru=nn.GRU(8 * 8, 12, batch_first=True),
-        out=nn.Linear(12, 10),
-    )
+    net = recurrent(8, 12)
     model = of(net, 1, 8, 8)
     result, context = pruned("prune_channels(channels=0.5, round_to=4)", model)
     assert (result.stem.out_channels, result.mix.out_channels) == (8, 4)

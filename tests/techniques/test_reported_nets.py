@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from pruned_nets import Net, of, pruned, share
+from pruned_nets import Net, of, pruned, recurrent, share, shuffled
 from torch import Tensor, nn
 
 from compress.attention import Attention
@@ -78,18 +78,7 @@ def test_a_small_swin_is_pruned_to_a_target() -> None:
 def test_what_a_recurrent_layer_reads_is_cut_to_a_target() -> None:
     """The states of the layer stay, and its MACs count."""
 
-    def read(m: nn.Module, x: Tensor) -> Tensor:
-        x = F.relu(m.mix(F.relu(m.stem(x))))
-        states, _ = m.gru(x.permute(0, 2, 1, 3).flatten(2))
-        return m.out(states[:, -1])
-
-    net = Net(
-        read,
-        stem=nn.Conv2d(1, 16, 3, 1, 1),
-        mix=nn.Conv2d(16, 8, 1),
-        gru=nn.GRU(28 * 8, 64, batch_first=True),
-        out=nn.Linear(64, 10),
-    )
+    net = recurrent(28, 64)
     model = of(net, 1, 28, 28)
     result, _ = pruned("prune_channels(macs=0.5, round_to=1)", model)
     assert 0.95 * 0.5 <= share(result, model) <= 0.5
@@ -209,19 +198,7 @@ def test_tied_layers_stay_tied_and_cost_less(step: str) -> None:
 def test_a_target_below_what_is_possible_leaves_no_layer_collapsed() -> None:
     """Half of a shuffled net's channels are tied: macs=0.05 would take the rest."""
 
-    def shuffled(m: nn.Module, x: Tensor) -> Tensor:
-        x = F.relu(m.grouped(F.relu(m.stem(x))))
-        n, c, h, w = x.shape
-        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-        return m.out(F.relu(m.again(x)).mean((2, 3)))
-
-    net = Net(
-        shuffled,
-        stem=nn.Conv2d(3, 32, 3, 2, 1),
-        grouped=nn.Conv2d(32, 64, 3, 1, 1, groups=2),
-        again=nn.Conv2d(64, 64, 3, 2, 1, groups=2),
-        out=nn.Linear(64, 10),
-    )
+    net = shuffled()
     model = of(decayed(net), 3, 16, 16)
     result, context = pruned("factorize(macs=0.01, calibration=0)", model)
     assert any("it cannot be reached" in note for note in context.log.notes)
