@@ -143,7 +143,8 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
         description["notes"] += filter(None, [unkept, *teachers])
         log = RunLog(outputs.folder / "results.jsonl", description)
         records = RunRecords(log, outputs.folder, options.on_record)
-        build_rows(graph, stores, outputs, executor, records)
+        with spec.decoding_ahead(plan):
+            build_rows(graph, stores, outputs, executor, records)
         for record in memory_records(records.by_key, plan, outputs):
             records.add(record)
         deviating, stages = time_records(records.by_key, plan, outputs, executor.collect_timings)

@@ -53,6 +53,14 @@ class PixelCache:
             return ""
         return f"they take {size(needed)}, and {size(free)} is free there"
 
+    def has(self, number: int) -> bool:
+        """Whether an image was kept, be it sound or not, which only reading it shows."""
+        files = self._open()
+        try:
+            return files is not None and any(os.pread(files[1], SUM, number * SUM))
+        except OSError:
+            return False
+
     def read(self, number: int, mark: bytes, into: np.ndarray) -> bool:
         """Put an image's pixels into an array (contiguous); return False if they are not there."""
         files = self._open()

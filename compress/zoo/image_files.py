@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,8 @@ SYSTEMS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "l
 """Folders that archivers, network disks and operating systems leave behind, in lower case. (Their
 files, such as Thumbs.db, are no images by their names.)"""
 DECODERS = min(8, os.cpu_count() or 1)
+AHEAD = max(1, DECODERS - 1)
+"""Threads that decode in the background: a core is left to whoever waits for the images."""
 SAMPLE = 4096
 """Bytes at the beginning, in the middle and at the end of a file that fingerprints cover."""
 NAMED = 20
@@ -133,6 +136,38 @@ def keep_pixels(data: Data, store: Path) -> str:
             reasons[split.keep_pixels(store / FOLDER)] = None
     why = next(filter(None, reasons), "")
     return f"images are decoded anew whenever they are used: {why}" if why else ""
+
+
+@contextlib.contextmanager
+def decoding_ahead(split: Split) -> Iterator[None]:
+    """Decode images in the background meanwhile, where they are kept, from the first one on.
+
+    What cannot be decoded is for whoever reads it to report.
+    """
+    index = torch.arange(len(split))
+    while isinstance(split, Subset):
+        index, split = split.index[index], split.whole
+    if not isinstance(split, ImageFiles) or split.pixels is None:
+        yield
+        return
+    images, pixels, stopped = split, split.pixels, threading.Event()
+
+    def decode_some(numbers: list[int]) -> None:
+        into = np.empty((*images.fit.size, images.channels), np.uint8)
+        for number in numbers:
+            if stopped.is_set():
+                return
+            if not pixels.has(number):
+                with contextlib.suppress(UserError):
+                    images._put(number, into)
+
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="decoding") as pool:
+        for start in range(AHEAD):
+            pool.submit(decode_some, index[start::AHEAD].tolist())
+        try:
+            yield
+        finally:
+            stopped.set()
 
 
 def decode(path: Path, fit: Fit, channels: int = 3) -> np.ndarray:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from compress.deploy.verify import _same_answer, _tied, verify
+from compress.deploy.session import predict, session, split
+from compress.deploy.verify import _same_answer, _tied, pass_batch, verify
 from compress.model import Model
 
 INPUTS = (deploy_models.images(64),)
@@ -81,8 +82,9 @@ DAMAGE = [
     ("edit", "reason"), DAMAGE, ids=lambda value: getattr(value, "__name__", None)
 )
 @pytest.mark.parametrize("lowered", [False, True])
-def test_damage_is_found_and_named(good, edit, reason, lowered):
-    result = verify(edited(good[1], edit), good[0], INPUTS, lowered)
+@pytest.mark.parametrize("macs", [0, 1e12], ids=["small", "large"])
+def test_damage_is_found_and_named(good, edit, reason, lowered, macs):
+    result = verify(edited(good[1], edit), good[0], INPUTS, lowered, macs=macs)
     assert not result.ok
     assert torch.tensor(result.largest_logit).isfinite()
     assert re.search(reason, result.reason), result.reason
@@ -176,8 +178,40 @@ class Mixing(Caching):
 
 
 @pytest.mark.parametrize("cheat", [Caching, Mixing])
-def test_a_module_that_remembers_or_mixes_items_is_not_verified(good, cheat):
+@pytest.mark.parametrize("macs", [0, 1e12], ids=["small", "large"])
+def test_a_module_that_remembers_or_mixes_items_is_not_verified(good, cheat, macs):
     model, content = good
-    found = verify(content, replace(model, module=cheat(model.module)), INPUTS, lowered=True)
+    cheating = replace(model, module=cheat(model.module))
+    found = verify(content, cheating, INPUTS, lowered=True, macs=macs)
     assert not found.ok
     assert "depend on earlier items or on its batch" in found.reason
+
+
+class Counting(torch.nn.Module):
+    """Counts the items that it answers."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.items = inner, [0]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.items[0] += len(images)
+        return self.inner(images)
+
+    def __deepcopy__(self, memo: object) -> Counting:
+        return self
+
+
+@pytest.mark.parametrize(("macs", "items"), [(0, 300 + 64), (1e12, 64 + 14)])
+def test_a_large_module_answers_fewer_items(good, macs, items):
+    model, content = good
+    module = Counting(model.module)
+    inputs = (deploy_models.images(300),)
+    answers = predict(session(content), split(inputs, pass_batch(macs)))
+    counting = replace(model, module=module)
+    assert verify(content, counting, inputs, False, macs=macs, answers=lambda: answers).ok
+    assert module.items == [items]
+    wrong = answers.copy()
+    wrong[0] += 1  # the first of the evenly spaced ones
+    found = verify(content, counting, inputs, False, macs=macs, answers=lambda: wrong)
+    assert found.reason.startswith(f"at batch size {pass_batch(macs)} an output is off by 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from compress.errors import UserError
 from compress.system.amounts import size
 from compress.system.environment import cpu_info
 from compress.system.memory import free_memory
-from compress.zoo.image_files import keep_pixels
+from compress.zoo.image_files import decoding_ahead, keep_pixels
 
 DAY = 86_400.0
 SHARE = 0.9
@@ -116,6 +117,10 @@ class RunSpec:
     def keep_pixels(self, plan: Plan) -> str:
         """Keep a plan's decoded images in the store; return in words why not, '' if it can be."""
         return keep_pixels(plan.data, self.stores.shared.folder)
+
+    def decoding_ahead(self, plan: Plan) -> AbstractContextManager[None]:
+        """Decode the test images meanwhile: while processes start, and the first file is made."""
+        return decoding_ahead(plan.data.test)
 
     def make_plan(self, objects: Mapping[str, Any]) -> Plan:
         """Make the run's plan in this process, with the user's objects (see `given_objects`).

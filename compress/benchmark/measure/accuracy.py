@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from compress.benchmark.plan.metric import Metric
-from compress.deploy.session import predict, session
+from compress.deploy.session import predict, predict_in_streams, session, split
 from compress.stats.proportions import TOP, confidences, target_ranks
 from compress.system.progress import stage
 from compress.tasks.base import Split, Task, Tensors, prepared_batches
 
-BATCH = 32
-"""The largest batch of the verification, which shares the pass over the test items."""
+PREPARED = 32
+"""Items that are read and prepared at once: torch's threads and onnxruntime's, which wait for work
+in a loop, disturb each other at every change from the ones to the others."""
 NOT_FINITE = "the file gives outputs that are not finite numbers"
 
 
@@ -35,22 +36,21 @@ class Answered:
 
 
 def measure_answers(
-    path: Path, task: Task, test: Split, threads: int, metric: Metric | None = None
+    path: Path, task: Task, test: Split, threads: int, batch: int, metric: Metric | None = None
 ) -> Answered:
-    """Run the file over the whole test split in onnxruntime."""
-    runner = session(path, threads)
+    """Run the file over the whole test split in onnxruntime, `batch` items at a time."""
     labels: list[torch.Tensor] = []
 
     def batches() -> Iterator[Tensors]:
-        for inputs, some in prepared_batches(task, test, BATCH):
+        for inputs, some in prepared_batches(task, test, PREPARED):
             labels.append(some)
-            yield inputs
+            yield from split(inputs, batch)
             shown.advance(len(some))
 
     with stage(
         f"measuring the accuracy on {len(test):,} {task.unit}", len(test), task.unit
     ) as shown:
-        logits = predict(runner, batches())
+        logits = predict_in_streams(path, batches(), threads)
     return answered(task, logits, torch.cat(labels).numpy(), metric)
 
 
