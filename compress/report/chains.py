@@ -15,7 +15,7 @@ ARROW = "→"
 LONGEST = 20
 """Letters of a name in a brief chain."""
 _LONG = re.compile(rf"(['\"])((?:(?!\1).){{{LONGEST + 1},}})\1")
-_CORE = ("carve", "prune_weights", "prune_channels", "factorize")
+_CORE = ("carve", "prune_weights", "prune_channels", "factorize", "search")
 _RECOVERY = ("train", "finetune", "distill", "sparsify")
 
 
@@ -34,6 +34,7 @@ LOOKS = {
     "prune_channels": Look("#D55E00", "D", "prune channels"),
     "factorize": Look("#009E73", "^", "factorize"),
     "carve": Look("#8C510A", "P", "carve"),
+    "search": Look("#A89600", "<", "search"),
     "precision": Look("#CC79A7", "p", "precision only"),
     "combined": Look("#56B4E9", "h", "combined"),
     "other": Look("#6B6B6B", "v", "other"),

@@ -74,6 +74,8 @@ def test_an_axis_is_cut_only_where_a_few_points_lie_far_below():
         ("carve(ratio=0.5) -> distill(epochs=3) -> quantize()", "carve"),
         ("carve(ratio=0.5) -> prune_channels(macs=0.5)", "combined"),
         ("sparsify(epochs=2) -> prune_channels(macs=0.5)", "prune_channels"),
+        ("search(macs=0.4, epochs=1) -> distill(epochs=3) -> quantize()", "search"),
+        ("search(macs=0.4) -> factorize(rank=0.5)", "combined"),
         ("train(student='cnn-tiny')", "other"),
     ],
 )
