@@ -59,7 +59,13 @@ def export(model: Model) -> bytes:
 def _trace(module: nn.Module, inputs: Tensors, signature: Sequence[InputSpec]) -> bytes:
     dynamic = tuple(dict(spec.dynamic) for spec in signature)
     try:
-        with quiet(*LOGGERS), _plain_attention(), _without_gpu(), _one_registry():
+        with (
+            quiet(*LOGGERS),
+            _plain_attention(),
+            _attention_of_four_dimensions(),
+            _without_gpu(),
+            _one_registry(),
+        ):
             program = torch.onnx.export(
                 module,
                 tuple(tensor.cpu() for tensor in inputs),
@@ -137,6 +143,35 @@ def _replaced(owner: Any, **attributes: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(owner, name, value)
+
+
+def _attention_of_four_dimensions() -> contextlib.AbstractContextManager[None]:
+    """Have attention that has other dimensions than four, the exporter's, computed in four."""
+    attend = nn.functional.scaled_dot_product_attention
+
+    def in_four(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        *args: Any,
+        **options: Any,
+    ) -> Tensor:
+        if query.ndim == 4:
+            return attend(query, key, value, attn_mask, *args, **options)
+        outer = query.shape[:-2]
+        mask = attn_mask
+        if mask is not None and mask.ndim > 2:
+            mask = _four(mask.expand(*outer, *mask.shape[-2:]))
+        found = attend(_four(query), _four(key), _four(value), mask, *args, **options)
+        return found.reshape(*outer, *found.shape[-2:])
+
+    return _replaced(nn.functional, scaled_dot_product_attention=in_four)
+
+
+def _four(tensor: Tensor) -> Tensor:
+    """Return a tensor of three dimensions or more with four, the last three as they are."""
+    return tensor[None] if tensor.ndim == 3 else tensor.flatten(0, -4)
 
 
 def _without_gpu() -> contextlib.AbstractContextManager[None]:

@@ -186,3 +186,39 @@ def test_stamping_replaces_keys_and_changes_no_answer():
     assert onnx.load_from_string(twice).producer_name == "compress-models"
     inputs = [(deploy_models.images(8),)]
     assert (predict(session(twice), inputs) == predict(session(content), inputs)).all()
+
+
+class Attending(nn.Module):
+    """Attention over inputs of some shape (batch, ..., tokens, width), masked or not."""
+
+    def __init__(self, shape: tuple[int, ...], mask: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.shape = shape
+        self.key, self.head = nn.Linear(shape[-1], shape[-1]), nn.Linear(3 * 16 * 16, 4)
+        seen = torch.rand(mask, generator=torch.Generator().manual_seed(1)) > 0.3
+        self.register_buffer("mask", seen if mask else None)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        query = images.reshape(len(images), *self.shape)
+        key = self.key(query)
+        found = nn.functional.scaled_dot_product_attention(query, key, key, self.mask)
+        return self.head(found.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask"),
+    [
+        ((96, 8), ()),
+        ((4, 2, 12, 8), ()),
+        ((4, 2, 12, 8), (12, 12)),
+        ((4, 2, 12, 8), (2, 1, 12)),
+        ((2, 2, 2, 12, 8), (2, 1, 12, 12)),
+    ],
+)
+def test_attention_of_any_number_of_dimensions_is_exported(shape, mask):
+    module = deploy_models.randomized(Attending(shape, mask)).eval()
+    model = Model(module, (torch.zeros(1, 3, 16, 16),))
+    images = deploy_models.images(8)
+    expected = forward(module, (images,)).numpy()
+    found = predict(session(export(model)), [(images,)])
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
