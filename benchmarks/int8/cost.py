@@ -126,7 +126,7 @@ def write(kept: KeptRows, out: Path) -> None:
         for candidate in CANDIDATES
     )
     note = "`GB`: the most held beyond libraries, model and data."
-    command = "python benchmarks/int8/cost.py --out reports/int8"
+    command = f"python benchmarks/int8/cost.py --out {out}"
     lines = [*table_of(COLUMNS, rows), "", note]
     write_report(out / "cost.md", "What quantizing takes", lines, rows, command)
 
