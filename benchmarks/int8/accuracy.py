@@ -87,7 +87,9 @@ def names() -> list[str]:
     for name in CIFAR:
         found.append(name)
         if name in ("resnet20", "resnet56", "vit-tiny"):
-            found += [f"{name} twin {decimal(sigma)}/{seed}" for sigma in SIGMAS for seed in (0, 1, 2)]
+            found += [
+                f"{name} twin {decimal(sigma)}/{seed}" for sigma in SIGMAS for seed in (0, 1, 2)
+            ]
     return [*found, "lite0"]
 
 
