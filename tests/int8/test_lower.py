@@ -216,7 +216,7 @@ def test_what_is_fused_in_a_float_transformer_is_fused_in_the_int8_file():
     before, after = operators(content), operators(lowered.content)
     fused = ("BiasGelu", "FusedMatMul", "LayerNormalization", "SkipLayerNormalization", "Softmax")
     assert {name: after[name] for name in fused} == {name: before[name] for name in fused}
-    assert before["BiasGelu"] and before["Softmax"] and before["LayerNormalization"]
+    assert min(before[name] for name in ("BiasGelu", "LayerNormalization", "Softmax")) > 0
     assert after["MatMulIntegerToFloat"], "the projections are int8"
     whys = {row["type"]: row["why"] for row in lowered.nodes if "why" in row}
     assert whys["Softmax"] == "its integer kernel is slower than its float one"
