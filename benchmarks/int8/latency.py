@@ -231,7 +231,8 @@ def main() -> None:
         else:
             kept.add(tried(name, options.root, options.timing_seconds, options.files))
             write(kept.ordered(every), options.out, options.timing_seconds)
-    write(kept.ordered(every), options.out, options.timing_seconds)
+    if not options.make:
+        write(kept.ordered(every), options.out, options.timing_seconds)
 
 
 if __name__ == "__main__":
