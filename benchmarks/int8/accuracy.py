@@ -38,6 +38,7 @@ from compress.int8.calibration import Calibration
 from compress.int8.lower import lower
 from compress.int8.settings import Settings
 from compress.model import Model
+from compress.system.amounts import decimal
 from compress.tasks.base import Data, prepared_batches, stacked_inputs
 from compress.techniques import chain
 from compress.zoo.data import load_data
@@ -86,7 +87,9 @@ def names() -> list[str]:
     for name in CIFAR:
         found.append(name)
         if name in ("resnet20", "resnet56", "vit-tiny"):
-            found += [f"{name} twin {sigma:g}/{seed}" for sigma in SIGMAS for seed in (0, 1, 2)]
+            found += [
+                f"{name} twin {decimal(sigma)}/{seed}" for sigma in SIGMAS for seed in (0, 1, 2)
+            ]
     return [*found, "lite0"]
 
 
@@ -180,7 +183,7 @@ def write(rows: list[Row], out: Path) -> None:
         "",
         f"{len({row['net'] for row in rows})} of {len(names())} nets so far.",
     ]
-    command = "python benchmarks/int8/accuracy.py --out reports/int8"
+    command = f"python benchmarks/int8/accuracy.py --out {out}"
     write_report(out / "accuracy.md", "int8 accuracy", lines, rows, command)
 
 

@@ -5,15 +5,20 @@
 Ten nets at 224 pixels, batch 1, all cores. Weights are random, and batch norms have the statistics
 of photographs. All files of a net are timed in one interleaved run of fresh processes, the float
 file at each of the optimization levels of the runtime. NNCF and Quark take part where they are
-installed. Rows are kept as they come, and the next run goes on from there.
+installed. Rows are kept as they come, and the next run goes on from there. `--files FOLDER` keeps
+the files of all candidates but `quantize()`, which measures while it makes its own; with `--make`
+nothing is timed, so that this need not be done on a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,8 +35,10 @@ from compress.compressor import run, seed_everything
 from compress.context import StepContext, StepLog
 from compress.deploy.export import export
 from compress.deploy.session import arrays, predict, session
+from compress.model import Model
 from compress.system.amounts import decimal
-from compress.tasks.base import Subset, Tensors, prepared_batches
+from compress.system.files import write_atomic
+from compress.tasks.base import Data, Split, Subset, Tensors, prepared_batches
 from compress.techniques import chain
 from compress.timing.collect import Effort, TimingRequest, collect
 from compress.timing.executed import executed
@@ -72,27 +79,68 @@ def normalize(module: nn.Module, inputs: Tensors) -> None:
     module.eval()
 
 
-def tried(name: str, root: Path, seconds: float) -> dict[str, Any]:
-    known = pretrained(name, DEFAULT)
-    assert known is not None, name
-    data = load_data(f"imagefolder:{root / 'imagenet-sample'}", usual=known.settings)
-    seed_everything(0)
-    model = fresh(name, data.task)
-    some = Subset(data.calibration, torch.arange(CALIBRATION))
-    batches = [inputs for inputs, _ in prepared_batches(data.task, some, CALIBRATION)]
-    normalize(model.module, batches[0])
-    content = export(model)
+@dataclass(frozen=True)
+class Subject:
+    """A net, its float file, and the items that candidates calibrate on."""
+
+    name: str
+    data: Data
+    model: Model
+    items: Split
+    inputs: Tensors
+    content: bytes
+
+    @classmethod
+    def of(cls, name: str, root: Path) -> Subject:
+        known = pretrained(name, DEFAULT)
+        assert known is not None, name
+        data = load_data(f"imagefolder:{root / 'imagenet-sample'}", usual=known.settings)
+        seed_everything(0)
+        model = fresh(name, data.task)
+        items = Subset(data.calibration, torch.arange(CALIBRATION))
+        [inputs] = [inputs for inputs, _ in prepared_batches(data.task, items, CALIBRATION)]
+        normalize(model.module, inputs)
+        return cls(name, data, model, items, inputs, export(model))
+
+    def lowered(self, candidate: str) -> tuple[bytes, float]:
+        """Return the file that a candidate makes, and the seconds that it takes."""
+        started = time.perf_counter()
+        context = StepContext(self.data.task, calibration=self.items, log=StepLog())
+        made = run(chain(candidate), self.model, context).onnx
+        assert made is not None
+        return made, round(time.perf_counter() - started, 1)
+
+    def kept(self, candidate: str, folder: Path | None) -> tuple[bytes, float]:
+        """Return what a candidate makes, from the folder if it is there already."""
+        if folder is None or candidate == PLACED:
+            return self.lowered(candidate)
+        key = hashlib.sha256(f"{self.name} {candidate}".encode()).hexdigest()
+        file, took = folder / f"{key}.onnx", folder / f"{key}.json"
+        if not took.exists():
+            made, seconds = self.lowered(candidate)
+            write_atomic(file, made)
+            write_atomic(took, json.dumps({"candidate": candidate, "seconds": seconds}))
+        return file.read_bytes(), json.loads(took.read_text())["seconds"]
+
+
+def make(name: str, root: Path, folder: Path) -> None:
+    """Have the files of a net that need no quiet machine in a folder."""
+    subject = Subject.of(name, root)
+    for candidate in filter(here, CANDIDATES):
+        if candidate != PLACED:
+            _, seconds = subject.kept(candidate, folder)
+            print(name, candidate, seconds, flush=True)
+
+
+def tried(name: str, root: Path, seconds: float, folder: Path | None) -> dict[str, Any]:
+    subject = Subject.of(name, root)
+    content, inputs = subject.content, subject.inputs
     files, took = {FLOAT: content}, {}
     for candidate in filter(here, CANDIDATES):
-        started = time.perf_counter()
-        context = StepContext(data.task, calibration=some, log=StepLog())
-        lowered = run(chain(candidate), model, context).onnx
-        assert lowered is not None
-        files[candidate] = lowered
-        took[candidate] = round(time.perf_counter() - started, 1)
-    samples = arrays(tuple(tensor[:8] for tensor in batches[0]))
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {one: Path(folder) / f"{number}.onnx" for number, one in enumerate(files)}
+        files[candidate], took[candidate] = subject.kept(candidate, folder)
+    samples = arrays(tuple(tensor[:8] for tensor in inputs))
+    with tempfile.TemporaryDirectory() as timed:
+        paths = {one: Path(timed) / f"{number}.onnx" for number, one in enumerate(files)}
         expected = {}
         for one, path in paths.items():
             path.write_bytes(files[one])
@@ -108,7 +156,7 @@ def tried(name: str, root: Path, seconds: float) -> dict[str, Any]:
         if timing.speedup is not None:
             ends = (timing.speedup, timing.low or 0, timing.high or 0)
             found = {"speedup": [round(x, 3) for x in ends]}
-        share = executed(files[one], arrays(tuple(t[:1] for t in batches[0]))).int8_macs_share
+        share = executed(files[one], arrays(tuple(t[:1] for t in inputs))).int8_macs_share
         found |= {
             "bytes": round(len(files[one]) / len(content), 3),
             "int8 MACs": None if share is None else round(share, 3),
@@ -166,14 +214,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--timing-seconds", type=float, default=40)
+    parser.add_argument("--files", type=Path)
+    parser.add_argument("--make", action="store_true", help="Time nothing; needs --files.")
     options = parser.parse_args()
+    if options.files is not None:
+        options.files.mkdir(parents=True, exist_ok=True)
+    elif options.make:
+        parser.error("--make needs --files")
     kept = KeptRows(options.out / "latency.jsonl", "net")
     every = [(name,) for name in NETS]
     for name in options.names or NETS:
-        if (name,) not in kept.read() or options.names:
-            kept.add(tried(name, options.root, options.timing_seconds))
+        if (name,) in kept.read() and not options.names:
+            continue
+        if options.make:
+            make(name, options.root, options.files)
+        else:
+            kept.add(tried(name, options.root, options.timing_seconds, options.files))
             write(kept.ordered(every), options.out, options.timing_seconds)
-    write(kept.ordered(every), options.out, options.timing_seconds)
+    if not options.make:
+        write(kept.ordered(every), options.out, options.timing_seconds)
 
 
 if __name__ == "__main__":

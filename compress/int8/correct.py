@@ -56,7 +56,9 @@ def errors(
     for unit in found:
         _beside(model.graph, unit, ranges, weights)
     twin = ir.serde.serialize_model(model).SerializeToString()
-    outputs = [f"{unit.name}:{kind}" for unit in found for kind in (ERROR, NOISE, SIGNAL)]
+    looked_at = [unit.name for unit in found]
+    del model, found  # all weights twice; the session holds them, too
+    outputs = [f"{name}:{kind}" for name in looked_at for kind in (ERROR, NOISE, SIGNAL)]
     sums: dict[str, np.ndarray] = {}
     items = 0
     for count, values in Runner(twin, outputs).chunks(batches):
@@ -65,12 +67,12 @@ def errors(
             share = value.astype(np.float64) * (count if name.endswith(ERROR) else 1)
             sums[name] = sums.get(name, 0) + share
     return {
-        unit.name: Error(
-            sums[f"{unit.name}:{ERROR}"] / items,
-            float(sums[f"{unit.name}:{NOISE}"]),
-            float(sums[f"{unit.name}:{SIGNAL}"]),
+        name: Error(
+            sums[f"{name}:{ERROR}"] / items,
+            float(sums[f"{name}:{NOISE}"]),
+            float(sums[f"{name}:{SIGNAL}"]),
         )
-        for unit in found
+        for name in looked_at
     }
 
 

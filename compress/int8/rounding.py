@@ -134,18 +134,20 @@ def rounded(
     """Return the integers of a weight whose products differ least, given E[x xᵀ] of each part."""
     axis, groups = unit.channel_axis, unit.groups
     rows = np.moveaxis(weight, axis, 0)
-    flat = torch.from_numpy(rows.reshape(groups, len(rows) // groups, -1).astype(np.float64))
-    steps = torch.from_numpy(scale.astype(np.float64)).reshape(groups, -1)
+    flat = rows.reshape(groups, len(rows) // groups, -1)
+    steps = scale.astype(np.float64).reshape(groups, -1, 1)
     near = neighbours(rows.shape[1:]) if portable else [[] for _ in range(flat.shape[2])]
-    flat, integers = flat / steps[..., None], torch.zeros_like(flat)
-    ends = torch.full(flat.shape[:2], float(most(bits)), dtype=flat.dtype)
+    integers = torch.zeros(flat.shape, dtype=torch.int8)
+    ends = torch.full(flat.shape[:2], float(most(bits)), dtype=torch.float64)
     for part, moment in zip(parts_of(unit), moments, strict=True):
         here = near[part]
         inside = [[o - part.start for o in ones if part.start <= o < part.stop] for ones in here]
         before = [[o for o in ones if o < part.start] for ones in here]
         room = [_allowed(integers, outside, -ends, ends) for outside in before]
-        integers[:, :, part] = _compensated(flat[:, :, part], moment.double(), inside, room)
-    whole = integers.reshape(rows.shape).numpy().astype(np.int8)
+        # Of large layers, only a part at a time is held in float64.
+        values = torch.from_numpy(flat[:, :, part] / steps)
+        integers[:, :, part] = _compensated(values, moment.double(), inside, room).to(torch.int8)
+    whole = integers.reshape(rows.shape).numpy()
     return Weight(np.ascontiguousarray(np.moveaxis(whole, 0, axis)), scale, axis)
 
 
@@ -189,7 +191,7 @@ def _allowed(integers: Tensor, near: list[int], low: Tensor, high: Tensor) -> tu
     """Return the smallest and the largest integer beside neighbours that are rounded."""
     if not near:
         return low, high
-    beside = integers[:, :, near]
+    beside = integers[:, :, near].double()
     low = low.maximum(-PAIR - beside.amin(2).clamp_max(0))
     high = high.minimum(PAIR - beside.amax(2).clamp_min(0))
     return low, high

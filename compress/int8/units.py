@@ -128,6 +128,8 @@ def quantizable(node: ir.Node) -> str:
     kind = node.op_type
     if node.domain not in ("", "ai.onnx"):
         return "it is no standard operator"
+    if kind == "Softmax":
+        return "its integer kernel is slower than its float one"
     if kind not in WEIGHTED | PASSING | OTHERS:
         return f"onnxruntime has no integer kernel for {kind}"
     if kind in WEIGHTED and array(node.inputs[1]) is None:

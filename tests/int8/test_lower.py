@@ -210,6 +210,19 @@ def test_a_transposed_convolution_stays_float_and_says_why():
     assert result.ok, result.reason
 
 
+def test_what_is_fused_in_a_float_transformer_is_fused_in_the_int8_file():
+    net = deploy_models.transformer()
+    _, content, lowered = of(net)
+    before, after = operators(content), operators(lowered.content)
+    fused = ("BiasGelu", "FusedMatMul", "LayerNormalization", "SkipLayerNormalization", "Softmax")
+    assert {name: after[name] for name in fused} == {name: before[name] for name in fused}
+    assert min(before[name] for name in ("BiasGelu", "LayerNormalization", "Softmax")) > 0
+    assert after["MatMulIntegerToFloat"], "the projections are int8"
+    whys = {row["type"]: row["why"] for row in lowered.nodes if "why" in row}
+    assert whys["Softmax"] == "its integer kernel is slower than its float one"
+    assert whys["MatMul"] == "both its factors are activations"
+
+
 class Looping(nn.Module):
     def __init__(self) -> None:
         super().__init__()
