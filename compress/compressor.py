@@ -337,11 +337,15 @@ def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
     )
     seed_everything(context.seed)
     started, before = time.perf_counter(), len(context.log.rows)
+    computed = time.process_time()
     result = compressor.compress(model.copy(), context)
+    computed = time.process_time() - computed
     seconds = time.perf_counter() - started
     # The time of processes that were stopped before they finished the step.
     seconds += sum(row.get("earlier_seconds", 0.0) for row in context.log.rows[before:])
-    context.log.row("step", step=repr(compressor), seconds=round(seconds, 3))
+    # CPU seconds of this process (all threads) do not depend on what else the machine does.
+    taken = {"seconds": round(seconds, 3), "cpu_seconds": round(computed, 3)}
+    context.log.row("step", step=repr(compressor), **taken)
     _check(compressor, model, result)
     return result
 

@@ -75,7 +75,7 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
     The folder gets `model.onnx` (or `unverified.onnx`), `model.safetensors` and `blueprint.json`
     where the model can be saved, and `answers.npz`; of a baseline also `targets.npz`.
     """
-    started = time.perf_counter()
+    started, computed = time.perf_counter(), time.process_time()
     model, task = built.model, plan.data.task
     # The file's metadata is written before it is verified, hashed and timed.
     with stage("writing the ONNX file"):
@@ -113,7 +113,10 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
         measured.figures["max_abs_error"] = float(verdict.max_abs_error)
     steps = float(sum(line["seconds"] for line in built.log.rows if line["kind"] == "step"))
     measured.figures |= {"train_samples": built.log.samples, "seconds": round(steps, 3)}
-    seconds = round(time.perf_counter() - started, 3)
+    taken = {
+        "seconds": round(time.perf_counter() - started, 3),
+        "cpu_seconds": round(time.process_time() - computed, 3),
+    }
     return Record(
         row.text,
         seed,
@@ -123,7 +126,7 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
         notes=tuple(measured.notes),
         missing=measured.missing,
         hashes=measured.hashes,
-        log=(*measured.log, {"kind": "measuring", "seconds": seconds}),
+        log=(*measured.log, {"kind": "measuring", **taken}),
     )
 
 
