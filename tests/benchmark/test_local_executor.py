@@ -19,8 +19,8 @@ from torch import nn
 import compress
 from compress import techniques
 from compress.benchmark import run as bench
-from compress.benchmark.execute.executor import ChainJob, GpuJob, Job
-from compress.benchmark.execute.local_executor import OVER_BUDGET, LocalExecutor, local_executor
+from compress.benchmark.execute.executor import OVER_BUDGET, ChainJob, GpuJob, Job
+from compress.benchmark.execute.local_executor import LocalExecutor, local_executor
 from compress.benchmark.execute.run_spec import Limits, spec_of
 from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.plan import make_plan

@@ -11,7 +11,7 @@ import torch
 from bench_fixtures import fresh_model, small_digits
 from safetensors.torch import save_file
 
-from compress.benchmark.execute.executor import ChainJob, Outcome
+from compress.benchmark.execute.executor import OVER_BUDGET, ChainJob, Outcome
 from compress.benchmark.execute.run_spec import Stores
 from compress.benchmark.execute.schedule import Schedule
 from compress.benchmark.plan import graph as graph_module
@@ -73,7 +73,7 @@ class Fake:
 
 
 def schedule(
-    plan: Plan, folder: Path, workers: int = 1, **answers: Outcome
+    plan: Plan, folder: Path, workers: int = 1, deadline: float | None = None, **answers: Outcome
 ) -> tuple[Fake, dict[str, str]]:
     """Run a plan; return the executor and how every row ended."""
     graph = make_graph(plan)
@@ -84,7 +84,7 @@ def schedule(
         key = f"{chain_run.row.text}/{chain_run.seed}"
         ends[key] = outcome.error or ("ok" if entry else "nothing")
 
-    Schedule(graph, stores, fake, end, lambda chain_run: "log").run()
+    Schedule(graph, stores, fake, end, lambda chain_run: "log", deadline).run()
     return fake, ends
 
 
@@ -177,6 +177,27 @@ def test_what_another_run_computes_is_waited_for(
     fake, ends = schedule(plan, tmp_path)
     assert "quantize()" not in fake.asked
     assert len(waits) == 3
+    assert set(ends.values()) == {"ok"}
+
+
+def test_what_another_run_computes_is_waited_for_no_longer_than_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.benchmark.execute import schedule as module
+
+    plan = plan_of(TRAIN, "quantize()", "prune_weights(sparsity=0.5)")
+    node = make_graph(plan).chain_run(("quantize()", 0)).nodes[0]
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    with Store(tmp_path).claim(node.key):
+        fake, ends = schedule(plan, tmp_path, deadline=102.2)
+    assert "quantize()" not in fake.asked
+    assert clock == [102.5]
+    assert ends["prune_weights(sparsity=0.5)/0"] == "ok", "what others do not compute is done"
+    assert ends["quantize()/0"].startswith(f"StepEnded: {OVER_BUDGET}")
+    again, ends = schedule(plan, tmp_path)
+    assert "quantize()" in again.asked
     assert set(ends.values()) == {"ok"}
 
 

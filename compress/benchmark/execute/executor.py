@@ -13,6 +13,9 @@ from compress.results.record import Key
 from compress.timing.collect import TimingRequest
 from compress.timing.raw_timings import RawTimings
 
+OVER_BUDGET = "nothing was left of the budget"
+"""In the reason of what a budget has ended."""
+
 
 @dataclass(frozen=True)
 class ChainJob:

@@ -24,7 +24,14 @@ import cloudpickle
 import psutil
 import torch
 
-from compress.benchmark.execute.executor import ChainJob, Executor, GpuJob, Job, Outcome
+from compress.benchmark.execute.executor import (
+    OVER_BUDGET,
+    ChainJob,
+    Executor,
+    GpuJob,
+    Job,
+    Outcome,
+)
 from compress.benchmark.execute.fork_client import ForkServer, ServerFailed
 from compress.benchmark.execute.fork_server import end_group
 from compress.benchmark.execute.job import perform, read_outcome
@@ -38,8 +45,6 @@ from compress.timing.raw_timings import RawTimings
 
 LOOK = 0.05
 """Seconds between two looks at what a job takes."""
-OVER_BUDGET = "nothing was left of the budget"
-"""How the error begins of a job that was ended for that."""
 LAST_WORDS = 3.0
 """Seconds that an overrunning process has to write where it hangs."""
 TAIL = 4000

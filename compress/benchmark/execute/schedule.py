@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from compress.benchmark.execute.executor import ChainJob, Executor, Outcome
+from compress.benchmark.execute.executor import OVER_BUDGET, ChainJob, Executor, Outcome
 from compress.benchmark.execute.run_spec import Stores
 from compress.benchmark.plan.graph import ChainRun, Graph, Node
 from compress.benchmark.store.store import Entry
@@ -19,6 +19,7 @@ ATTEMPTS = 3
 PATIENCE = 0.5
 """Seconds between two looks at what another run is computing."""
 NO_BASELINE = "StepFailed: the baseline failed, so there is nothing to start from"
+OTHERS = f"StepEnded: {OVER_BUDGET}: another run on this store was computing what it needs"
 VANISHED = "StepFailed: the row's measurement vanished from the store repeatedly"
 
 
@@ -63,7 +64,8 @@ class Schedule:
         self.stores, self.executor = stores, executor
         self.on_end, self.name = on_end, name
         self.deadline = deadline
-        """When jobs are ended that still run (`time.monotonic`)."""
+        """When jobs are ended that still run, and what another run computes is waited for no
+        longer (`time.monotonic`)."""
         self.states = [_State(chain_run) for chain_run in graph.chain_runs]
         self.first = {s.chain_run.seed: s for s in self.states if s.is_baseline}
         self.failed: dict[str, Outcome] = {}
@@ -84,6 +86,7 @@ class Schedule:
                         while self._stuck():
                             time.sleep(PATIENCE)
                             self._fill()
+                            self._give_up_at_the_deadline()
                 if any(state.running for state in self.states):
                     for job, outcome in self.executor.wait():
                         self._finish_job(job, outcome)
@@ -96,6 +99,13 @@ class Schedule:
         return not all(state.over for state in self.states) and not any(
             state.running for state in self.states
         )
+
+    def _give_up_at_the_deadline(self) -> None:
+        """End what still waits for another run when there is no time left to wait."""
+        if self.deadline is not None and time.monotonic() >= self.deadline and self._stuck():
+            for state in self.states:
+                if not state.over:
+                    self._end(state, None, Outcome(OTHERS))
 
     def _look(self, state: _State) -> None:
         """Find the first node of a chain run that is still to be computed."""
