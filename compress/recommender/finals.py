@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,30 @@ def finalists(candidates: Iterable[Measured], judge: Judge, most: int) -> list[M
         if chosen and _worth(chosen, strict) > worth:
             best, worth = chosen, _worth(chosen, strict)
     return best
+
+
+def affordable(
+    candidates: Mapping[str, Measured],
+    judge: Judge,
+    most: int,
+    remaking: Callable[[Sequence[str]], float],
+    left: float,
+    proven: str = "",
+) -> list[Measured]:
+    """Return finalists whose files are there, or can be made again in the seconds `left`.
+
+    `remaking` tells what that takes of some chains. One that is `proven` is always among them: who
+    calls this has seen to it that there is time for it.
+    """
+    able = dict(candidates)
+    while True:
+        chosen = finalists(able.values(), judge, most)
+        if proven in able and able[proven] not in chosen:
+            chosen = [able[proven], *chosen[: most - 1]]
+        lost = {text: remaking([text]) for one in chosen if (text := one.chain) != proven}
+        if not any(lost.values()) or remaking([one.chain for one in chosen]) <= left:
+            return chosen
+        del able[max(lost, key=lambda text: lost[text])]
 
 
 def _within(ready: Sequence[Measured], judge: Judge, target: float, most: int) -> list[Measured]:

@@ -15,7 +15,7 @@ import numpy as np
 from compress.benchmark.execute.executor import Executor, Outcome
 from compress.benchmark.execute.run_spec import Stores, spec_of
 from compress.benchmark.execute.schedule import Schedule
-from compress.benchmark.plan.graph import ChainRun, make_graph
+from compress.benchmark.plan.graph import ChainRun, Node, make_graph
 from compress.benchmark.plan.plan import Plan, with_chains
 from compress.benchmark.plan.provenance import about as described
 from compress.benchmark.run import RunOptions, row_record
@@ -250,13 +250,28 @@ class BenchLab:
 
     def predict(self, chain: Compressor, macs: float) -> float:
         plan = with_chains(self.plan, [repr(chain)])
-        nodes = make_graph(plan).chain_run((repr(chain), self.seed)).nodes
-        done = [n for n, node in enumerate(nodes) if self._is_there(node.key, node.private)]
-        left = nodes[max(done, default=-1) + 1 :]
+        left = self._left(make_graph(plan).chain_run((repr(chain), self.seed)).nodes)
         return sum(
             self.costs.measuring() if node.step is None else self.costs.seconds(node.step, macs)
             for node in left
         )
+
+    def remaking(self, chains: Sequence[str]) -> float:
+        """Return the seconds of those steps of measured chains that are not in the store."""
+        graph = make_graph(with_chains(self.plan, chains))
+        seconds: dict[str, float] = {}
+        for text in dict.fromkeys(chains):
+            macs = self._macs(self.records[text]) if text in self.records else 1.0
+            steps = graph.chain_run((text, self.seed)).nodes[:-1]
+            for node in self._left(steps):
+                assert node.step is not None, "only the last node of a chain run measures"
+                seconds[node.key] = self.costs.seconds(node.step, macs)
+        return sum(seconds.values())
+
+    def _left(self, nodes: Sequence[Node]) -> Sequence[Node]:
+        """Return the nodes behind the last one that is in the store."""
+        done = [n for n, node in enumerate(nodes) if self._is_there(node.key, node.private)]
+        return nodes[max(done, default=-1) + 1 :]
 
     def _is_there(self, key: str, private: bool) -> bool:
         store = self.stores.private if private else self.stores.shared

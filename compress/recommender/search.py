@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,9 +21,9 @@ from compress.recommender.engine import Engine, settled_epochs
 from compress.recommender.finals import (
     MS,
     Final,
+    affordable,
     files_of,
     final_suite,
-    finalists,
     judged,
     optimism,
 )
@@ -35,6 +34,7 @@ from compress.recommender.measured import FULL, NO_TIME, SHORT, Measured, Notebo
 from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
 from compress.recommender.publish import Story, publish_model, write_report
 from compress.recommender.question import Found, Request, cautions, question_of, space_for
+from compress.recommender.same_objects import keep_steps
 from compress.recommender.space import Space
 from compress.recommender.study import Study
 from compress.recommender.warm import warm_start
@@ -44,7 +44,7 @@ from compress.report.write import write_reports
 from compress.results.derive import Derived, read_results, row_alone
 from compress.results.record import BASELINE, Record
 from compress.results.table import Row, number, text_of
-from compress.system.amounts import decimal
+from compress.system.amounts import decimal, duration
 from compress.system.progress import say, stage
 
 QUICK_TIMING = 0.006
@@ -129,10 +129,29 @@ class _Search:
         return given or min(max(share, LEAST_TIMING), MOST_TIMING)
 
     def _reserve(self, lab: BenchLab, count: int, begun: float) -> float:
-        """Return the seconds that the finalists will take: made, measured, timed, reported."""
+        """Return the seconds that the finalists will take: measured, timed, reported.
+
+        Their steps are in the store (but see `_again`).
+        """
         each = lab.costs.measuring() + self.test_items * self.guess.forward / EAGER
         rows = count + 1
         return min(STARTING, begun) + rows * each + 1.2 * self.final_timing + STARTING / 2
+
+    def _again(self, lab: BenchLab, judge: Judge, count: int, left: float) -> float:
+        """Return the seconds that finalists of earlier runs will take whose steps are lost.
+
+        The store was emptied, or no longer counts (see `same_objects`). Raises UserError if not
+        even what has won can be made again in the seconds that are left.
+        """
+        if proven := self.about.get("winner"):
+            seconds = lab.remaking([proven])
+            if seconds > left:
+                raise UserError(
+                    f"{proven} has won before, but its steps are no longer in the store: to make "
+                    f"it again takes about {duration(seconds)}, and {duration(max(0.0, left))} are "
+                    f"left of the budget: give a larger one"
+                )
+        return lab.remaking([one.chain for one in self._chosen(lab, judge, count, left)])
 
     # --- the search ------------------------------------------------------------------------
 
@@ -147,7 +166,9 @@ class _Search:
             warnings = self._warnings(lab)
             for warning in warnings if self.options.progress else ():
                 say(warning)
-            deadline = self.deadline - self._reserve(lab, count, first)
+            reserve = self._reserve(lab, count, first)
+            end = self.deadline - reserve
+            deadline = end - self._again(lab, judge, count, end - lab.now())
             engine = self._engine(lab, judge, deadline)
             try:
                 ended = engine.run()
@@ -156,7 +177,7 @@ class _Search:
             self.idle = engine.idle
             self._record_spent()
             report = self._story(ended, warnings)
-            chosen = self._chosen(judge, count)
+            chosen = self._chosen(lab, judge, count, end - lab.now())
         if not chosen:
             said = write_report(
                 self.out, report, judge, self.notebook, self.records, self._search, None
@@ -171,14 +192,10 @@ class _Search:
         few = warning_of(self.request.goal, self.test_items)
         return [one for one in (few, note and f"Of the baseline: {note}") if one]
 
-    def _chosen(self, judge: Judge, count: int) -> list[Measured]:
+    def _chosen(self, lab: BenchLab, judge: Judge, count: int, left: float) -> list[Measured]:
         """Return the finalists; a chain that reached the goal before is always one of them."""
-        candidates = self.notebook.candidates
-        chosen = finalists(candidates.values(), judge, count)
-        proven = candidates.get(self.about.get("winner", ""))
-        if proven is None or proven.chain in [one.chain for one in chosen]:
-            return chosen
-        return [proven, *chosen[: count - 1]]
+        known, proven = self.notebook.candidates, self.about.get("winner", "")
+        return affordable(known, judge, count, lab.remaking, left, proven)
 
     @property
     def _search(self) -> Path:
@@ -191,8 +208,7 @@ class _Search:
     @contextlib.contextmanager
     def _lab(self) -> Iterator[BenchLab]:
         """Yield a lab with an executor, and end that."""
-        # What it holds is named by objects of a process, which is no longer.
-        shutil.rmtree(self._private, ignore_errors=True)
+        keep_steps(self.plan, self._private)
         seconds = min(max(QUICK_TIMING * self.request.budget, SHORTEST), LONGEST)
         with opened(
             self.plan,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_lab import BASE
 
-from compress.recommender.finals import Final, finalists, judged, optimism
+from compress.recommender.finals import Final, affordable, finalists, judged, optimism
 from compress.recommender.goal import Goal, Judge
 from compress.recommender.measured import OK, Measured, Notebook, Trial
 from compress.recommender.publish import COLUMNS, frontier, trials_csv
@@ -230,3 +230,24 @@ def test_what_is_said_meanwhile() -> None:
     failed = Trial(4, {}, "x()", "failed", "", "it broke", (), 2.0)
     assert told(failed, judge) == "trial 4: x(): failed: it broke, 2 s"
     assert [points(value) for value in (0.0004, -0.0004, -0.01)] == ["0.0", "0.0", "−1.0"]
+
+
+def test_finalists_whose_steps_are_lost_are_chosen_as_far_as_time_allows() -> None:
+    judge = Judge(Goal(max_drop=5.0), BASE, 5000)
+    known = {name: measured(name, 1 + i, 4) for i, name in enumerate("abcd")}
+    seconds = {"a": 0.0, "b": 30.0, "c": 20.0, "d": 50.0}
+
+    def chosen(left: float, most: int = 2, proven: str = "") -> list[str]:
+        def remaking(names: Sequence[str]) -> float:
+            return sum(seconds[name] for name in names)
+
+        found = affordable(known, judge, most, remaking, left, proven)
+        return [one.chain for one in found]
+
+    everything = chosen(1000.0)
+    assert "d" in everything, "the fastest, if there is time for it"
+    for left in (0.0, 10.0, 25.0, 45.0, 60.0):
+        assert sum(seconds[name] for name in chosen(left)) <= left
+    assert "a" in chosen(0.0)
+    assert "d" not in chosen(45.0)
+    assert chosen(0.0, proven="d")[0] == "d", "what has won stays among them"
