@@ -51,6 +51,8 @@ class Engine(Stages):
     begin: Callable[[int], object] = lambda number: None
     pool: list[Work] = field(default_factory=list)
     """What was screened, and may be trained."""
+    late: set[str] = field(default_factory=set)
+    """Chains that there was no time for."""
     screened: float = 0.0
     """Seconds of screening since the last training."""
 
@@ -78,8 +80,8 @@ class Engine(Stages):
                 drawing = f"{self.trials} trials are done"
             elif duplicates >= DUPLICATES:
                 drawing = f"the last {DUPLICATES} draws had been tried before"
-            if unaffordable >= UNAFFORDABLE:
-                return "no further chain would have been finished in time"
+            elif unaffordable >= UNAFFORDABLE:
+                drawing = "no further chain would have been finished in time"
             if not drawing and self._screens_on():
                 count = self.together
                 if self.trials is not None:
@@ -134,8 +136,11 @@ class Engine(Stages):
         """Train what promises most of the pool."""
         self.begin(len(self.notebook.trials))
         self.screened = 0.0
-        places = most_promising(self._costs(), self.order, self.best)[: self.together]
-        chosen = [self.pool[place] for place in places]
+        costs = self._costs()
+        places = most_promising(costs, self.order, self.best)
+        if in_time := [place for place in places if costs[place][1] <= self.left]:
+            places = in_time
+        chosen = [self.pool[place] for place in places[: self.together]]
         self.pool = [work for work in self.pool if work not in chosen]
         for work in chosen:  # the best may have changed since they were screened
             if reason := self._cannot_win(work.last):
@@ -155,9 +160,12 @@ class Engine(Stages):
     # --- trials ----------------------------------------------------------------------------
 
     def _answer_known(self, asked: Asked) -> bool:
-        """Answer a draw that was tried before (or makes the chain of one) as it was then."""
+        """Answer a draw that was tried before (or makes the chain of one) as it was then.
+
+        What there was no time for in this run has no time later in it.
+        """
         text = repr(self._chain(asked, self.epochs))
-        if text in [repr(work.chain) for work in self.pool]:
+        if text in self.late or text in [repr(work.chain) for work in self.pool]:
             self.study.tell(asked, None)
             return True
         for trial in self.notebook.trials:
@@ -180,6 +188,8 @@ class Engine(Stages):
         trials = []
         for work in works:
             trial = work.trial(len(self.notebook.trials))
+            if trial.state == NO_TIME:
+                self.late.add(trial.chain)
             self.notebook.add(trial)
             self._learn(trial)
             self._tell_study(work.asked, trial)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
 from compress.recommender.goal import Judge
+from compress.recommender.lab import macs_over
 from compress.recommender.measured import FULL, Measured, Trial
 
 LEFT = 0.1
@@ -17,7 +19,8 @@ that falls farther is broken, and how far says little."""
 SPREAD = (0.3, 1.0, 3.0)
 """What that share may turn out to be, as multiples."""
 UNKNOWN = 0.3
-"""The chance of a student, of which nothing is known before it is trained, until some were."""
+"""The chance of a student as large as the baseline, of which nothing is known before it is trained,
+until some were. It falls with the root of the MACs: small ones seldom learn all."""
 BEHIND = 0.1
 """Of a chain that costs more than the best so far: its worth, as a share of its saving."""
 
@@ -30,7 +33,7 @@ class Order:
     left: list[float] = field(default_factory=list)
     """Of trained cuts: the change of accuracy with all their training, over that without."""
     students: list[float] = field(default_factory=list)
-    """The chances of trained students."""
+    """The chances of trained students, as if they were as large as the baseline."""
 
     def learn(self, trial: Trial) -> None:
         """Take in a trial that went through all stages."""
@@ -38,18 +41,23 @@ class Order:
             return
         first, last = trial.measured[0], trial.measured[-1]
         if not first.candidate:
-            self.students.append(self.judge.chance(last))
+            likely = self.judge.chance(last) / self._shrink(first)
+            self.students.append(min(1.0, likely))
         elif first.change < 0:
             self.left.append(min(1.0, max(0.0, last.change / max(first.change, -MOST_LOST))))
 
     def chance(self, screened: Measured) -> float:
         """Return the chance of a chain once it is trained, by what it is without."""
         if not screened.candidate:
-            return fmean([UNKNOWN, *self.students])
+            return fmean([UNKNOWN, *self.students]) * self._shrink(screened)
         share = median(self.left) if self.left else LEFT
         return fmean(
             self.judge.chance(_recovered(screened, min(1.0, times * share))) for times in SPREAD
         )
+
+    def _shrink(self, student: Measured) -> float:
+        """Return by how much a student's size makes its chance smaller, as a factor."""
+        return math.sqrt(min(1.0, macs_over(student, self.judge.baseline)))
 
     def worth(self, screened: Measured, best: Measured | None, seconds: float) -> float:
         """Return the expected saving over the best so far for each second of training."""

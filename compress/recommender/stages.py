@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from compress.benchmark.execute.local_executor import OVER_BUDGET
+from compress.benchmark.execute.executor import OVER_BUDGET
 from compress.compressor import Compressor
 from compress.recommender.forms import CUT
 from compress.recommender.goal import LIKELY, SURE, Judge
@@ -155,20 +155,28 @@ class Stages:
         return ""
 
     def _train_shortly(self, works: Sequence[Work]) -> None:
+        """Train with a part of the epochs what all of them can follow, or never will."""
         going = []
         for work in works:
-            short = self._chain(work.asked, max(1, self.epochs // SHORTER))
-            if not self.stages or repr(short) == repr(work.chain) or work.shapes is None:
+            if (short := self._short(work)) is None:
                 continue
             macs = macs_over(work.last, self.lab.baseline)
-            full = self.lab.predict(work.chain, macs)
-            if full > NEGLIGIBLE * self.left and self._affordable(work, short, macs):
+            full, quick = self.lab.predict(work.chain, macs), self.lab.predict(short, macs)
+            if full <= NEGLIGIBLE * self.left or full <= self.left < full + quick:
+                continue  # all of the training at once
+            if self._affordable(work, short, macs):
                 work.short = short
                 going.append(work)
         self._measure(going, [work.short for work in going], SHORT)
         for work in going:
             if not work.state and (reason := self._too_far(work.last)):
                 work.end(TOO_FAR, reason)
+
+    def _short(self, work: Work) -> Compressor | None:
+        """Return a chain with a short training; None if it has no shorter one than its own."""
+        short = self._chain(work.asked, max(1, self.epochs // SHORTER))
+        known = self.stages and work.shapes is not None
+        return short if known and repr(short) != repr(work.chain) else None
 
     def _too_far(self, short: Measured) -> str:
         """Return why all of the training will hardly be enough; '' if it may be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from compress.errors import UserError
+from compress.parts import Choices, Range, is_number
 from compress.recommender.draw import Params, Preferred, Value
 from compress.recommender.forms import BUILD, CUT, LOWER, RECOVER, Form
 from compress.recommender.space import NONE, Space
@@ -40,8 +41,17 @@ def _end(lower: str) -> dict[str, Value]:
 
 
 def _cut(form: Form, recovery: str, kept: float) -> Mapping[str, Value]:
-    shares = {f"{form.name}.{name}": kept for name in form.options}
+    shares = {f"{form.name}.{name}": _at(values, kept) for name, values in form.options.items()}
     return {"cut": form.name, "cut alone": form.name, "recovery": recovery, **shares}
+
+
+def _at(values: Range | Choices, kept: float) -> Value:
+    """Return the share of a range; among numbers that are listed, the one that lies there."""
+    if isinstance(values, Range) or not all(map(is_number, values.values)):
+        return kept
+    ordered = sorted(values.values)
+    found: float = ordered[min(int(kept * len(ordered)), len(ordered) - 1)]
+    return found
 
 
 def _drawn(space: Space, wish: Mapping[str, Value]) -> Params:

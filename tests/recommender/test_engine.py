@@ -46,6 +46,15 @@ VALUES = {
     "quantize": {"max_drop": 0.5},
 }
 ONLY = tuple(VALUES)
+HALF = {
+    "student": "none",
+    "cut": "prune_channels",
+    "prune_channels.macs": 0.5,
+    "after prune_channels": "none",
+    "recovery": "distill",
+    "lowering": "none",
+}
+"""A draw: a cut to a half, and a recovery."""
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +183,27 @@ def test_what_there_is_no_time_for_says_so(space: Space) -> None:
     assert all(trial.chain not in lab.measured for trial in late)
     reasons = ("not trained fully: about", "not trained: others promised more")
     assert all(trial.reason.startswith(reasons) for trial in late)
+
+
+def test_a_short_training_is_no_use_where_the_whole_one_then_has_no_time(space: Space) -> None:
+    short = repr(space.chain(HALF, EPOCHS // 4))
+    whole = space.chain(HALF, EPOCHS)
+    seconds = MadeLab().predict(whole, 1.0)
+
+    def measured(left: float) -> list[str]:
+        lab = MadeLab()
+        run = engine(space, lab, left)
+        run.warm = None
+        run.study.enqueue([HALF], "")
+        run.trials = 1
+        run.run()
+        return lab.measured
+
+    before = 2 * MadeLab().predict(parse("prune_channels(macs=0.5)"), 1.0) + 3
+    assert short in measured(10 * seconds)
+    assert measured(before + 1.1 * seconds)[-1] == repr(whole)
+    assert short not in measured(before + 1.1 * seconds), "it is trained fully at once"
+    assert measured(before + 0.9 * seconds)[-1] == short, "better than nothing"
 
 
 def test_a_space_that_was_searched_ends_the_search(space: Space) -> None:

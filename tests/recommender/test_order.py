@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from made_lab import BASE, made
 
@@ -48,6 +50,15 @@ def test_of_a_student_nothing_is_known_before_its_training() -> None:
     one.learn(trained(STUDENT, 0.0))
     assert one.chance(STUDENT) > UNKNOWN
     assert one.left == []
+
+
+def test_a_smaller_student_is_less_likely_to_learn_all() -> None:
+    one, base = order(), BASE.macs
+    sizes = [replace(STUDENT, macs=macs) for macs in (base // 16, base // 4, base)]
+    before = [one.chance(student) for student in sizes]
+    assert before == pytest.approx([UNKNOWN / 4, UNKNOWN / 2, UNKNOWN], rel=0.01)
+    one.learn(trained(sizes[0], 0.0))
+    assert all(now > then for now, then in zip(map(one.chance, sizes), before, strict=True))
 
 
 def test_what_saves_more_at_the_same_chance_and_seconds_comes_first() -> None:
