@@ -96,12 +96,16 @@ class Wishes:
 def _without_students(
     cls: type[Compressor], own: Mapping[str, Any], students: tuple[str, ...]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the values without those that name students, and the students that are tried."""
+    """Return the values without those that name students, and the students that are tried.
+
+    None among them stands for no student.
+    """
     rest, usual = dict(own), searched_fields(cls)
     for name in own:
         if isinstance(usual.get(name), Students):
             value = rest.pop(name)
-            students = value.values if isinstance(value, Choices) else (value,)
+            values = value.values if isinstance(value, Choices) else (value,)
+            students = tuple(one for one in values if one is not None)
     return rest, students
 
 

@@ -139,6 +139,13 @@ def test_without_training_data_nothing_that_trains_is_left(context: StepContext)
     assert "taylor" in found.left_out["prune_channels"]
 
 
+def test_a_space_without_students_has_recoveries_alone(context: StepContext) -> None:
+    own = {"distill": {"student": None, "loss": "kd", "learning_rate": 0.001}}
+    found = space(context, Wishes(only=("distill", "prune_channels"), values=own))
+    assert [form.name for form in found.forms if form.name.startswith("distill")] == ["distill"]
+    assert not found.of(BUILD)
+
+
 def test_where_nothing_lowers_something_is_cut(context: StepContext) -> None:
     found = space(context, Wishes(without=("quantize",)))
     for seed in range(50):
