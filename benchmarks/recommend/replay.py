@@ -167,9 +167,7 @@ class Subject:
         most = finalists_for(judge.goal, self.test_items)
         chosen = [one.chain for one in finalists(notebook.candidates.values(), judge, most)]
         passed = self.qualified(chosen)
-        winner = min(
-            passed, key=lambda text: judge.value(self.rows[text].validation), default=""
-        )
+        winner = min(passed, key=lambda text: judge.value(self.rows[text].validation), default="")
         return Searched(winner, tuple(chosen), notebook, lab)
 
 
