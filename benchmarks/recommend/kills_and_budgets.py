@@ -23,6 +23,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "measurement"))
+
+from kept_rows import KeptRows, table_of, write_report
+
 from compress.deploy.session import session
 from compress.recommender.arguments import seconds_of
 from compress.recommender.measured import Notebook
@@ -119,7 +123,8 @@ def kills(out: Path, count: int, seed: int = 0) -> None:
 
 
 def budgets(out: Path, wanted: list[str]) -> None:
-    lines = ["| budget | took | of it | trials | exit code |", "| --- | --- | --- | --- | --- |"]
+    """Search with some budgets, and keep how long each took beside those of earlier calls."""
+    kept = KeptRows(out / "budgets.jsonl", "budget")
     with tempfile.TemporaryDirectory(prefix="compress-budgets-") as place:
         for budget in wanted:
             folder = Path(place) / budget
@@ -128,14 +133,15 @@ def budgets(out: Path, wanted: list[str]) -> None:
             process.wait()
             took = time.monotonic() - started
             trials = len(Notebook.read(folder / "trials.jsonl").trials)
-            share = took / seconds_of(budget)
-            lines.append(
-                f"| {budget} | {took:.0f} s | {share:.0%} | {trials} | {process.returncode} |"
-            )
-            print(lines[-1], flush=True)
+            share = f"{took / seconds_of(budget):.0%}"
+            row = {"budget": budget, "took": f"{took:.0f} s", "of it": share, "trials": trials}
+            kept.add({**row, "exit code": process.returncode})
             if not trials:
                 print((folder.parent / f"{folder.name}.log").read_text()[-2000:])
-    write_atomic(out / "budgets.md", ("\n".join(lines) + "\n").encode())
+    rows = sorted(kept.read().values(), key=lambda row: seconds_of(row["budget"]))
+    lines = table_of(("budget", "took", "of it", "trials", "exit code"), rows)
+    command = "python benchmarks/recommend/kills_and_budgets.py budgets --out reports/recommend"
+    write_report(out / "budgets.md", "How far over its budget a search goes", lines, rows, command)
 
 
 def main() -> None:

@@ -60,7 +60,12 @@ def one(seed: int, budget: str, work: Path) -> dict[str, object]:
         progress=False,
     )
     rows = {row["chain"]: row for row in best.rows}
-    line: dict[str, object] = {"seed": seed, "winner": best.winner, "nearest": best.nearest}
+    line: dict[str, object] = {
+        "seed": seed,
+        "budget": budget,
+        "winner": best.winner,
+        "nearest": best.nearest,
+    }
     line |= {"sentence": best.sentence, "trials": len(best.trials), "optimism": best.optimism}
     if best.winner:
         folder = best.out / "finalists"
@@ -81,12 +86,13 @@ def one(seed: int, budget: str, work: Path) -> dict[str, object]:
     return line
 
 
-def table(lines: list[dict[str, float]], budget: str) -> str:
+def table(lines: list[dict[str, float]]) -> str:
+    budgets = " or ".join(dict.fromkeys(str(line["budget"]) for line in lines))
     won = [line for line in lines if line["winner"]]
     broken = [line for line in won if line["truth"] < -DROP]
     inside = [line for line in won if line["test_low"] <= line["truth"] <= line["test_high"]]
     text = [
-        f"{len(lines)} searches of {budget}, `{MODEL}` on 14 x 14 MNIST, {TRAIN:,} training, "
+        f"{len(lines)} searches of {budgets}, `{MODEL}` on 14 x 14 MNIST, {TRAIN:,} training, "
         f"{VAL:,} validation and {TEST:,} test items, others in each; max-drop {DROP}, by size.",
         "",
         f"- a chain qualified in {len(won)} of {len(lines)}",
@@ -129,7 +135,7 @@ def main() -> None:
         append_line(place, line)
         done.append(line)
         print(line, flush=True)
-        write_atomic(options.out / "promise.md", table(done, options.budget).encode())
+        write_atomic(options.out / "promise.md", table(done).encode())
 
 
 if __name__ == "__main__":
