@@ -7,7 +7,8 @@
 `make` measures every chain of a small space (`grids.py`): without training, with a short and with a
 full recovery, on validation and test items. What it takes is counted in CPU seconds of one thread,
 which do not depend on what else the machine does. `time` times the files, for which nothing else
-may run. Both can be stopped and go on. `replay.py` searches these rows instead of training.
+may run; `ready` gathers them beforehand. All can be stopped and go on. `replay.py` searches these
+rows instead of training.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from compress.techniques import chain as parse
 
 GROUP = 10
 """Files that are timed in turns, with the baseline's."""
-GROUP_SECONDS = 45.0
+GROUP_SECONDS = 25.0
 QUICK = 2.0
 """Seconds for which a search times one file."""
 LONG = 24 * 3600.0
@@ -106,24 +107,32 @@ def note(
     return row
 
 
-def time(grid: Grid, out: Path, work: Path) -> None:
-    """Time a file of each shape that has no times yet, in groups; trained ones have the same.
+def ready(grid: Grid, out: Path, work: Path) -> list[str]:
+    """Put a file of each shape that has no times yet in one place; return their chains.
 
-    A search times one file alone, for a shorter time: what that takes is in `seconds`.
+    Trained chains have the shapes, and so the times, of those without training.
     """
-    searched, _ = grid.plans(work)
-    kept = times_of(out, grid.name)
-    known = kept.read()
-    rows = read(out, grid.name)
+    known = times_of(out, grid.name).read()
     shapes = [
         text
-        for text, row in rows.items()
+        for text, row in read(out, grid.name).items()
         if row.level == "full" and row.validation.status == "ok" and shapes_of(parse(text)) is None
     ]
     left = [text for text in shapes if (text,) not in known]
+    searched, _ = grid.plans(work)
     with opened(searched, work / "timed", work / "steps", QUICK) as lab:
-        lab.begin()
-        lab.measure(left, lab.now() + LONG)  # from the store
+        if missing := [text for text in left if text not in lab.records]:
+            lab.begin()
+            lab.measure(missing, lab.now() + LONG)  # from the store
+    return left
+
+
+def time(grid: Grid, out: Path, work: Path) -> None:
+    """Time files in groups. A search times one alone, for less: what that takes is in `seconds`."""
+    left = ready(grid, out, work)
+    kept, rows = times_of(out, grid.name), read(out, grid.name)
+    searched, _ = grid.plans(work)
+    with opened(searched, work / "timed", work / "steps", QUICK) as lab:
         started = lab.now()
         lab.time([rows[left[0]].validation])
         alone = lab.now() - started
@@ -143,7 +152,7 @@ def grouped(chains: list[str]) -> Iterator[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["make", "time"])
+    parser.add_argument("what", choices=["make", "ready", "time"])
     parser.add_argument("--grid", choices=list(GRIDS), default="cifar10")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "compress-grid")
@@ -154,7 +163,7 @@ def main() -> None:
     if options.what == "make":
         make(grid, options.out, work, options.backwards)
     else:
-        time(grid, options.out, work)
+        {"ready": ready, "time": time}[options.what](grid, options.out, work)
 
 
 if __name__ == "__main__":
