@@ -36,7 +36,7 @@ from compress.stats.levels import ALPHA
 from compress.stats.verdicts import holm
 from compress.system.files import write_atomic
 
-DROPS = (0.5, 1.0, 2.0)
+DROPS = (0.5, 1.0, 2.0, 3.0)
 SHARES = (0.25, 0.5)
 NEAR = 1.03
 KINDS = ("recommend", "random", "optuna")
