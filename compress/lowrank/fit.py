@@ -16,7 +16,7 @@ F S F' = L L' and Q = T F' L^(-T), the first n rows of F explain the first n col
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -87,12 +87,18 @@ class Problem:
         ridge = ridge or (0.0 if moments.any() else 1.0)
         self.moments = moments.clone()
         self.moments.diagonal().add_(ridge)
+        self.inputs = replace(self.inputs, moments=self.moments)  # one of both is enough
         if self.inputs.wanted is None:
             self.wanted = self.weight @ self.moments
             self.total = float((self.wanted * self.weight).sum())
         else:
             self.wanted = self.inputs.wanted + ridge * self.weight
             self.total = self.inputs.energy + ridge * float(self.weight.square().sum())
+
+    def forget(self) -> Problem:
+        """Drop what is large and can be computed again; return self."""
+        self.bases.clear()
+        return self
 
     def fits(self, form: str) -> bool:
         """Whether what is known of the inputs is enough for a form."""
@@ -112,8 +118,8 @@ class Problem:
             if size not in self.mixtures:
                 self.mixtures[size] = self._leading(size)
             first = self.mixtures[size][:rows]
-            moments = _mixed(first, _mixed(first, moments, size).T, size)
-            wanted = _mixed(first, wanted.T, size).T
+            moments = _mixed(first, (first @ moments.view(len(moments) // size, -1)), size)
+            wanted = _mixed(first, wanted, size)
         lower = torch.linalg.cholesky(moments)
         explained = torch.linalg.solve_triangular(lower, wanted.T, upper=False).T
         return Basis(first, lower, explained)
@@ -300,10 +306,14 @@ def product(factors: list[Tensor]) -> Tensor:
 
 
 def _mixed(first: Tensor, matrix: Tensor, size: int) -> Tensor:
-    """Return (first kron identity) @ matrix, for a matrix of M * size rows."""
-    count = len(matrix) // size
-    return (first @ matrix.reshape(count, -1)).reshape(len(first) * size, -1)
+    """Return matrix @ (first kron identity)', for a matrix of M * size values a row."""
+    rows = matrix.reshape(-1, first.shape[1], size)
+    # Row by row: a transposed copy of the whole would miss the caches.
+    mixed = rows.transpose(1, 2).contiguous() @ first.T
+    return mixed.transpose(1, 2).reshape(len(rows), -1)
 
 
 def _is_identity(matrix: Tensor) -> bool:
+    if not (matrix.diagonal() == 1).all():
+        return False
     return bool(torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype)))

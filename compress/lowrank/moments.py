@@ -34,6 +34,12 @@ NARROW = 1152
 take most of the time, half of them, or twice as many rows as there are inputs."""
 TOGETHER = 1 << 30
 """Bytes of moments that are held at once."""
+PASS = 8
+"""Items of a batch that are run through the model at once: what they leave stays in caches, and a
+ResNet-50 takes a fifth less time for it."""
+BLOCK = 512
+"""Rows of a matrix of products that are computed at once, from the diagonal on: half of a symmetric
+matrix is enough."""
 
 Batches = Iterable[Tensors]
 
@@ -56,6 +62,9 @@ class _Sums:
     count: int = 0
     inputs: Tensor = field(init=False)
     products: Tensor = field(init=False)
+    """Of which what lies left of the blocks along the diagonal is not computed."""
+    waiting: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    """Rows that are not added yet, with the outputs that are wanted of them."""
 
     def __post_init__(self) -> None:
         size, outputs = inputs_of(self.layer), outputs_of(self.layer)
@@ -71,8 +80,18 @@ class _Sums:
         if self.asymmetric and not self.wide:
             self.crossed = torch.zeros(outputs, size, dtype=torch.float64)
 
-    def add(self, rows: Tensor, wanted: Tensor | None) -> None:
-        rows, wanted = rows.cpu(), None if wanted is None else wanted.cpu()
+    def put(self, rows: Tensor, wanted: Tensor | None) -> None:
+        """Have rows wait for others: one product of many takes less time than many of few."""
+        self.waiting.append((rows.cpu(), None if wanted is None else wanted.cpu()))
+
+    def add(self) -> None:
+        """Add what waits."""
+        if not self.waiting:
+            return
+        rows = torch.cat([some for some, _ in self.waiting])
+        known = [some for _, some in self.waiting if some is not None]
+        wanted = torch.cat(known) if known else None
+        self.waiting.clear()
         if not self.count and len(rows):
             self.origin = rows.mean(0)
             if wanted is not None:
@@ -81,7 +100,9 @@ class _Sums:
         self.count += len(rows)
         self.inputs += rows.sum(0, dtype=torch.float64)
         part = rows @ self.weight.T if self.wide else rows
-        self.products += part.T @ part
+        for start in range(0, len(self.products), BLOCK):
+            block = part[:, start : start + BLOCK]
+            self.products[start : start + BLOCK, start:] += block.T @ part[:, start:]
         if wanted is not None:
             wanted = wanted - self.wanted_origin
             self.outputs += wanted.sum(0, dtype=torch.float64)
@@ -91,6 +112,9 @@ class _Sums:
 
     def result(self) -> Inputs:
         count = max(self.count, 1)
+        for start in range(BLOCK, len(self.products), BLOCK):
+            before = slice(start - BLOCK, start)
+            self.products[start:, before] = self.products[before, start:].T
         off, mean = self.inputs / count, self.origin + self.inputs / count
         wanted_off = self.outputs / count
         wanted_mean = self.wanted_origin + wanted_off if self.asymmetric else None
@@ -128,10 +152,13 @@ def moments(
     layers: dict[str, Layer] = {path: module.get_submodule(path) for path in calls}  # type: ignore[misc]
     sums = {path: _Sums(layer, original is not None) for path, layer in layers.items()}
     for number, batch in enumerate(batches):
-        part = len(batch[0]) / max(items, 1)
-        shares = {path: part * _rows(layer) for path, layer in layers.items()}
-        pick = _Picker(number, shares, calls)
-        _add(sums, module, original, calls, batch, pick)
+        for some in zip(*(tensor.split(PASS) for tensor in batch), strict=True):
+            part = len(some[0]) / max(items, 1)
+            shares = {path: part * _rows(layer) for path, layer in layers.items()}
+            pick = _Picker(number, shares, calls)
+            _put(sums, module, original, calls, some, pick)
+        for one in sums.values():
+            one.add()
     for path, one in sums.items():
         if not (one.products.isfinite().all() and one.inputs.isfinite().all()):
             raise UserError(
@@ -146,7 +173,7 @@ def _rows(layer: Layer) -> int:
     return ROWS if size <= NARROW else min(ROWS, max(ROWS // 2, 2 * size))
 
 
-def _add(
+def _put(
     sums: Mapping[str, _Sums],
     module: nn.Module,
     original: nn.Module | None,
@@ -154,14 +181,14 @@ def _add(
     batch: Tensors,
     pick: _Picker,
 ) -> None:
-    """Add a batch to the sums."""
+    """Give a part of a batch to the sums."""
     wanted: dict[tuple[str, int], Tensor] = {}
 
     def keep(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
         wanted[path, call] = pick.outputs(path, call, layer, y)
 
     def collect(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
-        sums[path].add(pick.inputs(path, call, layer, x, y), wanted.get((path, call)))
+        sums[path].put(pick.inputs(path, call, layer, x, y), wanted.get((path, call)))
 
     if original is not None:
         _watched(original, calls, batch, keep)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from compress.lowrank.fit import Inputs, Problem, white
+from compress.lowrank.fit import Problem, white
 from compress.lowrank.forms import macs, macs_of, most_ranks
 from compress.lowrank.layers import Site
 from compress.lowrank.moments import TOGETHER, Batches, in_groups, moments, size_of
@@ -26,8 +26,8 @@ class Calibrated:
 
     batches: Batches
     items: int
-    known: dict[str, Inputs] = field(default_factory=dict)
-    """What layers of the whole model are given, where all of it has room."""
+    known: dict[str, Problem] = field(default_factory=dict)
+    """The problems of layers of the whole model, where all of them have room."""
 
 
 @dataclass
@@ -71,12 +71,12 @@ def judged(
     for group in groups:
         calls = {path: len(sites[path].calls) for path in group}
         known = moments(module, calls, calibrated.batches, calibrated.items)
-        if len(groups) == 1:
-            calibrated.known.update(known)
         for path in group:
             problem = Problem(sites[path].layer, known.pop(path))
             usable = [one for one in options[path] if problem.fits(one.form)]
             result[path] = with_errors(problem, usable)
+            if len(groups) == 1:
+                calibrated.known[path] = problem.forget()
     return result
 
 

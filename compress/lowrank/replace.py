@@ -7,7 +7,7 @@ from math import ceil
 
 from torch import nn
 
-from compress.lowrank.fit import Inputs, Problem, white
+from compress.lowrank.fit import Problem, white
 from compress.lowrank.forms import made_up
 from compress.lowrank.layers import Site
 from compress.lowrank.moments import TOGETHER, in_groups, moments, size_of
@@ -51,16 +51,15 @@ def replaced(
     paths, size = list(ways), max(ceil(len(chosen) / max(count, 1)), 1)
     for start in range(0, len(paths), size):
         some = [ways[path][0] for path in paths[start : start + size]]
-        for known in _entering(module, original, some, calibrated):
-            for path, inputs in known.items():
-                site, candidate = ways[path]
-                yield site, candidate, _put(module, site, candidate, Problem(site.layer, inputs))
+        for path, problem in _problems(module, original, some, calibrated):
+            site, candidate = ways[path]
+            yield site, candidate, _put(module, site, candidate, problem)
 
 
-def _entering(
+def _problems(
     module: nn.Module, original: nn.Module, stage: Sequence[Site], calibrated: Calibrated
-) -> Iterator[dict[str, Inputs]]:
-    """Yield what the layers of a stage are given, by path, as many at once as have room.
+) -> Iterator[tuple[str, Problem]]:
+    """Yield the problem of each layer of a stage, with its path; as many are held as have room.
 
     Of the first stage that is what they were judged by: nothing has been replaced yet.
     """
@@ -68,11 +67,15 @@ def _entering(
     judged = {path: one for path in paths if (one := calibrated.known.get(path)) is not None}
     calibrated.known.clear()
     if len(judged) == len(paths):
-        yield judged
+        for path in paths:
+            yield path, judged.pop(path)
         return
+    layers = {site.path: site.layer for site in stage}
     for group in in_groups(paths, [size_of(site.layer) for site in stage], TOGETHER):
         calls = {site.path: len(site.calls) for site in stage if site.path in group}
-        yield moments(module, calls, calibrated.batches, calibrated.items, original)
+        known = moments(module, calls, calibrated.batches, calibrated.items, original)
+        for path in group:
+            yield path, Problem(layers[path], known.pop(path))
 
 
 def _put(module: nn.Module, site: Site, candidate: Candidate, problem: Problem) -> float:

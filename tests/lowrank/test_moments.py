@@ -89,21 +89,33 @@ def test_wide_layers_have_the_moments_of_their_outputs(monkeypatch: pytest.Monke
 def test_wide_layers_are_judged_by_twice_as_many_rows_as_they_have_inputs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(room, "ROWS", 100)
+    monkeypatch.setattr(room, "ROWS", 160)
     monkeypatch.setattr(room, "NARROW", 20)
     torch.manual_seed(0)
     seen: dict[int, int] = {}
-    add = room._Sums.add
+    put = room._Sums.put
 
     def counted(self: room._Sums, rows: torch.Tensor, wanted: torch.Tensor | None) -> None:
         seen[rows.shape[1]] = seen.get(rows.shape[1], 0) + len(rows)
-        add(self, rows, wanted)
+        put(self, rows, wanted)
 
-    monkeypatch.setattr(room._Sums, "add", counted)
-    for size, rows in ((20, 100), (21, 50), (30, 60), (80, 100)):
-        net, x = nn.Sequential(nn.Linear(size, 4)), torch.randn(200, size)
-        moments(net, {"0": 1}, list(zip(x.split(100), strict=True)), 200)
+    monkeypatch.setattr(room._Sums, "put", counted)
+    for size, rows in ((20, 160), (21, 80), (60, 120), (100, 160)):
+        net, x = nn.Sequential(nn.Linear(size, 4)), torch.randn(160, size)
+        moments(net, {"0": 1}, list(zip(x.split(80), strict=True)), 160)
         assert seen[size] == rows
+
+
+def test_products_of_wide_layers_are_computed_once_and_are_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Above the diagonal, in blocks; the last of them is narrower."""
+    monkeypatch.setattr(room, "BLOCK", 4)
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(11, 3)), torch.randn(40, 11)
+    for original in (None, net):
+        [found] = moments(net, {"0": 1}, [(x[:30],), (x[30:],)], 40, original).values()
+        np.testing.assert_allclose(found.moments, np.cov(x.T, bias=True), atol=1e-5)
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
