@@ -22,7 +22,7 @@ from compress.surgery import output_layers
 from compress.system.files import digest, sha256, write_json
 from compress.tasks.base import Data
 from compress.techniques import chain
-from compress.techniques.channel_groups import sound_groups
+from compress.techniques.channel_proof import sound_groups
 from compress.techniques.train import reset
 from compress.zoo.code import from_file
 from compress.zoo.weights import load_weights

@@ -97,13 +97,13 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
     result, theirs = copy.deepcopy(module).double(), dict(pruned.named_modules())
     for path, layer in result.named_modules():
         before = dict(module.get_submodule(path).named_parameters(recurse=False))
-        after = dict(theirs[path].named_parameters(recurse=False))
+        after = _own(layer, theirs[path])
         transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
         if "StdConv" in type(layer).__name__:
             inside = kept_along(before["weight"], after["weight"], 1)
             if inside is not None:
                 layer.register_forward_hook(_Standardized(inside))
-        for name in ("weight", "gain", "in_proj_weight"):
+        for name in ("weight", "gain", "in_proj_weight", "v_bias"):
             if name not in before or (name == "gain" and "weight" in before):
                 continue
             kept = kept_along(_wide(before, name), _wide(after, name), 1 if transposed else 0)
@@ -111,6 +111,9 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
                 continue
             if name == "in_proj_weight":
                 _silence(layer, before, kept)
+            elif name == "v_bias":  # beside a projection without one
+                with torch.no_grad():
+                    layer.get_parameter(name)[~kept] = 0
             elif isinstance(layer, nn.Linear):  # also where its weight is read past its forward
                 _spare_rescaled(kept)
                 with torch.no_grad():
@@ -122,12 +125,23 @@ def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
     return result
 
 
+def _own(layer: nn.Module, other: Any) -> dict[str, Tensor]:
+    """Return a layer's own parameters in the pruned net, where attention may be plain layers."""
+    after: dict[str, Tensor] = dict(other.named_parameters(recurse=False))
+    if isinstance(layer, nn.MultiheadAttention) and not isinstance(other, nn.MultiheadAttention):
+        after["in_proj_weight"] = other.qkv.weight
+    return after
+
+
 def _spare_rescaled(kept: Tensor) -> None:
-    """Of queries, keys and values in one weight, queries may be rescaled, so that none is found.
+    """Of queries, keys and values in one weight, queries may be rescaled, so that none is found;
+    of queries in a weight of their own as well.
 
     They can stay: what meets a key that is zero counts for nothing.
     """
     third = len(kept) // 3
+    if not kept.any():
+        kept[:] = True
     if len(kept) % 3 == 0 and not kept[:third].any() and kept[third:].any():
         kept[:third] = True
 
@@ -174,6 +188,8 @@ class _Mask:
         self.kept = kept.double()
 
     def __call__(self, layer: nn.Module, given: Any, out: Tensor) -> Tensor:
+        if type(layer).__name__ == "GlobalResponseNorm":
+            return self._response_norm(layer, given[0])
         count = len(self.kept)
         last = isinstance(layer, nn.Linear) or (
             "LayerNorm" in type(layer).__name__ and not type(layer).__name__.endswith("2d")
@@ -190,3 +206,13 @@ class _Mask:
         spread = ((x - mean).square() * mask).sum(axes, keepdim=True) / number
         scaled = (x - mean) / (spread + layer.eps).sqrt() * layer.weight.reshape(shape)  # type: ignore
         return (scaled + layer.bias.reshape(shape)) * mask  # type: ignore[operator]
+
+    def _response_norm(self, layer: Any, x: Tensor) -> Tensor:
+        """x + bias + weight x |x| / (mean of |x| over the channels that are kept)."""
+        shape = [1] * x.ndim
+        shape[layer.channel_dim] = -1
+        mask = self.kept.view(shape)
+        size = (x * mask).square().sum(layer.spatial_dim, keepdim=True).sqrt()
+        mean = (size * mask).sum(layer.channel_dim, keepdim=True) / self.kept.sum()
+        scaled = x * size / (mean + layer.eps) * layer.weight.view(shape)
+        return (x + scaled + layer.bias.view(shape)) * mask

@@ -25,7 +25,7 @@ from compress.model import copied, forward
 from compress.rebuild import owner_of
 from compress.system.amounts import decimal
 from compress.tasks.base import Tensors
-from compress.techniques.channel_attention import PackedAttention, set_widths
+from compress.techniques.channel_attention import AttentionLayer, set_widths
 from compress.techniques.channel_trace import Axis, Trace, Vector
 from compress.techniques.channel_where import Where
 
@@ -41,7 +41,7 @@ class Plan:
 
     trace: Trace
     classes: Vector
-    attentions: tuple[PackedAttention, ...] = ()
+    attentions: tuple[AttentionLayer, ...] = ()
     rescaled: frozenset[str] = frozenset()
     """Attention layers whose queries make up for a change of their heads' width."""
 
@@ -86,6 +86,7 @@ def cut(module: nn.Module, plan: Plan, removed: Collection[int] | Vector) -> Cut
         if any(f"{path}.{leaf}".lstrip(".") in by_name for leaf in _own_tensors(part)):
             _set_sizes(part)
     _set_sizes_of_others(result, plan, gone)
+    _set_numbers(result, plan, gone)
     set_widths(result, plan.attentions, plan.rescaled)
     return done
 
@@ -159,11 +160,26 @@ def _set_sizes_of_groups(module: nn.Module, plan: Plan, gone: Vector) -> None:
             part.groups = round(part.groups * (1 - lost.mean()))
 
 
+def _set_numbers(module: nn.Module, plan: Plan, gone: Vector) -> None:
+    """Have the numbers that layers take sizes from be as many as is kept.
+
+    One that would have to be two different ones stays.
+    """
+    for (path, name), vectors in plan.trace.numbers.items():
+        counts = {_kept(plan, gone, labels) for labels in vectors}
+        if len(counts) == 1:
+            setattr(module.get_submodule(path), name, counts.pop())
+
+
+def _kept(plan: Plan, gone: Vector, labels: Vector) -> int:
+    return int((~np.isin(plan.classes[labels], gone)).sum())
+
+
 def _set_sizes_of_others(module: nn.Module, plan: Plan, gone: Vector) -> None:
     """Have norms, and layers that pad channels with zeros, have the sizes of what is kept."""
 
     def kept(labels: Vector) -> int:
-        return int((~np.isin(plan.classes[labels], gone)).sum())
+        return _kept(plan, gone, labels)
 
     parts = dict(module.named_modules())
     for path, vector in plan.trace.norms.items():
@@ -206,6 +222,7 @@ class KeptNorms(TorchFunctionMode):
 
     LAST = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
     SECOND = (F.group_norm, torch.group_norm)
+    MEANS = (torch.Tensor.mean, torch.mean)
 
     def __init__(self, where: Where, kept: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -215,8 +232,12 @@ class KeptNorms(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         options, kept = dict(kwargs or {}), self.kept.get(self.where.path)
-        if kept is None or func not in (*self.LAST, *self.SECOND, F.batch_norm):
+        known = (*self.LAST, *self.SECOND, *self.MEANS, F.batch_norm)
+        if kept is None or func not in known:
             return func(*args, **options)
+        if func in self.MEANS:  # of a response norm, over its channels
+            axis = options.get("dim", args[1] if len(args) > 1 else None)
+            return func(args[0].index_select(axis, kept), *args[1:], **options)
         if func is F.batch_norm:  # of a weight (1, O, I · kernel): inputs that are kept
             x = args[0] if args else options.pop("input")
             result = func(x.index_select(2, kept), *args[1:], **options)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from compress.dataflow import tensors_in
 from compress.heads import as_in_training, has_auxiliary
 from compress.tasks.base import Tensors
-from compress.techniques.channel_attention import packed_attentions
+from compress.techniques.channel_attention import HEADS, attention_layers
 from compress.techniques.channel_rules import RULES
 from compress.techniques.channel_rules.pointwise import pointwise
 from compress.techniques.channel_where import Where
@@ -70,6 +70,9 @@ class Trace:
     """Layers that pad channels with zeros -> the labels of those before, and of those after."""
     added: list[Vector] = field(default_factory=list)
     """Labels of activations that are added to others of their shape: residual streams."""
+    numbers: dict[tuple[str, str], list[Vector]] = field(default_factory=dict)
+    """Whole numbers that layers keep and take sizes from, by path and name -> the labels of the
+    axes whose sizes they are."""
     scaled: set[str] = field(default_factory=set)
     """Layers whose attention is scaled by the width of a head, as torch does by default."""
     computed: set[str] = field(default_factory=set)
@@ -90,10 +93,11 @@ class Trace:
             self.locks.append((vector, reason))
 
 
-def trace(module: nn.Module, inputs: Tensors) -> Trace:
+def trace(module: nn.Module, inputs: Tensors, whole_heads: Collection[str] = ()) -> Trace:
     """Follow one item through a module in eval mode, and to the heads of training if it has any.
 
-    The module is left as it is but for what its own forward pass keeps; give a copy.
+    Attention layers in `whole_heads` lose heads, others channels of each. The module is left as it
+    is but for what its own forward pass keeps; give a copy.
     """
     found = Trace()
     one = tuple(tensor[:1] for tensor in inputs)
@@ -102,7 +106,7 @@ def trace(module: nn.Module, inputs: Tensors) -> Trace:
         if has_auxiliary(module):
             passes.append(as_in_training(module))
         for mode in passes:
-            tracer = Tracer(module, found, where)
+            tracer = Tracer(module, found, where, whole_heads)
             with mode, _Norms(tracer), tracer:
                 outputs = module(*one)
             for tensor in tensors_in(_plain(outputs)):
@@ -160,10 +164,16 @@ class _Norms(TorchFunctionMode):
 class Tracer(TorchDispatchMode):
     """Labels results by the rules below."""
 
-    def __init__(self, module: nn.Module, found: Trace, where: Where) -> None:
+    def __init__(
+        self, module: nn.Module, found: Trace, where: Where, whole_heads: Collection[str] = ()
+    ) -> None:
         super().__init__()
         self.found, self.where, self._paused = found, where, False
-        self.packed = {one.path for one in packed_attentions(module)}
+        attentions = attention_layers(module)
+        self.rescalable = {one.path for one in attentions if one.queries}
+        """Attention layers whose queries' weights are known."""
+        self.heads = {one.path: one.heads for one in attentions if one.path in whole_heads}
+        self._parts = dict(module.named_modules())
         self._axes: Any = WeakIdKeyDictionary()
         self._origin: Any = WeakIdKeyDictionary()
         """Weights and plain views of them -> name, and the weight's axis that each axis is."""
@@ -259,6 +269,10 @@ class Tracer(TorchDispatchMode):
     def here(self) -> str:
         return f"{self.where.path!r}" if self.where.path else "the model's own forward"
 
+    def kind(self) -> str:
+        """Return the name of the class of the layer that is running."""
+        return type(self._parts[self.where.path]).__name__
+
     def lock(self, vector: Vector | None, reason: str) -> None:
         self.found.lock(vector, reason)
 
@@ -286,6 +300,24 @@ class Tracer(TorchDispatchMode):
         for row in rows[1:]:
             self.found.unite(rows[0], row)
         return rows[0]
+
+    def sized(self, vector: Vector | None, heads: bool = False) -> bool:
+        """Note which numbers of the layer that is running are as many as some labels are.
+
+        Those of heads are numbers of heads, and no others are. Returns whether there are any: its
+        code may take a size from them.
+        """
+        if vector is None:
+            return False
+        part = self._parts[self.where.path]
+        names = [
+            key
+            for key, number in vars(part).items()
+            if type(number) is int and number == len(vector) and heads is (key in HEADS)
+        ]
+        for name in names:
+            self.found.numbers.setdefault((self.where.path, name), []).append(vector)
+        return bool(names)
 
     def makes(self, tensor: Tensor, axis: int) -> Vector | None:
         """Return the labels of an axis of a factor that becomes an axis of the product."""

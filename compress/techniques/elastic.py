@@ -21,7 +21,8 @@ from compress.supernet.sandwich import Factors, Picks
 from compress.supernet.space import Genes, Space
 from compress.techniques.blocks import Stage, stages, without
 from compress.techniques.channel_cut import Cut, cut, differs_from_zeroed
-from compress.techniques.channel_groups import Channels, Group, sound_groups
+from compress.techniques.channel_groups import Channels, Group
+from compress.techniques.channel_proof import sound_groups
 from compress.techniques.channel_scores import Scores, grains_kept, removed, scores
 from compress.techniques.channel_trace import Axis, Vector
 from compress.techniques.criteria import Criterion
@@ -150,9 +151,9 @@ class ElasticNet:
         for one in plan.attentions:
             rows = [len(index) for axis, index in picks.get(one.weight, ()) if axis == 0]
             if one.path in plan.rescaled and rows:
-                width = rows[0] // 3
+                width = rows[0] // one.parts
                 factor = (width / one.heads / (one.width // one.heads)) ** 0.5
-                for name in (one.weight, f"{one.prefix}bias"):
+                for name in filter(None, (one.weight, one.bias)):
                     found[name] = (width, factor)
         return found
 

@@ -25,9 +25,11 @@ from compress.parts import (
     whole_number,
 )
 from compress.system.progress import stage
+from compress.techniques.channel_attention import packed_where_whole, with_plain_attention
 from compress.techniques.channel_cut import cut, differs_from_zeroed
-from compress.techniques.channel_groups import Channels, sound_groups
+from compress.techniques.channel_groups import Channels
 from compress.techniques.channel_latency import LatencySearch
+from compress.techniques.channel_proof import FEWER, NARROWER, sound_groups
 from compress.techniques.channel_scores import Scores, removed, scores
 from compress.techniques.channel_search import Aim, Search
 from compress.techniques.channel_steps import liked_step
@@ -56,6 +58,8 @@ class PruneChannels(Compressor):
     'auto', and for `latency`, of what kernels are found to like here. `ignored` layers keep their
     outputs. With `streams='last'`, residual streams are narrowed only where a target cannot be met
     closely without, since what they lose is lost to all blocks; with 'alike', as all others are.
+    With `heads='narrower'` those of attention lose channels, with 'fewer' whole ones go; where the
+    code allows the other alone, that.
     On `calibration` items, without their labels, the statistics of batch norms are estimated anew
     after the cut (0: they stay as they are).
 
@@ -90,6 +94,7 @@ class PruneChannels(Compressor):
     )
     ignored: tuple[str, ...] = field(default=(), metadata=rule("is a list of names", are_names))
     streams: str = field(default="last", metadata=one_of("last", "alike"))
+    heads: str = field(default=NARROWER, metadata=one_of(NARROWER, FEWER))
     seconds: float | None = field(default=None, metadata=positive())
     calibration: int = field(default=0, metadata=whole_number(least=0))
 
@@ -113,7 +118,21 @@ class PruneChannels(Compressor):
 
     def compress(self, model: Model, context: StepContext) -> Model:
         self._check_ignored(model)
-        channels = sound_groups(model.module, model.items(), self.ignored)
+        plain, packed = with_plain_attention(model)
+        if not packed:
+            return self._pruned(model, context, self.ignored)
+        # What was one layer are two.
+        inner = (f"{path}.{leaf}" for path in packed for leaf in ("qkv", "out_proj"))
+        ignored = (*self.ignored, *(one for one in inner if one.rpartition(".")[0] in self.ignored))
+        if context.origin is not None:
+            context = replace(context, origin=with_plain_attention(context.origin)[0])
+        result = self._pruned(plain, context, ignored)
+        if result is plain:
+            return model
+        return packed_where_whole(result, plain, packed, model.sparse)
+
+    def _pruned(self, model: Model, context: StepContext, ignored: tuple[str, ...]) -> Model:
+        channels = sound_groups(model.module, model.items(), ignored, self.heads)
         self._log_left(channels, context)
         if not channels.groups:
             context.log.note(f"prune_channels: left the model whole ({_why_whole(channels.left)})")

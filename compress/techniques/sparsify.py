@@ -12,7 +12,8 @@ from torch import Tensor
 from compress.context import StepContext
 from compress.model import Model
 from compress.parts import positive, positive_or_zero
-from compress.techniques.channel_groups import Channels, sound_groups
+from compress.techniques.channel_groups import Channels
+from compress.techniques.channel_proof import sound_groups
 from compress.techniques.channel_scores import members_of, scores
 from compress.techniques.channel_trace import Axis
 from compress.techniques.criteria import L2

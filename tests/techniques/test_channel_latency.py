@@ -25,7 +25,8 @@ from compress.model import Model, weights_hash
 from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.techniques import chain, channel_latency, channel_times, timed_files
 from compress.techniques.channel_budget import options_of, within
-from compress.techniques.channel_groups import Channels, sound_groups
+from compress.techniques.channel_groups import Channels
+from compress.techniques.channel_proof import sound_groups
 from compress.techniques.channel_scores import scores
 from compress.techniques.channel_steps import liked_step, steps_of
 from compress.techniques.channel_times import (

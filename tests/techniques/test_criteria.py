@@ -14,7 +14,7 @@ from compress.errors import IllegalChain, UserError
 from compress.model import Model
 from compress.tasks.base import Data
 from compress.techniques import chain, criteria
-from compress.techniques.channel_groups import sound_groups
+from compress.techniques.channel_proof import sound_groups
 from compress.techniques.channel_scores import scores, widths
 from compress.techniques.criteria import (
     L1,

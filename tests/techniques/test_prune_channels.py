@@ -20,7 +20,7 @@ from compress.model import Model, forward, items_like
 from compress.surgery import output_layers
 from compress.techniques import chain
 from compress.techniques.channel_cut import cut, zeroed
-from compress.techniques.channel_groups import sound_groups
+from compress.techniques.channel_proof import sound_groups
 
 
 @pytest.mark.parametrize("name", NETS)

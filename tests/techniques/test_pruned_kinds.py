@@ -8,6 +8,8 @@ import torchvision
 from pruned_nets import Net, kept_rows, of, pruned, recurrent, share, shuffled
 from torch import Tensor, nn
 
+from compress.model import forward
+
 
 def test_channels_that_are_shuffled_are_cut() -> None:
     """ShuffleNet splits, concatenates and shuffles; inside its blocks there is much to cut."""
@@ -182,3 +184,96 @@ def test_a_u_net_with_two_ways_up_is_cut() -> None:
     result, _ = pruned("prune_channels(channels=0.5)", model)
     assert [m.out_channels for m in (result.a, result.b, result.wide)] == [8, 16, 16]
     assert result.join.in_channels == 8 + 16 + 4
+
+
+class Widening(nn.Module):
+    """ReXNet's block: the shortcut is added to the first of the channels that it makes."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.in_channels, self.conv = before, nn.Conv2d(before, after, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = F.relu(self.conv(x))
+        return torch.cat([made[:, : self.in_channels] + x, made[:, self.in_channels :]], 1)
+
+
+def test_a_part_that_begins_at_a_number_of_its_layer_is_cut_and_the_number_follows() -> None:
+    net = Net(
+        lambda m, x: m.out(m.last(m.first(F.relu(m.stem(x)))).mean((2, 3))),
+        stem=nn.Conv2d(3, 12, 3),
+        first=Widening(12, 20),
+        last=Widening(20, 28),
+        out=nn.Linear(28, 10),
+    )
+    model = of(net, 3, 8, 8)
+    result, context = pruned("prune_channels(channels=0.5, round_to=1)", model)
+    assert {row["layer"] for row in context.log.rows if "left_alone" in row} == {"out"}
+    assert result.first.in_channels == result.stem.out_channels == 6
+    assert result.last.in_channels == result.first.conv.out_channels == 10
+    # By hand: the rows of the convolutions say which channels are there.
+    gone = [
+        [index for index in range(len(b)) if index not in kept_rows(b.detach(), a.detach())]
+        for b, a in zip(
+            (net.stem.bias, net.first.conv.bias, net.last.conv.bias),
+            (result.stem.bias, result.first.conv.bias, result.last.conv.bias),
+            strict=True,
+        )
+    ]
+    with torch.no_grad():
+        for layer, index in zip((net.stem, net.first.conv, net.last.conv), gone, strict=True):
+            layer.weight[index] = 0
+            layer.bias[index] = 0
+    inputs = model.items(3)
+    torch.testing.assert_close(forward(result, inputs), forward(net, inputs))
+
+
+def test_equal_parts_of_a_width_that_the_layer_keeps_are_cut() -> None:
+    """Res2Net's block: each part but the first goes through a convolution of its own."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.one = 8, nn.Conv2d(8, 8, 3, padding=1)
+            self.other = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b, c = x.split(self.width, 1)
+            b = F.relu(self.one(b))
+            return torch.cat([a, b, F.relu(self.other(b + c))], 1)
+
+    net = Net(
+        lambda m, x: m.out(m.parts(F.relu(m.stem(x))).mean((2, 3))),
+        stem=nn.Conv2d(3, 24, 3),
+        parts=Parts(),
+        out=nn.Linear(24, 10),
+    )
+    model = of(net, 3, 8, 8)
+    result, context = pruned("prune_channels(channels=0.5, round_to=1)", model)
+    assert {row["layer"] for row in context.log.rows if "left_alone" in row} == {"out"}
+    assert result.parts.width == result.parts.other.out_channels == 4
+    assert net.parts.width == 8
+
+
+def test_a_number_that_is_as_large_by_chance_does_no_harm() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.size, self.inner = 16, nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.adaptive_avg_pool1d(x.transpose(1, 2), self.size).transpose(1, 2)
+            return self.inner(x.reshape(len(x), -1, 16))
+
+    net = Net(
+        lambda m, x: m.out(m.pooled(m.stem(x)).mean(1)),
+        stem=nn.Linear(5, 16),
+        pooled=Pooled(),
+        out=nn.Linear(16, 10),
+    )
+    model = of(net, 20, 5)
+    result, context = pruned("prune_channels(channels=0.5, round_to=1)", model)
+    left = {row["layer"]: row["left_alone"] for row in context.log.rows if "left_alone" in row}
+    assert result.pooled.size == 16
+    assert set(left) == {"stem", "out"}
+    assert left["stem"].startswith("cut, it")

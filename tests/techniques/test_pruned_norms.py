@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pruned_nets import Net, kept_rows, of, pruned, share
 from torch import Tensor, nn
 
+from compress.attention import Attention
 from compress.model import Model, forward
 
 
@@ -40,12 +41,13 @@ def test_attention_without_some_of_its_width_is_attention_with_these_zero() -> N
     model = of(whole, 7, 5)
     result, _ = pruned("prune_channels(channels=0.5, round_to=1)", model)
     attention, before = result.layer.self_attn, whole.layer.self_attn
-    assert (attention.embed_dim, attention.head_dim) == (8, 4)
+    assert type(attention) is Attention
+    assert attention.qkv.weight.shape == (24, 8)
     kept = kept_rows(whole.patch.weight.detach(), result.patch.weight.detach())
     # Keys and values lie in the second and the third part of the packed weight.
     rows = [
         [row[:1] for row in before.in_proj_weight[16:].detach()[:, kept].tolist()].index(row[:1])
-        for row in attention.in_proj_weight[8:].tolist()
+        for row in attention.qkv.weight[8:].tolist()
     ]
     keys, x = rows[:8], torch.randn(1, 7, 16)
     assert sorted(keys) == keys
@@ -58,7 +60,8 @@ def test_attention_without_some_of_its_width_is_attention_with_these_zero() -> N
     heads = [(t * held).view(1, 7, 2, 8).transpose(1, 2) for t in (q, k, v)]
     mixed = torch.softmax(heads[0] @ heads[1].mT / 8**0.5, -1) @ heads[2]
     expected = before.out_proj(mixed.transpose(1, 2).flatten(2))[..., kept]
-    ours, _ = attention(x[..., kept], x[..., kept], x[..., kept], need_weights=False)
+    some = x[..., kept]
+    ours, _ = attention(some, some, some)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -157,3 +160,29 @@ def test_standardised_weights_take_their_statistics_over_the_inputs_that_are_kep
     torch.testing.assert_close(
         forward(result, model.probe).double(), expected, rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_response_norm_takes_its_mean_over_the_channels_that_are_kept() -> None:
+    from timm.layers.grn import GlobalResponseNorm
+
+    norm = GlobalResponseNorm(16, channels_last=False)
+    net = Net(
+        lambda m, x: m.out(m.norm(F.relu(m.stem(x))).mean((2, 3))),
+        stem=nn.Conv2d(3, 16, 3),
+        norm=norm,
+        out=nn.Linear(16, 10),
+    )
+    for vector in norm.parameters():
+        nn.init.normal_(vector)
+    model = of(net, 3, 8, 8)
+    result, context = pruned("prune_channels(channels=0.5, round_to=1)", model)
+    assert {row["layer"] for row in context.log.rows if "left_alone" in row} == {"out"}
+    kept = kept_rows(norm.weight.detach(), result.norm.weight.detach())
+    assert len(kept) == 8
+    inputs = model.items(3)
+    x = F.relu(net.stem(*inputs))[:, kept]
+    size = x.square().sum((2, 3), keepdim=True).sqrt()
+    x_hat = x * size / (size.mean(1, keepdim=True) + norm.eps)
+    weight, bias = (one[kept].view(1, -1, 1, 1) for one in (norm.weight, norm.bias))
+    expected = F.linear((x + weight * x_hat + bias).mean((2, 3)), net.out.weight[:, kept])
+    torch.testing.assert_close(forward(result, inputs), expected + net.out.bias)

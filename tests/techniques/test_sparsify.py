@@ -11,7 +11,7 @@ from torch import nn
 from compress.compressor import run
 from compress.model import Model
 from compress.techniques import chain
-from compress.techniques.channel_groups import sound_groups
+from compress.techniques.channel_proof import sound_groups
 from compress.techniques.sparsify import Sparsify, _Pull
 
 

@@ -27,18 +27,34 @@ if TYPE_CHECKING:
 def part(t: Tracer, vector: Vector | None, taken: range) -> Vector | None:
     """Return the labels of a part of an axis.
 
-    Equal parts of an axis, in a row or interleaved, lose the same channels; of other parts the
-    sizes cannot be known to follow.
+    Equal parts of an axis, in a row or interleaved, lose the same channels; of others the sizes
+    follow only where the layer keeps the number at which they begin or end.
     """
     if vector is None or len(taken) == len(vector):
         return vector
     count, size = len(vector), len(taken)
     if size and count % size == 0:
-        parts = count // size
+        parts, found = count // size, None
         if taken.step == 1 and taken.start % size == 0:
-            return t.blocks(vector, parts)
-        if taken.step == parts:
-            return t.blocks(vector.reshape(size, parts).T.ravel(), parts)
+            found = t.blocks(vector, parts)
+        elif taken.step == parts:
+            found = t.blocks(vector.reshape(size, parts).T.ravel(), parts)
+        if found is not None:
+            t.sized(found)
+            return found
+    if size and taken.step == 1 and _numbered(t, vector, taken):
+        return vector[taken.start : taken.stop]
+    return _unequal(t, vector)
+
+
+def _numbered(t: Tracer, vector: Vector, taken: range) -> bool:
+    """Whether the layer keeps the number at which a first part ends, or a last one begins."""
+    if taken.start == 0:
+        return t.sized(vector[: taken.stop])
+    return taken.stop == len(vector) and t.sized(vector[: taken.start])
+
+
+def _unequal(t: Tracer, vector: Vector) -> Vector | None:
     t.lock(vector, f"{t.here()} takes a part of its channels that is not one of equal parts")
     return None
 
@@ -57,7 +73,16 @@ def split(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any)
     for out in result:
         parts.append((out, range(first, first + out.shape[axis])))
         first += out.shape[axis]
-    _parts(t, x, axis, parts)
+    if len({len(taken) for _, taken in parts}) == 1:
+        _parts(t, x, axis, parts)
+        return
+    axes = axes_of(t, x)
+    labels = axes[axis]
+    for out, taken in parts:
+        own = None if labels is None else labels[taken.start : taken.stop]
+        if labels is not None and not t.sized(own):
+            own = _unequal(t, labels)
+        t.keep(out, [*axes[:axis], own, *axes[axis + 1 :]])
 
 
 def _parts(t: Tracer, x: Tensor, axis: int, parts: Sequence[tuple[Tensor, range]]) -> None:

@@ -104,7 +104,7 @@ def attention(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: 
     inside = t.meet(t.axis(q, 3), t.axis(k, 3), f"the input of {t.here()} is of fixed size")
     if argument(func, args, options, "scale") is None:
         t.found.scaled.add(t.where.path)
-        if t.where.path not in t.packed:
+        if t.where.path not in t.rescalable:
             t.lock(inside, f"the width of a head sets the scale of attention in {t.here()}")
     heads = agreed(t, [q, k, v], 1 - 4, q.shape[1])
     mask = argument(func, args, options, "attn_mask")

@@ -28,8 +28,15 @@ def windows(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: An
     t.keep(result_of(result), spatial_axes(t, axes_of(t, args[0]), count, args[0]))
 
 
+RESPONSE_NORMS = ("GlobalResponseNorm", "GRN")
+"""Layers that divide by the mean over channels of their norms (Woo et al. 2023, section 3)."""
+
+
 def reduce(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:
-    """A sum leaves out what is zero; a mean, a maximum or a variance over channels does not."""
+    """A sum leaves out what is zero; a mean, a maximum or a variance over channels does not.
+
+    That of a norm is taken over the channels that are kept, as those of all norms.
+    """
     x, out = args[0], result_of(result)
     name = func._overloadpacket.__name__
     over = argument(func, args, options, "dim")
@@ -38,6 +45,9 @@ def reduce(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any
     axes = axes_of(t, x)
     if name not in ("sum", "linalg_vector_norm"):
         for axis in over:
+            if name == "mean" and t.kind() in RESPONSE_NORMS and axes[axis] is not None:
+                t.found.norms[t.where.path] = axes[axis]
+                continue
             t.lock(axes[axis], f"{t.here()} takes the {name} over its channels")
     kept: Labels = [None if axis in over else vector for axis, vector in enumerate(axes)]
     if out.ndim != x.ndim:

@@ -66,25 +66,41 @@ def reshape(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: An
             vector = axes[labelled[0]]
             assert vector is not None
             full = np.broadcast_to(vector.reshape(sizes), [x.shape[axis] for axis in olds])
-            axis, vector = _one_axis(t, full.reshape([out.shape[new] for new in news]))
+            axis, vector, heads = _one_axis(t, full.reshape([out.shape[new] for new in news]))
+            t.sized(vector, heads)
             kept[news[axis]] = vector
     t.keep(out, kept)
 
 
-def _one_axis(t: Tracer, labels: Vector) -> tuple[int, Vector]:
-    """Return along which axis labels vary, and how.
+def _one_axis(t: Tracer, labels: Vector) -> tuple[int, Vector, bool]:
+    """Return along which axis labels vary, and how, and whether it is that of heads.
 
     Where channels are split into parts, (parts, channels of each), the parts stay, and the same
-    channel goes from each.
+    channel goes from each; in attention that loses whole heads, the axis of these varies.
     """
     varying = [axis for axis in range(labels.ndim) if (labels != labels.take([0], axis=axis)).any()]
-    for axis in varying[:-1]:
-        first = labels.take([0], axis=axis)
-        t.found.unite(np.broadcast_to(first, labels.shape).ravel(), labels.ravel())
-        labels = first
-    last = varying[-1] if varying else labels.ndim - 1
-    size = labels.shape[last]
-    return last, np.moveaxis(labels, last, -1).reshape(-1, size)[0]
+    heads = _heads(t, labels, varying)
+    kept = varying[-1] if varying else labels.ndim - 1
+    if heads is not None:
+        kept = heads
+    for axis in varying:
+        if axis != kept:
+            first = labels.take([0], axis=axis)
+            t.found.unite(np.broadcast_to(first, labels.shape).ravel(), labels.ravel())
+            labels = first
+    size = labels.shape[kept]
+    return kept, np.moveaxis(labels, kept, -1).reshape(-1, size)[0], heads is not None
+
+
+def _heads(t: Tracer, labels: Vector, varying: Sequence[int]) -> int | None:
+    """Return the axis of heads where whole ones go.
+
+    It is the last of as many indices as there are heads, but for that of a head's channels.
+    """
+    heads = t.heads.get(t.where.path)
+    as_many = [axis for axis in varying if labels.shape[axis] == heads]
+    before = [axis for axis in as_many if axis != varying[-1]]
+    return (before or as_many or [None])[-1]
 
 
 def permute(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:

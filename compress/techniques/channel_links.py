@@ -1,0 +1,111 @@
+"""Which groups of channels are inside the heads of attention, and which depend on one another.
+
+Where the code of attention takes the width of all heads for that of the model, the model's channels
+and those inside the heads are one group of several pools: both are cut in the same proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from compress.techniques.channel_attention import AttentionLayer
+from compress.techniques.channel_cut import Plan
+from compress.techniques.channel_groups import Group
+
+Inside = Mapping[str, Sequence[Group]]
+"""By the path of an attention layer, the groups inside its heads."""
+
+
+def with_attentions(groups: Sequence[Group], plan: Plan) -> list[Group]:
+    """Return groups that know which attention layers they are inside."""
+    owner = _owners(groups)
+    layers: dict[str, set[str]] = {group.path: set() for group in groups}
+    for axis, layer in plan.trace.made.items():
+        for path in {owner.get(int(one)) for one in np.unique(plan.of(axis))} - {None}:
+            layers[str(path)].add(layer)
+    result = []
+    for group in groups:
+        homes = [_home(layer, plan.attentions) for layer in layers[group.path]]
+        inside = bool(homes) and None not in homes
+        paths = dict.fromkeys(str(home) for home in sorted(map(str, homes))) if inside else ()
+        one = replace(group, attentions=tuple(paths))
+        result.append(replace(one, unit=max(1, group.grains * group.unit // one.grains)))
+    return result
+
+
+def _owners(groups: Iterable[Group]) -> dict[int, str]:
+    """Return by class the path of the group that it is of."""
+    return {int(one): group.path for group in groups for one in group.classes}
+
+
+def _home(layer: str, attentions: Iterable[AttentionLayer]) -> str | None:
+    """Return the attention layer that a layer is part of."""
+    inner = [
+        one.path
+        for one in attentions
+        if layer == one.path or not one.path or layer.startswith(f"{one.path}.")
+    ]
+    return max(inner, key=len, default=None)
+
+
+def inside_of(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Return by attention layer the groups that are inside it alone, or it and others."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        for path in group.attentions:
+            found.setdefault(path, []).append(group)
+    return found
+
+
+def linked(groups: Sequence[Group], plan: Plan, paths: Iterable[str]) -> list[Group]:
+    """Return groups in which, of some attention layers, what is inside is one with the model's
+    channels that they read; layers of which that cannot be said are left as they are.
+    """
+    alone = {group.path: group for group in groups}
+    inside = inside_of(groups)
+    streams: dict[str, dict[str, Group]] = {}
+    layers: dict[str, list[str]] = {}
+    for path in paths:
+        pools = inside.get(path, [])
+        stream = _stream(pools, alone, plan, path)
+        if stream and pools and all(map(even, [alone[stream], *pools])):
+            streams.setdefault(stream, {}).update({group.path: group for group in pools})
+            layers.setdefault(stream, []).append(path)
+    members = {path for pools in streams.values() for path in pools}
+    joined = []
+    for group in groups:
+        if group.path in members:
+            continue
+        if pools := list(streams.get(group.path, {}).values()):
+            every = (*group.pools, *(pool for one in pools for pool in one.pools))
+            one = replace(group, pools=every, attentions=tuple(layers[group.path]))
+            joined.append(replace(one, unit=group.width // one.grains))
+        else:
+            joined.append(group)
+    return joined
+
+
+def even(group: Group) -> bool:
+    """Whether all channels of a group can go, and a grain is as many of them as any other."""
+    return group.grains * group.unit == group.width
+
+
+def _stream(
+    pools: Sequence[Group], alone: Mapping[str, Group], plan: Plan, path: str
+) -> str | None:
+    """Return the one group that an attention layer reads."""
+    owner = _owners(alone.values())
+    own = {group.path for group in pools}
+    found: set[str | None] = set()
+    for (name, axis), layer in plan.trace.made.items():
+        read = (name, 1 - axis)
+        mine = layer == path or layer.startswith(f"{path}.")
+        if not mine or axis > 1 or read not in plan.trace.read or read not in plan.trace.axes:
+            continue
+        if {owner.get(int(one)) for one in np.unique(plan.of((name, axis)))} & own:
+            found |= {owner.get(int(one)) for one in np.unique(plan.of(read))}
+    found -= own
+    return found.pop() if len(found) == 1 else None
