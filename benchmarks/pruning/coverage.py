@@ -4,7 +4,8 @@
 
 Every classifier of torchvision up to 100 million parameters and VGG-11-BN, families of timm, and
 small nets of odd kinds (`odd_nets.py`), with random weights that mean something (`subjects.py`), on
-smooth noise: `prune_channels(channels=...)` and `factorize(macs=...)` at 0.7 and 0.5. Checked are
+smooth noise: `prune_channels(channels=...)` and `factorize(macs=...)` at 0.7 and 0.5, and whole
+heads, of nets that have some, at 0.5. Checked are
 (`trials.py`): that the result runs, with outputs of the same shape; that in float64 it equals the
 original with those channels masked, or with the products of the factors as weights, by means of
 this benchmark's own (`references.py`); that it exports and the file agrees; that it saves and loads
@@ -29,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from subjects import names
-from trials import FACTORIZE, PRUNE, tried
+from subjects import WITH_HEADS, names
+from trials import FACTORIZE, HEADS, PRUNE, STEPS, tried
 
 from compress.system.environment import cpu_info
 from compress.system.files import write_atomic
@@ -105,14 +106,15 @@ def passed(rows: list[Row], check: str) -> str:
 
 def write(known: dict[Key, Row], out: Path) -> None:
     lines = ["# What structured pruning and low rank reach", ""]
-    for technique, more in ((PRUNE, PEER), (FACTORIZE, ())):
+    every: tuple[tuple[str, tuple[str, ...]], ...] = ((PRUNE, PEER), (HEADS, ()), (FACTORIZE, ()))
+    for technique, more in every:
         keys = [(name, technique, keeps) for name in names() for keeps in sorted(RATIOS)]
         rows = [known[key] for key in keys if key in known]
         whole = [row for row in rows if {row.get(check, "yes") for check in CHECKS} == {"yes"}]
         done = len({row["model"] for row in rows})
-        option = "channels" if technique == PRUNE else "macs"
-        lines += [f"## `{technique}({option}=...)`", ""]
-        said = f"{done} of {len(names())} models; {len(whole)} of {len(rows)} rows"
+        lines += [f"## `{STEPS[technique].format('...')}`", ""]
+        known_names = WITH_HEADS if technique == HEADS else names()
+        said = f"{done} of {len(known_names)} models; {len(whole)} of {len(rows)} rows"
         lines += [f"{said} pass all that was tried:"]
         lines += [", ".join(f"{check} {passed(rows, check)}" for check in CHECKS) + "."]
         if technique == PRUNE:
@@ -133,13 +135,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--without-files", action="store_true")
+    parser.add_argument("--technique", action="append", choices=tuple(STEPS))
+    parser.add_argument("--keeps", action="append", type=float, choices=RATIOS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     kept, started = options.out / "coverage.jsonl", time.perf_counter()
     models = options.names or names()
-    keys = [(m, t, k) for k in RATIOS for m in models for t in (PRUNE, FACTORIZE)]
+    techniques = options.technique or (PRUNE, HEADS, FACTORIZE)
+    keys = [(m, t, k) for k in options.keeps or RATIOS for m in models for t in techniques]
     if options.without_files:
-        keys = [(m, t, k) for k in RATIOS for t in (PRUNE, FACTORIZE) for m in models]
+        keys = [(m, t, k) for k in options.keeps or RATIOS for t in techniques for m in models]
+    keys = [key for key in keys if key[1] != HEADS or (key[0] in WITH_HEADS and key[2] == 0.5)]
     for key in keys:
         row = rows_of(kept).get(key, {})
         if (complete(row) or (row and options.without_files)) and not options.names:

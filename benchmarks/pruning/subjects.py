@@ -39,6 +39,14 @@ TIMM = (
     *("nf_resnet26", "mixer_s16_224", "resnetv2_50", "resnet50_gn", "resnetv2_50x1_bit"),
     *("res2net50_26w_4s", "swin_tiny_patch4_window7_224"),
 )
+WITH_HEADS = (
+    *("odd:encoder", "timm:deit_tiny_patch16_224", "timm:eva02_tiny_patch14_224"),
+    *("timm:xcit_nano_12_p16_224", "timm:mobilevit_xxs", "timm:edgenext_xx_small"),
+    *("timm:pvt_v2_b0", "timm:levit_128s", "timm:swin_tiny_patch4_window7_224"),
+    *("torchvision:swin_t", "torchvision:swin_v2_t", "torchvision:vit_b_32"),
+    "torchvision:maxvit_t",
+)
+"""Those with attention."""
 FIRST = (
     *("squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenet_v3_small", "mobilenet_v2"),
     *("regnet_y_400mf", "regnet_x_400mf", "efficientnet_b0", "densenet121", "googlenet"),

@@ -28,9 +28,10 @@ from compress.model import Model, forward, load, save
 from compress.tasks.base import Tensors, TensorSplit
 from compress.techniques import chain
 
-PRUNE, FACTORIZE = "prune_channels", "factorize"
+PRUNE, HEADS, FACTORIZE = "prune_channels", "prune_channels of whole heads", "factorize"
 STEPS = {
     PRUNE: "prune_channels(channels={})",
+    HEADS: "prune_channels(channels={}, heads='fewer')",
     FACTORIZE: "factorize(macs={}, calibration=32)",
 }
 EQUAL = 1e-6
@@ -65,7 +66,7 @@ def tried(name: str, technique: str, keeps: float, files: bool = True) -> dict[s
     row["runs"] = "yes" if ours.shape == forward(model.module, model.items()).shape else "shape"
     macs = counts.macs(result.module, result.example)
     row["MACs kept"] = round(macs / counts.macs(model.module, model.example), 3)
-    reference = masked if technique == PRUNE else composed
+    reference = composed if technique == FACTORIZE else masked
     two = tuple(x[:2] for x in given.inputs)
     row["equals"] = _said(lambda: _equals(reference(model.module, result.module), result, two))
     row["saves"] = _said(lambda: _saves(result))

@@ -120,10 +120,11 @@ def find_groups(
     plan = Plan(found, classes, attentions, frozenset((scaled & known) - set(whole_heads)))
     groups: list[Group] = []
     left: dict[str, str] = {}
+    parts = {frozenset(classes[one].tolist()) for some in found.numbers.values() for one in some}
     order = {path: number for number, (path, _) in enumerate(module.named_modules())}
     for members in _sharing(found, classes):
         members.sort(key=lambda axis: (order.get(found.made[axis], -1), axis))
-        group = _group(members, found, classes, reasons)
+        group = _group(members, found, classes, reasons, parts)
         if group.pools and group.grains > 1:
             groups.append(group)
             continue
@@ -146,12 +147,17 @@ def _sharing(found: Trace, classes: Vector) -> list[list[Axis]]:
     return [[axes[n] for n in np.flatnonzero(sets == one)] for one in dict.fromkeys(sets.tolist())]
 
 
-def _group(members: list[Axis], found: Trace, classes: Vector, reasons: Mapping[int, str]) -> Group:
+def _group(
+    members: list[Axis],
+    found: Trace,
+    classes: Vector,
+    reasons: Mapping[int, str],
+    parts: Iterable[frozenset[int]],
+) -> Group:
     root = members[0]
-    sets = [set(classes[found.axes[axis]].tolist()) for axis in members]
-    every = set().union(*sets)
+    sets = [frozenset(classes[found.axes[axis]].tolist()) for axis in members]
+    every = frozenset().union(*sets)
     # Of the parts into which a layer splits channels, each keeps its share.
-    parts = (set(classes[one].tolist()) for some in found.numbers.values() for one in some)
     sets += [part for part in parts if part & every and not every <= part]
     pools: dict[tuple[bool, ...], list[int]] = {}
     for one in sorted(every - reasons.keys()):

@@ -14,26 +14,41 @@ import numpy as np
 from compress.techniques.channel_attention import AttentionLayer
 from compress.techniques.channel_cut import Plan
 from compress.techniques.channel_groups import Group
+from compress.techniques.channel_trace import Axis
 
 Inside = Mapping[str, Sequence[Group]]
 """By the path of an attention layer, the groups inside its heads."""
 
 
 def with_attentions(groups: Sequence[Group], plan: Plan) -> list[Group]:
-    """Return groups that know which attention layers they are inside."""
-    owner = _owners(groups)
-    layers: dict[str, set[str]] = {group.path: set() for group in groups}
-    for axis, layer in plan.trace.made.items():
-        for path in {owner.get(int(one)) for one in np.unique(plan.of(axis))} - {None}:
-            layers[str(path)].add(layer)
+    """Return groups that know which attention layers they are inside.
+
+    These are the layers that make their channels, and no others read them.
+    """
+    owner, found = _owners(groups), plan.trace
+    layers = {axis: layer for axis, layer in found.made.items() if axis in found.axes}
+    makes = _homes(layers, owner, plan)
+    reads = _homes({axis: axis[0].rpartition(".")[0] for axis in found.read}, owner, plan)
     result = []
     for group in groups:
-        homes = [_home(layer, plan.attentions) for layer in layers[group.path]]
-        inside = bool(homes) and None not in homes
-        paths = dict.fromkeys(str(home) for home in sorted(map(str, homes))) if inside else ()
-        one = replace(group, attentions=tuple(paths))
+        homes = makes.get(group.path, set())
+        inside = None not in homes and reads.get(group.path, set()) <= homes
+        one = replace(group, attentions=tuple(sorted(map(str, homes))) if inside else ())
         result.append(replace(one, unit=max(1, group.grains * group.unit // one.grains)))
     return result
+
+
+def _homes(
+    layers: Mapping[Axis, str], owner: Mapping[int, str], plan: Plan
+) -> dict[str, set[str | None]]:
+    """Return by group which attention layers the layers are part of whose axes have its classes."""
+    found: dict[str, set[str | None]] = {}
+    for axis, layer in layers.items():
+        if axis not in plan.trace.axes:
+            continue
+        for path in {owner.get(int(one)) for one in np.unique(plan.of(axis))} - {None}:
+            found.setdefault(str(path), set()).add(_home(layer, plan.attentions))
+    return found
 
 
 def _owners(groups: Iterable[Group]) -> dict[int, str]:
@@ -103,7 +118,8 @@ def _stream(
     for (name, axis), layer in plan.trace.made.items():
         read = (name, 1 - axis)
         mine = layer == path or layer.startswith(f"{path}.")
-        if not mine or axis > 1 or read not in plan.trace.read or read not in plan.trace.axes:
+        known = {(name, axis), read} <= plan.trace.axes.keys()
+        if not mine or axis > 1 or read not in plan.trace.read or not known:
             continue
         if {owner.get(int(one)) for one in np.unique(plan.of((name, axis)))} & own:
             found |= {owner.get(int(one)) for one in np.unique(plan.of(read))}

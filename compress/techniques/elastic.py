@@ -150,7 +150,7 @@ class ElasticNet:
         plan, found, picks = self.channels.plan, {}, self.picks(genes)
         for one in plan.attentions:
             rows = [len(index) for axis, index in picks.get(one.weight, ()) if axis == 0]
-            if one.path in plan.rescaled and rows:
+            if one.queries and one.path in plan.rescaled and rows:
                 width = rows[0] // one.parts
                 factor = (width / one.heads / (one.width // one.heads)) ** 0.5
                 for name in filter(None, (one.weight, one.bias)):
