@@ -78,8 +78,10 @@ def kept_along(before: Tensor, after: Tensor, axis: int) -> Tensor | None:
         votes: collections.Counter[int] = collections.Counter()
         for one, other in zip(firsts, behinds, strict=True):
             votes.update(set((order[one:other] // rows.shape[1]).tolist()))
-        if votes:
-            kept[votes.most_common(1)[0][0]] = True
+        # A row that was multiplied is not there: what few of its values meet, they meet by chance.
+        row, met = votes.most_common(1)[0] if votes else (0, 0)
+        if 2 * met > len(firsts):
+            kept[row] = True
     return kept
 
 

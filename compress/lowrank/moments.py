@@ -257,15 +257,15 @@ class _Picker:
 
 def patches(layer: nn.Conv2d, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return the patches of x (N, I, H, W) at some output positions, shape (N * n, I * kh * kw)."""
-    x = F.pad(x, padding(layer))
+    beside = padding(layer)
+    x = F.pad(x, beside) if any(beside) else x
     (height, width), (down, right) = layer.kernel_size, layer.dilation
-    parts = [
-        x[:, :, rows * layer.stride[0] + i * down, columns * layer.stride[1] + j * right]
-        for i in range(height)
-        for j in range(width)
-    ]
-    # (kh * kw) of (N, I, n) to (N, n, I, kh * kw)
-    return torch.stack(parts, -1).permute(0, 2, 1, 3).reshape(len(x) * len(rows), -1)
+    above = rows[:, None, None] * layer.stride[0] + torch.arange(height)[:, None] * down
+    left = columns[:, None, None] * layer.stride[1] + torch.arange(width) * right
+    places = (above * x.shape[3] + left).flatten().to(x.device)
+    # (N, I, n * kh * kw) to (N, n, I, kh * kw)
+    taken = x.flatten(2).index_select(2, places).view(*x.shape[:2], len(rows), -1)
+    return taken.transpose(1, 2).reshape(len(x) * len(rows), -1)
 
 
 def padding(layer: nn.Conv2d) -> list[int]:

@@ -54,6 +54,8 @@ def cheaper(
     found = []
     for form in forms:
         for ranks in _grid(layer, form, step):
+            if form == "tucker" and _simpler(layer, forms, ranks):
+                continue
             one = Candidate(
                 form,
                 ranks,
@@ -63,6 +65,12 @@ def cheaper(
             if one.macs < before and one.params <= stored:
                 found.append(one)
     return found
+
+
+def _simpler(layer: Layer, forms: Sequence[str], ranks: Ranks) -> bool:
+    """Whether another form loses no more than `tucker` of full rank at one end, and costs less."""
+    first, last = most_ranks(layer, "tucker")
+    return ("channel" in forms and ranks[0] == first) or ("reduce" in forms and ranks[1] == last)
 
 
 def _grid(layer: Layer, form: str, step: int) -> list[Ranks]:
@@ -77,7 +85,10 @@ def _grid(layer: Layer, form: str, step: int) -> list[Ranks]:
 def with_errors(problem: Problem, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return candidates with what they lose."""
     found = []
-    # From the last form: what `tucker` needs of the inputs serves `reduce`, which needs less.
+    mixing = [one for one in candidates if one.form in ("tucker", "reduce")]
+    if mixing:
+        # They mix alike: what the one that needs more of it needs serves the other.
+        problem.basis(mixing[0].form, max(one.ranks[0] for one in mixing))
     for form in reversed(dict.fromkeys(one.form for one in candidates)):
         some = [one for one in candidates if one.form == form]
         lost = problem.lost(form, [one.ranks for one in some])
