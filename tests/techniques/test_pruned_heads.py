@@ -40,8 +40,8 @@ def silenced(before: nn.Module, after: nn.Module) -> nn.Module:
     for path, layer in result.named_modules():
         if not isinstance(layer, (nn.Linear, nn.Conv2d)) or layer.bias is None:
             continue
-        known = set(after.get_submodule(path).bias.tolist())  # type: ignore[union-attr, operator]
-        gone = torch.tensor([one not in known for one in before.get_submodule(path).bias.tolist()])  # type: ignore[union-attr, operator]
+        known = set(after.get_submodule(path).bias.tolist())
+        gone = torch.tensor([one not in known for one in before.get_submodule(path).bias.tolist()])
         third = len(gone) // 3
         if gone.all():
             gone[:] = False
@@ -221,10 +221,10 @@ def test_keys_and_values_of_their_own_widths_follow_the_numbers_of_their_layer(h
 def test_the_heads_of_least_worth_go() -> None:
     model = net(of_separate())
     with torch.no_grad():
-        for layer in (model.module.attention.v, model.module.attention.proj):  # type: ignore[union-attr]
-            layer.weight.mul_(0.1)  # type: ignore[union-attr, operator]
-        model.module.attention.v.weight[SIDE : 2 * SIDE] *= 100  # type: ignore[union-attr, index]
-    kept = model.module.attention.v.bias[SIDE : 2 * SIDE]  # type: ignore[union-attr, index]
+        for layer in (model.module.attention.v, model.module.attention.proj):
+            layer.weight.mul_(0.1)
+        model.module.attention.v.weight[SIDE : 2 * SIDE] *= 100
+    kept = model.module.attention.v.bias[SIDE : 2 * SIDE]
     after, _ = pruned("prune_channels(channels=0.25, round_to=1, heads='fewer')", model)
     torch.testing.assert_close(after.attention.v.bias, kept)
 
@@ -251,7 +251,7 @@ def test_vision_transformers_of_torchvision_keep_their_stream_and_are_saved(
     model = prepared(VIT)
     text = f"prune_channels(macs=0.6, round_to=1, heads={heads!r})"
     result = run(chain(text), model, step_context())
-    inner: Any = result.module.encoder.layers[0].self_attention  # type: ignore[union-attr, index]
+    inner: Any = result.module.encoder.layers[0].self_attention
     assert type(inner) is Attention
     assert inner.qkv.in_features == 32 > inner.out_proj.in_features
     assert inner.num_heads == (4 if heads == "narrower" else inner.out_proj.in_features // 8)
