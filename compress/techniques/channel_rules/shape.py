@@ -100,7 +100,7 @@ def _heads(t: Tracer, labels: Vector, varying: Sequence[int]) -> int | None:
     heads = t.heads.get(t.where.path)
     as_many = [axis for axis in varying if labels.shape[axis] == heads]
     before = [axis for axis in as_many if axis != varying[-1]]
-    return (before or as_many or [None])[-1]
+    return max(before or as_many, default=None)
 
 
 def permute(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any) -> None:
