@@ -18,7 +18,7 @@ from compress.model import Model, forward
 from compress.supernet.costs import Shares, macs_by_tensor, params_by_tensor
 from compress.supernet.sandwich import Subnet
 from compress.supernet.space import within
-from compress.techniques.channel_groups import randomized
+from compress.techniques.channel_proof import randomized
 from compress.techniques.criteria import L2
 from compress.techniques.elastic import ElasticNet
 from compress.zoo.models import fresh
