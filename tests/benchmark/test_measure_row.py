@@ -76,7 +76,7 @@ def test_what_is_not_counted_is_kept_and_noted() -> None:
     found = Measured()
     model = Model(Deformed(), (torch.zeros(1, 1, 8, 8),))
     counted = measuring.counts.count(model.module, model.example)
-    measuring._count(model, counted, b"onnx", found)
+    measuring._count(model, counted, b"onnx", 20, found)
     assert found.figures["macs"] == 0
     assert found.log == [
         {

@@ -83,7 +83,7 @@ def test_without_a_name_trained_weights_may_decide(weights: str) -> None:
     assert identity(again)[3:] == identity(made.start)[3:] != []
     found = Measured()
     measuring._count(
-        made.start, counts.count(made.start.module, made.start.example), b"onnx", found
+        made.start, counts.count(made.start.module, made.start.example), b"onnx", 20, found
     )
     assert heads.note in found.notes
 
@@ -132,7 +132,7 @@ def test_another_student_may_be_trained_all_the_same() -> None:
 def test_a_row_tells_of_parameters_that_are_not_deployed() -> None:
     start = plan("trained_apart", baseline="train(epochs=1)").start
     found = Measured()
-    measuring._count(start, counts.count(start.module, start.example), b"onnx", found)
+    measuring._count(start, counts.count(start.module, start.example), b"onnx", 20, found)
     assert found.figures["params"] == 16 * 9 + 16 + 2 * 16 + 32 * 16 * 9 + 32 + 320 + 10
     assert found.notes == [
         "170 parameters that the deployed file does without, such as those of heads that are only "

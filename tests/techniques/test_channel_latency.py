@@ -450,5 +450,7 @@ def test_files_of_whole_models_are_timed_for_real(monkeypatch: pytest.MonkeyPatc
     result = run(chain("prune_channels(latency=0.4, round_to=32, seconds=0.5)"), model, given)
     [row] = [row for row in given.log.rows if row["kind"] == "latency"]
     assert row["reached"] == row["seconds"]["after"] / row["seconds"]["before"] < 1
-    assert result.module[0].out_channels < 256
-    assert result.module[0].out_channels % 32 == result.module[2].out_channels % 32 == 0
+    # Which of the two is cut depends on what was measured.
+    widths = [result.module[0].out_channels, result.module[2].out_channels]
+    assert sum(widths) < 2 * 256
+    assert [width % 32 for width in widths] == [0, 0]

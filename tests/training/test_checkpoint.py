@@ -59,7 +59,7 @@ def equal(a: Model, b: Model) -> bool:
 
 
 def timeless(step_log: StepLog) -> list[dict[str, Any]]:
-    names = {"seconds", "earlier_seconds", "samples_per_second"}
+    names = {"seconds", "cpu_seconds", "earlier_seconds", "samples_per_second"}
     return [{k: v for k, v in row.items() if k not in names} for row in step_log.rows]
 
 
