@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from compress.compressor import Compressor
 from compress.recommender.draw import Params
 from compress.recommender.lab import Lab, macs_over
 from compress.recommender.measured import (
     CANNOT_WIN,
     FAILED,
     NO_TIME,
+    TOO_FAR,
     Measured,
     Trial,
 )
@@ -30,6 +33,10 @@ POOL = 6
 WARM = "warm start"
 REPEATS = 4
 """Draws in a row that were there already, after which some are drawn by chance."""
+IN_TURN = 12
+"""Draws in a row that were there already, after which what is left is tried in turn."""
+LOOKED_AT = 10_000
+"""Chains of the space that are looked at for one that is left."""
 DUPLICATES = 60
 """Draws in a row that were there already, after which the space counts as searched."""
 LOSES_ALL = 100.0
@@ -55,6 +62,8 @@ class Engine(Stages):
     """Chains that there was no time for."""
     screened: float = 0.0
     """Seconds of screening since the last training."""
+    in_turn: Iterator[tuple[Compressor, Params]] | None = None
+    """All chains of the space, as far as they were not looked at."""
 
     def run(self) -> str:
         """Search; return in words why it ended."""
@@ -86,6 +95,8 @@ class Engine(Stages):
                 count = self.together
                 if self.trials is not None:
                     count = min(count, self.trials - known)
+                if duplicates >= IN_TURN and (params := self._untried()) is not None:
+                    self.study.enqueue([params], "left over")
                 fresh = self._draw(count, by_chance=duplicates >= REPEATS)
                 duplicates = 0 if fresh else duplicates + count
                 ended = self._screen_all(fresh) if fresh else []
@@ -113,6 +124,18 @@ class Engine(Stages):
             macs = macs_over(work.last, self.lab.baseline)
             found.append((work.last, self.lab.predict(work.chain, macs)))
         return found
+
+    def _untried(self) -> Params | None:
+        """Return a draw whose chain is new; None if none is left, or there are endlessly many."""
+        if self.in_turn is None:
+            self.in_turn = self.space.all(self.epochs)
+        tried = {trial.chain for trial in self.notebook.trials}
+        tried |= {repr(work.chain) for work in self.pool}
+        try:
+            looked = itertools.islice(self.in_turn, LOOKED_AT)
+            return next((params for chain, params in looked if repr(chain) not in tried), None)
+        except ValueError:
+            return None
 
     def _draw(self, count: int, by_chance: bool) -> list[Asked]:
         """Return draws whose chains are new."""
@@ -203,7 +226,7 @@ class Engine(Stages):
             # What it would lose with its training is not known.
             self.study.tell(asked, None)
             return
-        if trial.state == FAILED:
+        if trial.state == FAILED or (trial.state == TOO_FAR and last is None):
             # Not as Optuna's failures, which it draws again: like one that loses everything.
             self.study.tell(asked, 1.0, LOSES_ALL)
             return

@@ -30,6 +30,7 @@ from compress.recommender.space import Space
 from compress.recommender.study import Asked, Study
 from compress.recommender.work import Work, shapes_of, with_times
 from compress.system.amounts import decimal, duration
+from compress.techniques import chain as parse
 
 SHORTER = 4
 """A short recovery has a fourth of the epochs."""
@@ -77,11 +78,14 @@ class Stages:
     """By technique, the cuts that changed nothing of this model."""
     gains: list[float] = field(default_factory=list)
     """Of trained cuts: the share of what a short recovery left lost that all of it took back."""
+    broken: dict[frozenset[str], str] = field(default_factory=dict)
+    """Steps without training that together lose too much: in words how much."""
 
     def __post_init__(self) -> None:
         self.order = Order(self.judge)
         for one in self.notebook.candidates.values():
             self._consider(one, quiet=True)
+            self._note_broken(one)
         for trial in self.notebook.trials:
             self._learn(trial)
 
@@ -98,6 +102,8 @@ class Stages:
         for work in works:
             if names := self.idle & {step.name() for step in work.chain.steps}:
                 work.end(IDLE, f"{min(names)}{CHANGES_NOTHING}")
+            elif reason := self._broken_by(work.chain):
+                work.end(TOO_FAR, reason)
             elif self.stages and (shapes := shapes_of(work.chain)) is not None:
                 work.shapes = shapes
                 going.append(work)
@@ -133,6 +139,30 @@ class Stages:
         seen.add(text)
         if len(seen) >= SEEN_IDLE:
             self.idle.add(name)
+
+    def _untaught(self, chain: Compressor) -> frozenset[str]:
+        """Return the steps of a chain in which nothing learns; none of other chains."""
+        steps = chain.steps
+        if any(step.builds or not (step.lowers or self._kind(step) == CUT) for step in steps):
+            return frozenset()
+        return frozenset(map(repr, steps))
+
+    def _note_broken(self, one: Measured) -> None:
+        """Take note of steps without training that lose too much."""
+        if self.judge.goal.target_ms is not None or one.status != "ok":
+            return
+        if self.judge.chance(one) < HOPELESS and (steps := self._untaught(parse(one.chain))):
+            self.broken[steps] = f"{one.chain} loses {-100 * one.change:.1f} points"
+
+    def _broken_by(self, chain: Compressor) -> str:
+        """Return why a chain in which nothing learns loses too much: if some of its steps do.
+
+        What is cut besides, and int8, bring back nothing.
+        """
+        if not self.stages:
+            return ""
+        steps = self._untaught(chain)
+        return next((text for known, text in self.broken.items() if known <= steps), "")
 
     def _kind(self, step: Compressor) -> str:
         return next((form.kind for form in self.space.forms if form.cls is type(step)), "")
@@ -248,6 +278,7 @@ class Stages:
             built = any(step.builds for step in work.chain.steps)
             one = with_times(replace(one, candidate=reached != SCREENED or not built), work)
             work.measured.append(one)
+            self._note_broken(one)
             if one.status == "ok":
                 work.reached = reached
             else:

@@ -143,13 +143,46 @@ def test_hopeless_chains_end_after_a_short_training(space: Space) -> None:
     lab = MadeLab()
     run = engine(space, lab, 800.0, trials=40)
     run.run()
-    ended = [trial for trial in run.notebook.trials if trial.state == TOO_FAR]
+    ended = [trial for trial in run.notebook.trials if trial.state == TOO_FAR and trial.measured]
     assert ended
     for trial in ended:
         assert trial.reached == SHORT
         assert trial.chain not in lab.measured
         assert "points after a short training" in trial.reason
         assert run.judge.chance(made(parse(trial.chain))) < 0.5  # nothing was lost by it
+
+
+class Breaking(MadeLab):
+    """Where nothing learns, every cut by pruning breaks the model."""
+
+    def measure(self, chains: Sequence[str], deadline: float) -> list[Measured]:
+        return [
+            replace(one, lost=one.items // 2, gained=0)
+            if "prune_channels" in one.chain and "distill" not in one.chain
+            else one
+            for one in super().measure(chains, deadline)
+        ]
+
+
+def test_what_a_cut_alone_breaks_is_not_cut_on_without_training(space: Space) -> None:
+    lab = Breaking()
+    run = engine(space, lab, 1e9)
+    run.run()
+    chains = [repr(chain) for chain, _ in space.all(EPOCHS)]
+    assert {trial.chain for trial in run.notebook.trials} == set(chains), "none is left out"
+    broken = [t for t in run.notebook.trials if t.state == TOO_FAR and not t.measured]
+    assert broken
+    assert any(trial.chain not in lab.measured for trial in broken)
+    assert any("prune_channels" in trial.reason for trial in broken)
+    for trial in broken:
+        steps, known = (
+            {repr(step) for step in parse(text).steps}
+            for text in (trial.chain, trial.reason.split(" loses ")[0])
+        )
+        assert known <= steps
+        assert not any("distill" in step for step in steps)
+    trained = [one for one in lab.measured if "prune_channels" in one and "distill" in one]
+    assert trained, "with training it is tried"
 
 
 def test_a_failed_trial_costs_one_row(space: Space) -> None:
