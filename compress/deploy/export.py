@@ -52,8 +52,13 @@ def export(model: Model) -> bytes:
             f"the model has {amounts.size(size)} of weights, and one ONNX file holds at most 2 GB: "
             f"compress it further, or choose a smaller model"
         )
+    module = _exportable(model.module)
     # Traced with a batch of 2: of 1 would be taken for a constant (pytorch issue 157621).
-    return _trace(_exportable(model.module), model.items(2), model.signature)
+    content = _trace(module, model.items(2), model.signature)
+    # What the exporter has made refers to itself, and would hold the copy for a while.
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.new_empty(0)
+    return content
 
 
 def _trace(module: nn.Module, inputs: Tensors, signature: Sequence[InputSpec]) -> bytes:

@@ -18,6 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from compress.deploy.export import read_metadata
+from compress.deploy.graphs import parsed
 from compress.deploy.observe import Runner, float_values
 from compress.deploy.protobuf import within
 from compress.errors import StepFailed
@@ -86,7 +87,7 @@ def largest_activation(float_onnx: bytes, batches: Iterable[Tensors]) -> tuple[s
 
     An infinity is one in float32, too: a mask, say.
     """
-    runner = Runner(float_onnx, float_values(float_onnx))
+    runner = Runner(parsed(float_onnx), float_values(float_onnx))
     sizes = dict.fromkeys(runner.names, 0.0)
     for _, values in runner.chunks(batches):
         for name, value in values.items():

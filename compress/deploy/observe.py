@@ -1,4 +1,4 @@
-"""What the values inside a float file are on calibration items, in memory that does not grow.
+"""What the values inside a float graph are on calibration items, in memory that does not grow.
 
 Every value keeps its extremes and a histogram, whatever the number of items: the histogram's bins
 become twice as wide, and half of them are merged, when a larger value comes.
@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
-from compress.deploy.session import arrays, session
+from compress.deploy.graphs import opened
+from compress.deploy.session import arrays
 from compress.errors import UserError
 from compress.tasks.base import Tensors
 
@@ -86,17 +88,6 @@ def _step(size: int) -> int:
     return step
 
 
-def with_outputs(content: bytes, names: Collection[str]) -> bytes:
-    """Return a file that gives these values besides its outputs, in their order."""
-    proto = onnx.load_from_string(content)
-    given = {value.name for value in proto.graph.output}
-    for name in names:
-        if name not in given:
-            value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-            proto.graph.output.append(value)
-    return proto.SerializeToString()
-
-
 def float_values(content: bytes) -> list[str]:
     """Return the names of all values of a file that are floats and depend on its input."""
     graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(content)).graph
@@ -110,11 +101,11 @@ def float_values(content: bytes) -> list[str]:
 
 
 class Runner:
-    """Runs a file on calibration items, chunk by chunk, and gives the values that were named."""
+    """Runs a graph on calibration items, chunk by chunk, and gives the values that were named."""
 
-    def __init__(self, content: bytes, names: Collection[str]) -> None:
+    def __init__(self, model: ir.Model, names: Collection[str]) -> None:
         self.names = list(names)
-        self.session = session(with_outputs(content, names))
+        self.session = opened(model, names)
 
     def values(self, chunk: list[np.ndarray]) -> dict[str, np.ndarray]:
         feed = dict(zip(self.session.names, chunk, strict=True))
@@ -137,16 +128,16 @@ class Runner:
 
 
 def observe(
-    content: bytes, batches: Iterable[Tensors], channel_axes: Mapping[str, int | None]
+    model: ir.Model, batches: Iterable[Tensors], channel_axes: Mapping[str, int | None]
 ) -> dict[str, Observed]:
-    """Return what the named values of a file are on calibration items.
+    """Return what the named values of a graph are on calibration items.
 
     `channel_axes` says of each along which axis its channels lie, where they are wanted. Raises
     UserError without items, and for values that are not finite.
     """
     found = {name: Observed() for name in channel_axes}
     items = 0
-    for count, values in Runner(content, found).chunks(batches):
+    for count, values in Runner(model, found).chunks(batches):
         items += count
         for name, value in values.items():
             found[name].add(value, channel_axes[name])

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from compress.deploy.observe import Runner
@@ -40,7 +39,7 @@ class Error:
 
 
 def errors(
-    content: bytes,
+    model: ir.Model,
     names: Iterable[str],
     ranges: Mapping[str, Range],
     weights: Mapping[str, Weight],
@@ -50,14 +49,12 @@ def errors(
 
     `weights` of a unit may be missing: its products then have the error of its inputs alone.
     """
-    model = ir.serde.deserialize_model(onnx.load_from_string(content))
+    twin = model.clone()
     wanted = set(names)
-    found = [unit for unit in units(model.graph) if unit.weighted and unit.name in wanted]
+    found = [unit for unit in units(twin.graph) if unit.weighted and unit.name in wanted]
     for unit in found:
-        _beside(model.graph, unit, ranges, weights)
-    twin = ir.serde.serialize_model(model).SerializeToString()
+        _beside(twin.graph, unit, ranges, weights)
     looked_at = [unit.name for unit in found]
-    del model, found  # all weights twice; the session holds them, too
     outputs = [f"{name}:{kind}" for name in looked_at for kind in (ERROR, NOISE, SIGNAL)]
     sums: dict[str, np.ndarray] = {}
     items = 0
@@ -107,13 +104,13 @@ def _beside(
     graph.insert_after(node, [*new, mean, noise, signal])
 
 
-def corrected(content: bytes, found: Mapping[str, Error]) -> bytes:
-    """Return a float file whose biases take back the mean error of each product."""
-    model = ir.serde.deserialize_model(onnx.load_from_string(content))
-    for unit in list(units(model.graph)):
+def corrected(model: ir.Model, found: Mapping[str, Error]) -> ir.Model:
+    """Return a float graph whose biases take back the mean error of each product."""
+    made = model.clone()
+    for unit in list(units(made.graph)):
         if unit.name in found and unit.weighted:
-            _shift(model.graph, unit, -found[unit.name].mean)
-    return ir.serde.serialize_model(model).SerializeToString()
+            _shift(made.graph, unit, -found[unit.name].mean)
+    return made
 
 
 def _shift(graph: ir.Graph, unit: Unit, by: np.ndarray) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from compress.deploy.observe import Observed
@@ -144,14 +143,14 @@ def _input_axis(unit: Unit) -> int:
     return 1 - unit.channel_axis
 
 
-def equalized(content: bytes, observed: Mapping[str, Observed]) -> tuple[bytes, int]:
-    """Return a file of the same function with its channels scaled, and at how many values.
+def equalized(model: ir.Model, observed: Mapping[str, Observed]) -> tuple[ir.Model, int]:
+    """Return a graph of the same function with its channels scaled, and at how many values.
 
     `observed` holds the channels of every link's value.
     """
-    model = ir.serde.deserialize_model(onnx.load_from_string(content))
+    made = model.clone()
     count = 0
-    for link in links(model.graph):
+    for link in links(made.graph):
         channels = observed[link.name].channels
         # Of nothing but zeros, or read by nothing but zeros: there is nothing to share.
         if channels is None or not channels.max() > 0 or not _read(link).max() > 0:
@@ -164,7 +163,7 @@ def equalized(content: bytes, observed: Mapping[str, Observed]) -> tuple[bytes, 
             assert weight is not None
             _scale(weight, by, _input_axis(unit))
         count += 1
-    return ir.serde.serialize_model(model).SerializeToString(), count
+    return made, count
 
 
 def _scale(value: ir.Value, by: np.ndarray, axis: int) -> None:

@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
+from compress.deploy.graphs import parsed, serialized
 from compress.deploy.observe import Observed, observe
 from compress.errors import UserError
 from compress.int8 import ranges as range_choice
@@ -82,10 +82,9 @@ def matching(found: Sequence[Unit], patterns: Sequence[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def layers_matching(float_onnx: bytes, patterns: Sequence[str]) -> frozenset[str]:
+def layers_matching(float_model: ir.Model, patterns: Sequence[str]) -> frozenset[str]:
     """Return the layers whose products patterns match, as in `matching`."""
-    graph = ir.serde.deserialize_model(onnx.load_from_string(float_onnx)).graph
-    found = list(units(graph))
+    found = list(units(float_model.graph))
     left = matching(found, patterns)
     return frozenset(layer_of(unit) for unit in found if unit.weighted and unit.name in left)
 
@@ -123,13 +122,13 @@ def _useful(chosen: dict[str, Unit]) -> dict[str, Unit]:
 
 @dataclass(frozen=True)
 class Draft:
-    """All that the int8 file of a float file is written from, for any placement.
+    """All that the int8 file of a float graph is written from, for any placement.
 
-    `content` is the float file, rewritten and with its channels equalized; `wrong` holds the error
+    `model` is the float graph, rewritten and with its channels equalized; `wrong` holds the error
     of each product.
     """
 
-    content: bytes
+    model: ir.Model
     found: Sequence[Unit]
     ranges: Mapping[str, Range]
     weights: Mapping[str, Weight]
@@ -146,14 +145,14 @@ class Draft:
     def lowered(self, floats: Collection[str] = ()) -> Lowered:
         """Return the int8 file in which further units stay float."""
         chosen = self.placed(floats)
-        content = self.content
+        model = self.model
         # What was trained under these errors has biases that allow for them; and a product that
         # stays float needs no correction.
         if self.settings.correct:
             trained = self.settings.trained
             untrained = {n for n, unit in chosen.items() if not _trained(unit, trained)}
-            content = corrected(content, {n: e for n, e in self.wrong.items() if n in untrained})
-        made = write(content, set(chosen), self.ranges, self.weights)
+            model = corrected(model, {n: e for n, e in self.wrong.items() if n in untrained})
+        made = write(model, set(chosen), self.ranges, self.weights)
         return Lowered(made, list(self._table(chosen, set(floats))))
 
     @property
@@ -164,9 +163,8 @@ class Draft:
     def _table(self, chosen: Mapping[str, Unit], floats: set[str]) -> Iterator[dict[str, Any]]:
         stored = stored_as_integers(chosen)
         clipped = {unit.clipping.name for unit in chosen.values() if unit.clipping is not None}
-        graph = ir.serde.deserialize_model(onnx.load_from_string(self.content)).graph
         known = {unit.name for unit in self.found}
-        for node in graph:
+        for node in self.model.graph:
             name = str(node.name)
             if name in clipped:
                 continue
@@ -190,22 +188,20 @@ class Draft:
         return "it reads floats" if name in known else "no calibration item reaches it"
 
 
-def draft(float_onnx: bytes, calibration: Batches, settings: Settings | None = None) -> Draft:
-    """Find ranges and weights for a float file. Raises UserError for unusable calibration data."""
+def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None = None) -> Draft:
+    """Find ranges and weights for a float graph. Raises UserError for unusable calibration data."""
     settings = settings or Settings()
-    content = rewritten(float_onnx)
+    model = rewritten(float_model)
     if settings.equalize:
-        graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
         # Scaled outputs keep their grids, each channel having its own; scaled inputs do not.
         axes = {
             link.name: link.axis
-            for link in links(graph)
+            for link in links(model.graph)
             if not any(_trained(unit, settings.trained) for unit in link.readers)
         }
         if axes:
-            content, _ = equalized(content, observe(content, calibration, axes))
-    graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
-    found = list(units(graph))
+            model, _ = equalized(model, observe(model, calibration, axes))
+    found = list(units(model.graph))
     chosen = placed(found, settings.floats | matching(found, settings.exclude))
     names = dict.fromkeys(
         name
@@ -213,24 +209,22 @@ def draft(float_onnx: bytes, calibration: Batches, settings: Settings | None = N
         for value in (*unit.activations, *unit.outputs)
         if (name := value.name) is not None
     )
-    observed = observe(content, calibration, dict.fromkeys(names))
+    observed = observe(model, calibration, dict.fromkeys(names))
     ranges = ranges_of(chosen, observed, settings.method, settings.trained)
     weights = weights_of(chosen, ranges, settings.portable, settings.bits, settings.trained)
     if settings.compensate:
-        weights = all_rounded(
-            content, chosen, weights, calibration, settings.portable, settings.bits
-        )
-    wrong = errors(content, weights, ranges, weights, calibration)
-    return Draft(content, found, ranges, weights, wrong, settings)
+        weights = all_rounded(model, chosen, weights, calibration, settings.portable, settings.bits)
+    wrong = errors(model, weights, ranges, weights, calibration)
+    return Draft(model, found, ranges, weights, wrong, settings)
 
 
 def lower(float_onnx: bytes, calibration: Batches, settings: Settings | None = None) -> Lowered:
     """Return the QDQ file of a float file. Raises UserError for unusable calibration data."""
-    return draft(float_onnx, calibration, settings).lowered()
+    return draft(parsed(float_onnx), calibration, settings).lowered()
 
 
 def fastest(
-    float_onnx: bytes,
+    float_model: ir.Model,
     samples: Batches,
     seconds: float,
     clock: Clock,
@@ -240,21 +234,20 @@ def fastest(
 
     Ranges and weights are as good as any here: kernels take as long whatever the numbers.
     """
-    content = rewritten(float_onnx)
-    graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
-    found = list(units(graph))
+    model = rewritten(float_model)
+    found = list(units(model.graph))
     every = {unit.name: unit for unit in found}
     names = dict.fromkeys(
         str(value.name) for unit in found for value in (*unit.activations, *unit.outputs)
     )
-    ranges = ranges_of(every, observe(content, samples, dict.fromkeys(names)), "minmax")
+    ranges = ranges_of(every, observe(model, samples, dict.fromkeys(names)), "minmax")
     weights = weights_of(every, ranges, portable=True)
     left = matching(found, exclude)
 
     def write_with(floats: frozenset[str]) -> bytes:
-        return write(content, set(placed(found, floats | left)), ranges, weights)
+        return write(model, set(placed(found, floats | left)), ranges, weights)
 
-    return search(placed(found, left), write_with, content, clock, seconds)
+    return search(placed(found, left), write_with, serialized(model), clock, seconds)
 
 
 def ranges_of(

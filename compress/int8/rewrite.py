@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from compress.deploy.graphs import parsed
 from compress.int8.units import Unit, array, attribute, quantizable, sole_reader
 
 
-def rewritten(float_onnx: bytes) -> bytes:
-    """Return a file of the same function that suits quantization; names of values stay.
+def rewritten(float_model: ir.Model) -> ir.Model:
+    """Return a graph of the same function that suits quantization; names of values stay.
 
     A mean over height and width becomes a global average pooling; what flattens a pooled value
     becomes a squeeze, past which onnxruntime can move its change of layout; a hard sigmoid after a
     product becomes a clip to [0, 1], whose slope and offset the weights take over.
     """
-    model = ir.serde.deserialize_model(onnx.load_from_string(float_onnx))
+    model = float_model.clone()
     passes.NameFixPass()(model)
     for node in list(model.graph):
         if node.op_type == "ReduceMean":
@@ -30,15 +30,15 @@ def rewritten(float_onnx: bytes) -> bytes:
         if node.op_type in ("Flatten", "Reshape"):
             _squeezed(model.graph, node)
     passes.RemoveUnusedNodesPass()(model)
-    return ir.serde.serialize_model(model).SerializeToString()
+    return model
 
 
-def named(float_onnx: bytes, parameters: Mapping[str, np.ndarray]) -> bytes:
-    """Return a file whose weights have the names of a module's parameters.
+def named(float_onnx: bytes, parameters: Mapping[str, np.ndarray]) -> ir.Model:
+    """Return the graph of a file; its weights have the names of a module's parameters.
 
     The exporter names those that it transposes anew.
     """
-    model = ir.serde.deserialize_model(onnx.load_from_string(float_onnx))
+    model = parsed(float_onnx)
     left = {
         name: value.T
         for name, value in parameters.items()
@@ -52,7 +52,7 @@ def named(float_onnx: bytes, parameters: Mapping[str, np.ndarray]) -> bytes:
         if (name := next(same, None)) is not None:
             value.name = name
             del left[name]
-    return ir.serde.serialize_model(model).SerializeToString()
+    return model
 
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:

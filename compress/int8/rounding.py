@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def passes(found: Iterable[Unit]) -> Iterator[list[Unit]]:
 
 
 def moments(
-    content: bytes, found: Sequence[Unit], batches: Batches, seed: int = 0
+    model: ir.Model, found: Sequence[Unit], batches: Batches, seed: int = 0
 ) -> dict[str, list[Tensor]]:
     """Return E[x xᵀ] of each part of the inputs of units, (groups, part, part), by their names."""
     items = number_of(batches)
@@ -74,7 +75,7 @@ def moments(
     sums: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
     names = dict.fromkeys(str(unit.activations[0].name) for unit in found)
-    for count, values in Runner(content, names).chunks(batches):
+    for count, values in Runner(model, names).chunks(batches):
         for unit in found:
             wanted = -(-max(PATCHES, 2 * min(inputs_of(unit), TOGETHER)) // items) * count
             patches = _patches(unit, values[str(unit.activations[0].name)], wanted, generator)
@@ -215,7 +216,7 @@ def neighbours(shape: Sequence[int]) -> list[list[int]]:
 
 
 def all_rounded(
-    content: bytes,
+    model: ir.Model,
     units: Mapping[str, Unit],
     weights: Mapping[str, Weight],
     batches: Batches,
@@ -229,7 +230,7 @@ def all_rounded(
         if unit.weighted:
             first.setdefault(str(unit.node.inputs[1].name), unit)  # type: ignore[union-attr]
     for together in passes(first.values()):
-        for name, moment in moments(content, together, batches).items():
+        for name, moment in moments(model, together, batches).items():
             unit = units[name]
             made = rounded(unit, unit.weight, weights[name].scale, moment, portable, bits)
             for other in units.values():

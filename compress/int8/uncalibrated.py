@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from compress.deploy.export import quiet, read_metadata
+from compress.deploy.graphs import serialized
 from compress.errors import UserError
 from compress.int8.lower import Lowered, matching
 from compress.int8.units import units
@@ -18,12 +19,12 @@ from compress.int8.weights import BITS, rounded, scales
 from compress.int8.write import store_weight
 
 
-def weight_only(float_onnx: bytes, bits: int = BITS, exclude: tuple[str, ...] = ()) -> Lowered:
+def weight_only(float_model: ir.Model, bits: int = BITS, exclude: tuple[str, ...] = ()) -> Lowered:
     """Return a file that stores its weights as integers and computes with floats.
 
     A quarter of the size; the runtime makes the floats anew in every call, so it is no faster.
     """
-    model = ir.serde.deserialize_model(onnx.load_from_string(float_onnx))
+    model = float_model.clone()
     found = [unit for unit in units(model.graph) if unit.weighted]
     left = matching(found, exclude)
     rows = []
@@ -36,10 +37,10 @@ def weight_only(float_onnx: bytes, bits: int = BITS, exclude: tuple[str, ...] = 
             scale = scales(weight, axis, False, np.zeros(weight.shape[axis]), bits)
             store_weight(model.graph, unit, rounded(weight, axis, scale, bits))
     passes.RemoveUnusedNodesPass()(model)
-    return Lowered(ir.serde.serialize_model(model).SerializeToString(), rows)
+    return Lowered(serialized(model), rows)
 
 
-def dynamic(float_onnx: bytes, portable: bool, exclude: tuple[str, ...] = ()) -> Lowered:
+def dynamic(float_model: ir.Model, portable: bool, exclude: tuple[str, ...] = ()) -> Lowered:
     """Return a file whose linear layers take their activations' range anew in every call.
 
     By onnxruntime's own `quantize_dynamic`; `portable` gives weights 7 bits, which saturate on no
@@ -48,15 +49,14 @@ def dynamic(float_onnx: bytes, portable: bool, exclude: tuple[str, ...] = ()) ->
     """
     from onnxruntime import quantization as ort
 
-    graph = ir.serde.deserialize_model(onnx.load_from_string(float_onnx)).graph
-    found = [unit for unit in units(graph) if unit.weighted]
+    found = [unit for unit in units(float_model.graph) if unit.weighted]
     left = matching(found, exclude)
     chosen = [unit.name for unit in found if unit.kind != "Conv" and unit.name not in left]
     if not chosen:
         raise UserError("dynamic=True is for linear layers, and there are none to quantize")
     with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder, quiet("root"):
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(float_onnx)
+        source.write_bytes(float_onnx := serialized(float_model))
         ort.quantize_dynamic(
             source,
             target,

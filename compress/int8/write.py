@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from compress.deploy.graphs import serialized
 from compress.int8.ranges import LEVELS, ROOM, Range, begins_at_minus_three
 from compress.int8.rewrite import constant, replace_node
 from compress.int8.units import Unit, array, stored_as_integers, units
@@ -156,16 +156,16 @@ def _dequantized(graph: ir.Graph, unit: Unit, name: str, made: Weight) -> ir.Val
 
 
 def write(
-    content: bytes,
+    float_model: ir.Model,
     chosen: set[str],
     ranges: Mapping[str, Range],
     weights: Mapping[str, Weight],
 ) -> bytes:
-    """Return the QDQ file of a float file in which the units of these names are int8.
+    """Return the QDQ file of a float graph in which the units of these names are int8.
 
     `ranges` are those of activations, by name; `weights` the integers, by the name of the unit.
     """
-    model = ir.serde.deserialize_model(onnx.load_from_string(content))
+    model = float_model.clone()
     picked = {unit.name: unit for unit in units(model.graph) if unit.name in chosen}
     stored = stored_as_integers(picked)
     writer = _Writer(model, picked, ranges, weights)
@@ -187,4 +187,4 @@ def write(
             writer.hard_swish(unit)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
-    return ir.serde.serialize_model(model).SerializeToString()
+    return serialized(model)

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from compress import counts
 from compress.compressor import Compressor, require
 from compress.context import StepContext
 from compress.deploy.export import export
+from compress.deploy.graphs import opened
 from compress.deploy.session import arrays, predict, session
 from compress.int8.bound import within
 from compress.int8.calibration import FAR, Calibration, outliers, suspicions
@@ -35,6 +37,7 @@ from compress.parts import (
     searched,
     whole_number,
 )
+from compress.runtimes.base import Session
 from compress.stats.pairs import Difference, difference
 from compress.system.amounts import decimal
 from compress.system.environment import cpu_info, saturates
@@ -177,21 +180,21 @@ class Quantize(Compressor):
                 "quantize: this CPU has no VNNI, so sums of int8 products can saturate here, and "
                 "target='vnni' does nothing against it; leave it out"
             )
-        content = _exported(model)
+        exported = _exported(model)
         settings = replace(
             self.settings,
             trained=self.settings.trained_by(model.hints),
-            floats=self._floats(model, content, batches, context),
+            floats=self._floats(model, exported, batches, context),
         )
         if HINT in model.hints and not settings.trained:
             context.log.note(
                 "quantize: the model was trained for rounding with other bits or another target, "
                 "so its ranges are chosen anew"
             )
-        made = draft(content, batches, settings)
-        return self._accurate(made, content, context)
+        made = draft(exported, batches, settings)
+        return self._accurate(made, exported, context)
 
-    def _accurate(self, made: Draft, content: bytes, context: StepContext) -> Lowered:
+    def _accurate(self, made: Draft, exported: ir.Model, context: StepContext) -> Lowered:
         """Return the file in which as few products as possible are float for `max_drop` to hold."""
         whole, validation = made.lowered(), context.validation
         if self.max_drop is None or validation is None or not len(validation):
@@ -201,18 +204,18 @@ class Quantize(Compressor):
         inputs = [inputs for inputs, _ in batches]
         targets = torch.cat([target for _, target in batches])
 
-        def right(file: bytes) -> np.ndarray:
-            logits = predict(session(file), counted(inputs))
+        def right(runner: Session) -> np.ndarray:
+            logits = predict(runner, counted(inputs))
             return context.task.correct(torch.from_numpy(logits), targets).numpy()
 
         compared: dict[bytes, Difference] = {}
 
         def drop(lowered: Lowered) -> float:
-            found = compared[lowered.content] = difference(before, right(lowered.content))
+            found = compared[lowered.content] = difference(before, right(session(lowered.content)))
             return 100 * (found.lost - found.gained) / found.items
 
         with stage(f"comparing int8 with float on {len(some):,} validation items"):
-            before = right(content)
+            before = right(opened(exported))
             best = within(made.worst_first, made.lowered, drop, self.max_drop)
         most = -100 * compared[best.lowered.content].bound
         if best.floats:
@@ -238,7 +241,7 @@ class Quantize(Compressor):
         return best.lowered
 
     def _floats(
-        self, model: Model, content: bytes, batches: Calibration, context: StepContext
+        self, model: Model, exported: ir.Model, batches: Calibration, context: StepContext
     ) -> frozenset[str]:
         """Return what stays float because that is faster, found within `seconds`."""
         if not self.seconds or counts.count(model.module, model.example).macs < LEAST_MACS:
@@ -254,7 +257,7 @@ class Quantize(Compressor):
 
         with stage(f"finding what is faster as float, for up to {decimal(self.seconds)} s"):
             try:
-                found = fastest(content, [samples], self.seconds, clock, self.exclude)
+                found = fastest(exported, [samples], self.seconds, clock, self.exclude)
             except WorkerFailed as error:
                 context.log.note(f"quantize: nothing was placed by measuring: {error}")
                 return frozenset()
@@ -267,7 +270,7 @@ class Quantize(Compressor):
         return found.floats
 
 
-def _exported(model: Model) -> bytes:
-    """Return the float file, whose weights have the names of the module's."""
+def _exported(model: Model) -> ir.Model:
+    """Return the graph of the float file, whose weights have the names of the module's."""
     values = {n: p.detach().cpu().numpy() for n, p in model.module.named_parameters()}
     return named(export(model), values)

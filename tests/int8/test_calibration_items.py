@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.deploy.graphs import parsed
 from compress.deploy.observe import HELD, observe
 from compress.errors import UserError
 from compress.int8 import calibration
@@ -73,7 +74,7 @@ def test_values_inside_that_are_not_finite_are_refused():
 
     content = export(Model(Dividing(), (torch.ones(1, 3, 16, 16),)))
     with pytest.raises(UserError, match="values that are not finite"):
-        observe(content, [(pictures(4),)], {"logits": None})
+        observe(parsed(content), [(pictures(4),)], {"logits": None})
 
 
 def test_observation_holds_one_chunk_whatever_the_number_of_items(monkeypatch):
@@ -93,7 +94,7 @@ def test_observation_holds_one_chunk_whatever_the_number_of_items(monkeypatch):
 
     monkeypatch.setattr(room.Runner, "values", spy)
     monkeypatch.setattr(room, "HELD", 40_000)
-    observe(content, [(pictures(16, seed),) for seed in range(4)], dict.fromkeys(names))
+    observe(parsed(content), [(pictures(16, seed),) for seed in range(4)], dict.fromkeys(names))
     assert max(held) <= 40_000 < HELD
     assert sum(held) == 64 * held[0], "every item once"
     assert np.unique(held).size <= 3

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import deploy_models
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.deploy.export import export
+from compress.deploy.graphs import parsed
 from compress.int8.lower import fastest, placed
 from compress.int8.placement import FLOAT, NOW, alike, search
 from compress.int8.rewrite import rewritten
@@ -36,14 +36,14 @@ class Mobile(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def content() -> bytes:
+def model() -> ir.Model:
     module = deploy_models.randomized(Mobile())
-    return rewritten(export(Model(module, (torch.zeros(1, 3, 16, 16),))))
+    return rewritten(parsed(export(Model(module, (torch.zeros(1, 3, 16, 16),)))))
 
 
 @pytest.fixture(scope="module")
-def found(content: bytes) -> Mapping[str, Unit]:
-    return placed(list(units(ir.serde.deserialize_model(onnx.load_from_string(content)).graph)))
+def found(model: ir.Model) -> Mapping[str, Unit]:
+    return placed(list(units(model.graph)))
 
 
 def test_groups_are_of_alike_structure_and_of_what_is_known_to_matter(found):
@@ -137,8 +137,7 @@ class Shrinking(nn.Module):
 def test_a_beginning_stays_float_as_far_as_that_pays():
     """Where every border costs, no group alone gains."""
     module = deploy_models.randomized(Shrinking())
-    content = rewritten(export(Model(module, (torch.zeros(1, 3, 16, 16),))))
-    model = ir.serde.deserialize_model(onnx.load_from_string(content))
+    model = rewritten(parsed(export(Model(module, (torch.zeros(1, 3, 16, 16),)))))
     found = placed(list(units(model.graph)))
     order = list(found)
 
@@ -184,7 +183,7 @@ def test_a_search_keeps_to_its_seconds(found):
     assert FLOAT in machine.asked[0]
 
 
-def test_files_are_timed_for_real(content):
+def test_files_are_timed_for_real(model):
     images = deploy_models.images(4, 0)
     asked = []
 
@@ -195,7 +194,7 @@ def test_files_are_timed_for_real(content):
         asked.append(len(files))
         return measured
 
-    placement = fastest(content, [(images,)], 1.0, clock)
+    placement = fastest(model, [(images,)], 1.0, clock)
     assert asked
     assert placement.trials >= len(asked)
     assert placement.speedup > 0

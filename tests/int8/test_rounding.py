@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import deploy_models
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.deploy.export import export
+from compress.deploy.graphs import parsed
 from compress.deploy.saturation import PAIR, largest_pair
 from compress.int8 import rounding
 from compress.int8.rounding import all_rounded, moments, neighbours, passes
@@ -22,10 +22,9 @@ from compress.int8.weights import rounded as nearest
 from compress.model import Model
 
 
-def unit_of(module: nn.Module, kind: str) -> tuple[bytes, Unit]:
-    content = export(Model(module.eval(), (torch.zeros(1, 3, 16, 16),)))
-    graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
-    return content, next(unit for unit in units(graph) if unit.kind == kind)
+def unit_of(module: nn.Module, kind: str) -> tuple[ir.Model, Unit]:
+    model = parsed(export(Model(module.eval(), (torch.zeros(1, 3, 16, 16),))))
+    return model, next(unit for unit in units(model.graph) if unit.kind == kind)
 
 
 CALIBRATION = [(deploy_models.images(20, seed).cumsum(3),) for seed in (1, 2, 3)]
@@ -44,8 +43,8 @@ def test_moments_are_those_of_the_patches_that_torch_unfolds(name, monkeypatch):
     conv = nn.Conv2d(3, 6, **CONVS[name])
     module = nn.Sequential(conv, nn.Flatten(), nn.LazyLinear(10))
     module(torch.zeros(1, 3, 16, 16))
-    content, unit = unit_of(module, "Conv")
-    [[found]] = moments(content, [unit], CALIBRATION).values()
+    model, unit = unit_of(module, "Conv")
+    [[found]] = moments(model, [unit], CALIBRATION).values()
     images = torch.cat([batch[0] for batch in CALIBRATION]).double()
     rows = nn.functional.unfold(
         images, conv.kernel_size, conv.dilation, conv.padding, conv.stride
@@ -68,8 +67,8 @@ def error(weight: np.ndarray, made: Weight, moment: torch.Tensor) -> float:
 def test_products_change_less_than_by_rounding_to_the_nearest(name, portable):
     module = nn.Sequential(nn.Conv2d(3, 6, **CONVS[name]), nn.Flatten(), nn.LazyLinear(10))
     module(torch.zeros(1, 3, 16, 16))
-    content, unit = unit_of(module, "Conv")
-    [moment] = moments(content, [unit], CALIBRATION)[unit.name]
+    model, unit = unit_of(module, "Conv")
+    [moment] = moments(model, [unit], CALIBRATION)[unit.name]
     scale = scales(unit.weight, 0, portable, np.zeros(6)) * 8  # coarse, so that it matters
     plain = nearest(unit.weight, 0, scale)
     made = rounding.rounded(unit, unit.weight, scale, [moment], portable)
@@ -133,10 +132,10 @@ def test_the_moments_of_parts_are_blocks_of_those_of_the_whole(monkeypatch):
     monkeypatch.setattr(rounding, "PATCHES", 10**9)
     module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.LazyLinear(10))
     module(torch.zeros(1, 3, 16, 16))
-    content, unit = unit_of(module, "Conv")
-    [whole] = moments(content, [unit], CALIBRATION)[unit.name]
+    model, unit = unit_of(module, "Conv")
+    [whole] = moments(model, [unit], CALIBRATION)[unit.name]
     monkeypatch.setattr(rounding, "TOGETHER", 9)
-    found = moments(content, [unit], CALIBRATION)[unit.name]
+    found = moments(model, [unit], CALIBRATION)[unit.name]
     assert len(found) == 3
     for part, block in zip(rounding.parts_of(unit), found, strict=True):
         torch.testing.assert_close(block, whole[:, part, part])
@@ -156,18 +155,17 @@ def test_what_does_not_fit_into_memory_at_once_is_done_in_passes(monkeypatch):
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.LazyLinear(10)
     )
     module(torch.zeros(1, 3, 16, 16))
-    content, _ = unit_of(module, "Conv")
-    graph = ir.serde.deserialize_model(onnx.load_from_string(content)).graph
-    found = {unit.name: unit for unit in units(graph) if unit.weighted}
+    model, _ = unit_of(module, "Conv")
+    found = {unit.name: unit for unit in units(model.graph) if unit.weighted}
     start = {}
     for unit in found.values():
         axis = unit.channel_axis
         scale = scales(unit.weight, axis, True, np.zeros(1))
         start[unit.name] = nearest(unit.weight, axis, scale)
-    whole = all_rounded(content, found, start, CALIBRATION, True)
+    whole = all_rounded(model, found, start, CALIBRATION, True)
     monkeypatch.setattr(rounding, "HELD", 1)
     assert [len(one) for one in passes(found.values())] == [1, 1, 1]
-    parts = all_rounded(content, found, start, CALIBRATION, True)
+    parts = all_rounded(model, found, start, CALIBRATION, True)
     for name in found:
         # Other patches are drawn, so few weights are rounded otherwise.
         assert (whole[name].integers != parts[name].integers).mean() < 0.2

@@ -216,9 +216,9 @@ def test_what_was_trained_is_kept_and_nothing_else_is_worse_for_it(kind):
     assert set(ranges) == expected
     model = Model(module, (images(4, 3),))
     values = {name: value.detach().numpy() for name, value in module.named_parameters()}
-    content = named(export(model), values)
+    graph = named(content := export(model), values)
     if kind is Tokens:
-        assert layers_matching(content, ("up", "down", "last")) == {"up", "down", "last"}
+        assert layers_matching(graph, ("up", "down", "last")) == {"up", "down", "last"}
     logits = predict(session(content), [inputs])
     sqnr = {}
     for name, kept in (("anew", {}), ("trained", ranges)):

@@ -9,6 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from compress.deploy.export import read_metadata, stamp
+from compress.deploy.graphs import parsed
 from compress.deploy.saturation import PAIR, largest_pair
 from compress.deploy.session import predict, session
 from compress.deploy.verify import verify
@@ -26,7 +27,7 @@ def integers(content: bytes) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", sorted(deploy_models.BUILDERS))
 def test_weights_alone_are_within_half_a_step_and_all_else_is_float(name):
     source = stamp(deploy_models.float_file(name), {"labels": "[]"})
-    made = weight_only(source)
+    made = weight_only(parsed(source))
     assert len(integers(made.content)) == len(made.nodes) == sum(r["int8"] for r in made.nodes)
     assert read_metadata(made.content) == read_metadata(source)
     kinds = {node.op_type for node in onnx.load_from_string(made.content).graph.node}
@@ -52,13 +53,13 @@ def test_weights_alone_are_within_half_a_step_and_all_else_is_float(name):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_weights_have_as_many_levels_as_their_bits_give(bits):
-    found = integers(weight_only(deploy_models.float_file("cnn"), bits).content)
+    found = integers(weight_only(parsed(deploy_models.float_file("cnn")), bits).content)
     assert max(np.abs(one.astype(int)).max() for one in found) == 2 ** (bits - 1) - 1
 
 
 def test_ranges_of_every_call_need_no_calibration_and_saturate_nowhere():
     source = stamp(deploy_models.float_file("mlp"), {"labels": "[]"})
-    made = dynamic(source, portable=True)
+    made = dynamic(parsed(source), portable=True)
     kinds = [node.op_type for node in onnx.load_from_string(made.content).graph.node]
     assert kinds.count("MatMulInteger") == len(made.nodes) > 1
     assert all(row["int8"] for row in made.nodes)
@@ -69,7 +70,7 @@ def test_ranges_of_every_call_need_no_calibration_and_saturate_nowhere():
 
 
 def test_convolutions_stay_float_under_changing_ranges():
-    made = dynamic(deploy_models.float_file("cnn"), portable=True)
+    made = dynamic(parsed(deploy_models.float_file("cnn")), portable=True)
     rows = {row["type"]: row for row in made.nodes}
     assert rows["Gemm"]["int8"]
     assert not rows["Conv"]["int8"]
@@ -77,7 +78,7 @@ def test_convolutions_stay_float_under_changing_ranges():
 
 
 def test_what_is_excluded_stays_float_and_nothing_left_is_refused():
-    source = deploy_models.float_file("mlp")
+    source = parsed(deploy_models.float_file("mlp"))
     whole = weight_only(source)
     first = whole.nodes[0]["layer"]
     left = weight_only(source, exclude=(first,))
