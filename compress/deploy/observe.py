@@ -23,7 +23,7 @@ BINS = 4096
 SAMPLED = 1 << 15
 """Elements of a value that a chunk adds to its histogram; its extremes are those of all."""
 HELD = 256e6
-"""Bytes that the values of a chunk may take."""
+"""Bytes that the values of a chunk may take, those that are asked for and all others."""
 MOST = 32
 """Items of the largest chunk."""
 
@@ -100,12 +100,29 @@ def float_values(content: bytes) -> list[str]:
     ]
 
 
+def item_bytes(model: ir.Model) -> int:
+    """Return the bytes of all values inside a graph for one item, dimensions that are open as 1."""
+    total = 0.0
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is not None and value.dtype is not None:
+                sizes = [size for size in value.shape if isinstance(size, int)]
+                total += math.prod(sizes) * value.dtype.itemsize
+    return int(total)
+
+
+def together(bytes_of_item: float) -> int:
+    """Return how many items may be run at once."""
+    return max(1, min(MOST, int(HELD / max(bytes_of_item, 1))))
+
+
 class Runner:
     """Runs a graph on calibration items, chunk by chunk, and gives the values that were named."""
 
     def __init__(self, model: ir.Model, names: Collection[str]) -> None:
         self.names = list(names)
         self.session = opened(model, names)
+        self.item = item_bytes(model)
 
     def values(self, chunk: list[np.ndarray]) -> dict[str, np.ndarray]:
         feed = dict(zip(self.session.names, chunk, strict=True))
@@ -123,8 +140,8 @@ class Runner:
                 count = min(size, len(whole[0]) - start)
                 start += count
                 yield count, found
-                item = sum(value.nbytes for value in found.values()) / count
-                size = max(1, min(MOST, int(HELD / item)))
+                asked = sum(value.nbytes for value in found.values()) / count
+                size = together(max(asked, self.item))
 
 
 def observe(

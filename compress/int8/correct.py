@@ -91,6 +91,8 @@ def _beside(
     inputs = [back.outputs[0], values, *node.inputs[2:]]
     twin = ir.Node("", node.op_type, inputs, node.attributes.values(), num_outputs=1)
     difference = ir.node("Sub", [twin.outputs[0], output])
+    for made, like in ((back, source), (twin, output), (difference, output)):
+        made.outputs[0].shape, made.outputs[0].type = like.shape, like.type
     new = [to, back, twin, difference]
     rank = len(output.shape) if output.shape is not None else unit.weight.ndim
     axis = 1 if unit.kind == "Conv" else rank - 1

@@ -82,10 +82,11 @@ def moments(
             rows = torch.from_numpy(np.ascontiguousarray(patches)).float()
             parts = [rows[:, :, part] for part in parts_of(unit)]
             products = [part.transpose(1, 2) @ part for part in parts]
-            known = sums.get(unit.name)
-            sums[unit.name] = products if known is None else list(map(torch.add, known, products))
+            for known, one in zip(sums.setdefault(unit.name, products), products, strict=True):
+                if known is not one:
+                    known += one
             counts[unit.name] = counts.get(unit.name, 0) + rows.shape[1]
-    return {name: [one / counts[name] for one in found] for name, found in sums.items()}
+    return {name: [one.div_(counts[name]) for one in found] for name, found in sums.items()}
 
 
 def _patches(

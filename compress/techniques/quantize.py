@@ -15,6 +15,7 @@ from compress.compressor import Compressor, require
 from compress.context import StepContext
 from compress.deploy.export import export
 from compress.deploy.graphs import opened
+from compress.deploy.observe import item_bytes, together
 from compress.deploy.session import arrays, predict, session
 from compress.int8.bound import within
 from compress.int8.calibration import FAR, Calibration, outliers, suspicions
@@ -200,13 +201,15 @@ class Quantize(Compressor):
         if self.max_drop is None or validation is None or not len(validation):
             return whole
         some = some_of(validation, VALIDATED)
-        batches = list(prepared_batches(context.task, some, 32))
-        inputs = [inputs for inputs, _ in batches]
-        targets = torch.cat([target for _, target in batches])
+        size = together(item_bytes(exported))
 
         def right(runner: Session) -> np.ndarray:
-            logits = predict(runner, counted(inputs))
-            return context.task.correct(torch.from_numpy(logits), targets).numpy()
+            # Prepared anew for each file: together they would take more memory than all else.
+            batches = prepared_batches(context.task, some, size)
+            pairs = [(predict(runner, counted([one])), targets) for one, targets in batches]
+            logits = torch.from_numpy(np.concatenate([logits for logits, _ in pairs]))
+            targets = torch.cat([targets for _, targets in pairs])
+            return context.task.correct(logits, targets).numpy()
 
         compared: dict[bytes, Difference] = {}
 

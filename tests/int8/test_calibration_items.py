@@ -100,6 +100,22 @@ def test_observation_holds_one_chunk_whatever_the_number_of_items(monkeypatch):
     assert np.unique(held).size <= 3
 
 
+def test_a_chunk_is_small_where_much_lies_inside_though_little_is_asked_for(monkeypatch):
+    from compress.deploy import observe as room
+    from compress.deploy.export import export
+
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(2048, 10))
+    model = parsed(export(Model(module.eval(), (torch.zeros(1, 3, 16, 16),))))
+    inside = 4 * (8 * 16 * 16 + 2048 + 10)
+    assert room.item_bytes(model) == inside
+    for size, held in ((1, 1), (4, 4.5), (room.MOST, 1e6)):
+        monkeypatch.setattr(room, "HELD", held * inside)
+        chunks = room.Runner(model, ["logits"]).chunks([(pictures(70),)])
+        counts = [count for count, _ in chunks]
+        assert sum(counts) == 70
+        assert max(counts) == size
+
+
 def test_calibration_is_about_images_only_from_a_size_on():
     small = torch.randn(20, 3, calibration.SMALLEST - 1, 9)
     assert list(suspicions([(small,)])) == []

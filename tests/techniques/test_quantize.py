@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from bench_fixtures import small_digits
@@ -58,13 +59,17 @@ def test_every_node_is_accounted_for(trained):
 def test_what_loses_too_much_goes_back_to_float(trained, monkeypatch):
     """Answers are made as wrong as the file has int8 products, at two points each."""
     held = []
-    real = room.session
+    real, real_float = room.session, room.opened
 
     def opened(content: bytes):
         graph = onnx.load_from_string(content).graph
         names = [tensor.name for tensor in graph.initializer]
         held.append(sum(name.endswith("_bias_quantized") for name in names))
         return real(content)
+
+    def opened_float(model: ir.Model):
+        held.append(0)
+        return real_float(model)
 
     def correct(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         products = held[-1]
@@ -73,6 +78,7 @@ def test_what_loses_too_much_goes_back_to_float(trained, monkeypatch):
     plain = step(trained, "quantize(max_drop=None)")
     assert len([row for row in rows(plain, "layer") if row.get("sqnr")]) == 3
     monkeypatch.setattr(room, "session", opened)
+    monkeypatch.setattr(room, "opened", opened_float)
     monkeypatch.setattr(type(DATA.task), "correct", correct)
     log = step(trained, "quantize(max_drop=2.5)")
     [row] = rows(log, "max_drop")
