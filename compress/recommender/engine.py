@@ -13,7 +13,9 @@ from compress.recommender.lab import Lab, macs_over
 from compress.recommender.measured import (
     CANNOT_WIN,
     FAILED,
+    FULL,
     NO_TIME,
+    SHORT,
     TOO_FAR,
     Measured,
     Trial,
@@ -39,6 +41,9 @@ LOOKED_AT = 10_000
 """Chains of the space that are looked at for one that is left."""
 DUPLICATES = 60
 """Draws in a row that were there already, after which the space counts as searched."""
+LOOKS, CHEAP = 2, 0.05
+"""Students that are trained before all else, each for this share of what is left at most: whether
+small nets learn the data is worth knowing, and no screening tells."""
 LOSES_ALL = 100.0
 """Points by which the goal is missed."""
 UNAFFORDABLE = 6
@@ -161,6 +166,7 @@ class Engine(Stages):
         self.screened = 0.0
         costs = self._costs()
         places = most_promising(costs, self.order, self.best)
+        places.sort(key=lambda place: not self._worth_a_look(*costs[place]))
         if in_time := [place for place in places if costs[place][1] <= self.left]:
             places = in_time
         chosen = [self.pool[place] for place in places[: self.together]]
@@ -171,6 +177,15 @@ class Engine(Stages):
         self._go(chosen, self._train_shortly)
         self._go(chosen, self._train_fully)
         return self._finish(chosen)
+
+    def _worth_a_look(self, screened: Measured, seconds: float) -> bool:
+        """Whether a student is trained to see what small ones can learn."""
+        if screened.candidate or seconds > CHEAP * self.left:
+            return False
+        if self.best is not None and not self.judge.value(screened) < self.judge.value(self.best):
+            return False
+        seen = [t for t in self.notebook.trials if t.measured and not t.measured[0].candidate]
+        return sum(trial.reached in (SHORT, FULL) for trial in seen) < LOOKS
 
     def _lowering_pays(self) -> bool:
         """Whether lowering alone makes the model cheaper; where that is not known, it may."""

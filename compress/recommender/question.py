@@ -15,7 +15,7 @@ from compress.recommender.measured import Trial
 from compress.recommender.space import Space, space_of
 from compress.recommender.space_file import Wishes
 from compress.techniques import techniques
-from compress.zoo.students import students_of
+from compress.zoo.students import plain_students, students_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Found:
 
 def space_for(plan: Plan, wishes: Wishes) -> Space:
     """Return the space of chains for a plan's data and model. Raises UserError if none is left."""
-    students = (*plan.suite.students, *students_of(plan.suite.model))
+    model, task = plan.suite.model, plan.data.task
+    of_family, plain = students_of(model), plain_students(plan.start, model, task)
+    students = tuple(dict.fromkeys((*plan.suite.students, *of_family, *plain)))
     context = replace(plan.check_context, teacher=plan.start)
     if plan.data.untrainable:
         context = replace(context, train=None)

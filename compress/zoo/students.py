@@ -1,11 +1,15 @@
-"""Smaller models of a model's own family, as students of a search."""
+"""Smaller models as students of a search: of a model's own family, and plain small ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from compress import counts
 from compress.chain_parser import parse_model_name
+from compress.model import Model
+from compress.tasks.base import Task
+from compress.zoo.models import fresh
 
 NARROWER = {"cnn-small": 64, "mlp": 256, **{f"resnet{n}": 16 for n in (20, 32, 44, 56, 110)}}
 """Our own models with an option `width`, and its default."""
@@ -23,6 +27,10 @@ LADDERS = (
     ("swin_t", "swin_s", "swin_b"),
 )
 """Families, each from the smallest to the largest; the first is ours, the others torchvision's."""
+PLAIN = ("resnet20", "cnn-small", "resnet20(width=8)")
+"""Nets for small images, whatever the model is."""
+SMALL = 64
+"""Pixels a side up to which images are small."""
 SHORTER = 3
 """Members of a ladder below the model that are worth trying: far smaller ones learn less."""
 
@@ -43,6 +51,25 @@ def students_of(model: str) -> tuple[str, ...]:
         if name in ladder and source == ("torchvision" if number else ""):
             below = reversed(ladder[: ladder.index(name)][-SHORTER:])
             found += [_named(source, one, options) for one in below]
+    return tuple(found)
+
+
+def plain_students(model: Model, name: str, task: Task) -> tuple[str, ...]:
+    """Return the names of plain nets for small images with fewer MACs than a model of a name.
+
+    None for other inputs: at their size a net from fresh weights learns too slowly for a search.
+    """
+    [shape] = [tensor.shape[1:] for tensor in model.example[:1]]
+    if len(shape) != 3 or max(shape[1:]) > SMALL or len(model.example) > 1:
+        return ()
+    macs = counts.macs(model.module, model.example)
+    found = []
+    for other in PLAIN:
+        if parse_model_name(other)[1] == parse_model_name(name)[1]:
+            continue  # its own family has those
+        student = fresh(other, task)
+        if counts.macs(student.module, student.example) < macs:
+            found.append(other)
     return tuple(found)
 
 

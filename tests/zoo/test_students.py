@@ -6,7 +6,7 @@ import pytest
 from bench_fixtures import images
 
 from compress.zoo.models import fresh
-from compress.zoo.students import LADDERS, students_of
+from compress.zoo.students import LADDERS, PLAIN, plain_students, students_of
 
 
 @pytest.mark.parametrize("model", ["resnet32", "resnet20(width=8)", "cnn-small", "mlp(width=64)"])
@@ -38,6 +38,16 @@ def test_students_are_smaller(model: str) -> None:
 )
 def test_families(model: str, students: tuple[str, ...]) -> None:
     assert students_of(model) == students
+
+
+def test_plain_students_have_fewer_macs_and_are_for_small_images() -> None:
+    small, large = images(side=28), images(side=96)
+    resnet = fresh("torchvision:resnet18", small)
+    assert plain_students(resnet, "torchvision:resnet18", small) == PLAIN
+    ours = fresh("resnet20", small)
+    assert plain_students(ours, "resnet20", small) == ("cnn-small",), "not one of its own family"
+    photos = fresh("torchvision:resnet18", large)
+    assert plain_students(photos, "torchvision:resnet18", large) == ()
 
 
 def test_the_names_of_torchvision_exist_and_grow() -> None:
