@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from compress import __version__
 from compress.errors import RunStopped, UserError
 from compress.system.amounts import duration
-from compress.system.processes import importing
+from compress.system.processes import gc_disabled
 from compress.tasks import OPTIONS
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
@@ -205,7 +205,7 @@ def _carry_out(name: str, dry_run: bool, **options: Any) -> None:
         from compress.benchmark.execute.fork_client import start_base
 
         start_base()
-    with importing():
+    with gc_disabled():
         from compress import api
 
     if dry_run:
@@ -253,7 +253,7 @@ def recommend(place: Path | None, out: Path | None, **options: Any) -> None:
         from compress.benchmark.execute.fork_client import start_base
 
         start_base()
-    with importing():
+    with gc_disabled():
         from compress import api
 
     # A search that goes on keeps the options that it was begun with, unless they are given anew.

@@ -21,6 +21,7 @@ from compress.errors import StepFailed, UserError
 from compress.heads import main_output
 from compress.model import Model
 from compress.system import amounts
+from compress.system.processes import gc_disabled
 from compress.tasks.base import InputSpec, Tensors
 
 LIMIT = 2_000_000_000
@@ -70,6 +71,7 @@ def _trace(module: nn.Module, inputs: Tensors, signature: Sequence[InputSpec]) -
             _attention_of_four_dimensions(),
             _without_gpu(),
             _one_registry(),
+            gc_disabled(),
         ):
             program = torch.onnx.export(
                 module,

@@ -25,13 +25,16 @@ def our_python(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]
 
 
 @contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Import large libraries without garbage collection, which finds nothing among them.
+def gc_disabled() -> Iterator[None]:
+    """Do without garbage collection what makes very many objects of which few are garbage.
 
-    They create millions of objects, all of which stay; searching them takes a sixth of the time.
+    Imports of large libraries make millions, all of which stay; searching them takes a sixth of the
+    time.
     """
+    before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if before:
+            gc.enable()

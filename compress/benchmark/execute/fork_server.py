@@ -32,7 +32,7 @@ import psutil
 
 from compress.system.lifetime import adopt_orphans, die_with_parent, outlive_parent
 from compress.system.memory import reuse_freed_memory
-from compress.system.processes import importing
+from compress.system.processes import gc_disabled
 
 if TYPE_CHECKING:
     from compress.benchmark.plan.plan import Plan
@@ -139,7 +139,7 @@ def run(connection: Connection) -> None:
         # NVML counts without starting CUDA; where it is missing, -1, the steps will report it.
         if spec.device == "cuda" and torch.cuda._device_count_nvml() == 0:
             raise UserError("device cuda was requested, and there is no GPU here")
-        with importing():
+        with gc_disabled():
             plan = spec.make_plan(objects)
             stores = spec.stores
             warm(plan)
@@ -178,7 +178,7 @@ def main(handle: str, parent: str) -> None:
     die_with_parent(int(parent))
     connection = Connection(int(handle))
     os.set_inheritable(int(handle), False)
-    with importing():
+    with gc_disabled():
         import torch
 
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
