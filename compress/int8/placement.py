@@ -22,8 +22,10 @@ Clock = Callable[[Files, float], Mapping[str, np.ndarray]]
 Write = Callable[[frozenset[str]], bytes]
 """Writes the int8 file in which some units stay float."""
 
-TOGETHER = 9
-"""Files that are timed in one process."""
+TOGETHER, FEWEST = 9, 3
+"""Files that are timed in one process, at most; and if they are large, at least."""
+HELD = 2e9
+"""Bytes that they may have together, each as large as the float file."""
 LEAST_GAIN = 0.005
 """What a group must gain, as a share of the time of all, surely."""
 HOPELESS = 0.97
@@ -150,7 +152,7 @@ def search(
     more beside them.
     """
     one = _Search(units, write, clock, seconds, now, {FLOAT: floating})
-    if one.take(dict(list(one.wider.items())[: TOGETHER - 1])) and not one.over():
+    if one.take(dict(list(one.wider.items())[: one.together - 1])) and not one.over():
         one.move_end()
     for beside in ({}, one.wider):
         if one.over() or not one.step(beside):
@@ -178,6 +180,8 @@ class _Search:
         self.wider = {words: self.groups[words] for words in wider(units) if words in self.groups}
         self.beside = dict(beside)
         """Files that are timed in the first trial, too."""
+        largest = max(map(len, beside.values()), default=0)
+        self.together = max(FEWEST, min(TOGETHER, int(HELD / max(largest, 1))))
         self.floats: frozenset[str] = frozenset()
         self.trials, self.gain, self.speedup, self.complete = 0, 1.0, 0.0, True
 
@@ -212,7 +216,7 @@ class _Search:
             if not units <= self.floats and (words in again or words not in self.wider)
         ]
         alone: dict[str, float] = {}
-        for chunk in _chunks(names, TOGETHER - 2):
+        for chunk in _chunks(names, self.together - 2):
             if self.over():
                 break
             found = self.measured({one: self.floats | self.groups[one] for one in chunk})
@@ -235,7 +239,7 @@ class _Search:
             names = self.floats | self.groups[words]
             if names not in tried.values():
                 tried[words] = names
-        return dict(list(tried.items())[: TOGETHER - 1])
+        return dict(list(tried.items())[: self.together - 1])
 
     def move_end(self) -> None:
         """Move the end of the beginning that is float."""
@@ -244,7 +248,7 @@ class _Search:
             [before, *_] = [end for end in (*self.ends[::-1], 0) if end < begun[-1]]
             after = next((end for end in self.ends if end > begun[-1]), len(self.order) - 1)
             others = self.floats - set(self.order[: begun[-1]])
-            cuts = np.unique(np.linspace(before, after, TOGETHER + 1).astype(int)[1:-1])
+            cuts = np.unique(np.linspace(before, after, self.together + 1).astype(int)[1:-1])
             self.take({f"{cut} units": others | set(self.order[:cut]) for cut in cuts})
 
     def take(self, tried: Mapping[str, frozenset[str]]) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from compress.deploy.export import export
 from compress.deploy.graphs import parsed
+from compress.int8 import placement as room
 from compress.int8.lower import fastest, placed
 from compress.int8.placement import FLOAT, NOW, alike, search
 from compress.int8.rewrite import rewritten
@@ -109,6 +110,16 @@ def test_two_groups_that_gain_stay_float_together(found):
     placement = run(Machine({deep: -0.2, gemm: -0.1}), found)
     assert placement.floats == {deep, gemm}
     assert placement.gain == pytest.approx(1 / 0.7, rel=0.02)
+
+
+def test_of_large_files_few_are_held_at_once(found, monkeypatch):
+    deep, gemm = of_kind(found, "Conv", depthwise=True), of_kind(found, "Gemm")
+    few, many = Machine({deep: -0.2, gemm: -0.1}), Machine({deep: -0.2, gemm: -0.1})
+    run(many, found)
+    monkeypatch.setattr(room, "HELD", 3 * len(b"float"))
+    assert run(few, found).floats == {deep, gemm}
+    assert max(len(files - {FLOAT}) for files in few.asked) == 3
+    assert max(len(files) for files in many.asked) > 4
 
 
 def test_noise_alone_moves_nothing(found):
