@@ -16,7 +16,6 @@ from compress.benchmark.run import RunOptions, run_plan, stopped_by_a_full_disk
 from compress.errors import UserError
 from compress.recommender import folder as places
 from compress.recommender.cost import CostModel
-from compress.recommender.draw import Params
 from compress.recommender.engine import Engine, settled_epochs
 from compress.recommender.finals import (
     MS,
@@ -30,15 +29,15 @@ from compress.recommender.finals import (
 from compress.recommender.folder import SearchFolder
 from compress.recommender.goal import Judge, finalists_for, warning_of
 from compress.recommender.lab import BenchLab, opened
-from compress.recommender.measured import FULL, NO_TIME, SHORT, Measured, Notebook, Trial
+from compress.recommender.measured import FULL, SHORT, Measured, Notebook, Trial
 from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
 from compress.recommender.publish import Story, publish_model, write_report
 from compress.recommender.question import Found, Request, cautions, question_of, space_for
 from compress.recommender.same_objects import keep_steps
 from compress.recommender.space import Space
 from compress.recommender.study import Study
-from compress.recommender.warm import warm_start
-from compress.recommender.words import live, told
+from compress.recommender.warm import good_draws, unfinished, warm_start
+from compress.recommender.words import Live, live, told
 from compress.report.curves import curve_rows
 from compress.report.write import write_reports
 from compress.results.derive import Derived, read_results, row_alone
@@ -58,7 +57,7 @@ SIDE_BY_SIDE = 8
 TRAINED = 0.6
 """Share of the budget that trainings may take, by which their epochs are settled."""
 NEXT = 3
-"""Chains that a report says would be tried next."""
+"""Chains that a report says would be tried next, and of an earlier search that are tried first."""
 
 
 def search(
@@ -229,8 +228,9 @@ class _Search:
             left = max(0.0, deadline - lab.now())
             self.about["epochs"] = settled_epochs(lab, TRAINED * left)
             self._write()
-        self._enqueue(study)
-        show = _Live()
+        for draws, why in unfinished(self.space, study, self.notebook):
+            study.enqueue(draws, why)
+        show = Live()
         engine = Engine(
             self.space,
             judge,
@@ -250,45 +250,14 @@ class _Search:
         def begin(number: int) -> None:
             show.now(live(number, engine.best, judge, self.deadline - lab.now()))
 
+        earlier = good_draws(self.request.earlier, self.request.goal, NEXT)
         engine.tell, engine.begin = tell, begin
-        engine.warm = lambda lowered: warm_start(self.space, lowered, self._earlier())
+        engine.warm = lambda lowered: warm_start(self.space, lowered, earlier)
         engine.improved = lambda one: self._improved(one, lab, judge)
         self.close = show.close
         if engine.best is not None:
             self._improved(engine.best, lab, judge)
         return engine
-
-    def _enqueue(self, study: Study) -> None:
-        """Have come first: what was interrupted, and what there was no time for."""
-        tried = [dict(trial.params) for trial in self.notebook.trials if trial.state != NO_TIME]
-        open_draws = [p for p in study.resume() if p and self._is_draw(p)]
-        late = [trial.params for trial in self.notebook.trials if trial.state == NO_TIME]
-        for draws, why in ((open_draws, "interrupted"), (late, "no time before")):
-            fresh = [params for params in draws if dict(params) not in tried]
-            study.enqueue(fresh, why)
-            tried += [dict(params) for params in fresh]
-
-    def _is_draw(self, params: Params) -> bool:
-        try:
-            self.space.chain(params, 1)
-        except (KeyError, UserError):
-            return False
-        return True
-
-    def _earlier(self) -> list[Params]:
-        """Return the best draws of earlier searches, by how cheap they were at no great loss."""
-        found = []
-        for path in self.request.earlier:
-            notebook = Notebook.read(path / places.TRIALS)
-            good = [t for t in notebook.trials if t.last is not None and t.state == "ok"]
-            good = [
-                t
-                for t in good
-                if t.last and 100 * -t.last.change < (self.request.goal.max_drop or 1)
-            ]
-            good.sort(key=lambda t: -(t.last.speedup or 0.0) if t.last else 0.0)
-            found += [trial.params for trial in good[:NEXT]]
-        return found
 
     # --- what is written -------------------------------------------------------------------
 
@@ -400,17 +369,3 @@ class _Search:
 def _figures(one: Measured) -> dict[str, Any]:
     names = ("items", "lost", "gained", "speedup", "ms", "onnx_bytes", "macs", "params")
     return {name: getattr(one, name) for name in names}
-
-
-class _Live:
-    """The line before what is being done; it changes with every trial."""
-
-    def __init__(self) -> None:
-        self.stack = contextlib.ExitStack()
-
-    def now(self, text: str) -> None:
-        self.close()
-        self.stack.enter_context(stage(text, heading=True))
-
-    def close(self) -> None:
-        self.stack.close()

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from compress.errors import UserError
 from compress.parts import Choices, Range, is_number
 from compress.recommender.draw import Params, Preferred, Value
+from compress.recommender.folder import TRIALS
 from compress.recommender.forms import BUILD, CUT, LOWER, RECOVER, Form
+from compress.recommender.goal import Goal
+from compress.recommender.measured import NO_TIME, OK, Notebook
 from compress.recommender.space import NONE, Space
+from compress.recommender.study import Study
 
 GENTLE, USUAL = 0.8, 0.5
 """Shares of the ranges of what is kept."""
+
+
+def unfinished(
+    space: Space, study: Study, notebook: Notebook
+) -> Iterator[tuple[list[Params], str]]:
+    """Yield draws that come first, and why: the interrupted ones, and those without time before."""
+    tried = [dict(trial.params) for trial in notebook.trials if trial.state != NO_TIME]
+    interrupted = [params for params in study.resume() if params and _possible(space, params)]
+    late = [trial.params for trial in notebook.trials if trial.state == NO_TIME]
+    for draws, why in ((interrupted, "interrupted"), (late, "no time before")):
+        fresh = [params for params in draws if dict(params) not in tried]
+        yield fresh, why
+        tried += [dict(params) for params in fresh]
+
+
+def good_draws(folders: Sequence[Path], goal: Goal, count: int) -> list[Params]:
+    """Return the best draws of earlier searches, some of each: the cheapest at no great loss."""
+    found = []
+    for folder in folders:
+        trials = Notebook.read(folder / TRIALS).trials
+        ended = [(t, t.last) for t in trials if t.last is not None and t.state == OK]
+        good = [(t, last) for t, last in ended if 100 * -last.change < (goal.max_drop or 1)]
+        good.sort(key=lambda pair: -(pair[1].speedup or 0.0))
+        found += [trial.params for trial, _ in good[:count]]
+    return found
 
 
 def lowering_alone(space: Space) -> list[Params]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from compress.recommender.finals import Final
 from compress.recommender.goal import BY, Goal, Judge
@@ -10,6 +11,7 @@ from compress.recommender.measured import FULL, SCREENED, SHORT, Measured, Trial
 from compress.results.table import Row, number, text_of
 from compress.stats.verdicts import BETTER, EQUIVALENT
 from compress.system.amounts import decimal, duration, size
+from compress.system.progress import stage
 
 MINUS = "−"
 PAST = {SCREENED: "not trained", SHORT: "trained shortly", FULL: "trained"}
@@ -139,3 +141,17 @@ def optimism_words(found: Mapping[str, float]) -> str:
 
 def bytes_words(value: float | None) -> str:
     return "-" if value is None else size(value)
+
+
+class Live:
+    """The line before what is being done; it changes with every trial."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+
+    def now(self, text: str) -> None:
+        self.close()
+        self.stack.enter_context(stage(text, heading=True))
+
+    def close(self) -> None:
+        self.stack.close()
