@@ -54,12 +54,20 @@ def export(model: Model) -> bytes:
             f"compress it further, or choose a smaller model"
         )
     module = _exportable(model.module)
-    # Traced with a batch of 2: of 1 would be taken for a constant (pytorch issue 157621).
-    content = _trace(module, model.items(2), model.signature)
-    # What the exporter has made refers to itself, and would hold the copy for a while.
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.new_empty(0)
-    return content
+    try:
+        # Traced with a batch of 2: of 1 would be taken for a constant (pytorch issue 157621).
+        return _trace(module, model.items(2), model.signature)
+    finally:
+        # What the exporter has made refers to itself, and would hold the copy for a while.
+        given = {id(tensor) for tensor in _tensors(model.module)}
+        for tensor in _tensors(module):
+            if id(tensor) not in given:  # a module may copy itself as it likes
+                tensor.data = tensor.new_empty(0)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _trace(module: nn.Module, inputs: Tensors, signature: Sequence[InputSpec]) -> bytes:

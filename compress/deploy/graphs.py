@@ -1,4 +1,4 @@
-"""ONNX graphs in memory: parsed once, copied and run without a second copy of their weights.
+"""ONNX graphs in memory: parsed once, and copied without a second copy of their weights.
 
 `model.clone()` copies nodes and values, and shares the constants. Nothing here changes an array.
 """
@@ -25,11 +25,25 @@ def parsed(content: bytes) -> ir.Model:
     A message gives a new copy of a weight whenever it is asked for one.
     """
     model = ir.serde.deserialize_model(onnx.load_from_string(content))
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.dtype in PLAIN:
-            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=value.name)
+    graphs = [model.graph]
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR:
+                node.attributes[name] = ir.AttrTensor(name, _own(attribute.value))
+            elif attribute.type == ir.AttributeType.GRAPH:
+                graphs.append(attribute.value)
+    for graph in graphs:
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _own(value.const_value)
     return model
+
+
+def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return a tensor whose values are its own: one part of a message keeps all of it alive."""
+    if tensor.dtype == ir.DataType.STRING:
+        return tensor
+    return ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
 
 
 def serialized(model: ir.Model) -> bytes:
@@ -39,14 +53,15 @@ def serialized(model: ir.Model) -> bytes:
 def opened(model: ir.Model, names: Iterable[str] = ()) -> OrtSession:
     """Open a graph with onnxruntime so that it can give the values of these names as well.
 
-    The session reads large constants where they are. Raises onnxruntime's own errors.
+    Large constants are lent to it: written for it and parsed by it, they would be there twice more
+    than in the one copy that it makes. Raises onnxruntime's own errors.
     """
     import onnxruntime
 
     copy = model.clone()
     graph = copy.graph
     made = (value for node in graph for value in node.outputs)
-    known = {value.name: value for value in (*graph.inputs, *made)}
+    known = {value.name: value for value in (*graph.inputs, *graph.initializers.values(), *made)}
     given = {value.name for value in graph.outputs}
     for name in dict.fromkeys(names):
         if name not in given:
@@ -66,4 +81,4 @@ def opened(model: ir.Model, names: Iterable[str] = ()) -> OrtSession:
         )
     options = session_options(threads=cpu_threads())
     options.add_external_initializers(list(lent), list(lent.values()))
-    return OrtSession(open_session(serialized(copy), options))
+    return OrtSession(open_session(serialized(copy), options), lent)

@@ -7,6 +7,7 @@ become twice as wide, and half of them are merged, when a larger value comes.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -101,13 +102,16 @@ def float_values(content: bytes) -> list[str]:
 
 
 def item_bytes(model: ir.Model) -> int:
-    """Return the bytes of all values inside a graph for one item, dimensions that are open as 1."""
+    """Return the bytes of all values inside a graph for one item, open dimensions taken as 1.
+
+    Of a dimension such as `64*batch` the number counts.
+    """
     total = 0.0
     for node in model.graph:
         for value in node.outputs:
             if value.shape is not None and value.dtype is not None:
-                sizes = [size for size in value.shape if isinstance(size, int)]
-                total += math.prod(sizes) * value.dtype.itemsize
+                numbers = re.findall(r"\d+", "*".join(map(str, value.shape)))
+                total += math.prod(map(int, numbers)) * value.dtype.itemsize
     return int(total)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +35,7 @@ NOISY = 0.01
 """With a standard error above this a trial is made again, for twice as long."""
 Z = 2.0
 NOW, FLOAT = "now", "float"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def search(
     more beside them.
     """
     one = _Search(units, write, clock, seconds, now, {FLOAT: floating})
-    if one.take(dict(list(one.wider.items())[: one.together - 1])) and not one.over():
+    taken = [one.take(dict(some)) for some in one.chunks(list(one.wider.items()), 1)]
+    if any(taken) and not one.over():
         one.move_end()
     for beside in ({}, one.wider):
         if one.over() or not one.step(beside):
@@ -191,6 +194,14 @@ class _Search:
         self.complete = self.complete and not over
         return over
 
+    def chunks(self, every: Sequence[T], beside: int) -> Iterator[Sequence[T]]:
+        """Yield as many as are timed together, so many others `beside` them, until time is over."""
+        size = self.together - beside
+        for start in range(0, len(every), size):
+            if start and self.over():
+                return
+            yield every[start : start + size]
+
     def measured(self, tried: Mapping[str, frozenset[str]]) -> Mapping[str, np.ndarray]:
         """Time files in which these units are float, beside the best so far."""
         files = {NOW: self.write(self.floats)}
@@ -216,9 +227,7 @@ class _Search:
             if not units <= self.floats and (words in again or words not in self.wider)
         ]
         alone: dict[str, float] = {}
-        for chunk in _chunks(names, self.together - 2):
-            if self.over():
-                break
+        for chunk in self.chunks(names, 2):
             found = self.measured({one: self.floats | self.groups[one] for one in chunk})
             alone |= {one: gain for one in chunk if (gain := sure_gain(found, one)) > LEAST_GAIN}
             for one in chunk:
@@ -270,10 +279,6 @@ class _Search:
 def _share(seconds: float, files: int) -> float:
     """Return the seconds for a file: half of all for the first pass."""
     return max(0.1, min(1.5, seconds / 2 / max(files, 1)))
-
-
-def _chunks(names: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [names[start : start + size] for start in range(0, len(names), size)]
 
 
 def ratio(found: Mapping[str, np.ndarray], name: str) -> tuple[float, float]:

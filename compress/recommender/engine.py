@@ -13,9 +13,7 @@ from compress.recommender.lab import Lab, macs_over
 from compress.recommender.measured import (
     CANNOT_WIN,
     FAILED,
-    FULL,
     NO_TIME,
-    SHORT,
     TOO_FAR,
     Measured,
     Trial,
@@ -166,7 +164,9 @@ class Engine(Stages):
         self.screened = 0.0
         costs = self._costs()
         places = most_promising(costs, self.order, self.best)
-        places.sort(key=lambda place: not self._worth_a_look(*costs[place]))
+        looks = [place for place in places if self._worth_a_look(*costs[place])]
+        looks = looks[: max(0, LOOKS - self._looked())]
+        places = [*looks, *(place for place in places if place not in looks)]
         if in_time := [place for place in places if costs[place][1] <= self.left]:
             places = in_time
         chosen = [self.pool[place] for place in places[: self.together]]
@@ -182,10 +182,12 @@ class Engine(Stages):
         """Whether a student is trained to see what small ones can learn."""
         if screened.candidate or seconds > CHEAP * self.left:
             return False
-        if self.best is not None and not self.judge.value(screened) < self.judge.value(self.best):
-            return False
+        return self.best is None or self.judge.value(screened) < self.judge.value(self.best)
+
+    def _looked(self) -> int:
+        """Return how many students a training was begun of; it may have failed."""
         seen = [t for t in self.notebook.trials if t.measured and not t.measured[0].candidate]
-        return sum(trial.reached in (SHORT, FULL) for trial in seen) < LOOKS
+        return sum(len(trial.measured) > 1 for trial in seen)
 
     def _lowering_pays(self) -> bool:
         """Whether lowering alone makes the model cheaper; where that is not known, it may."""

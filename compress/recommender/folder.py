@@ -61,6 +61,12 @@ class SearchFolder:
             return {}
         asked = known["question"]
         different = [key for key in question if asked.get(key) != question[key]]
+        if different == ["space"]:
+            raise UserError(
+                f"{self.path} is of a search among other chains: --space, --only or --without say "
+                f"something else now, or this toolkit or a plug-in has changed since. Give another "
+                f"--out, and --like {self.path} to begin with what was best there"
+            )
         if different:
             shown = ", ".join(
                 f"{key} was {_short(asked.get(key))} and is {_short(question[key])}"

@@ -54,14 +54,14 @@ class Found:
 
 def space_for(plan: Plan, wishes: Wishes) -> Space:
     """Return the space of chains for a plan's data and model. Raises UserError if none is left."""
-    model, task = plan.suite.model, plan.data.task
-    of_family, plain = students_of(model), plain_students(plan.start, model, task)
-    students = tuple(dict.fromkeys((*plan.suite.students, *of_family, *plain)))
+    names = tuple(plan.suite.students)
+    if plan.instance is None:
+        model = plan.suite.model
+        others = (*students_of(model), *plain_students(plan.start, model, plan.data.task))
+        names = tuple(dict.fromkeys((*names, *others)))
     context = replace(plan.check_context, teacher=plan.start)
     if plan.data.untrainable:
         context = replace(context, train=None)
-    own_model = plan.instance is not None
-    names = tuple(plan.suite.students) if own_model else students
     return space_of(wishes.forms(techniques(), names), context, wishes.longest)
 
 

@@ -65,10 +65,10 @@ def versions() -> dict[str, str]:
 
 
 class OrtSession:
-    """A session of onnxruntime as a `Session`."""
+    """A session of onnxruntime as a `Session`, and what it may read as long as it is there."""
 
-    def __init__(self, session: Any) -> None:
-        self.session = session
+    def __init__(self, session: Any, lent: object = None) -> None:
+        self.session, self.lent = session, lent
         self.names = [node.name for node in session.get_inputs()]
 
     def run(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from compress import counts
 from compress.chain_parser import parse_model_name
+from compress.errors import UserError
 from compress.model import Model
 from compress.tasks.base import Task
 from compress.zoo.models import fresh
@@ -58,18 +62,21 @@ def plain_students(model: Model, name: str, task: Task) -> tuple[str, ...]:
     """Return the names of plain nets for small images with fewer MACs than a model of a name.
 
     None for other inputs: at their size a net from fresh weights learns too slowly for a search.
+    Those that cannot be built for the task are left out.
     """
     [shape] = [tensor.shape[1:] for tensor in model.example[:1]]
     if len(shape) != 3 or max(shape[1:]) > SMALL or len(model.example) > 1:
         return ()
     macs = counts.macs(model.module, model.example)
     found = []
-    for other in PLAIN:
-        if parse_model_name(other)[1] == parse_model_name(name)[1]:
-            continue  # its own family has those
-        student = fresh(other, task)
-        if counts.macs(student.module, student.example) < macs:
-            found.append(other)
+    with torch.random.fork_rng(devices=[]):
+        for other in PLAIN:
+            if parse_model_name(other)[:2] == parse_model_name(name)[:2]:
+                continue  # its own family has those
+            with contextlib.suppress(UserError):
+                student = fresh(other, task)
+                if counts.macs(student.module, student.example) < macs:
+                    found.append(other)
     return tuple(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import deploy_models
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -52,6 +53,37 @@ def test_weights_are_held_once_by_graphs_and_their_clones():
     assert all(one is pair[0] for one, pair in zip(again, pairs, strict=True))
 
 
+class Masked(nn.Module):
+    """Holds constants of other types beside a large weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(768, 64)
+        self.register_buffer("mask", torch.arange(64) % 2 == 0)
+        self.register_buffer("places", torch.arange(64, dtype=torch.int32).flip(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = self.up(x.flatten(1)).index_select(1, self.places)
+        return torch.where(self.mask, up, torch.zeros_like(up))[:, :10]
+
+
+def test_nothing_of_the_message_is_kept():
+    """One part of it would keep all of it alive."""
+    model = parsed(export(Model(Masked().eval(), (torch.zeros(1, 3, 16, 16),))))
+    kinds = {value.const_value.dtype for value in model.graph.initializers.values()}
+    assert ir.DataType.BOOL in kinds
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    constants += [
+        attribute.value
+        for node in model.graph
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR
+    ]
+    assert all(type(one) is ir.Tensor for one in constants)
+    expected = predict(session(serialized(model)), IMAGES)
+    assert predict(opened(model), IMAGES) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
 def test_a_session_is_lent_its_weights(monkeypatch):
     from compress.deploy import graphs
 
@@ -67,6 +99,18 @@ def test_a_session_is_lent_its_weights(monkeypatch):
     sizes = [len(tensor.raw_data) for tensor in onnx.load_from_string(file).graph.initializer]
     assert sizes.count(0) == 2, "the two matrices"
     assert max(sizes) < LEAST
+
+
+class Frozen(nn.Linear):
+    def __deepcopy__(self, memo: object) -> Frozen:
+        return self
+
+
+def test_an_export_leaves_what_copies_share():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), Frozen(8, 10)).eval()
+    before = module[2].weight.clone()
+    export(Model(module, (torch.zeros(1, 3, 16, 16),)))
+    assert torch.equal(module[2].weight, before)
 
 
 def test_an_export_leaves_the_module_as_it_was():

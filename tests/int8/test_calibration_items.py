@@ -100,6 +100,23 @@ def test_observation_holds_one_chunk_whatever_the_number_of_items(monkeypatch):
     assert np.unique(held).size <= 3
 
 
+def test_windows_that_go_into_the_batch_count_for_the_item():
+    from compress.deploy.export import export
+    from compress.deploy.observe import item_bytes
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.head = nn.Linear(48, 256), nn.Linear(16 * 256, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = x.reshape(len(x), 3, 4, 4, 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 48)
+            return self.head(self.up(parts).relu().reshape(len(x), -1))
+
+    model = parsed(export(Model(Windows().eval(), (torch.zeros(1, 3, 16, 16),))))
+    assert item_bytes(model) >= 2 * 16 * 256 * 4
+
+
 def test_a_chunk_is_small_where_much_lies_inside_though_little_is_asked_for(monkeypatch):
     from compress.deploy import observe as room
     from compress.deploy.export import export

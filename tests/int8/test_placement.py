@@ -122,6 +122,25 @@ def test_of_large_files_few_are_held_at_once(found, monkeypatch):
     assert max(len(files) for files in many.asked) > 4
 
 
+def test_of_large_files_every_wider_group_is_tried(monkeypatch):
+    module = deploy_models.randomized(Shrinking())
+    model = rewritten(parsed(export(Model(module, (torch.zeros(1, 3, 16, 16),)))))
+    found = placed(list(units(model.graph)))
+    group = alike(found)["all down to 4x4"]
+
+    class Whole(Machine):
+        def __call__(self, files: Mapping[str, bytes], seconds: float) -> Mapping[str, np.ndarray]:
+            measured = dict(super().__call__(files, seconds))
+            for name, content in files.items():
+                if set(content.decode().split(",")) == set(group):
+                    measured[name] = measured[name] / 2
+            return measured
+
+    for held in (1, 1e9):
+        monkeypatch.setattr(room, "HELD", held)
+        assert run(Whole({}, 0.001), found).floats == group
+
+
 def test_noise_alone_moves_nothing(found):
     for noise in (0.001, 0.2):
         placement = run(Machine({}, noise), found)

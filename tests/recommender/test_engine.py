@@ -354,6 +354,29 @@ def test_students_are_looked_at_early_where_that_costs_little(
     assert poor == chains_before_students(300)
 
 
+@pytest.mark.parametrize("broken", [frozenset(), frozenset({"distill"})])
+def test_students_are_looked_at_as_often_as_said(
+    space: Space, broken: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "UNKNOWN", 1e-6)
+    looks = []
+    real = Engine._train_best
+
+    def spy(run: Engine) -> list[Trial]:
+        places = [p for p, cost in enumerate(run._costs()) if run._worth_a_look(*cost)]
+        before = run._looked()
+        ended = real(run)
+        looks.append((len(places), run._looked() - before))
+        return ended
+
+    monkeypatch.setattr(Engine, "_train_best", spy)
+    run = engine(space, MadeLab(broken=broken), 50_000, together=4, trials=40)
+    run.run()
+    assert sum(worth for worth, _ in looks) > 0
+    firsts = [trained for worth, trained in looks if worth]
+    assert sum(firsts[:1]) <= engines.LOOKS
+
+
 def test_each_improvement_is_told_at_once(space: Space) -> None:
     told: list[Measured] = []
     run = engine(space, MadeLab(), trials=40, improved=told.append)

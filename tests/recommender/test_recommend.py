@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def test_the_folder_of_another_search_is_refused(found: Any, out: Path) -> None:
     with pytest.raises(UserError, match=r"is the folder of another search \(goal was"):
         compress.recommend(out / "best", budget="20m", **changed)
     assert (out / "best" / "search.json").read_bytes() == before
+
+
+def test_a_folder_whose_chains_are_others_now_says_how_to_go_on(
+    found: Any, out: Path, tmp_path: Path
+) -> None:
+    about = json.loads((out / "best" / "search.json").read_text())
+    about["question"]["space"] = []
+    shutil.copytree(out / "best", tmp_path / "old")
+    (tmp_path / "old" / "search.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"toolkit or a plug-in has changed.*--like"):
+        compress.recommend(tmp_path / "old", budget="20m", progress=False)
 
 
 def test_a_search_that_runs_keeps_others_out(found: Any, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from bench_fixtures import images
 
 from compress.zoo.models import fresh
@@ -46,8 +47,18 @@ def test_plain_students_have_fewer_macs_and_are_for_small_images() -> None:
     assert plain_students(resnet, "torchvision:resnet18", small) == PLAIN
     ours = fresh("resnet20", small)
     assert plain_students(ours, "resnet20", small) == ("cnn-small",), "not one of its own family"
+    foreign = plain_students(resnet, "nets.py:resnet20", small)
+    assert foreign == PLAIN, "another net of that name"
     photos = fresh("torchvision:resnet18", large)
     assert plain_students(photos, "torchvision:resnet18", large) == ()
+
+
+def test_plain_students_that_cannot_be_built_are_left_out() -> None:
+    tiny = images(side=3)
+    mlp = fresh("mlp(width=4096)", tiny)
+    before = torch.random.get_rng_state()
+    assert "cnn-small" not in plain_students(mlp, "mlp(width=4096)", tiny)
+    assert torch.equal(torch.random.get_rng_state(), before), "a search draws as it did without"
 
 
 def test_the_names_of_torchvision_exist_and_grow() -> None:
