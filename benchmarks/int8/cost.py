@@ -90,10 +90,11 @@ def tried(name: str, candidate: str, count: int, root: Path) -> dict[str, Any]:
     model, data = setting(name, root)
     export(model)  # all candidates need it, and the first export imports for seconds
     step = chain(candidate.format(count))
-    items = min(count, len(data.calibration))
+    source = data.calibration if count <= len(data.calibration) else data.train
+    items = min(count, len(source))
     context = StepContext(
         data.task,
-        calibration=Subset(data.calibration, torch.arange(items)),
+        calibration=Subset(source, torch.arange(items)),
         validation=data.validation,
     )
     watch = Watch()

@@ -139,63 +139,80 @@ def rounded(
     flat = rows.reshape(groups, len(rows) // groups, -1)
     steps = scale.astype(np.float64).reshape(groups, -1, 1)
     near = neighbours(rows.shape[1:]) if portable else [[] for _ in range(flat.shape[2])]
-    integers = torch.zeros(flat.shape, dtype=torch.int8)
-    ends = torch.full(flat.shape[:2], float(most(bits)), dtype=torch.float64)
+    integers = np.zeros(flat.shape, np.int8)
+    ends = np.full(flat.shape[:2], float(most(bits)))
     for part, moment in zip(parts_of(unit), moments, strict=True):
         here = near[part]
         inside = [[o - part.start for o in ones if part.start <= o < part.stop] for ones in here]
         before = [[o for o in ones if o < part.start] for ones in here]
-        room = [_allowed(integers, outside, -ends, ends) for outside in before]
+        beside = (np.moveaxis(integers[:, :, ones].astype(np.float64), 2, 0) for ones in before)
+        room = [_allowed(ones, -ends, ends) for ones in beside]
         # Of large layers, only a part at a time is held in float64.
-        values = torch.from_numpy(flat[:, :, part] / steps)
-        integers[:, :, part] = _compensated(values, moment.double(), inside, room).to(torch.int8)
-    whole = integers.reshape(rows.shape).numpy()
+        values = flat[:, :, part] / steps
+        integers[:, :, part] = _compensated(values, moment.double(), inside, room)
+    whole = integers.reshape(rows.shape)
     return Weight(np.ascontiguousarray(np.moveaxis(whole, 0, axis)), scale, axis)
 
 
 def _compensated(
-    weight: Tensor, moment: Tensor, near: list[list[int]], room: Sequence[tuple[Tensor, Tensor]]
-) -> Tensor:
+    weight: np.ndarray,
+    moment: Tensor,
+    near: list[list[int]],
+    room: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
     """Round (groups, outputs, width), in steps, given E[x xᵀ] (groups, width, width).
 
     `near` are the neighbours of each input, `room` its smallest and largest integer without them.
     """
-    width = weight.shape[2]
-    diagonal = moment.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1).clamp_min(1e-30)
     # Inputs of much weight first: the others can make up for them.
-    order = diagonal.mean(0).argsort(descending=True)
-    place = order.argsort().tolist()
-    near = [[place[other] for other in near[int(index)]] for index in order]
-    room = [room[int(index)] for index in order]
-    weight = weight[:, :, order].clone()
+    order = moment.diagonal(dim1=1, dim2=2).mean(0).argsort(descending=True)
+    place = order.argsort()
+    places, inputs = place.tolist(), order.tolist()
+    takes = _takes(moment, order)
+    # By input, (width, groups, outputs). In numpy: its calls cost less, and there are many.
+    left = np.ascontiguousarray(weight[:, :, order.numpy()].transpose(2, 0, 1))
+    integers = np.zeros_like(left)
+    for start in range(0, len(left), BLOCK):
+        block = left[start : start + BLOCK]
+        end = start + len(block)
+        inside = np.ascontiguousarray(takes[:, start:end, start:end].transpose(1, 2, 0))[..., None]
+        misses = np.empty_like(block)
+        for row, index in enumerate(range(start, end)):
+            others = (places[other] for other in near[inputs[index]])
+            before = [other for other in others if other < index]
+            low, high = _allowed(integers[before], *room[inputs[index]])
+            integers[index] = np.rint(block[row]).clip(low, high)
+            misses[row] = block[row] - integers[index]
+            block[row + 1 :] -= inside[row, row + 1 :] * misses[row]
+        share = takes[:, start:end, end:].transpose(0, 2, 1) @ misses.transpose(1, 0, 2)
+        left[end:] -= share.transpose(1, 0, 2)
+    return integers[place.numpy()].transpose(1, 2, 0)
+
+
+def _takes(moment: Tensor, order: Tensor) -> np.ndarray:
+    """Return which share of an input's miss each later one takes, (groups, width, width).
+
+    The rows, over their diagonal, of the upper triangular U for which UᵀU is the inverse.
+    """
+    mean = moment.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     moment = moment[:, order][:, :, order] / mean[:, None, None]
     moment.diagonal(dim1=1, dim2=2).add_(DAMPING)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
-    upper = torch.linalg.cholesky(inverse, upper=True)
-    integers = torch.zeros_like(weight)
-    for start in range(0, width, BLOCK):
-        end = min(start + BLOCK, width)
-        errors = torch.zeros_like(weight[:, :, start:end])
-        for index in range(start, end):
-            before = [one for one in near[index] if one < index]
-            low, high = _allowed(integers, before, *room[index])
-            value = weight[:, :, index]
-            integers[:, :, index] = value.round().clamp(low, high)
-            error = (value - integers[:, :, index]) / upper[:, index, index, None]
-            errors[:, :, index - start] = error
-            weight[:, :, index:end] -= error[..., None] * upper[:, index, None, index:end]
-        weight[:, :, end:] -= errors @ upper[:, start:end, end:]
-    return integers[:, :, torch.tensor(place)]
+    # From both ends: M = W Wᵀ for an upper triangular W, whose inverse is U.
+    factor = torch.linalg.cholesky(moment.flip(1, 2)).flip(1, 2)
+    one = torch.eye(len(order), dtype=moment.dtype).expand_as(moment)
+    upper = torch.linalg.solve_triangular(factor, one, upper=True)
+    found: np.ndarray = (upper / upper.diagonal(dim1=1, dim2=2)[:, :, None]).numpy()
+    return found
 
 
-def _allowed(integers: Tensor, near: list[int], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the smallest and the largest integer beside neighbours that are rounded."""
-    if not near:
+def _allowed(
+    beside: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest integer beside (number, groups, outputs) neighbours."""
+    if not len(beside):
         return low, high
-    beside = integers[:, :, near].double()
-    low = low.maximum(-PAIR - beside.amin(2).clamp_max(0))
-    high = high.minimum(PAIR - beside.amax(2).clamp_min(0))
+    low = np.maximum(low, -PAIR - np.minimum(beside.min(0), 0))
+    high = np.minimum(high, PAIR - np.maximum(beside.max(0), 0))
     return low, high
 
 
