@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.tasks.base import Split, Task, Tensors, prepared_batches
+from compress.tasks.base import Split, Subset, Task, Tensors, prepared_batches, spaced
 
 FEW = 16
 LOOKED_AT = 4
@@ -46,6 +46,20 @@ def number_of(batches: Batches) -> int:
     if isinstance(batches, Calibration):
         return len(batches.items)
     return sum(len(batch[0]) for batch in batches)
+
+
+def some_of(batches: Batches, count: int) -> Batches:
+    """Return at most `count` items, of a split evenly spaced ones."""
+    if number_of(batches) <= count:
+        return batches
+    if isinstance(batches, Calibration):
+        return replace(batches, items=Subset(batches.items, spaced(count, len(batches.items))))
+    found: list[Tensors] = []
+    for batch in batches:
+        if count > 0:
+            found.append(tuple(tensor[:count] for tensor in batch))
+        count -= len(batch[0])
+    return found
 
 
 def suspicions(batches: Batches) -> Iterator[str]:

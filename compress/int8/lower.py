@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.deploy.graphs import parsed, serialized
-from compress.deploy.observe import Observed, observe
+from compress.deploy.observe import Observed, item_bytes, observe
 from compress.errors import UserError
 from compress.int8 import ranges as range_choice
 from compress.int8 import weights as weight_choice
-from compress.int8.calibration import Batches
+from compress.int8.calibration import Batches, some_of
 from compress.int8.correct import Error, corrected, errors
 from compress.int8.equalize import equalized, links
 from compress.int8.placement import Clock, Placement, search
@@ -31,6 +31,11 @@ from compress.int8.write import write
 
 LEAST_MACS = 5e6
 """Below, a call takes some microseconds, and its placement is not worth measuring."""
+
+
+SETTLED, LEAST_ITEMS = 4e9, 64
+"""Bytes of values that are computed for what settles early, and the least items: the largest value
+of a channel, moments of inputs, mean errors. Ranges are of all items."""
 
 
 @dataclass
@@ -192,6 +197,7 @@ def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None
     """Find ranges and weights for a float graph. Raises UserError for unusable calibration data."""
     settings = settings or Settings()
     model = rewritten(float_model)
+    some = some_of(calibration, max(LEAST_ITEMS, int(SETTLED / max(1, item_bytes(model)))))
     if settings.equalize:
         # Scaled outputs keep their grids, each channel having its own; scaled inputs do not.
         axes = {
@@ -200,7 +206,7 @@ def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None
             if not any(_trained(unit, settings.trained) for unit in link.readers)
         }
         if axes:
-            model, _ = equalized(model, observe(model, calibration, axes))
+            model, _ = equalized(model, observe(model, some, axes))
     found = list(units(model.graph))
     chosen = placed(found, settings.floats | matching(found, settings.exclude))
     names = dict.fromkeys(
@@ -213,8 +219,8 @@ def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None
     ranges = ranges_of(chosen, observed, settings.method, settings.trained)
     weights = weights_of(chosen, ranges, settings.portable, settings.bits, settings.trained)
     if settings.compensate:
-        weights = all_rounded(model, chosen, weights, calibration, settings.portable, settings.bits)
-    wrong = errors(model, weights, ranges, weights, calibration)
+        weights = all_rounded(model, chosen, weights, some, settings.portable, settings.bits)
+    wrong = errors(model, weights, ranges, weights, some)
     return Draft(model, found, ranges, weights, wrong, settings)
 
 

@@ -29,6 +29,8 @@ HELD = 768e6
 """Bytes of moments that are summed in one pass over the items."""
 PATCHES = 4096
 """Inputs of a product that are looked at, at least; and twice as many as each has numbers."""
+WAITING = 256
+"""Inputs of a product that are added up at once."""
 DAMPING = 0.01
 """What is added to the diagonal, as a share of its mean (Frantar et al. 2023)."""
 BLOCK = 64
@@ -72,21 +74,49 @@ def moments(
     """Return E[x xᵀ] of each part of the inputs of units, (groups, part, part), by their names."""
     items = number_of(batches)
     generator = np.random.default_rng(seed)
-    sums: dict[str, list[Tensor]] = {}
-    counts: dict[str, int] = {}
+    sums = {unit.name: _Sums(unit) for unit in found}
     names = dict.fromkeys(str(unit.activations[0].name) for unit in found)
     for count, values in Runner(model, names).chunks(batches):
         for unit in found:
             wanted = -(-max(PATCHES, 2 * min(inputs_of(unit), TOGETHER)) // items) * count
             patches = _patches(unit, values[str(unit.activations[0].name)], wanted, generator)
-            rows = torch.from_numpy(np.ascontiguousarray(patches)).float()
-            parts = [rows[:, :, part] for part in parts_of(unit)]
-            products = [part.transpose(1, 2) @ part for part in parts]
-            for known, one in zip(sums.setdefault(unit.name, products), products, strict=True):
-                if known is not one:
-                    known += one
-            counts[unit.name] = counts.get(unit.name, 0) + rows.shape[1]
-    return {name: [one.div_(counts[name]) for one in found] for name, found in sums.items()}
+            sums[unit.name].put(patches)
+    return {name: one.means() for name, one in sums.items()}
+
+
+class _Sums:
+    """Sums of x xᵀ, for each part of a unit's inputs.
+
+    Rows wait for others: one product of many costs less than many of few.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        self.parts = parts_of(unit)
+        self.sums: list[Tensor] = []
+        self.count = 0
+        self.waiting: list[np.ndarray] = []
+
+    def put(self, rows: np.ndarray) -> None:
+        """Add rows of shape (groups, number, width)."""
+        self.count += rows.shape[1]
+        self.waiting.append(rows)
+        if sum(one.shape[1] for one in self.waiting) >= WAITING:
+            self._add()
+
+    def _add(self) -> None:
+        rows = torch.from_numpy(np.concatenate(self.waiting, 1)).float()
+        self.waiting = []
+        products = [(part := rows[:, :, one]).transpose(1, 2) @ part for one in self.parts]
+        if not self.sums:
+            self.sums = products
+            return
+        for known, one in zip(self.sums, products, strict=True):
+            known += one
+
+    def means(self) -> list[Tensor]:
+        if self.waiting:
+            self._add()
+        return [one.div_(self.count) for one in self.sums]
 
 
 def _patches(

@@ -138,6 +138,23 @@ def test_calibration_is_about_images_only_from_a_size_on():
     assert list(suspicions([(small,)])) == []
 
 
+def test_some_items_are_the_first_ones_of_batches_and_evenly_spaced_of_a_split():
+    from bench_fixtures import small_digits
+
+    from compress.int8.calibration import Calibration, number_of, some_of
+
+    batches = [(pictures(5, 1),), (pictures(5, 2),), (pictures(5, 3),)]
+    some = some_of(batches, 7)
+    assert torch.equal(torch.cat([one for (one,) in some]), torch.cat([b for (b,) in batches])[:7])
+    assert some_of(batches, 15) is batches
+    data = small_digits()
+    items = Calibration(data.task, data.calibration, size=8)
+    half = some_of(items, number_of(items) // 2)
+    assert number_of(half) == number_of(items) // 2
+    [inputs] = torch.utils.data.default_collate([next(iter(items))[0]])
+    assert torch.equal(next(iter(half))[0][:4], inputs[::2][:4])
+
+
 def test_items_of_a_split_are_prepared_anew_in_every_pass():
     from bench_fixtures import small_digits
 
