@@ -192,7 +192,8 @@ def main() -> None:
 
 
 def write(place: Path, lines: list[str]) -> None:
-    command = "python benchmarks/pretrained/throughput.py --out reports/pretrained"
+    only = "memory" if place.stem == "memory" else "rates"
+    command = f"python benchmarks/pretrained/throughput.py --only {only} --out reports/pretrained"
     lines += ["", f"`{command}` gives it.", ""]
     write_atomic(place, "\n".join(lines).encode())
     print("\n".join(lines), flush=True)

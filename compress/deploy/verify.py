@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,10 +159,8 @@ def _verify(
     batch: int,
     answers: Callable[[], np.ndarray] | None,
 ) -> Verification:
-    # Not copied where it need not be: of large images these are hundreds of megabytes.
-    every = len(compared) == len(inputs[0])
-    items = inputs if every else tuple(tensor[compared] for tensor in inputs)
-    reference = _reference(model, items, SMALL_IN_TORCH if batch == SMALL else batch)
+    items = _chosen(inputs, compared)
+    reference = _reference(model, split(items, SMALL_IN_TORCH if batch == SMALL else batch))
     largest = float(np.abs(reference).max())
     agreement = worst = float("nan")
     try:
@@ -188,12 +186,19 @@ def _verify(
     return Verification(True, "", agreement, worst, largest)
 
 
-def _reference(model: Model, inputs: Tensors, batch: int = BATCHES[-1]) -> np.ndarray:
+def _chosen(inputs: Tensors, index: Tensor) -> Tensors:
+    """Return some items; not copied where they are the first ones, as they may be large images."""
+    if torch.equal(index, torch.arange(len(index))):
+        return tuple(tensor[: len(index)] for tensor in inputs)
+    return tuple(tensor[index] for tensor in inputs)
+
+
+def _reference(model: Model, batches: Iterable[Tensors]) -> np.ndarray:
     """Return the module's own logits, computed on the CPU in float32, contiguous."""
     module = copy.deepcopy(model.module).cpu().float()
     module = module.to(memory_format=torch.contiguous_format).eval()
-    cpu = tuple(tensor.cpu() for tensor in inputs)
-    return torch.cat([forward(module, part) for part in counted(split(cpu, batch))]).numpy()
+    cpu = (tuple(tensor.cpu() for tensor in batch) for batch in batches)
+    return torch.cat([forward(module, batch) for batch in counted(cpu)]).numpy()
 
 
 def _check_memory(
@@ -203,8 +208,9 @@ def _check_memory(
 
     Else the module answers from memory, and whatever is measured of it says nothing.
     """
-    backwards = tuple(tensor[:count].flip(0) for tensor in inputs)
-    again = _reference(model, backwards, batch=7)[::-1]
+    ends = range(count, 0, -7)
+    backwards = (tuple(one[max(0, end - 7) : end].flip(0) for one in inputs) for end in ends)
+    again = _reference(model, backwards)[::-1]
     if float(np.abs(again - reference[:count]).max()) > allowed:
         raise _Bad(
             "the module's outputs for an item depend on earlier items or on its batch: it "
@@ -279,7 +285,7 @@ def _run(
         runner = session(onnx_bytes)
     for size in (size for size in BATCHES if size != batch):
         first = compared[: max(few, size)]
-        items = tuple(tensor[first] for tensor in inputs)
+        items = _chosen(inputs, first)
         with _failing(f"the file fails at batch size {size}"):
             outputs[size] = predict(runner, counted(split(items, size)))
         _gate_sound(outputs[size], reference[: len(first)], size)
@@ -344,7 +350,7 @@ def _gate_lowered(
 def _gate_other(onnx_bytes: bytes, model: Model, batch: Tensors, allowed: float | None) -> None:
     """Check a batch of another length: against the module, or that the file runs at all."""
     length = " x ".join(map(str, batch[0].shape[1:]))
-    reference = _reference(model, batch)
+    reference = _reference(model, [batch])
     with _failing(f"the file fails for inputs of length {length}"):
         outputs = predict(session(onnx_bytes), [batch])
     _gate_sound(outputs, reference, len(reference))

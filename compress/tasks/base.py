@@ -245,13 +245,30 @@ def prepared_batches(
         yield task.prepare(raw, torch.device(device)), targets
 
 
+STACKED = 64
+"""Items that are prepared at once where many are stacked."""
+
+
 def stacked_inputs(task: Task, split: Split, count: int) -> Tensors:
     """Return `count` items, evenly spaced over a split, as one prepared batch per input.
 
     Evenly spaced, because image files lie sorted by class.
     """
-    raw, _ = split.fetch(spaced(count, len(split)))
-    return task.prepare(raw, torch.device("cpu"))
+    index = spaced(count, len(split))
+    found: list[Tensor] = []
+    done = 0
+    # Some at a time: what preparing needs besides would take several times their memory. Of ragged
+    # items it pads all to the longest.
+    for some in index.split(max(1, len(index)) if task.ragged else STACKED):
+        raw, _ = split.fetch(some)
+        prepared = task.prepare(raw, torch.device("cpu"))
+        if len(some) == len(index):
+            return prepared
+        found = found or [one.new_empty((len(index), *one.shape[1:])) for one in prepared]
+        for whole, part in zip(found, prepared, strict=True):
+            whole[done : done + len(some)] = part
+        done += len(some)
+    return tuple(found)
 
 
 def other_lengths(task: Task, split: Split, count: int = 4) -> list[Tensors]:

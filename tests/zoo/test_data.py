@@ -464,3 +464,17 @@ def test_channels_that_come_first_are_refused() -> None:
         with pytest.raises(UserError, match="looks like channels first"):
             from_arrays(x, y, x, y)
     assert from_arrays(*[np.zeros((6, 4, 16, 3), np.uint8), y] * 2).task.probe(1)[0].shape[1] == 3
+
+
+def test_stacked_inputs_are_those_of_one_batch(monkeypatch) -> None:
+    from bench_fixtures import small_digits
+
+    from compress.tasks import base
+
+    data = small_digits()
+    raw, _ = data.test.fetch(base.spaced(30, len(data.test)))
+    [expected] = data.task.prepare(raw, torch.device("cpu"))
+    for size in (1, 7, 64):
+        monkeypatch.setattr(base, "STACKED", size)
+        [found] = base.stacked_inputs(data.task, data.test, 30)
+        assert torch.equal(found, expected)
