@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -35,7 +34,6 @@ MODEL = "tf_efficientnet_lite0"
 BATCH = 32
 PHOTOGRAPHS = 50
 WEIGHTS = "weights/tf_efficientnet_lite0-imagenet.safetensors"
-TIMES = re.compile(r"^(\d\d):(\d\d) +(.*)$", re.MULTILINE)
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -82,21 +80,6 @@ def largest_difference(files: list[Path]) -> dict[str, int]:
     return worst
 
 
-def seconds_of_rows(log: str) -> list[float]:
-    """Return how long each row was measured, from the run's progress."""
-    seconds, rows, begun = 0.0, [], 0.0
-    for minutes, rest, words in TIMES.findall(log):
-        seconds = 60 * int(minutes) + int(rest)
-        if words.endswith("writing the ONNX file"):
-            begun = seconds
-        elif "rows: " in words and "so far" not in words and begun:
-            rows.append(seconds - begun)
-            begun = 0.0
-        elif words.startswith("measuring the memory") and begun:
-            rows.append(seconds - begun)
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -105,9 +88,7 @@ def main() -> None:
     source = f"imagefolder:{options.root / 'imagenet-sample'}"
     words = ["run", "--data", source, "--model", f"timm:{MODEL}", "--weights"]
     words += [str(options.root / WEIGHTS), "--chain", "quantize()", "--out", str(options.out)]
-    done = subprocess.run(
-        [sys.executable, "-m", "compress", *words], stderr=subprocess.PIPE, text=True
-    )
+    subprocess.run([sys.executable, "-m", "compress", *words], check=True)
     results = read_results(options.out)
     base = results.rows[0]
     data = load_data(source, usual=pretrained(f"timm:{MODEL}", "DEFAULT").settings)  # type: ignore[union-attr]
@@ -128,7 +109,12 @@ def main() -> None:
         "accuracy of the test items": base["accuracy"],
         "plain accuracy of all items": right / (len(theirs) + len(held)),
         "plain seconds": round(seconds, 1),
-        "seconds of each row": seconds_of_rows(done.stderr),
+        "seconds of each row": [
+            round(line["seconds"], 1)
+            for record in results.records
+            for line in record.log
+            if line["kind"] == "measuring"
+        ],
         "largest difference in levels": largest_difference(every),
     }
     print(json.dumps(found, indent=2))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -18,6 +20,7 @@ from compress.recommender.work import shapes_of
 from compress.results.record import BASELINE
 from compress.stats.pairs import Difference
 from compress.techniques import chain as parse
+from compress.techniques.quantize import ROUGHLY
 
 TIMES = ("speedup", "speedup_low", "speedup_high", "ms")
 """What the timing of a file tells of a chain."""
@@ -54,6 +57,14 @@ def times_of(out: Path, grid: str) -> KeptRows:
     return KeptRows(out / f"grid-{grid}-times.jsonl", "chain")
 
 
+def stored(rows: Mapping[str, Any], text: str) -> str:
+    """Return by which chain a chain is known: a grid's rows may be placed for as long as usual.
+
+    (What is only screened is placed for a shorter time.)
+    """
+    return text if text in rows else text.replace(f"seconds={ROUGHLY}, ", "")
+
+
 def read(out: Path, grid: str) -> dict[str, GridRow]:
     """Return the rows of a grid by their chains, with the times that there are."""
     path = rows_path(out, grid)
@@ -61,11 +72,11 @@ def read(out: Path, grid: str) -> dict[str, GridRow]:
     for line in path.read_text().splitlines() if path.exists() else ():
         row = msgspec.convert(json.loads(line), GridRow)
         rows[row.validation.chain] = row
-    known = times_of(out, grid).read()
+    known = {chain: times for (chain,), times in times_of(out, grid).read().items()}
     for text, row in rows.items():
         chain = parse(text) if known and text != BASELINE else None
-        shapes = None if chain is None else repr(shapes_of(chain) or chain)
-        if (times := known.get((shapes,))) and row.level == "full":
+        shapes = "" if chain is None else stored(known, repr(shapes_of(chain) or chain))
+        if (times := known.get(shapes)) and row.level == "full":
             figures = {name: times[name] for name in TIMES}
             timed = replace(row.validation, timed=text, **figures)
             rows[text] = replace(row, validation=timed, timing=times["seconds"])

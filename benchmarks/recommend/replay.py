@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from grid_rows import GridRow, read
+from grid_rows import GridRow, read, stored
 from grids import GRIDS, Grid
 
 from compress.compressor import Compressor
@@ -57,6 +57,7 @@ class ReplayLab:
         self.baseline = self.rows[BASELINE].validation
 
     def _left(self, text: str) -> tuple[float, list[str]]:
+        text = stored(self.rows, text)
         row, before, seconds = self.rows[text], "", 0.0
         new = []
         for step, taken in row.steps:
@@ -76,14 +77,23 @@ class ReplayLab:
             self.done |= set(new)
             self.order.append((self.clock, text))
         return [
-            replace(self.rows[text].validation, speedup=None, timed="", ms=None) for text in chains
+            replace(
+                self.rows[stored(self.rows, text)].validation,
+                chain=text,
+                speedup=None,
+                timed="",
+                ms=None,
+            )
+            for text in chains
         ]
 
     def time(self, measured: Sequence[Measured]) -> list[Measured]:
         found = []
         for one in measured:
-            self.clock += self.rows[one.chain].timing
-            found.append(replace(self.rows[one.chain].validation, candidate=one.candidate))
+            row = self.rows[stored(self.rows, one.chain)]
+            self.clock += row.timing
+            known = replace(row.validation, chain=one.chain, timed=one.chain)
+            found.append(replace(known, candidate=one.candidate))
         return found
 
     def predict(self, chain: Compressor, macs: float) -> float:

@@ -52,6 +52,8 @@ TARGETS = ("portable", "vnni")
 LEAST_BITS = 2
 VALIDATED = 2000
 """Validation items that `max_drop` is judged on, at most."""
+ROUGHLY = 15
+"""Seconds for the placement of what a search only wants to know the cost of."""
 SAMPLES = 8
 """Items that placements are timed on, in turn."""
 
@@ -128,8 +130,9 @@ class Quantize(Compressor):
 
     @property
     def untrained(self) -> tuple[Compressor, ...] | None:
-        # What an untrained model loses says nothing: all that can be int8 is.
-        return (replace(self, max_drop=None),)
+        # What an untrained model loses says nothing: all that can be int8 is. And a rough idea of
+        # its speed will do: the file of the trained one is placed anew.
+        return (replace(self, max_drop=None, seconds=min(self.seconds, ROUGHLY)),)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,7 +31,7 @@ LADDERS = (
     ("swin_t", "swin_s", "swin_b"),
 )
 """Families, each from the smallest to the largest; the first is ours, the others torchvision's."""
-PLAIN = ("resnet20", "cnn-small", "resnet20(width=8)")
+PLAIN = ("cnn-small", "resnet20(width=8)", "resnet20")
 """Nets for small images, whatever the model is."""
 SMALL = 64
 """Pixels a side up to which images are small."""

@@ -78,7 +78,7 @@ def test_a_chain_without_its_training_keeps_its_shapes() -> None:
     whole = "prune_channels(macs=0.5) -> distill(epochs=3) -> quantize()"
     assert list(map(repr, parse(whole).untrained or ())) == [
         "prune_channels(macs=0.5)",
-        "quantize(max_drop=None)",
+        "quantize(seconds=15, max_drop=None)",
     ]
     [built] = parse("distill(student='mlp', epochs=2)").untrained or ()
     assert repr(built) == "untrained(student='mlp')"
