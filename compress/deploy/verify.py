@@ -28,9 +28,11 @@ from compress.tasks.base import InputSpec, Tensors, spaced
 
 BATCHES = (1, 2, 7, 32)
 MOST_ITEMS, LEAST_ITEMS = 512, 64
-LOWERED_ITEMS = 256
-"""With these a share of 98 % of equal answers passes for 99 % once in nine times; with 512 once in
-seventeen."""
+LOWERED_ITEMS, AT_FIRST = 272, 160
+"""Items with and without graph optimizations. Of a large module the second number is enough where
+all their answers are the same, as without optimizations a file takes several times as long: a file
+of which only 98 % are the same then passes once in nine times (without the short cut once in
+eleven; with 512 items once in seventeen)."""
 FEW = 14
 """Items of a large module at each of these sizes, and a whole batch at least: what a fixed batch
 spoils, it spoils for any."""
@@ -333,8 +335,7 @@ def _gate_lowered(
     batch: int,
 ) -> None:
     with _failing("without graph optimizations the file fails"):
-        plain = predict(session(onnx_bytes, optimize=False), counted(split(inputs, batch)))
-    same = float(_same_answer(whole, plain, step).mean())
+        same = _same_without_optimizations(onnx_bytes, inputs, whole, step, batch)
     if same < AGREEMENT:
         raise _Bad(
             f"only {same:.1%} of the answers are the same with and without onnxruntime's graph "
@@ -345,6 +346,25 @@ def _gate_lowered(
         different = int((~_same_answer(usual[: len(logits)], logits, step)).sum())
         if different:
             raise _Bad(f"{different} answer(s) at batch size {size} differ from the others")
+
+
+def _same_without_optimizations(
+    onnx_bytes: bytes, inputs: Tensors, whole: np.ndarray, step: float, batch: int
+) -> float:
+    """Return the share of the file's answers that are the same without graph optimizations."""
+    count = len(whole)
+    first = spaced(AT_FIRST if batch == SMALL else count, count)
+    rest = torch.from_numpy(np.setdiff1d(np.arange(count), first.numpy()))
+    runner = session(onnx_bytes, optimize=False)
+
+    def same(index: Tensor) -> np.ndarray:
+        plain = predict(runner, counted(split(_chosen(inputs, index), batch)))
+        return _same_answer(whole[index.numpy()], plain, step)
+
+    found = same(first)
+    if not found.all() and len(rest):
+        found = np.append(found, same(rest))
+    return float(found.mean())
 
 
 def _gate_other(onnx_bytes: bytes, model: Model, batch: Tensors, allowed: float | None) -> None:

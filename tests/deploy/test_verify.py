@@ -11,9 +11,18 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from scipy.stats import binom
 
 from compress.deploy.session import predict, session, split
-from compress.deploy.verify import _same_answer, _tied, pass_batch, verify
+from compress.deploy.verify import (
+    AGREEMENT,
+    AT_FIRST,
+    LOWERED_ITEMS,
+    _same_answer,
+    _tied,
+    pass_batch,
+    verify,
+)
 from compress.model import Model
 
 INPUTS = (deploy_models.images(64),)
@@ -215,3 +224,52 @@ def test_a_large_module_answers_fewer_items(good, macs, items):
     wrong[0] += 1  # the first of the evenly spaced ones
     found = verify(content, counting, inputs, False, macs=macs, answers=lambda: wrong)
     assert found.reason.startswith(f"at batch size {pass_batch(macs)} an output is off by 1")
+
+
+class Unoptimized:
+    """A session that counts its items, and whose first answers are other ones."""
+
+    def __init__(self, runner, wrong: int) -> None:
+        self.runner, self.names, self.wrong, self.items = runner, runner.names, wrong, 0
+
+    def run(self, feed):
+        outputs = self.runner.run(feed)
+        for row in outputs[: max(0, self.wrong - self.items)]:
+            row[:] = np.roll(row, 1) * 2
+        self.items += len(outputs)
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("macs", "wrong", "items", "ok"),
+    [(0, 0, 272, True), (1e12, 0, 160, True), (1e12, 2, 272, True), (1e12, 3, 272, False)],
+)
+def test_answers_that_all_agree_are_enough_sooner(good, monkeypatch, macs, wrong, items, ok):
+    made = []
+
+    def opened(content, threads=0, optimize=True):
+        runner = session(content, threads, optimize)
+        made.append(Unoptimized(runner, wrong))
+        return runner if optimize else made[-1]
+
+    monkeypatch.setattr("compress.deploy.verify.session", opened)
+    images = (deploy_models.images(272),)
+    found = verify(good[1], good[0], images, lowered=True, macs=macs)
+    assert made[-1].items == items
+    assert found.ok == ok
+    assert ok or found.reason.startswith("only 98.9%")
+
+
+def test_a_file_of_too_few_equal_answers_passes_no_more_often_than_with_256_items():
+    def passes(share: float, count: int, at_first: int) -> float:
+        within = [k for k in range(count) if (count - k) / count >= AGREEMENT]
+        both = [
+            binom.pmf(early, at_first, 1 - share)
+            * binom.cdf(within[-1] - early, count - at_first, 1 - share)
+            for early in within[1:]
+        ]
+        return binom.pmf(0, at_first, 1 - share) + sum(both)
+
+    for share in (0.97, 0.98, 0.985):
+        assert passes(share, LOWERED_ITEMS, AT_FIRST) < binom.cdf(2, 256, 1 - share)
+    assert passes(0.98, LOWERED_ITEMS, AT_FIRST) < 1 / 9
