@@ -12,8 +12,8 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for folder in distillation gpu int8 lowrank measurement pretrained pruning recommend robustness; do \
-		MYPYPATH=benchmarks/$$folder:benchmarks/robustness:benchmarks/measurement:benchmarks/int8 $(BIN)/mypy \
+	for folder in distillation gpu int8 lowrank measurement pretrained pruning recommend robustness search; do \
+		MYPYPATH=benchmarks/$$folder:benchmarks/robustness:benchmarks/measurement:benchmarks/int8:benchmarks/pruning $(BIN)/mypy \
 		--no-warn-unused-configs --explicit-package-bases benchmarks/$$folder/*.py || exit; done
 	@# Two tests at once: a thread that waits lets the other test have its core. In the order of
 	@# files, since the plug-in's own begins with those of the most tests, which end soonest.

@@ -27,7 +27,7 @@ from scipy.stats import binomtest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "measurement"))
 
 from kept_rows import KeptRows, Row, in_process, table, table_of, write_report
-from nets import CIFAR, built, data_of, twin
+from nets import CIFAR, TWINS, built, data_of, twin
 
 from compress.compressor import run
 from compress.context import StepContext
@@ -49,7 +49,7 @@ from compress.zoo.weights import DEFAULT, load_weights
 CALIBRATION = 256
 BATCH = 32
 LITE = "timm:tf_efficientnet_lite0"
-SIGMAS = (1.0, 2.0)
+SIGMAS = (0.5, 1.0, 1.5, 2.0)
 UNOPTIMIZED = 1000
 """Items that are answered without graph optimizations, too."""
 
@@ -86,7 +86,7 @@ def names() -> list[str]:
     found = []
     for name in CIFAR:
         found.append(name)
-        if name in ("resnet20", "resnet56", "vit-tiny"):
+        if name in TWINS:
             found += [
                 f"{name} twin {decimal(sigma)}/{seed}" for sigma in SIGMAS for seed in (0, 1, 2)
             ]
