@@ -39,7 +39,7 @@ def data() -> compress.load_data:
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the timing processes and the pictures, which have tests of their own."""
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
+    monkeypatch.setattr(bench, "time_records", lambda *_: [(Stage(reason="left out"), [])])
     for picture in ("pareto_png", "speedups_png", "curves_png"):
         monkeypatch.setattr(write, picture, lambda *_: None)
 
@@ -358,13 +358,37 @@ def test_what_is_finished_when_a_run_is_stopped_is_compared(
     assert "accuracy_verdict" not in stopped[0]
 
 
+def test_the_timing_on_the_cpu_is_kept_whatever_happens_afterwards(
+    data: object, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Stage:
+        raise RuntimeError("the GPU is gone")
+
+    monkeypatch.setattr(bench, "time_on_gpu", broken)
+    with pytest.raises(RuntimeError, match="the GPU is gone"):
+        compress.run(
+            data=data,
+            model="mlp(width=16)",
+            chain="train(epochs=1)",
+            out=tmp_path,
+            store=store,
+            timings=("cpu",),
+            timing_seconds=0.1,
+            threads=1,
+            progress=False,
+        )
+    [baseline] = rewrite_reports(tmp_path).rows
+    assert baseline["cpu_ms_p50"] > 0
+
+
 @pytest.mark.usefixtures("untimed")
 def test_a_file_that_is_caught_while_timed_leaves_the_comparison(
     data: object, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def caught(records: dict[tuple[str, int], Record], *_: object) -> object:
         record = records["prune_weights(sparsity=0.9)", 0]
-        return [replace(record, status="unverified", files={})], [Stage(reason="left out")]
+        deviating = replace(record, status="unverified", files={})
+        return [(Stage(reason="left out"), [deviating])]
 
     monkeypatch.setattr(bench, "time_records", caught)
     results = compress.run(

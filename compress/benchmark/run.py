@@ -147,13 +147,14 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
             build_rows(graph, stores, outputs, executor, records)
         for record in memory_records(records.by_key, plan, outputs):
             records.add(record)
-        deviating, stages = time_records(records.by_key, plan, outputs, executor.collect_timings)
-        for record in deviating:
-            records.finish(record)
-            outputs.withdraw(record)
-        # Last: without these lines the seconds count for nothing, with them all of them do.
-        for timed in (*stages, time_on_gpu(records.by_key, plan, outputs, executor, scratch)):
+        collector = executor.collect_timings
+        for timed, deviating in time_records(records.by_key, plan, outputs, collector):
+            for record in deviating:
+                records.finish(record)
+                outputs.withdraw(record)
+            # Last: without this line the seconds count for nothing, with it all of them do.
             log.timings(timed)
+        log.timings(time_on_gpu(records.by_key, plan, outputs, executor, scratch))
     return list(records.by_key.values())
 
 

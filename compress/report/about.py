@@ -74,6 +74,7 @@ def facts(rows: Sequence[Row], about: About, seeds: Sequence[int]) -> list[str]:
         _row_counts(rows, seeds),
         f"Machine: {machine}." if machine else "",
         _timed_on(about),
+        _runtimes(about),
         f"{SEEDS if len(seeds) > 1 else ITEMS} {COSTS.format(setting)}",
         timing_words.controls(here, about),
         *timing_words.denominators(here, about),
@@ -110,6 +111,15 @@ def _timed_on(about: About) -> str:
     if all(there.get(key) == here.get(key) for key in ("cpu", "threads") if there.get(key)):
         return ""
     return f"Timed on another machine: {machine_words(there)}."
+
+
+def _runtimes(about: About) -> str:
+    """Return the versions of what else than onnxruntime files were timed in."""
+    return " ".join(
+        f"Timed in {title} too: {', '.join(f'{name} {v}' for name, v in versions.items())}."
+        for title, versions in (about.get("runtimes") or {}).items()
+        if versions
+    )
 
 
 def gpu(rows: Sequence[Row]) -> str:

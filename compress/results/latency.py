@@ -35,7 +35,8 @@ def add_latency(
     try:
         models, timings = read_timings(folder, stage)
     except Missing as error:
-        note, columns = f"not timed: {error}", [one.names["ms_p50"] for one in _timed(stage, {})]
+        note = f"{_where(stage)}not timed: {error}"
+        columns = [one.names["ms_p50"] for one in _timed(stage, {})]
         for draft in sound:
             draft.missing |= dict.fromkeys(columns, str(error))
             draft.notes += [note] if note not in draft.notes else []
@@ -43,6 +44,8 @@ def add_latency(
     raw_timings = timings.raw_timings
     timed = _timed(stage, timings.about())
     where = _where(stage, raw_timings)
+    if versions := raw_timings.environment.get("runtime"):
+        about.setdefault("runtimes", {})[stage.title or stage.runtime] = dict(versions)
     denominator = [] if where else _denominator(drafts, raw_timings.baseline)
     for draft in sound:
         name, onnx = draft.record.name, draft.record.hashes.get("onnx")
@@ -93,13 +96,15 @@ def _timed(stage: Stage, known: Mapping[str, Any]) -> tuple[Timed, ...]:
     )
 
 
-def _where(stage: Stage, raw_timings: RawTimings) -> str:
+def _where(stage: Stage, raw_timings: RawTimings | None = None) -> str:
     """Return how a note begins that is not about this machine and the usual runtime."""
     parts = []
     if stage.machine:
-        threads = raw_timings.all_threads
         machine = stage.environment.get("cpu") or "another machine"
-        parts.append(f"on {machine} ({threads} thread{'' if threads == 1 else 's'})")
+        if raw_timings is not None:
+            threads = raw_timings.all_threads
+            machine += f" ({threads} thread{'' if threads == 1 else 's'})"
+        parts.append(f"on {machine}")
     if stage.runtime:
         parts.append(f"in {stage.title or stage.runtime}")
     return f"{' '.join(parts)}: " if parts else ""

@@ -5,8 +5,9 @@ Needs numpy and onnxruntime alone, so that it works where models are deployed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 
 from compress.errors import UserError, unknown
@@ -21,12 +22,13 @@ BUILT_IN: tuple[type[Runtime], ...] = (OnnxruntimeCpu,)
 def runtimes() -> Mapping[str, Runtime]:
     """Return every runtime by its name, those of installed packages included.
 
-    The first is the one by which files are judged. Raises UserError for a plug-in that is no
-    Runtime, or whose name is in use or not of letters alone.
+    The first is the one by which files are judged. Raises UserError for a plug-in that can't be
+    loaded, that is no Runtime, or whose name is in use or not of letters alone.
     """
     known = {cls.name: cls() for cls in BUILT_IN}
     for entry in entry_points(group=GROUP):
-        cls = entry.load()
+        with _loading(entry.value):
+            cls = entry.load()
         if not (isinstance(cls, type) and issubclass(cls, Runtime)):
             raise UserError(f"the plug-in {entry.value} is not a Runtime")
         if cls.name in known or not (cls.name.isascii() and cls.name.isalpha()):
@@ -34,8 +36,34 @@ def runtimes() -> Mapping[str, Runtime]:
                 f"the runtime {entry.value} is called {cls.name!r}: columns begin with the name, "
                 f"so it must be of letters alone, and none of {', '.join(known)}"
             )
-        known[cls.name] = cls()
+        with _loading(entry.value):
+            known[cls.name] = cls()
     return known
+
+
+@contextlib.contextmanager
+def _loading(plug_in: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a foreign module does at its import
+        raise UserError(
+            f"the runtime {plug_in} of an installed package can't be loaded "
+            f"({type(error).__name__}: {error}): mend or uninstall the package"
+        ) from error
+
+
+def why_absent(runtime: Runtime) -> str:
+    """Return why files cannot be run in a runtime here; '' if they can.
+
+    Whatever a plug-in raises is a reason: by then models were trained, and other runtimes wait.
+    """
+    try:
+        if reason := runtime.absent():
+            return reason
+        dict(runtime.versions())
+    except Exception as error:
+        return f"its plug-in failed ({type(error).__name__}: {error})"
+    return ""
 
 
 def runtime_named(name: str) -> Runtime:

@@ -28,7 +28,7 @@ class Session(Protocol):
 
 
 class Runtime(ABC):
-    """What opens and runs ONNX files. A plug-in is an entry point of the group `RUNTIMES`."""
+    """What opens and runs ONNX files. A plug-in is an entry point of this room's `GROUP`."""
 
     name: str
     """Of letters alone; columns of what is timed in it begin with it."""

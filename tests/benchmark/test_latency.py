@@ -72,7 +72,7 @@ def time(
         threads=1,
         suite=SimpleNamespace(timing_seconds=1.0, timings=("cpu_batch32", "cpu", "cpu1")),
     )
-    caught, [stage, *_] = latency.time_records(given, plan, outputs, collector or fake)
+    stage, caught = next(latency.time_records(given, plan, outputs, collector or fake))
     return caught, stage
 
 

@@ -25,7 +25,7 @@ OPTIONS = {"chain": CHAINS, "model": "mlp(width=8)", "progress": False}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute steps alone, in this process: no file is timed, and no report written."""
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
+    monkeypatch.setattr(bench, "time_records", lambda *_: [(Stage(reason="left out"), [])])
     monkeypatch.setattr(bench, "memory_records", lambda *_: [])
     monkeypatch.setattr(write, "write_reports", lambda *_: None)
     monkeypatch.setattr(api, "start_base", lambda: None)

@@ -94,7 +94,7 @@ def test_objects_cannot_go_to_other_machines(tmp_path: Path, monkeypatch) -> Non
             return True
 
     monkeypatch.setattr(ray_executor, "_ray", Ray)
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
+    monkeypatch.setattr(bench, "time_records", lambda *_: [(Stage(reason="left out"), [])])
     from bench_fixtures import small_digits
 
     with pytest.raises(compress.UserError, match="other machines do not have"):

@@ -33,7 +33,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     chains = [f"train(epochs=2) -> {chain}" for chain in CHAINS]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
+        patch.setattr(bench, "time_records", lambda *_: [(Stage(reason="left out"), [])])
         compress.run(data=data, model="mlp(width=16)", chain=chains, out=out, progress=False)
     return out
 

@@ -50,3 +50,27 @@ class Fake(Runtime):
 
     def open(self, onnx: OnnxFile, threads: int = 0, level: str = DEFAULT_LEVEL) -> Slowed:
         return Slowed(self.inner.open(onnx, threads, level), onnx)
+
+
+class Unbuilt(Fake):
+    def __init__(self) -> None:
+        raise RuntimeError("no license")
+
+
+class Numbered(Fake):
+    name = "fake2"
+
+
+class Missing(Fake):
+    def absent(self) -> str:
+        return "libfake.so is missing"
+
+
+class Torn(Fake):
+    def absent(self) -> str:
+        raise RuntimeError("torn")
+
+
+class Unversioned(Fake):
+    def versions(self) -> Mapping[str, str]:
+        raise KeyError("version")

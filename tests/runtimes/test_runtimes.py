@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,13 +65,6 @@ def test_an_unknown_runtime_is_refused_by_name() -> None:
         runtime_named("tvm")
 
 
-def test_a_plug_in_must_be_a_runtime_with_a_name_of_its_own(plugged_in: Path) -> None:
-    installed(plugged_in, "fake_runtime:Slowed")
-    importlib.invalidate_caches()
-    with pytest.raises(UserError, match="fake_runtime:Slowed is not a Runtime"):
-        runtimes()
-
-
 def test_a_second_runtime_brings_columns_verdicts_and_its_table(
     plugged_in: Path, tmp_path: Path
 ) -> None:
@@ -97,3 +91,50 @@ def test_a_second_runtime_brings_columns_verdicts_and_its_table(
     table = (results.out / "table.md").read_text()
     assert "a made-up runtime" in table
     assert (results.out / "raw" / "timing-fake.json").exists()
+    assert "Timed in a made-up runtime too: fake 3.1." in table
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("gone_runtime:Fake", r"gone_runtime:Fake .* can't be loaded \(ModuleNotFoundError"),
+        ("fake_runtime:Unbuilt", r"can't be loaded \(RuntimeError: no license\)"),
+        ("fake_runtime:Slowed", "is not a Runtime"),
+        ("fake_runtime:Numbered", "'fake2': .* must be of letters alone"),
+    ],
+)
+def test_a_bad_plug_in_is_refused_before_any_work(
+    plugged_in: Path, tmp_path: Path, entry: str, reason: str
+) -> None:
+    installed(plugged_in, entry)
+    importlib.invalidate_caches()
+    with pytest.raises(UserError, match=reason):
+        compress.run(data="digits", model="mlp(width=8)", chain="train(epochs=1)", out=tmp_path)
+    assert not list(tmp_path.glob("results*"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("fake_runtime:Missing", "libfake.so is missing"),
+        ("fake_runtime:Torn", r"its plug-in failed \(RuntimeError: torn\)"),
+        ("fake_runtime:Unversioned", r"its plug-in failed \(KeyError: 'version'\)"),
+    ],
+)
+def test_a_runtime_that_cannot_be_used_costs_its_own_columns_alone(
+    plugged_in: Path, tmp_path: Path, entry: str, reason: str
+) -> None:
+    installed(plugged_in, entry)
+    importlib.invalidate_caches()
+    [baseline] = compress.run(
+        data=small_digits(),
+        model="mlp(width=8)",
+        chain="train(epochs=1)",
+        out=tmp_path / "out",
+        threads=1,
+        timing_seconds=0.1,
+        timings=("cpu",),
+        progress=False,
+    ).rows
+    assert baseline["cpu_ms_p50"] > 0
+    assert re.search(f"in a made-up runtime: not timed: {reason}", baseline["note"])

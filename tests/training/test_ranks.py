@@ -108,7 +108,7 @@ def run_by(count: int, folder: Path, chain: str) -> list[dict[str, Any]]:
 def test_a_run_shares_its_trainings_and_writes_each_result_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
+    monkeypatch.setattr(bench, "time_records", lambda *_: [(Stage(reason="left out"), [])])
     steps = ("train(epochs=2)", "prune_channels(macs=0.6)", "distill(epochs=2)")
     chain = " -> ".join([*steps, "quantize()"])
     shared = run_by(COUNT, tmp_path / "shared", chain)
@@ -146,7 +146,7 @@ class Ends(Compressor):
 def test_a_process_that_ends_does_not_leave_the_others_waiting(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "time_records", lambda *_: ([], [Stage(reason="left out")]))
+    monkeypatch.setattr(bench, "time_records", lambda *_: [(Stage(reason="left out"), [])])
     place = tmp_path / "packages"
     place.mkdir()
     (place / "ends.py").write_text(PLUG_IN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +12,7 @@ from compress.results.log import Stage
 from compress.results.raw import write_values
 from compress.results.record import BASELINE, Key, Record
 from compress.results.timed import in_order
-from compress.runtimes import runtimes
+from compress.runtimes import runtimes, why_absent
 from compress.system.progress import Stage as Shown
 from compress.system.progress import stage
 from compress.tasks.base import stacked_inputs
@@ -54,13 +54,13 @@ def time_records(
     plan: Plan,
     outputs: Outputs,
     collector: Callable[..., RawTimings] = collect,
-) -> tuple[list[Record], list[Stage]]:
-    """Time the files of all `ok` records in turns, in every runtime of this machine.
+) -> Iterator[tuple[Stage, list[Record]]]:
+    """Time the files of all `ok` records in turns, in one runtime of this machine after another.
 
-    Returns the records of files that gave other outputs than they were verified by, which are
-    `unverified` by that, and where the seconds of each runtime lie. Speed-ups refer to the first
-    seed's sound baseline. `collector` collects the seconds; by default processes of this machine
-    do.
+    Yields where the seconds of a runtime lie as soon as they do, and the records of files that gave
+    other outputs than they were verified by, which are `unverified` by that. Speed-ups refer to the
+    first seed's sound baseline. `collector` collects the seconds; by default processes of this
+    machine do.
     """
     sound = [record for record in records.values() if record.status == "ok"]
     first, *others = runtimes().values()
@@ -68,7 +68,9 @@ def time_records(
     stages += [replace(stages[0], runtime=other.name, title=other.title) for other in others]
     baseline = next((record.name for record in sound if record.chain == BASELINE), None)
     if baseline is None:
-        return [], [replace(one, reason="there is no sound baseline file") for one in stages]
+        for one in stages:
+            yield replace(one, reason="there is no sound baseline file"), []
+        return
     inputs = stacked_inputs(plan.data.task, plan.data.test, SAMPLES)
     samples = [tensor.numpy() for tensor in inputs]
     expected = {r.name: outputs.stored(outputs.model(*r.key).name)[TIMED] for r in sound}
@@ -84,18 +86,18 @@ def time_records(
         effort=Effort(seconds=plan.suite.timing_seconds),
         threads=plan.threads,
     )
-    deviating: list[Record] = []
-    for number, (runtime, one) in enumerate(zip((first, *others), stages, strict=True)):
-        if reason := runtime.absent():
-            stages[number] = replace(one, reason=reason)
+    for runtime, one in zip((first, *others), stages, strict=True):
+        if reason := why_absent(runtime):
+            yield replace(one, reason=reason), []
             continue
         with stage(f"timing {len(sound)} file(s) in {runtime.title} on the CPU") as shown:
             collect_in = partial(collector, progress=partial(_show, shown))
             own = replace(request, runtime=one.runtime)
-            stages[number], raw_timings = _timed(one, sound, outputs, own, collect_in)
+            timed, raw_timings = _timed(one, sound, outputs, own, collect_in)
+        deviating: list[Record] = []
         if raw_timings is not None and not one.runtime:
             deviating = [bad for record in sound if (bad := _deviating(raw_timings, record))]
-    return deviating, stages
+        yield timed, deviating
 
 
 def _show(shown: Shown, words: str) -> None:

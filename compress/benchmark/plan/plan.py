@@ -24,6 +24,7 @@ from compress.errors import IllegalChain, UserError, unknown
 from compress.heads import Path as OutputPath
 from compress.heads import heads_of
 from compress.model import INSTANCE, Blueprint, Model, copied
+from compress.runtimes import runtimes
 from compress.system.environment import cpu_threads
 from compress.system.files import sha256
 from compress.system.progress import stage
@@ -184,6 +185,7 @@ def make_plan(
             raise UserError(f"--allow-code: there is no file {path}")
     if step_threads is not None and step_threads < 1:
         raise UserError(f"step_threads must be at least 1, not {step_threads}")
+    runtimes()  # a plug-in that is none is refused now, not when files are timed
     by_name = data is None and model is None and metric is None and not teachers
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     suite = _with_weights_found(suite, data_root)
