@@ -44,8 +44,10 @@ Builder = Callable[[Blueprint], nn.Module]
 class Model:
     """A trained network and what deploys it.
 
-    `module` is float32 and in eval mode; `probe` a few real inputs of the task, used wherever
-    something is tried out (a tuple of tensors, each with a leading batch dimension); `sparse` the
+    `module` is float32 and in eval mode; `probe` a few different inputs of the task, used
+    wherever something is tried out (a tuple of tensors, each with a leading batch dimension): real
+    ones in a run, but noise where they are floats in a model loaded from a folder, as files keep no
+    inputs that may be private; `sparse` the
     names of the weights that a pruning step masked; `hints` small JSON for later steps; `onnx` the
     deployed bytes once a step has lowered the model; `blueprint` None for a module instance that
     has no factory; `inputs` how the file names its inputs, by default `input`, or `input_0` and so

@@ -140,13 +140,8 @@ class Judge:
 
 
 def _error(one: Measured, items: int) -> float:
-    """Return the standard error of a change of accuracy on so many items.
-
-    The shares of items lost and gained are those found, with one of each added.
-    """
-    total = one.items + 2
-    gain, loss = (one.gained + 1) / total, (one.lost + 1) / total
-    return math.sqrt((gain + loss - (gain - loss) ** 2) / (items + 2))
+    """Return the standard error of a chain's change of accuracy on so many items."""
+    return Difference(one.lost, one.gained, one.items).error(items)
 
 
 def finalists_for(goal: Goal, test_items: int) -> int:

@@ -76,10 +76,15 @@ class Difference:
         Laake (2014) recommend: with gain = (gained + 1) / (N + 2) and loss = (lost + 1) / (N + 2),
         gain - loss ± 1.96 · sqrt((gain + loss - (gain - loss)²) / (N + 2)).
         """
+        middle = (self.gained - self.lost) / (self.items + 2)
+        half = Z * self.error(self.items)
+        return max(-1.0, middle - half), min(1.0, middle + half)
+
+    def error(self, items: int) -> float:
+        """Return the standard error of such a difference on `items` items, as in `interval`."""
         total = self.items + 2
         gain, loss = (self.gained + 1) / total, (self.lost + 1) / total
-        half = Z * math.sqrt((gain + loss - (gain - loss) ** 2) / total)
-        return max(-1.0, gain - loss - half), min(1.0, gain - loss + half)
+        return math.sqrt((gain + loss - (gain - loss) ** 2) / (items + 2))
 
     @property
     def bound(self) -> float:

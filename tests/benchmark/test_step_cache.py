@@ -27,7 +27,7 @@ from compress.benchmark.plan.suite import Named, Suite
 from compress.benchmark.store.store import Entry, Store, StoredStepCache
 from compress.compressor import run
 from compress.errors import CannotSave, IllegalChain, UserError
-from compress.model import weights_hash
+from compress.model import Model, weights_hash
 from compress.tasks.base import Subset
 from compress.techniques import chain
 from compress.training import Batch, loop
@@ -313,3 +313,21 @@ def test_jobs_say_to_their_shelf_when_the_run_began(
     plan = plan_of("prune_weights(sparsity=0.5)")
     steps_done(plan, Stores(Store(tmp_path), Store(tmp_path / "p"), since=7.0), "baseline")
     assert seen == [7.0]
+
+
+def test_a_later_step_tries_things_out_on_real_items(tmp_path: Path, monkeypatch) -> None:
+    text = "prune_weights(sparsity=0.5) -> finetune(epochs=1)"
+    stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
+    plan = plan_of(text)
+    steps_done(plan, stores, "baseline")
+    seen = []
+
+    def watched(compressor: object, model: Model, context: object) -> Model:
+        seen.append(model.probe[0])
+        return run(compressor, model, context)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job_module, "run", watched)
+    steps_done(plan, stores, text)
+    assert len(seen) == 2, "from the stored baseline, one step after the other"
+    for probe in seen:
+        assert torch.equal(probe, plan.data.task.probe()[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from compress.errors import UserError
-from compress.tasks.base import Data, Split
+from compress.tasks.base import Data, Split, prepared_batches
 from compress.zoo.data import DATA, data_root, from_arrays, load_data
 
 
@@ -64,6 +65,19 @@ def test_later_changes_of_the_callers_array_do_not_matter():
     before = rows(data.test)
     pixels["x_test"][:] = 0
     assert rows(data.test) == before
+
+
+def test_a_probe_is_of_different_images_also_without_any_of_the_data():
+    data = load_data("digits")
+    for given in (data.task, replace(data.task, samples=None)):
+        assert len(torch.unique(given.probe()[0], dim=0)) == 4
+    learnt = [
+        images
+        for split in (data.train, data.validation)
+        for (images,), _ in prepared_batches(data.task, split, 500)
+    ]
+    real = torch.cat(learnt)
+    assert all((real == item).flatten(1).all(1).any() for item in data.task.probe()[0])
 
 
 def test_a_tenth_of_train_is_held_out_and_nothing_is_lost():
