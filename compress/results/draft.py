@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compress.results.record import Key, Record
+from compress.results.record import EXECUTION, Key, Record
 from compress.system.amounts import size
+from compress.timing.executed import Executed, explain
 
 REASON_PREFIXES = {
     "metric": "",
@@ -16,6 +17,11 @@ REASON_PREFIXES = {
     "ece": "no calibration error: ",
 }
 """Columns whose reason for being empty is part of the row's note, and how it begins there."""
+COUNTED = (
+    *("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes", "int8_macs"),
+    "executed_macs",
+)
+"""The figures of `compress.timing.executed.Executed`, in its order."""
 ALIKE = 0.9
 """Below this agreement with its float module (top-1), a lowered file's row says so."""
 
@@ -43,6 +49,8 @@ class Draft:
             zeros = 1 - figures["nonzero_params"] / figures["params"]
             gzipped = size(figures["gzip_bytes"])
             notes.append(f"{zeros:.0%} of the parameters are zero; gzipped, the file has {gzipped}")
+        if slowed := _slowed(record):
+            notes.append(slowed)
         if draft.ok and (same := figures.get("top1_agreement", 1.0)) < ALIKE:
             notes.append(
                 f"the file gives the answer of its float module for only {same:.0%} of the items"
@@ -73,6 +81,15 @@ class Draft:
             "steps": list(map(asdict, record.steps)),
             "missing": self.missing,
         }
+
+
+def _slowed(record: Record) -> str:
+    """Return what keeps an int8 file from its speed, on the CPU on which it was executed."""
+    flags = [line.get("cpu_flags") for line in record.log if line["kind"] == EXECUTION]
+    if not flags or not flags[-1]:
+        return ""
+    counts: list[Any] = [record.measured[name] for name in COUNTED]
+    return explain(Executed(*counts), flags[-1])
 
 
 Drafts = Mapping[Key, Draft]

@@ -51,7 +51,7 @@ def test_the_executed_graph_goes_to_its_columns(
     lowered = executed(tmp_path / "int8.onnx")
     assert lowered.figures["int8_convs"] == found.figures["float_convs"]
     assert lowered.figures["int8_macs"] == lowered.figures["executed_macs"]
-    assert "this CPU has no int8 dot products" in lowered.notes[0]
+    assert [line["cpu_flags"] for line in lowered.log] == [["avx2"]]
 
 
 def test_a_file_that_does_not_run_has_reasons(tmp_path: Path) -> None:

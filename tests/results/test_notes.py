@@ -38,3 +38,16 @@ def test_a_file_that_is_unlike_its_module_says_so(
     note = row(status, top1_agreement=agreement)["note"]
     words = "the file gives the answer of its float module for only 46% of the items"
     assert note == (words if said else "")
+
+
+@pytest.mark.parametrize(("flags", "said"), [(["avx2"], True), (["avx_vnni"], False), ([], False)])
+def test_what_slows_an_int8_file_follows_from_its_counts_and_the_cpu(
+    flags: list[str], said: bool
+) -> None:
+    counts = {"int8_convs": 20, "float_convs": 0, "int8_matmuls": 1, "float_matmuls": 0}
+    measured = {**counts, "qdq_nodes": 2, "int8_macs": 100, "executed_macs": 100}
+    log = ({"kind": "executed", "macs": 100, "cpu_flags": flags},)
+    note = Draft.of(Record("a()", 0, "ok", measured, log=log)).row()["note"]
+    assert note == (
+        "what slows int8: this CPU has no int8 dot products (VNNI, AMX or Arm's)" if said else ""
+    )

@@ -36,12 +36,12 @@ from compress.heads import heads_of
 from compress.model import Model, save
 from compress.results.accuracy import WEIGHTS
 from compress.results.raw import write_arrays
-from compress.results.record import Record
+from compress.results.record import EXECUTION, Record
 from compress.system.environment import cpu_info
 from compress.system.files import sha256, write_atomic
 from compress.system.progress import stage
 from compress.tasks.base import other_lengths, spaced, stacked_inputs
-from compress.timing.executed import executed, explain
+from compress.timing.executed import executed
 
 EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes")
 """Columns that `compress.timing.executed` fills."""
@@ -207,7 +207,7 @@ def _count(
 
 
 def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, measured: Measured) -> None:
-    """Note what onnxruntime executes for one item, and what keeps an int8 file from its speed."""
+    """Note what onnxruntime executes for one item."""
     try:
         run = executed(path, inputs, threads)
     except Exception as error:
@@ -217,9 +217,8 @@ def _execute(path: Path, inputs: Sequence[np.ndarray], threads: int, measured: M
         return
     measured.figures |= {name: getattr(run, name) for name in EXECUTED}
     measured.figures |= {"int8_macs": run.int8_macs, "executed_macs": run.macs}
-    measured.log.append({"kind": "executed", "macs": run.macs, "operators": dict(run.operators)})
-    if slowed := explain(run, cpu_info()[1]):
-        measured.notes.append(slowed)
+    about = {"operators": dict(run.operators), "cpu_flags": list(cpu_info()[1])}
+    measured.log.append({"kind": EXECUTION, "macs": run.macs, **about})
 
 
 @dataclass
