@@ -108,7 +108,7 @@ def live(trials: int, best: Measured | None, judge: Judge, left: float) -> str:
     return f"{done}, best {so_far(best, judge)}, {duration(max(0.0, left))} left"
 
 
-def told(trial: Trial, judge: Judge) -> str:
+def trial_line(trial: Trial, judge: Judge) -> str:
     """Return a line of the log about a finished trial."""
     last = trial.last
     figures = f"{so_far(last, judge)}, {PAST[trial.reached]}" if last and trial.reached else ""

@@ -85,7 +85,7 @@ def facts(rows: Sequence[Row], about: About, seeds: Sequence[int]) -> list[str]:
     return list(filter(None, sentences))
 
 
-def unfinished(rows: Sequence[Row], about: About) -> str:
+def missing_rows(rows: Sequence[Row], about: About) -> str:
     """Return how many rows are missing from a run that was stopped or is going on; '' for none.
 
     `rows` are those of every seed.

@@ -31,7 +31,7 @@ def environment_of(machine: str, about: About) -> Mapping[str, Any]:
     """Return what is known of the machine where files were timed ('': this one)."""
     if not machine:
         return about.get("timed_on") or about.get("environment") or {}
-    return ((about.get("elsewhere") or {}).get(machine) or {}).get("environment") or {}
+    return ((about.get("other_machines") or {}).get(machine) or {}).get("environment") or {}
 
 
 def machine_words(environment: Mapping[str, Any]) -> str:

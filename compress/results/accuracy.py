@@ -83,8 +83,8 @@ def add_own_accuracy(draft: Draft, folder: Path) -> Answers | None:
     for line in draft.record.log:
         if line["kind"] == WEIGHTS:
             right = int(answers.correct.sum())
-            told = (right, len(answers.correct), line["classes"], line["promised"])
-            if doubt := doubt_of(*told):
+            items = len(answers.correct)
+            if doubt := doubt_of(right, items, line["classes"], line["promised"]):
                 draft.notes.append(f"DOUBTFUL WEIGHTS: {doubt}")
     if np.isfinite(answers.confidence).all():
         draft.figures["ece"] = calibration_error(answers.confidence, answers.correct)

@@ -220,7 +220,7 @@ def test_other_machines_have_a_table_each():
     there |= {"on_arm_4t_cpu_verdict": "faster", "on_old_cpu_cpu1_ms_p50": 7.0}
     known = {"control": 1.0, "margin": 0.02, "trusted": True}
     about = timed(timed_files("cpu", "arm_4t", known=known), timed_files("cpu1", "old_cpu"))
-    about |= {"elsewhere": {"arm_4t": {"environment": {"cpu": "Neoverse", "threads": 4}}}}
+    about |= {"other_machines": {"arm_4t": {"environment": {"cpu": "Neoverse", "threads": 4}}}}
     shown = markdown([BASE, row("a()", **there)], about)
     part = _section(shown, "On another machine: Neoverse")
     assert "Machine: Neoverse; 4 threads." in " ".join(part.split())

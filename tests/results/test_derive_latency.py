@@ -67,7 +67,7 @@ def test_another_machine(run: Written) -> None:
     assert (row["cpu_verdict"], row["on_other_cpu_verdict"]) == ("indistinguishable", "faster")
     assert row["on_other_cpu_speedup"] == pytest.approx(2)
     assert row["note"] == ""
-    assert run.read().about["elsewhere"] == {"other": {"environment": there}}
+    assert run.read().about["other_machines"] == {"other": {"environment": there}}
 
 
 def test_other_outputs_there_cost_the_figures_and_wide_int8_weights_may_be_why(

@@ -153,7 +153,7 @@ def test_rank_gives_each_layer_the_macs_of_the_channel_form() -> None:
     assert share(result, model) < 0.5
 
 
-def test_a_layer_that_would_not_get_cheaper_is_left_alone_and_the_journal_says_so() -> None:
+def test_a_layer_that_would_not_get_cheaper_is_left_alone_and_the_step_log_says_so() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.Linear(64, 2))
     given = context()
     result = run(chain("factorize(rank=0.9)"), model_of(module), given)
