@@ -172,8 +172,8 @@ class _Factorization:
         elif abs(reached - target) > NEAR:
             self.log.note(
                 f"factorize: the target was {target:.2f} of the {what}, and {reached:.2f} was "
-                f"reached: of what forms and ranks in steps of {self.step.round_to} give, that "
-                f"loses least"
+                f"reached, by the setting within it that loses least, with ranks in multiples of "
+                f"{self.step.round_to}"
             )
 
     def _for_latency(self, target: float) -> Choices:
