@@ -87,8 +87,8 @@ def prove(name: str) -> list[dict[str, Any]]:
 def attempt(
     text: str, model: Model, task: ImageClassification, inputs: tuple[torch.Tensor, ...]
 ) -> dict[str, Any]:
-    bench = StepContext(task, log=StepLog())
-    result = run(chain(text), model, bench)
+    context = StepContext(task, log=StepLog())
+    result = run(chain(text), model, context)
     verdict = verify(export(result), result, inputs, lowered=False)
     with tempfile.TemporaryDirectory() as folder:
         save(result, Path(folder), build_module)
@@ -101,7 +101,7 @@ def attempt(
         "macs_kept": round(kept, 3),
         "verified": verdict.ok,
         "loads_equal": same,
-        "note": "; ".join([*bench.log.notes, verdict.reason]).strip("; "),
+        "note": "; ".join([*context.log.notes, verdict.reason]).strip("; "),
     }
 
 

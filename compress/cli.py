@@ -310,7 +310,7 @@ def merge(run: Path, files: tuple[Path, ...], name: str) -> None:
     from compress.api import merge as add
 
     results = add(run, files, name)
-    for slug, there in results.about["elsewhere"].items():
+    for slug, there in results.about["other_machines"].items():
         machine = there["environment"]
         cpu, threads = machine["cpu"] or "unnamed processor", machine["threads"]
         click.echo(f"Columns on_{slug}_...: {cpu}, threads: {threads}, timed {machine['date']}")

@@ -62,8 +62,8 @@ def settle(model: Model, shape: Sequence[int], judge: Judge | None = None) -> Te
     return settle_heads(model.module, inputs, shape, judge)
 
 
-def together(models: Sequence[Model], average: str = "probabilities") -> Model:
-    """Return the ensemble of models that were built by one factory.
+def together(models: Sequence[Model]) -> Model:
+    """Return the ensemble, by the mean of probabilities, of models that were built by one factory.
 
     Raises IllegalChain if they were not.
     """
@@ -73,12 +73,11 @@ def together(models: Sequence[Model], average: str = "probabilities") -> Model:
         raise IllegalChain("an ensemble has members of one factory, and these have several")
     blueprint = None
     if first.blueprint is not None and first.blueprint.factory != INSTANCE:
-        name = f"ensemble(of={first.blueprint.factory!r}, members={len(models)}"
-        name += f", average={average!r})" if average != "probabilities" else ")"
+        name = f"ensemble(of={first.blueprint.factory!r}, members={len(models)})"
         blueprint = Blueprint(name, first.blueprint.arguments)
     sparse = {f"members.{i}.{name}" for i, model in enumerate(models) for name in model.sparse}
     return Model(
-        Ensemble([model.module for model in models], average).eval(),
+        Ensemble([model.module for model in models]).eval(),
         first.probe,
         frozenset(sparse),
         blueprint=blueprint,

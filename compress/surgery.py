@@ -15,16 +15,6 @@ from compress.tasks.base import Tensors
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def weighted_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (path, layer) of every convolution and linear layer, each layer once."""
-    for path, layer in module.named_modules():
-        # The output projection of nn.MultiheadAttention is read past its forward method.
-        if isinstance(layer, WEIGHTED) and not isinstance(
-            layer, nn.modules.linear.NonDynamicallyQuantizableLinear
-        ):
-            yield path, layer
-
-
 def matrix_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return, by name, the weights that are multiplied with inputs, attention's included."""
     weights: dict[str, nn.Parameter] = {}

@@ -58,7 +58,17 @@ def test_sizes(value: float, shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.4, "0 s"), (6, "6 s"), (89.6, "90 s"), (90, "1.5 min"), (5340, "89 min"), (43_200, "12 h")],
+    [
+        (0, "0 s"),
+        (0.04, "0 s"),
+        (0.4, "0.4 s"),
+        (0.96, "1 s"),
+        (6, "6 s"),
+        (89.6, "90 s"),
+        (90, "1.5 min"),
+        (5340, "89 min"),
+        (43_200, "12 h"),
+    ],
 )
 def test_durations(value: float, shown: str) -> None:
     assert duration(value) == shown

@@ -107,6 +107,10 @@ WRONG = [
         ["run", "--chain", "train() -> quantize()", "--require-equivalent", "train()"],
         "is the baseline itself",
     ),
+    (
+        ["run", "--chain", "train() -> quantize()", "--require-equivalent", "baseline"],
+        "'baseline' is the baseline itself: name a row that is compared with it",
+    ),
     (["report", "."], "there is no results.jsonl"),
     (["list", "colours"], "'colours' is not one of"),
 ]
@@ -242,7 +246,7 @@ def test_a_log_tells_what_every_row_is_doing(finished: Path) -> None:
     begun = [line for line in progress if not line.partition(" s so far")[1]]
     measuring = [
         "writing the ONNX file",
-        "verifying the file on 360 items",
+        "verifying the file on 360 images",
         "measuring the accuracy on 360 images",
         "saving the model, counting its operations and bytes",
     ]

@@ -93,7 +93,7 @@ def test_needs_are_checked_before_work() -> None:
         run(chain("quantize()"), model(), step_context())
 
 
-def test_the_journal_names_steps_and_seconds() -> None:
+def test_the_step_log_names_steps_and_seconds() -> None:
     context = step_context()
     run(Scale(0.5) >> Scale(2.0), model(), context)
     steps = [row["step"] for row in context.log.rows if row["kind"] == "step"]

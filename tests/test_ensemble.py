@@ -62,14 +62,14 @@ def test_pruned_members_are_saved_with_their_masks(data: Data, tmp_path: Path) -
     members = "prune_channels(channels=0.5) -> prune_weights(sparsity=0.5) -> finetune(epochs=1)"
     first = run(chain(members), trained, context)
     second = run(chain("finetune(epochs=1)"), first, context)
-    made = together([first, second], "logits")
+    made = together([first, second])
     assert made.sparse == {f"members.{i}.{name}" for i in (0, 1) for name in first.sparse}
     save(made, tmp_path, build)
     again = load(tmp_path, build)
     inputs = trained.items()
     torch.testing.assert_close(
-        forward(again.module, inputs),
-        (forward(first.module, inputs) + forward(second.module, inputs)) / 2,
+        forward(again.module, inputs).softmax(1),
+        (forward(first.module, inputs).softmax(1) + forward(second.module, inputs).softmax(1)) / 2,
     )
 
 
@@ -104,9 +104,15 @@ def test_what_no_factory_builds_cannot_be_saved(data: Data, tmp_path: Path) -> N
     assert not (tmp_path / "none").exists()
 
 
-def test_the_average_is_part_of_what_a_model_is(data: Data) -> None:
+def test_the_average_is_part_of_what_a_model_is(data: Data, tmp_path: Path) -> None:
     both = [fresh_model(data, f"ensemble(of='mlp', average={a!r})") for a in AVERAGES]
     assert identity(both[0]) != identity(both[1])
+    for made, average in zip(both, AVERAGES, strict=True):
+        save(made, tmp_path / average, build)
+        again = load(tmp_path / average, build)
+        inputs = made.items()
+        outputs = [forward(member, inputs) for member in made.module.members]
+        torch.testing.assert_close(forward(again.module, inputs), averaged(outputs, average))
 
 
 def test_an_ensemble_of_ensembles_is_built(data: Data) -> None:

@@ -39,7 +39,9 @@ def said(act: Callable[[], object]) -> str:
     return "NOT REFUSED"
 
 
-def refusals(data: Data, teacher: Model, bench: StepContext, folder: Path) -> list[tuple[str, str]]:
+def refusals(
+    data: Data, teacher: Model, context: StepContext, folder: Path
+) -> list[tuple[str, str]]:
     wide = replace(teacher.copy(), module=nn.Sequential(nn.Flatten(), nn.Linear(64, 12)))
     large = replace(wide, probe=(torch.zeros(1, 1, 16, 16),))
     for number in range(3):
@@ -50,37 +52,37 @@ def refusals(data: Data, teacher: Model, bench: StepContext, folder: Path) -> li
     learn = chain("distill(student='mlp', epochs=1)")
     unlabelled = f"distill(student='mlp', epochs=1, transfer={name!r}"
     calls: dict[str, Callable[[], object]] = {
-        "a teacher with 12 classes": lambda: run(learn, teacher, replace(bench, teacher=wide)),
-        "a teacher of 16 x 16 images": lambda: run(learn, teacher, replace(bench, teacher=large)),
+        "a teacher with 12 classes": lambda: run(learn, teacher, replace(context, teacher=wide)),
+        "a teacher of 16 x 16 images": lambda: run(learn, teacher, replace(context, teacher=large)),
         "an unlabelled transfer set, hard_weight=0.1": lambda: run(
-            chain(f"{unlabelled})"), teacher, replace(bench, transfers=loose)
+            chain(f"{unlabelled})"), teacher, replace(context, transfers=loose)
         ),
         "an unlabelled transfer set, loss='dkd'": lambda: run(
             chain(f"{unlabelled}, hard_weight=0, loss='dkd')"),
             teacher,
-            replace(bench, transfers=loose),
+            replace(context, transfers=loose),
         ),
         "temperature=0": lambda: chain("distill(loss=kd(temperature=0))"),
         "temperature=-4": lambda: chain("distill(loss=kd(temperature=-4))"),
         "final_temperature=0": lambda: chain("distill(loss=kd(final_temperature=0))"),
         "an unknown teacher": lambda: run(
-            chain("distill(epochs=1, teacher='baselime')"), teacher, bench
+            chain("distill(epochs=1, teacher='baselime')"), teacher, context
         ),
         "an unknown loss": lambda: chain("distill(loss='kl')"),
         "an option of another loss": lambda: chain("distill(loss=kd(beta=1.0))"),
         "hints without a match": lambda: run(
-            chain("distill(student='mlp', epochs=1, hints='fitnets')"), teacher, bench
+            chain("distill(student='mlp', epochs=1, hints='fitnets')"), teacher, context
         ),
         "a learning rate of 1e9": lambda: run(
             chain("distill(epochs=4, learning_rate=1e9, optimizer='sgd', loss='logits')"),
             teacher,
-            bench,
+            context,
         ),
     }
     return [(what, said(act).replace(str(folder), "...")) for what, act in calls.items()]
 
 
-def explosion(data: Data, teacher: Model, bench: StepContext) -> list[tuple[str, str]]:
+def explosion(data: Data, teacher: Model, context: StepContext) -> list[tuple[str, str]]:
     """Let the teacher's logits explode in the third of six epochs."""
 
     class Explodes(nn.Module):
@@ -97,7 +99,7 @@ def explosion(data: Data, teacher: Model, bench: StepContext) -> list[tuple[str,
 
     step_log = StepLog()
     broken = replace(teacher.copy(), module=Explodes(teacher.module))
-    spoilt = replace(bench, teacher=broken, log=step_log)
+    spoilt = replace(context, teacher=broken, log=step_log)
     made = run(chain("distill(student='mlp', epochs=6, views=0)"), teacher, spoilt)
     accuracy, _ = evaluate(made.module, data.task, data.test)
     return [
@@ -106,18 +108,18 @@ def explosion(data: Data, teacher: Model, bench: StepContext) -> list[tuple[str,
     ]
 
 
-def full_disk(teacher: Model, bench: StepContext, folder: Path) -> list[tuple[str, str]]:
+def full_disk(teacher: Model, context: StepContext, folder: Path) -> list[tuple[str, str]]:
     """Keep what the teacher says on a disk that takes one view and no more."""
     with small_disk(folder / "disk", "48k") as mounted:
         if not mounted:
             return [("a cache on a full disk", "not tried: mounting a tmpfs is not allowed here")]
         step = chain("distill(student='mlp', epochs=3)")
-        assert isinstance(bench.task, ImageClassification)
-        task = replace(bench.task, augment="crop")
+        assert isinstance(context.task, ImageClassification)
+        task = replace(context.task, augment="crop")
         plain, small = StepLog(), StepLog()
-        expected = run(step, teacher, replace(bench, task=task, log=plain))
-        shelf = StoredStepCache(Store(folder / "disk" / "store"), "proof")
-        made = run(step, teacher, replace(bench, task=task, cache=shelf, log=small))
+        expected = run(step, teacher, replace(context, task=task, log=plain))
+        cache = StoredStepCache(Store(folder / "disk" / "store"), "proof")
+        made = run(step, teacher, replace(context, task=task, cache=cache, log=small))
         ours, theirs = made.module.state_dict(), expected.module.state_dict()
         same = all(torch.equal(ours[key], theirs[key]) for key in ours)
     return [
@@ -132,7 +134,7 @@ def main() -> None:
     options = parser.parse_args()
     data = load_data("digits")
     seed_everything(0)
-    bench = StepContext(
+    context = StepContext(
         task=data.task,
         train=data.train,
         validation=data.validation,
@@ -140,13 +142,13 @@ def main() -> None:
         build=lambda name: fresh(name, data.task),
         setting=data.identity(),
     )
-    teacher = run(chain("train(epochs=6)"), fresh("cnn-small", data.task), bench)
-    bench = replace(bench, teacher=teacher, log=StepLog())
+    teacher = run(chain("train(epochs=6)"), fresh("cnn-small", data.task), context)
+    context = replace(context, teacher=teacher, log=StepLog())
     with tempfile.TemporaryDirectory() as place:
         lines = [
-            *refusals(data, teacher, bench, Path(place)),
-            *explosion(data, teacher, bench),
-            *full_disk(teacher, bench, Path(place)),
+            *refusals(data, teacher, context, Path(place)),
+            *explosion(data, teacher, context),
+            *full_disk(teacher, context, Path(place)),
         ]
     publish(
         options.out / "bad-input.md",

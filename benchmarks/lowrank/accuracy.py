@@ -38,7 +38,7 @@ from compress.deploy.export import export
 from compress.deploy.session import predict, session
 from compress.lowrank.fit import Problem, white
 from compress.lowrank.forms import build
-from compress.lowrank.layers import Site, sites
+from compress.lowrank.layers import TargetLayer, target_layers
 from compress.model import Model
 from compress.surgery import replace_everywhere
 from compress.tasks.base import Data, prepared_batches, stacked_inputs
@@ -108,20 +108,20 @@ def _plain(model: Model, context: StepContext, energy: float) -> Model:
 def _tucker(model: Model, context: StepContext, share: float) -> Model:
     """Return Tucker-2 of all convolutions by TensorLy, truncated SVD of the rest."""
     result = model.copy()
-    found, _ = sites(result.module, result.items())
-    for site in found:
-        layer = _decomposed(site, share)
+    found, _ = target_layers(result.module, result.items())
+    for target in found:
+        layer = _decomposed(target, share)
         if sum(one.numel() for one in layer.parameters()) < sum(
-            one.numel() for one in site.layer.parameters()
+            one.numel() for one in target.layer.parameters()
         ):
-            replace_everywhere(result.module, site.layer, layer)
+            replace_everywhere(result.module, target.layer, layer)
     return result
 
 
-def _decomposed(site: Site, share: float) -> nn.Module:
+def _decomposed(target: TargetLayer, share: float) -> nn.Module:
     from tensorly.decomposition import partial_tucker
 
-    layer = site.layer
+    layer = target.layer
     outputs, inputs = layer.weight.shape[:2]
     if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
         rank = max(1, round(share * min(outputs, inputs)))

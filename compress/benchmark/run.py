@@ -130,7 +130,7 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
         progress=options.progress,
     )
     stores = spec.stores
-    unkept = spec.keep_pixels(plan)
+    unsaved = spec.keep_pixels(plan)
     if options.fresh:
         forget(graph, stores, outputs)
     with contextlib.closing(options.executor(plan, spec, outputs.logs, scratch)) as executor:
@@ -140,7 +140,7 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
         teachers = list(judged_teachers(plan))
         for sentence in teachers if options.progress else ():
             say(sentence)
-        description["notes"] += filter(None, [unkept, *teachers])
+        description["notes"] += filter(None, [unsaved, *teachers])
         log = RunLog(outputs.folder / "results.jsonl", description)
         records = RunRecords(log, outputs.folder, options.on_record)
         with spec.decoding_ahead(plan):

@@ -111,6 +111,7 @@ def verify(
     others: Sequence[Tensors] = (),
     macs: float = 0,
     answers: Callable[[], np.ndarray] | None = None,
+    unit: str = "items",
 ) -> Verification:
     """Check a file against `model.module` on `inputs` (prepared, real, (N, ...), N >= 64).
 
@@ -118,7 +119,7 @@ def verify(
     and at batch sizes 1, 2, 7 and 32 its file answers only a few (see `verification_items`).
 
     `answers` runs the file on all of `inputs`, `pass_batch` at a time, if its answers are wanted
-    for something else as well: it returns their logits (N, ...).
+    for something else as well: it returns their logits (N, ...). `unit` is what progress counts.
 
     `others` are further batches, of other lengths where the model takes any length: there the file
     must give what the module gives; a lowered one must give finite outputs of the same shape.
@@ -142,7 +143,7 @@ def verify(
     passes = (answers is None) + lowered
     sizes = [max(few, size) for size in BATCHES if size != batch]
     total = len(compared) + passes * count + sum(sizes) + backwards
-    with stage(f"verifying the file on {count:,} items", total, "answers"):
+    with stage(f"verifying the file on {count:,} {unit}", total, "answers"):
         return _verify(
             *(onnx_bytes, model, inputs, lowered, others, compared),
             *(few, backwards, batch, answers),

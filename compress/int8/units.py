@@ -22,7 +22,6 @@ PASSING = frozenset(
 OTHERS = frozenset(
     {"Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSwish", "Mul", "Sigmoid"}
 )
-CLIPPING = frozenset({"Relu", "Clip"})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from compress.lowrank.forms import Call, Layer, Sizes, made_up
-from compress.lowrank.layers import Site
+from compress.lowrank.layers import TargetLayer
 from compress.lowrank.moments import padding
 from compress.lowrank.plan import Choices, Ways, within_budget
 from compress.lowrank.ranks import Candidate
@@ -56,7 +56,7 @@ def thinned(options: Ways) -> Ways:
 
 
 def timed(
-    found: Sequence[Site], options: Ways, clock: Clock, seconds: float
+    found: Sequence[TargetLayer], options: Ways, clock: Clock, seconds: float
 ) -> tuple[dict[str, float], Ways]:
     """Return the seconds of each layer, and the ways that take surely less, with their seconds.
 
@@ -64,17 +64,17 @@ def timed(
     """
     files: dict[Sizes, dict[str, bytes]] = {}
     asked: dict[tuple[str, Candidate | None], list[tuple[Sizes, str, int]]] = {}
-    for site in found:
-        for one in (None, *options[site.path]):
-            parts: list[nn.Module] = [_alike(site.layer)]
+    for target in found:
+        for one in (None, *options[target.path]):
+            parts: list[nn.Module] = [_alike(target.layer)]
             if one is not None:
-                parts = list(made_up(site.layer, one.form, one.ranks))
-            for call in site.calls:
-                shape, times = _fed(site.layer, call)
+                parts = list(made_up(target.layer, one.form, one.ranks))
+            for call in target.calls:
+                shape, times = _fed(target.layer, call)
                 content = layer_file(parts, shape)
                 name = hashlib.sha256(content).hexdigest()
                 files.setdefault(shape, {})[name] = content
-                asked.setdefault((site.path, one), []).append((shape, name, times))
+                asked.setdefault((target.path, one), []).append((shape, name, times))
     count = sum(map(len, files.values()))
     share = min(LONGEST, max(SHORTEST, seconds / max(count, 1)))
     known: dict[tuple[Sizes, str], float] = {}
@@ -87,7 +87,7 @@ def timed(
         parts = asked[path, one]
         return sum(times * known.get((shape, name), float("nan")) for shape, name, times in parts)
 
-    whole = {site.path: total(site.path, None) for site in found}
+    whole = {target.path: total(target.path, None) for target in found}
     faster = {
         path: [
             replace(one, seconds=total(path, one))

@@ -31,7 +31,7 @@ PACKED = "nn.MultiheadAttention keeps its projections in a parameter of its own"
 
 
 @dataclass(frozen=True)
-class Site:
+class TargetLayer:
     """A layer that can be replaced, with the calls that one item of input makes of it."""
 
     path: str
@@ -39,7 +39,7 @@ class Site:
     calls: tuple[Call, ...]
 
 
-def sites(module: nn.Module, inputs: Tensors) -> tuple[list[Site], dict[str, str]]:
+def target_layers(module: nn.Module, inputs: Tensors) -> tuple[list[TargetLayer], dict[str, str]]:
     """Return what can be replaced, in the order of calls, and the reasons for what cannot.
 
     `inputs` are at least two items. The module stays as it is.
@@ -64,10 +64,12 @@ def sites(module: nn.Module, inputs: Tensors) -> tuple[list[Site], dict[str, str
         if reason := _unreached(layer, calls.get(path, []), id(layer.weight) in used):
             left[path] = reason
             del found[path]
-    ordered = [Site(path, found[path], tuple(calls[path])) for path in calls if path in found]
+    ordered = [
+        TargetLayer(path, found[path], tuple(calls[path])) for path in calls if path in found
+    ]
     unsound = differing(module, ordered, inputs)
     left |= unsound
-    return [site for site in ordered if site.path not in unsound], left
+    return [target for target in ordered if target.path not in unsound], left
 
 
 def _plain(layer: nn.Module) -> TypeGuard[Layer]:
@@ -148,7 +150,7 @@ def _calls(module: nn.Module, found: Mapping[str, Layer], inputs: Tensors) -> di
     return calls
 
 
-def differing(module: nn.Module, ordered: Sequence[Site], inputs: Tensors) -> dict[str, str]:
+def differing(module: nn.Module, ordered: Sequence[TargetLayer], inputs: Tensors) -> dict[str, str]:
     """Return the layers with which, in one of their forms and nothing lost, outputs differ.
 
     Tried on a copy, all layers at once, and one by one where that fails.
@@ -156,34 +158,34 @@ def differing(module: nn.Module, ordered: Sequence[Site], inputs: Tensors) -> di
     trial = copied(module).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for site in ordered:
-            weight = trial.get_parameter(f"{site.path}.weight")
+        for target in ordered:
+            weight = trial.get_parameter(f"{target.path}.weight")
             spread = float(weight.std(correction=0)) or weight[0].numel() ** -0.5
             noise = torch.randn(weight.shape, generator=generator)
             weight.add_(noise.to(weight.device), alpha=NOISE * spread)
     inputs = on_device_of(trial, inputs)
     expected = forward(trial, inputs)
     reasons: dict[str, str] = {}
-    rounds = max((len(forms_of(site.layer)) for site in ordered), default=0)
+    rounds = max((len(forms_of(target.layer)) for target in ordered), default=0)
     for number in range(rounds):
         some = [one for one in ordered if one.path not in reasons]
         if _trial(trial, some, number, inputs, expected):
-            for site in some:
-                if reason := _trial(trial, [site], number, inputs, expected):
-                    reasons[site.path] = reason
+            for target in some:
+                if reason := _trial(trial, [target], number, inputs, expected):
+                    reasons[target.path] = reason
     return reasons
 
 
 def _trial(
-    trial: nn.Module, some: Sequence[Site], number: int, inputs: Tensors, expected: Tensor
+    trial: nn.Module, some: Sequence[TargetLayer], number: int, inputs: Tensors, expected: Tensor
 ) -> str:
     """Say how outputs differ with some layers in their form of a number; restore the layers."""
     originals: dict[str, nn.Module] = {}
     try:
-        for site in some:
-            layer: Any = trial.get_submodule(site.path)
+        for target in some:
+            layer: Any = trial.get_submodule(target.path)
             forms = forms_of(layer)
-            originals[site.path] = layer
+            originals[target.path] = layer
             replace_everywhere(trial, layer, whole(layer, forms[number % len(forms)]))
         outputs = forward(trial, inputs)
     # A model may do anything with a layer that is not what it expects.

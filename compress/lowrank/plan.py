@@ -9,7 +9,7 @@ from torch import nn
 
 from compress.lowrank.fit import Problem, white
 from compress.lowrank.forms import macs, macs_of, most_ranks
-from compress.lowrank.layers import Site
+from compress.lowrank.layers import TargetLayer
 from compress.lowrank.moments import TOGETHER, Batches, in_groups, moments, size_of
 from compress.lowrank.ranks import Candidate, allocate, cheaper, possible, with_errors
 from compress.system.amounts import decimal
@@ -43,36 +43,38 @@ class Choices:
 Ways = Mapping[str, Sequence[Candidate]]
 
 
-def ways(found: Sequence[Site], asked: Sequence[str], step: int, bias: bool) -> Ways:
+def ways(found: Sequence[TargetLayer], asked: Sequence[str], step: int, bias: bool) -> Ways:
     """Return by path what is cheaper than each layer, before it is known what it loses."""
     return {
-        site.path: cheaper(site.layer, site.calls, possible(site.layer, asked), step, bias)
-        for site in found
+        target.path: cheaper(target.layer, target.calls, possible(target.layer, asked), step, bias)
+        for target in found
     }
 
 
 def judged(
-    module: nn.Module, found: Sequence[Site], options: Ways, calibrated: Calibrated | None
+    module: nn.Module, found: Sequence[TargetLayer], options: Ways, calibrated: Calibrated | None
 ) -> Ways:
     """Return the ways with the share of its outputs' energy that each layer would lose.
 
     Without calibration items that is the share of the weight's sum of squares. As many layers at
     once as their moments leave room for.
     """
-    some = [site for site in found if options[site.path]]
+    some = [target for target in found if options[target.path]]
     if calibrated is None:
         return {
-            site.path: with_errors(Problem(site.layer, white(site.layer)), options[site.path])
-            for site in some
+            target.path: with_errors(
+                Problem(target.layer, white(target.layer)), options[target.path]
+            )
+            for target in some
         }
     result: dict[str, Sequence[Candidate]] = {}
-    sites = {site.path: site for site in some}
-    groups = in_groups(list(sites), [size_of(site.layer) for site in some], TOGETHER)
+    by_path = {target.path: target for target in some}
+    groups = in_groups(list(by_path), [size_of(target.layer) for target in some], TOGETHER)
     for group in groups:
-        calls = {path: len(sites[path].calls) for path in group}
+        calls = {path: len(by_path[path].calls) for path in group}
         known = moments(module, calls, calibrated.batches, calibrated.items)
         for path in group:
-            problem = Problem(sites[path].layer, known.pop(path))
+            problem = Problem(by_path[path].layer, known.pop(path))
             usable = [one for one in options[path] if problem.fits(one.form)]
             result[path] = with_errors(problem, usable)
             if len(groups) == 1:
@@ -80,31 +82,31 @@ def judged(
     return result
 
 
-def by_rank(found: Sequence[Site], options: Ways, rank: float, step: int) -> Choices:
+def by_rank(found: Sequence[TargetLayer], options: Ways, rank: float, step: int) -> Choices:
     """Take for each layer what loses least at no more MACs than `channel` at this rank has."""
     choices = Choices()
-    for site in found:
-        full = most_ranks(site.layer, "channel")[0]
+    for target in found:
+        full = most_ranks(target.layer, "channel")[0]
         # All of a rank that is no multiple of the step is all of it.
         wanted = full if rank == 1 else min(full, max(step, round(rank * full / step) * step))
-        limit = macs(site.layer, "channel", (wanted,), site.calls)
-        within = [one for one in options.get(site.path, ()) if one.macs <= limit]
-        if limit < macs_of(site.layer, site.calls) and within:
-            choices.taken[site.path] = min(within, key=lambda one: (one.lost, one.macs))
+        limit = macs(target.layer, "channel", (wanted,), target.calls)
+        within = [one for one in options.get(target.path, ()) if one.macs <= limit]
+        if limit < macs_of(target.layer, target.calls) and within:
+            choices.taken[target.path] = min(within, key=lambda one: (one.lost, one.macs))
         else:
-            choices.left[site.path] = f"rank {wanted} would not be cheaper"
+            choices.left[target.path] = f"rank {wanted} would not be cheaper"
     return choices
 
 
-def by_energy(found: Sequence[Site], options: Ways, energy: float) -> Choices:
+def by_energy(found: Sequence[TargetLayer], options: Ways, energy: float) -> Choices:
     """Take for each layer what is cheapest among all that keeps a share of its outputs' energy."""
     choices = Choices()
-    for site in found:
-        kept = [one for one in options.get(site.path, ()) if one.lost <= 1 - energy + 1e-12]
+    for target in found:
+        kept = [one for one in options.get(target.path, ()) if one.lost <= 1 - energy + 1e-12]
         if kept:
-            choices.taken[site.path] = min(kept, key=lambda one: (one.macs, one.lost))
+            choices.taken[target.path] = min(kept, key=lambda one: (one.macs, one.lost))
         else:
-            choices.left[site.path] = (
+            choices.left[target.path] = (
                 f"nothing cheaper keeps {decimal(energy)} of its outputs' energy"
             )
     return choices

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,13 @@ def quantize_onnx(
     calibration: Iterable[Tensors],
     method: str = "minmax",
     reduce_range: bool = False,
-    op_types: Collection[str] = (),
 ) -> tuple[bytes, dict[str, Any]]:
     """Return the QDQ file of a float file, and a report.
 
     `calibration` are batches of prepared inputs. `method`, one of `METHODS`, sets the ranges of
     activations (the percentile is 99.999); onnxruntime's entropy starts with as many bins as it
     quantizes to, so it mostly finds the ranges of 'minmax'. `reduce_range` gives weights 7 bits,
-    for CPUs without VNNI, whose kernels saturate. `op_types` limits quantization to some operators.
+    for CPUs without VNNI, whose kernels saturate.
 
     The report holds `quantized_ops` and `float_ops` (operator: number of nodes) and `notes`
     (sentences). Names, the dynamic batch and the metadata of the file are kept. Raises UserError
@@ -117,7 +116,7 @@ def quantize_onnx(
             per_channel=True,
             reduce_range=reduce_range,
             calibrate_method=ort.CalibrationMethod[METHODS[method]],
-            op_types_to_quantize=sorted(op_types or _all_op_types()),
+            op_types_to_quantize=sorted(all_op_types()),
             # Named for MinMax, yet what it does serves all methods: collect and forget one
             # chunk at a time, where they else keep all intermediates (onnxruntime issue 10503).
             extra_options={"CalibStridedMinMax": 1},
@@ -196,7 +195,7 @@ def _largest(chunk: list[np.ndarray]) -> float:
     return max(float(np.abs(array).max()) for array in chunk)
 
 
-def _all_op_types() -> list[str]:
+def all_op_types() -> list[str]:
     """Return every operator that onnxruntime can quantize.
 
     By default it takes them in the order of a set, which differs from process to process.

@@ -36,8 +36,8 @@ from compress.recommender.question import Found, Request, cautions, question_of,
 from compress.recommender.same_objects import keep_steps
 from compress.recommender.space import Space
 from compress.recommender.study import Study
-from compress.recommender.warm import good_draws, unfinished, warm_start
-from compress.recommender.words import Live, live, told
+from compress.recommender.warm import draws_to_resume, good_draws, warm_start
+from compress.recommender.words import Live, live, trial_line
 from compress.report.curves import curve_rows
 from compress.report.write import write_reports
 from compress.results.derive import Derived, read_results, row_alone
@@ -228,7 +228,7 @@ class _Search:
             left = max(0.0, deadline - lab.now())
             self.about["epochs"] = settled_epochs(lab, TRAINED * left)
             self._write()
-        for draws, why in unfinished(self.space, study, self.notebook):
+        for draws, why in draws_to_resume(self.space, study, self.notebook):
             study.enqueue(draws, why)
         show = Live()
         engine = Engine(
@@ -245,7 +245,7 @@ class _Search:
 
         def tell(trial: Trial) -> None:
             if self.options.progress:
-                say(told(trial, judge))
+                say(trial_line(trial, judge))
 
         def begin(number: int) -> None:
             show.now(live(number, engine.best, judge, self.deadline - lab.now()))

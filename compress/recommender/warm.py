@@ -19,7 +19,7 @@ GENTLE, USUAL = 0.8, 0.5
 """Shares of the ranges of what is kept."""
 
 
-def unfinished(
+def draws_to_resume(
     space: Space, study: Study, notebook: Notebook
 ) -> Iterator[tuple[list[Params], str]]:
     """Yield draws that come first, and why: the interrupted ones, and those without time before."""

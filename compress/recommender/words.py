@@ -10,7 +10,7 @@ from compress.recommender.goal import BY, Goal, Judge
 from compress.recommender.measured import FULL, SCREENED, SHORT, Measured, Trial
 from compress.results.table import Row, number, text_of
 from compress.stats.verdicts import BETTER, EQUIVALENT
-from compress.system.amounts import decimal, duration, size
+from compress.system.amounts import decimal, duration
 from compress.system.progress import stage
 
 MINUS = "−"
@@ -108,7 +108,7 @@ def live(trials: int, best: Measured | None, judge: Judge, left: float) -> str:
     return f"{done}, best {so_far(best, judge)}, {duration(max(0.0, left))} left"
 
 
-def told(trial: Trial, judge: Judge) -> str:
+def trial_line(trial: Trial, judge: Judge) -> str:
     """Return a line of the log about a finished trial."""
     last = trial.last
     figures = f"{so_far(last, judge)}, {PAST[trial.reached]}" if last and trial.reached else ""
@@ -137,10 +137,6 @@ def optimism_words(found: Mapping[str, float]) -> str:
         f"finalist{'' if count == 1 else 's'}; {points(found['least'] / 100)} to "
         f"{points(found['most'] / 100)})."
     )
-
-
-def bytes_words(value: float | None) -> str:
-    return "-" if value is None else size(value)
 
 
 class Live:

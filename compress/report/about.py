@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from compress.report import timing_words
 from compress.report.chains import number_chains
-from compress.report.timing_words import About, machine_words, plural, span, timed_words
+from compress.report.timing_words import About, machine_words, span, timed_words
 from compress.results.derive import points
 from compress.results.record import BASELINE, CONTROL, MARGIN
 from compress.results.table import Row, is_sound, number, text_of
 from compress.results.timed import FORMS, main_timed, of_files, timings
+from compress.system.amounts import plural
 
 COSTS = (
     "kB: the ONNX file in 1000 bytes; ms: median of a call's milliseconds ({}). Accuracy, kB "
@@ -38,7 +39,7 @@ VERDICTS = (
     ("▼", "worse or slower"),
     ("≈", "no difference shown"),
     ("?", "the seeds' verdicts differ"),
-    ("!", "timing not to be trusted, and no difference beyond that doubt"),
+    ("!", "timing unreliable: the difference is within its error"),
 )
 CONTROLS = "[control]: added for comparison, the same training without the technique."
 
@@ -86,7 +87,7 @@ def facts(rows: Sequence[Row], about: About, seeds: Sequence[int]) -> list[str]:
     return list(filter(None, sentences))
 
 
-def unfinished(rows: Sequence[Row], about: About) -> str:
+def missing_rows(rows: Sequence[Row], about: About) -> str:
     """Return how many rows are missing from a run that was stopped or is going on; '' for none.
 
     `rows` are those of every seed.

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from compress.report import forest_data
 from compress.report.chains import Look, brief, by_chain, number_chains, step_names
-from compress.report.forest_data import DELTA_LOOKS, Lane, Mark, Marked
+from compress.report.forest_data import DELTA_LOOKS, ForestRow, Interval, Series
 from compress.report.layout import clean, wrap_chain
 from compress.report.picture import LINE, STYLE, WIDTH, Picture, marker, note, printable
 from compress.report.timing_words import About
@@ -24,7 +24,7 @@ from compress.system.amounts import decimal
 LEFT, MIDDLE, GAP, RIGHT = 24, 450, 50, 30  # pixels: the chains, then both panels
 TOP, KEY, BOTTOM = 84, 22, 62  # the heading, a line of the keys, below the panels
 PANEL = (WIDTH - MIDDLE - GAP - RIGHT) / 2
-LANE, PAD = 17, 14  # pixels of a lane, and of the room between rows
+STEP, PAD = 17, 14  # pixels between the intervals of a row, and of the room between rows
 LETTERS = 40  # of a line of a chain
 LINES = 3  # of a chain
 GREY = "#d5d5d5"
@@ -36,14 +36,14 @@ class Band(NamedTuple):
 
     label: str
     lines: list[str]
-    speeds: list[Mark]
-    deltas: list[Mark]
+    speeds: list[Interval]
+    deltas: list[Interval]
     upper: float
     lower: float
 
-    def middle(self, lane: int, lanes: int) -> float:
-        """Return where one of so many lanes is."""
-        return (self.upper + self.lower - LANE * (lanes - 1)) / 2 + LANE * lane
+    def middle(self, number: int, count: int) -> float:
+        """Return where the interval of a series is, of so many series."""
+        return (self.upper + self.lower - STEP * (count - 1)) / 2 + STEP * number
 
 
 @matplotlib.rc_context(STYLE)
@@ -54,20 +54,20 @@ def speedups_png(rows: Iterable[Row], about: About) -> bytes | None:
     None if no row has an interval.
     """
     shown, seeds = by_chain(rows, about)
-    lanes = forest_data.speed_lanes(shown, about)
-    marked = forest_data.marked_rows(shown, lanes)
-    if not marked:
+    series = forest_data.speed_series(shown, about)
+    drawn = forest_data.forest_rows(shown, series)
+    if not drawn:
         return None
-    bands = _bands(marked, number_chains(shown), max(2, len(lanes)))
-    delta_looks = DELTA_LOOKS[: 1 + any(mark.lane for one in marked for mark in one.deltas)]
-    top, tall = TOP + KEY * max(1, (len(lanes) + 1) // 2), bands[-1].lower
+    bands = _bands(drawn, number_chains(shown), max(2, len(series)))
+    delta_looks = DELTA_LOOKS[: 1 + any(delta.series for one in drawn for delta in one.deltas)]
+    top, tall = TOP + KEY * max(1, (len(series) + 1) // 2), bands[-1].lower
     picture = Picture(top + tall + BOTTOM)
-    words = forest_data.explanation((one.row for one in marked), lanes, len(seeds) > 1)
+    words = forest_data.explanation((one.row for one in drawn), series, len(seeds) > 1)
     picture.heading(LEFT, about, "what differs from the baseline", words)
     for i, band in enumerate(bands):
         _name(picture, band, top, shaded=i % 2 == 0)
-    speed_looks = [lane.look for lane in lanes]
-    _speeds(_panel(picture, MIDDLE, top, tall, speed_looks), bands, lanes)
+    speed_looks = [one.look for one in series]
+    _speeds(_panel(picture, MIDDLE, top, tall, speed_looks), bands, series)
     _deltas(_panel(picture, MIDDLE + PANEL + GAP, top, tall, delta_looks), bands, delta_looks)
     return picture.png()
 
@@ -85,12 +85,12 @@ def _panel(picture: Picture, left: float, top: float, tall: float, looks: Sequen
     return axes
 
 
-def _bands(marked: Sequence[Marked], labels: Mapping[str, str], lanes: int) -> list[Band]:
+def _bands(rows: Sequence[ForestRow], labels: Mapping[str, str], count: int) -> list[Band]:
     bands: list[Band] = []
     upper = 0
-    for row, speeds, deltas in marked:
+    for row, speeds, deltas in rows:
         lines = _lines(row)
-        lower = upper + max(len(lines) * LINE, lanes * LANE) + PAD
+        lower = upper + max(len(lines) * LINE, count * STEP) + PAD
         bands.append(Band(labels[text_of(row, "chain")], lines, speeds, deltas, upper, lower))
         upper = lower
     return bands
@@ -98,10 +98,10 @@ def _bands(marked: Sequence[Marked], labels: Mapping[str, str], lanes: int) -> l
 
 def _lines(row: Row) -> list[str]:
     chain = text_of(row, "chain")
-    mark = " [control]" if text_of(row, "role") == CONTROL else ""
+    ending = " [control]" if text_of(row, "role") == CONTROL else ""
     # Where it is too long, the names of the steps say more than the first options do.
     for text in (chain, brief(chain), " -> ".join(step_names(row)) or chain):
-        lines = wrap_chain(printable(clean(text)) + mark, LETTERS)
+        lines = wrap_chain(printable(clean(text)) + ending, LETTERS)
         if len(lines) <= LINES:
             return lines
     return [*lines[: LINES - 1], "..."]
@@ -118,13 +118,13 @@ def _name(picture: Picture, band: Band, top: int, shaded: bool) -> None:
     picture.chain(LEFT + 48, first, band.label, band.lines)
 
 
-def _speeds(axes: Axes, bands: Sequence[Band], lanes: Sequence[Lane]) -> None:
+def _speeds(axes: Axes, bands: Sequence[Band], series: Sequence[Series]) -> None:
     axes.set_xlabel("speed-up over the baseline, times (log scale)")
-    marks = [mark for band in bands for mark in band.speeds]
-    values = [1.0, *(mark.value for mark in marks)]
+    intervals = [interval for band in bands for interval in band.speeds]
+    values = [1.0, *(interval.value for interval in intervals)]
     # An interval that is wider than all that is to be seen leaves the panel.
-    low = max(min([*values, *(mark.low for mark in marks)]), min(values) / 2)
-    high = min(max([*values, *(mark.high for mark in marks)]), max(values) * 2)
+    low = max(min([*values, *(interval.low for interval in intervals)]), min(values) / 2)
+    high = min(max([*values, *(interval.high for interval in intervals)]), max(values) * 2)
     room = max((high / low) ** 0.05, 1.01)
     axes.set_xscale("log")
     axes.set_xlim(low / room, high * room)
@@ -134,49 +134,49 @@ def _speeds(axes: Axes, bands: Sequence[Band], lanes: Sequence[Lane]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: decimal(x, 10)))
     axes.axvline(1, color="#777777", linewidth=1.2, zorder=1.5)
     for band in bands:
-        for mark in band.speeds:
-            y = band.middle(mark.lane, len(lanes))
-            # What a speed-up must exceed is shaded, up to the row's edges in its outer lanes.
-            upper = band.upper if mark.lane == 0 else y - LANE / 2
-            lower = band.lower if mark.lane == len(lanes) - 1 else y + LANE / 2
-            bound = 1 + lanes[mark.lane].margin
+        for interval in band.speeds:
+            y = band.middle(interval.series, len(series))
+            # What a speed-up must exceed is shaded, up to the row's edges by its first and last.
+            upper = band.upper if interval.series == 0 else y - STEP / 2
+            lower = band.lower if interval.series == len(series) - 1 else y + STEP / 2
+            bound = 1 + series[interval.series].margin
             axes.fill_betweenx([upper, lower], 1 / bound, bound, color=GREY, linewidth=0, zorder=1)
-            _draw(axes, mark, lanes[mark.lane].look, y)
-    if not lanes:
+            _draw(axes, interval, series[interval.series].look, y)
+    if not series:
         axes.set_xticks([])
         note(axes, "no row has a speed-up with an interval")
 
 
 def _deltas(axes: Axes, bands: Sequence[Band], looks: Sequence[Look]) -> None:
     axes.set_xlabel("difference in accuracy, points")
-    low, high = forest_data.delta_range([mark for band in bands for mark in band.deltas])
+    low, high = forest_data.delta_range([interval for band in bands for interval in band.deltas])
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(7))
     signed = FuncFormatter(lambda x, _: ("+" if x > 0 else "") + decimal(x, 10))
     axes.xaxis.set_major_formatter(signed)
     axes.axvline(0, color="#777777", linewidth=1.2, zorder=1.5)
     for band in bands:
-        for mark in band.deltas:
-            draw = _draw if mark.value >= low else _draw_beyond
-            draw(axes, mark, looks[mark.lane], band.middle(mark.lane, len(looks)))
+        for interval in band.deltas:
+            draw = _draw if interval.value >= low else _draw_beyond
+            draw(axes, interval, looks[interval.series], band.middle(interval.series, len(looks)))
     if not any(band.deltas for band in bands):
         axes.set_xticks([])
         note(axes, "no row has a difference in accuracy")
 
 
-def _draw(axes: Axes, mark: Mark, look: Look, y: float) -> None:
-    axes.plot([mark.low, mark.high], [y, y], color=look.colour, linewidth=1.8, zorder=2)
-    axes.plot([mark.value], [y], zorder=3, **_style(look, mark.claimed))
+def _draw(axes: Axes, interval: Interval, look: Look, y: float) -> None:
+    axes.plot([interval.low, interval.high], [y, y], color=look.colour, linewidth=1.8, zorder=2)
+    axes.plot([interval.value], [y], zorder=3, **_style(look, interval.claimed))
 
 
-def _draw_beyond(axes: Axes, mark: Mark, look: Look, y: float) -> None:
+def _draw_beyond(axes: Axes, interval: Interval, look: Look, y: float) -> None:
     """Draw at the left edge what lies beyond it, its value and interval written beside it."""
     low, high = axes.get_xlim()
     arrow, place, words = (low + share * (high - low) for share in (0.0, 0.04, 0.065))
     style: dict[str, Any] = {"color": look.colour, "va": "center", "fontsize": 10.5}
     axes.text(arrow, y, "◂", **style)
-    axes.plot([place], [y], zorder=3, **_style(look, mark.claimed))
-    axes.text(words, y, forest_data.beyond_words(mark), **style)
+    axes.plot([place], [y], zorder=3, **_style(look, interval.claimed))
+    axes.text(words, y, forest_data.beyond_words(interval), **style)
 
 
 def _style(look: Look, filled: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The rows of a comparison as marks of a forest plot: a ratio or difference with its interval."""
+"""The rows of a forest plot: every row's ratios and differences, each with its interval."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ STEPS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # points
 NEAR = 10.0  # points: what lies within is always on the axis
 
 
-class Mark(NamedTuple):
-    """A figure with its 95 % interval (its own value where there is none), and the lane it is in.
+class Interval(NamedTuple):
+    """A figure with its 95 % interval (its own value where there is none).
 
-    `claimed` says that there is a verdict other than that no difference is shown.
+    `series` is the number of its series; `claimed` says that there is a verdict other than that
+    no difference is shown.
     """
 
-    lane: int
+    series: int
     value: float
     low: float
     high: float
     claimed: bool
 
 
-class Lane(NamedTuple):
+class Series(NamedTuple):
     """A latency setting, and how its speed-ups are drawn."""
 
     look: Look
@@ -56,89 +57,91 @@ class Lane(NamedTuple):
         return float(known.get("bar") or known.get("margin") or 0.0)
 
 
-class Marked(NamedTuple):
+class ForestRow(NamedTuple):
     """A row with its speed-ups and its differences in accuracy."""
 
     row: Row
-    speeds: list[Mark]
-    deltas: list[Mark]
+    speeds: list[Interval]
+    deltas: list[Interval]
 
 
-def speed_lanes(rows: Sequence[Row], about: About) -> list[Lane]:
+def speed_series(rows: Sequence[Row], about: About) -> list[Series]:
     """Return the latency settings in which a speed-up has an interval."""
-    lanes: list[Lane] = []
+    series: list[Series] = []
     for timed in of_files(about):
         if any(number(row, timed.names["speedup_high"]) is not None for row in rows):
             words = timed_words(timed, about) + ("" if timed.trusted else " (not trusted)")
-            lanes.append(Lane(Look(*LOOKS[len(lanes) % len(LOOKS)], words), timed))
-    return lanes
+            series.append(Series(Look(*LOOKS[len(series) % len(LOOKS)], words), timed))
+    return series
 
 
-def speed_marks(row: Row, lanes: Iterable[Lane]) -> list[Mark]:
+def speed_intervals(row: Row, series: Iterable[Series]) -> list[Interval]:
     """Return the row's speed-ups, as ratios."""
-    names = [lane.timed.names for lane in lanes]
-    marks = (_mark(row, i, name["speedup"], name["verdict"]) for i, name in enumerate(names))
-    return [mark for mark in marks if mark and mark.low > 0]
+    names = [one.timed.names for one in series]
+    intervals = (_interval(row, i, n["speedup"], n["verdict"]) for i, n in enumerate(names))
+    return [interval for interval in intervals if interval and interval.low > 0]
 
 
-def delta_marks(row: Row) -> list[Mark]:
+def delta_intervals(row: Row) -> list[Interval]:
     """Return the row's differences in accuracy, in points: over the baseline, over its control."""
     if not is_drawn(row):
         return []
-    marks = (
-        _mark(row, lane, f"{question}_delta", f"{question}_verdict", 100.0)
-        for lane, question in enumerate(("accuracy", "control"))
+    intervals = (
+        _interval(row, number, f"{question}_delta", f"{question}_verdict", 100.0)
+        for number, question in enumerate(("accuracy", "control"))
     )
-    return [mark for mark in marks if mark]
+    return [interval for interval in intervals if interval]
 
 
-def marked_rows(rows: Iterable[Row], lanes: Sequence[Lane]) -> list[Marked]:
-    """Return the rows that have a mark, without the baseline; none if no mark has an interval."""
-    marked = [
-        Marked(row, speed_marks(row, lanes), delta_marks(row))
+def forest_rows(rows: Iterable[Row], series: Sequence[Series]) -> list[ForestRow]:
+    """Return the rows with figures, without the baseline; none if no figure has an interval."""
+    drawn = [
+        ForestRow(row, speed_intervals(row, series), delta_intervals(row))
         for row in rows
         if text_of(row, "chain") != BASELINE
     ]
-    if not any(mark.low < mark.high for one in marked for mark in (*one.speeds, *one.deltas)):
+    figures = [interval for one in drawn for interval in (*one.speeds, *one.deltas)]
+    if not any(interval.low < interval.high for interval in figures):
         return []
-    return [one for one in marked if one.speeds or one.deltas]
+    return [one for one in drawn if one.speeds or one.deltas]
 
 
-def delta_range(marks: Sequence[Mark]) -> tuple[float, float]:
+def delta_range(intervals: Sequence[Interval]) -> tuple[float, float]:
     """Return the ends of an axis of points; what lies beyond it is drawn at its edge.
 
     A few collapsed rows would squeeze the others: the lower end is the nearest of 2, 5, 10, ...
-    points below zero that shows all marks within 10 points, and five sixths of the differences
+    points below zero that shows all values within 10 points, and five sixths of the differences
     to the baseline (all but one, where there are fewer than six).
     """
-    values = sorted((mark.value for mark in marks if mark.lane == 0), reverse=True) or [0.0]
+    values = sorted((one.value for one in intervals if one.series == 0), reverse=True) or [0.0]
     shown = max(1, len(values) - max(1, len(values) // 6))
-    needed = min([values[shown - 1], *(mark.value for mark in marks if mark.value >= -NEAR)])
+    needed = min([values[shown - 1], *(one.value for one in intervals if one.value >= -NEAR)])
     low = next((-step for step in STEPS if -step <= needed), -100.0)
-    inside = [mark for mark in marks if mark.value >= low]
+    inside = [one for one in intervals if one.value >= low]
     # Intervals from two or three seeds can be wider than all that is to be seen.
-    left = max(min((mark.low for mark in inside), default=low), 1.5 * low)
-    best = max((mark.value for mark in inside), default=0.0)
-    right = max(0.0, min(max((mark.high for mark in inside), default=0.0), best - 1.5 * low))
+    left = max(min((one.low for one in inside), default=low), 1.5 * low)
+    best = max((one.value for one in inside), default=0.0)
+    right = max(0.0, min(max((one.high for one in inside), default=0.0), best - 1.5 * low))
     room = 0.06 * (right - left)
     return left - room, right + room
 
 
-def beyond_words(mark: Mark) -> str:
-    """Return what stands at the axis' edge beside a mark that lies beyond it."""
-    interval = f" [{mark.low:+.1f}, {mark.high:+.1f}]" if mark.low < mark.high else ""
-    return f"{mark.value:+.1f}{interval}"
+def beyond_words(interval: Interval) -> str:
+    """Return what stands at the axis' edge beside a value that lies beyond it."""
+    low, high = interval.low, interval.high
+    ends = f" [{low:+.1f}, {high:+.1f}]" if low < high else ""
+    return f"{interval.value:+.1f}{ends}"
 
 
-def explanation(rows: Iterable[Row], lanes: Sequence[Lane], several: bool) -> str:
-    """Return how the marks of the rows are to be read; `several` seeds are behind each."""
-    verdicts = ["accuracy_verdict", *(lane.timed.names["verdict"] for lane in lanes)]
+def explanation(rows: Iterable[Row], series: Sequence[Series], several: bool) -> str:
+    """Return how the picture is to be read; `several` seeds are behind each."""
+    verdicts = ["accuracy_verdict", *(one.timed.names["verdict"] for one in series)]
     claims = "These results have no verdicts."
     if any(text_of(row, verdict) for row in rows for verdict in verdicts):
-        trusted = all(lane.timed.trusted for lane in lanes)
+        trusted = all(one.timed.trusted for one in series)
         doubt = "" if trusted else ", or timing not to be trusted"
         claims = f"Filled markers: a verdict; hollow ones: no difference shown{doubt}."
-    margins = any(lane.margin for lane in lanes)
+    margins = any(one.margin for one in series)
     sentences = (
         "Means over the seeds." if several else "",
         "Bars: 95 % intervals.",
@@ -148,7 +151,7 @@ def explanation(rows: Iterable[Row], lanes: Sequence[Lane], several: bool) -> st
     return " ".join(filter(None, sentences))
 
 
-def _mark(row: Row, lane: int, key: str, verdict: str, scale: float = 1.0) -> Mark | None:
+def _interval(row: Row, series: int, key: str, verdict: str, scale: float = 1.0) -> Interval | None:
     value = number(row, key)
     if value is None:
         return None
@@ -157,4 +160,4 @@ def _mark(row: Row, lane: int, key: str, verdict: str, scale: float = 1.0) -> Ma
         low = high = value
     claimed = text_of(row, verdict) in CLAIMS
     ends = (scale * min(low, value), scale * max(high, value))
-    return Mark(lane, scale * value, *ends, claimed)
+    return Interval(series, scale * value, *ends, claimed)

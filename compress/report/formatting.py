@@ -144,12 +144,19 @@ def whole(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
 
 
+def size_in(value: float, unit: float) -> str:
+    """Return bytes in a column's unit; with a unit of their own where that has too many digits."""
+    if value == 0 or 1e-3 <= value / unit < LONG:
+        return plain(value / unit)
+    return amounts.size(value)
+
+
 FORMATS: dict[str, Callable[[float], str]] = {
     "%": percent,
     "whole %": lambda value: f"{100 * value:.0f}",
     "count": amounts.count,
-    "kB": lambda value: plain(value / 1e3),
-    "MB": lambda value: plain(value / 1e6),
+    "kB": lambda value: size_in(value, 1e3),
+    "MB": lambda value: size_in(value, 1e6),
     "figure": lambda value: amounts.decimal(value, 4),
     "pair": whole,
 }

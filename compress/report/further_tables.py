@@ -1,4 +1,4 @@
-"""The further tables: is a difference real, latencies here and elsewhere, and what runs."""
+"""The further tables: is a difference real, latencies on every machine, and what runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ GPU_SPEEDUPS = {
         "the file in onnxruntime (CUDA) over the baseline's file, likewise.",
     ),
 }
-ELSEWHERE = (
+OTHER_MACHINES = (
     "Milliseconds of a call, then how many times as fast as the baseline there, ± half of the "
     "95 % interval, and the verdict."
 )
@@ -197,7 +197,7 @@ def _elsewhere(rows: Sequence[Row], machine: str, runtime: str, about: About) ->
     known = machine_words(environment)
     prefix = settings[0].names["ms_p50"].removesuffix(f"{settings[0].setting}_ms_p50")
     explained = (
-        ELSEWHERE,
+        OTHER_MACHINES,
         f"Machine: {known}." if known else "",
         timing_words.controls(settings, about),
         *timing_words.denominators(settings, about),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from compress.report import formatting
-from compress.report.about import facts, imbalance, legend, unfinished
+from compress.report.about import facts, imbalance, legend, missing_rows
 from compress.report.chains import by_chain, number_chains
 from compress.report.further_tables import sections
 from compress.report.layout import clean, shell_lines, width, wrap, wrap_chain
@@ -57,7 +57,7 @@ def _document(rows: Iterable[Row], about: About, markup: Markup) -> str:
     title = str(about.get("suite") or "")
     blocks = [
         markup.heading(title, 1) if title else [],
-        markup.prose(unfinished(single, about)),
+        markup.prose(missing_rows(single, about)),
         *map(markup.prose, (*warnings(about), imbalance(about))),
         main,
         markup.prose(legend(shown, cells, about)),

@@ -6,14 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from compress.results.timed import Known, Timed, timings
-from compress.system.amounts import duration
+from compress.system.amounts import duration, plural
 
 About = Mapping[str, Any]
-
-
-def plural(count: object, noun: str) -> str:
-    """Return a count with its noun, such as `1 thread` or `4 threads`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def span(counts: Collection[int]) -> str:
@@ -31,7 +26,7 @@ def environment_of(machine: str, about: About) -> Mapping[str, Any]:
     """Return what is known of the machine where files were timed ('': this one)."""
     if not machine:
         return about.get("timed_on") or about.get("environment") or {}
-    return ((about.get("elsewhere") or {}).get(machine) or {}).get("environment") or {}
+    return ((about.get("other_machines") or {}).get(machine) or {}).get("environment") or {}
 
 
 def machine_words(environment: Mapping[str, Any]) -> str:

@@ -83,8 +83,8 @@ def add_own_accuracy(draft: Draft, folder: Path) -> Answers | None:
     for line in draft.record.log:
         if line["kind"] == WEIGHTS:
             right = int(answers.correct.sum())
-            told = (right, len(answers.correct), line["classes"], line["promised"])
-            if doubt := doubt_of(*told):
+            items = len(answers.correct)
+            if doubt := doubt_of(right, items, line["classes"], line["promised"]):
                 draft.notes.append(f"DOUBTFUL WEIGHTS: {doubt}")
     if np.isfinite(answers.confidence).all():
         draft.figures["ece"] = calibration_error(answers.confidence, answers.correct)
@@ -113,7 +113,8 @@ def add_accuracy(drafts: Drafts, folder: Path, about: dict[str, Any]) -> None:
         classes = (about.get("task") or {}).get("classes") or ()
         about["class_counts"] = np.bincount(targets, minlength=len(classes)).tolist()
     for chain, seed in answers:
-        if (BASELINE, seed) in answers:
+        base_answers = answers.get((BASELINE, seed))
+        if base_answers is not None and _same_items(answers[chain, seed], base_answers):
             figures, base = drafts[chain, seed].figures, drafts[BASELINE, seed].figures
             figures["accuracy_delta"] = figures["accuracy"] - base["accuracy"]
     for question in QUESTIONS:
@@ -178,7 +179,11 @@ def _obstacle(draft: Draft, other: Draft | None, name: str, answers: Mapping[Key
         return draft.missing["accuracy"]
     if theirs is None:
         return f"{name} has no answers: {other.missing['accuracy']}"
-    return "" if len(ours.correct) == len(theirs.correct) else f"{name} answered other items"
+    return "" if _same_items(ours, theirs) else f"{name} answered other items"
+
+
+def _same_items(ours: Answers, theirs: Answers) -> bool:
+    return len(ours.correct) == len(theirs.correct)
 
 
 def judge(rows: Iterable[dict[str, Any]], question: str) -> None:

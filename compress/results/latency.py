@@ -1,4 +1,4 @@
-"""Latencies from the raw seconds of files: medians, speed-ups, verdicts, here and elsewhere."""
+"""Latencies from the raw seconds of files: medians, speed-ups, verdicts, on every machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_latency(
 ) -> tuple[Timed, ...]:
     """Add a machine and runtime's timing of all sound rows' files; return what was timed."""
     if stage.machine:
-        about.setdefault("elsewhere", {})[stage.machine] = {"environment": stage.environment}
+        about.setdefault("other_machines", {})[stage.machine] = {"environment": stage.environment}
     sound = [draft for draft in drafts.values() if draft.ok]
     try:
         models, timings = read_timings(folder, stage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +12,7 @@ from compress.results.derive import points
 from compress.results.record import BASELINE, MARGIN
 from compress.results.table import Row, is_sound, number, ordered, text_of, to_csv
 from compress.results.timed import Column, timings
+from compress.stats.levels import ALPHA
 from compress.stats.pairs import Difference
 from compress.stats.replication import (
     Interval,
@@ -79,11 +80,18 @@ def why_not_equivalent(rows: Iterable[Row], about: Mapping[str, Any], chain: str
     if delta is None or bound is None:
         reasons = row.get("missing") or {}
         return claim + str(reasons.get("accuracy_verdict") or "it has no comparison")
+    lowest = _unlike(100 * bound, -about["margin"], lambda value, n: f"{value:+.{n}f}")
+    p = _unlike(row["equivalence_p"], ALPHA, decimal)
     return claim + (
         f"its accuracy differs from the baseline's by {100 * delta:+.2f} points, and by the lower "
-        f"95 % bound it may differ by {100 * bound:+.2f} "
-        f"(p {decimal(row['equivalence_p'], 2)} before the adjustment for the number of rows)"
+        f"95 % bound it may differ by {lowest} (p {p} before the adjustment for the number of rows)"
     )
+
+
+def _unlike(value: float, limit: float, write: Callable[[float, int], str]) -> str:
+    """Write a value with two digits, or more where it would look equal to a limit."""
+    texts = (write(value, digits) for digits in range(2, 17))
+    return next((text for text in texts if value == limit or float(text) != limit), f"{value}")
 
 
 class _Group:

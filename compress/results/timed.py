@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -87,7 +87,7 @@ class Timed:
     header: str = ""
     explained: str = ""
     known: Known = field(default_factory=dict)
-    """Its A/A control, what speed-ups divide, and the effort."""
+    """Its A/A control, what speed-ups divide, the effort, and the machine's threads."""
 
     @property
     def trusted(self) -> bool:
@@ -99,13 +99,13 @@ def timed_files(
 ) -> Timed:
     """Return the timing of files at a setting of threads and batch size."""
     prefix = (f"on_{machine}_" if machine else "") + (f"{runtime}_" if runtime else "") + setting
-    words = parse_setting(setting).words
+    known = known or {}
+    one = parse_setting(setting)
+    words = replace(one, threads=one.threads or known.get("all_threads") or 0).words
     where = f"on {machine} " if machine else ""
     where += f"in {title or runtime} " if runtime else ""
     names = {figure.name: f"{prefix}_{figure.name}" for figure in LATENCY}
-    return Timed(
-        setting, words, f"{where}at {words}", names, machine, runtime, title, known=known or {}
-    )
+    return Timed(setting, words, f"{where}at {words}", names, machine, runtime, title, known=known)
 
 
 def timed_on_gpu(form: Form, known: Known | None = None) -> Timed:

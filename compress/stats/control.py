@@ -67,12 +67,12 @@ class Control:
     def untrusted_because(self) -> list[str]:
         """Why the control is not to be trusted, in words."""
         if self.ratio is None:
-            return ["the second copy of the baseline, by which they would be judged, was not timed"]
+            return ["the second copy of the baseline (the A/A control) was not timed"]
         if self.ratio.processes < 2:
-            return ["the baseline and its copy were timed once, so no difference can be judged"]
+            return ["the A/A control was timed in one process only, so no difference can be judged"]
         sizes = {
-            "on average two copies of one file differ by {}": self.margin,
-            "how two copies of one file compare is known to ± {} only": self.half_width,
-            "two copies of one file differ by {} throughout": self.bias,
+            "two copies of one file differ by {} on average": self.margin,
+            "the A/A control is uncertain by ±{}": self.half_width,
+            "two copies of one file differ consistently, by {}": self.bias,
         }
         return [w.format(f"{100 * x:.1f} %") for w, x in sizes.items() if x > TRUSTED]

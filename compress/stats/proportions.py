@@ -35,9 +35,9 @@ def target_ranks(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def top_accuracy(ranks: np.ndarray, top: int = TOP) -> float:
-    """Return the share of items whose target is among the `top` largest, from `target_ranks`."""
-    return float((ranks < top).mean())
+def top_accuracy(ranks: np.ndarray) -> float:
+    """Return the share of items whose target is among the `TOP` largest, from `target_ranks`."""
+    return float((ranks < TOP).mean())
 
 
 def balanced_accuracy(targets: np.ndarray, predictions: np.ndarray) -> float:

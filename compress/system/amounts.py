@@ -34,10 +34,15 @@ def size(value: float) -> str:
     return "{} {}B".format(*_scaled(value))
 
 
+def plural(count: object, noun: str) -> str:
+    """Return a count with its noun, such as `1 thread` or `4 threads`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
-    """Return seconds in the unit that suits them: 45 s, 2.5 min, 12 h."""
+    """Return seconds in the unit that suits them: 0.4 s, 45 s, 2.5 min, 12 h."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if 0.05 <= seconds < 0.95 else f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{decimal(minutes, 2)} min" if minutes < 90 else f"{decimal(minutes / 60, 2)} h"
 

@@ -174,7 +174,7 @@ class Task(ABC):
     def prepare(
         self, raw: Tensors, device: torch.device, rng: StatelessRNG | None = None
     ) -> Tensors:
-        """Turn raw inputs into model inputs on `device`; with draws, augment them there."""
+        """Turn raw inputs into model inputs on `device`; with an `rng`, augment them there."""
 
     def augment_raw(self, raw: Tensors, rng: StatelessRNG) -> Tensors:
         """Return raw items augmented, while those before them are trained on; `prepare` follows."""

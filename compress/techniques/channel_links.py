@@ -16,9 +16,6 @@ from compress.techniques.channel_cut import Plan
 from compress.techniques.channel_groups import Group
 from compress.techniques.channel_trace import Axis
 
-Inside = Mapping[str, Sequence[Group]]
-"""By the path of an attention layer, the groups inside its heads."""
-
 
 def with_attentions(groups: Sequence[Group], plan: Plan) -> list[Group]:
     """Return groups that know which attention layers they are inside.

@@ -14,7 +14,7 @@ from compress.errors import UserError
 from compress.int8.calibration import Calibration
 from compress.lowrank.forms import FORMS, macs_of
 from compress.lowrank.latency import Clock, Files, by_latency, thinned, timed
-from compress.lowrank.layers import Site, sites
+from compress.lowrank.layers import TargetLayer, target_layers
 from compress.lowrank.plan import (
     MOST_LOST,
     PAYS,
@@ -96,14 +96,14 @@ class _Factorization:
         """The model that entered, `whole`, with attention as plain layers."""
         self.origin = context.origin or model
         self.counted = counts.count(model.module, model.example)
-        self.found: list[Site] = []
+        self.found: list[TargetLayer] = []
         self.options: Ways = {}
         self.calibrated: Calibrated | None = None
 
     def result(self) -> Model:
         if self._met():
             return self.whole
-        self.found, left = sites(self.model.module, self.model.items())
+        self.found, left = target_layers(self.model.module, self.model.items())
         forms = FORMS if self.step.form == BEST else (self.step.form,)
         bias = self.step.calibration > 0
         self.options = ways(self.found, forms, self.step.round_to, bias)
@@ -146,7 +146,7 @@ class _Factorization:
         if step.energy is not None:
             return by_energy(self.found, options, step.energy)
         assert step.macs is not None
-        whole = {site.path: float(macs_of(site.layer, site.calls)) for site in self.found}
+        whole = {target.path: float(macs_of(target.layer, target.calls)) for target in self.found}
         rest = self.counted.macs - sum(whole.values())
         origin = self._origin_macs()
         choices = within_budget(whole, options, lambda one: one.macs, step.macs * origin - rest)
@@ -172,8 +172,8 @@ class _Factorization:
         elif abs(reached - target) > NEAR:
             self.log.note(
                 f"factorize: the target was {target:.2f} of the {what}, and {reached:.2f} was "
-                f"reached: of what forms and ranks in steps of {self.step.round_to} give, that "
-                f"loses least"
+                f"reached, by the setting within it that loses least, with ranks in multiples of "
+                f"{self.step.round_to}"
             )
 
     def _for_latency(self, target: float) -> Choices:
@@ -182,7 +182,7 @@ class _Factorization:
         now = seconds[BEFORE]
         limit = target * seconds.get(ORIGIN, now)
         if now <= limit:
-            return Choices(left={site.path: "the target is met" for site in self.found})
+            return Choices(left={one.path: "the target is met" for one in self.found})
         with stage("timing layers and their forms"):
             whole, faster = timed(
                 self.found, thinned(self.options), self._clock, self.step.seconds or 60
@@ -222,20 +222,22 @@ class _Factorization:
     def _replaced(self, choices: Choices) -> Model:
         module = self.model.copy().module
         chosen = [
-            (site, choices.taken[site.path]) for site in self.found if site.path in choices.taken
+            (target, choices.taken[target.path])
+            for target in self.found
+            if target.path in choices.taken
         ]
         items = 0 if self.calibrated is None else self.calibrated.items
         count = stages(self.counted.macs, items, len(chosen))
         masked = set()
         with stage("fitting factors"):
-            for site, one, error in replaced(module, chosen, self.calibrated, count):
-                masked.add(f"{site.path}.weight")
+            for target, one, error in replaced(module, chosen, self.calibrated, count):
+                masked.add(f"{target.path}.weight")
                 self.log.row(
                     "layer",
-                    layer=site.path,
+                    layer=target.path,
                     form=one.form,
                     ranks=list(one.ranks),
-                    macs=one.macs / macs_of(site.layer, site.calls),
+                    macs=one.macs / macs_of(target.layer, target.calls),
                     relative_error=error,
                 )
         stays = packed_again(module, self.packed, choices.taken)

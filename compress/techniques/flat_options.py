@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from compress.errors import IllegalChain
-from compress.parts import build, is_number, lookup
+from compress.parts import Part, build, is_number, lookup
 from compress.techniques.hints import hints
 from compress.techniques.losses import Logits, losses
 
@@ -41,6 +42,8 @@ def _put_losses(
 ) -> None:
     both = {name: value for name, value in soft.items() if name == "standardize" and squared != 0}
     parts = []
+    if squared != 0 and not soft and not isinstance(options.get("loss", ""), str):
+        raise _misplaced("loss", ["logits_weight"], f"logits(weight={squared!r})")
     if soft.get("weight", 1) != 0:
         parts = [_built("loss", options.get("loss", "kd"), losses(), soft)]
     elif idle := (soft.keys() - both.keys() - {"weight"}) | (options.keys() & {"loss"}):
@@ -61,7 +64,22 @@ def _taken(options: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 def _built(kind: str, name: object, known: Mapping[str, type[Any]], options: Any) -> Any:
     if not isinstance(name, str):
-        example = f"{next(iter(known))}(weight=2.0)"
-        what = ", ".join(options)
-        raise IllegalChain(f"distill: {what} belongs inside a {kind}'s parentheses: {example}")
+        flat = {new: old for old, new in (OF_HINT if kind == "hint" else OF_LOSS).items()}
+        raise _misplaced(kind, [flat[one] for one in options], _example(name, known, options))
     return build(lookup(kind, name, known), **options)
+
+
+def _misplaced(kind: str, names: Sequence[str], example: str) -> IllegalChain:
+    belong = "belongs" if len(names) == 1 else "belong"
+    listed = ", ".join(names)
+    return IllegalChain(f"distill: {listed} {belong} inside a {kind}'s parentheses: {example}")
+
+
+def _example(value: object, known: Mapping[str, type[Any]], options: Mapping[str, Any]) -> str:
+    """Return a part that has the options: one of those in `value` if it can have them."""
+    own = value if isinstance(value, list | tuple) else [value]
+    names = [*(one.name() if isinstance(one, Part) else str(one) for one in own), *known]
+    for name in names:
+        if name in known and options.keys() <= {field.name for field in fields(known[name])}:
+            return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+    return f"{next(iter(known))}(...)"

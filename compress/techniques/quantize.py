@@ -204,6 +204,7 @@ class Quantize(Compressor):
         if self.max_drop is None or validation is None or not len(validation):
             return whole
         some = some_of(validation, VALIDATED)
+        count, unit = f"{len(some):,}", f"validation {context.task.unit}"
         size = together(item_bytes(exported))
 
         def right(runner: Session) -> np.ndarray:
@@ -220,24 +221,24 @@ class Quantize(Compressor):
             found = compared[lowered.content] = difference(before, right(session(lowered.content)))
             return 100 * (found.lost - found.gained) / found.items
 
-        with stage(f"comparing int8 with float on {len(some):,} validation items"):
+        with stage(f"comparing int8 with float on {count} {unit}"):
             before = right(opened(exported))
             best = within(made.worst_first, made.lowered, drop, self.max_drop)
         most = -100 * compared[best.lowered.content].bound
         if best.floats:
             context.log.note(
                 f"quantize: {len(best.floats)} of {len(made.wrong)} products stay float, so that "
-                f"int8 loses {best.drop:.1f} points on {len(some):,} validation items, where with "
+                f"int8 loses {best.drop:.1f} points on {count} {unit}, where with "
                 f"all of them it lost {best.first:.1f}"
             )
         if best.drop > self.max_drop:
             context.log.note(
-                f"quantize: int8 loses {best.drop:.1f} points on {len(some):,} validation items, "
+                f"quantize: int8 loses {best.drop:.1f} points on {count} {unit}, "
                 f"and max_drop={decimal(self.max_drop)} was not reached"
             )
         elif most > self.max_drop:
             context.log.note(
-                f"quantize: {len(some):,} validation items are too few to be sure of "
+                f"quantize: {count} {unit} are too few to be sure of "
                 f"max_drop={decimal(self.max_drop)}: int8 changed accuracy by {0 - best.drop:+.1f} "
                 f"points on them, and a loss of {most:.1f} in general can't be ruled out"
             )

@@ -97,8 +97,9 @@ class Timings:
 
     def about(self) -> dict[str, Any]:
         """Return by setting what a table says of its latencies (JSON)."""
-        seconds = self.raw_timings.seconds
-        return {name: c.to_json() | {"seconds": seconds} for name, c in self.controls.items()}
+        raw = self.raw_timings
+        more = {"seconds": raw.seconds, "all_threads": raw.all_threads}
+        return {name: control.to_json() | more for name, control in self.controls.items()}
 
 
 def error_of(raw_timings: RawTimings, setting: str, name: str) -> tuple[str, bool]:

@@ -83,7 +83,7 @@ def machine(
 
 
 def write_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-    """Write a run as the harness does: three files that are sound, and two rows that are not."""
+    """Write a run as `bench` does: three files that are sound, and two rows that are not."""
     outputs = Outputs(folder, (0,), lock=False)
     log = RunLog(
         folder / "results.jsonl",

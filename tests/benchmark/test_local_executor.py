@@ -286,4 +286,4 @@ def test_a_job_ends_when_nothing_is_left_of_a_budget(tmp_path: Path) -> None:
         outcome = executor.run(job, "job")  # type: ignore[attr-defined]
     finally:
         executor.close()
-    assert outcome.error.startswith(f"StepEnded: {OVER_BUDGET}: it was ended after 0 s")
+    assert outcome.error.startswith(f"StepEnded: {OVER_BUDGET}: it was ended after 0.5 s")

@@ -72,7 +72,7 @@ def test_the_figures_are_columns_of_the_rows(
     for chain in ("odd()", "broken()"):
         assert after[chain] == before[chain]
     assert after[VNNI]["note"] == before[VNNI]["note"]
-    kept = json.loads((run / "raw" / f"elsewhere-{SLUG}.json").read_bytes())
+    kept = json.loads((run / "raw" / f"other-machine-{SLUG}.json").read_bytes())
     assert kept == {key: value for key, value in found.items() if key != "run"}
 
 
@@ -80,7 +80,7 @@ def test_what_this_machine_writes_can_be_merged(run: Path, unpacked: Path, tmp_p
     path = tmp_path / "timings.json"
     assert main(["--threads", "1", "--out", str(path)], unpacked, machine()) == 0
     (slug,) = merge(run, [path])
-    there = read_results(run).about["elsewhere"][slug]["environment"]
+    there = read_results(run).about["other_machines"][slug]["environment"]
     assert there.pop("date") == json.loads(path.read_bytes())["date"]
     assert there == environment(1)
 
@@ -90,7 +90,7 @@ def test_the_description_names_the_machine(
 ) -> None:
     merge(run, [saved(tmp_path, found)])
     about = read_results(run).about
-    there = about["elsewhere"]
+    there = about["other_machines"]
     assert there.keys() == {SLUG}
     assert there[SLUG]["environment"] == {**EPYC, "date": found["date"]}
     timed = of_files(about, SLUG)
@@ -155,11 +155,11 @@ def test_the_same_machine_replaces_and_another_gets_a_number(
     measured = by_chain(results)[VNNI]
     assert measured[f"on_{SLUG}_cpu_speedup"] == pytest.approx(2)
     assert measured[f"on_{SLUG}_2_cpu_speedup"] == pytest.approx(4)
-    there = results.about["elsewhere"]
+    there = results.about["other_machines"]
     assert there[SLUG]["environment"]["date"] == "2031-02-03"
-    assert {path.name for path in (run / "raw").glob("elsewhere-*")} == {
-        f"elsewhere-{SLUG}.json",
-        f"elsewhere-{SLUG}_2.json",
+    assert {path.name for path in (run / "raw").glob("other-machine-*")} == {
+        f"other-machine-{SLUG}.json",
+        f"other-machine-{SLUG}_2.json",
     }
 
 
@@ -301,7 +301,7 @@ def test_a_later_run_has_nothing_of_it_until_it_is_merged_again(
         log.record(Record(chain, 0, "ok", hashes={"onnx": found["models"][name]}))
     results = read_results(run)
     assert not [key for key in by_chain(results)[VNNI] if key.startswith("on_")]
-    assert "elsewhere" not in results.about
+    assert "other_machines" not in results.about
     merge(run, [path])
     assert rows(run)[VNNI][f"on_{SLUG}_cpu_speedup"] == pytest.approx(4)
 

@@ -66,6 +66,11 @@ def test_a_tree_of_what_is_done_and_left(tmp_path: Path) -> None:
     assert found["quantize()"].startswith("left, about")
 
 
+def test_one_row_is_in_the_singular(tmp_path: Path) -> None:
+    text = preview(out=tmp_path, **{**OPTIONS, "chain": "train(epochs=2)"})
+    assert "1 row, 2 results, 2 left" in text
+
+
 def test_seeds_are_told_apart(tmp_path: Path) -> None:
     text = preview(out=tmp_path, **OPTIONS, seeds=(0, 1))
     assert "run, seed 0" in text

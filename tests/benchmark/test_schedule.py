@@ -147,7 +147,7 @@ def test_what_no_file_holds_is_measured_by_the_process_that_made_it(tmp_path: Pa
     assert [f"= {text}" for text in whole] == [t for t in fake.asked if t[2:] in whole]
 
 
-def test_lanes_run_side_by_side_where_there_are_workers(tmp_path: Path) -> None:
+def test_chains_run_side_by_side_where_there_are_workers(tmp_path: Path) -> None:
     fake, ends = schedule(plan_of(*CHAINS), tmp_path, workers=3)
     assert fake.most == 3
     assert set(ends.values()) == {"ok"}

@@ -101,12 +101,12 @@ def steps_done(plan: Plan, stores: Stores, *texts: str) -> list[Entry]:
     return entries
 
 
-def told(entry: Entry) -> tuple[int, int]:
+def soft_labels_of(entry: Entry) -> tuple[int, int]:
     [row] = [row for row in entry.step_log if row["kind"] == "soft_labels"]
     return row["asked"], row["reused"]
 
 
-def test_a_lane_makes_what_its_chain_makes_by_hand(tmp_path: Path) -> None:
+def test_a_chain_run_makes_what_its_chain_makes_by_hand(tmp_path: Path) -> None:
     text = "prune_weights(sparsity=0.5) -> finetune(epochs=2)"
     stores = Stores(Store(tmp_path / "store"), Store(tmp_path / "private"))
     plan = plan_of(text)
@@ -146,8 +146,10 @@ def test_students_of_one_teacher_share_what_it_says(tmp_path: Path) -> None:
     plan = plan_of(*chains)
     steps_done(plan, stores, "baseline")
     first, second = steps_done(plan, stores, *chains)
-    assert told(first) == (320, 320), "digits are not augmented: one view serves both epochs"
-    assert told(second) == (0, 640)
+    assert soft_labels_of(first) == (320, 320), (
+        "digits are not augmented: one view serves both epochs"
+    )
+    assert soft_labels_of(second) == (0, 640)
 
 
 def test_a_further_teacher_matters_to_what_learns_from_it_alone(tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_transfer_sets_are_looked_up_before_any_work(tmp_path: Path) -> None:
     assert make_graph(plan_of(text)).chain_run((row.text, 0)).nodes[0].key != key
 
 
-def test_jobs_say_to_their_shelf_when_the_run_began(
+def test_jobs_tell_their_step_cache_when_the_run_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []

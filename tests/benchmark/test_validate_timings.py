@@ -285,7 +285,7 @@ def test_whatever_is_changed_is_refused_in_words_or_can_be_merged(
         assert str(error).endswith("; nothing was merged")  # noqa: PT017
         assert results.read_bytes() == before
     else:
-        assert slug in read_results(run).about["elsewhere"]
+        assert slug in read_results(run).about["other_machines"]
         results.write_bytes(before)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from compress.deploy.session import session
 from compress.lowrank.forms import Call, forms_of, made_up, whole
 from compress.lowrank.latency import TRIED, by_latency, layer_file, thinned, timed
-from compress.lowrank.layers import sites
+from compress.lowrank.layers import target_layers
 from compress.lowrank.plan import ways
 from compress.lowrank.ranks import Candidate
 
@@ -67,7 +67,7 @@ def macs_of_file(content: bytes, shape: Sequence[int]) -> int:
 
 def test_alike_layers_are_timed_once_and_ways_must_gain_a_tenth() -> None:
     module = net()
-    found, _ = sites(module, (torch.randn(2, 3, 8, 8),))
+    found, _ = target_layers(module, (torch.randn(2, 3, 8, 8),))
     options = thinned(ways(found, ("channel", "spatial"), 8, True))
     asked: list[int] = []
 
@@ -85,7 +85,9 @@ def test_alike_layers_are_timed_once_and_ways_must_gain_a_tenth() -> None:
         return answers
 
     whole_seconds, faster = timed(found, options, clock, 1.0)
-    distinct = {(site.path in ("1", "2"), one) for site in found for one in options[site.path]}
+    distinct = {
+        (target.path in ("1", "2"), one) for target in found for one in options[target.path]
+    }
     assert sum(asked) == len({one for shared, one in distinct if shared}) + 3 + sum(
         not shared for shared, _ in distinct
     )
@@ -100,7 +102,7 @@ def test_alike_layers_are_timed_once_and_ways_must_gain_a_tenth() -> None:
 
 
 def test_what_cannot_be_timed_is_not_taken() -> None:
-    found, _ = sites(net(), (torch.randn(2, 3, 8, 8),))
+    found, _ = target_layers(net(), (torch.randn(2, 3, 8, 8),))
     options = thinned(ways(found, ("channel",), 8, True))
     whole_seconds, faster = timed(found, options, lambda *_: {}, 1.0)
     assert set(whole_seconds.values()) == {0.0}

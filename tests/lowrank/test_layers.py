@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision.models import SwinTransformer, VisionTransformer
 
-from compress.lowrank.layers import PAST, sites
+from compress.lowrank.layers import PAST, target_layers
 
 
 class Net(nn.Module):
@@ -48,8 +48,8 @@ def test_subclasses_are_taken_where_they_compute_the_same() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), Standardized(8, 8, 3), nn.Flatten(), Named(128, 8), Cosine(8, 5)
     ).eval()
-    found, left = sites(net, images())
-    assert [site.path for site in found] == ["0", "3"]
+    found, left = target_layers(net, images())
+    assert [target.path for target in found] == ["0", "3"]
     assert left == {
         "1": "a Standardized, which has a forward of its own",
         "4": "a Cosine, which has a forward of its own",
@@ -65,8 +65,8 @@ def test_grouped_padded_and_other_convolutions_are_left_alone() -> None:
         nn.Flatten(),
         nn.Linear(136, 4),
     ).eval()
-    found, left = sites(net, images())
-    assert [site.path for site in found] == ["5"]
+    found, left = target_layers(net, images())
+    assert [target.path for target in found] == ["5"]
     assert left == {
         "0": "a grouped convolution",
         "1": "a convolution with reflect padding",
@@ -83,8 +83,8 @@ def test_tied_weights_stay_tied() -> None:
         out=nn.Linear(16, 4),
     ).eval()
     net.third.weight = net.first.weight
-    found, left = sites(net, images())
-    assert [site.path for site in found] == ["second", "out"]
+    found, left = target_layers(net, images())
+    assert [target.path for target in found] == ["second", "out"]
     assert left == dict.fromkeys(("first", "third"), "another layer shares its weight or bias")
 
 
@@ -92,8 +92,8 @@ def test_one_layer_under_two_names_is_one_site_with_all_its_calls() -> None:
     layer = nn.Conv2d(4, 4, 3, padding=1)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.MaxPool2d(2), layer, nn.Flatten()).eval()
     before = copy.deepcopy(net)
-    found, left = sites(net, images())
-    assert [(site.path, len(site.calls)) for site in found] == [("0", 1), ("1", 2)]
+    found, left = target_layers(net, images())
+    assert [(target.path, len(target.calls)) for target in found] == [("0", 1), ("1", 2)]
     assert [call.left for call in found[1].calls] == [(1, 4, 8, 8), (1, 4, 4, 4)]
     assert not left
     assert net[1] is net[3]
@@ -109,8 +109,8 @@ def test_hooks_and_computed_weights_are_left_alone() -> None:
 
     parametrize.register_parametrization(net[1], "weight", Double())
     net[2].register_forward_hook(lambda layer, inputs, output: output + 1)
-    found, left = sites(net, images())
-    assert [site.path for site in found] == ["3"]
+    found, left = target_layers(net, images())
+    assert [target.path for target in found] == ["3"]
     computed_or_hooked = "its weight is computed anew in every call, or it has hooks"
     assert left == dict.fromkeys("12", computed_or_hooked)
 
@@ -122,8 +122,8 @@ def test_weights_that_are_read_past_their_forward_are_found() -> None:
         layer=nn.TransformerEncoderLayer(16, 4, 32, batch_first=True),
         out=nn.Linear(16, 4),
     ).eval()
-    found, left = sites(encoder, images())
-    assert [site.path for site in found] == ["patches", "out"]
+    found, left = target_layers(encoder, images())
+    assert [target.path for target in found] == ["patches", "out"]
     assert left["layer.linear1"].startswith(PAST)
     assert left["layer.linear2"].startswith(PAST)
     assert "MultiheadAttention" in left["layer.self_attn.out_proj"]
@@ -134,8 +134,8 @@ def test_weights_that_are_read_past_their_forward_are_found() -> None:
         b=nn.Linear(8, 4),
     ).eval()
     silent.kept = [silent.a.weight]  # the values, also when the layer has been replaced
-    found, left = sites(silent, images())
-    assert [site.path for site in found] == ["a", "b"]  # and so it still answers the same
+    found, left = target_layers(silent, images())
+    assert [target.path for target in found] == ["a", "b"]  # and so it still answers the same
 
 
 def test_a_layer_that_is_asked_for_its_weight_is_left_alone_and_the_others_are_not() -> None:
@@ -145,21 +145,21 @@ def test_a_layer_that_is_asked_for_its_weight_is_left_alone_and_the_others_are_n
         b=nn.Linear(8, 4),
         c=nn.Linear(192, 4),
     ).eval()
-    found, left = sites(net, images())
-    assert [site.path for site in found] == ["b", "c"]
+    found, left = target_layers(net, images())
+    assert [target.path for target in found] == ["b", "c"]
     assert left == {"a": PAST}
 
 
 def test_torchvision_transformers_keep_what_they_read() -> None:
     torch.manual_seed(0)
     swin = SwinTransformer([4, 4], 24, [1, 1], [2, 4], [4, 4], num_classes=5).eval()
-    found, left = sites(swin, images(side=32))
+    found, left = target_layers(swin, images(side=32))
     assert {path.rpartition(".")[2] for path in left} == {"qkv", "proj"}
     assert all(reason.startswith(PAST) for reason in left.values())
-    assert {site.path for site in found} >= {"head", "features.0.0", "features.1.0.mlp.0"}
+    assert {target.path for target in found} >= {"head", "features.0.0", "features.1.0.mlp.0"}
     vit = VisionTransformer(32, 8, 1, 2, 24, 48, num_classes=5).eval()
-    found, left = sites(vit, images(side=32))
-    assert [site.path.rpartition(".")[2] for site in found] == ["conv_proj", "0", "3", "head"]
+    found, left = target_layers(vit, images(side=32))
+    assert [target.path.rpartition(".")[2] for target in found] == ["conv_proj", "0", "3", "head"]
     assert [path.rpartition(".")[2] for path in left] == ["self_attention", "out_proj"]
 
 
@@ -169,8 +169,8 @@ def test_what_the_answers_do_not_depend_on_is_left_alone() -> None:
         return m.out(x.flatten(1))
 
     net = Net(forward, aside=nn.Linear(192, 4), out=nn.Linear(192, 4), never=nn.Linear(3, 4)).eval()
-    found, left = sites(net, images())
-    assert [site.path for site in found] == ["out"]
+    found, left = target_layers(net, images())
+    assert [target.path for target in found] == ["out"]
     assert left == dict.fromkeys(("aside", "never"), "the model's answers do not depend on it")
 
 
@@ -180,8 +180,8 @@ def test_looking_changes_nothing(zero: bool) -> None:
     if zero:
         nn.init.zeros_(net[0].weight)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    found, left = sites(net, images())
-    assert [site.path for site in found] == ["0", "3"]
+    found, left = target_layers(net, images())
+    assert [target.path for target in found] == ["0", "3"]
     assert not left
     assert not net[0]._forward_hooks
     after = net.state_dict()
@@ -189,6 +189,6 @@ def test_looking_changes_nothing(zero: bool) -> None:
 
 
 def test_a_layer_that_is_the_whole_model_is_left_alone() -> None:
-    found, left = sites(nn.Linear(3, 4).eval(), (torch.randn(2, 3),))
+    found, left = target_layers(nn.Linear(3, 4).eval(), (torch.randn(2, 3),))
     assert not found
     assert left == {"": "it is the whole model"}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compress.lowrank import plan, replace
 from compress.lowrank.forms import FORMS
-from compress.lowrank.layers import Site, sites
+from compress.lowrank.layers import TargetLayer, target_layers
 from compress.lowrank.plan import Calibrated, by_rank, judged, ways
 from compress.lowrank.ranks import Candidate
 from compress.lowrank.replace import replaced, stages
@@ -25,16 +25,16 @@ def items() -> tuple[Tensor]:
     return (torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1)),)
 
 
-def chosen(module: nn.Module, calibrated: Calibrated) -> list[tuple[Site, Candidate]]:
-    found, _ = sites(module, items())
+def chosen(module: nn.Module, calibrated: Calibrated) -> list[tuple[TargetLayer, Candidate]]:
+    found, _ = target_layers(module, items())
     options = judged(module, found, ways(found, FORMS, 4, True), calibrated)
     taken = by_rank(found, options, 0.3, 4).taken
     assert len(taken) == 3
-    return [(site, taken[site.path]) for site in found]
+    return [(target, taken[target.path]) for target in found]
 
 
 def fitted(
-    module: nn.Module, pairs: list[tuple[Site, Candidate]], calibrated: Calibrated
+    module: nn.Module, pairs: list[tuple[TargetLayer, Candidate]], calibrated: Calibrated
 ) -> Tensor:
     result = copied(module)
     errors = [error for _, _, error in replaced(result, pairs, calibrated, 1)]
@@ -45,7 +45,7 @@ def fitted(
 def test_the_first_stage_makes_no_pass_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     module, calibrated = net(), Calibrated([items()], 40)
     pairs = chosen(module, calibrated)
-    assert calibrated.known.keys() == {site.path for site, _ in pairs}
+    assert calibrated.known.keys() == {target.path for target, _ in pairs}
     anew = fitted(module, pairs, Calibrated([items()], 40))
     monkeypatch.setattr(replace, "moments", lambda *_: pytest.fail("no pass is needed"))
     torch.testing.assert_close(fitted(module, pairs, calibrated), anew, rtol=1e-3, atol=1e-3)

@@ -15,7 +15,7 @@ from torchvision.models import VisionTransformer
 from compress.attention import Attention
 from compress.compressor import run
 from compress.context import StepContext, StepLog
-from compress.lowrank.layers import PACKED, PAST, sites
+from compress.lowrank.layers import PACKED, PAST, target_layers
 from compress.lowrank.unpack import packed_again, renamed, unpacked
 from compress.model import Blueprint, Model, forward, load, save
 from compress.tasks.image_classification import ImageClassification, Preprocessing
@@ -90,9 +90,9 @@ def test_the_layers_around_can_be_replaced_too(norm_first: bool) -> None:
     result, before = unpacked(net, images())
     assert list(before) == ["layer.self_attn"]
     torch.testing.assert_close(forward(result, images()), forward(net, images()))
-    found, left = sites(result, images())
+    found, left = target_layers(result, images())
     assert not left
-    assert [site.path.removeprefix("layer.") for site in found] == [
+    assert [target.path.removeprefix("layer.") for target in found] == [
         *("patches", "self_attn.qkv", "self_attn.out_proj", "linear1", "linear2", "out")
     ]
     assert isinstance(net.get_submodule("layer.self_attn"), nn.MultiheadAttention)
@@ -131,8 +131,8 @@ def test_other_attention_stays_and_is_named() -> None:
     result, before = unpacked(net, images())
     assert result is net
     assert not before
-    found, left = sites(net, images())
-    assert [site.path for site in found] == ["patches", "out"]
+    found, left = target_layers(net, images())
+    assert [target.path for target in found] == ["patches", "out"]
     assert {left[name] for name in kinds} == {PACKED}
 
 
@@ -164,7 +164,7 @@ def test_weights_of_torchvision_s_swin_stay_for_they_are_read_past_their_forward
     result, before = unpacked(net, x)
     assert result is net
     assert not before
-    _, left = sites(net, x)
+    _, left = target_layers(net, x)
     assert {path.rpartition(".")[2] for path in left} == {"qkv", "proj"}
     assert all(reason.startswith(PAST) for reason in left.values())
 

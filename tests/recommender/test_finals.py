@@ -17,7 +17,7 @@ from compress.recommender.finals import Final, affordable, finalists, judged, op
 from compress.recommender.goal import Goal, Judge
 from compress.recommender.measured import OK, Measured, Notebook, Trial
 from compress.recommender.publish import COLUMNS, frontier, trials_csv
-from compress.recommender.words import live, points, sentence, told
+from compress.recommender.words import live, points, sentence, trial_line
 
 
 def measured(chain: str, speedup: float, lost: int, right: int = 1800) -> Measured:
@@ -226,9 +226,9 @@ def test_what_is_said_meanwhile() -> None:
     assert live(1, best, judge, 840) == "1 trial done, best 2.0x at −0.4 points, 14 min left"
     assert live(0, None, judge, -3) == "0 trials done, best nothing yet, 0 s left"
     trial = Trial(3, {}, "quantize()", OK, "full", "", (best,), 12.0)
-    assert told(trial, judge) == "trial 3: quantize(): 2.0x at −0.4 points, trained, 12 s"
+    assert trial_line(trial, judge) == "trial 3: quantize(): 2.0x at −0.4 points, trained, 12 s"
     failed = Trial(4, {}, "x()", "failed", "", "it broke", (), 2.0)
-    assert told(failed, judge) == "trial 4: x(): failed: it broke, 2 s"
+    assert trial_line(failed, judge) == "trial 4: x(): failed: it broke, 2 s"
     assert [points(value) for value in (0.0004, -0.0004, -0.01)] == ["0.0", "0.0", "−1.0"]
 
 

@@ -10,14 +10,14 @@ from report_rows import ABOUT, row, timed
 
 from compress.report.forest import _lines, speedups_png
 from compress.report.forest_data import (
-    Mark,
+    Interval,
     beyond_words,
-    delta_marks,
+    delta_intervals,
     delta_range,
     explanation,
-    marked_rows,
-    speed_lanes,
-    speed_marks,
+    forest_rows,
+    speed_intervals,
+    speed_series,
 )
 from compress.results.timed import timed_files
 
@@ -25,51 +25,51 @@ BASE = row("baseline")
 DOUBTED = timed(trusted=False, margin=0.1)
 
 
-def lanes_of(*settings, about=ABOUT):
-    """Return lanes for settings, whether or not a row has an interval there."""
+def series_of(*settings, about=ABOUT):
+    """Return series for settings, whether or not a row has an interval there."""
     rows = [{timed_files(name).names["speedup_high"]: 2.0 for name in settings}]
-    return speed_lanes(rows, about)
+    return speed_series(rows, about)
 
 
-def test_speedups_are_marks_with_their_intervals():
+def test_speedups_have_their_intervals():
     found = row("a()", speedup=2.0, cpu1_speedup=0.5)
-    both = lanes_of("cpu", "cpu1", about=timed(timed_files("cpu1")))
-    assert speed_marks(found, both) == [
-        Mark(0, 2.0, 0.98 * 2, 1.02 * 2, True),
-        Mark(1, 0.5, 0.5, 0.5, False),
+    both = series_of("cpu", "cpu1", about=timed(timed_files("cpu1")))
+    assert speed_intervals(found, both) == [
+        Interval(0, 2.0, 0.98 * 2, 1.02 * 2, True),
+        Interval(1, 0.5, 0.5, 0.5, False),
     ]
-    doubted = lanes_of("cpu", about=DOUBTED)
-    assert speed_marks(found, doubted)[0].claimed, "beyond what the control doubts"
+    doubted = series_of("cpu", about=DOUBTED)
+    assert speed_intervals(found, doubted)[0].claimed, "beyond what the control doubts"
     unsure = {**found, "cpu_verdict": None}
-    assert not speed_marks(unsure, doubted)[0].claimed
-    assert speed_marks(row("a()", cpu_speedup_low=0.0), lanes_of("cpu")) == []
+    assert not speed_intervals(unsure, doubted)[0].claimed
+    assert speed_intervals(row("a()", cpu_speedup_low=0.0), series_of("cpu")) == []
 
 
-def test_differences_are_marks_in_points():
+def test_differences_are_in_points():
     found = row("a()", -0.02, control_delta=0.01, control_verdict="better")
-    base, control = delta_marks(found)
-    assert (base.lane, base.value, base.low, base.high) == (0, -2.0, -3.0, pytest.approx(-1.0))
-    assert (control.lane, control.value, control.low, control.claimed) == (1, 1.0, 1.0, True)
-    assert delta_marks({**found, "status": "unverified"}) == []
+    base, control = delta_intervals(found)
+    assert (base.series, base.value, base.low, base.high) == (0, -2.0, -3.0, pytest.approx(-1.0))
+    assert (control.series, control.value, control.low, control.claimed) == (1, 1.0, 1.0, True)
+    assert delta_intervals({**found, "status": "unverified"}) == []
 
 
-def test_only_settings_with_intervals_have_a_lane():
+def test_only_settings_with_intervals_have_a_series():
     rows = [BASE, row("a()", cpu1_speedup=2.0)]
-    (lane,) = speed_lanes(rows, timed(timed_files("cpu1")))
-    assert (lane.look.label, lane.margin) == ("batch 1, 2 threads", 0.012)
-    (doubted,) = speed_lanes(rows, DOUBTED | {"environment": {}})
+    (series,) = speed_series(rows, timed(timed_files("cpu1")))
+    assert (series.look.label, series.margin) == ("batch 1, 2 threads", 0.012)
+    (doubted,) = speed_series(rows, DOUBTED | {"environment": {}})
     assert doubted.look.label == "batch 1, all threads (not trusted)"
 
 
 def test_the_baseline_and_what_failed_have_no_row():
     rows = [BASE, row("a()"), {"chain": "b()", "status": "failed"}]
-    assert [marked.row["chain"] for marked in marked_rows(rows, lanes_of("cpu"))] == ["a()"]
+    assert [drawn.row["chain"] for drawn in forest_rows(rows, series_of("cpu"))] == ["a()"]
     bare = [{"chain": "a()", "accuracy": 0.9, "accuracy_delta": 0.1, "cpu_speedup": 2.0}]
-    assert marked_rows(bare, lanes_of("cpu")) == []
+    assert forest_rows(bare, series_of("cpu")) == []
 
 
-def _marks(*values, half=0.1):
-    return [Mark(0, value, value - half, value + half, True) for value in values]
+def _intervals(*values, half=0.1):
+    return [Interval(0, value, value - half, value + half, True) for value in values]
 
 
 @pytest.mark.parametrize(
@@ -86,28 +86,28 @@ def _marks(*values, half=0.1):
     ],
 )
 def test_collapsed_rows_do_not_squeeze_the_others(values, lowest, highest):
-    low, high = delta_range(_marks(*values))
+    low, high = delta_range(_intervals(*values))
     room = 0.06 * (highest - lowest)
     assert (low, high) == pytest.approx((lowest - room, highest + room))
 
 
 @given(st.lists(st.floats(-100, 20), min_size=1))
 def test_five_sixths_of_the_rows_and_all_within_10_points_are_on_the_axis(values):
-    low, _ = delta_range(_marks(*values))
+    low, _ = delta_range(_intervals(*values))
     inside = [value for value in values if value >= low]
     assert len(inside) >= (5 / 6 * len(values) if len(values) > 5 else len(values) - 1)
     assert all(value in inside for value in values if value >= -10)
 
 
 def test_a_difference_to_a_control_is_on_the_axis_too():
-    low, _ = delta_range([*_marks(0.0), Mark(1, -9.0, -9.5, -8.5, True)])
+    low, _ = delta_range([*_intervals(0.0), Interval(1, -9.0, -9.5, -8.5, True)])
     assert low < -9.0
 
 
 def test_what_lies_beyond_the_axis_has_its_value_and_interval_written():
-    (found,) = delta_marks(row("a()", -0.1417))
+    (found,) = delta_intervals(row("a()", -0.1417))
     assert beyond_words(found) == "-14.2 [-15.2, -13.2]"
-    assert beyond_words(Mark(0, -60.0, -60.0, -60.0, True)) == "-60.0"
+    assert beyond_words(Interval(0, -60.0, -60.0, -60.0, True)) == "-60.0"
 
 
 def test_a_verdict_beyond_the_axis_is_still_seen():
@@ -121,20 +121,20 @@ def test_a_verdict_beyond_the_axis_is_still_seen():
 
 def test_the_reading_says_what_a_hollow_marker_may_be():
     rows = [BASE, row("a()", speedup=2.0)]
-    said = explanation(rows, speed_lanes(rows, DOUBTED), several=True)
+    said = explanation(rows, speed_series(rows, DOUBTED), several=True)
     assert said == (
         "Means over the seeds. Bars: 95 % intervals. Filled markers: a verdict; hollow ones: no "
         "difference shown, or timing not to be trusted. Grey: what a verdict must exceed by the "
         "A/A control."
     )
-    assert "not to be trusted" not in explanation(rows, speed_lanes(rows, ABOUT), False)
+    assert "not to be trusted" not in explanation(rows, speed_series(rows, ABOUT), False)
     assert explanation([{"chain": "a()"}], [], False) == (
         "Bars: 95 % intervals. These results have no verdicts."
     )
 
 
 def test_intervals_of_few_seeds_do_not_squeeze_the_axis():
-    low, high = delta_range(_marks(-1.0, -1.5, half=40.0))
+    low, high = delta_range(_intervals(-1.0, -1.5, half=40.0))
     assert low >= -3 * 1.2
     assert high <= 2 * 1.2
 
@@ -187,9 +187,9 @@ def test_the_picture_can_be_drawn(name):
 
 def test_a_long_name_does_not_hide_the_options():
     student = "torchvision:VisionTransformer(patch_size=4, num_layers=3, num_heads=4)"
-    told = _lines(row(f"distill(student='{student}', hard_weight=0.5, epochs=3)"))
-    assert told[0] == "distill(student='torchvision:VisionT…',"
-    assert "epochs=3" in told[-1]
+    lines = _lines(row(f"distill(student='{student}', hard_weight=0.5, epochs=3)"))
+    assert lines[0] == "distill(student='torchvision:VisionT…',"
+    assert "epochs=3" in lines[-1]
     short = _lines(row(f"distill(student='{student[:24]}', epochs=3)"))
     assert any(student[:24] in line for line in short), "what fits is left alone"
 

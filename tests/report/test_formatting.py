@@ -117,6 +117,24 @@ def test_milliseconds_mark_noise():
     assert formatting.brief(0.734) == "0.734"
 
 
+@pytest.mark.parametrize(
+    ("value", "kilobytes", "megabytes"),
+    [
+        (0, "0.00", "0.00"),
+        (1, "0.00100", "1 B"),
+        (640, "0.640", "640 B"),
+        (1_234_567, "1235", "1.23"),
+        (50e9, "50000000", "50000"),
+        (5e12, "5 TB", "5000000"),
+        (5e15, "5 PB", "5 PB"),
+    ],
+)
+def test_sizes_are_in_their_columns_unit_or_have_their_own(value, kilobytes, megabytes):
+    row = {"x": value}
+    assert formatting.cell(row, Column("x", "", shown="kB")) == kilobytes
+    assert formatting.cell(row, Column("x", "", shown="MB")) == megabytes
+
+
 def test_pairs_of_counts():
     column = Column("a", "", shown="pair", beside="b")
     assert formatting.cell({"a": 20, "b": 81.667}, column) == "20/81.7"
@@ -133,8 +151,8 @@ def test_every_way_to_write_a_column_is_a_cell():
         "%": "98.77",
         "whole %": "99",
         "count": "1",
-        "kB": "0.001",
-        "MB": "1×10^-6",
+        "kB": "1 B",
+        "MB": "1 B",
         "figure": "0.9877",
         "pair": "1.0/3",
     }

@@ -123,7 +123,7 @@ def test_the_legend_explains_the_signs_of_the_further_tables_too():
     rows = [BASE, row("b ? (is it real?)"), row("a()", **more)]
     assert (
         "Against the baseline: ▲ better or faster, ▼ worse or slower, ≈ no difference shown, "
-        "! timing not to be trusted, and no difference beyond that doubt."
+        "! timing unreliable: the difference is within its error."
     ) in " ".join(markdown(rows, doubted).split())
     # In a terminal there are no further tables.
     assert "Against the baseline: ≈ no difference shown." in text(rows, doubted)
@@ -220,7 +220,7 @@ def test_other_machines_have_a_table_each():
     there |= {"on_arm_4t_cpu_verdict": "faster", "on_old_cpu_cpu1_ms_p50": 7.0}
     known = {"control": 1.0, "margin": 0.02, "trusted": True}
     about = timed(timed_files("cpu", "arm_4t", known=known), timed_files("cpu1", "old_cpu"))
-    about |= {"elsewhere": {"arm_4t": {"environment": {"cpu": "Neoverse", "threads": 4}}}}
+    about |= {"other_machines": {"arm_4t": {"environment": {"cpu": "Neoverse", "threads": 4}}}}
     shown = markdown([BASE, row("a()", **there)], about)
     part = _section(shown, "On another machine: Neoverse")
     assert "Machine: Neoverse; 4 threads." in " ".join(part.split())
@@ -244,17 +244,17 @@ def test_another_runtime_has_its_columns_verdicts_and_table():
 def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
     rows = [BASE, row("a()", speedup=2.0, cpu_verdict=None)]
     assert warnings(ABOUT) == []
-    why = "on average two copies of one file differ by 8.3 %"
+    why = "two copies of one file differ by 8.3 % on average"
     doubted = timed(trusted=False, margin=0.083, untrusted_because=[why])
     warning = (
-        "DO NOT TRUST the latencies at batch 1, 2 threads: on average two copies of one file "
-        "differ by 8.3 %."
+        "DO NOT TRUST the latencies at batch 1, 2 threads: two copies of one file differ by "
+        "8.3 % on average."
     )
     for shown in (markdown(rows, doubted), text(rows, doubted)):
         words = " ".join(shown.split())
         assert words.index(warning) < words.index("chain")
         assert "2.00 ±.04 !" in shown
-        assert "! timing not to be trusted, and no difference" in " ".join(shown.split())
+        assert "! timing unreliable: the difference is within its error" in " ".join(shown.split())
     assert warnings({"timings": described([timed_files("cpu", "x", known=DOUBTED)])}) == [
         "DO NOT TRUST the latencies on x at batch 1, all threads: it is made up."
     ]

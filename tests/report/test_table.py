@@ -247,7 +247,7 @@ def test_no_html_nor_control_character_passes():
     found["on_<b>_cpu_ms_p50"] = 1.0
     about = {"suite": HOSTILE, "data": HOSTILE, "model": HOSTILE, "notes": [HOSTILE]}
     about |= {"metric": HOSTILE, "environment": {"cpu": HOSTILE, "gpu": HOSTILE}}
-    about |= {"elsewhere": {"<b>": {"environment": {"cpu": HOSTILE}}}}
+    about |= {"other_machines": {"<b>": {"environment": {"cpu": HOSTILE}}}}
     about |= {"timings": described([timed_files("cpu", "<b>", known={"control": 1.0})])}
     shown = markdown([found], about)
     assert "<" not in shown
@@ -341,7 +341,7 @@ def test_no_line_is_wider_than_100_columns_and_every_table_is_whole(rows, words,
     here = (timed_files(name, known=known) for name in SETTINGS if name.startswith("cpu"))
     there = (timed_files(name, "x", known=known) for name in ("cpu", "cpu1"))
     about["timings"] = described([*here, *map(timed_on_gpu, FORMS), *there])
-    about["elsewhere"] = {"x": {"environment": {"cpu": words}}}
+    about["other_machines"] = {"x": {"environment": {"cpu": words}}}
     about["class_counts"] = [5, 1]
     for shown in (markdown(rows, about), text(rows, about)):
         assert all(width(line) <= 100 for line in shown.splitlines())

@@ -67,7 +67,7 @@ def test_another_machine(run: Written) -> None:
     assert (row["cpu_verdict"], row["on_other_cpu_verdict"]) == ("indistinguishable", "faster")
     assert row["on_other_cpu_speedup"] == pytest.approx(2)
     assert row["note"] == ""
-    assert run.read().about["elsewhere"] == {"other": {"environment": there}}
+    assert run.read().about["other_machines"] == {"other": {"environment": there}}
 
 
 def test_other_outputs_there_cost_the_figures_and_wide_int8_weights_may_be_why(
@@ -141,7 +141,7 @@ def test_another_seeds_baseline_as_denominator_is_told(tmp_path: Path) -> None:
 def test_noise_is_noted(run: Written) -> None:
     run.timings({**SECONDS, "a()": (0.001, 0.002, 0.003, 0.004)})
     assert run.rows()["a() 0"]["note"] == (
-        "noisy latency (batch 1, all threads): half of the calls lie further apart than 20% of "
+        "noisy latency (batch 1, 2 threads): half of the calls lie further apart than 20% of "
         "the median"
     )
 

@@ -11,7 +11,7 @@ from report_rows import ABOUT, gpu, row, timed
 from scipy import stats
 
 from compress.report.table import markdown
-from compress.results.seeds import over_seeds, seeds_csv, seeds_of
+from compress.results.seeds import over_seeds, seeds_csv, seeds_of, why_not_equivalent
 from compress.results.table import number
 from compress.results.timed import timed_files
 from compress.stats.pairs import Difference
@@ -234,3 +234,17 @@ def test_what_is_said_of_the_gpu_for_any_seed_is_said():
     rows = [row("baseline", seed=number, cuda_note=note) for number, note in enumerate(notes)]
     (found,) = over_seeds(rows, ABOUT)
     assert found["cuda_note"] == "no TensorRT; float32 in channels_last; no CUDA graph"
+
+
+@pytest.mark.parametrize(
+    ("bound", "p", "shown"),
+    [
+        (-0.0123, 0.31, "-1.23 (p 0.31 before"),
+        (-0.010004, 0.05002, "-1.0004 (p 0.05002 before"),
+        (-0.009998, 0.0499996, "-0.9998 (p 0.0499996 before"),
+        (-0.01, 0.05, "-1.00 (p 0.05 before"),
+    ],
+)
+def test_a_row_at_the_margin_has_the_digits_that_say_on_which_side(bound, p, shown):
+    one = row("a()", -0.002, accuracy_bound=bound, equivalence_p=p, accuracy_verdict="not shown")
+    assert f"may differ by {shown}" in why_not_equivalent([one], {**ABOUT, "margin": 1.0}, "a()")

@@ -14,15 +14,15 @@ from compress.stats.ratios import Ratio
     [
         (Ratio(1.0, 0.99, 1.01, 0.005, 5), 0.04, []),
         (Ratio(1.0, 0.99, 1.01, 0.005, 5), 0.083,
-         ["on average two copies of one file differ by 8.3 %"]),
+         ["two copies of one file differ by 8.3 % on average"]),
         (Ratio(1.0, 0.9, 1.1, 0.05, 5), 0.015,
-         ["how two copies of one file compare is known to ± 10.0 % only"]),
+         ["the A/A control is uncertain by ±10.0 %"]),
         (Ratio(1.07, 1.05, 1.09, 0.01, 5), 0.02,
-         ["two copies of one file differ by 7.0 % throughout"]),
+         ["two copies of one file differ consistently, by 7.0 %"]),
         (Ratio(1.0, 0.0, float("inf"), float("inf"), 1), 0.02,
-         ["the baseline and its copy were timed once, so no difference can be judged"]),
+         ["the A/A control was timed in one process only, so no difference can be judged"]),
         (None, 0.0,
-         ["the second copy of the baseline, by which they would be judged, was not timed"]),
+         ["the second copy of the baseline (the A/A control) was not timed"]),
     ],
 )  # fmt: skip
 def test_why_a_control_is_not_to_be_trusted(ratio, margin, reasons):

@@ -36,7 +36,7 @@ def test_what_is_refused(text: str, reason: str) -> None:
         chain(text)
 
 
-def test_the_file_is_half_as_large_and_the_journal_says_how_far_it_is_from_the_limit() -> None:
+def test_the_file_is_half_as_large_and_the_step_log_says_how_far_it_is_from_the_limit() -> None:
     data = small_digits()
     context = make_bench(data)
     model = fresh_model(data)

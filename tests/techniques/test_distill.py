@@ -63,7 +63,7 @@ def test_teachers() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_journal_counts_samples_seen() -> None:
+def test_the_step_log_counts_samples_seen() -> None:
     data = small_digits()
     context = make_bench(data)
     run(chain("train(epochs=2, batch_size=64) -> finetune(epochs=1)"), fresh_model(data), context)

@@ -288,8 +288,26 @@ def test_a_training_gives_the_very_weights_of_the_old_formulas(
         ("soft_weight=-1", "weight must be positive"),
         ("soft_weight=0", "that is train() or finetune()"),
         ("loss='mse', temperature=2.0", "unknown loss 'mse'"),
-        ("loss=kd(), temperature=2.0", "belongs inside a loss's parentheses: kd(weight=2.0)"),
-        ("loss=['kd'], logits_weight=2.0", "belongs inside a loss's parentheses: kd(weight=2.0)"),
+        (
+            "loss=kd(), temperature=2.0",
+            "temperature belongs inside a loss's parentheses: kd(temperature=2.0)",
+        ),
+        (
+            "loss=[logits(), 'dkd'], beta=3.0, soft_weight=0.5",
+            "beta, soft_weight belong inside a loss's parentheses: dkd(beta=3.0, weight=0.5)",
+        ),
+        (
+            "loss=logits(), temperature=3",
+            "temperature belongs inside a loss's parentheses: kd(temperature=3)",
+        ),
+        (
+            "hints=fitnets(), hint_weight=5.0",
+            "hint_weight belongs inside a hint's parentheses: fitnets(weight=5.0)",
+        ),
+        (
+            "loss=['kd'], logits_weight=2.0",
+            "logits_weight belongs inside a loss's parentheses: logits(weight=2.0)",
+        ),
         ("loss='logits', logits_weight=0.1", "differ in their weight alone"),
         ("logits_weight=-1", "weight must be positive"),
         (
@@ -311,7 +329,7 @@ def test_a_training_gives_the_very_weights_of_the_old_formulas(
         ("hints='none', hint_layers=['a:b']", "unknown hint 'none'"),
         (
             "hints=fitnets(), hint_layers=['a:b']",
-            "belongs inside a hint's parentheses: fitnets(weight=2.0)",
+            "belongs inside a hint's parentheses: fitnets(layers=['a:b'])",
         ),
         ("hints='fitnets', hint_weight=0", "weight must be positive"),
         ("hints='all', hint_weight=2", "unknown hint 'all'"),

@@ -94,7 +94,7 @@ def test_a_bound_that_few_items_cannot_show_is_said(trained):
     log = step(trained, "quantize(max_drop=0.5)")
     [row] = rows(log, "max_drop")
     assert row["drop"] < 0.5 < row["most"]
-    assert any("validation items are too few to be sure of max_drop=0.5" in n for n in log.notes)
+    assert any("validation images are too few to be sure of max_drop=0.5" in n for n in log.notes)
     log = step(trained, "quantize(max_drop=20)")
     [row] = rows(log, "max_drop")
     assert row["most"] < 20

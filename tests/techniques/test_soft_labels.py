@@ -236,7 +236,9 @@ def test_a_teacher_that_later_gives_no_numbers_is_told_as_the_cause(
     assert "learning_rate" not in note
 
 
-def test_without_a_setting_nothing_is_put_on_a_shelf(context: StepContext, teacher: Model) -> None:
+def test_without_a_setting_nothing_is_put_in_the_step_cache(
+    context: StepContext, teacher: Model
+) -> None:
     """Nothing would tell these answers from those for other data."""
     bare = replace(context, setting="")
     _, told = distill(bare, teacher, f"{MLP}, views=2)")

@@ -91,7 +91,8 @@ def measure_row(plan: Plan, folder: Path, row: Row, seed: int, built: Built) -> 
     answers = _Answers(plan, path, pass_batch(counted.macs))
     # Items of a batch are padded to its longest, so not alike in both passes.
     shared = None if task.ragged else partial(answers.logits, items)
-    verdict = verify(content, model, inputs, model.lowered, others, counted.macs, shared)
+    given = (content, model, inputs, model.lowered, others, counted.macs, shared)
+    verdict = verify(*given, unit=task.unit)
     if verdict.ok:
         answers.path = path = path.rename(folder / outputs.DEPLOYABLE)
     if code := task.script():

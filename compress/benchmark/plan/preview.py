@@ -11,7 +11,7 @@ from compress.benchmark.plan.graph import MEASURE, Graph, Node, make_graph
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.store.store import Store
 from compress.compressor import Compressor, leaves
-from compress.system.amounts import duration
+from compress.system.amounts import duration, plural
 from compress.training import Training
 
 WIDTH = 76
@@ -108,11 +108,12 @@ def _left(seconds: float | None) -> str:
 
 
 def _sum(graph: Graph, left: list[Node], estimates: Estimates, timing: float) -> str:
-    steps, rows = len(graph.nodes), len(graph.chain_runs)
+    steps = plural(len(graph.nodes), "result")
+    rows = plural(len(graph.chain_runs), "row")
     if not left:
-        return f"{rows} rows, all computed; what is left is the timing, about {duration(timing)}."
+        return f"{rows}, all computed; what is left is the timing, about {duration(timing)}."
     known = [seconds for node in left if (seconds := estimates.seconds(node)) is not None]
-    text = f"{rows} rows, {steps} results, {len(left)} left"
+    text = f"{rows}, {steps}, {len(left)} left"
     if known:
         text += f": about {duration(sum(known))}"
     if unknown := len(left) - len(known):

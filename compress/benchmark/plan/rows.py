@@ -122,8 +122,8 @@ def row_text(chain: str, baseline: str) -> str:
 
     Raises UserError for a text that is no chain, or is the baseline itself.
     """
-    steps = parse(chain).steps
-    if repr(steps[0]) == baseline:
+    steps = () if chain.strip() == BASELINE else parse(chain).steps
+    if steps and repr(steps[0]) == baseline:
         steps = steps[1:]
     if not steps:
         raise UserError(f"{chain!r} is the baseline itself: name a row that is compared with it")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.benchmark.portable.validate_timings import Received, read_timings
+from compress.benchmark.portable.validate_timings import ValidatedTimings, read_timings
 from compress.benchmark.store.outputs import Outputs
 from compress.errors import UserError
 from compress.results.log import RunLog, Stage, read_run
@@ -50,9 +50,9 @@ def merge(run: Path, files: Sequence[Path], name: str = "") -> list[str]:
         sound = {r.name: r for r in last.records.values() if r.status == "ok"}
         hashes = {key: record.hashes["onnx"] for key, record in sound.items()}
         baselines = frozenset(key for key, record in sound.items() if record.chain == BASELINE)
-        received = [read_timings(path, hashes, baselines) for path in files]
+        validated = [read_timings(path, hashes, baselines) for path in files]
         identities = [
-            _identity(r.raw_timings.environment, r.raw_timings.settings) for r in received
+            _identity(r.raw_timings.environment, r.raw_timings.settings) for r in validated
         ]
         _check_different(files, identities)
         known = {
@@ -62,21 +62,21 @@ def merge(run: Path, files: Sequence[Path], name: str = "") -> list[str]:
         }
         log = RunLog(results, last.about, last.name)
         slugs = []
-        for one, identity in zip(received, identities, strict=True):
+        for one, identity in zip(validated, identities, strict=True):
             slug = name or _slug(one.raw_timings, identity, known)
             log.timings(_saved(one, slug, run))
             slugs.append(slug)
     return slugs
 
 
-def _saved(received: Received, slug: str, run: Path) -> Stage:
-    """Save a machine's timings as they were checked; return where they are."""
-    raw_timings, place = received.raw_timings, f"raw/elsewhere-{slug}.json"
-    values = timings_file(received.models, raw_timings.to_json()) | {"date": received.date}
+def _saved(validated: ValidatedTimings, slug: str, run: Path) -> Stage:
+    """Save a machine's timings as they were validated; return where they are."""
+    raw_timings, place = validated.raw_timings, f"raw/other-machine-{slug}.json"
+    values = timings_file(validated.models, raw_timings.to_json()) | {"date": validated.date}
     return Stage(
         machine=slug,
         settings=in_order(raw_timings.settings),
-        environment={**raw_timings.environment, "date": received.date},
+        environment={**raw_timings.environment, "date": validated.date},
         file=place,
         sha256=write_values(run / place, values),
     )

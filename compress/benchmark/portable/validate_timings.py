@@ -88,7 +88,7 @@ class File(Head):
     timings: Timings
 
 
-class Received(NamedTuple):
+class ValidatedTimings(NamedTuple):
     """What a machine measured, when, and of which files."""
 
     raw_timings: RawTimings
@@ -97,7 +97,9 @@ class Received(NamedTuple):
     """Name -> SHA-256 of the file that was timed."""
 
 
-def read_timings(path: Path, hashes: Mapping[str, str], baselines: frozenset[str]) -> Received:
+def read_timings(
+    path: Path, hashes: Mapping[str, str], baselines: frozenset[str]
+) -> ValidatedTimings:
     """Return the content of a file of timings.
 
     `hashes` are the SHA-256 of the run's files by candidate; `baselines` are those candidates
@@ -122,7 +124,7 @@ def read_timings(path: Path, hashes: Mapping[str, str], baselines: frozenset[str
             for one in series.values():
                 one.error = _plain(one.error)
     raw_timings = RawTimings.from_json(msgspec.to_builtins(file.timings))
-    return Received(raw_timings, file.date.isoformat(), file.models)
+    return ValidatedTimings(raw_timings, file.date.isoformat(), file.models)
 
 
 def _content(path: Path) -> bytes:
