@@ -33,7 +33,7 @@ from compress.results.seeds import why_not_equivalent
 from compress.results.table import Row, frame
 from compress.system import amounts
 from compress.system.progress import showing, stage
-from compress.tasks import OPTIONS
+from compress.tasks import task_options
 from compress.tasks.base import Data
 
 if TYPE_CHECKING:
@@ -127,10 +127,12 @@ def prepare(
     """
     limits, factory = _limits(step_timeout, step_memory), executor_named(executor)
     chosen = suite if isinstance(suite, Suite) else load_suite(str(suite))
-    known = [*(item.name for item in fields(Suite)), *OPTIONS]
+    known = [*(item.name for item in fields(Suite)), *task_options()]
     if foreign := changes.keys() - set(known):
         raise unknown("option", min(foreign), known)
-    options = {key: value for key in OPTIONS if (value := changes.pop(key, None)) is not None}
+    options = {
+        key: value for key in task_options() if (value := changes.pop(key, None)) is not None
+    }
     modules, named = _teachers(teachers or {})
     changes |= {
         "options": {**chosen.options, **options},

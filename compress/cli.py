@@ -18,7 +18,7 @@ from compress import __version__
 from compress.errors import RunStopped, UserError
 from compress.system.amounts import duration
 from compress.system.processes import gc_disabled
-from compress.tasks import OPTIONS
+from compress.tasks import task_options
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
 TERMINATED = 143
@@ -67,12 +67,23 @@ def _option(usage: str, help: str, kind: Any = str, **settings: Any) -> Callable
     return click.option(name, type=kind, metavar=metavar or None, help=help, **settings)
 
 
+def _task_options() -> list[Callable[..., Any]]:
+    try:
+        options = task_options()
+    except UserError as error:  # of another package: no command can be told what it takes
+        sys.exit(f"Error: {error}")
+    return [
+        _option(f"--{key.replace('_', '-')}", item.help, TASK_KINDS[item.kind])
+        for key, item in options.items()
+    ]
+
+
 SHARED = [
     _option("--out DIR", "Folder for all outputs.", PATH),
     _option("--data-root DIR", "Of data sets; else $COMPRESS_DATA_ROOT, else your cache.", PATH),
     _option("--weights FILE", "A .safetensors or .pt file, or DEFAULT (torchvision's or timm's)."),
     _option("--baseline STEP", "finetune(...) of the weights, to your classes; or train(...)."),
-    _option("--calibration SOURCE", "Images for the ranges of int8, in place of training images."),
+    _option("--calibration SOURCE", "Items for the ranges of int8, in place of training items."),
     click.option(
         "--teacher",
         "teachers",
@@ -91,10 +102,7 @@ SHARED = [
         metavar="NAME MODEL WEIGHTS",
         help="A student with weights, for distill(student='NAME').",
     ),
-    *(
-        _option(f"--{key.replace('_', '-')}", item.help, TASK_KINDS[item.kind])
-        for key, item in OPTIONS.items()
-    ),
+    *_task_options(),
     _option("--seeds NUMBERS", "One run of every chain each, e.g. 0,1,2.", _Several(int, "0,1,2")),
     _option("--threads", "CPU threads of the timing.", COUNT),
     _option("--timing-seconds SECONDS", "Budget of the timing.", float),
@@ -367,9 +375,9 @@ def _described(what: str) -> Mapping[str, str]:
 
         return MODELS
     if what == "data":
-        from compress.zoo.data import DATA
+        from compress.zoo.data import described_data
 
-        return DATA
+        return described_data()
     if what == "columns":
         from compress.results.columns import described
 

@@ -1,12 +1,28 @@
-"""The kinds of tasks, and the options that each adds to suites and to the command line.
+"""The kinds of tasks: the options that each adds to suites and to the command line, and its data.
 
 Imports nothing heavy: the command line asks for the options before it knows what it will do.
 """
 
 from __future__ import annotations
 
+import functools
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from compress.tasks.base import Data
+
+GROUP = "compress.data"
+"""Entry points of other packages: `SCHEME = "module:class"`, of a `DataSource` each."""
+KINDS = ("str", "int", "float", "bool", "floats")
+BUILT_IN = ("imagefolder", "arrays")
+"""Schemes of images."""
 
 
 @dataclass(frozen=True)
@@ -14,11 +30,11 @@ class Option:
     """A key of suites and an option of the command line that belongs to a task."""
 
     kind: str
-    """'str', 'int', 'float', 'bool' or 'floats': the kind of its value in a suite."""
+    """One of `KINDS`: that of its value in a suite."""
     help: str
 
 
-OPTIONS: Mapping[str, Option] = {
+IMAGE_OPTIONS: Mapping[str, Option] = {
     "mean": Option("floats", "Per channel, e.g. 0.485,0.456,0.406."),
     "std": Option("floats", "Per channel, for values in [0, 1]."),
     "size": Option("int", "Resize images to this side."),
@@ -40,3 +56,57 @@ OPTIONS: Mapping[str, Option] = {
         "such as flip-crop; by default what suits the data.",
     ),
 }
+
+
+class DataSource(ABC):
+    """Data of a task that a package brings, by the name `SCHEME:PLACE`."""
+
+    words: ClassVar[str]
+    """What it is, for `compress-models list data`."""
+    options: ClassVar[Mapping[str, Option]] = {}
+    """Its keys of suites and options of the command line, such as `max_length`."""
+
+    @abstractmethod
+    def load(self, place: str, root: Path, **options: Any) -> Data:
+        """Return the data at a place, by the options that were given, of those that it has.
+
+        `root` is the folder of data sets. Raises UserError for a place or an option that cannot be.
+        """
+
+
+@functools.cache
+def data_sources() -> Mapping[str, DataSource]:
+    """Return what installed packages bring, by its scheme.
+
+    Raises UserError for one that can't be loaded, or is not what it has to be.
+    """
+    found: dict[str, DataSource] = {}
+    for entry in entry_points(group=GROUP):
+        what = f"the data source {entry.name} = {entry.value!r} of an installed package"
+        try:
+            cls = entry.load()
+            source = cls()
+        except Exception as error:  # whatever a foreign module does at its import
+            raise UserError(
+                f"{what} can't be loaded ({type(error).__name__}: {error}): mend or uninstall it"
+            ) from error
+        if not isinstance(source, DataSource):
+            raise UserError(f"{what} is not a DataSource")
+        if not entry.name.isidentifier() or entry.name in (*BUILT_IN, *found):
+            raise UserError(f"{what} needs another scheme: a word that no other source has")
+        known = {key: option for one in found.values() for key, option in one.options.items()}
+        known |= IMAGE_OPTIONS
+        for key, option in source.options.items():
+            if not key.isidentifier() or option.kind not in KINDS:
+                raise UserError(f"{what} has an option {key!r} of kind {option.kind!r}")
+            if key in known and known[key].kind != option.kind:
+                raise UserError(f"{what} has an option {key!r} of another kind than others have")
+        found[entry.name] = source
+    return found
+
+
+@functools.cache
+def task_options() -> Mapping[str, Option]:
+    """Return the options of all tasks, by key. Raises UserError as `data_sources` does."""
+    foreign = {key: o for source in data_sources().values() for key, o in source.options.items()}
+    return {**foreign, **IMAGE_OPTIONS}

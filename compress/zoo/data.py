@@ -15,6 +15,7 @@ import numpy as np
 from platformdirs import user_cache_dir
 
 from compress.errors import UserError, unknown
+from compress.tasks import IMAGE_OPTIONS, data_sources, task_options
 from compress.tasks.base import Data
 from compress.tasks.preprocessing import Fit, Settings
 from compress.zoo.archive import unpacked
@@ -63,12 +64,19 @@ def load_data(
     What is not given keeps the source's usual setting: `mean` and `std` per channel, for values in
     [0, 1]; `size` in pixels, (height, width) or one number, and the other keys of
     `compress.zoo.settings.settings_of`; `augment` 'none', or some of
-    `ImageClassification.AUGMENTS` joined by hyphens; `class_order` as in `image_folder`. `usual` is
+    `ImageClassification.AUGMENTS` joined by hyphens; `class_order` as in `image_folder`. A source
+    of another package has its own options, and these alone. `usual` is
     the preprocessing that pretrained weights come with, in words `usual_from`, which counts before
     the source's: of images that have their size already, its levels alone. Raises UserError if the
     source is unknown, missing or damaged (every image file is read once), or a setting does not fit
     it.
     """
+    scheme, colon, place = name.partition(":")
+    if colon and scheme in data_sources():
+        given = {"augment": augment, "class_order": class_order, **preprocessing}
+        return _foreign(scheme, place, root, {k: v for k, v in given.items() if v is not None})
+    for key in preprocessing.keys() & task_options().keys() - IMAGE_OPTIONS.keys():
+        raise UserError(f"{key} is no option of images, which {name} has")
     own = settings_of(**preprocessing)
     settings = own.over(usual if is_files(name) else usual.levels())
     channels = 1 if settings.colors == "L" else 3
@@ -83,6 +91,23 @@ def load_data(
     note = "; ".join(filter(None, [source.note, *remarks(source.test)]))
     origin = _origin(source, own, usual_from)
     return assemble(replace(source, note=note), settings, augment, origin)
+
+
+def _foreign(scheme: str, place: str, root: Path | None, options: Mapping[str, Any]) -> Data:
+    """Return the data of another package's source."""
+    source = data_sources()[scheme]
+    for key in options.keys() - source.options.keys():
+        has = ", ".join(source.options) or "none"
+        raise UserError(f"{key} is no option of {scheme}:{place} (it has: {has})")
+    data = source.load(place, data_root(root), **options)
+    if not isinstance(data, Data):
+        raise UserError(f"{scheme}:{place} gave a {type(data).__name__} in place of Data")
+    return data
+
+
+def described_data() -> Mapping[str, str]:
+    """Return every data source that can be named, those of installed packages included."""
+    return {**DATA, **{f"{name}:PLACE": one.words for name, one in data_sources().items()}}
 
 
 def _origin(source: Source, own: Settings, usual_from: str) -> str:
@@ -122,7 +147,7 @@ def source_named(
             return read_arrays(path)
         return image_folder(unpacked(path, data_root(root)), fit, channels, class_order)
     if colon or name not in DATA:
-        raise unknown("data source", name, DATA)
+        raise unknown("data source", name, described_data())
     return digits() if name == "digits" else published(name, data_root(root), download)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from compress.errors import UserError, unknown
 from compress.results.record import MARGIN
-from compress.tasks import OPTIONS
+from compress.tasks import task_options
 from compress.tasks.preprocessing import Settings
 from compress.timing.setting import DEFAULT, parse_setting
 from compress.zoo.settings import settings_of
@@ -79,7 +79,7 @@ class Suite:
     options: Mapping[str, str | int | float | bool | tuple[int | float, ...]] = field(
         default_factory=dict
     )
-    """Those of the task (`compress.tasks.OPTIONS`), by key, such as `mean` and `std`."""
+    """Those of the task (`compress.tasks.task_options`), by key, such as `mean` and `std`."""
     precision: str = "auto"
     threads: int | None = None
     timing_seconds: float = 60.0
@@ -143,14 +143,20 @@ def parse_suite(name: str, text: str) -> Suite:
     for key in ("data", "model", "chains"):
         if key not in values:
             raise UserError(f"suite {name}: the key {key!r} is missing")
-    options = {key: values.pop(key) for key in OPTIONS if key in values}
+    options = {key: values.pop(key) for key in task_options() if key in values}
     return checked(Suite(name=name, options=options, **values))
 
 
 def _types() -> dict[str, Any]:
     """Return the type of every key of a suite's file."""
     kinds = {"str": str, "int": int, "float": float, "bool": bool, "floats": tuple[float, ...]}
-    types = get_type_hints(Suite) | {key: kinds[option.kind] for key, option in OPTIONS.items()}
+    own, options = get_type_hints(Suite), task_options()
+    if shared := own.keys() & options.keys():
+        raise UserError(
+            f"a data source of an installed package has an option {min(shared)!r}, which is a key "
+            f"of suites: uninstall the package"
+        )
+    types = own | {key: kinds[option.kind] for key, option in options.items()}
     return {key: kind for key, kind in types.items() if key not in ("name", "options", "splits")}
 
 
