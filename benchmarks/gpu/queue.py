@@ -6,7 +6,8 @@
 Runs one proof after the other until the time is spent. A proof that is ended goes on from its store
 the next time: `--resume` names the folder that an earlier call has left, or its parts. Needs torch,
 numpy, onnx and onnxruntime; wheels of what is missing come from `--wheels`, and no registry is
-asked. Results are also packed into `DIR/parts`, at most eight files of less than 16 MiB.
+asked. Results are also packed into `DIR/parts`, at most eight files of less than 16 MiB. What
+failed is tried again by the next call, after everything else.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PART, PARTS = 15 * 2**20, 8
 STATE, FOLDER = "queue.json", "parts"
+SHRINKS = 1.2
+"""How many times smaller results may become at most: tables more than that, weights less."""
 GRACE = 20.0
 """Seconds that a proof has to leave what it has, and at the end those to pack it."""
 LEAST = 30.0
@@ -62,6 +65,7 @@ QUEUE = (
         ),
     ),
     bench("cifar10", "cifar10", 240),
+    bench("cifar10-seeds", "benchmarks/distillation/cifar10-seeds.toml", 3600),
     Proof(
         "photographs",
         120,
@@ -73,7 +77,6 @@ QUEUE = (
     Proof("semi-structured", 60, ("benchmarks/pruning/semi_structured.py",)),
     bench("resnet56-pruned", "benchmarks/pruning/resnet56.toml", 1200),
     bench("search", "benchmarks/search/cifar10.toml", 900),
-    bench("cifar10-seeds", "benchmarks/distillation/cifar10-seeds.toml", 3600),
     bench("cifar10-long", "benchmarks/distillation/cifar10-long.toml", 3600),
 )
 
@@ -82,8 +85,9 @@ def run_queue(queue: Sequence[Proof], out: Path, seconds: float, env: dict[str, 
     """Run the proofs that are not finished until the time is spent; write down how each ended."""
     ends = time.monotonic() + seconds - GRACE
     state = read_state(out)
-    for proof in queue:
-        if state.get(proof.name, {}).get("status") in ("done", "failed"):
+    known = {proof.name: state.get(proof.name, {}).get("status") for proof in queue}
+    for proof in sorted(queue, key=lambda proof: known[proof.name] == "failed"):
+        if known[proof.name] == "done":
             continue
         left = ends - time.monotonic()
         if left < LEAST:
@@ -125,18 +129,23 @@ def read_state(out: Path) -> dict[str, Any]:
 def pack(out: Path) -> list[Path]:
     """Write all results into parts; where they are too large, without the stores' checkpoints.
 
-    Raises SystemExit if even that is too much: the folder itself has it all.
+    Weights hardly shrink, and a GPU waits: they are compressed at the fastest level, and what is
+    too large beforehand is not tried. Raises SystemExit if even the rest is too much: the folder
+    itself has it all.
     """
     parts = out / FOLDER
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir()
+    content = io.BytesIO()
     for without in ((), ("images",), ("images", ".steps")):
+        inside = [path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_file()]
+        inside = [path for path in inside if not {FOLDER, *without} & set(path.parts)]
+        if sum((out / path).stat().st_size for path in inside) > SHRINKS * PART * PARTS:
+            continue
         content = io.BytesIO()
-        with tarfile.open(fileobj=content, mode="w:xz") as archive:
-            for path in sorted(out.rglob("*")):
-                inside = path.relative_to(out)
-                if path.is_file() and not {FOLDER, *without} & set(inside.parts):
-                    archive.add(path, str(inside))
+        with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as archive:
+            for path in inside:
+                archive.add(out / path, str(path))
         if content.tell() <= PART * PARTS:
             break
     else:
@@ -155,7 +164,7 @@ def unpack(earlier: Path, out: Path) -> None:
         shutil.copytree(earlier, out, dirs_exist_ok=True)
     elif parts:
         content = b"".join(part.read_bytes() for part in parts)
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:xz") as archive:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
             archive.extractall(out, filter="data")
     else:
         raise SystemExit(f"{earlier} has neither {STATE} nor parts of an earlier call")

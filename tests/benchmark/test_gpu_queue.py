@@ -33,7 +33,7 @@ def test_what_is_finished_is_kept_and_what_was_ended_goes_on(
     monkeypatch.setattr(queue, "LEAST", 0.5)
     proofs = [
         queue.Proof("quick", 1, ("-c", COUNT, "{out}")),
-        queue.Proof("wrong", 1, ("-c", "raise SystemExit(3)")),
+        queue.Proof("wrong", 1, ("-c", f"{COUNT}\nraise SystemExit(3)", "{out}")),
         queue.Proof("slow", 1, ("-c", SLOW, "{out}")),
         queue.Proof("late", 1, ("-c", COUNT, "{out}")),
     ]
@@ -48,8 +48,8 @@ def test_what_is_finished_is_kept_and_what_was_ended_goes_on(
     queue.run_queue(proofs, second, 30.0, dict(os.environ))
     state = {name: one["status"] for name, one in queue.read_state(second).items()}
     assert state == {"quick": "done", "wrong": "failed", "slow": "done", "late": "done"}
-    times = {name: (second / name / "times").read_text() for name in ("quick", "slow", "late")}
-    assert times == {"quick": "x", "slow": "xx", "late": "x"}
+    times = {proof.name: (second / proof.name / "times").read_text() for proof in proofs}
+    assert times == {"quick": "x", "wrong": "xx", "slow": "xx", "late": "x"}
     assert queue.read_state(second)["slow"]["seconds"] > 1
 
 
