@@ -127,7 +127,7 @@ def main() -> None:
 
 def report(found: dict[str, Any]) -> str:
     """Return what was found as a page."""
-    plain = found["plain seconds"]
+    plain, differences = found["plain seconds"], found["largest difference in levels"]
     rows = ", ".join(f"{s} s ({s / plain:.2f} times)" for s in found["seconds of each row"])
     cpu, features = cpu_info()
     lines = [
@@ -143,12 +143,12 @@ def report(found: dict[str, Any]) -> str:
         "",
         f"| pixels of {PHOTOGRAPHS} photographs, as | largest difference in levels |",
         "| --- | --- |",
-        *(f"| {name} | {worst} |" for name, worst in found["largest difference in levels"].items()),
+        *(f"| {name} | {levels} |" for name, levels in differences.items()),
         "",
         f"On {cpu} ({', '.join(features)}).",
         "",
-        "`python benchmarks/pretrained/same_answers.py --out OUT --report reports/pretrained` gives "
-        "it.",
+        "This gives it: `python benchmarks/pretrained/same_answers.py --out OUT --report "
+        "reports/pretrained`",
     ]
     return "\n".join(lines) + "\n"
 
