@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,6 +104,8 @@ class Task(ABC):
     name: str
     unit: ClassVar[str] = "items"
     """What progress counts, in the plural."""
+    figure: ClassVar[str] = ""
+    """What `measure` gives; '' where accuracy and what follows from it are all."""
     misfit: ClassVar[str] = ""
     """What to do where a model does not take the task's inputs, as a sentence."""
 
@@ -193,6 +196,13 @@ class Task(ABC):
     @abstractmethod
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return for each item whether the output is right, a bool tensor of shape (N,)."""
+
+    def measure(self, outputs: np.ndarray, targets: np.ndarray) -> float:
+        """Return the task's own `figure` of a file's outputs, float32 (N, ...), to targets (N,).
+
+        It is the column `metric`, unless the user has a metric.
+        """
+        raise NotImplementedError(f"{self.kind} has no figure of its own")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,19 @@ def test_every_chain_gives_a_verified_file_that_learnt_something(results: Result
         assert row["accuracy"] > 0.6, (row["chain"], row["accuracy"])  # by chance a third
 
 
+def test_the_tasks_own_figure_stands_beside_accuracy(results: Results) -> None:
+    data = token_task.counted()
+    ids, mask = token_task.padded(data.test.rows)  # type: ignore[attr-defined]
+    for row in results.rows[:3]:
+        path = results.out / row["onnx_path"]
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        logits = session.run(None, {"ids": ids.numpy(), "mask": mask.numpy()})[0]
+        odds = np.exp(logits.astype(float))
+        own = odds[np.arange(len(odds)), data.test.targets.numpy()] / odds.sum(1)  # type: ignore[attr-defined]
+        assert row["metric"] == pytest.approx(-np.log(own).mean(), rel=1e-4)
+    assert "log loss" in (results.out / "table.md").read_text()
+
+
 def test_pruned_and_carved_are_smaller(results: Results) -> None:
     whole, pruned, carved, _ = results.rows
     assert pruned["macs"] <= 0.62 * whole["macs"]

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class TokenClassification(Task):
     vocabulary: int
     kind: str = "token-classification"
     unit = "sequences"
+    figure = "log loss"
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
@@ -62,6 +64,9 @@ class TokenClassification(Task):
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs.argmax(1) == targets
+
+    def measure(self, outputs: np.ndarray, targets: np.ndarray) -> float:
+        return float(self.loss(torch.from_numpy(outputs), torch.from_numpy(targets)))
 
 
 def padded(rows: list[Tensor]) -> Tensors:

@@ -194,8 +194,8 @@ def given_objects(plan: Plan) -> dict[str, Any]:
         "data": plan.data,
         "model": plan.instance,
         "teachers": plan.own_teachers,
-        # A metric of a file is found again by its name.
-        "metric": metric.function if metric is not None and metric.file is None else None,
+        # A metric of a file is found again by its name, and a task's own with the data.
+        "metric": None if metric is None or metric.file or metric.of_task else metric.function,
     }
 
 

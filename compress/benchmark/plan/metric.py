@@ -29,6 +29,8 @@ class Metric:
     function: Function
     file: Path | None = None
     """The file that it was imported from; None for a function from a Python user."""
+    of_task: bool = False
+    """Whether it is the task's own figure, so known wherever the data is."""
 
     def identity(self) -> dict[str, str]:
         """Return what distinguishes this metric from others: its name and its file (JSON)."""
@@ -62,6 +64,11 @@ class Metric:
                 f"{reason}; it is called as {self.name}(outputs, targets), with numpy arrays of "
                 f"logits ({shape}) and of class numbers (N,)"
             )
+
+
+def figure_of(task: Task) -> Metric | None:
+    """Return the figure that a task has besides accuracy, as a metric; None if it has none."""
+    return Metric(task.figure, task.measure, of_task=True) if task.figure else None
 
 
 def find_metric(metric: str | Function | None, allow_code: Collection[Path]) -> Metric | None:

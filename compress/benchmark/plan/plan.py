@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.benchmark.plan.metric import Function, Metric, find_metric
+from compress.benchmark.plan.metric import Function, Metric, figure_of, find_metric
 from compress.benchmark.plan.rows import Row, rows_of
 from compress.benchmark.plan.splits import splits_for
 from compress.benchmark.plan.suite import Named, NamedTeacher, Suite
@@ -193,6 +193,7 @@ def make_plan(
     if data is not None:
         _check_classes(data)
     data = _data(suite, data, data_root, known)
+    judge = judge or figure_of(data.task)
     if judge is not None:
         judge.check(data.task)
     device = _device(device)
