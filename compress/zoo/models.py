@@ -196,5 +196,5 @@ def _misfit(name: str, task: Task) -> str:
     sides = [size, size] if isinstance(size, int) else [*size]
     if sides == [*given]:
         return task.misfit
-    side = str(sides[0]) if len({*sides}) == 1 else str(sides)
-    return f"It is built for {option}={size}: give the data that size, too (--size {side})"
+    how = f"--size {sides[0]}" if len({*sides}) == 1 else f"size = {sides} in a suite"
+    return f"It is built for {option}={size}: give the data that size, too ({how})"
