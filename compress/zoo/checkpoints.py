@@ -113,10 +113,10 @@ class Fit:
     exact: bool
     """Whether the shapes are the module's."""
 
-    @property
-    def key(self) -> str:
-        """What names them after the file and a colon."""
-        inner = self.prefix if self.prefix == self.outer else ""
+    def key(self, alone: bool) -> str:
+        """Return what names them after the file and a colon; `alone`: no others lie beside them."""
+        short = self.prefix != self.outer or (alone and self.usual and self.source.key)
+        inner = "" if short else self.prefix
         return ".".join(filter(None, (self.source.key, inner.rstrip(".")))) or TOP
 
     @property
@@ -311,12 +311,13 @@ def _fitting(fits: Sequence[Fit], path: Path, named: bool) -> Chosen:
         elif not name.startswith(apart) and not name.endswith(COUNTERS):
             left.append(name)
     wrapped = all(part in WRAPPERS for part in taken.source.key.split(".") if part)
-    shown = taken.key if named or others or not wrapped else ""
+    beside = [fit.source.key for fit in (taken, *others)]
+    shown = taken.key(beside.count(taken.source.key) == 1) if named or others or not wrapped else ""
     notes = []
     if not taken.usual:
         heads = "" if taken.outer == taken.prefix else ", which its outer layers lack"
         notes.append(f"its names taken without {taken.prefix!r}{heads}")
-    keys = [fit.key for fit in others]
+    keys = [fit.key(beside.count(fit.source.key) == 1) for fit in others]
     return Chosen(
         state,
         _origin(path, shown, keys),

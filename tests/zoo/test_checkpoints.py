@@ -61,6 +61,8 @@ def test_averaged_weights_come_first_under_any_name_and_both_are_named(key, tmp_
     for raw in ("state_dict", "net"):
         expected = f"net.pt:{key} (the file has net.pt:{raw} too, which can be named instead)"
         assert loaded(tmp_path, {raw: RAW, "epoch": 3, key: MEAN}) == (2, expected)
+        parallel = before("module.", MEAN)  # as AveragedModel and DataParallel name them
+        assert loaded(tmp_path, {raw: RAW, "epoch": 3, key: parallel}) == (2, expected)
         assert loaded(tmp_path, {raw: RAW, key: MEAN}, f":{raw}") == (1, f"net.pt:{raw}")
 
 
