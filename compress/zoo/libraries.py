@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from compress.errors import UserError, unknown
+from compress.errors import UserError, nearest, unknown
 from compress.zoo.stem import set_in_channels, shrink_stem
 
 # Every option that could bring weights or files along, and what the task decides.
@@ -19,6 +21,9 @@ WEIGHTS = {
     *("checkpoint_path", "cache_dir"),
 }
 OURS = WEIGHTS | {"num_classes", "in_channels", "in_chans", "features_only"}
+UNEXPECTED = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+SIZES = ("img_size", "image_size", "input_size")
+"""Options for the size of the images that a model is built for."""
 
 
 def from_torchvision(
@@ -45,7 +50,7 @@ def from_torchvision(
     if name in ("googlenet", "inception_v3"):
         # What torchvision does by default, but without its warning.
         arguments.setdefault("init_weights", True)
-    module = call(builder, full, arguments)
+    module = _called(builder, full, arguments, inspect.unwrap(builder).__module__)
     set_in_channels(module, in_channels, full)
     if stem == "small":
         shrink_stem(module, full)
@@ -101,14 +106,16 @@ def from_timm(
         raise unknown("timm model", name, near or names[:8])
     build = functools.partial(timm.create_model, name, pretrained=False)
     arguments = {"num_classes": num_classes, "in_chans": in_channels, **options}
+    home = timm.model_entrypoint(name).__module__
     try:
-        return call(build, full, {"img_size": input_size, **arguments})
+        return _called(build, full, {"img_size": input_size, **arguments}, home)
     except UserError as error:
-        unknown_size = isinstance(error.__cause__, TypeError) and "img_size" in str(error)
+        cause = error.__cause__
+        unknown_size = isinstance(cause, TypeError) and "img_size" in str(cause)
         if not unknown_size or "img_size" in options:
             raise
     # A convolutional network: its size does not depend on that of the images.
-    return call(build, full, arguments)
+    return _called(build, full, arguments, home)
 
 
 def _refuse_ours(full: str, options: Mapping[str, Any]) -> None:
@@ -119,6 +126,32 @@ def _refuse_ours(full: str, options: Mapping[str, Any]) -> None:
             else "the task decides it"
         )
         raise UserError(f"{key} cannot be an option of {full}: {why}")
+
+
+def _called(
+    builder: Callable[..., Any], full: str, arguments: Mapping[str, Any], home: str
+) -> nn.Module:
+    """Call a library's builder; of an unknown option say which there are, as far as can be told.
+
+    Builders pass their options on to a class, which the error names, of the module `home`.
+    """
+    try:
+        return call(builder, full, arguments)
+    except UserError as error:
+        found = UNEXPECTED.match(str(error.__cause__))
+        made = found and vars(sys.modules[home]).get(found[1])
+        if not found or not inspect.isclass(made):
+            raise
+        # What has no default the builder gives.
+        known = sorted(
+            option
+            for option, parameter in inspect.signature(made).parameters.items()
+            if parameter.default is not parameter.empty and option not in OURS
+        )
+        raise UserError(
+            f"{full} cannot be built: it has no option {found[2]!r}. "
+            f"{nearest(found[2], known)}Known: {', '.join(known)}"
+        ) from error.__cause__
 
 
 def call(builder: Callable[..., Any], full: str, arguments: Mapping[str, Any]) -> nn.Module:

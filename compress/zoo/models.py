@@ -20,7 +20,7 @@ from compress.model import load as load_saved
 from compress.tasks.base import Task
 from compress.zoo.code import from_file
 from compress.zoo.given import bake, refuse_random, reparametrized
-from compress.zoo.libraries import call, from_timm, from_torchvision
+from compress.zoo.libraries import SIZES, call, from_timm, from_torchvision
 from compress.zoo.resnet import CifarResNet
 from compress.zoo.small import cnn_small, mlp
 
@@ -175,7 +175,7 @@ def _check_output(name: str, model: Model, task: Task, judge: Judge | None) -> N
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0] or repr(error)
         raise UserError(
-            f"{name} cannot take inputs of {shape}: {reason}. {task.misfit}".strip()
+            f"{name} cannot take inputs of {shape}: {reason}. {_misfit(name, task)}".strip()
         ) from error
     expected = (1, *task.output_shape())
     if output.shape != expected:
@@ -183,3 +183,18 @@ def _check_output(name: str, model: Model, task: Task, judge: Judge | None) -> N
             f"{name} returns outputs of shape {tuple(output.shape)} for one item, but the task "
             f"{task.name} needs {expected}: one logit for each class"
         )
+
+
+def _misfit(name: str, task: Task) -> str:
+    """Return what to do about inputs that a model cannot take."""
+    options = parse_model_name(name).options
+    option = next((option for option in SIZES if option in options), None)
+    given = task.arguments().get("input_size")
+    size = options[option] if option else None
+    if given is None or not isinstance(size, int | list | tuple):
+        return task.misfit
+    sides = [size, size] if isinstance(size, int) else [*size]
+    if sides == [*given]:
+        return task.misfit
+    how = f"--size {sides[0]}" if len({*sides}) == 1 else f"size = {sides} in a suite"
+    return f"It is built for {option}={size}: give the data that size, too ({how})"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from compress.chain_parser import ModelName, parse_model_name
 from compress.tasks.preprocessing import LEVELS, Settings
-from compress.zoo.weights import DEFAULT, file_and_key, read_state
+from compress.zoo.checkpoints import file_and_key
+from compress.zoo.weights import DEFAULT, read_state
 
 MODES = {"center": "shorter", "squash": "exact", "border": "longer"}
 """timm's `crop_mode`s."""

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import os
-import pickle
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress.chain_parser import ModelName, parse_model_name
-from compress.errors import UserError, unknown
+from compress.errors import UserError
 from compress.system.files import sha256
+from compress.zoo.checkpoints import COUNTERS, PREFIXES, file_and_key, listed, read
 
 DEFAULT = "DEFAULT"
-PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-"""Where checkpoints have averaged weights, which are meant to be used: they come first."""
-WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
-COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
-"""Last parts of names under which libraries keep what is no weight."""
 HEAD = 0.01
 """As torchvision draws the last layers of VGG and MobileNets."""
-SHOWN = 5
-SAFE_TORCH = (2, 11)
 SHA256 = 64
 """Digits of such a hash."""
 
@@ -40,29 +27,32 @@ def load_weights(
     """Copy weights into `module`, and return in words where they come from.
 
     `source` is a .safetensors or .pt/.pth/.bin file, `FILE:KEY` for one of several sets of weights
-    in it, or `DEFAULT` for those that torchvision or timm have for their models, which are
-    downloaded once. With `new_head`, layers that differ in the number of classes alone keep the
-    module's own fresh weights, made small. Raises UserError if they cannot be read safely, or do
-    not fit; then the module is unchanged.
+    in it (`FILE:model.ema` for one further inside), or `DEFAULT` for those that torchvision or timm
+    have for their models, which are downloaded once. With `new_head`, layers that differ in the
+    number of classes alone keep the module's own fresh weights, made small. Raises UserError if
+    they cannot be read safely, or do not fit; then the module is unchanged.
     """
     if str(source) == DEFAULT:
         state, origin = _library_weights(model_name)
+        notes, left = [], []
     else:
-        path, key = file_and_key(source)
-        state, origin = _read(path, key)
+        chosen = read(*file_and_key(source), module)
+        state, origin, notes, left = chosen.state, chosen.origin, chosen.notes, chosen.left
     state, spare = _without_prefixes(state, module)
+    spare = [*left, *spare]
     _check_fit(module, state, origin, model_name, new_head)
+    _check_floats(module, state, origin, model_name)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{origin} holds values that are not finite numbers, in {name!r}")
     own = module.state_dict()
     head = [name for name in own if name in state and own[name].shape != state[name].shape]
-    words = [origin]
+    words = [origin, *notes]
     if head:
         have, want = len(state[head[0]]), len(own[head[0]])
         words.append(f"its head for {have:,} classes replaced by an untrained one for {want:,}")
     if spare:
-        words.append(f"without {_listed(spare)}, which the model has no place for")
+        words.append(f"without {listed(spare)}, which the model has no place for")
     fitting = {name: tensor for name, tensor in state.items() if name in own and name not in head}
     module.load_state_dict(fitting | {name: _small(name, own[name]) for name in head}, strict=False)
     if str(source) == DEFAULT and hasattr(module, "transform_input"):
@@ -84,97 +74,13 @@ def _small(name: str, fresh: Tensor) -> Tensor:
     return fresh * min(1.0, HEAD / max(float(fresh.std()), HEAD))
 
 
-def file_and_key(source: str | Path) -> tuple[Path, str]:
-    """Return the file that `FILE` or `FILE:KEY` names, and the key, '' if there is none."""
-    path = Path(source).expanduser()
-    file, colon, key = str(path).rpartition(":")
-    return (Path(file), key) if colon and not path.exists() and Path(file).is_file() else (path, "")
-
-
 def read_state(path: Path, key: str = "") -> dict[str, Tensor]:
     """Return the tensors of a file by name; nothing else in it is read, and nothing is run.
 
     `key` names one of several sets of weights. Raises UserError if it is missing, damaged, or holds
     more than tensors.
     """
-    return _read(path, key)[0]
-
-
-def _read(path: Path, key: str) -> tuple[dict[str, Tensor], str]:
-    if not path.is_file():
-        raise UserError(f"there is no file of weights {str(path)!r}")
-    if path.suffix == ".safetensors":
-        if key:
-            raise UserError(f"{path} holds one set of weights: leave out ':{key}'")
-        try:
-            return load_file(path), path.name
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
-    if path.suffix in PICKLED:
-        return _unwrap(_read_pickled(path), path, key)
-    raise UserError(
-        f"cannot tell what {path.name} holds: weights are .safetensors, .pt, .pth or .bin files"
-    )
-
-
-def _read_pickled(path: Path) -> Any:
-    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
-        raise UserError(
-            f"torch {torch.__version__} can be made to run code by a file like {path.name} even "
-            f"with weights_only=True: install torch 2.11 or newer, or convert it to safetensors"
-        )
-    try:
-        with warnings.catch_warnings():
-            # About pickle protocols: what then fails is reported below.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is refused: it is damaged, or holds Python objects that could run code when "
-            f"read. Save only the tensors: torch.save(model.state_dict(), path), or safetensors"
-        ) from error
-    except Exception as error:  # bytes made by others: the reader may trip anywhere
-        raise UserError(f"{path} is damaged or no file of torch weights: {error!r}") from error
-
-
-def _unwrap(value: Any, path: Path, key: str) -> tuple[dict[str, Tensor], str]:
-    """Return one set of weights of a checkpoint, and in words which it is."""
-    taken, others = key, []
-    if key:
-        known = [name for name, part in _parts(value).items() if _is_state(_inner(part))]
-        if key not in known:
-            raise unknown(f"set of weights in {path}", key, known)
-        value = value[key]
-    else:
-        first = [name for name in WRAPPERS if _is_state(_inner(_parts(value).get(name)))]
-        if len(first) > 1:
-            taken, *others = first
-            value = value[taken]
-    value = _inner(value)
-    if not _is_state(value):
-        raise UserError(
-            f"{path} holds no weights by name: save model.state_dict(), alone or under one of "
-            f"the keys {', '.join(WRAPPERS)}"
-        )
-    words = f"{path.name}:{taken}" if taken else path.name
-    if others:
-        words += f" (the file has {', '.join(f'{path.name}:{name}' for name in others)} too)"
-    return {str(name): tensor for name, tensor in value.items()}, words
-
-
-def _parts(value: Any) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _inner(value: Any) -> Any:
-    """Return what a checkpoint's wrappers hold."""
-    while inner := next(filter(_parts, (_parts(value).get(key) for key in WRAPPERS)), None):
-        value = inner
-    return value
-
-
-def _is_state(value: Any) -> bool:
-    return bool(_parts(value)) and all(isinstance(v, Tensor) for v in _parts(value).values())
+    return read(path, key).state
 
 
 def _without_prefixes(
@@ -242,12 +148,25 @@ def _check_fit(
         "of another shape": shapes,
     }
     if any(problems.values()):
-        parts = [f"{len(n)} {what}: {_listed(n)}" for what, n in problems.items() if n]
+        parts = [f"{len(n)} {what}: {listed(n)}" for what, n in problems.items() if n]
         raise UserError(f"the weights {origin} do not fit {model_name}: {'; '.join(parts)}")
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join([*names[:SHOWN], *["..."] * (len(names) > SHOWN)])
+def _check_floats(
+    module: nn.Module, state: Mapping[str, Tensor], origin: str, model_name: str
+) -> None:
+    """Refuse whole numbers where the model has fractions, but for single ones, such as counts."""
+    whole = [
+        f"{name} ({str(state[name].dtype).removeprefix('torch.')})"
+        for name, tensor in module.state_dict().items()
+        if name in state and tensor.is_floating_point() and tensor.numel() > 1
+        if not state[name].is_floating_point()
+    ]
+    if whole:
+        raise UserError(
+            f"the weights {origin} hold no fractions where {model_name} has them: {listed(whole)}. "
+            f"They look quantized: give the float weights that they were made from"
+        )
 
 
 def _library_weights(model_name: str) -> tuple[dict[str, Tensor], str]:

@@ -158,6 +158,12 @@ def test_a_stem_that_is_small_already_is_refused():
         ("cnn-small(num_classes=3)", "unknown option"),
         ("torchvision:resnet19", "Did you mean"),
         ("torchvision:resnet18(depth=3)", "cannot be built.*depth"),
+        (
+            "torchvision:resnet18(zero_init=True)",
+            "no option 'zero_init'. Did you mean 'zero_init_res",
+        ),
+        ("torchvision:VisionTransformer(patchsize=4)", "no option 'patchsize'"),
+        (TINY_VIT[:-1] + ", image_size=64)", "built for image_size=64: .*--size 64"),
         ("torchvision:resnet18(weights='DEFAULT')", "weights are named beside"),
         ("torchvision:resnet18(num_classes=3)", "the task decides it"),
         ("torchvision:resnet18(stem='tiny')", "can only be 'small'"),
@@ -192,8 +198,22 @@ def test_timm_gets_the_size_only_where_it_knows_it():
         assert forward(fresh(name, task).module, task.probe(1)).shape == (1, 5)
     with pytest.raises(UserError, match="unknown timm model 'resnet10q'"):
         fresh("timm:resnet10q", task)
-    with pytest.raises(UserError, match="cannot be built"):
+    with pytest.raises(UserError, match="cannot be built: it has no option 'dept'"):
         fresh("timm:resnet10t(dept=1)", task)
+    for option, words in [("drop_rat=0.1", "'drop_rate'"), ("img_sze=64", "Known: ")]:
+        with pytest.raises(UserError, match=f"has no option .*{words}"):
+            fresh(f"timm:resnet10t({option})", task)
+    with pytest.raises(UserError, match=r"no option 'img_sze'\. Did you mean .*'img_size'"):
+        fresh("timm:vit_tiny_patch16_224(depth=1, img_sze=64)", task)
+
+
+def test_a_size_that_a_model_is_built_for_and_the_data_lack_is_said():
+    pytest.importorskip("timm", reason="timm is an extra")
+    name = "timm:vit_tiny_patch16_224(depth=1, img_size=64)"
+    with pytest.raises(UserError, match=r"built for img_size=64: .* \(--size 64\)") as caught:
+        fresh(name, images(32))
+    assert "larger images" not in str(caught.value)
+    assert fresh(name, images(64))
 
 
 def test_without_timm_the_error_says_how_to_get_it(monkeypatch):

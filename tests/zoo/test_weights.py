@@ -151,7 +151,10 @@ def test_which_of_several_weights_were_taken_is_said(tmp_path):
     path = tmp_path / "net.pt"
     torch.save({"state_dict": raw.state_dict(), "state_dict_ema": averaged.state_dict()}, path)
     words = load_weights(target, path, "resnet20")
-    assert words == "net.pt:state_dict_ema (the file has net.pt:state_dict too)"
+    assert (
+        words
+        == "net.pt:state_dict_ema (the file has net.pt:state_dict too, which can be named instead)"
+    )
     assert same(target, averaged)
     assert load_weights(target, f"{path}:state_dict", "resnet20") == "net.pt:state_dict"
     assert same(target, raw)

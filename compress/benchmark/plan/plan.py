@@ -32,13 +32,14 @@ from compress.tasks.base import Data, InputChange, Task
 from compress.training import Training
 from compress.training.evaluate import accuracies
 from compress.training.execution_mode import usual_precision
+from compress.zoo.checkpoints import file_and_key
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
 from compress.zoo.given import bake, refuse_random, reparametrized
 from compress.zoo.models import build_module, fresh
 from compress.zoo.pretrained import Pretrained, pretrained
 from compress.zoo.transfer import calibrated, load_transfer
-from compress.zoo.weights import DEFAULT, file_and_key, load_weights
+from compress.zoo.weights import DEFAULT, load_weights
 
 
 @dataclass(frozen=True)

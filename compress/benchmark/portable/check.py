@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 from compress.errors import UserError
-from compress.zoo.weights import PICKLED, read_state
+from compress.zoo.checkpoints import PICKLED
+from compress.zoo.weights import read_state
 
 
 def check_file(path: Path) -> list[str]:
@@ -24,7 +25,7 @@ def check_file(path: Path) -> list[str]:
     if path.suffix == ".safetensors" or path.suffix in PICKLED:
         state = read_state(path)
         count = sum(tensor.numel() for tensor in state.values())
-        return [f"{path}: {len(state)} tensors, {count:,} values; holds nothing but tensors"]
+        return [f"{path}: {len(state)} tensors, {count:,} values; holds nothing that could run"]
     raise UserError(f"cannot tell what {path.name} is: .onnx, .safetensors and .pt can be checked")
 
 
