@@ -406,7 +406,7 @@ def clean_store(
     older_than: float | None = None,
     keep: float | None = None,
 ) -> str:
-    """Clean a store where an option says so, and return its size in words.
+    """Clean a store where an option says so, and return its size in words, decoded images apart.
 
     `place` is a store's folder, or that of a run. `clean` removes damaged entries and leftovers;
     `older_than` (days) also entries not used since; `keep` (gigabytes) the least recently used
@@ -427,9 +427,14 @@ def clean_store(
     if clean or older_than is not None or keep is not None:
         seconds = None if older_than is None else older_than * 86_400
         count, freed = store.clean(seconds, None if keep is None else int(keep * 1e9))
-        removed = f"Removed {count} results; {amounts.size(freed)} are free again.\n"
+        entries = "1 entry" if count == 1 else f"{count:,} entries"
+        removed = f"Removed {entries}; {amounts.size(freed)} are free again.\n"
     count, size = store.size()
-    return f"{removed}{folder}: {count} results, {amounts.size(size)}"
+    text = f"{removed}{folder}: {amounts.plural(count, 'result')}, {amounts.size(size)} in all"
+    images, taken = store.images()
+    if images or taken:
+        text += f"\nof these, {images:,} decoded images: {amounts.size(taken)}"
+    return text
 
 
 def pack(run: str | Path, out: str | Path | None = None) -> Path:

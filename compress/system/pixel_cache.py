@@ -119,6 +119,14 @@ def cached_sets(folder: Path) -> Iterable[Path]:
     return sorted((folder / FOLDER).glob("*.pixels"))
 
 
+def kept_images(pixels: Path) -> int:
+    """Return how many images a file of pixels holds."""
+    try:
+        return int(np.count_nonzero(np.fromfile(pixels.with_suffix(".sums"), np.uint32)))
+    except OSError:
+        return 0
+
+
 def remove_set(pixels: Path) -> None:
     """Remove a file of pixels and its checksums; who reads them reads on."""
     pixels.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from compress.errors import UserError
 from compress.system.files import fsync_file, fsync_folder, sha256_file
+from compress.zoo.folder import split_of
 from compress.zoo.image_files import ignored
 
 ZIP = ".zip"
@@ -108,5 +109,5 @@ def _flush(folder: Path) -> None:
 def _inner(folder: Path) -> Path:
     """Return the folder itself, or the one that is all it holds."""
     inside = [path for path in folder.iterdir() if not ignored(path.name)]
-    wraps = len(inside) == 1 and inside[0].is_dir() and inside[0].name not in ("train", "test")
+    wraps = len(inside) == 1 and inside[0].is_dir() and split_of(inside[0].name) is None
     return inside[0] if wraps else folder

@@ -54,7 +54,7 @@ def array_source(
         listed = ", ".join(f"x_{part} {shape}" for part, shape in shapes.items())
         raise UserError(f"the splits hold images of different shapes (H, W, C): {listed}")
     names = _class_names(arrays, classes)
-    note = _unused(arrays, names)
+    notes = [_unused(arrays, names), _channels_note(shapes["train"])]
     splits = {part: _split(*pair) for part, pair in arrays.items()}
     height, width, channels = shapes["train"]
     if published:
@@ -74,7 +74,7 @@ def array_source(
         fingerprint=fingerprint,
         training_fingerprint=training,
         named=classes is not None,
-        note=note,
+        note="; ".join(filter(None, notes)),
         **usual,
     )
 
@@ -98,8 +98,8 @@ def checked_images(name: str, x: np.ndarray) -> np.ndarray:
         x = x[..., None]
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise UserError(f"{name} has the shape {x.shape}; it must be (N, H, W, C) or (N, H, W)")
-    square = x.shape[2] == x.shape[3] and x.shape[1] <= MOST_CHANNELS
-    if (x.shape[1] in (1, 3) or square) and x.shape[3] > MOST_CHANNELS:
+    square = x.shape[1] < x.shape[2] == x.shape[3]
+    if (x.shape[1] <= MOST_CHANNELS or square) and x.shape[3] > MOST_CHANNELS:
         raise UserError(
             f"{name} has the shape {x.shape}, which looks like channels first: move the "
             f"channels last with x.transpose(0, 2, 3, 1)"
@@ -158,6 +158,13 @@ def _unused(arrays: Arrays, names: tuple[str, ...]) -> str:
         f"{len(unused)} of {len(names)} classes have no items ({listed}): a model has outputs for "
         f"them all the same"
     )
+
+
+def _channels_note(shape: tuple[int, ...]) -> str:
+    height, width, channels = shape
+    if channels in (1, 3):
+        return ""
+    return f"images of {height} x {width} pixels and {channels} channels (the arrays' last axis)"
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> TensorSplit:

@@ -87,8 +87,9 @@ def load_data(
     source = source_named(name, root, fit, channels, download, class_order)
     if settings.colors == "L" != source.channels != 1:
         raise UserError(f"colors is L, and {name} has images of {source.channels} channels")
-    check_images(source.train, source.validation, source.test)
-    note = "; ".join(filter(None, [source.note, *remarks(source.test)]))
+    splits = (source.train, source.validation, source.test)
+    check_images(*splits)
+    note = "; ".join(filter(None, [source.note, *remarks(*splits)]))
     origin = _origin(source, own, usual_from)
     return assemble(replace(source, note=note), settings, augment, origin)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress.errors import UserError
 from compress.system.files import digest, sha256
 from compress.tasks.preprocessing import Fit
-from compress.zoo.image_files import ImageFiles, folders_in, images_below, sampled
+from compress.zoo.image_files import ImageFiles, files_below, folders_in, sampled
 from compress.zoo.source import Source
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -17,11 +18,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_MEAN, GRAY_STD = (0.449,), (0.226,)
 """The means of these."""
 DEFAULT_SIZE = (224, 224)
-TEN = 10
-AS_TEXT = (
-    "classes are numbers in the order of their text, as torchvision reads them: 0, 1, 10, ... "
-    "(class_order = 'number' reads them as numbers)"
-)
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+}
+"""What the folders of splits are called, in any case."""
 TEST_ONE_IN = 5
 FEW = 5
 """Images a class, on average, below which a flat folder is for testing alone."""
@@ -29,8 +31,22 @@ MOST_HELD = 1000
 """About as many of a large set for testing are held out for calibration and validation."""
 BY_SAMPLES = "of files above 12 kB the fingerprint covers samples of their bytes, not all"
 
+NAMED = 3
+"""Classes that a note names."""
+
 Files = Mapping[str, Sequence[Path]]
 """Image files by class."""
+
+
+@dataclass
+class Layout:
+    """Each split's image files by class, what there is to say of them, and what was skipped."""
+
+    parts: dict[str, Files]
+    notes: list[str] = field(default_factory=list)
+    untrainable: str = ""
+    """Why there is nothing to train on."""
+    skipped: list[Path] = field(default_factory=list)
 
 
 def image_folder(
@@ -38,23 +54,26 @@ def image_folder(
 ) -> Source:
     """Return `DIR/{train,test}[/val]/CLASS/*` or flat `DIR/CLASS/*` as a source.
 
-    `val` may also be called `validation`; without `test` it is the test split, as in ImageNet.
+    Splits are called as in `SPLITS`; without `test`, `val` is the test split, as in ImageNet.
     In a flat folder the SHA-256 of an image's relative path decides: one in five is for testing,
-    whatever is added later. Where there is nothing to train on (no `train`, or a flat folder with
-    a few images a class) the same draw takes a part for calibration and validation, and the rest
-    is for testing. What is `ignored` is skipped at every level. The fingerprint covers the relative
-    paths and what `sampled` covers of the files, since hashing all of a large set takes too long.
+    whatever is added later, except that every class keeps one for training. Where there is nothing
+    to train on (no `train`, or a flat folder with a few images a class) the same draw takes a part
+    for calibration and validation, and the rest is for testing. What is `ignored` is skipped at
+    every level. The fingerprint covers the relative paths and what `sampled` covers of the files,
+    since hashing all of a large set takes too long.
     Classes are numbered in the order of their names as text, as torchvision does, in that of
     numbers, or of the lines of a file: `class_order` is 'text', 'number' or the file's path.
     Raises UserError for any other layout.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {str(folder)!r} to read images from")
-    parts, note, untrainable = _parts(folder)
+    layout = _layout(folder)
+    parts, untrainable = layout.parts, layout.untrainable
     classes = _ordered(sorted(parts["train"]), class_order)
-    if class_order is None and all(map(str.isdecimal, classes)) and len(classes) > TEN:
-        note = "; ".join(filter(None, [note, AS_TEXT]))
     _check_classes(folder, parts, classes, untrainable)
+    notes = [BY_SAMPLES, *layout.notes, _skipped(folder, layout.skipped)]
+    if class_order is None:
+        notes.append(_order_note(classes))
     splits = {part: _split(files, classes, fit, channels) for part, files in parts.items()}
     training = _fingerprint(folder, {part: parts[part] for part in parts if part != "test"})
     return Source(
@@ -71,9 +90,38 @@ def image_folder(
         mean=IMAGENET_MEAN if channels == 3 else GRAY_MEAN,
         std=IMAGENET_STD if channels == 3 else GRAY_STD,
         augment="flip-crop",
-        note="; ".join(filter(None, [BY_SAMPLES, note])),
+        note="; ".join(filter(None, notes)),
         untrainable=untrainable,
     )
+
+
+def split_of(name: str) -> str | None:
+    """Return the split whose folder has this name: 'train', 'test' or 'val'; None of a class."""
+    return SPLITS.get(name.lower())
+
+
+def _order_note(classes: tuple[str, ...]) -> str:
+    """Return that classes are in the order of their text, where it is not that of numbers."""
+    if not all(map(str.isdecimal, classes)) or sorted(classes, key=int) == list(classes):
+        return ""
+    first = _listed(classes)
+    return (
+        f"classes are numbers in the order of their text, as torchvision reads them: {first} "
+        f"(class_order = 'number' reads them as numbers)"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _skipped(folder: Path, files: Sequence[Path]) -> str:
+    if not files:
+        return ""
+    first = files[0].relative_to(folder).as_posix()
+    if len(files) == 1:
+        return f"1 file of another kind was skipped: {first}"
+    return f"{len(files):,} files of other kinds were skipped, such as {first}"
 
 
 def _ordered(classes: list[str], order: str | None) -> tuple[str, ...]:
@@ -85,7 +133,7 @@ def _ordered(classes: list[str], order: str | None) -> tuple[str, ...]:
             raise UserError(f"class_order is number, and there are classes such as {named[0]!r}")
         return tuple(sorted(classes, key=int))
     try:
-        listed = [line.strip() for line in Path(str(order)).read_text().splitlines()]
+        listed = [line.strip() for line in Path(str(order)).read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"class_order is text, number or a file of names: {error}") from None
     names = [unicodedata.normalize("NFC", name) for name in listed if name]
@@ -95,41 +143,62 @@ def _ordered(classes: list[str], order: str | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _parts(folder: Path) -> tuple[dict[str, Files], str, str]:
-    """Return each split's image files by class, how they were split, and why none are to train."""
-    names = {"train": "train", "test": "test", "val": "val", "validation": "val"}
-    there = [place.name for place in folders_in(folder)]
-    if "train" not in there and not (there and set(there) <= names.keys()):
+def _layout(folder: Path) -> Layout:
+    """Return each split's image files by class, and how they were split."""
+    named = {place.name: split_of(place.name) for place in folders_in(folder)}
+    places = {name: part for name, part in named.items() if part is not None}
+    if "train" not in places.values() and not (named and named.keys() == places.keys()):
         return _flat(folder)
-    parts = {names[name]: _by_class(folder / name) for name in names if name in there}
-    if "train" not in parts:
-        return _for_testing_alone(folder, parts)
-    if "test" in parts:
-        return parts, "", ""
-    if "val" not in parts:
-        raise UserError(f"{folder} has a folder 'train' but neither 'test' nor 'val'")
-    note = "the source's 'val' is the test split"
-    return {"train": parts["train"], "test": parts["val"]}, note, ""
+    of_part: dict[str, str] = {}
+    for name, part in places.items():
+        if part in of_part:
+            raise UserError(
+                f"{folder} has both {of_part[part]!r} and {name!r}, which are names of the same "
+                f"split: put their images into one of them"
+            )
+        of_part[part] = name
+    layout = Layout({})
+    for part, name in sorted(of_part.items()):
+        layout.parts[part] = _by_class(folder / name, layout.skipped)
+    if others := [name for name in named if name not in places]:
+        layout.notes.append(f"folders beside its splits are not used: {_listed(others)}")
+    if "train" not in of_part:
+        return _for_testing_alone(folder, layout)
+    if "test" not in of_part:
+        if "val" not in of_part:
+            raise UserError(
+                f"{folder} has a folder {of_part['train']!r} but neither 'test' nor 'val'. (If it "
+                f"is a class, put all classes into {folder}/train/ and {folder}/test/)"
+            )
+        layout.parts["test"] = layout.parts.pop("val")
+        layout.notes.append(f"the source's {of_part['val']!r} is the test split")
+    return layout
 
 
-def _flat(folder: Path) -> tuple[dict[str, Files], str, str]:
-    files = _by_class(folder)
-    train, test = _drawn(folder, files, TEST_ONE_IN)
+def _flat(folder: Path) -> Layout:
+    skipped: list[Path] = []
+    files = _by_class(folder, skipped)
+    layout = Layout({"test": files}, skipped=skipped)
     if files and sum(map(len, files.values())) < FEW * len(files):
-        return _for_testing_alone(folder, {"test": files})
-    note = "one image in five, drawn by its path, is for testing"
-    return {"train": train, "test": test}, note, ""
+        return _for_testing_alone(folder, layout)
+    train, test = _drawn(folder, files, TEST_ONE_IN, in_each=True)
+    layout.parts = {"train": train, "test": test}
+    layout.notes.append("one image in five, drawn by its path, is for testing")
+    if untested := [name for name in files if not test[name]]:
+        count = f"{len(untested):,} of {len(files):,} classes"
+        layout.notes.append(f"{count} have no images for testing, being small: {_listed(untested)}")
+    return layout
 
 
-def _for_testing_alone(
-    folder: Path, parts: Mapping[str, Files]
-) -> tuple[dict[str, Files], str, str]:
+def _for_testing_alone(folder: Path, layout: Layout) -> Layout:
     """Split what is for testing, in part or as a whole: without training images."""
-    if len(parts) == 2:
-        held, test = parts["val"], parts["test"]
+    held: Files
+    test: Files
+    if len(layout.parts) == 2:
+        held, test = layout.parts["val"], layout.parts["test"]
         how = "its 'val' serves calibration and validation"
     else:
-        [files] = parts.values()
+        [files] = layout.parts.values()
         whole = sum(map(len, files.values()))
         test, held = _drawn(folder, files, max(TEST_ONE_IN, whole // MOST_HELD))
         count = sum(map(len, held.values()))
@@ -140,36 +209,69 @@ def _for_testing_alone(
     # One class may have images in one of the two alone.
     classes = sorted({*held, *test})
     held, test = ({name: part.get(name, ()) for name in classes} for part in (held, test))
-    why = (
+    if empty := [name for name in classes if not held[name] and not test[name]]:
+        layout.notes.append(f"classes without images keep their numbers: {_listed(empty)}")
+    layout.parts = {"train": held, "test": test}
+    layout.notes.insert(0, f"the source has no training images: {how}")
+    layout.untrainable = (
         f"{folder} has no training images, or too few: put them into {folder}/train/CLASS/, or use "
         f"steps that do not train"
     )
-    return {"train": held, "test": test}, f"the source has no training images: {how}", why
+    return layout
 
 
 def _drawn(
-    folder: Path, files: Files, one_in: int
+    folder: Path, files: Files, one_in: int, in_each: bool = False
 ) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Return the files that their paths do not draw, and one in so many that they do."""
+    """Return the files that their paths do not draw, and one in so many that they do.
+
+    Of two files or more, each side has one at least. `in_each` class, one is not drawn.
+    """
+
+    def draw(path: Path) -> int:
+        return int(sha256(path.relative_to(folder).as_posix().encode())[:8], 16)
+
     rest: dict[str, list[Path]] = {}
     drawn: dict[str, list[Path]] = {}
     for name, paths in files.items():
         rest[name], drawn[name] = [], []
         for path in paths:
-            key = path.relative_to(folder).as_posix()
-            draw = int(sha256(key.encode())[:8], 16)
-            (rest if draw % one_in else drawn)[name].append(path)
+            (rest if draw(path) % one_in else drawn)[name].append(path)
+        if in_each and paths and not rest[name]:
+            _move(min(paths, key=draw), name, drawn, rest)
+    if not any(rest.values()):
+        _move_one(drawn, rest, draw)
+    elif not any(drawn.values()):
+        _move_one(rest, drawn, draw)
     return rest, drawn
 
 
-def _by_class(folder: Path) -> Files:
-    """Return the image files of each class folder, sorted.
+def _move_one(
+    source: dict[str, list[Path]], target: dict[str, list[Path]], draw: Callable[[Path], int]
+) -> None:
+    """Move a file of the largest class, unless there is only one."""
+    largest = max(source, key=lambda name: len(source[name]), default="")
+    if sum(map(len, source.values())) > 1:
+        _move(min(source[largest], key=draw), largest, source, target)
+
+
+def _move(
+    path: Path, name: str, source: dict[str, list[Path]], target: dict[str, list[Path]]
+) -> None:
+    source[name].remove(path)
+    target[name].append(path)
+
+
+def _by_class(folder: Path, skipped: list[Path]) -> Files:
+    """Return the image files of each class folder, sorted, and add its other files to `skipped`.
 
     Names that one system composes of other code points than another are one class.
     """
     found: dict[str, list[Path]] = {}
     for place in folders_in(folder):
-        found.setdefault(unicodedata.normalize("NFC", place.name), []).extend(images_below(place))
+        images, others = files_below(place)
+        found.setdefault(unicodedata.normalize("NFC", place.name), []).extend(images)
+        skipped += others
     return found
 
 
@@ -181,9 +283,12 @@ def _check_classes(
             f"{folder} holds {len(classes)} class folder(s), but at least two are needed: put "
             f"the images into {folder}/train/CLASS/ and {folder}/test/CLASS/"
         )
-    for name in () if untrainable else classes:
-        if not parts["train"][name]:
-            raise UserError(f"class {name!r} in {folder} has no training images")
+    if empty := [name for name in classes if not parts["train"][name] and not untrainable]:
+        raise UserError(
+            f"class {empty[0]!r} in {folder} has no training images"
+            + (f", nor have {_listed(empty[1:])}" if empty[1:] else "")
+            + ": remove its folder, or put images into it"
+        )
     for part, files in parts.items():
         if foreign := sorted(set(files) - set(classes)):
             raise UserError(f"{folder}/{part} has classes that 'train' lacks: {foreign[:5]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import stat
@@ -26,7 +27,13 @@ from compress.system.progress import stage
 from compress.tasks.base import Data, Split, Subset, Tensors, spaced
 from compress.tasks.preprocessing import LEVELS, Fit
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+NO_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+"""Pillow's formats of documents, drawings, films and measurements, some of which it only names."""
+BESIDE_IMAGES = {
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html"),
+    *(".db", ".ini", ".md5", ".sha256"),
+}
+"""Suffixes of labels, captions, checksums and what else usually lies beside images."""
 SYSTEMS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 """Folders that archivers, network disks and operating systems leave behind, in lower case. (Their
 files, such as Thumbs.db, are no images by their names.)"""
@@ -41,6 +48,8 @@ CHUNK = 1024
 LEAST = 256
 """The check remembers which files are sound if it has read at least this many."""
 DEEP, TWELVE = (1 << 16) - 1, 1 << 12
+FAINT = 16
+"""Levels of 256 that 12 of 16 bits come to."""
 ORIENTATION = 0x0112
 """EXIF's tag."""
 LOOKED_AT = 256
@@ -50,6 +59,8 @@ REMARKS = {
     "frames": "are animated, and their first frame is read",
     "dark": "have 16 bits and use at most 12 of them, so they are read as nearly black: stretch "
     "them to 16 bits, or save 8",
+    "faint": "have floating-point levels that go a little beyond 1, so they count as levels up to "
+    "255 and are read as nearly black: scale them to 1 at most, or to 255",
 }
 MARK = 16
 """Bytes that are remembered for each sound file."""
@@ -66,14 +77,54 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(folder / name for name in names if not ignored(name))
 
 
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Return the suffixes of image files: of what Pillow opens, less `NO_PHOTOS`."""
+    registered = Image.registered_extensions()
+    formats = (Image.OPEN.keys() | {"MPO"}) - NO_PHOTOS  # MPO is opened as JPEG
+    return frozenset(suffix for suffix, kind in registered.items() if kind in formats)
+
+
 def images_below(folder: Path) -> list[Path]:
     """Return the image files anywhere below a folder, sorted, without what is `ignored`."""
-    images = []
-    for place, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if not ignored(name)]
-        files = (Path(place, name) for name in names if not ignored(name))
-        images += [path for path in files if path.suffix.lower() in SUFFIXES]
-    return sorted(images)
+    return files_below(folder)[0]
+
+
+def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the image files below a folder, and those of other kinds, sorted.
+
+    Without what is `ignored`, and of the others without what is usual `BESIDE_IMAGES`. Links to
+    folders are followed, but each folder is read once, by its own path if that lies there, and a
+    link to a folder around this one is not followed.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+    around = {*folder.resolve().parents, *folder.absolute().parents}
+    seen = {_identity(place) for place in around}
+    own, links = [folder], list[Path]()
+    while own or links:
+        place = own.pop() if own else links.pop(0)
+        if (identity := _identity(place)) in seen:
+            continue
+        seen.add(identity)
+        _, folders, names = next(os.walk(place, onerror=_refuse))
+        inside = [place / name for name in sorted(folders) if not ignored(name)]
+        links += [path for path in inside if path.is_symlink()]
+        own += [path for path in inside if not path.is_symlink()]
+        for path in (place / name for name in names if not ignored(name)):
+            if (suffix := path.suffix.lower()) in suffixes():
+                images.append(path)
+            elif suffix not in BESIDE_IMAGES:
+                others.append(path)
+    return sorted(images), sorted(others)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        status = folder.stat()
+    except OSError as error:
+        _refuse(error)
+    return status.st_dev, status.st_ino
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -207,17 +258,25 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def remarks(split: Split) -> list[str]:
-    """Return what a reader should know of how image files are read, from a sample of them."""
-    if not isinstance(split, ImageFiles) or not len(split):
-        return []
+def remarks(*splits: Split | None) -> list[str]:
+    """Return what a reader should know of how image files are read, from a sample of each split."""
+    looked: dict[Path, Fit] = {}
+    for split in splits:
+        if isinstance(split, ImageFiles) and len(split):
+            numbers = spaced(LOOKED_AT, len(split)).tolist()
+            looked |= {split.files[number]: split.fit for number in numbers}
     counts = dict.fromkeys(REMARKS, 0)
-    looked = [split.files[number] for number in spaced(LOOKED_AT, len(split)).tolist()]
-    for path in looked:
+    for path, fit in looked.items():
         with contextlib.suppress(Exception), Image.open(path) as image:
-            counts["turned"] += image.getexif().get(ORIENTATION, 1) != 1 and not split.fit.exif
-            counts["frames"] += getattr(image, "n_frames", 1) > 1
-            counts["dark"] += image.mode.startswith("I;16") and np.asarray(image).max() < TWELVE
+            counts["turned"] += image.getexif().get(ORIENTATION, 1) != 1 and not fit.exif
+            # The further images of an MPO photograph are previews of it, or other views.
+            counts["frames"] += image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+            if image.mode[0] in "IF":
+                top = np.asarray(image).max()
+                # Other integers of 8 bits are read as such.
+                least = -1 if image.mode.startswith("I;16") else LEVELS
+                counts["dark"] += image.mode != "F" and least < top < TWELVE
+                counts["faint"] += image.mode == "F" and 1 < top < FAINT
     return [
         f"of {len(looked):,} image files looked at, {count:,} {REMARKS[kind]}"
         for kind, count in counts.items()

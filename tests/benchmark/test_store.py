@@ -16,6 +16,7 @@ import pytest
 import torch
 from bench_fixtures import build, fresh_model, small_digits
 
+from compress.api import clean_store
 from compress.benchmark.plan.keys import step_key
 from compress.benchmark.store.store import ENTRY, Store
 from compress.errors import CannotSave
@@ -184,6 +185,21 @@ def test_cleaning_by_age_and_by_size(store: Store) -> None:
     assert freed > 10_000
     assert store.get(keys[1]) is None
     assert store.get(keys[2]) is not None
+
+
+def test_decoded_images_are_counted_apart(store: Store) -> None:
+    assert len(clean_store(store.folder).splitlines()) == 1
+    for key, count in (("one", 3), ("two", 2)):
+        cache = PixelCache(store.folder / FOLDER, key, 9, (64, 64, 3))
+        for number in range(count):
+            cache.write(number, b"mark", np.ones((64, 64, 3), np.uint8))
+    images, taken = store.images()
+    assert images == 5
+    assert 5 * 64 * 64 * 3 <= taken <= store.size()[1]
+    first, second = clean_store(store.folder).splitlines()
+    assert ": 1 result, " in first
+    assert second.startswith("of these, 5 decoded images: ")
+    assert clean_store(store.folder, keep=0).startswith("Removed 3 entries; ")
 
 
 def test_cleaning_removes_what_is_damaged_or_half_written(store: Store) -> None:

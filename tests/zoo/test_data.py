@@ -477,7 +477,18 @@ def test_channels_that_come_first_are_refused() -> None:
         x = np.zeros((6, channels, 32, 32), np.uint8)
         with pytest.raises(UserError, match="looks like channels first"):
             from_arrays(x, y, x, y)
+    for shape in ((4, 32, 48), (2, 48, 32), (13, 32, 32)):
+        x = np.zeros((6, *shape), np.uint8)
+        with pytest.raises(UserError, match="looks like channels first"):
+            from_arrays(x, y, x, y)
     assert from_arrays(*[np.zeros((6, 4, 16, 3), np.uint8), y] * 2).task.probe(1)[0].shape[1] == 3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13, 48])
+def test_another_number_of_channels_than_of_photographs_is_said(channels: int) -> None:
+    x, y = np.zeros((6, 32, 30, channels), np.uint8), np.arange(6) % 2
+    said = f"images of 32 x 30 pixels and {channels} channels (the arrays' last axis)"
+    assert from_arrays(x, y, x, y).note == ("" if channels in (1, 3) else said)
 
 
 def test_stacked_inputs_are_those_of_one_batch(monkeypatch) -> None:

@@ -13,7 +13,10 @@ from PIL import Image
 from compress.benchmark.plan.plan import make_plan
 from compress.benchmark.plan.suite import Suite
 from compress.errors import IllegalChain, UserError
+from compress.system.files import sha256
+from compress.tasks.preprocessing import Fit
 from compress.zoo.data import load_data
+from compress.zoo.folder import image_folder
 
 
 def photos(folder: Path, names: dict[str, int]) -> Path:
@@ -74,6 +77,106 @@ def test_classes_are_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
         load_data(source, size=8, class_order="numbers")
     with pytest.raises(UserError, match="class_order is for image folders"):
         load_data("digits", class_order="number")
+
+
+def test_the_order_of_numbers_is_said_where_it_is_another(tmp_path: Path) -> None:
+    for place, names, said in (
+        ("few", ["9", "10"], "10, 9 ("),
+        ("from-one", [str(number) for number in range(1, 11)], "1, 10, 2, ... ("),
+        ("padded", [f"{number:03}" for number in range(12)], ""),
+        ("words", ["1", "10", "2", "x"], ""),
+    ):
+        photos(tmp_path / place / "train", dict.fromkeys(names, 2))
+        photos(tmp_path / place / "test", dict.fromkeys(names, 1))
+        note = load_data(f"imagefolder:{tmp_path / place}", size=8).note
+        assert note.partition("as torchvision reads them: ")[2].startswith(said)
+        assert ("in the order of their text" in note) == bool(said)
+
+
+def test_a_file_of_names_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    photos(tmp_path / "p" / "val", {"a": 4, "é": 4})
+    listed = tmp_path / "names.txt"
+    listed.write_text("é\na\n", "utf-8-sig")
+    data = load_data(f"imagefolder:{tmp_path / 'p'}", size=8, class_order=str(listed))
+    assert data.task.classes == ("é", "a")
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Train", "Val", "TEST"),
+        ("training", "valid", "evaluation"),
+        ("train", "Validation", "eval"),
+    ],
+)
+def test_splits_have_the_usual_names_in_any_case(
+    train: str, val: str, test: str, tmp_path: Path
+) -> None:
+    for place, count in ((train, 4), (val, 3), (test, 2)):
+        photos(tmp_path / place, {"a": count, "b": count})
+    (tmp_path / "annotations").mkdir()
+    data = load_data(f"imagefolder:{tmp_path}", size=8)
+    assert data.task.classes == ("a", "b")
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [8, 6, 4]
+    assert "folders beside its splits are not used: annotations" in data.note
+    photos(tmp_path / "testing", {"a": 1})
+    with pytest.raises(UserError, match=rf"has both '{test}' and 'testing', which are names of"):
+        load_data(f"imagefolder:{tmp_path}", size=8)
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    photos(tmp_path, {"testing": 10, "valid": 10, "other": 10})
+    assert load_data(f"imagefolder:{tmp_path}", size=8).task.classes == (
+        "other",
+        "testing",
+        "valid",
+    )
+
+
+def drawn(folder: Path, counts: dict[str, int]) -> tuple[set[str], set[str], str]:
+    """Return the images for training (or held) and for testing of a flat folder, and its note."""
+    photos(folder, counts)
+    source = image_folder(folder, Fit((8, 8), (8, 8)))
+    parts = (source.train.files, source.test.files)  # type: ignore[attr-defined]
+    train, test = ({path.relative_to(folder).as_posix() for path in part} for part in parts)
+    assert len(train) + len(test) == sum(counts.values())
+    return train, test, source.note
+
+
+def test_every_class_of_a_flat_folder_keeps_an_image_for_training(tmp_path: Path) -> None:
+    def one_in_five(name: str) -> bool:
+        return int(sha256(name.encode())[:8], 16) % 5 == 0
+
+    lone = next(name for name in map("c{}".format, range(99)) if one_in_five(f"{name}/0.png"))
+    pair = next(
+        name
+        for name in map("d{}".format, range(999))
+        if one_in_five(f"{name}/0.png") and one_in_five(f"{name}/1.png")
+    )
+    train, test, note = drawn(tmp_path / "p", {"a": 40, "b": 40, lone: 1, pair: 2})
+    assert f"{lone}/0.png" in train
+    assert len({f"{pair}/0.png", f"{pair}/1.png"} & train) == 1
+    large = {name for name in train | test if name[0] in "ab"}
+    assert {name for name in test if name[0] in "ab"} == set(filter(one_in_five, large))
+    assert f"1 of 4 classes have no images for testing, being small: {lone}" in note
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_of_a_tiny_folder_each_side_has_an_image(count: int, tmp_path: Path) -> None:
+    for place in "xyz":
+        train, test, _ = drawn(tmp_path / place, {f"{place}1": count, f"{place}2": count})
+        assert train
+        assert test
+
+
+def test_an_empty_class_is_refused_where_it_would_be_trained(tmp_path: Path) -> None:
+    photos(tmp_path / "flat", {"a": 20, "b": 0, "c": 20, "d": 0})
+    with pytest.raises(UserError, match=r"class 'b' .* nor have d: remove its folder, or put imag"):
+        load_data(f"imagefolder:{tmp_path / 'flat'}", size=8)
+    photos(tmp_path / "p" / "val", {"a": 4, "b": 0, "c": 4})
+    data = load_data(f"imagefolder:{tmp_path / 'p'}", size=8)
+    assert data.task.classes == ("a", "b", "c")
+    assert "classes without images keep their numbers: b" in data.note
 
 
 def test_a_name_in_two_normal_forms_is_one_class(tmp_path: Path) -> None:

@@ -148,6 +148,43 @@ def test_what_a_file_loses_is_said(tmp_path: Path) -> None:
     np.testing.assert_array_equal(turned, EIGHT(Image.fromarray(plain)))
 
 
+def test_levels_that_are_read_as_nearly_black_are_said_of_every_split(tmp_path: Path) -> None:
+    levels = {
+        "dark16": np.full((8, 8), 4000, np.uint16),
+        "dark32": np.full((8, 8), 4000, np.int32),
+        "faint": np.full((8, 8), 1.2, np.float32),
+        "eight": np.full((8, 8), 200, np.int32),
+        "white": np.full((8, 8), 0.7, np.float32),
+        "deep": np.full((8, 8), 40000, np.int32),
+    }
+    for name, values in levels.items():
+        Image.fromarray(values).save(tmp_path / f"{name}.tif")
+    noise().save(tmp_path / "camera.mpo", save_all=True, append_images=[noise(seed=1)])
+    with Image.open(tmp_path / "camera.mpo") as camera:
+        assert (camera.format, camera.n_frames) == ("MPO", 2)
+    dark, faint, rest = (
+        ImageFiles(files, [0] * len(files), EIGHT)
+        for files in (
+            sorted(tmp_path.glob("dark*")),
+            [tmp_path / "faint.tif"],
+            [tmp_path / name for name in ("eight.tif", "white.tif", "deep.tif", "camera.mpo")],
+        )
+    )
+    assert remarks(rest) == []
+    said = remarks(dark, faint, rest, rest, None)
+    assert [line.partition(" are read as nearly black")[0][:58] for line in said] == [
+        "of 7 image files looked at, 2 have 16 bits and use at most",
+        "of 7 image files looked at, 1 have floating-point levels t",
+    ]
+
+
+def test_every_split_is_looked_at(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path)
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(root / "train" / "cat" / "dark.png")
+    note = load_data(f"imagefolder:{root}", size=8).note
+    assert "of 25 image files looked at, 1 have 16 bits" in note
+
+
 def test_a_file_without_permission_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +271,40 @@ def test_hidden_and_system_files_are_skipped_at_every_level(tmp_path: Path) -> N
     deep.parent.mkdir()
     noise().save(deep, "JPEG")
     assert images_below(root / "train" / "cat")[-1] == deep
+
+
+def test_every_format_that_pillow_decodes_counts_and_other_files_are_said(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path)
+    place = root / "train" / "cat"
+    for suffix in (".jfif", ".JPE", ".tga", ".pcx"):
+        noise().save(place / f"more{suffix}", "JPEG" if suffix[1] in "jJ" else None)
+    for name in ("0.txt", "labels.csv", "0.xml", "Thumbs.db"):
+        (place / name).write_bytes(b"beside images")
+    before = load_data(f"imagefolder:{root}", size=8)
+    assert len(before.train) + len(before.validation) == 16
+    assert "skipped" not in before.note
+    (place / "film.mpg").write_bytes(b"")
+    note = load_data(f"imagefolder:{root}", size=8).note
+    assert "1 file of another kind was skipped: train/cat/film.mpg" in note
+    (root / "test" / "dog" / "phone.heic").write_bytes(b"")
+    note = load_data(f"imagefolder:{root}", size=8).note
+    assert "2 files of other kinds were skipped, such as t" in note
+
+
+def test_linked_folders_are_followed_and_read_once(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path / "p")
+    place = root / "train" / "cat"
+    far = folder_of_photos(tmp_path / "far", ("",)) / "cat"
+    (place / "a").symlink_to(far)
+    (place / "b").symlink_to(far)
+    (far / "back").symlink_to(far)
+    (place / "around").symlink_to(root)
+    (place / "deep").mkdir()
+    noise().save(place / "deep" / "0.png")
+    (place / "0-first").symlink_to(place / "deep")
+    found = [path.relative_to(place).as_posix() for path in images_below(place)]
+    own = [f"{number}.png" for number in range(6)]
+    assert found == sorted([*own, *(f"a/{name}" for name in own), "deep/0.png"])
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(

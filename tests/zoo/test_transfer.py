@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from compress.errors import UserError
 from compress.zoo.data import load_data
-from compress.zoo.transfer import fitted, load_transfer
+from compress.zoo.transfer import calibrated, fitted, load_transfer
 
 DATA = small_digits()
 DATA_WHOLE = load_data("digits")
@@ -45,6 +46,12 @@ def test_what_is_for_testing_is_left_alone(tmp_path: Path) -> None:
     for part in ("a", "val", "test"):
         picture(tmp_path / part / "1.png")
     assert len(load_transfer(f"imagefolder:{tmp_path}", DATA).items) == 1
+
+
+def test_a_transfer_set_for_testing_alone_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "p" / "Valid" / "a" / "1.png")
+    with pytest.raises(UserError, match="no images to learn from, only some for testing"):
+        load_transfer(f"imagefolder:{tmp_path / 'p'}", DATA)
 
 
 def test_labels_count_where_the_classes_are_the_tasks(tmp_path: Path) -> None:
@@ -115,6 +122,58 @@ def test_other_images_of_the_same_names_and_sizes_are_another_set(
         found.append(load_transfer(f"imagefolder:{tmp_path}/{name}", DATA).fingerprint)
     day, night, copy = found
     assert day != night == copy
+
+
+def photos(folder: Path, count: int, classes: str = "xyz") -> str:
+    for name in classes:
+        for number in range(count):
+            picture(folder / name / f"{number}.png", level=10 * number + 60 * classes.index(name))
+    return f"imagefolder:{folder}"
+
+
+def test_a_calibration_source_is_used_as_a_whole_whatever_its_layout(tmp_path: Path) -> None:
+    photos(tmp_path / "own" / "train", 4)
+    photos(tmp_path / "own" / "val", 2)
+    data = load_data(f"imagefolder:{tmp_path / 'own'}", size=8)
+    for place in ("few", "few/val", "few/test", "loose/a/b"):
+        photos(tmp_path / "new" / place, 4)
+        top = tmp_path / "new" / place.partition("/")[0]
+        found = calibrated(data, f"imagefolder:{top}")
+        assert len(found.calibration) == 12, place
+        assert found.calibration_fingerprint
+        shutil.rmtree(tmp_path / "new")
+    for place, count in (("train", 4), ("val", 9), ("test", 9)):
+        photos(tmp_path / "parts" / place, count)
+    found = calibrated(data, f"imagefolder:{tmp_path / 'parts'}")
+    assert len(found.calibration) == 12, "what is for testing is left alone"
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"the calibration source .* holds no images"):
+        calibrated(data, f"imagefolder:{tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize("parts", [("train", "val"), ("val",), ("",)])
+def test_a_source_calibrates_itself_on_its_training_images(
+    parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    for part in parts:
+        photos(tmp_path / part, 8)
+    data = load_data(f"imagefolder:{tmp_path}", size=8)
+    found = calibrated(data, f"imagefolder:{tmp_path}")
+    assert len(found.calibration) == len(data.train)
+    assert found.calibration.whole is data.train  # type: ignore[attr-defined]
+
+
+def test_images_for_testing_do_not_calibrate_by_another_path(tmp_path: Path) -> None:
+    photos(tmp_path / "p" / "val", 6)
+    data = load_data(f"imagefolder:{tmp_path / 'p'}", size=8)
+    (tmp_path / "linked").symlink_to(tmp_path / "p" / "val")
+    found = calibrated(data, f"imagefolder:{tmp_path / 'linked'}")
+    assert len(found.calibration) == 18 - len(data.test)
+    assert f"less {len(data.test)} that are for testing" in found.note
+    for path in data.validation.files:  # type: ignore[attr-defined]
+        path.unlink()
+    with pytest.raises(UserError, match="holds only images that are for testing"):
+        calibrated(data, f"imagefolder:{tmp_path / 'linked'}")
 
 
 def test_colours_by_hand() -> None:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from compress.errors import UserError
 from compress.model import Builder, Model, load, save
 from compress.system.files import digest, fsync_file, fsync_folder, sha256, sha256_file, write_json
-from compress.system.pixel_cache import cached_sets, remove_set
+from compress.system.pixel_cache import FOLDER, cached_sets, kept_images, remove_set
 
 ENTRY, CLAIMS, DAMAGED, WRITING = "entry.json", "claims", "damaged", ".writing"
 MADE = "made"
@@ -207,6 +207,11 @@ class Store:
     def size(self) -> tuple[int, int]:
         """Return the number of entries, and the bytes of everything below the folder."""
         return sum(1 for _ in self.entries()), folder_bytes(self.folder)
+
+    def images(self) -> tuple[int, int]:
+        """Return the number of decoded images that are kept, and the bytes of their files."""
+        count = sum(map(kept_images, cached_sets(self.folder)))
+        return count, folder_bytes(self.folder / FOLDER)
 
     def clean(
         self, older_than: float | None = None, keep_bytes: int | None = None
