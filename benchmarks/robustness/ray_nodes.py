@@ -59,7 +59,12 @@ def main() -> None:
             **given,
         )
         seconds = time.monotonic() - began
-        alive = sum(node["Alive"] for node in ray.nodes())
+        # Its tasks are started again at once; that a node is dead is listed some seconds later.
+        until = time.monotonic() + 60
+        while (alive := sum(node["Alive"] for node in ray.nodes())) > 1:
+            if time.monotonic() > until:
+                break
+            time.sleep(1)
         ray.shutdown()
         cluster.shutdown()
         found = [
