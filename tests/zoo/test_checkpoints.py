@@ -135,9 +135,9 @@ HARMLESS = {
 
 @pytest.mark.parametrize("name", [*HARMLESS])
 def test_harmless_objects_beside_the_weights_do_no_harm(name, tmp_path):
-    before = torch.serialization.get_safe_globals()
     assert loaded(tmp_path, {"model": RAW, name: HARMLESS[name]}) == (1, "net.pt")
-    assert torch.serialization.get_safe_globals() == before
+    # What else is safe, torch's own modules say when they are imported.
+    assert not [one for one in torch.serialization.get_safe_globals() if one in STANDING_IN]
 
 
 def test_nothing_is_ever_called_that_a_file_names():
