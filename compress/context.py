@@ -122,7 +122,7 @@ class StepContext:
         assert self.calibration is not None, "run() has checked needs"
         found = min(count, len(self.calibration))
         if found < count:
-            self.log.note(f"only {found} calibration items are available")
+            self.log.note(f"calibrated on {found} of {count} items: there are no more")
         return Subset(self.calibration, torch.arange(found))
 
     def cached(self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> Any:
