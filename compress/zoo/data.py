@@ -56,6 +56,7 @@ def load_data(
     download: bool = True,
     usual: Settings = NOTHING,
     usual_from: str = "",
+    usual_data: str = "",
     **preprocessing: Any,
 ) -> Data:
     """Return the splits of a data source, one of the names in `DATA`.
@@ -65,9 +66,10 @@ def load_data(
     `compress.zoo.settings.settings_of`; `augment` 'none', or some of
     `ImageClassification.AUGMENTS` joined by hyphens; `class_order` as in `image_folder`. `usual` is
     the preprocessing that pretrained weights come with, in words `usual_from`, which counts before
-    the source's: of images that have their size already, its levels alone. Raises UserError if the
-    source is unknown, missing or damaged (every image file is read once), or a setting does not fit
-    it.
+    the source's: of images that have their size already, its levels alone. Where it is known which
+    data they were trained on, `usual_data`, its size holds too, and of these data all. Raises
+    UserError if the source is unknown, missing or damaged (every image file is read once), or a
+    setting does not fit it.
     """
     own = settings_of(**preprocessing)
     settings = own.over(usual if is_files(name) else usual.levels())
@@ -77,18 +79,26 @@ def load_data(
     except ValueError as error:
         raise UserError(str(error)) from None
     source = source_named(name, root, fit, channels, download, class_order)
+    if usual_data and not is_files(name):
+        settings = own.over(usual if source.name == usual_data else usual.sized())
     if settings.colors == "L" != source.channels != 1:
         raise UserError(f"colors is L, and {name} has images of {source.channels} channels")
+    if own.mean is None and usual.mean is not None and len(usual.mean) != source.channels:
+        raise UserError(
+            f"the weights' own preprocessing (as {usual_from}) is of images of {len(usual.mean)} "
+            f"channel(s), and {name} has images of {source.channels}: give mean and std"
+        )
     check_images(source.train, source.validation, source.test)
     note = "; ".join(filter(None, [source.note, *remarks(source.test)]))
-    origin = _origin(source, own, usual_from)
+    origin = _origin(source, own, usual_from, bool(usual_data))
     return assemble(replace(source, note=note), settings, augment, origin)
 
 
-def _origin(source: Source, own: Settings, usual_from: str) -> str:
+def _origin(source: Source, own: Settings, usual_from: str, sized: bool) -> str:
     """Return in words where the preprocessing of a source's images comes from."""
     if usual_from:
-        first = f"as {usual_from}" + ("" if source.fit is not None else ", in the images' own size")
+        sized = sized or source.fit is not None
+        first = f"as {usual_from}" + ("" if sized else ", in the images' own size")
     elif source.fit is not None:
         first = "the usual one of photographs"
     else:
