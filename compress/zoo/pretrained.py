@@ -29,6 +29,8 @@ USUAL: Any = {"scale": 1 / LEVELS, "colors": "RGB"}
 RESCALING = ("googlenet", "inception_v3")
 """Models whose weights torchvision ported from TensorFlow: in front of them, it has the module undo
 the usual scaling of inputs."""
+HEADS = ("head.", "fc.", "classifier.")
+"""How the names of classifiers' tensors begin in timm."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def seen_otherwise(known: Pretrained, task: Task) -> str:
 
 
 def _has_outputs(state: Mapping[str, Tensor], known: Pretrained) -> bool:
+    if known.classes == 0:  # the library's own have no head
+        return not any(name.startswith(HEADS) for name in state)
     return any(tensor.shape[:1] == (known.classes,) for tensor in state.values())
 
 

@@ -293,22 +293,20 @@ def _lost_head(module: nn.Module, state: Collection[str], classes: int | None) -
     """Return the names that a state lacks, if each is in a layer of a head that it lacks whole."""
     own = module.state_dict()
     missing = [n for n in own if n not in state and not n.endswith(COUNTERS[0])]
-    there = {name for name in own if name in state}
+    # All that the state has something of: what is below none of these, it lacks whole.
+    there = {above for name in own if name in state for above in _above(name)}
     for name in missing:
-        parts = name.split(".")
-        # The largest part of the module that holds the name, and of which the state has nothing.
-        part = next(
-            (
-                prefix
-                for count in range(1, len(parts))
-                if not any(one.startswith(prefix := ".".join(parts[:count]) + ".") for one in there)
-            ),
-            None,
-        )
-        inside = [own[n] for n in missing if part is not None and n.startswith(part)]
+        part = next((above for above in _above(name) if above not in there), name)
+        inside = [own[other] for other in missing if other.startswith(f"{part}.")]
         if not any(tensor.ndim > 1 and len(tensor) == classes for tensor in inside):
             return []
     return missing if there else []
+
+
+def _above(name: str) -> list[str]:
+    """Return the parts of a module that hold a tensor, from the largest."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _check_fit(

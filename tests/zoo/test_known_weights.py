@@ -160,3 +160,14 @@ def test_torchvisions_own_files_have_the_module_rescale_its_inputs(tmp_path: Pat
     data = compress.from_arrays(pixels, labels, pixels, labels, classes=classes)
     assert make_plan(suite, data=data).start.module.transform_input is True
     assert not module.transform_input
+
+
+def test_timms_weights_without_a_head_are_known_from_a_file_without_one(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs timm")
+    name, path = "timm:vit_small_patch14_dinov2", tmp_path / "dino.safetensors"
+    save_file({"norm.bias": torch.zeros(384)}, path)
+    known = pretrained(name, str(path))
+    assert known is not None
+    assert known.settings.size == (518, 518)
+    save_file({"head.bias": torch.zeros(10)}, path)
+    assert pretrained(name, str(path)) is None

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -391,6 +392,22 @@ def test_weights_without_a_head_are_trained_on_with_a_fresh_one(tmp_path):
     torch.save(state, tmp_path / "net.pt")
     with pytest.raises(UserError, match=r"missing in the file: conv1\.weight, linear\.weight"):
         load_weights(target, tmp_path / "net.pt", "resnet20", new_head=True, classes=10)
+
+
+def test_a_head_of_several_layers_is_missing_as_a_whole(tmp_path):
+    def net() -> nn.Module:
+        parts = {"body": nn.Linear(4, 6), "head": nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))}
+        return nn.Sequential(OrderedDict(parts))
+
+    source, target = net(), net()
+    state = {name: tensor for name, tensor in source.state_dict().items() if "body" in name}
+    save_file(state, tmp_path / "net.safetensors")
+    words = load_weights(target, tmp_path / "net.safetensors", "net", new_head=True, classes=3)
+    assert words == "net.safetensors; without a head: it has an untrained one for 3 classes"
+    assert torch.equal(target.body.weight, source.body.weight)
+    assert float(target.head[0].weight.detach().mean()) == 1, "a norm stays as it is made"
+    with pytest.raises(UserError, match="6 missing in the file"):
+        load_weights(net(), tmp_path / "net.safetensors", "net", new_head=True, classes=5)
 
 
 def test_timms_weights_by_url_are_checked_by_the_hash_in_their_name(monkeypatch):
