@@ -29,7 +29,7 @@ from compress.benchmark.measure.latency import CHECKPOINT, memory_records, time_
 from compress.benchmark.plan.graph import ChainRun, Graph, make_graph
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.provenance import about
-from compress.benchmark.plan.teachers import judged_teachers
+from compress.benchmark.plan.teachers import judged_teachers, judged_weights
 from compress.benchmark.store.outputs import Outputs
 from compress.benchmark.store.store import Entry
 from compress.errors import RunStopped, UserError
@@ -137,10 +137,10 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
         order = [[row.text, seed] for seed in plan.suite.seeds for row in plan.rows]
         description = about(plan, options.command)
         description |= {"order": order, "isolation": executor.about}
-        teachers = list(judged_teachers(plan))
-        for sentence in teachers if options.progress else ():
+        judged = [*judged_weights(plan), *judged_teachers(plan)]
+        for sentence in judged if options.progress else ():
             say(sentence)
-        description["notes"] += filter(None, [unsaved, *teachers])
+        description["notes"] += filter(None, [unsaved, *judged])
         log = RunLog(outputs.folder / "results.jsonl", description)
         records = RunRecords(log, outputs.folder, options.on_record)
         with spec.decoding_ahead(plan):

@@ -223,13 +223,18 @@ class Settings:
     def over(self, other: Settings) -> Settings:
         """Return these settings, and where they say nothing the other ones."""
         mine = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        if mine.keys() & {"size", "crop_pct", "resize"} and self.to is None:
+        fit = mine.keys() & {"size", "crop_pct", "resize"}
+        if self.to is None and any(mine[name] != getattr(other, name) for name in fit):
             other = replace(other, to=None)
         return replace(other, **mine)
 
     def levels(self) -> Settings:
         """Return those alone that hold for images which have their size already."""
         return Settings(mean=self.mean, std=self.std, colors=self.colors, scale=self.scale)
+
+    def sized(self) -> Settings:
+        """Return those that hold for images which were cropped already: their size, and levels."""
+        return replace(self, crop_pct=None, to=None, resize=None)
 
     @property
     def geometry(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from compress.context import StepContext
 from compress.errors import IllegalChain, StepFailed
 from compress.model import Model, forward
 from compress.parts import Choices, one_of, positive, searched, whole_number
+from compress.surgery import output_layers
+from compress.system.amounts import plural
 from compress.training import Training, fit, labels_loss
 
 
@@ -21,9 +23,10 @@ from compress.training import Training, fit, labels_loss
 class Finetune(Training):
     """Train on with the task's loss; weights that a pruning step masked stay zero.
 
-    With `freeze='backbone'` only the last layer learns for `frozen_epochs`, by default for all of
-    them; then everything does, with a learning rate that rises and falls anew (Kumar et al. 2022:
-    a new head that is trained along with the rest spoils features before it knows the classes).
+    With `freeze='backbone'` only the last layer learns (of a net with several heads, such as a
+    distilled DeiT, that of each) for `frozen_epochs`, by default for all of them; then everything
+    does, with a learning rate that rises and falls anew (Kumar et al. 2022: a new head that is
+    trained along with the rest spoils features before it knows the classes).
     """
 
     learning_rate: float = field(
@@ -46,6 +49,13 @@ class Finetune(Training):
     def needs(self) -> frozenset[str]:
         return super().needs | {"labels"}
 
+    def check(self, context: StepContext) -> None:
+        super().check(context)
+        if self.freeze is None or context.enters is None:
+            return
+        with contextlib.suppress(StepFailed):  # the step says it, of the model that enters then
+            _refuse_frozen_heads(context.enters.module, head_layers(context.enters))
+
     def compress(self, model: Model, context: StepContext) -> Model:
         loss, left = labels_loss(context), self.epochs
         plain = replace(self, freeze=None, frozen_epochs=None)
@@ -53,16 +63,17 @@ class Finetune(Training):
             first = replace(plain, epochs=self.frozen_epochs or self.epochs)
             with _head_alone(model) as names:
                 model = fit(model, context, first, loss)
-            context.log.note(f"for {first.epochs} epochs only {', '.join(names)} was trained")
+            context.log.note(f"for {plural(first.epochs, 'epoch')} only {', '.join(names)} learnt")
             left -= first.epochs
         return fit(model, context, replace(plain, epochs=left), loss) if left else model
 
 
 @contextlib.contextmanager
 def _head_alone(model: Model) -> Iterator[list[str]]:
-    """Freeze all weights but those of the last layer for a while; yield the layer's name."""
-    name = last_layer(model)
-    head = {id(parameter) for parameter in model.module.get_submodule(name).parameters()}
+    """Freeze all weights but those of the heads' last layers for a while; yield their names."""
+    names = head_layers(model)
+    _refuse_frozen_heads(model.module, names)
+    head = {id(parameter) for parameter in _parameters(model.module, names)}
     frozen = [
         parameter
         for parameter in model.module.parameters()
@@ -71,10 +82,35 @@ def _head_alone(model: Model) -> Iterator[list[str]]:
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        yield [name]
+        yield names
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def _parameters(module: nn.Module, layers: Sequence[str]) -> list[nn.Parameter]:
+    return [one for name in layers for one in module.get_submodule(name).parameters()]
+
+
+def _refuse_frozen_heads(module: nn.Module, names: Sequence[str]) -> None:
+    """Raise IllegalChain if nothing of some layers may be trained."""
+    if not any(parameter.requires_grad for parameter in _parameters(module, names)):
+        raise IllegalChain(
+            f"finetune: freeze='backbone' trains {', '.join(names)} alone, and that is frozen "
+            f"(requires_grad is False): thaw it where the model is made, or leave freeze out"
+        )
+
+
+def head_layers(model: Model) -> list[str]:
+    """Return the names of the layers that give the logits, auxiliary heads' included.
+
+    Raises StepFailed if no layer does.
+    """
+    last = last_layer(model)
+    width = len(model.module.get_parameter(f"{last}.weight"))
+    found = output_layers(model.module, model.items(2))
+    heads = [n for n in found if len(model.module.get_parameter(f"{n}.weight")) == width]
+    return sorted({last, *heads})
 
 
 def last_layer(model: Model) -> str:

@@ -57,6 +57,7 @@ def load_data(
     download: bool = True,
     usual: Settings = NOTHING,
     usual_from: str = "",
+    usual_data: str = "",
     **preprocessing: Any,
 ) -> Data:
     """Return the splits of a data source, one of the names in `DATA`.
@@ -67,9 +68,10 @@ def load_data(
     `ImageClassification.AUGMENTS` joined by hyphens; `class_order` as in `image_folder`. A source
     of another package has its own options, and these alone. `usual` is
     the preprocessing that pretrained weights come with, in words `usual_from`, which counts before
-    the source's: of images that have their size already, its levels alone. Raises UserError if the
-    source is unknown, missing or damaged (every image file is read once), or a setting does not fit
-    it.
+    the source's: of images that have their size already, its levels alone. Where it is known which
+    data they were trained on, `usual_data`, its size holds too, and of these data all. Raises
+    UserError if the source is unknown, missing or damaged (every image file is read once), or a
+    setting does not fit it.
     """
     scheme, colon, place = name.partition(":")
     if colon and scheme in data_sources():
@@ -85,12 +87,19 @@ def load_data(
     except ValueError as error:
         raise UserError(str(error)) from None
     source = source_named(name, root, fit, channels, download, class_order)
+    if usual_data and not is_files(name):
+        settings = own.over(usual if source.name == usual_data else usual.sized())
     if settings.colors == "L" != source.channels != 1:
         raise UserError(f"colors is L, and {name} has images of {source.channels} channels")
+    if own.mean is None and usual.mean is not None and len(usual.mean) != source.channels:
+        raise UserError(
+            f"the weights' own preprocessing (as {usual_from}) is of images of {len(usual.mean)} "
+            f"channel(s), and {name} has images of {source.channels}: give mean and std"
+        )
     splits = (source.train, source.validation, source.test)
     check_images(*splits)
     note = "; ".join(filter(None, [source.note, *remarks(*splits)]))
-    origin = _origin(source, own, usual_from)
+    origin = _origin(source, own, usual_from, bool(usual_data))
     return assemble(replace(source, note=note), settings, augment, origin)
 
 
@@ -111,10 +120,11 @@ def described_data() -> Mapping[str, str]:
     return {**DATA, **{f"{name}:PLACE": one.words for name, one in data_sources().items()}}
 
 
-def _origin(source: Source, own: Settings, usual_from: str) -> str:
+def _origin(source: Source, own: Settings, usual_from: str, sized: bool) -> str:
     """Return in words where the preprocessing of a source's images comes from."""
     if usual_from:
-        first = f"as {usual_from}" + ("" if source.fit is not None else ", in the images' own size")
+        sized = sized or source.fit is not None
+        first = f"as {usual_from}" + ("" if sized else ", in the images' own size")
     elif source.fit is not None:
         first = "the usual one of photographs"
     else:

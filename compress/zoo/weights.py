@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,22 +20,59 @@ from compress.system.files import sha256
 from compress.zoo.checkpoints import COUNTERS, PREFIXES, file_and_key, listed, read
 
 DEFAULT = "DEFAULT"
+OLD_NAMES = (
+    (
+        r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))",
+        r"\1\2",
+    ),
+    (r"(.*\.mlp)\.linear_1\.(weight|bias)", r"\1.0.\2"),
+    (r"(.*\.mlp)\.linear_2\.(weight|bias)", r"\1.3.\2"),
+)
+"""Names in torchvision's files of DenseNets and ViTs, which its own loading replaces."""
 HEAD = 0.01
 """As torchvision draws the last layers of VGG and MobileNets."""
+HASHED = re.compile(r"-[0-9a-f]{8,}\.\w+(\.\w+)?$")
+"""How a file's name ends that gives the beginning of its own SHA-256."""
 SHA256 = 64
 """Digits of such a hash."""
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What became of weights."""
+
+    words: str
+    """Where they come from."""
+    new_head: bool
+    """Whether the head has fresh weights instead of theirs."""
+
+
 def load_weights(
-    module: nn.Module, source: str | Path, model_name: str, new_head: bool = False
+    module: nn.Module,
+    source: str | Path,
+    model_name: str,
+    new_head: bool = False,
+    classes: int | None = None,
 ) -> str:
-    """Copy weights into `module`, and return in words where they come from.
+    """Copy weights into `module`, and return in words where they come from (see `loaded`)."""
+    return loaded(module, source, model_name, new_head, classes).words
+
+
+def loaded(
+    module: nn.Module,
+    source: str | Path,
+    model_name: str,
+    new_head: bool = False,
+    classes: int | None = None,
+) -> Loaded:
+    """Copy weights into `module`.
 
     `source` is a .safetensors or .pt/.pth/.bin file, `FILE:KEY` for one of several sets of weights
     in it (`FILE:model.ema` for one further inside), or `DEFAULT` for those that torchvision or timm
     have for their models, which are downloaded once. With `new_head`, layers that differ in the
-    number of classes alone keep the module's own fresh weights, made small. Raises UserError if
-    they cannot be read safely, or do not fit; then the module is unchanged.
+    number of classes alone keep the module's own fresh weights, made small; so do those that the
+    file lacks, if these alone give numbers for `classes`. Raises UserError if they cannot be read
+    safely, or do not fit; then the module is unchanged.
     """
     if str(source) == DEFAULT:
         state, origin = _library_weights(model_name)
@@ -38,9 +80,9 @@ def load_weights(
     else:
         chosen = read(*file_and_key(source), module)
         state, origin, notes, left = chosen.state, chosen.origin, chosen.notes, chosen.left
-    state, spare = _without_prefixes(state, module)
+    state, spare, lost = _without_prefixes(state, module, classes)
     spare = [*left, *spare]
-    _check_fit(module, state, origin, model_name, new_head)
+    _check_fit(module, state, origin, model_name, new_head, lost)
     _check_floats(module, state, origin, model_name)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -51,14 +93,36 @@ def load_weights(
     if head:
         have, want = len(state[head[0]]), len(own[head[0]])
         words.append(f"its head for {have:,} classes replaced by an untrained one for {want:,}")
+    if lost:
+        words.append(f"without a head: it has an untrained one for {classes:,} classes")
+        head += lost
     if spare:
         words.append(f"without {listed(spare)}, which the model has no place for")
     fitting = {name: tensor for name, tensor in state.items() if name in own and name not in head}
-    module.load_state_dict(fitting | {name: _small(name, own[name]) for name in head}, strict=False)
-    if str(source) == DEFAULT and hasattr(module, "transform_input"):
-        # These weights (GoogLeNet, Inception) were trained on inputs scaled in another way.
-        module.transform_input = True  # type: ignore[assignment]
-    return "; ".join(words)
+    _place(module, fitting | {name: _small(name, own[name]) for name in head}, origin, model_name)
+    return Loaded("; ".join(words), bool(head))
+
+
+def _place(module: nn.Module, state: Mapping[str, Tensor], origin: str, model_name: str) -> None:
+    """Copy tensors whose names and shapes are the module's own, by the loading that it may have.
+
+    Names and shapes say that they are of its present layout, so its layers get their own versions.
+    """
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    versions = getattr(module.state_dict(), "_metadata", {})
+
+    def place(tensors: Mapping[str, Tensor]) -> None:
+        ordered = OrderedDict(tensors)
+        ordered._metadata = versions  # type: ignore[attr-defined]
+        module.load_state_dict(ordered, strict=False)
+
+    try:
+        place(state)
+    except Exception as error:  # a module's own loading may raise anything
+        with contextlib.suppress(Exception):
+            place(before)
+        reason = str(error).strip().partition("\n")[0] or repr(error)
+        raise UserError(f"{model_name} does not take the weights {origin}: {reason}") from error
 
 
 def _small(name: str, fresh: Tensor) -> Tensor:
@@ -84,12 +148,14 @@ def read_state(path: Path, key: str = "") -> dict[str, Tensor]:
 
 
 def _without_prefixes(
-    state: Mapping[str, Tensor], module: nn.Module
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Strip what wrappers put before every name; return the names with no place in the model, too.
+    state: Mapping[str, Tensor], module: nn.Module, classes: int | None = None
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Strip what wrappers put before every name.
 
-    What lies where the model has layers of its own is not such a name: it may be a layer that the
-    model lacks.
+    Return the names with no place in the model, too, and the model's names of a head for `classes`
+    that the file lacks. What lies where the model has layers of its own is no name without a place:
+    it may be a layer that the model lacks. (But what modules compute again, and no file needs, our
+    own files have.)
     """
     own, stripped = module.state_dict().keys(), dict(state)
     left: dict[str, Tensor] = {}
@@ -103,27 +169,66 @@ def _without_prefixes(
             for key, tensor in stripped.items()
             if key.startswith(prefix)
         }
-    layers = {name.partition(".")[0] for name in own}
+    stripped = {_present(name, own): tensor for name, tensor in stripped.items()}
+    computed = {name for name, _ in module.named_buffers(remove_duplicate=False)} - own
+    stripped = {name: tensor for name, tensor in stripped.items() if name not in computed}
+    lost = _lost_head(module, stripped, classes)
+    layers = {name.partition(".")[0] for name in own - set(lost)}
     spare = [
         name
         for name in stripped
         if name not in own
         and (name.partition(".")[0] not in layers or name.rpartition(".")[2] in COUNTERS)
     ]
-    if own <= stripped.keys() | {n for n in own if n.endswith(COUNTERS[0])}:
+    if own <= stripped.keys() | {*lost} | {n for n in own if n.endswith(COUNTERS[0])}:
         # All that the model needs is there.
         kept = {name: tensor for name, tensor in stripped.items() if name not in spare}
-        return kept, [name for name in (*left, *spare) if not name.endswith(COUNTERS)]
-    return stripped | left, []
+        return kept, [name for name in (*left, *spare) if not name.endswith(COUNTERS)], lost
+    return stripped | left, [], lost
+
+
+def _present(name: str, own: Collection[str]) -> str:
+    """Return the present name of what a file may call by an old one."""
+    for old, new in OLD_NAMES if name not in own else ():
+        if (found := re.sub(f"^{old}$", new, name)) in own:
+            return found
+    return name
+
+
+def _lost_head(module: nn.Module, state: Collection[str], classes: int | None) -> list[str]:
+    """Return the names that a state lacks, if each is in a layer of a head that it lacks whole."""
+    own = module.state_dict()
+    missing = [n for n in own if n not in state and not n.endswith(COUNTERS[0])]
+    # All that the state has something of: what is below none of these, it lacks whole.
+    there = {above for name in own if name in state for above in _above(name)}
+    for name in missing:
+        part = next((above for above in _above(name) if above not in there), name)
+        inside = [own[other] for other in missing if other.startswith(f"{part}.")]
+        if not any(tensor.ndim > 1 and len(tensor) == classes for tensor in inside):
+            return []
+    return missing if there else []
+
+
+def _above(name: str) -> list[str]:
+    """Return the parts of a module that hold a tensor, from the largest."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _check_fit(
-    module: nn.Module, state: Mapping[str, Tensor], origin: str, model_name: str, new_head: bool
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    origin: str,
+    model_name: str,
+    new_head: bool,
+    lost: Collection[str],
 ) -> None:
     own = module.state_dict()
     # Checkpoints older than torch 0.4.1 do not count the batches of a batch norm.
     missing = [n for n in own if n not in state and not n.endswith(COUNTERS[0])]
     unexpected = [name for name in state if name not in own]
+    if new_head:
+        missing = [name for name in missing if name not in lost]
     differing = [n for n in own if n in state and own[n].shape != state[n].shape]
     if differing and not missing and not unexpected:
         pairs = [(tuple(state[name].shape), tuple(own[name].shape)) for name in differing]
@@ -147,6 +252,11 @@ def _check_fit(
         "unknown to the model": unexpected,
         "of another shape": shapes,
     }
+    if lost and missing == [*lost] and not unexpected and not differing:
+        raise UserError(
+            f"the weights {origin} are of {model_name} without its head ({listed(missing)}). To "
+            f"train them on with a new head, give the baseline finetune(epochs=...)"
+        )
     if any(problems.values()):
         parts = [f"{len(n)} {what}: {listed(n)}" for what, n in problems.items() if n]
         raise UserError(f"the weights {origin} do not fit {model_name}: {'; '.join(parts)}")
@@ -207,10 +317,38 @@ def _timm_weights(name: ModelName) -> tuple[dict[str, Tensor], str]:
     found = timm.get_pretrained_cfg(name.name)
     if found is None or not found.has_weights:
         raise UserError(f"timm has no weights of {name.name}: name a file of weights")
-    module = timm.create_model(name.name, pretrained=True, **name.options)
+    words = f"timm's weights of {found.architecture}.{found.tag}"
+    hashed = HASHED.search(str(found.url))
+    if found.url and not found.hf_hub_id and not hashed:
+        words += f" (downloaded from {found.url}, of which no hash is known to check)"
+    with _quiet("huggingface_hub"), _hashes_checked(bool(hashed)):
+        module = timm.create_model(name.name, pretrained=True, **name.options)
     if found.hf_hub_id:
         _check_hub_file(found.hf_hub_id)
-    return module.state_dict(), f"timm's weights of {found.architecture}.{found.tag}"
+    return module.state_dict(), words
+
+
+@contextlib.contextmanager
+def _hashes_checked(check: bool) -> Iterator[None]:
+    """Have timm check the hashes that the names of files give, which it does not by itself."""
+    from timm.models import _builder, set_pretrained_check_hash
+
+    before = _builder._CHECK_HASH
+    set_pretrained_check_hash(check)
+    try:
+        yield
+    finally:
+        set_pretrained_check_hash(before)
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Silence some loggers: what they say of a failed download, the error says."""
+    with contextlib.ExitStack() as stack:
+        for logger in map(logging.getLogger, names):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
+        yield
 
 
 def _check_hub_file(repository: str) -> None:

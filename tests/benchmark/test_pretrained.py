@@ -17,6 +17,7 @@ from compress.benchmark import run as bench
 from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.plan import make_plan
 from compress.benchmark.plan.suite import Named, Suite
+from compress.benchmark.plan.teachers import judged_weights
 from compress.compressor import run
 from compress.errors import IllegalChain, UserError
 from compress.results.doubt import doubt_of
@@ -213,3 +214,30 @@ def test_a_library_counts_before_the_source_and_the_user_before_both(tmp_path: P
         "tf_efficientnet_lite0; crop_pct as given)"
     )
     assert np.isclose(plan.data.task.probe(1)[0].min(), -1)
+
+
+def test_weights_that_are_trained_on_are_judged_before_if_their_head_was_kept(
+    tmp_path: Path,
+) -> None:
+    whole = small_digits()
+    good = run(chain("train(epochs=20)"), fresh_model(whole), make_bench(whole))
+    weights = tmp_path / "good.safetensors"
+    save_file(good.module.state_dict(), weights)
+    base = "finetune(epochs=1)"
+    for shift, classes, doubted in ((1, 10, True), (0, 10, False), (0, 3, False)):
+        suite = Suite("s", "x", MODEL, ("quantize()",), str(weights), base)
+        sentences = [*judged_weights(make_plan(suite, data=digits(classes, shift)))]
+        assert len(sentences) == doubted, sentences
+        for sentence in sentences:
+            assert sentence.startswith(f"DOUBTFUL WEIGHTS, before {base[:-1]}")
+            assert "not shown to be better than a guess among 10 classes" in sentence
+    results = compress.run(
+        data=digits(10, shift=1),
+        model=MODEL,
+        weights=str(weights),
+        baseline=base,
+        chain="quantize()",
+        out=tmp_path,
+        progress=False,
+    )
+    assert any("DOUBTFUL WEIGHTS, before" in note for note in results.about["notes"])

@@ -21,6 +21,7 @@ from compress.model import identity
 from compress.tasks.preprocessing import Preprocessing, Settings
 from compress.training.graphs import NotReplayable, refuse_hooks
 from compress.zoo.models import fresh
+from compress.zoo.pretrained import pretrained
 
 OWN = Settings(mean=(120.0, 100.0, 80.0), std=(60.0, 50.0, 70.0), scale=1.0, colors="BGR")
 
@@ -107,7 +108,7 @@ def test_a_librarys_teacher_sees_what_the_library_says_whatever_the_data_do(
     teacher = NamedTeacher(name, str(tmp_path / "w.safetensors"))
     given = Preprocessing(3, (64, 64), (120.0, 110.0, 100.0), (60.0,) * 3, scale=1.0, colors="BGR")
     data = replace(images(64, classes=1000), preprocessing=given)
-    _, change, words = _seen_by(teacher, "teacher 't'", data)
+    _, change, words = _seen_by(teacher, "teacher 't'", data, pretrained(name, teacher.weights))
     assert change is not None
     raw = levels(side=64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
@@ -11,7 +13,7 @@ from compress.compressor import run
 from compress.errors import IllegalChain, StepFailed
 from compress.model import Model
 from compress.techniques import chain
-from compress.techniques.finetune import last_layer
+from compress.techniques.finetune import head_layers, last_layer
 
 
 def changed(before: Model, after: Model) -> set[str]:
@@ -67,6 +69,43 @@ def test_the_last_layer_is_that_which_gives_the_logits() -> None:
     assert last_layer(Model(Turned().eval(), example)) == "head"
     with pytest.raises(StepFailed, match="no layer gives the logits"):
         last_layer(Model(nn.Sequential(nn.Linear(8, 4), nn.Unflatten(1, (2, 2))), example))
+
+
+class TwoHeads(nn.Module):
+    """As a distilled DeiT: in eval mode, the mean of two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
+        self.head = nn.Linear(10, 10)
+        self.head_dist = nn.Sequential(nn.BatchNorm1d(10), nn.Linear(10, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        return (self.head(x) + self.head_dist(x)) / 2
+
+
+def test_all_heads_are_trained_while_the_backbone_is_frozen() -> None:
+    data = small_digits()
+    model = Model(TwoHeads().eval(), data.task.probe())
+    assert head_layers(model) == ["head", "head_dist.1"]
+    context = make_bench(data)
+    found = run(chain("finetune(epochs=1, freeze='backbone')"), model, context)
+    expected = {f"{name}.{kind}" for name in head_layers(model) for kind in ("weight", "bias")}
+    assert changed(model, found) == expected
+    assert "for 1 epoch only head, head_dist.1 learnt" in context.log.notes
+
+
+def test_a_frozen_head_is_the_reason_for_a_refusal() -> None:
+    data = small_digits()
+    model = fresh_model(data)
+    model.module.get_submodule(last_layer(model)).requires_grad_(False)
+    step = chain("finetune(epochs=1, freeze='backbone')")
+    words = rf"freeze='backbone' trains {last_layer(model)} alone, and that is frozen"
+    with pytest.raises(IllegalChain, match=words):
+        run(step, model, make_bench(data))
+    with pytest.raises(IllegalChain, match=words):
+        step.check(replace(make_bench(data), enters=model))
 
 
 def test_frozen_epochs_must_be_some_of_those_that_freeze() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import logging
 import os
 import pickle
 import re
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -317,3 +319,122 @@ def test_timms_default_weights_are_downloaded_once_and_their_hash_is_checked(tmp
         loaded(nowhere, "none"),
         re.DOTALL,
     )
+
+
+def densenet() -> nn.Module:
+    import torchvision.models
+
+    return torchvision.models.DenseNet(4, (2, 2), 8, bn_size=2, num_classes=10)
+
+
+def vit() -> nn.Module:
+    import torchvision.models
+
+    return torchvision.models.VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=10)
+
+
+@pytest.mark.parametrize("make", [densenet, vit])
+def test_old_names_of_torchvisions_files_are_replaced(make, tmp_path):
+    source, target = make(), make()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name)
+        .replace("mlp.0", "mlp.linear_1")
+        .replace("mlp.3", "mlp.linear_2"): tensor
+        for name, tensor in source.state_dict().items()
+    }
+    assert old.keys() - source.state_dict().keys()
+    torch.save({"state_dict": old}, tmp_path / "net.pth")
+    load_weights(target, tmp_path / "net.pth", "net")
+    assert same(source, target)
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+def test_modules_that_ask_for_a_version_get_theirs(name, tmp_path):
+    import torchvision.models
+
+    source, target = (torchvision.models.MNASNet(0.35, num_classes=10) for _ in range(2))
+    if name == "net.pth":
+        torch.save(source.state_dict(), tmp_path / name)
+    else:
+        save_file(source.state_dict(), tmp_path / name)
+    load_weights(target, tmp_path / name, "mnasnet")
+    assert same(source, target)
+
+
+def test_what_a_modules_own_loading_raises_is_said_and_changes_nothing(tmp_path):
+    class Picky(nn.Linear):
+        def _load_from_state_dict(self, state_dict, prefix, *rest):
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+            if state_dict[prefix + "weight"].sum() == 0:
+                raise KeyError("it is zero")
+
+    module = nn.Sequential(nn.Linear(2, 2), Picky(2, 2))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
+    torch.save(zeros, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"mine does not take the weights net\.pt: 'it is zero'"):
+        load_weights(module, tmp_path / "net.pt", "mine")
+    assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
+
+
+def test_weights_without_a_head_are_trained_on_with_a_fresh_one(tmp_path):
+    source, target = small(), small()
+    state = {n: t for n, t in source.state_dict().items() if not n.startswith("linear.")}
+    state["projector.weight"] = torch.ones(2)
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"without its head \(linear.weight, linear.bias\)\. To"):
+        load_weights(target, tmp_path / "net.pt", "resnet20", classes=10)
+    words = load_weights(target, tmp_path / "net.pt", "resnet20", new_head=True, classes=10)
+    assert words == (
+        "net.pt; without a head: it has an untrained one for 10 classes; without "
+        "projector.weight, which the model has no place for"
+    )
+    assert torch.equal(target.conv1.weight, source.conv1.weight)
+    assert not target.linear.bias.detach().any()
+    del state["conv1.weight"]
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"missing in the file: conv1\.weight, linear\.weight"):
+        load_weights(target, tmp_path / "net.pt", "resnet20", new_head=True, classes=10)
+
+
+def test_a_head_of_several_layers_is_missing_as_a_whole(tmp_path):
+    def net() -> nn.Module:
+        parts = {"body": nn.Linear(4, 6), "head": nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))}
+        return nn.Sequential(OrderedDict(parts))
+
+    source, target = net(), net()
+    state = {name: tensor for name, tensor in source.state_dict().items() if "body" in name}
+    save_file(state, tmp_path / "net.safetensors")
+    words = load_weights(target, tmp_path / "net.safetensors", "net", new_head=True, classes=3)
+    assert words == "net.safetensors; without a head: it has an untrained one for 3 classes"
+    assert torch.equal(target.body.weight, source.body.weight)
+    assert float(target.head[0].weight.detach().mean()) == 1, "a norm stays as it is made"
+    with pytest.raises(UserError, match="6 missing in the file"):
+        load_weights(net(), tmp_path / "net.safetensors", "net", new_head=True, classes=5)
+
+
+def test_timms_weights_by_url_are_checked_by_the_hash_in_their_name(monkeypatch):
+    timm = pytest.importorskip("timm")
+    from timm.models import _builder
+
+    seen = []
+
+    def create_model(name, **_options):
+        seen.append(_builder._CHECK_HASH)
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
+        return small()
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    said = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", said.append)
+    logging.getLogger("huggingface_hub").addHandler(handler)
+    for url in ("https://x.org/gcvit-d1d86009.pth", "https://x.org/gcvit.pth"):
+        config = timm.models.PretrainedCfg(url=url, architecture="gcvit", tag="in1k")
+        monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _name, config=config: config)
+        words = load_weights(small(), "DEFAULT", "timm:gcvit")
+        assert ("no hash is known to check" in words) == url.endswith("gcvit.pth")
+    logging.getLogger("huggingface_hub").removeHandler(handler)
+    assert seen == [True, False]
+    assert not said
+    assert _builder._CHECK_HASH is False

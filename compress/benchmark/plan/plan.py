@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from compress.compressor import Compressor, leaves, seed_everything
 from compress.context import StepContext, Transfer
 from compress.ensemble import settle
 from compress.errors import IllegalChain, UserError, unknown
+from compress.find_heads import Judge
 from compress.heads import Path as OutputPath
 from compress.heads import heads_of
 from compress.model import INSTANCE, Blueprint, Model, copied
@@ -37,9 +38,9 @@ from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
 from compress.zoo.given import bake, refuse_random, reparametrized
 from compress.zoo.models import build_module, fresh
-from compress.zoo.pretrained import Pretrained, pretrained
+from compress.zoo.pretrained import Pretrained, pretrained, seen_otherwise, set_rescaling
 from compress.zoo.transfer import calibrated, load_transfer
-from compress.zoo.weights import DEFAULT, load_weights
+from compress.zoo.weights import DEFAULT, Loaded, loaded
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Plan:
     """Processes that share a step's training, each on a GPU of its own."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """In words: where the weights of teachers and students come from, and under '' the model's."""
+    whole: bool = False
+    """Whether the model has weights of the suite's, its head included."""
     promised: float | None = None
     """The share of right answers that a library promises for its weights."""
     cpu: object = None
@@ -191,6 +194,7 @@ def make_plan(
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     suite = _with_weights_found(suite, data_root)
     known = pretrained(suite.model, suite.weights) if model is None else None
+    own_data = data is not None
     if data is not None:
         _check_classes(data)
     data = _data(suite, data, data_root, known)
@@ -199,9 +203,10 @@ def make_plan(
         judge.check(data.task)
     device = _device(device)
     seed_everything(suite.seeds[0])
-    words: dict[str, str] = {}
+    words: dict[str, Loaded] = {}
     named = Named(suite.model, suite.weights)
-    start = _model("", named, model, data, allow_code, words, "" if baseline is None else "start")
+    kind = "" if baseline is None else "start"
+    start = _model("", named, model, data, allow_code, words, kind, given=own_data)
     own_teachers = dict(teachers or {})
     models = {}
     for name, named in suite.teachers.items():
@@ -237,7 +242,8 @@ def make_plan(
         given=not by_name,
         step_threads=step_threads or cpu_threads(),
         ranks=ranks or (torch.cuda.device_count() if device.type == "cuda" else 1),
-        weights=words,
+        weights={name: one.words for name, one in words.items()},
+        whole=suite.weights is not None and not words[""].new_head,
         promised=known.accuracy if known and (known.classes,) == data.task.output_shape() else None,
     )
     if baseline is not None:
@@ -268,7 +274,10 @@ def _data(
 ) -> Data:
     """Return a suite's data, or that given; prepared as what is known of the weights says."""
     if data is None:
-        usual = {} if known is None else {"usual": known.settings, "usual_from": known.origin}
+        usual: dict[str, Any] = {}
+        if known is not None:
+            usual = {"usual": known.settings, "usual_from": known.origin}
+            usual["usual_data"] = known.data
         options: dict[str, Any] = {**usual, **suite.options}
         with stage(f"reading {suite.data}"):
             data = load_data(suite.data, data_root, **options)
@@ -321,30 +330,38 @@ def _model(
     own: nn.Module | None,
     data: Data,
     allow_code: Collection[Path],
-    words: dict[str, str],
+    words: dict[str, Loaded],
     trained: str = "",
+    given: bool = False,
 ) -> Model:
     """Build a model by name with its weights, or wrap a copy of a Python user's own module.
 
     `name` is a teacher's or a student's; `words` gets where its weights come from. What will be
     `trained` (a 'student', or the 'start' of the baseline) may have weights for other classes.
+    `given` data are prepared already: it is said if these weights were trained otherwise.
     Raises UserError if the model does not fit the data.
     """
     kind = trained or "teacher"
     task, what = data.task, f"{kind} {name!r}" if name else "the model"
+    key = what if name else ""
     change, seen = None, ""
+    known = pretrained(named.model, named.weights) if own is None else None
     if isinstance(named, NamedTeacher):
-        task, change, seen = _seen_by(named, what, task)
+        task, change, seen = _seen_by(named, what, task, known)
+    elif known is not None and (name or given):
+        seen = seen_otherwise(known, task)
 
     def load(module: nn.Module) -> None:
         if named.weights is not None:
-            words[what if name else ""] = seen + load_weights(
-                module, named.weights, named.model, new_head=bool(trained)
-            )
+            [classes] = task.output_shape()
+            placed = loaded(module, named.weights, named.model, bool(trained), classes)
+            words[key] = replace(placed, words=seen + placed.words)
         if kinds := {f"{kind} of {path}" for path, _, kind in reparametrized(module)}:
             said = f"baked into plain weights: {', '.join(sorted(kinds))}"
-            key = what if name else ""
-            words[key] = "; ".join(filter(None, [words.get(key), said]))
+            before = words.get(key, Loaded("", new_head=False))
+            said = "; ".join(filter(None, [before.words, said]))
+            words[key] = replace(before, words=said)
+        set_rescaling(module, known)
         if change is not None:
             module.register_forward_pre_hook(change)
 
@@ -354,7 +371,13 @@ def _model(
     if own is None:
         sure = named.weights is not None and not trained
         return fresh(named.model, task, allow_code, load=load, judge=judge if sure else None)
-    # A copy: the caller's module keeps its mode, device and type.
+    return _instance(own, what, task, load, judge)
+
+
+def _instance(
+    own: nn.Module, what: str, task: Task, load: Callable[[nn.Module], None], judge: Judge
+) -> Model:
+    """Wrap a copy of a module: the caller's keeps its mode, device and type."""
     module = copied(own).cpu().float().eval()
     load(module)
     masked = bake(module)
@@ -391,12 +414,13 @@ def _check_classes(data: Data) -> None:
         )
 
 
-def _seen_by(named: NamedTeacher, what: str, task: Task) -> tuple[Task, InputChange | None, str]:
+def _seen_by(
+    named: NamedTeacher, what: str, task: Task, known: Pretrained | None
+) -> tuple[Task, InputChange | None, str]:
     """Return the task of a teacher, what changes the inputs to its own, and that in words."""
     settings = named.settings()
-    library = pretrained(named.model, named.weights)
-    if library is not None and (library.classes,) == task.output_shape():
-        settings = settings.over(library.settings)
+    if known is not None and (known.classes,) == task.output_shape():
+        settings = settings.over(known.settings)
     try:
         own, change = task.seen_by(settings)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How often teachers are right on a run's data, before anything learns from them."""
+"""How often models with weights are right on a run's data, before anything learns from them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ from compress.training.evaluate import accuracy, some_of
 
 ITEMS = 256
 """Of the validation split: enough to tell a teacher from a guess."""
+
+
+def judged_weights(plan: Plan) -> Iterator[str]:
+    """Yield a sentence if the weights that the baseline trains on are not as right as they should.
+
+    Weights that are the baseline as they are, its row judges; a new head knows nothing yet.
+    """
+    if plan.baseline is None or plan.baseline.restarts or not plan.whole:
+        return
+    task, some = plan.data.task, some_of(plan.data.validation, ITEMS)
+    with stage(f"trying the weights on {len(some):,} validation {task.unit}"):
+        share = accuracy(plan.start.module, task, some)
+    right, [classes] = round(share * len(some)), task.output_shape()
+    if doubt := doubt_of(right, len(some), classes, plan.promised):
+        yield f"DOUBTFUL WEIGHTS, before {plan.baseline!r}: {doubt}"
 
 
 def judged_teachers(plan: Plan) -> Iterator[str]:
