@@ -1,0 +1,114 @@
+"""How long does a user wait for the first row, and where do the seconds go?
+
+    python benchmarks/measurement/first_row.py --out reports/measurement [--against DIR] [--runs 7]
+
+`run` on digits with one trivial chain, from the start of the command until the baseline's row is in
+`results.jsonl`, in fresh folders; and when each stage begins, as the progress says it. `--against`
+names the root of another checkout, whose runs take turns with these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from compress.system.environment import cpu_info
+from compress.system.files import write_atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAIN = "train(epochs=1) -> prune_weights(sparsity=0.5)"
+WORDS = ("run", "--data", "digits", "--model", "mlp", "--chain", CHAIN, "--out")
+LIMIT = 120.0
+
+
+def waited(root: Path) -> tuple[float, dict[str, float]]:
+    """Return the seconds until the first row, and until each stage that was announced."""
+    stages: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "compress", *WORDS, str(out)],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+        def listen() -> None:
+            assert process.stderr is not None
+            for line in process.stderr:
+                words = re.sub(r"^\d+:\d+\s+", "", line.strip())
+                stages.setdefault(words, time.perf_counter() - started)
+
+        threading.Thread(target=listen, daemon=True).start()
+        results = out / "results.jsonl"
+        while '"kind": "row"' not in (results.read_text() if results.exists() else ""):
+            if process.poll() is not None or time.perf_counter() - started > LIMIT:
+                raise SystemExit(f"there was no row: {list(stages)[-1:]}")
+            time.sleep(0.005)
+        seconds = time.perf_counter() - started
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return seconds, {words: at for words, at in stages.items() if at <= seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--against", type=Path)
+    parser.add_argument("--runs", type=int, default=7)
+    options = parser.parse_args()
+    roots = {"this": ROOT} | ({"the other": options.against} if options.against else {})
+    seconds: dict[str, list[float]] = {name: [] for name in roots}
+    begins: dict[str, list[float]] = {}
+    for root in roots.values():  # fills the caches of files and of compiled modules
+        waited(root.resolve())
+    for number in range(options.runs):
+        for name in random.Random(number).sample(list(roots), len(roots)):
+            taken, stages = waited(roots[name].resolve())
+            seconds[name].append(taken)
+            for words, at in stages.items() if name == "this" else ():
+                begins.setdefault(words, []).append(at)
+    lines = [
+        "# The first row",
+        "",
+        "| checkout | median, s | least | most |",
+        "| - | -: | -: | -: |",
+    ]
+    for name, values in seconds.items():
+        row = (statistics.median(values), min(values), max(values))
+        lines.append(f"| {name} | " + " | ".join(f"{one:.2f}" for one in row) + " |")
+    lines += [
+        "",
+        "When stages of this checkout begin (medians):",
+        "",
+        "| stage | s |",
+        "| - | -: |",
+    ]
+    known = {words: v for words, v in begins.items() if len(v) > options.runs // 2}
+    for words, values in sorted(known.items(), key=lambda one: statistics.median(one[1])):
+        lines.append(f"| {words} | {statistics.median(values):.2f} |")
+    cpu, features = cpu_info()
+    lines += ["", f"On {cpu} ({', '.join(features)}).", ""]
+    command = "python benchmarks/measurement/first_row.py --out reports/measurement"
+    lines.append(f"This gives it: `{command}`" + (" --against OTHER" if options.against else ""))
+    page = "\n".join(lines) + "\n"
+    write_atomic(options.out / "first_row.md", page.encode())
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
