@@ -147,13 +147,16 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
             build_rows(graph, stores, outputs, executor, records)
         for record in memory_records(records.by_key, plan, outputs):
             records.add(record)
+        deviating: list[Record] = []
         collector = executor.collect_timings
-        for timed, deviating in time_records(records.by_key, plan, outputs, collector):
-            for record in deviating:
+        for timed, found in time_records(records.by_key, plan, outputs, collector):
+            for record in found:
                 records.finish(record)
-                outputs.withdraw(record)
             # Last: without this line the seconds count for nothing, with it all of them do.
             log.timings(timed)
+            deviating += found
+        for record in deviating:  # when no further runtime needs their files
+            outputs.withdraw(record)
         log.timings(time_on_gpu(records.by_key, plan, outputs, executor, scratch))
     return list(records.by_key.values())
 

@@ -109,7 +109,14 @@ def _foreign(scheme: str, place: str, root: Path | None, options: Mapping[str, A
     for key in options.keys() - source.options.keys():
         has = ", ".join(source.options) or "none"
         raise UserError(f"{key} is no option of {scheme}:{place} (it has: {has})")
-    data = source.load(place, data_root(root), **options)
+    try:
+        data = source.load(place, data_root(root), **options)
+    except UserError:
+        raise
+    except Exception as error:  # of another package
+        raise UserError(
+            f"{scheme}:{place} could not be read ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(data, Data):
         raise UserError(f"{scheme}:{place} gave a {type(data).__name__} in place of Data")
     return data

@@ -18,12 +18,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 GRAY_MEAN, GRAY_STD = (0.449,), (0.226,)
 """The means of these."""
 DEFAULT_SIZE = (224, 224)
+EXACT = {"train": "train", "test": "test", "val": "val", "validation": "val"}
+"""What the folders of splits are called."""
 SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **EXACT,
+    **dict.fromkeys(("training",), "train"),
+    **dict.fromkeys(("testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("valid",), "val"),
 }
-"""What the folders of splits are called, in any case."""
+"""What else they may be called, in any case, where none is called as in `EXACT`."""
 TEST_ONE_IN = 5
 FEW = 5
 """Images a class, on average, below which a flat folder is for testing alone."""
@@ -71,6 +74,7 @@ def image_folder(
     parts, untrainable = layout.parts, layout.untrainable
     classes = _ordered(sorted(parts["train"]), class_order)
     _check_classes(folder, parts, classes, untrainable)
+    _check_links(folder, parts)
     notes = [BY_SAMPLES, *layout.notes, _skipped(folder, layout.skipped)]
     if class_order is None:
         notes.append(_order_note(classes))
@@ -143,25 +147,48 @@ def _ordered(classes: list[str], order: str | None) -> tuple[str, ...]:
     return tuple(names)
 
 
+def splits_in(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return which of a folder's folders are its splits, by 'train', 'test' and 'val'.
+
+    Those that are called otherwise than in `EXACT` are none where others have their part, where
+    'val' is the test split already, or where the folder would be one of classes without them.
+    """
+    found: dict[str, str] = {}
+    for exact in (True, False):
+        for name in names:
+            part = EXACT.get(name) if exact else SPLITS.get(name.lower())
+            if part is None or name in found.values():
+                continue
+            if part not in found:
+                found[part] = name
+            elif exact or found[part] not in EXACT:
+                raise UserError(
+                    f"{folder} has both {found[part]!r} and {name!r}, which are names of the same "
+                    f"split: put their images into one of them"
+                )
+        if exact and {"train", "val"} <= found.keys():
+            break
+    guessed = [name for name in found.values() if name not in EXACT]
+    if guessed and len(found) < len(names) and not {"test", "val"} & found.keys():
+        return {}  # a class may be called 'Train'
+    return found
+
+
 def _layout(folder: Path) -> Layout:
     """Return each split's image files by class, and how they were split."""
-    named = {place.name: split_of(place.name) for place in folders_in(folder)}
-    places = {name: part for name, part in named.items() if part is not None}
-    if "train" not in places.values() and not (named and named.keys() == places.keys()):
+    names = [place.name for place in folders_in(folder)]
+    of_part = splits_in(folder, names)
+    others = [name for name in names if name not in of_part.values()]
+    if "train" not in of_part and (others or not of_part):
         return _flat(folder)
-    of_part: dict[str, str] = {}
-    for name, part in places.items():
-        if part in of_part:
-            raise UserError(
-                f"{folder} has both {of_part[part]!r} and {name!r}, which are names of the same "
-                f"split: put their images into one of them"
-            )
-        of_part[part] = name
     layout = Layout({})
     for part, name in sorted(of_part.items()):
         layout.parts[part] = _by_class(folder / name, layout.skipped)
-    if others := [name for name in named if name not in places]:
+    if others:
         layout.notes.append(f"folders beside its splits are not used: {_listed(others)}")
+    for part, name in sorted(of_part.items()):
+        if name not in EXACT:
+            layout.notes.append(f"its folder {name!r} is the {part} split")
     if "train" not in of_part:
         return _for_testing_alone(folder, layout)
     if "test" not in of_part:
@@ -292,6 +319,24 @@ def _check_classes(
     for part, files in parts.items():
         if foreign := sorted(set(files) - set(classes)):
             raise UserError(f"{folder}/{part} has classes that 'train' lacks: {foreign[:5]}")
+
+
+def _check_links(folder: Path, parts: Mapping[str, Files]) -> None:
+    """Refuse images that stand in two splits or classes by way of a link to a folder."""
+    real: dict[Path, Path] = {}
+    seen: dict[Path, Path] = {}
+    for files in parts.values():
+        for paths in files.values():
+            for path in paths:
+                if path.parent not in real:
+                    real[path.parent] = path.parent.resolve()
+                first = seen.setdefault(real[path.parent] / path.name, path)
+                if first != path:
+                    both = (one.relative_to(folder).as_posix() for one in (first, path))
+                    raise UserError(
+                        f"{' and '.join(both)} in {folder} are one file, by way of a link: an "
+                        f"image belongs to one class and one split, so remove the link"
+                    )
 
 
 def _split(files: Files, classes: tuple[str, ...], fit: Fit, channels: int) -> ImageFiles:

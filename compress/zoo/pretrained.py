@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compress.chain_parser import ModelName, parse_model_name
@@ -19,7 +20,8 @@ from compress.model import FORMAT
 from compress.tasks.base import Task
 from compress.tasks.image_classification import ImageClassification
 from compress.tasks.preprocessing import LEVELS, Settings
-from compress.zoo.checkpoints import file_and_key
+from compress.zoo.checkpoints import file_and_key, read
+from compress.zoo.libraries import from_timm, from_torchvision
 from compress.zoo.settings import height_width, settings_of
 from compress.zoo.weights import DEFAULT, read_state
 
@@ -62,13 +64,25 @@ def pretrained(model: str, weights: str | None) -> Pretrained | None:
     if weights != DEFAULT and (recorded := _recorded(file_and_key(weights)[0])) is not None:
         return recorded
     name = parse_model_name(model)
-    read = {"torchvision": _torchvision, "timm": _timm}.get(name.source)
-    if read is None or name.options.get("stem"):
+    look_up = {"torchvision": _torchvision, "timm": _timm}.get(name.source)
+    if look_up is None or name.options.get("stem"):
         return None
-    known = read(name, weights)
+    known = look_up(name, weights)
     if known is None or weights == DEFAULT:
         return known
-    return known if _has_outputs(read_state(*file_and_key(weights)), known) else None
+    state = read(*file_and_key(weights), _untrained(name, known)).state
+    return known if _has_outputs(state, known) else None
+
+
+def _untrained(name: ModelName, known: Pretrained) -> nn.Module | None:
+    """Return a library's model without memory: of several sets in a file, its fits is meant."""
+    build = {"torchvision": from_torchvision, "timm": from_timm}[name.source]
+    size = known.settings.size
+    try:
+        with torch.device("meta"):
+            return build(name.name, name.options, known.classes, 3, size if size else (224, 224))
+    except Exception:  # then it cannot be built either, which is said there, or not so
+        return None
 
 
 def set_rescaling(module: nn.Module, known: Pretrained | None) -> None:
@@ -204,7 +218,8 @@ def _torchvision(name: ModelName, weights: str) -> Pretrained | None:
     if len(named) == 1 or weights == DEFAULT:
         return found
     usual = f"torchvision's usual for {name.name}, which is assumed: the file's name is none of its"
-    return replace(found, origin=usual, accuracy=None)
+    # Who trained it may have scaled its inputs otherwise.
+    return replace(found, origin=usual, accuracy=None, transform_input=False)
 
 
 def _timm(name: ModelName, weights: str) -> Pretrained | None:

@@ -23,7 +23,7 @@ from compress.tasks.preprocessing import Fit, Settings
 from compress.zoo.archive import unpacked
 from compress.zoo.arrays import channels_first, checked_images, read_npz
 from compress.zoo.data import data_root, source_named
-from compress.zoo.folder import image_folder, split_of
+from compress.zoo.folder import image_folder, splits_in
 from compress.zoo.image_files import (
     ImageFiles,
     check_images,
@@ -176,8 +176,8 @@ def _own(folder: Path, data: Data, task: ImageClassification, fit: Fit) -> Sourc
 
 def _training_part(folder: Path) -> Path:
     """Return the folder's `train`, if it has one, else the folder itself."""
-    named = (place for place in folders_in(folder) if split_of(place.name) == "train")
-    return next(named, folder)
+    found = splits_in(folder, [place.name for place in folders_in(folder)])
+    return folder / found["train"] if "train" in found else folder
 
 
 def _has_classes(folder: Path, classes: Sequence[str]) -> bool:
@@ -192,10 +192,12 @@ def _by_split(folder: Path) -> dict[str, list[Path]]:
     """
     place = _training_part(folder)
     images = images_below(place)
+    names = [one.name for one in folders_in(folder)]
+    parts = {name: part for part, name in splits_in(folder, names).items()}
     found: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
     for path in images:
         top = path.relative_to(place).parts[0]
-        part = split_of(top) if place == folder and path.parent != place else None
+        part = parts.get(top) if place == folder and path.parent != place else None
         found[part or "train"].append(path)
     return found
 

@@ -196,7 +196,10 @@ def _present(name: str, own: Collection[str]) -> str:
 
 
 def _lost_head(module: nn.Module, state: Collection[str], classes: int | None) -> list[str]:
-    """Return the names that a state lacks, if each is in a layer of a head that it lacks whole."""
+    """Return the names that a state lacks, if each is in a layer of a head that it lacks whole.
+
+    A head comes after all that the state has, and its last layer gives numbers for `classes`.
+    """
     own = module.state_dict()
     missing = [n for n in own if n not in state and not n.endswith(COUNTERS[0])]
     # All that the state has something of: what is below none of these, it lacks whole.
@@ -204,9 +207,12 @@ def _lost_head(module: nn.Module, state: Collection[str], classes: int | None) -
     for name in missing:
         part = next((above for above in _above(name) if above not in there), name)
         inside = [own[other] for other in missing if other.startswith(f"{part}.")]
-        if not any(tensor.ndim > 1 and len(tensor) == classes for tensor in inside):
+        layers = [tensor for tensor in inside if tensor.ndim > 1]
+        if not layers or len(layers[-1]) != classes:
             return []
-    return missing if there else []
+    order = {name: number for number, name in enumerate(own)}
+    last = max((order[name] for name in own if name in state), default=-1)
+    return missing if there and all(order[name] > last for name in missing) else []
 
 
 def _above(name: str) -> list[str]:
@@ -265,7 +271,17 @@ def _check_fit(
 def _check_floats(
     module: nn.Module, state: Mapping[str, Tensor], origin: str, model_name: str
 ) -> None:
-    """Refuse whole numbers where the model has fractions, but for single ones, such as counts."""
+    """Refuse whole numbers where the model has fractions, but for single ones, such as counts.
+
+    And tensors without plain values, such as sparse ones.
+    """
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_complex():
+            kind = "no values" if tensor.is_meta else f"{tensor.layout} values of {tensor.dtype}"
+            raise UserError(
+                f"the weights {origin} hold {kind} in {name!r}: save plain numbers, as by "
+                f"tensor.to_dense()"
+            )
     whole = [
         f"{name} ({str(state[name].dtype).removeprefix('torch.')})"
         for name, tensor in module.state_dict().items()
