@@ -83,7 +83,7 @@ SHARED = [
     _option("--data-root DIR", "Of data sets; else $COMPRESS_DATA_ROOT, else your cache.", PATH),
     _option("--weights FILE", "A .safetensors or .pt file, or DEFAULT (torchvision's or timm's)."),
     _option("--baseline STEP", "finetune(...) of the weights, to your classes; or train(...)."),
-    _option("--calibration SOURCE", "Items for the ranges of int8, in place of training items."),
+    _option("--calibration SOURCE", "Such as imagefolder:DIR, for the ranges of int8; no labels."),
     click.option(
         "--teacher",
         "teachers",

@@ -90,7 +90,7 @@ def effort(timed: Iterable[Timed]) -> str:
         return ""
     seconds = max((latency.get("seconds") or 0 for latency in known), default=0)
     noun = "process" if processes == {1} else "processes"
-    took = f" It took {duration(seconds)} in all." if seconds else ""
+    took = f" The timing took {duration(seconds)}." if seconds else ""
     return (
         f"Timed in {span(processes)} fresh {noun} for each number of threads, in each of which "
         f"all files take turns in random order, round by round.{took}"

@@ -8,7 +8,8 @@ SHORT = 0.05
 """A share of right answers that is surely so far below what was promised is doubted."""
 CAUSES = (
     "the usual causes are another preprocessing (keys mean, std, size, crop_pct, resize, "
-    "interpolation, colors, scale) and another order of the classes (class_order)"
+    "interpolation, colors, scale), another order of the classes (class_order) and, of weights of "
+    "your own, too little training"
 )
 
 

@@ -14,10 +14,10 @@ from compress import counts
 from compress.compressor import Compressor, require
 from compress.context import StepContext
 from compress.deploy.export import export
-from compress.deploy.graphs import opened
+from compress.deploy.graphs import opened, serialized
 from compress.deploy.observe import item_bytes, together
 from compress.deploy.session import arrays, predict, session
-from compress.int8.bound import within
+from compress.int8.bound import Bounded, within
 from compress.int8.calibration import FAR, Calibration, outliers, suspicions
 from compress.int8.lower import LEAST_MACS, Draft, Lowered, draft, fastest, layers_matching
 from compress.int8.placement import Files
@@ -54,6 +54,8 @@ VALIDATED = 2000
 """Validation items that `max_drop` is judged on, at most."""
 ROUGHLY = 15
 """Seconds for the placement of what a search only wants to know the cost of."""
+CHECKED = 5.0
+"""Seconds in which a file is timed against the float one after accuracy has changed it."""
 SAMPLES = 8
 """Items that placements are timed on, in turn."""
 
@@ -196,13 +198,19 @@ class Quantize(Compressor):
                 "so its ranges are chosen anew"
             )
         made = draft(exported, batches, settings)
-        return self._accurate(made, exported, context)
+        bounded = self._accurate(made, exported, context)
+        if bounded.floats and self._times(model):
+            self._say_if_slower(bounded.lowered, exported, batches, context)
+        return bounded.lowered
 
-    def _accurate(self, made: Draft, exported: ir.Model, context: StepContext) -> Lowered:
-        """Return the file in which as few products as possible are float for `max_drop` to hold."""
+    def _accurate(self, made: Draft, exported: ir.Model, context: StepContext) -> Bounded:
+        """Return the file in which as few products as possible are float for `max_drop` to hold.
+
+        Of less than 100 / max_drop items, one may be lost: that is no sign of more than chance.
+        """
         whole, validation = made.lowered(), context.validation
         if self.max_drop is None or validation is None or not len(validation):
-            return whole
+            return Bounded(whole, frozenset(), 0.0, 0.0)
         some = some_of(validation, VALIDATED)
         count, unit = f"{len(some):,}", f"validation {context.task.unit}"
         size = together(item_bytes(exported))
@@ -223,7 +231,8 @@ class Quantize(Compressor):
 
         with stage(f"comparing int8 with float on {count} {unit}"):
             before = right(opened(exported))
-            best = within(made.worst_first, made.lowered, drop, self.max_drop)
+            allowed = max(self.max_drop, 100 / len(some))
+            best = within(made.worst_first, made.lowered, drop, allowed)
         most = -100 * compared[best.lowered.content].bound
         if best.floats:
             context.log.note(
@@ -231,7 +240,7 @@ class Quantize(Compressor):
                 f"int8 loses {best.drop:.1f} points on {count} {unit}, where with "
                 f"all of them it lost {best.first:.1f}"
             )
-        if best.drop > self.max_drop:
+        if best.drop > allowed:
             context.log.note(
                 f"quantize: int8 loses {best.drop:.1f} points on {count} {unit}, "
                 f"and max_drop={decimal(self.max_drop)} was not reached"
@@ -245,13 +254,37 @@ class Quantize(Compressor):
         context.log.row(
             "max_drop", items=len(some), drop=best.drop, most=most, floats=sorted(best.floats)
         )
-        return best.lowered
+        return best
+
+    def _times(self, model: Model) -> bool:
+        """Whether files are timed for a model: the smallest are as fast whatever is done."""
+        return bool(self.seconds) and counts.count(model.module, model.example).macs >= LEAST_MACS
+
+    def _say_if_slower(
+        self, lowered: Lowered, exported: ir.Model, batches: Calibration, context: StepContext
+    ) -> None:
+        """Note where products that stay float for accuracy have made a file slower than float."""
+        feeds = arrays(tuple(tensor[:SAMPLES] for tensor in next(iter(batches))))
+        files = {"float": serialized(exported), "int8": lowered.content}
+        try:
+            found = cached_clock(context)(files, feeds, min(self.seconds, CHECKED))
+        except WorkerFailed as error:
+            context.log.note(f"quantize: whether the file is faster is not known: {error}")
+            return
+        times = {name: np.array(values) for name, values in found.items()}
+        if times.keys() == files.keys():
+            ratio = float(np.median(times["int8"] / times["float"]))
+            if ratio > 1:
+                context.log.note(
+                    f"quantize: with so many products in float, the file takes {ratio:.2f} times "
+                    f"as long as the float file here: deploy that one, or allow a larger max_drop"
+                )
 
     def _floats(
         self, model: Model, exported: ir.Model, batches: Calibration, context: StepContext
     ) -> frozenset[str]:
         """Return what stays float because that is faster, found within `seconds`."""
-        if not self.seconds or counts.count(model.module, model.example).macs < LEAST_MACS:
+        if not self._times(model):
             return frozenset()
         samples = tuple(tensor[:SAMPLES] for tensor in next(iter(batches)))
         feeds = arrays(samples)

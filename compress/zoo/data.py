@@ -165,7 +165,10 @@ def source_named(
             return read_arrays(path)
         return image_folder(unpacked(path, data_root(root)), fit, channels, class_order)
     if colon or name not in DATA:
-        raise unknown("data source", name, described_data())
+        error = unknown("data source", name, described_data())
+        if Path(name).expanduser().is_dir():
+            raise UserError(f"{error}. For a folder of images write imagefolder:{name}")
+        raise error
     return digits() if name == "digits" else published(name, data_root(root), download)
 
 

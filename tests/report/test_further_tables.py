@@ -279,7 +279,7 @@ def test_the_foot_says_what_the_latencies_rest_on():
     ) in found
     assert (
         "Timed in 5 fresh processes for each number of threads, in each of which all files take "
-        "turns in random order, round by round. It took 33 s in all."
+        "turns in random order, round by round. The timing took 33 s."
     ) in found
     assert "Holm's procedure." in found
     assert "1 row besides the baseline." in found

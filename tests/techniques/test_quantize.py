@@ -22,6 +22,7 @@ from compress.model import Model, forward
 from compress.tasks.base import Subset, TensorSplit, stacked_inputs
 from compress.techniques import chain
 from compress.techniques import quantize as room
+from compress.techniques.quantize import Quantize
 
 DATA = small_digits()
 
@@ -87,6 +88,46 @@ def test_what_loses_too_much_goes_back_to_float(trained, monkeypatch):
     assert any("2 of 3 products stay float" in note for note in log.notes)
     whys = [row.get("why") for row in rows(log, "layer")]
     assert whys.count("as int8 it loses too much accuracy") == 2
+
+
+@pytest.mark.parametrize(("lost", "floats"), [(1, 0), (2, 1)])
+def test_one_item_of_few_is_no_loss_that_products_become_float_for(
+    trained, monkeypatch, lost: int, floats: int
+):
+    """Of 40 items one is 2.5 points: no bound below that could be kept but by chance."""
+    files = []
+    real = room.session
+
+    def opened(content: bytes):
+        files.append(content)
+        return real(content)
+
+    def correct(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.arange(len(outputs)) >= (lost if len(files) == 1 else 0)
+
+    few = Subset(DATA.validation, torch.arange(40))
+    monkeypatch.setattr(room, "session", opened)
+    monkeypatch.setattr(type(DATA.task), "correct", correct)
+    log = step(trained, "quantize(max_drop=0.5)", validation=few)
+    [row] = rows(log, "max_drop")
+    assert len(row["floats"]) == floats
+    assert any("too few to be sure of max_drop=0.5" in note for note in log.notes)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(3.0, True), (1.0, False)])
+def test_a_file_that_floats_have_made_slower_says_so(trained, monkeypatch, seconds, said):
+    monkeypatch.setattr(Quantize, "_times", lambda self, model: True)
+    monkeypatch.setattr(Quantize, "_floats", lambda self, *_: frozenset())
+    accurate = Quantize._accurate
+    monkeypatch.setattr(
+        Quantize,
+        "_accurate",
+        lambda self, *given: replace(accurate(self, *given), floats=frozenset({"0"})),
+    )
+    times = {"float": [2.0] * 3, "int8": [seconds] * 3}
+    monkeypatch.setattr(room, "cached_clock", lambda context: lambda *_: times)
+    notes = step(trained, "quantize()").notes
+    assert said == any("takes 1.50 times as long as the float file here" in n for n in notes)
 
 
 def test_a_bound_that_few_items_cannot_show_is_said(trained):

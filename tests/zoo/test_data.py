@@ -503,3 +503,8 @@ def test_stacked_inputs_are_those_of_one_batch(monkeypatch) -> None:
         monkeypatch.setattr(base, "STACKED", size)
         [found] = base.stacked_inputs(data.task, data.test, 30)
         assert torch.equal(found, expected)
+
+
+def test_a_folder_without_its_scheme_is_told_how_it_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"write imagefolder:{tmp_path}"):
+        load_data(str(tmp_path))
