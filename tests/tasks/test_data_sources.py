@@ -41,6 +41,10 @@ class Clashing(Tokens):
 class Odd(Tokens):
     options = {"depth": Option("complex", "No kind.")}
 
+class Torn(Tokens):
+    def load(self, place, root, **options):
+        raise ZeroDivisionError("torn")
+
 class Wrong(Tokens):
     def load(self, place, root, **options):
         return [1, 2, 3]
@@ -114,13 +118,15 @@ def test_a_suite_has_the_options_of_a_package_too(site: Path) -> None:
         ("digits", {"items": 5}, "items is no option of images, which digits has"),
         ("tokens:others", {}, "there are no tokens 'others'"),
         ("wrong:counted", {}, "wrong:counted gave a list in place of Data"),
+        ("torn:counted", {}, "torn:counted could not be read .ZeroDivisionError: torn"),
         ("token:counted", {}, "unknown data source 'token:counted'"),
     ],
 )
 def test_what_a_source_does_not_know_is_refused(
     site: Path, name: str, options: dict[str, int], words: str
 ) -> None:
-    installed(site, "tokens = token_data:Tokens\nwrong = token_data:Wrong")
+    entries = ("tokens", "wrong", "torn")
+    installed(site, "\n".join(f"{one} = token_data:{one.capitalize()}" for one in entries))
     with pytest.raises(UserError, match=words):
         compress.load_data(name, **options)  # type: ignore[arg-type]
 

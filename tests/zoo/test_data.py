@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from compress.errors import UserError
 from compress.tasks.base import Data, Split, prepared_batches
 from compress.zoo.data import DATA, data_root, from_arrays, load_data
+from compress.zoo.transfer import load_transfer
 
 
 def arrays(count: int = 40, shape: tuple[int, ...] = (6, 8, 3), seed: int = 0):
@@ -508,3 +509,39 @@ def test_stacked_inputs_are_those_of_one_batch(monkeypatch) -> None:
 def test_a_folder_without_its_scheme_is_told_how_it_is_named(tmp_path):
     with pytest.raises(UserError, match=f"write imagefolder:{tmp_path}"):
         load_data(str(tmp_path))
+
+
+SPLIT_NAMES = [
+    # The folders, and the items for training, validation and testing; 24 in each folder.
+    (("train", "test", "eval"), (22, 2, 24), "folders beside its splits are not used: eval"),
+    (("train", "val", "valid"), (22, 2, 24), "folders beside its splits are not used: valid"),
+    (("train", "val", "evaluation"), (22, 2, 24), "not used: evaluation"),
+    (("train", "valid", "test"), (24, 24, 24), "its folder 'valid' is the val split"),
+    (("Train", "Test"), (22, 2, 24), "its folder 'Test' is the test split"),
+    (("training", "testing"), (22, 2, 24), "its folder 'training' is the train split"),
+]
+
+
+@pytest.mark.parametrize(("names", "sizes", "note"), SPLIT_NAMES, ids=lambda one: str(one)[:30])
+def test_splits_are_what_is_called_so_first_and_other_names_are_said(tmp_path, names, sizes, note):
+    data = load_data(f"imagefolder:{image_folder(tmp_path, names)}", size=4)
+    assert (len(data.train), len(data.validation), len(data.test)) == sizes
+    assert note in data.note
+
+
+def test_a_class_may_be_called_as_a_split_is_in_capitals(tmp_path):
+    for name in ("Bus", "Car", "Train"):
+        for i in range(12):
+            paint(tmp_path / name / f"{i}.png", (i, 0, 0), (4, 4))
+    data = load_data(f"imagefolder:{tmp_path}", size=4)
+    assert data.task.classes == ("Bus", "Car", "Train")
+    again = load_transfer(f"imagefolder:{tmp_path}", replace(data, training_fingerprint="other"))
+    assert again.labelled
+    assert len(again.items) == len(data.train) + len(data.validation)
+
+
+def test_an_image_is_in_one_split_and_one_class(tmp_path):
+    root = image_folder(tmp_path)
+    (root / "train" / "cat" / "more").symlink_to(root / "test" / "cat")
+    with pytest.raises(UserError, match=r"test/cat/0\.png .* are one file, by way of a link"):
+        load_data(f"imagefolder:{root}", size=4)

@@ -171,3 +171,25 @@ def test_timms_weights_without_a_head_are_known_from_a_file_without_one(tmp_path
     assert known.settings.size == (518, 518)
     save_file({"head.bias": torch.zeros(10)}, path)
     assert pretrained(name, str(path)) is None
+
+
+def test_what_is_known_is_of_the_set_that_is_taken(tmp_path: Path) -> None:
+    """Beside a net of ImageNet's classes, or one that only has as many outputs somewhere."""
+    name = "torchvision:squeezenet1_1"
+    own = fresh(name, images(64, classes=1000)).module.state_dict()
+    many = {f"layer{number}.weight": torch.zeros(1000, 1) for number in range(90)}
+    torch.save({"net": own, "aux": many}, tmp_path / "a.pth")
+    known = pretrained(name, str(tmp_path / "a.pth"))
+    assert known is not None
+    assert known.classes == 1000
+    few = fresh(name, images(64, classes=7)).module.state_dict()
+    torch.save({"student": few, "teacher": many}, tmp_path / "b.pth")
+    assert pretrained(name, str(tmp_path / "b.pth")) is None
+
+
+def test_ones_own_weights_have_no_inputs_rescaled(tmp_path: Path) -> None:
+    name = "torchvision:googlenet"
+    torch.save(fresh(name, images(64, classes=1000)).module.state_dict(), tmp_path / "mine.pth")
+    known = pretrained(name, str(tmp_path / "mine.pth"))
+    assert known is not None
+    assert not known.transform_input

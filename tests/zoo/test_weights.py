@@ -438,3 +438,29 @@ def test_timms_weights_by_url_are_checked_by_the_hash_in_their_name(monkeypatch)
     assert seen == [True, False]
     assert not said
     assert _builder._CHECK_HASH is False
+
+
+@pytest.mark.parametrize("width", [16, 3])
+def test_what_comes_before_the_layers_of_a_file_is_no_head(tmp_path, width):
+    """Its outputs may be as many as there are classes, and all the rest would be random."""
+    module = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width))
+    state = {name: tensor for name, tensor in module.state_dict().items() if name[0] == "2"}
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"2 missing in the file: 0\.weight, 0\.bias"):
+        load_weights(module, tmp_path / "net.pt", "net", new_head=True, classes=width)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to_sparse(), "torch.sparse_coo values of torch.float32"),
+        (lambda t: t.to("meta"), "no values"),
+        (lambda t: t.to(torch.complex64), "torch.strided values of torch.complex64"),
+    ],
+)
+def test_tensors_without_plain_values_are_refused(tmp_path, change, words):
+    module = nn.Linear(2, 2)
+    state = module.state_dict() | {"weight": change(module.weight.detach())}
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=f"hold {words} in 'weight'"):
+        load_weights(module, tmp_path / "net.pt", "net")
