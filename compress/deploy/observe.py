@@ -21,6 +21,8 @@ from compress.errors import UserError
 from compress.tasks.base import Tensors
 
 BINS = 4096
+TINY = float(np.finfo(np.float32).tiny)
+"""The least width of a bin: values are float32, and so is what they are divided by."""
 SAMPLED = 1 << 15
 """Elements of a value that a chunk adds to its histogram; its extremes are those of all."""
 HELD = 256e6
@@ -72,7 +74,7 @@ class Observed:
     def _widen(self) -> None:
         if not self.width:
             # With room, so that a value a little larger costs no precision.
-            self.width = 1.25 * self.largest / (BINS // 2)
+            self.width = max(1.25 * self.largest / (BINS // 2), TINY) if self.largest else 0.0
             return
         while self.largest >= self.width * (BINS // 2):
             half = self.counts.reshape(-1, 2).sum(1)

@@ -8,6 +8,7 @@ LayerNorm before a linear layer).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ class Link:
     scaled: tuple[tuple[ir.Value, int], ...]
     """Constants that make it, each with the axis along which the channels lie."""
     readers: tuple[Unit, ...]
+    repeats: int = 1
+    """How many neighbours each channel has become by flattening."""
 
     @property
     def name(self) -> str:
@@ -55,7 +58,14 @@ def links(graph: ir.Graph) -> Iterator[Link]:
             axis = 1 if readers[0].kind == "Conv" else -1
             found = _made_by(value, axis)
             if found:
-                yield Link(value, axis, found, readers)
+                made = array(found[0][0])
+                assert made is not None
+                [read, *others] = {unit.weight.shape[_input_axis(unit)] for unit in readers}
+                repeats, rest = divmod(read, made.shape[found[0][1]])
+                if axis == 1:
+                    yield Link(value, axis, found, readers)
+                elif repeats and not rest and not others:
+                    yield Link(value, axis, found, readers, repeats)
 
 
 def _reads(node: ir.Node, index: int) -> bool:
@@ -73,15 +83,31 @@ def _own(value: ir.Value | None) -> bool:
 def _made_by(value: ir.Value, axis: int) -> tuple[tuple[ir.Value, int], ...]:
     """Return the constants that scale a value's channels; () where there are none."""
     node = value.producer()
-    while node is not None and _keeps_channels(node, axis):
+    while node is not None and (_flattens(node, axis) or _keeps_channels(node, axis)):
         before = node.inputs[0]
         if before is None or sole_reader(before) is not node:
             return ()
+        if _flattens(node, axis):
+            axis = 1
         node = before.producer()
     if node is None:
         return ()
     constants = _absorbing(node)
     return constants if constants and all(_own(one) for one, _ in constants) else ()
+
+
+def _flattens(node: ir.Node, axis: int) -> bool:
+    """Whether a node makes (N, C * positions) of images (N, C, ...), a channel's beside another."""
+    if axis != -1 or node.op_type not in ("Flatten", "Reshape", "Squeeze"):
+        return False
+    before, after = (
+        None if value is None or value.shape is None else list(value.shape)
+        for value in (node.inputs[0], node.outputs[0])
+    )
+    if before is None or after is None or len(before) < 3 or len(after) != 2:
+        return False
+    sizes = [size for size in before[1:] if isinstance(size, int)]
+    return len(sizes) == len(before) - 1 and after[1] == math.prod(sizes)
 
 
 def _keeps_channels(node: ir.Node, axis: int) -> bool:
@@ -117,6 +143,7 @@ def _absorbing(node: ir.Node) -> tuple[tuple[ir.Value, int], ...]:
 
 def divisors(link: Link, channels: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
     """Return by what each channel is divided, from the largest |value| of each."""
+    channels = channels.reshape(-1, link.repeats).max(1)
     largest = np.maximum(channels.astype(np.float64), SPREAD * channels.max())
     if all(unit.groups > 1 for unit in link.readers):
         found = largest  # a depthwise weight has a scale for each channel anyway
@@ -134,7 +161,7 @@ def _read(link: Link) -> np.ndarray:
         axis = _input_axis(unit)
         others = tuple(i for i in range(unit.weight.ndim) if i != axis)
         found.append(np.abs(unit.weight.astype(np.float64)).max(others))
-    return np.asarray(np.max(found, axis=0))
+    return np.asarray(np.max(found, axis=0)).reshape(-1, link.repeats).max(1)
 
 
 def _input_axis(unit: Unit) -> int:
@@ -161,7 +188,7 @@ def equalized(model: ir.Model, observed: Mapping[str, Observed]) -> tuple[ir.Mod
         for unit in link.readers:
             weight = unit.node.inputs[1]
             assert weight is not None
-            _scale(weight, by, _input_axis(unit))
+            _scale(weight, np.repeat(by, link.repeats), _input_axis(unit))
         count += 1
     return made, count
 

@@ -20,11 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.deploy.export import export, read_metadata, stamp
+from compress.deploy.graphs import parsed, serialized
+from compress.deploy.observe import observe
 from compress.deploy.saturation import PAIR
 from compress.deploy.session import predict, session
 from compress.deploy.stored import stored
 from compress.deploy.verify import verify
+from compress.int8.equalize import equalized, links
 from compress.int8.lower import Lowered, lower
+from compress.int8.rewrite import rewritten
 from compress.int8.settings import Settings
 from compress.model import Model
 
@@ -315,6 +319,38 @@ def test_equalization_undoes_a_rescaling_that_changes_nothing(sigma):
         return float(np.abs(made - before).mean())
 
     # Rounding and biases make up for much of it, so they are left out.
+    with_, without = (replace(PLAIN, equalize=one) for one in (True, False))
+    assert error(with_) < error(without) / 2
+
+
+@pytest.mark.parametrize("positions", [1, 4])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+def test_equalization_reaches_through_flattening(pool, positions):
+    """Of images that are flattened for a linear layer, a channel is `positions` of its inputs."""
+    side = 16 // int(positions**0.5)
+    plain = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), pool(side)),
+        *(nn.Flatten(), nn.Linear(16 * positions, 10)),
+    )
+    model = Model(deploy_models.randomized(plain), (torch.zeros(1, 3, 16, 16),))
+    before = predict(session(export(model)), CALIBRATION)
+    factor = torch.exp(2 * torch.randn(16, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        plain[0].weight.mul_(factor[:, None, None, None])
+        plain[0].bias.mul_(factor)
+        plain[4].weight.div_(factor.repeat_interleave(positions))
+    twin = export(model)
+    assert predict(session(twin), CALIBRATION) == pytest.approx(before, abs=1e-4)
+    graph = rewritten(parsed(twin))
+    axes = {link.name: link.axis for link in links(graph.graph)}
+    same, count = equalized(graph, observe(graph, CALIBRATION, axes))
+    assert count == 1
+    assert predict(session(serialized(same)), CALIBRATION) == pytest.approx(before, abs=1e-3)
+
+    def error(settings: Settings) -> float:
+        made = predict(session(lower(twin, CALIBRATION, settings).content), CALIBRATION)
+        return float(np.abs(made - before).mean())
+
     with_, without = (replace(PLAIN, equalize=one) for one in (True, False))
     assert error(with_) < error(without) / 2
 

@@ -87,3 +87,12 @@ def test_the_integers_of_a_hard_swish_are_those_of_its_gate(low, high):
     assert gate == pytest.approx(np.clip(x + 3, 0, 6) / 6, abs=1e-6)
     assert found.high >= before.high * (1 - 1e-6)
     assert found.scale <= COARSER * before.scale
+
+
+def test_values_of_next_to_nothing_are_counted():
+    observed = Observed()
+    observed.add(np.array([-1e-45, 0, 1e-45], np.float32))
+    assert observed.counts.sum() == 3
+    observed.add(np.array([0.5], np.float32))
+    assert observed.counts.sum() == 4
+    assert observed.largest < observed.width * (BINS // 2)
