@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -468,8 +469,18 @@ def main() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
+def _interrupted_again(lost: sys.UnraisableHookArgs) -> None:
+    """Send Ctrl-C once more where it came while an object was removed, which Python ignores."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        # From another thread: here it would be ignored as well.
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def command() -> NoReturn:
     """Be the whole process: what `main` does, without tearing down torch, which takes seconds."""
+    sys.unraisablehook = _interrupted_again
     status = OK
     try:
         main()

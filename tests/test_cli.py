@@ -460,3 +460,27 @@ def test_report_is_a_function_of_the_results(
         (finished / name).unlink()
     assert call(monkeypatch, "report", str(finished)) == 1
     assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_ctrl_c_counts_also_while_an_object_is_removed() -> None:
+    """Python ignores what a `__del__` raises, as that of a lock's object."""
+    code = (
+        "import os, signal, time\n"
+        "from compress import cli\n"
+        "class Removed:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(0.1)\n"
+        "def main():\n"
+        "    removed = Removed()\n"
+        "    del removed\n"
+        "    try:\n"
+        "        time.sleep(20)\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise SystemExit(130)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "cli.main = main\n"
+        "cli.command()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
