@@ -1,17 +1,15 @@
 """How long does a user wait for the first row, and where do the seconds go?
 
-    python benchmarks/measurement/first_row.py --out reports/measurement [--against DIR] [--runs 7]
+    python benchmarks/measurement/first_row.py --out reports/measurement [--runs 7]
 
 `run` on digits with one trivial chain, from the start of the command until the baseline's row is in
-`results.jsonl`, in fresh folders; and when each stage begins, as the progress says it. `--against`
-names the root of another checkout, whose runs take turns with these.
+`results.jsonl`, in fresh folders; and when each stage begins, as the progress says it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import random
 import re
 import signal
 import statistics
@@ -31,7 +29,7 @@ WORDS = ("run", "--data", "digits", "--model", "mlp", "--chain", CHAIN, "--out")
 LIMIT = 120.0
 
 
-def waited(root: Path) -> tuple[float, dict[str, float]]:
+def waited() -> tuple[float, dict[str, float]]:
     """Return the seconds until the first row, and until each stage that was announced."""
     stages: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +38,7 @@ def waited(root: Path) -> tuple[float, dict[str, float]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "compress", *WORDS, str(out)],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(root)},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -68,32 +66,21 @@ def waited(root: Path) -> tuple[float, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--against", type=Path)
     parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args()
-    roots = {"this": ROOT} | ({"the other": options.against} if options.against else {})
-    seconds: dict[str, list[float]] = {name: [] for name in roots}
     begins: dict[str, list[float]] = {}
-    for root in roots.values():  # fills the caches of files and of compiled modules
-        waited(root.resolve())
-    for number in range(options.runs):
-        for name in random.Random(number).sample(list(roots), len(roots)):
-            taken, stages = waited(roots[name].resolve())
-            seconds[name].append(taken)
-            for words, at in stages.items() if name == "this" else ():
-                begins.setdefault(words, []).append(at)
+    waited()  # fills the caches of files and of compiled modules
+    seconds = []
+    for _ in range(options.runs):
+        taken, stages = waited()
+        seconds.append(taken)
+        for words, at in stages.items():
+            begins.setdefault(words, []).append(at)
     lines = [
         "# The first row",
         "",
-        "| checkout | median, s | least | most |",
-        "| - | -: | -: | -: |",
-    ]
-    for name, values in seconds.items():
-        row = (statistics.median(values), min(values), max(values))
-        lines.append(f"| {name} | " + " | ".join(f"{one:.2f}" for one in row) + " |")
-    lines += [
-        "",
-        "When stages of this checkout begin (medians):",
+        f"It came after {statistics.median(seconds):.2f} s (median of {len(seconds)} runs, "
+        f"{min(seconds):.2f} to {max(seconds):.2f}). Stages begin at (medians):",
         "",
         "| stage | s |",
         "| - | -: |",
@@ -104,7 +91,7 @@ def main() -> None:
     cpu, features = cpu_info()
     lines += ["", f"On {cpu} ({', '.join(features)}).", ""]
     command = "python benchmarks/measurement/first_row.py --out reports/measurement"
-    lines.append(f"This gives it: `{command}`" + (" --against OTHER" if options.against else ""))
+    lines.append(f"This gives it: `{command} --runs {options.runs}`")
     page = "\n".join(lines) + "\n"
     write_atomic(options.out / "first_row.md", page.encode())
     print(page)
