@@ -1,9 +1,12 @@
 """How long does a user wait for the first row, and where do the seconds go?
 
     python benchmarks/measurement/first_row.py --out reports/measurement [--runs 7]
+        [--beside CHECKOUT --python INTERPRETER]
 
 `run` on digits with one trivial chain, from the start of the command until the baseline's row is in
-`results.jsonl`, in fresh folders; and when each stage begins, as the progress says it.
+`results.jsonl`, in fresh folders; and when each stage begins, as the progress says it. `--beside`
+takes turns with another checkout of this project, run by an interpreter that may have other
+packages (an old checkout may not know today's entry points).
 """
 
 from __future__ import annotations
@@ -29,16 +32,16 @@ WORDS = ("run", "--data", "digits", "--model", "mlp", "--chain", CHAIN, "--out")
 LIMIT = 120.0
 
 
-def waited() -> tuple[float, dict[str, float]]:
+def waited(root: Path, interpreter: str) -> tuple[float, dict[str, float]]:
     """Return the seconds until the first row, and until each stage that was announced."""
     stages: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         out = Path(folder) / "out"
         started = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "compress", *WORDS, str(out)],
+            [interpreter, "-m", "compress", *WORDS, str(out)],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(root)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -67,15 +70,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--python", default=sys.executable, help="interpreter for --beside")
     options = parser.parse_args()
     begins: dict[str, list[float]] = {}
-    waited()  # fills the caches of files and of compiled modules
-    seconds = []
+    waited(ROOT, sys.executable)  # fills the caches of files and of compiled modules
+    if options.beside:
+        waited(options.beside, options.python)
+    seconds, others = [], []
     for _ in range(options.runs):
-        taken, stages = waited()
+        if options.beside:
+            others.append(waited(options.beside, options.python)[0])
+        taken, stages = waited(ROOT, sys.executable)
         seconds.append(taken)
         for words, at in stages.items():
             begins.setdefault(words, []).append(at)
+    ratios = [one / other for one, other in zip(seconds, others, strict=False)]
     lines = [
         "# The first row",
         "",
@@ -85,6 +95,20 @@ def main() -> None:
         "| stage | s |",
         "| - | -: |",
     ]
+    if others:
+        revision = subprocess.run(
+            ["git", "-C", str(options.beside), "log", "-1", "--format=%h of %as"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        at = lines.index("| stage | s |")
+        lines.insert(
+            at - 2,
+            f"In turns with it, checkout {revision}: {statistics.median(others):.2f} s "
+            f"({min(others):.2f} to {max(others):.2f}); today's takes "
+            f"{statistics.median(ratios):.2f} of that ({min(ratios):.2f} to {max(ratios):.2f}).",
+        )
     known = {words: v for words, v in begins.items() if len(v) > options.runs // 2}
     for words, values in sorted(known.items(), key=lambda one: statistics.median(one[1])):
         lines.append(f"| {words} | {statistics.median(values):.2f} |")
