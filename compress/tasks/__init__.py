@@ -9,7 +9,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +23,8 @@ GROUP = "compress.data"
 KINDS = ("str", "int", "float", "bool", "floats")
 BUILT_IN = ("imagefolder", "arrays")
 """Schemes of images."""
+SOURCES: Mapping[str, str] = {}
+"""What else is built in: `SCHEME: "module:class"`, of a `DataSource` each."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ IMAGE_OPTIONS: Mapping[str, Option] = {
 
 
 class DataSource(ABC):
-    """Data of a task that a package brings, by the name `SCHEME:PLACE`."""
+    """Data of a task, by the name `SCHEME:PLACE`."""
 
     words: ClassVar[str]
     """What it is, for `compress-models list data`."""
@@ -76,12 +78,13 @@ class DataSource(ABC):
 
 @functools.cache
 def data_sources() -> Mapping[str, DataSource]:
-    """Return what installed packages bring, by its scheme.
+    """Return the data sources that are no images, built in and of other packages, by scheme.
 
     Raises UserError for one that can't be loaded, or is not what it has to be.
     """
     found: dict[str, DataSource] = {}
-    for entry in entry_points(group=GROUP):
+    built_in = (EntryPoint(scheme, place, GROUP) for scheme, place in SOURCES.items())
+    for entry in (*built_in, *entry_points(group=GROUP)):
         what = f"the data source {entry.name} = {entry.value!r} of an installed package"
         try:
             cls = entry.load()

@@ -17,6 +17,7 @@ import compress
 from compress import tasks
 from compress.benchmark.plan.suite import parse_suite
 from compress.errors import UserError
+from compress.zoo.data import described_data
 
 SOURCE = """
 import token_task
@@ -99,6 +100,17 @@ def test_a_source_of_a_package_goes_all_the_way_by_the_command_line(
     command = [sys.executable, "-m", "compress", "list", "data"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "tokens:PLACE\n    sequences that were counted" in listed.stdout
+
+
+def test_a_source_may_be_built_in(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site / "token_data.py").write_text(SOURCE)
+    monkeypatch.setattr(tasks, "SOURCES", {"tokens": "token_data:Tokens"})
+    assert len(compress.load_data("tokens:counted", items=200).test) == 60
+    assert "tokens:PLACE" in described_data()
+    installed(site, "tokens = token_data:Tokens")
+    tasks.data_sources.cache_clear()
+    with pytest.raises(UserError, match="needs another scheme"):
+        tasks.data_sources()
 
 
 def test_a_suite_has_the_options_of_a_package_too(site: Path) -> None:
