@@ -22,7 +22,7 @@ from compress.context import StepContext
 from compress.ensemble import MOST_MEMBERS, settle, together
 from compress.errors import IllegalChain, StepFailed
 from compress.heads import heads_of
-from compress.model import Model, became_nonfinite, forward, on_device_of
+from compress.model import Model, became_nonfinite, forward, identity, on_device_of
 from compress.parts import Configured, kept_fractions, one_of, whole_number
 from compress.stateless_rng import seed_of
 from compress.system.progress import stage
@@ -347,7 +347,9 @@ def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
     taken = {"seconds": round(seconds, 3), "cpu_seconds": round(computed, 3)}
     context.log.row("step", step=repr(compressor), **taken)
     _check(compressor, model, result)
-    return result
+    # They are about the weights that entered, unless the step has left its own.
+    stale = result.hints and result.hints == model.hints and identity(result) != identity(model)
+    return replace(result, hints={}) if stale else result
 
 
 def _check(compressor: Compressor, model: Model, result: object) -> None:

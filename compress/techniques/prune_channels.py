@@ -152,7 +152,7 @@ class PruneChannels(Compressor):
         done = cut(model.module, channels.plan, classes)
         if reason := differs_from_zeroed(model.module, done, channels.plan, model.items()):
             raise StepFailed(f"pruning would change more than the removed channels: {reason}")
-        result = search.judged(replace(model, module=done.module.eval(), hints={}), done)
+        result = search.judged(replace(model, module=done.module.eval()), done)
         if result is model:
             return model
         for group in channels.groups:

@@ -99,7 +99,7 @@ class PruneWeights(Compressor):
             zeros = 1 - int(weight.count_nonzero()) / weight.numel()
             context.log.row("layer", layer=name, sparsity=zeros)
         masked = {name for name, weight in weights.items() if bool((weight == 0).any())}
-        return replace(model, sparse=model.sparse | masked, hints={})
+        return replace(model, sparse=model.sparse | masked)
 
     def _to_sparsity(self, weights: list[torch.nn.Parameter], sparsity: float) -> None:
         tensors = [weight.data for weight in weights]
