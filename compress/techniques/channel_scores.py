@@ -24,6 +24,8 @@ from compress.techniques.criteria import L2, MAKES, READS, SCALE, Criterion, Sli
 Worth = npt.NDArray[np.float64]
 Scores = dict[Axis, list[Worth]]
 """By group's axis, what each class is worth, pool by pool."""
+LEAST = 0.25
+"""What every group keeps of its share where channels are ranked over all groups."""
 CHUNK = 32
 """How many items a pass with gradients takes at once."""
 
@@ -177,7 +179,7 @@ def grains_kept(group: Group, width: float, round_to: int) -> int:
     total, step = group.grains, step_of(group, round_to)
     if width >= group.width:
         return total
-    fixed = group.width - total * group.unit
+    fixed = _fixed(group)
     least = step if fixed <= 0 else 1
     wanted = round(width / (step * group.unit)) * step - fixed // group.unit
     return min(total, max(least, wanted))
@@ -204,24 +206,37 @@ def widths(
 ) -> dict[Axis, float]:
     """Return the width that each group has at a fraction of the channels of all.
 
-    `scope='local'` gives every group that fraction of `whole`, its width. 'global' ranks all
-    grains by their worth over their group's mean, and leaves each group at least a quarter of the
-    fraction.
+    The fraction is that of `whole`, the widths that groups had at first. `scope='local'` gives
+    every group its share. 'global' ranks all grains by their worth over their group's mean, and
+    leaves each group at least `LEAST` of its share.
     """
     if scope == "local" or fraction >= 1:
         return {group.axis: fraction * whole[group.axis] for group in groups}
-    relative = {group.axis: _of_grains(group, worth[group.axis][0]) for group in groups}
+    relative = {group.axis: _of_grains(group, worth[group.axis]) for group in groups}
     every = np.sort(np.concatenate([*relative.values()]))
-    bar = every[min(len(every) - 1, round((1 - fraction) * len(every)))]
+    at_first = sum((whole[g.axis] - _fixed(g)) / g.unit for g in groups)
+    kept = min(len(every), max(1, round(fraction * at_first)))
+    bar = every[len(every) - kept]
     found = {}
     for group in groups:
-        fixed = group.width - group.grains * group.unit
         above = int((relative[group.axis] >= bar).sum()) * group.unit
-        found[group.axis] = max(above + fixed, fraction / 4 * group.width)
+        found[group.axis] = max(above + _fixed(group), LEAST * fraction * whole[group.axis])
     return found
 
 
-def _of_grains(group: Group, worth: Worth) -> Worth:
-    """Return what the grains of a group are worth, the least first, over their mean."""
-    of_each: Worth = np.sort(worth).reshape(group.grains, -1).mean(1)
+def _fixed(group: Group) -> int:
+    """Return how many channels of a group cannot go."""
+    return group.width - group.grains * group.unit
+
+
+def _of_grains(group: Group, worth: Sequence[Worth]) -> Worth:
+    """Return what the grains of a group are worth, the least first, over their mean.
+
+    A pool's classes are spread over the grains, in parts where it has not as many.
+    """
+    of_each: Worth = np.zeros(group.grains)
+    for pool in worth:
+        below = np.concatenate([[0.0], np.cumsum(np.sort(pool))])
+        places = np.linspace(0, len(pool), group.grains + 1)
+        of_each += np.diff(np.interp(places, np.arange(len(pool) + 1), below))
     return of_each / max(float(of_each.mean()), 1e-300)

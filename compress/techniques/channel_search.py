@@ -15,7 +15,7 @@ from compress.model import Model
 from compress.system.amounts import decimal
 from compress.techniques.channel_cut import Cut, cut
 from compress.techniques.channel_groups import Channels, Group
-from compress.techniques.channel_scores import Scores, grains_kept, removed, step_of, widths
+from compress.techniques.channel_scores import LEAST, Scores, grains_kept, removed, step_of, widths
 from compress.techniques.channel_trace import Axis
 
 GRID = 128
@@ -172,6 +172,7 @@ class Search:
         while (cost := self._reached(self._at(possible / now / 2))) > possible:
             possible = cost
         asked = math.ceil(possible * 100) / 100
+        fraction *= LEAST if self.aim.scope == "global" else 1
         raise StepFailed(
             f"prune_channels: {self.what}={decimal(self.target)} cannot be reached: with no "
             f"group of channels below {fraction:.2f} of its width, or one step of round_to="

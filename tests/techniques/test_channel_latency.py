@@ -343,7 +343,7 @@ def test_convolutions_in_one_dimension_reach_their_latency(monkeypatch: pytest.M
     )
     torch.manual_seed(0)
     model = Model(net.eval(), (torch.randn(2, 3, 64),))
-    text = "prune_channels(latency=0.8, round_to=2)"
+    text = "prune_channels(latency=0.8, round_to=1)"
     _, given = pruned(text, by_macs(), monkeypatch, model)
     [row] = [row for row in given.log.rows if row["kind"] == "latency"]
     assert row["reached"] == pytest.approx(0.8, rel=0.02)
