@@ -22,7 +22,6 @@ from compress.parts import (
     rule,
     searched,
     takes,
-    whole_number,
 )
 from compress.system.progress import stage
 from compress.techniques.channel_attention import packed_where_whole, with_plain_attention
@@ -36,6 +35,7 @@ from compress.techniques.channel_steps import liked_step
 from compress.techniques.channel_times import timed_layers
 from compress.techniques.channel_trace import OUTPUT
 from compress.techniques.criteria import L2, Criterion, criteria
+from compress.techniques.prune_weights import follows, pattern_of
 from compress.techniques.timed_files import clock_of
 from compress.training.batch_norms import BATCH, reestimate
 
@@ -98,7 +98,13 @@ class PruneChannels(Compressor):
     streams: str = field(default="last", metadata=one_of("last", "alike"))
     heads: str = field(default=NARROWER, metadata=one_of(NARROWER, FEWER))
     seconds: float | None = field(default=None, metadata=positive())
-    calibration: int = field(default=0, metadata=whole_number(least=0))
+    calibration: int = field(
+        default=0,
+        metadata=rule(
+            "is a number of items: 0, or at least 2, since one has no variance",
+            lambda value: type(value) is int and value >= 0 and value != 1,
+        ),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +161,7 @@ class PruneChannels(Compressor):
         result = search.judged(replace(model, module=done.module.eval()), done)
         if result is model:
             return model
+        self._note_lost_patterns(model, result, context)
         for group in channels.groups:
             gone = np.isin(channels.plan.of(group.axis), done.classes)
             left = group.width - int(gone.sum())
@@ -176,13 +183,14 @@ class PruneChannels(Compressor):
         if isinstance(step, int) and what != "latency":
             aim = Aim(what, target, step, self.scope, self.streams)
             return Search(aim, model, context, channels, worth)
+        measured = not isinstance(step, int)
         layers, clock = timed_layers(model, channels), clock_of(context, self.name())
         seconds = self.seconds or SECONDS
         if not isinstance(step, int):
             with stage("finding the widths that kernels like"):
                 step = liked_step(layers, clock, seconds / 4)
             context.log.row("widths", step=step)
-        aim = Aim(what, target, step, self.scope, self.streams)
+        aim = Aim(what, target, step, self.scope, self.streams, measured)
         if what != "latency":
             return Search(aim, model, context, channels, worth)
         return LatencySearch(aim, model, context, channels, worth, layers, clock, seconds)
@@ -204,6 +212,26 @@ class PruneChannels(Compressor):
                     f"channels of its own: name the layer whose outputs enter it, or the one that "
                     f"holds both"
                 )
+
+    def _note_lost_patterns(self, before: Model, after: Model, context: StepContext) -> None:
+        """Say where the zeros of a pattern N:M are in none any more: other inputs are neighbours"""
+        patterns = {
+            name: found
+            for name in sorted(before.sparse)
+            if (found := pattern_of(before.module.get_parameter(name).detach()))
+        }
+        lost = [
+            name
+            for name, (kept, among) in patterns.items()
+            if not follows(after.module.get_parameter(name).detach(), kept, among)
+        ]
+        if lost:
+            kept, among = patterns[lost[0]]
+            context.log.note(
+                f"prune_channels: {len(lost)} of {len(patterns)} weights with zeros in a pattern "
+                f"have lost it, such as {lost[0]!r} ({kept}:{among}): prune channels before "
+                f"prune_weights(pattern=...)"
+            )
 
     def _log_left(self, channels: Channels, context: StepContext) -> None:
         for path, reason in channels.left.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -240,13 +240,35 @@ def test_the_step_is_the_block_of_the_kernels(block: int, step: int) -> None:
     assert liked_step(layers, in_blocks(block), 1.0) == step
 
 
-def test_without_a_wide_layer_the_coarsest_step_is_taken_and_narrow_groups_get_half() -> None:
+def test_narrow_layers_are_tried_wider_and_narrow_groups_get_half_a_step() -> None:
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 3))
     model = Model(net.eval(), (torch.randn(2, 8),))
     channels, layers, _ = everything(model)
-    assert liked_step(layers, in_blocks(1), 1.0) == 16
+    assert [liked_step(layers, in_blocks(block), 1.0) for block in (1, 8, 16)] == [4, 8, 16]
     assert list(steps_of(channels.groups, 16).values()) == [8, 16]
     assert list(steps_of(channels.groups, 4).values()) == [4, 4]
+    with pytest.raises(StepFailed, match="round_to='auto' needs layers to be timed"):
+        liked_step(layers, lambda *_: {}, 1.0)
+
+
+def narrow(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for reads, makes in pairwise((3, *widths)):
+        layers += [nn.Conv2d(reads, makes, 3, padding=1), nn.ReLU()]
+    ends = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
+    return nn.Sequential(*layers, *ends)
+
+
+def test_a_measured_step_of_macs_is_halved_in_narrow_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of(narrow(16, 16, 32))
+    text = "prune_channels(macs=0.5, round_to='auto')"
+    result, given = pruned(text, in_blocks(16), monkeypatch, model)
+    assert [row["step"] for row in given.log.rows if row["kind"] == "widths"] == [16]
+    assert [result.module[n].out_channels % 8 for n in (0, 2, 4)] == [0, 0, 0]
+    share = counts.macs(result.module, model.example) / counts.macs(model.module, model.example)
+    assert 0.4 < share <= 0.5
 
 
 # --- the knapsack ---------------------------------------------------------------------------------

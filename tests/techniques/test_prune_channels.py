@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -334,3 +335,53 @@ def test_what_is_inside_an_ignored_layer_keeps_its_width_too(
     assert tuple(layer.out_channels for layer in layers) == widths
     with pytest.raises(UserError, match=r"to ignore 'body.1' protects nothing"):
         run(chain("prune_channels(macs=0.5, ignored=['body.1'])"), model, step_context())
+
+
+@pytest.mark.parametrize(("widths", "step"), [((64, 64, 128), 8), ((16, 16, 32), 4)])
+def test_a_target_is_reached_in_steps_where_that_is_possible(
+    widths: tuple[int, ...], step: int
+) -> None:
+    """As near as any combination of widths comes, or within 2 %."""
+    layers: list[nn.Module] = []
+    for reads, makes in pairwise((3, *widths)):
+        layers += [nn.Conv2d(reads, makes, 3, padding=1), nn.ReLU()]
+    ends = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
+    model = of(nn.Sequential(*layers, *ends), 3, 8, 8)
+    result, _ = pruned(f"prune_channels(macs=0.5, round_to={step})", model)
+    assert all(m.out_channels % step == 0 for m in result.modules() if isinstance(m, nn.Conv2d))
+    ways = product(*(range(step, width + 1, step) for width in widths))
+    whole = counts.macs(model.module, model.example)
+    costs = [(9 * 64 * (3 * a + a * b + b * c) + 10 * c) / whole for a, b, c in ways]
+    possible = max(cost for cost in costs if cost <= 0.5)
+    assert min(0.98 * 0.5, possible) <= share(result, model) <= 0.5
+
+
+def test_a_pattern_of_zeros_that_the_cut_breaks_is_said() -> None:
+    model = prepared("cnn-small(width=16)")
+    masked = run(chain("prune_weights(pattern='2:4')"), model, step_context())
+    _, context = pruned("prune_channels(macs=0.5, round_to=1)", masked)
+    assert any("with zeros in a pattern have lost it" in note for note in context.log.notes)
+    random = run(chain("prune_weights(sparsity=0.5)"), model, step_context())
+    for start in (model, random):
+        _, context = pruned("prune_channels(macs=0.5, round_to=1)", start)
+        assert not any("pattern" in note for note in context.log.notes)
+
+
+def test_a_target_of_macs_over_uncounted_operators_is_refused() -> None:
+    def deform(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        x = torchvision.ops.deform_conv2d(x, m.move(x), m.inner.weight)
+        return m.out(F.relu(m.last(x)).mean((2, 3)))
+
+    net = Net(
+        deform,
+        stem=nn.Conv2d(3, 16, 3, padding=1),
+        move=nn.Conv2d(16, 18, 3),
+        inner=nn.Conv2d(16, 16, 3),
+        last=nn.Conv2d(16, 16, 3),
+        out=nn.Linear(16, 10),
+    )
+    model = of(net, 3, 8, 8)
+    with pytest.raises(UserError, match=r"MACs leave out 1 call of torchvision.deform_conv2d"):
+        run(chain("prune_channels(macs=0.7)"), model, step_context())
+    run(chain("prune_channels(channels=0.5)"), model, step_context())
