@@ -91,6 +91,15 @@ def test_hints_end_with_the_weights_that_they_are_about() -> None:
     assert run(Hinting(3.0), hinted, step_context()).hints == {"factor": 3.0}
 
 
+def test_a_model_that_does_not_run_on_its_inputs_is_refused_before_the_step() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(UserError, match=r"scale cannot start: the model does not run on its 1 inp"):
+        run(Scale(2.0), replace(model(), module=Two()), step_context())
+
+
 def test_values_that_are_not_finite_are_refused() -> None:
     with pytest.raises(StepFailed, match="not finite"):
         run(Scale(float("nan")), model(), step_context())
