@@ -17,12 +17,13 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from compress.context import StepContext
 from compress.ensemble import MOST_MEMBERS, settle, together
-from compress.errors import IllegalChain, StepFailed
+from compress.errors import IllegalChain, StepFailed, UserError, first_line
 from compress.heads import heads_of
-from compress.model import Model, became_nonfinite, forward, on_device_of
+from compress.model import Model, became_nonfinite, forward, identity, on_device_of
 from compress.parts import Configured, kept_fractions, one_of, whole_number
 from compress.stateless_rng import seed_of
 from compress.system.progress import stage
@@ -329,6 +330,7 @@ def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
     if isinstance(compressor, (Chain, Repeat)):
         # Their steps come through here one by one, each with a copy of its own.
         return compressor.compress(model, context)
+    expected = _outputs_of(model, compressor).shape
     context = replace(
         context,
         seed=step_seed(context.seed, context.position),
@@ -346,17 +348,31 @@ def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
     # CPU seconds of this process (all threads) do not depend on what else the machine does.
     taken = {"seconds": round(seconds, 3), "cpu_seconds": round(computed, 3)}
     context.log.row("step", step=repr(compressor), **taken)
-    _check(compressor, model, result)
-    return result
+    _check(compressor, model, result, expected)
+    # They are about the weights that entered, unless the step has left its own.
+    stale = result.hints and result.hints == model.hints and identity(result) != identity(model)
+    return replace(result, hints={}) if stale else result
 
 
-def _check(compressor: Compressor, model: Model, result: object) -> None:
+def _outputs_of(model: Model, compressor: Compressor) -> Tensor:
+    """Return what a model gives for its own items, before a step starts."""
+    try:
+        return forward(model.module, model.items())
+    except Exception as error:  # whatever a foreign forward trips over
+        shapes = ", ".join(str(tuple(one.shape)) for one in model.items())
+        raise UserError(
+            f"{compressor.name()} cannot start: the model does not run on its {len(model.probe)} "
+            f"input{'s' if len(model.probe) > 1 else ''} (of shape {shapes}): "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _check(compressor: Compressor, model: Model, result: object, expected: torch.Size) -> None:
     if not isinstance(result, Model):
         raise StepFailed(f"{compressor!r} returned {type(result).__name__} and not a Model")
     if names := became_nonfinite(result.module.state_dict(), model.module.state_dict()):
         raise StepFailed(f"{compressor!r} left values that are not finite in {names[0]}")
     result.module.eval()
-    expected = forward(model.module, model.items()).shape
     if heads_of(model.module) is not None and heads_of(result.module) is None:
         settle(result, expected[1:])  # it was built anew
     inputs = on_device_of(result.module, model.items())

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.dataflow import DataFlow, tensors_in
+from compress.errors import UserError
 from compress.model import forward, on_device_of
 from compress.tasks.base import Tensors
 
@@ -114,6 +115,12 @@ def left_out(uncounted: Mapping[str, int]) -> str:
         if "." in name or name in PRODUCTS
     ]
     return f"MACs leave out {', '.join(calls)}" if calls else ""
+
+
+def require_counted(who: str, module: nn.Module, example: Tensors) -> None:
+    """Refuse a target of MACs, in the name of a technique, that would miss some of them."""
+    if words := left_out(count(module, example).uncounted):
+        raise UserError(f"{who}: a target of MACs would mean something else here, as {words}")
 
 
 def _counted(

@@ -47,11 +47,11 @@ class Model:
     `module` is float32 and in eval mode; `probe` a few different inputs of the task, used
     wherever something is tried out (a tuple of tensors, each with a leading batch dimension): real
     ones in a run, but noise where they are floats in a model loaded from a folder, as files keep no
-    inputs that may be private; `sparse` the
-    names of the weights that a pruning step masked; `hints` small JSON for later steps; `onnx` the
-    deployed bytes once a step has lowered the model; `blueprint` None for a module instance that
-    has no factory; `inputs` how the file names its inputs, by default `input`, or `input_0` and so
-    on, each with an open batch dimension.
+    inputs that may be private; `sparse` the names of the weights that a pruning step masked;
+    `hints` small JSON for later steps, which `run` drops once a step changes the weights and leaves
+    no others; `onnx` the deployed bytes once a step has lowered the model; `blueprint` None for a
+    module instance that has no factory; `inputs` how the file names its inputs, by default `input`,
+    or `input_0` and so on, each with an open batch dimension.
     """
 
     module: nn.Module

@@ -76,6 +76,30 @@ def test_the_input_is_copied() -> None:
     assert torch.equal(result.module[1].weight, 2 * before)
 
 
+def test_hints_end_with_the_weights_that_they_are_about() -> None:
+    """Also where a step of others hands its model on with them; its own hints stay."""
+
+    @dataclass(frozen=True, repr=False)
+    class Hinting(Scale):
+        def compress(self, model: Model, context: StepContext) -> Model:
+            return replace(super().compress(model, context), hints={"factor": self.factor})
+
+    hinted = replace(model(), hints={"ranges": {"1": [0.0, 2.5]}})
+    assert run(Scale(1.0), hinted, step_context()).hints == hinted.hints
+    assert not run(Scale(3.0), hinted, step_context()).hints
+    assert not run(Chain(Scale(3.0), Scale(1.0)), hinted, step_context()).hints
+    assert run(Hinting(3.0), hinted, step_context()).hints == {"factor": 3.0}
+
+
+def test_a_model_that_does_not_run_on_its_inputs_is_refused_before_the_step() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(UserError, match=r"scale cannot start: the model does not run on its 1 inp"):
+        run(Scale(2.0), replace(model(), module=Two()), step_context())
+
+
 def test_values_that_are_not_finite_are_refused() -> None:
     with pytest.raises(StepFailed, match="not finite"):
         run(Scale(float("nan")), model(), step_context())

@@ -96,7 +96,7 @@ class Carve(Compressor):
         context.log.row("carve", kept=kept, removed=removed)
         inside = tuple(f"{path}." for path in removed)
         sparse = frozenset(name for name in model.sparse if not name.startswith(inside))
-        return replace(model, module=without(model.module, removed), sparse=sparse, hints={})
+        return replace(model, module=without(model.module, removed), sparse=sparse)
 
     def _note_missed_target(
         self, context: StepContext, whole: list[Stage], kept: list[str]

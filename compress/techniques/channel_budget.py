@@ -62,8 +62,8 @@ def _grains(group: Group, step: int, least: int) -> list[int]:
 
 def _lost(group: Group, worth: Scores, grains: int, whole: float) -> float:
     shares, lost = [], 0.0
-    for pool, values in zip(group.pools, worth[group.axis], strict=True):
-        gone = (group.grains - grains) * len(pool) // group.grains
+    counts = group.taken(group.grains - grains)
+    for gone, values in zip(counts, worth[group.axis], strict=True):
         ordered = np.sort(values)
         shares.append(float(ordered[:gone].sum()) / max(float(ordered.sum()), 1e-300))
         lost += float(ordered[:gone].sum())

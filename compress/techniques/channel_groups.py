@@ -22,7 +22,9 @@ class Group:
 
     A class is what goes at once: a channel of each layer, or several where they are coupled. Most
     groups are one pool of classes. Where several pools must keep the same share, as a transformer's
-    channels and those inside its heads, a grain is the least that can go from all of them.
+    channels and those inside its heads, a grain is the least that can go from all of them; where
+    their sizes have too few common parts, it is one class of the first layer's, and the others
+    keep nearly the same share.
     """
 
     path: str
@@ -34,6 +36,8 @@ class Group:
     pools: tuple[Vector, ...]
     unit: int
     """How many of its channels a grain holds."""
+    own: int = 1
+    """How many of the pools, the first ones, are the first layer's."""
     attentions: tuple[str, ...] = ()
     """Attention layers of which some of its channels are inside the heads."""
     stream: bool = False
@@ -44,7 +48,8 @@ class Group:
         sizes = [len(pool) for pool in self.pools]
         common = math.gcd(*sizes)
         # Only attention has to have exactly the same share of each.
-        return common if self.attentions or 4 * common >= min(sizes) else min(sizes)
+        even = self.attentions or 4 * common >= min(sizes)
+        return common if even else sum(sizes[: self.own])
 
     @property
     def classes(self) -> Vector:
@@ -52,11 +57,27 @@ class Group:
 
     def least(self, order: Sequence[Vector], grains: int) -> Vector:
         """Return the classes of `grains` grains, the first of each pool in an order of it."""
+        counts = self.taken(grains)
         taken = [
-            pool[first[: grains * len(pool) // self.grains]]
-            for pool, first in zip(self.pools, order, strict=True)
+            pool[first[:count]]
+            for pool, first, count in zip(self.pools, order, counts, strict=True)
         ]
         return np.concatenate(taken)
+
+    def taken(self, grains: int) -> list[int]:
+        """Return of how many classes of each pool some grains consist.
+
+        Unless they are all grains, every pool keeps a class.
+        """
+        sizes = [len(pool) for pool in self.pools]
+        exact = [grains * size / self.grains for size in sizes]
+        counts = [grains * size // self.grains for size in sizes]
+        # What rounding leaves of the first layer's goes where most was rounded off.
+        rest = grains * sum(sizes[: self.own]) // self.grains - sum(counts[: self.own])
+        by_rest = sorted(range(self.own), key=lambda one: counts[one] - exact[one])
+        for one in [n for n in by_rest if counts[n] + 1 < sizes[n]][:rest]:
+            counts[one] += 1
+        return counts
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,12 @@ class Channels:
     groups: tuple[Group, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
     """Layers that stay whole -> why."""
+
+
+def protects(path: str, axis: Axis, found: Trace) -> bool:
+    """Whether to ignore a layer keeps an axis of outputs: its own, or that of a layer inside."""
+    inside = f"{path}." if path else ""
+    return axis[0].startswith(inside) or f"{found.made[axis]}.".startswith(inside)
 
 
 def classes_of(found: Trace) -> Vector:
@@ -96,8 +123,8 @@ def find_groups(
 ) -> Channels:
     """Return the groups of channels of a module, by its operators alone; nothing is proven yet.
 
-    `ignored` layers keep their outputs; attention layers in `whole_heads` lose heads, others
-    channels of each.
+    `ignored` layers, and all that are inside them, keep their outputs; attention layers in
+    `whole_heads` lose heads, others channels of each.
     """
     try:
         found = trace(copied(module), inputs, whole_heads)
@@ -105,9 +132,9 @@ def find_groups(
         return Channels(
             Plan(Trace(), np.zeros(1, np.int64)), left={"the whole model": unable(error)}
         )
-    for (name, axis), path in found.made.items():
-        if path in set(ignored):
-            found.lock(found.axes[name, axis], "it is to be ignored")
+    for name, axis in found.made:
+        if any(protects(path, (name, axis), found) for path in ignored):
+            found.lock(found.axes.get((name, axis)), "it is to be ignored")
     classes = classes_of(found)
     reasons: dict[int, str] = {}
     for vector, reason in found.locks:
@@ -175,6 +202,7 @@ def _group(
         return group
     free = int(np.isin(classes[found.axes[root]], group.classes).sum())
     stream = any(np.isin(classes[vector], group.classes).any() for vector in found.added)
+    group = replace(group, own=sum(key[0] for key in order))
     return replace(group, unit=max(1, free // group.grains), stream=stream)
 
 

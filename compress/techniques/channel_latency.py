@@ -81,13 +81,35 @@ class LatencySearch:
         with stage("timing layers at several widths"):
             known = measured(self.layers, self.groups, self.steps, self.clock, self.seconds)
         times = Times(self.layers, self._whole, known)
-        least = self.least
+        untimed = self._untimed(times)
         for spared in self._orders():
-            least = {**self.least, **{axis: self._whole[axis] for axis in spared}}
+            whole = spared | untimed
+            least = {**self.least, **{axis: self._whole[axis] for axis in whole}}
             if self._share(least) <= (1 + NEAR) * goal:
                 with stage("timing whole candidates"):
                     return self._nearest(least, times, goal)
         raise self._refusal(self._share(least) * self._of_origin)
+
+    def _untimed(self, times: Times) -> frozenset[Axis]:
+        """Return the groups that stay whole, as no layer that they have a part in could be timed.
+
+        Raises StepFailed where those are all of them.
+        """
+        paths = [g.path for g in self.groups if not times.beside(g.axis, self._whole)]
+        if paths:
+            kinds = dict(self.model.module.named_modules())
+            names = ", ".join(f"{path!r} ({type(kinds[path]).__name__})" for path in paths[:3])
+            words = (
+                f"{len(paths)} of {len(self.groups)} groups of channels have no layer that can be "
+                f"timed by itself, such as {names}"
+            )
+            if len(paths) == len(self.groups):
+                raise StepFailed(
+                    f"{WHO}: latency={decimal(self.aim.target)} cannot be aimed at: {words}. "
+                    f"Give macs=... instead"
+                )
+            self.context.log.note(f"{WHO}: {words}; they stay as wide as they are")
+        return frozenset(g.axis for g in self.groups if g.path in paths)
 
     def _orders(self) -> list[frozenset[Axis]]:
         """Return which groups are spared, at first and in the end."""
@@ -167,6 +189,6 @@ class LatencySearch:
         if self.aim.target < 1 and abs(reached - self.aim.target) > NEAR * self.aim.target:
             self.context.log.note(
                 f"prune_channels: asked for {self.aim.target:.2f} of the latency, reached "
-                f"{reached:.2f}: of what widths in steps of {self.aim.round_to} give, that is "
-                f"nearest"
+                f"{reached:.2f}: no widths in steps of {self.aim.round_to} that were tried "
+                f"come nearer"
             )

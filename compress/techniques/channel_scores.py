@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.context import StepContext
+from compress.errors import UserError
 from compress.heads import main_output
 from compress.model import Model, copied
 from compress.surgery import thawed
@@ -19,11 +20,13 @@ from compress.tasks.base import spaced
 from compress.techniques.channel_cut import Plan
 from compress.techniques.channel_groups import Channels, Group
 from compress.techniques.channel_trace import Axis, Vector
-from compress.techniques.criteria import L2, MAKES, READS, SCALE, Criterion, Slices
+from compress.techniques.criteria import GATE, L2, MAKES, READS, SCALE, Criterion, Slices
 
 Worth = npt.NDArray[np.float64]
 Scores = dict[Axis, list[Worth]]
 """By group's axis, what each class is worth, pool by pool."""
+LEAST = 0.25
+"""What every group keeps of its share where channels are ranked over all groups."""
 CHUNK = 32
 """How many items a pass with gradients takes at once."""
 
@@ -38,7 +41,7 @@ def scores(
     members = list(members_of(model.module, channels.plan))
     gradients = _Gradients()
     if criterion.wants_gradients:
-        gradients = _gradients(model, criterion, context, [axis for axis, _, _ in members])
+        gradients = _gradients(model, criterion, context, channels.plan)
     found: Scores = {}
     silent = []
     for group in channels.groups:
@@ -47,7 +50,7 @@ def scores(
             worth = _worth(pool, members, criterion, gradients, channels.plan, generator)
             if worth is None:
                 silent.append(group.path)
-                worth = _worth(pool, members, L2(), gradients, channels.plan, generator)
+                worth = _worth(pool, members, L2(), _Gradients(), channels.plan, generator)
                 assert worth is not None, "a group has weights that make its channels"
             found[group.axis].append(worth)
     return found, [*dict.fromkeys(silent)]
@@ -87,6 +90,10 @@ def _worth(
     """Return the mean over tensors of the sums over the slices of each class."""
     total, count = np.zeros(len(pool)), np.zeros(len(pool))
     order = np.argsort(pool)
+    if (effects := _gates(pool, gradients, plan)) is not None:
+        none = torch.zeros(len(pool), 0)
+        if (worth := criterion.of(Slices(GATE, none, none, effects), generator)) is not None:
+            total, count = total + worth.double().numpy(), count + 1
     for axis, kind, values in members:
         classes = plan.of(axis)
         inside = np.isin(classes, pool)
@@ -94,14 +101,16 @@ def _worth(
             continue
         gradient = gradients.mean.get(axis[0])
         by_index = None if gradient is None else _by_index(gradient, axis[1])
-        slices = Slices(kind, values, by_index, gradients.effects.get(axis))
-        worth = criterion.of(slices, generator)
+        worth = criterion.of(Slices(kind, values, by_index), generator)
         if worth is None:
             continue
         place = order[np.searchsorted(pool, classes[inside], sorter=order)]
         np.add.at(total, place, worth.double().numpy()[inside])
         count[np.unique(place)] += 1
     return total / count if count.all() else None
+
+
+# --- gradients ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -111,18 +120,20 @@ class _Gradients:
     mean: dict[str, Tensor] = field(default_factory=dict)
     """By parameter, the gradient of the mean over all items."""
     effects: dict[Axis, Tensor] = field(default_factory=dict)
-    """By axis of a parameter, `Slices.effects`."""
+    """By axis of a parameter, (items, indices): Σ w · ∂loss/∂w over the weights of an index, of
+    each item or of the mean over all."""
+    kinds: dict[Axis, str] = field(default_factory=dict)
+    """By the same, READS, SCALE or MAKES."""
 
 
-def _gradients(
-    model: Model, criterion: Criterion, context: StepContext, axes: Sequence[Axis]
-) -> _Gradients:
+def _gradients(model: Model, criterion: Criterion, context: StepContext, plan: Plan) -> _Gradients:
     """Take the gradient of the task's loss in eval mode, over items or of each of them."""
     assert context.train is not None, "run() has checked needs"
     module = copied(model.module).eval()
     parameters = dict(module.named_parameters())
     number = min(criterion.items, len(context.train))
-    found, rows = _Gradients(), list[dict[Axis, Tensor]]()
+    found = _Gradients(kinds=_kinds(module, plan))
+    rows: list[dict[Axis, Tensor]] = []
     with thawed(module), torch.enable_grad():
         for index in spaced(number, len(context.train)).split(CHUNK):
             for some in index.split(1) if criterion.of_each_item else (index,):
@@ -131,34 +142,95 @@ def _gradients(
                     module, module(*context.task.prepare(raw, torch.device("cpu")))
                 )
                 loss = context.task.loss(outputs, targets) * len(some) / number
+                if not loss.requires_grad:
+                    raise UserError(
+                        f"prune_channels: criterion={criterion.name()!r} needs gradients, and the "
+                        f"model's forward pass is not differentiable: take a criterion without, "
+                        f"such as 'l2'"
+                    )
                 loss.backward()  # type: ignore[no-untyped-call]
+                gradients = {
+                    name: one.grad for name, one in parameters.items() if one.grad is not None
+                }
                 if criterion.of_each_item:
-                    rows.append(_effects(parameters, axes, number))
-                    _add(found.mean, parameters)
-    _add(found.mean, parameters)
-    if rows:
-        found.effects = {axis: torch.stack([row[axis] for row in rows]) for axis in rows[0]}
+                    rows.append(_effects(parameters, gradients, found.kinds, number))
+                for name, gradient in gradients.items():
+                    known = found.mean.get(name)
+                    found.mean[name] = gradient if known is None else known + gradient
+                module.zero_grad()
+    rows = rows or [_effects(parameters, found.mean, found.kinds)]
+    found.effects = {axis: torch.stack([row[axis] for row in rows]) for axis in rows[0]}
+    return found
+
+
+def _kinds(module: nn.Module, plan: Plan) -> dict[Axis, str]:
+    """Return the axes of parameters by which the gates of channels are found, and as what.
+
+    Where a weight is standardised, what it reads is not proportional to it.
+    """
+    parameters, trace = dict(module.named_parameters()), plan.trace
+    makers = {name.rpartition(".")[0] for name, _ in trace.made}
+    standardised = trace.norms.keys() & {name.rpartition(".")[0] for name, _ in trace.read}
+    norms = (trace.vectors.keys() | trace.norms.keys()) - standardised
+    found: dict[Axis, str] = {}
+    for name, axis in trace.axes:
+        owner = name.rpartition(".")[0]
+        if name not in parameters:
+            continue
+        if (name, axis) in trace.read - trace.made.keys():
+            if owner not in standardised:
+                found[name, axis] = READS
+        elif owner in norms:
+            found[name, axis] = SCALE
+        elif owner in makers:
+            found[name, axis] = MAKES
     return found
 
 
 def _effects(
-    parameters: Mapping[str, nn.Parameter], axes: Sequence[Axis], number: int
+    parameters: Mapping[str, nn.Parameter],
+    gradients: Mapping[str, Tensor],
+    axes: Iterable[Axis],
+    times: int = 1,
 ) -> dict[Axis, Tensor]:
-    """Return Σ w · ∂loss/∂w by axis, of the one item whose gradient is there, over `number`."""
+    """Return Σ w · ∂loss/∂w by axis and index, of a loss so many times as large."""
     return {
-        (name, axis): number * _by_index(one.detach() * one.grad, axis).sum(1)
+        (name, axis): times * _by_index(parameters[name].detach() * gradients[name], axis).sum(1)
         for name, axis in axes
-        if (one := parameters[name]).grad is not None
+        if name in gradients
     }
 
 
-def _add(total: dict[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    """Move the gradients of parameters into a sum."""
-    for name, parameter in parameters.items():
-        if parameter.grad is not None:
-            known = total.get(name)
-            total[name] = parameter.grad if known is None else known + parameter.grad
-            parameter.grad = None
+def _gates(pool: Vector, gradients: _Gradients, plan: Plan) -> Tensor | None:
+    """Return ∂loss/∂gate, (items, classes), of a factor of one on each class of a pool.
+
+    A layer is linear in each of its inputs, so a factor on one acts as the same factor on the
+    weights that read it: the sum over all readers of Σ w · ∂loss/∂w is exact. What no weights
+    read, as the products of attention do queries and keys, has a gate on the outputs of its norms,
+    else on those of its layers, bias included; of several, the mean. None where there is neither.
+    """
+    if not gradients.effects:
+        return None
+    order = np.argsort(pool)
+    items = len(next(iter(gradients.effects.values())))
+    result, known = torch.zeros(items, len(pool)), np.zeros(len(pool), dtype=bool)
+    for kind in (READS, SCALE, MAKES):
+        total, layers = torch.zeros_like(result), dict[str, Vector]()
+        for axis, effects in gradients.effects.items():
+            classes = plan.of(axis)
+            inside = np.isin(classes, pool)
+            if gradients.kinds[axis] != kind or not inside.any():
+                continue
+            place = order[np.searchsorted(pool, classes[inside], sorter=order)]
+            total.index_add_(1, torch.from_numpy(place), effects[:, torch.from_numpy(inside)])
+            owner = "" if kind == READS else axis[0].rpartition(".")[0]
+            touched = layers.setdefault(owner, np.zeros(len(pool), dtype=np.int64))
+            touched[place] = 1
+        count = sum(layers.values(), np.zeros(len(pool), dtype=np.int64))
+        new = torch.from_numpy((count > 0) & ~known)
+        result[:, new] = total[:, new] / torch.from_numpy(count)[new]
+        known |= count > 0
+    return result if known.all() else None
 
 
 # --- how many stay, and which -----------------------------------------------------------------
@@ -177,7 +249,7 @@ def grains_kept(group: Group, width: float, round_to: int) -> int:
     total, step = group.grains, step_of(group, round_to)
     if width >= group.width:
         return total
-    fixed = group.width - total * group.unit
+    fixed = _fixed(group)
     least = step if fixed <= 0 else 1
     wanted = round(width / (step * group.unit)) * step - fixed // group.unit
     return min(total, max(least, wanted))
@@ -204,24 +276,37 @@ def widths(
 ) -> dict[Axis, float]:
     """Return the width that each group has at a fraction of the channels of all.
 
-    `scope='local'` gives every group that fraction of `whole`, its width. 'global' ranks all
-    grains by their worth over their group's mean, and leaves each group at least a quarter of the
-    fraction.
+    The fraction is that of `whole`, the widths that groups had at first. `scope='local'` gives
+    every group its share. 'global' ranks all grains by their worth over their group's mean, and
+    leaves each group at least `LEAST` of its share.
     """
     if scope == "local" or fraction >= 1:
         return {group.axis: fraction * whole[group.axis] for group in groups}
-    relative = {group.axis: _of_grains(group, worth[group.axis][0]) for group in groups}
+    relative = {group.axis: _of_grains(group, worth[group.axis]) for group in groups}
     every = np.sort(np.concatenate([*relative.values()]))
-    bar = every[min(len(every) - 1, round((1 - fraction) * len(every)))]
+    at_first = sum((whole[g.axis] - _fixed(g)) / g.unit for g in groups)
+    kept = min(len(every), max(1, round(fraction * at_first)))
+    bar = every[len(every) - kept]
     found = {}
     for group in groups:
-        fixed = group.width - group.grains * group.unit
         above = int((relative[group.axis] >= bar).sum()) * group.unit
-        found[group.axis] = max(above + fixed, fraction / 4 * group.width)
+        found[group.axis] = max(above + _fixed(group), LEAST * fraction * whole[group.axis])
     return found
 
 
-def _of_grains(group: Group, worth: Worth) -> Worth:
-    """Return what the grains of a group are worth, the least first, over their mean."""
-    of_each: Worth = np.sort(worth).reshape(group.grains, -1).mean(1)
+def _fixed(group: Group) -> int:
+    """Return how many channels of a group cannot go."""
+    return group.width - group.grains * group.unit
+
+
+def _of_grains(group: Group, worth: Sequence[Worth]) -> Worth:
+    """Return what the grains of a group are worth, the least first, over their mean.
+
+    A pool's classes are spread over the grains, in parts where it has not as many.
+    """
+    of_each: Worth = np.zeros(group.grains)
+    for pool in worth:
+        below = np.concatenate([[0.0], np.cumsum(np.sort(pool))])
+        places = np.linspace(0, len(pool), group.grains + 1)
+        of_each += np.diff(np.interp(places, np.arange(len(pool) + 1), below))
     return of_each / max(float(of_each.mean()), 1e-300)

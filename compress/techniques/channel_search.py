@@ -15,7 +15,8 @@ from compress.model import Model
 from compress.system.amounts import decimal
 from compress.techniques.channel_cut import Cut, cut
 from compress.techniques.channel_groups import Channels, Group
-from compress.techniques.channel_scores import Scores, grains_kept, removed, step_of, widths
+from compress.techniques.channel_scores import LEAST, Scores, grains_kept, removed, step_of, widths
+from compress.techniques.channel_steps import steps_of
 from compress.techniques.channel_trace import Axis
 
 GRID = 128
@@ -23,7 +24,7 @@ GRID = 128
 NEAR = 0.02
 """By how much of a target what is reached may differ without a note."""
 TRIES = 40
-"""How many groups are tried one by one to come nearer to a target."""
+"""How many single steps are tried to come nearer to a target."""
 WORDS = {"macs": "of the MACs", "params": "of the parameters", "channels": "of the channels"}
 
 
@@ -36,6 +37,8 @@ class Aim:
     round_to: int
     scope: str = "local"
     streams: str = "last"
+    measured: bool = False
+    """Whether `round_to` is what kernels like, which narrow groups may have half of."""
 
 
 class Search:
@@ -48,7 +51,12 @@ class Search:
         self.what, self.target = aim.what, aim.target
         self.channels, self.worth = channels, worth
         self.groups: tuple[Group, ...] = channels.groups
+        self.steps = dict.fromkeys((group.axis for group in self.groups), aim.round_to)
+        if aim.measured:
+            self.steps = steps_of(self.groups, aim.round_to)
         self.origin = context.origin or model
+        if self.what == "macs":
+            counts.require_counted("prune_channels", self.origin.module, self.origin.example)
         self._spared: frozenset[Axis] = frozenset()
         """Groups that stay whole so far."""
         self._whole = 0.0 if self.what == "channels" else self._cost(self.origin)
@@ -92,7 +100,7 @@ class Search:
         whole = whole or {group.axis: group.width for group in self.groups}
         found = widths(self.groups, self.worth, fraction, self.aim.scope, whole)
         found |= {axis: whole[axis] for axis in self._spared}
-        return {g.axis: grains_kept(g, found[g.axis], self.aim.round_to) for g in self.groups}
+        return {g.axis: grains_kept(g, found[g.axis], self.steps[g.axis]) for g in self.groups}
 
     def _reached(self, kept: Mapping[Axis, int]) -> float:
         classes = removed(self.groups, self.worth, kept)
@@ -126,14 +134,15 @@ class Search:
 
     def _from(self, low: int) -> dict[Axis, int]:
         """Return the widest that meets the target; at `low` of the grid it is met."""
-        high = GRID
+        high, least = GRID, self._at(low / GRID)
         while high - low > 1:
             middle = (low + high) // 2
             if self._reached(self._at(middle / GRID)) <= self.target:
                 low = middle
             else:
                 high = middle
-        return self._filled(self._between(self._at(low / GRID), self._at(high / GRID)))
+        between = self._between(self._at(low / GRID), self._at(high / GRID))
+        return self._filled(between, least)
 
     def _between(self, narrow: dict[Axis, int], wide: dict[Axis, int]) -> dict[Axis, int]:
         """Widen group after group, from narrow to wide, as long as the target is met."""
@@ -151,20 +160,35 @@ class Search:
                 high = middle
         return mixed(low)
 
-    def _filled(self, kept: dict[Axis, int]) -> dict[Axis, int]:
-        """Widen single groups by a step, the widest first, until the target is near."""
+    def _filled(self, kept: dict[Axis, int], least: Mapping[Axis, int]) -> dict[Axis, int]:
+        """Come nearer to the target from below, by single steps, the widest groups first.
+
+        Groups are widened as long as one can be; then one for another that is narrowed.
+        """
+        order = [group.axis for group in sorted(self.groups, key=lambda group: -group.width)]
+        moves = [{axis: 1} for axis in order]
+        moves += [{one: 1, other: -1} for one in order for other in order if one != other]
         left, now = TRIES, self._reached(kept)
-        for group in sorted(self.groups, key=lambda group: -group.width):
-            wider = kept[group.axis] + step_of(group, self.aim.round_to)
-            if now >= (1 - NEAR) * self.target or not left:
-                break
-            if wider > group.grains:
+        while moves and left and now < (1 - NEAR) * self.target:
+            move = moves.pop(0)
+            trial = {g.axis: self._moved(g, kept[g.axis], move.get(g.axis, 0)) for g in self.groups}
+            if any(trial[axis] == kept[axis] or trial[axis] < least[axis] for axis in move):
                 continue
             left -= 1
-            trial = {**kept, group.axis: wider}
-            if (reached := self._reached(trial)) <= self.target:
+            if now < (reached := self._reached(trial)) <= self.target:
                 kept, now = trial, reached
+                # Once more, after all others of its kind.
+                place = sum(len(one) == 1 for one in moves) if len(move) == 1 else len(moves)
+                moves.insert(place, move)
         return kept
+
+    def _moved(self, group: Group, grains: int, steps: int) -> int:
+        """Return how many grains a group keeps some steps wider or, below zero, narrower."""
+        if not steps:
+            return grains
+        step = self.steps[group.axis]
+        lost = group.grains - grains - steps * step_of(group, step)
+        return grains_kept(group, group.width - lost * group.unit, step)
 
     def _refuse(self, least: float, fraction: float, now: float) -> None:
         """Name the least target that is not refused: a higher one narrows groups less."""
@@ -172,12 +196,13 @@ class Search:
         while (cost := self._reached(self._at(possible / now / 2))) > possible:
             possible = cost
         asked = math.ceil(possible * 100) / 100
+        way = f"Ask for {self.what}={asked:.2f} or more, " if asked < 1 else "Ignore fewer layers, "
+        fraction *= LEAST if self.aim.scope == "global" else 1
         raise StepFailed(
             f"prune_channels: {self.what}={decimal(self.target)} cannot be reached: with no "
             f"group of channels below {fraction:.2f} of its width, or one step of round_to="
-            f"{self.aim.round_to}, at least {least:.2f} {WORDS[self.what]} stay. Ask for "
-            f"{self.what}={asked:.2f} or more, give a smaller round_to, or "
-            f"say with channels=... how narrow groups may become"
+            f"{self.aim.round_to}, at least {least:.2f} {WORDS[self.what]} stay. {way}give a "
+            f"smaller round_to, or say with channels=... how narrow groups may become"
         )
 
     def judged(self, result: Model, done: Cut) -> Model:
@@ -193,7 +218,7 @@ class Search:
     def note_reached(self, reached: float) -> None:
         if self.target >= 1 or abs(reached - self.target) <= NEAR * self.target:
             return
-        least = [g for g in self.groups if g.grains <= step_of(g, self.aim.round_to)]
+        least = [g for g in self.groups if g.grains <= step_of(g, self.steps[g.axis])]
         why = f"widths are multiples of round_to={self.aim.round_to} and of coupled channels"
         if least:
             why += f", and {len(least)} of {len(self.groups)} groups are no wider than one step"

@@ -11,6 +11,7 @@ from math import prod
 
 import numpy as np
 
+from compress.errors import StepFailed
 from compress.lowrank.latency import Clock
 from compress.techniques.channel_groups import Group
 from compress.techniques.channel_scores import grains_kept
@@ -29,26 +30,29 @@ def liked_step(layers: Sequence[Timed], clock: Clock, seconds: float) -> int:
     """Return the finest step of widths at which kernels are as efficient as at coarser ones.
 
     A step is refused where its odd multiples take over `UNEVEN` times the mean of their even
-    neighbours, in the median over the largest layers, whose inputs and outputs change together.
-    The coarsest is taken for granted, also where no layer is wide enough to try others on.
+    neighbours, in the median over the largest layers, whose inputs and outputs change together;
+    layers that are too narrow for that are tried wider. The coarsest is taken for granted.
+
+    Raises StepFailed where no layer can be timed.
     """
     step = STEPS[0]
-    wide = [
-        layer
-        for layer in layers
-        if layer.reads.of and layer.makes.of and not layer.depthwise
-        if min(layer.whole) >= 3 * step
-    ]
-    wide.sort(key=lambda layer: -prod(layer.whole) * prod(layer.rows))
+    full = [layer for layer in layers if not layer.depthwise]
+    tried = [layer for layer in full if layer.reads.of and layer.makes.of] or full
+    tried.sort(key=lambda layer: -prod(layer.whole) * prod(layer.rows))
     for finer in STEPS[1:]:
-        asked = {layer: _around(layer.whole, finer) for layer in wide[:TRIED]}
+        asked = {layer: _around(layer.whole, finer) for layer in tried[:TRIED]}
         found = seconds_of_layers(asked, clock, seconds)
         ratios = [
             2 * values[odd] / (values[below] + values[above])
             for layer, (below, odd, above) in asked.items()
             if (values := found[layer.path])
         ]
-        if not ratios or float(np.median(ratios)) > UNEVEN:
+        if not ratios:
+            raise StepFailed(
+                "prune_channels: round_to='auto' needs layers to be timed, and none of those whose "
+                "channels can be cut can be: give round_to as a number"
+            )
+        if float(np.median(ratios)) > UNEVEN:
             break
         step = finer
     return step
@@ -56,7 +60,8 @@ def liked_step(layers: Sequence[Timed], clock: Clock, seconds: float) -> int:
 
 def _around(sizes: Sizes, step: int) -> list[Sizes]:
     """Return an odd multiple of a step between two even ones, at about three quarters of a layer"""
-    reads, makes = (3 * size // 4 // STEPS[0] * STEPS[0] for size in sizes)
+    least = 3 * STEPS[0]
+    reads, makes = (3 * max(size, least) // 4 // STEPS[0] * STEPS[0] for size in sizes)
     return [(reads - less * step, makes - less * step) for less in (2, 1, 0)]
 
 

@@ -19,8 +19,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from compress.lowrank.latency import Clock, Files, layer_file
+from compress.lowrank.latency import OPSET, Clock, Files, layer_file
 from compress.model import Model, forward
 from compress.techniques.channel_groups import Channels, Group
 from compress.techniques.channel_scores import grains_kept
@@ -37,6 +38,10 @@ SHORTEST, LONGEST = 0.02, 0.5
 """Seconds that the timing of a file may take."""
 TOGETHER = 2**28
 """Bytes of files that are open at once."""
+CONVOLUTIONS: tuple[type[_ConvNd], ...] = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ class Timed:
     """A convolution or linear layer whose time depends on widths of groups."""
 
     path: str
-    layer: nn.Conv2d | nn.Linear
+    layer: _ConvNd | nn.Linear
     rows: tuple[int, ...]
-    """The shape of what enters, but for the axis of its inputs: (N, H, W) or (rows,)."""
+    """The shape of what enters, but for the batch and its inputs: (H, W), (L,) or (rows,)."""
     calls: int
     reads: Span
     makes: Span
@@ -69,8 +74,10 @@ class Timed:
     @property
     def whole(self) -> Sizes:
         """Its sizes as it is."""
-        makes, reads = self.layer.weight.shape[:2]
-        return (makes, makes) if self.depthwise else (reads, makes)
+        first, second = self.layer.weight.shape[:2]
+        if self.depthwise:
+            return first, first
+        return (first, second) if transposed(self.layer) else (second, first)
 
     @property
     def axes(self) -> frozenset[Axis]:
@@ -89,13 +96,19 @@ class Timed:
         if isinstance(self.layer, nn.Linear):
             made = nn.Linear(reads, makes)
         else:
-            names = ("kernel_size", "stride", "padding", "dilation")
+            names = ["kernel_size", "stride", "padding", "dilation"]
+            names += ["output_padding"] if transposed(self.layer) else []
             options: dict[str, Any] = {name: getattr(self.layer, name) for name in names}
-            groups, of_each = self.layer.groups, self.layer.out_channels // self.layer.groups
+            groups, (size, second) = self.layer.groups, self.layer.weight.shape[:2]
+            first = makes
             if self.depthwise:
-                groups, reads = max(1, makes // of_each), self.layer.weight.shape[1]
-            makes = max(1, makes // groups) * groups
-            made = nn.Conv2d(reads * groups, makes, groups=groups, **options)
+                groups = max(1, makes // (size // groups))
+            else:
+                first, second = (reads, makes) if transposed(self.layer) else (makes, reads)
+            first, second = max(1, first // groups) * groups, second * groups
+            sides = (first, second) if transposed(self.layer) else (second, first)
+            kind = next(one for one in CONVOLUTIONS if isinstance(self.layer, one))
+            made = kind(*sides, groups=groups, **options)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             noise = torch.randn(made.weight.shape, generator=generator)
@@ -105,7 +118,7 @@ class Timed:
 
     def shape(self, made: nn.Module) -> tuple[int, ...]:
         """Return the shape of what enters a layer like this one."""
-        if isinstance(made, nn.Conv2d):
+        if isinstance(made, _ConvNd):
             return (1, made.in_channels, *self.rows)
         assert isinstance(made, nn.Linear)
         return (1, made.in_features) if self.rows == (1,) else (1, *self.rows, made.in_features)
@@ -114,14 +127,14 @@ class Timed:
 def timed_layers(model: Model, channels: Channels) -> list[Timed]:
     """Return the layers that read or make channels which can be cut, in the order of modules.
 
-    Convolutions in two dimensions and linear layers that are called as such; the time of all else
-    is in the whole alone.
+    Convolutions and linear layers that are called as such; the time of all else is in the whole
+    alone.
     """
     entered: dict[str, list[tuple[int, ...]]] = {}
-    layers = {
+    layers: dict[str, _ConvNd | nn.Linear] = {
         path: layer
         for path, layer in model.module.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
+        if isinstance(layer, (nn.Linear, _ConvNd))
     }
     hooks = [
         layer.register_forward_pre_hook(
@@ -138,17 +151,25 @@ def timed_layers(model: Model, channels: Channels) -> list[Timed]:
             hook.remove()
     found = []
     for path, layer in layers.items():
-        makes, reads = (_span(channels, (f"{path}.weight", axis), layer) for axis in (0, 1))
+        name, order = f"{path}.weight".lstrip("."), (1, 0) if transposed(layer) else (0, 1)
+        depthwise = path in channels.plan.trace.whole_groups
+        makes, reads = (_span(channels, (name, axis), layer) for axis in order)
+        if depthwise:
+            makes = _span(channels, (name, 0), layer)
         shapes = entered.get(path, [])
         if shapes and (makes.of or reads.of):
             shape = shapes[0]
-            rows = shape[2:] if isinstance(layer, nn.Conv2d) else (prod(shape[:-1]),)
-            depthwise = path in channels.plan.trace.whole_groups
+            rows = shape[2:] if isinstance(layer, _ConvNd) else (prod(shape[:-1]),)
             found.append(Timed(path, layer, rows, len(shapes), reads, makes, depthwise))  # type: ignore[arg-type]
     return found
 
 
-def _span(channels: Channels, axis: Axis, layer: nn.Conv2d | nn.Linear) -> Span:
+def transposed(layer: nn.Module) -> bool:
+    """Whether a layer is a transposed convolution: its weight is (inputs, outputs, ...)."""
+    return isinstance(layer, _ConvNd) and layer.transposed
+
+
+def _span(channels: Channels, axis: Axis, layer: _ConvNd | nn.Linear) -> Span:
     if axis not in channels.plan.trace.axes:
         return Span(layer.weight.shape[axis[1]])
     classes = channels.plan.of(axis)
@@ -244,7 +265,7 @@ def seconds_of_layers(
     for layer, some in asked.items():
         for sizes in sorted(some):
             made = layer.alike(sizes)
-            content = from_a_number(layer_file([made], layer.shape(made)), layer.shape(made))
+            content = from_a_number(file_of(made, layer.shape(made)), layer.shape(made))
             name = hashlib.sha256(content).hexdigest()
             files[name], names[layer.path, sizes] = content, name
             work[name] = made.weight.numel() * prod(layer.rows)  # type: ignore[operator, union-attr]
@@ -276,6 +297,37 @@ def _relative(files: Files, measure: str, clock: Clock, seconds: float) -> dict[
         for name in together.keys() & found.keys():
             known[name] = unit * float(np.median(np.asarray(found[name]) / by_round))
     return known
+
+
+def file_of(layer: nn.Module, shape: tuple[int, ...]) -> bytes:
+    """Return the ONNX file of a convolution or linear layer, for an input of some shape."""
+    if not isinstance(layer, _ConvNd) or isinstance(layer, nn.Conv2d):
+        return layer_file([layer], shape)
+    sides = list(layer._reversed_padding_repeated_twice)
+    if layer.transposed:  # what is kept there is what remains to be padded
+        sides = [size for size in reversed(layer.padding) for _ in (0, 1)]  # type: ignore[misc]
+    options: dict[str, Any] = {
+        "strides": list(layer.stride),
+        "dilations": list(layer.dilation),
+        "pads": [*sides[-2::-2], *sides[::-2]],
+        "group": layer.groups,
+    }
+    if layer.transposed:
+        options["output_padding"] = list(layer.output_padding)
+    names = ["input", "weight", *(["bias"] if layer.bias is not None else [])]
+    kind = "ConvTranspose" if layer.transposed else "Conv"
+    stored = [
+        numpy_helper.from_array(one.detach().numpy(), name)
+        for name, one in zip(names[1:], layer.parameters(), strict=True)
+    ]
+    given = [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)]
+    wanted = [helper.make_tensor_value_info("value", TensorProto.FLOAT, [None] * len(shape))]
+    nodes = [helper.make_node(kind, names, ["value"], **options)]
+    graph = helper.make_graph(nodes, "layer", given, wanted, stored)
+    opsets = [helper.make_opsetid("", OPSET)]
+    lowest = helper.find_min_ir_version_for(opsets)
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=lowest)
+    return bytes(proto.SerializeToString())
 
 
 def from_a_number(content: bytes, shape: tuple[int, ...]) -> bytes:

@@ -15,6 +15,8 @@ from compress.parts import Part, by_name, whole_number
 
 MAKES, READS, SCALE = "makes", "reads", "scale"
 """Weights that make channels, weights of what reads them, and the scales of their norms."""
+GATE = "gate"
+"""No tensor: a factor of one on all that reads a channel, for criteria that want gradients."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,11 @@ class Slices:
 
     kind: str
     values: Tensor
-    """(channels, values of each)."""
+    """(channels, values of each); of a gate, no values."""
     gradients: Tensor | None = None
     """The same, of the task's loss, averaged over items; None where no criterion asked."""
     effects: Tensor | None = None
-    """(items, channels): Σ w · ∂loss/∂w over a channel's values, of each item by itself."""
+    """Of a gate, (items, channels): ∂loss/∂gate of each item, or one row of their mean."""
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -41,7 +43,7 @@ class Criterion(Part, ABC):
     wants_gradients: ClassVar[bool] = False
     """Whether it needs gradients of the task's loss, and so labelled training items."""
     of_each_item: ClassVar[bool] = False
-    """Whether it needs them of each item by itself, as `Slices.effects`."""
+    """Whether it needs the effects of gates of each item by itself."""
 
     @abstractmethod
     def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
@@ -92,9 +94,11 @@ class Fpgm(Criterion):
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Taylor(Criterion):
-    """(Σ w · ∂loss/∂w)². Molchanov et al. 2019 (arXiv 1906.10771), equation 8.
+    """(∂loss/∂gate)², of a factor of one on the channel: what the loss loses by it, to first order.
+    Molchanov et al. 2019 (arXiv 1906.10771), equation 8, with gates (section 3.2).
 
-    The loss is the task's, in eval mode, over the first `count` items of an even choice.
+    The gate stands where the channel is read, behind norm and activation. The loss is the task's,
+    in eval mode, over the first `count` items of an even choice.
     """
 
     count: int = field(default=128, metadata=whole_number())
@@ -102,9 +106,7 @@ class Taylor(Criterion):
     wants_gradients = True
 
     def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
-        if slices.kind == READS or slices.gradients is None:
-            return None
-        return (slices.values * slices.gradients).sum(1).square()
+        return None if slices.effects is None else slices.effects.mean(0).square()
 
     @property
     def items(self) -> int:
@@ -113,7 +115,7 @@ class Taylor(Criterion):
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Fisher(Criterion):
-    """The mean over items of (Σ w · ∂loss/∂w)²: what the loss loses to second order by a channel.
+    """The mean over items of (∂loss/∂gate)²: what the loss loses to second order by a channel.
 
     Half of that is the optimal brain damage (LeCun et al. 1989) of a factor on the channel, with
     the empirical Fisher information for the Hessian: Theis et al. 2018 (arXiv 1801.05787); Liu et
@@ -127,9 +129,7 @@ class Fisher(Criterion):
     of_each_item = True
 
     def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
-        if slices.kind == READS or slices.effects is None:
-            return None
-        return slices.effects.square().mean(0)
+        return None if slices.effects is None else slices.effects.square().mean(0)
 
     @property
     def items(self) -> int:

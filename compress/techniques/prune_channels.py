@@ -22,12 +22,11 @@ from compress.parts import (
     rule,
     searched,
     takes,
-    whole_number,
 )
 from compress.system.progress import stage
 from compress.techniques.channel_attention import packed_where_whole, with_plain_attention
 from compress.techniques.channel_cut import cut, differs_from_zeroed
-from compress.techniques.channel_groups import Channels
+from compress.techniques.channel_groups import Channels, protects
 from compress.techniques.channel_latency import LatencySearch
 from compress.techniques.channel_proof import FEWER, NARROWER, sound_groups
 from compress.techniques.channel_scores import Scores, removed, scores
@@ -36,6 +35,7 @@ from compress.techniques.channel_steps import liked_step
 from compress.techniques.channel_times import timed_layers
 from compress.techniques.channel_trace import OUTPUT
 from compress.techniques.criteria import L2, Criterion, criteria
+from compress.techniques.prune_weights import follows, pattern_of
 from compress.techniques.timed_files import clock_of
 from compress.training.batch_norms import BATCH, reestimate
 
@@ -55,9 +55,10 @@ class PruneChannels(Compressor):
     `criterion` says what a channel is worth. With `scope='local'` every group of coupled channels
     keeps the same share, with 'global' those of more worth in relation to their group's mean stay,
     wherever they are. Counts are multiples of `round_to`, so that kernels stay fast: of 8, or with
-    'auto', and for `latency`, of what kernels are found to like here. `ignored` layers keep their
-    outputs. With `streams='last'`, residual streams are narrowed only where a target cannot be met
-    closely without, since what they lose is lost to all blocks; with 'alike', as all others are.
+    'auto', and for `latency`, of what kernels are found to like here. `ignored` layers, and those
+    inside them, keep their outputs. With `streams='last'`, residual streams are narrowed only where
+    a target cannot be met closely without, since what they lose is lost to all blocks; with
+    'alike', as all others are.
     With `heads='narrower'` those of attention lose channels, with 'fewer' whole ones go; where the
     code allows the other alone, that.
     On `calibration` items, without their labels, the statistics of batch norms are estimated anew
@@ -66,7 +67,8 @@ class PruneChannels(Compressor):
     What produces the output is protected, and so is every group in which the pruned net would not
     equal the original with those channels set to zero (`channel_cut`). A target that cannot be
     reached without narrowing groups to less than half of the target's own fraction (for `latency`,
-    a quarter) is refused. For `latency`, a model that would be no faster stays whole.
+    a quarter; with scope='global', single ones to a quarter of that half) is refused. For
+    `latency`, a model that would be no faster stays whole.
     """
 
     imports = ("scipy.sparse.csgraph",)
@@ -96,7 +98,13 @@ class PruneChannels(Compressor):
     streams: str = field(default="last", metadata=one_of("last", "alike"))
     heads: str = field(default=NARROWER, metadata=one_of(NARROWER, FEWER))
     seconds: float | None = field(default=None, metadata=positive())
-    calibration: int = field(default=0, metadata=whole_number(least=0))
+    calibration: int = field(
+        default=0,
+        metadata=rule(
+            "is a number of items: 0, or at least 2, since one has no variance",
+            lambda value: type(value) is int and value >= 0 and value != 1,
+        ),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,19 +128,17 @@ class PruneChannels(Compressor):
         self._check_ignored(model)
         plain, packed = with_plain_attention(model)
         if not packed:
-            return self._pruned(model, context, self.ignored)
-        # What was one layer are two.
-        inner = (f"{path}.{leaf}" for path in packed for leaf in ("qkv", "out_proj"))
-        ignored = (*self.ignored, *(one for one in inner if one.rpartition(".")[0] in self.ignored))
+            return self._pruned(model, context)
         if context.origin is not None:
             context = replace(context, origin=with_plain_attention(context.origin)[0])
-        result = self._pruned(plain, context, ignored)
+        result = self._pruned(plain, context)
         if result is plain:
             return model
         return packed_where_whole(result, plain, packed, model.sparse)
 
-    def _pruned(self, model: Model, context: StepContext, ignored: tuple[str, ...]) -> Model:
-        channels = sound_groups(model.module, model.items(), ignored, self.heads)
+    def _pruned(self, model: Model, context: StepContext) -> Model:
+        channels = sound_groups(model.module, model.items(), self.ignored, self.heads)
+        self._check_protection(channels)
         self._log_left(channels, context)
         if not channels.groups:
             context.log.note(f"prune_channels: left the model whole ({_why_whole(channels.left)})")
@@ -152,9 +158,10 @@ class PruneChannels(Compressor):
         done = cut(model.module, channels.plan, classes)
         if reason := differs_from_zeroed(model.module, done, channels.plan, model.items()):
             raise StepFailed(f"pruning would change more than the removed channels: {reason}")
-        result = search.judged(replace(model, module=done.module.eval(), hints={}), done)
+        result = search.judged(replace(model, module=done.module.eval()), done)
         if result is model:
             return model
+        self._note_lost_patterns(model, result, context)
         for group in channels.groups:
             gone = np.isin(channels.plan.of(group.axis), done.classes)
             left = group.width - int(gone.sum())
@@ -176,13 +183,14 @@ class PruneChannels(Compressor):
         if isinstance(step, int) and what != "latency":
             aim = Aim(what, target, step, self.scope, self.streams)
             return Search(aim, model, context, channels, worth)
+        measured = not isinstance(step, int)
         layers, clock = timed_layers(model, channels), clock_of(context, self.name())
         seconds = self.seconds or SECONDS
         if not isinstance(step, int):
             with stage("finding the widths that kernels like"):
                 step = liked_step(layers, clock, seconds / 4)
             context.log.row("widths", step=step)
-        aim = Aim(what, target, step, self.scope, self.streams)
+        aim = Aim(what, target, step, self.scope, self.streams, measured)
         if what != "latency":
             return Search(aim, model, context, channels, worth)
         return LatencySearch(aim, model, context, channels, worth, layers, clock, seconds)
@@ -194,6 +202,36 @@ class PruneChannels(Compressor):
                 raise UserError(
                     f"prune_channels: there is no layer {path!r} to ignore. {nearest(path, known)}"
                 )
+
+    def _check_protection(self, channels: Channels) -> None:
+        found = channels.plan.trace
+        for path in self.ignored if found.made else ():
+            if not any(protects(path, axis, found) for axis in found.made):
+                raise UserError(
+                    f"prune_channels: to ignore {path!r} protects nothing, since it makes no "
+                    f"channels of its own: name the layer whose outputs enter it, or the one that "
+                    f"holds both"
+                )
+
+    def _note_lost_patterns(self, before: Model, after: Model, context: StepContext) -> None:
+        """Say where the zeros of a pattern N:M are in none any more: other inputs are neighbours"""
+        patterns = {
+            name: found
+            for name in sorted(before.sparse)
+            if (found := pattern_of(before.module.get_parameter(name).detach()))
+        }
+        lost = [
+            name
+            for name, (kept, among) in patterns.items()
+            if not follows(after.module.get_parameter(name).detach(), kept, among)
+        ]
+        if lost:
+            kept, among = patterns[lost[0]]
+            context.log.note(
+                f"prune_channels: {len(lost)} of {len(patterns)} weights with zeros in a pattern "
+                f"have lost it, such as {lost[0]!r} ({kept}:{among}): prune channels before "
+                f"prune_weights(pattern=...)"
+            )
 
     def _log_left(self, channels: Channels, context: StepContext) -> None:
         for path, reason in channels.left.items():

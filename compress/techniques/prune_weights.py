@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -94,12 +94,14 @@ class PruneWeights(Compressor):
             self._keep_pattern(weights, context)
         else:
             assert self.sparsity is not None
+            before = {name for name, weight in weights.items() if weight.any()}
             self._to_sparsity(list(weights.values()), self.sparsity)
+            self._note_emptied([name for name in weights if name in before], weights, context)
         for name, weight in weights.items():
             zeros = 1 - int(weight.count_nonzero()) / weight.numel()
             context.log.row("layer", layer=name, sparsity=zeros)
         masked = {name for name, weight in weights.items() if bool((weight == 0).any())}
-        return replace(model, sparse=model.sparse | masked, hints={})
+        return replace(model, sparse=model.sparse | masked)
 
     def _to_sparsity(self, weights: list[torch.nn.Parameter], sparsity: float) -> None:
         tensors = [weight.data for weight in weights]
@@ -110,6 +112,20 @@ class PruneWeights(Compressor):
         else:
             for tensor in tensors:
                 zero_smallest([tensor], sparsity)
+
+    def _note_emptied(
+        self,
+        names: Sequence[str],
+        weights: Mapping[str, torch.nn.Parameter],
+        context: StepContext,
+    ) -> None:
+        """Say which weights have no value left: nothing passes their layers."""
+        if empty := [name for name in names if not weights[name].any()]:
+            context.log.note(
+                f"prune_weights: nothing is left of {len(empty)} of {len(weights)} weights, such "
+                f"as {empty[0]!r}: the values of other layers are larger. With score='lamp' no "
+                f"layer is emptied"
+            )
 
     def _keep_pattern(
         self, weights: Mapping[str, torch.nn.Parameter], context: StepContext
@@ -131,8 +147,8 @@ class PruneWeights(Compressor):
         if kept < among:
             context.log.note(
                 f"prune_weights: zeros in the pattern {self.pattern} make a file smaller once it "
-                f"is compressed, and nothing faster here: kernels that skip them exist for 2:4 on "
-                f"NVIDIA GPUs since Ampere alone, and onnxruntime has none"
+                f"is compressed, and nothing faster here: onnxruntime has no kernels that skip "
+                f"them; NVIDIA GPUs since Ampere have some, for 2:4"
             )
 
 
@@ -178,3 +194,27 @@ def keep_largest(weight: Tensor, kept: int, among: int) -> None:
     mask = torch.zeros_like(groups)
     mask.scatter_(1, groups.argsort(dim=1, descending=True, stable=True)[:, :kept], 1.0)
     weight.mul_(mask.view(inputs_last.shape).movedim(-1, 1))
+
+
+def pattern_of(weight: Tensor) -> tuple[int, int] | None:
+    """Return N and M where at most N of every M consecutive inputs are not zero, and most often N.
+
+    The least M up to 32; None where there is no such pattern.
+    """
+    inputs_last = weight.movedim(1, -1)
+    for among in range(2, 33):
+        if inputs_last.shape[-1] % among:
+            continue
+        counts = (inputs_last.reshape(-1, among) != 0).sum(1)
+        most = int(counts.max())
+        if 0 < most < among and bool((counts == most).float().mean() > 0.5):
+            return most, among
+    return None
+
+
+def follows(weight: Tensor, kept: int, among: int) -> bool:
+    """Whether at most `kept` of every `among` consecutive inputs of a weight are not zero."""
+    if weight.shape[1] % among:
+        return False
+    groups = weight.movedim(1, -1).reshape(-1, among)
+    return int((groups != 0).sum(1).max()) <= kept

@@ -320,4 +320,4 @@ class _Search:
             + (f", without {len(dropped)} of {len(elastic.blocks)} blocks" if dropped else "")
         )
         names = dict(module.named_parameters()).keys()
-        return replace(elastic.model, module=module, sparse=elastic.model.sparse & names, hints={})
+        return replace(elastic.model, module=module, sparse=elastic.model.sparse & names)

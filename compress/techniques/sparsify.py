@@ -47,7 +47,7 @@ class Sparsify(Training):
     def compress(self, model: Model, context: StepContext) -> Model:
         channels = sound_groups(model.module, model.items())
         if not any(not group.stream for group in channels.groups):
-            context.log.note("sparsify: no channels could be cut, so this was plain training")
+            context.log.note("sparsify: it trained without a penalty, as no channels could be cut")
         pull = _Pull(model, channels, context)
         plain = labels_loss(context)
 

@@ -59,7 +59,7 @@ def fresh_model(student: str | None, model: Model, context: StepContext) -> Mode
     if model.blueprint is not None and model.blueprint.factory != INSTANCE:
         return context.student(model.blueprint.factory)
     reset(model.module)
-    return replace(model, sparse=frozenset(), hints={})
+    return replace(model, sparse=frozenset())
 
 
 def reborn(model: Model, context: StepContext) -> Model:
@@ -85,7 +85,7 @@ def reborn(model: Model, context: StepContext) -> Model:
         )
     student = model.copy()
     reset(student.module, fresh)
-    return replace(student, sparse=frozenset(), hints={})
+    return replace(student, sparse=frozenset())
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:

@@ -330,7 +330,7 @@ class _Fit:
             **self.stepper.about(self.settings.batch_size),
         )
         module = self.module.to("cpu").to(memory_format=torch.contiguous_format).eval()
-        return replace(self.model, module=module, hints={})
+        return replace(self.model, module=module)
 
     def _note_of_auxiliary_heads(self) -> str:
         if not any(self.hooks.label_weight(progress) for progress in (0.0, 1.0)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,8 +32,10 @@ from compress.techniques.channel_scores import scores
 from compress.techniques.channel_steps import liked_step, steps_of
 from compress.techniques.channel_times import (
     Sizes,
+    Span,
     Timed,
     Times,
+    file_of,
     from_a_number,
     interpolated,
     measured,
@@ -79,11 +82,11 @@ def macs_of(content: bytes) -> float:
     stored = {one.name: list(one.dims) for one in graph.initializer}
     total = 0.0
     for node in graph.node:
-        if node.op_type in ("Conv", "MatMul", "Gemm"):
+        if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
             dims = next(stored[name] for name in node.input if name in stored)
             strides = [a.ints for a in node.attribute if a.name == "strides"]
             pixels = 64 / np.prod(strides[0]) if strides else 1.0
-            total += float(np.prod(dims)) * (pixels if node.op_type == "Conv" else 1.0)
+            total += float(np.prod(dims)) * (pixels if "Conv" in node.op_type else 1.0)
     return total
 
 
@@ -151,6 +154,27 @@ def test_files_of_grouped_convolutions_compute_what_the_layers_do() -> None:
         np.testing.assert_allclose(found, layer(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(4, 6, 3, padding=2, stride=2),
+        nn.Conv1d(4, 6, 4, padding="same", dilation=2),
+        nn.Conv3d(4, 6, (1, 2, 3), padding=(0, 1, 2), groups=2, bias=False),
+        nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=(1, 0), output_padding=(1, 0), groups=2),
+        nn.ConvTranspose1d(4, 4, 3, stride=2, groups=4),
+        nn.ConvTranspose3d(2, 3, 2),
+    ],
+    ids=str,
+)
+def test_files_of_other_convolutions_compute_what_the_layers_do(layer: Any) -> None:
+    rows = (6, 7, 5)[: layer.weight.ndim - 2]
+    x = torch.randn(1, layer.in_channels, *rows)
+    found = session(file_of(layer, tuple(x.shape)), threads=1).run({"input": x.numpy()})
+    np.testing.assert_allclose(found, layer(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    timed = Timed("", layer, rows, 1, Span(1), Span(1), layer.groups == layer.in_channels)
+    assert timed.alike(timed.whole).weight.shape == layer.weight.shape
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     a=st.floats(0, 9), b=st.floats(0, 9), c=st.floats(0, 9), reads=st.integers(1, 90),
@@ -216,13 +240,35 @@ def test_the_step_is_the_block_of_the_kernels(block: int, step: int) -> None:
     assert liked_step(layers, in_blocks(block), 1.0) == step
 
 
-def test_without_a_wide_layer_the_coarsest_step_is_taken_and_narrow_groups_get_half() -> None:
+def test_narrow_layers_are_tried_wider_and_narrow_groups_get_half_a_step() -> None:
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 3))
     model = Model(net.eval(), (torch.randn(2, 8),))
     channels, layers, _ = everything(model)
-    assert liked_step(layers, in_blocks(1), 1.0) == 16
+    assert [liked_step(layers, in_blocks(block), 1.0) for block in (1, 8, 16)] == [4, 8, 16]
     assert list(steps_of(channels.groups, 16).values()) == [8, 16]
     assert list(steps_of(channels.groups, 4).values()) == [4, 4]
+    with pytest.raises(StepFailed, match="round_to='auto' needs layers to be timed"):
+        liked_step(layers, lambda *_: {}, 1.0)
+
+
+def narrow(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for reads, makes in pairwise((3, *widths)):
+        layers += [nn.Conv2d(reads, makes, 3, padding=1), nn.ReLU()]
+    ends = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
+    return nn.Sequential(*layers, *ends)
+
+
+def test_a_measured_step_of_macs_is_halved_in_narrow_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of(narrow(16, 16, 32))
+    text = "prune_channels(macs=0.5, round_to='auto')"
+    result, given = pruned(text, in_blocks(16), monkeypatch, model)
+    assert [row["step"] for row in given.log.rows if row["kind"] == "widths"] == [16]
+    assert [result.module[n].out_channels % 8 for n in (0, 2, 4)] == [0, 0, 0]
+    share = counts.macs(result.module, model.example) / counts.macs(model.module, model.example)
+    assert 0.4 < share <= 0.5
 
 
 # --- the knapsack ---------------------------------------------------------------------------------
@@ -298,6 +344,48 @@ def test_a_latency_is_reached_though_layers_tell_only_a_part(
     assert row["reached"] == pytest.approx(0.7, rel=0.02)
     assert not [note for note in given.log.notes if "asked for" in note]
     assert result.module.stem.out_channels == 32, "streams are narrowed last"
+
+
+class Own(nn.Module):
+    """A convolution that only its own code knows, so it cannot be timed by itself."""
+
+    def __init__(self, reads: int, makes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(makes, reads, 3, 3) / reads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=1)
+
+
+def test_convolutions_in_one_dimension_reach_their_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(
+        *(nn.Conv1d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv1d(32, 64, 3, padding=1), nn.ReLU()),
+        *(nn.ConvTranspose1d(64, 32, 3, padding=1), nn.ReLU(), nn.Conv1d(32, 10, 3, padding=1)),
+        *(nn.AdaptiveAvgPool1d(1), nn.Flatten()),
+    )
+    torch.manual_seed(0)
+    model = Model(net.eval(), (torch.randn(2, 3, 64),))
+    text = "prune_channels(latency=0.8, round_to=1)"
+    _, given = pruned(text, by_macs(), monkeypatch, model)
+    [row] = [row for row in given.log.rows if row["kind"] == "latency"]
+    assert row["reached"] == pytest.approx(0.8, rel=0.02)
+
+
+def test_what_cannot_be_timed_is_refused_or_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    with pytest.raises(StepFailed, match=r"cannot be aimed at: 1 of 1 .* such as '0' \(Own\)"):
+        pruned(
+            "prune_channels(latency=0.8, ignored=['2'])",
+            *(lambda *args: {k: [1.0] for k in args[0] if k in ("before", "after")}, monkeypatch),
+            model_of(nn.Sequential(Own(3, 32), nn.ReLU(), Own(32, 32), nn.ReLU(), *ends)),
+        )
+    mixed = (Own(3, 32), nn.ReLU(), Own(32, 32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), *ends)
+    model = model_of(nn.Sequential(*mixed))
+    result, given = pruned("prune_channels(latency=0.8, round_to=1)", by_macs(), monkeypatch, model)
+    assert len(result.module[0].weight) == 32 > len(result.module[2].weight)
+    assert any("1 of 3 groups of channels have no layer" in note for note in given.log.notes)
+    [row] = [row for row in given.log.rows if row["kind"] == "latency"]
+    assert row["reached"] == pytest.approx(0.8, rel=0.02)
 
 
 def test_a_coarse_step_misses_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

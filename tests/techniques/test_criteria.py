@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from compress.techniques import chain, criteria
 from compress.techniques.channel_proof import sound_groups
 from compress.techniques.channel_scores import scores, widths
 from compress.techniques.criteria import (
+    GATE,
     L1,
     L2,
     MAKES,
@@ -73,68 +75,125 @@ def test_batch_norm_scales_tell_by_themselves() -> None:
     assert BnScale().of(Slices(MAKES, values()), torch.Generator()) is None
 
 
-def test_taylor_is_the_square_of_what_the_loss_loses_to_first_order() -> None:
-    w, g = values().double().numpy(), np.flip(values().double().numpy(), 1)
-    found = of(Taylor(), Slices(MAKES, values(), values().flip(1)))
-    np.testing.assert_allclose(found, ((w * g).sum(1)) ** 2, rtol=1e-5)
+class Gated(nn.Module):
+    """A stem and a residual block; a gate on every channel, where it is read."""
+
+    def __init__(self, bias: bool = False) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.inner, self.second = nn.Conv2d(6, 5, 3, padding=1, bias=bias), nn.BatchNorm2d(5)
+        self.back, self.third = nn.Conv2d(5, 6, 1), nn.BatchNorm2d(6)
+        self.out = nn.Linear(6, 10)
+        self.gates: dict[str, Tensor] = {}
+
+    def at(self, path: str, x: Tensor) -> Tensor:
+        gate = self.gates.get(path)
+        return x if gate is None else x * gate.view(-1, *[1] * (x.ndim - 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.stem(x)).relu()
+        inner = self.second(self.inner(self.at("stem", x))).relu()
+        x = (x + self.third(self.back(self.at("inner", inner)))).relu()
+        return self.out(self.at("stem", x.mean((2, 3))))
 
 
-def test_taylor_takes_the_gradients_of_the_tasks_loss(data: Data, bench: StepContext) -> None:
-    model = fresh_model(data)
-    channels = sound_groups(model.module, model.items())
-    found, silent = scores(model, channels, Taylor(count=48), bench)
-    assert not silent
-    # By hand: one pass over the same items, in one batch.
+def gated(seed: int = 0) -> Model:
+    torch.manual_seed(seed)
+    net = Gated()
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias, std=0.5)
+            nn.init.normal_(layer.running_mean, std=0.2)
+    return Model(net.eval(), (torch.randn(2, 1, 8, 8),))
+
+
+def by_differences(model: Model, bench: StepContext, path: str, width: int, count: int) -> Tensor:
+    """Return ∂loss/∂gate of each item and channel, (items, channels), by central differences."""
     assert bench.train is not None
-    index = torch.arange(48) * len(bench.train) // 48
-    raw, targets = bench.train.fetch(index)
-    module = model.copy().module
-    outputs = module(*bench.task.prepare(raw, torch.device("cpu")))
-    bench.task.loss(outputs, targets).backward()
-    group = channels.groups[0]
-    layer = module.get_submodule(group.path)
-    weight = layer.weight
-    rows = (weight * weight.grad).flatten(1).sum(1).square().detach().numpy()
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    if norms:
-        rows = (rows + (norms[0].weight * norms[0].weight.grad).square().detach().numpy()) / 2
-    order = np.argsort(np.argsort(group.pools[0]))
-    np.testing.assert_allclose(found[group.axis][0], rows[order], rtol=1e-3, atol=1e-12)
+    net = model.copy().module.double()
+    raw, targets = bench.train.fetch(torch.arange(count) * len(bench.train) // count)
+    [x] = bench.task.prepare(raw, torch.device("cpu"))
+    found = torch.zeros(count, width)
+    for channel in range(width):
+        losses = []
+        for gate in (1 + 1e-5, 1 - 1e-5):
+            net.gates = {path: torch.ones(width, dtype=torch.float64)}
+            net.gates[path][channel] = gate
+            with torch.no_grad():
+                losses.append(F.cross_entropy(net(x.double()), targets, reduction="none"))
+        found[:, channel] = (losses[0] - losses[1]) / 2e-5
+    return found
 
 
-def test_fisher_is_the_mean_square_of_what_each_item_loses(data: Data, bench: StepContext) -> None:
-    """By a factor of one on every channel of the first layer, item by item."""
-    model = fresh_model(data)
+@pytest.mark.parametrize("criterion", [Taylor(count=12), Fisher(count=12)])
+def test_criteria_with_gradients_are_those_of_a_factor_on_a_channel(
+    criterion: Criterion, data: Data, bench: StepContext
+) -> None:
+    """By finite differences, behind the norms and activations, at all places that read it."""
+    model = gated()
     channels = sound_groups(model.module, model.items())
-    found, silent = scores(model, channels, Fisher(count=20), bench)
+    found, silent = scores(model, channels, criterion, bench)
     assert not silent
-    assert bench.train is not None
-    module = model.copy().module
-    group = channels.groups[0]
-    layer = module.get_submodule(group.path)
-    total = np.zeros(group.width)
-    for number in range(20):
-        raw, targets = bench.train.fetch(torch.tensor([number * len(bench.train) // 20]))
-        gates = torch.ones(group.width, requires_grad=True)
-        inputs = bench.task.prepare(raw, torch.device("cpu"))
-        hook = layer.register_forward_hook(
-            lambda own, _, out, gates=gates: (
-                (out - own.bias[:, None, None]) * gates[:, None, None] + own.bias[:, None, None]
-            )
+    assert [group.path for group in channels.groups] == ["stem", "inner"]
+    for group in channels.groups:
+        effects = by_differences(model, bench, group.path, group.width, 12)
+        taylor = isinstance(criterion, Taylor)
+        expected = effects.mean(0).square() if taylor else effects.square().mean(0)
+        classes = channels.plan.of(group.axis)
+        place = [int(np.flatnonzero(classes == one)[0]) for one in group.pools[0]]
+        np.testing.assert_allclose(
+            found[group.axis][0], expected.numpy()[place], rtol=1e-3, atol=1e-9
         )
-        bench.task.loss(module(*inputs), targets).backward()
-        hook.remove()
-        assert gates.grad is not None
-        total += gates.grad.double().numpy() ** 2 / 20
+
+
+def test_what_no_weights_read_has_its_gate_on_the_layers_that_make_it(bench: StepContext) -> None:
+    """Queries and keys are read by their product alone."""
+
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = nn.Linear(8, 6), nn.Linear(8, 6)
+            self.out = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1, 2)
+            return self.out((self.q(x) @ self.k(x).transpose(1, 2)).flatten(1))
+
+    torch.manual_seed(0)
+    net = Products().eval()
+    model = Model(net, (torch.randn(2, 1, 8, 8),))
+    channels = sound_groups(net, model.items())
+    [group] = channels.groups
+    found, silent = scores(model, channels, Taylor(count=12), bench)
+    assert not silent
+    assert bench.train is not None
+    raw, targets = bench.train.fetch(torch.arange(12) * len(bench.train) // 12)
+    gate = torch.ones(6, requires_grad=True)
+    net.q.register_forward_hook(lambda layer, given, made: made * gate)
+    bench.task.loss(net(*bench.task.prepare(raw, torch.device("cpu"))), targets).backward()
+    assert gate.grad is not None
     order = np.argsort(np.argsort(group.pools[0]))
-    np.testing.assert_allclose(found[group.axis][0], total[order], rtol=1e-3, atol=1e-12)
+    expected = gate.grad.square().numpy()[order]
+    np.testing.assert_allclose(found[group.axis][0], expected, rtol=1e-3, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["taylor", "fisher"])
+def test_a_model_that_is_not_differentiable_is_refused(name: str, bench: StepContext) -> None:
+    class Signs(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return super().forward(x)
+
+    model = Model(Signs().eval(), (torch.randn(2, 1, 8, 8),))
+    with pytest.raises(UserError, match=rf"'{name}' needs gradients, and .* not differentiable"):
+        run(chain(f"prune_channels(channels=0.5, criterion={name!r})"), model, bench)
 
 
 def test_fisher_sees_what_the_mean_gradient_hides() -> None:
     """Two items whose effects cancel: to first order nothing is lost, to second order much is."""
     effects = torch.tensor([[1.0, 0.1], [-1.0, 0.1]])
-    values, mean = torch.ones(2, 1), effects.mean(0)[:, None]
-    slices = Slices(MAKES, values, mean, effects)
+    slices = Slices(GATE, torch.ones(2, 0), None, effects)
     assert of(Taylor(), slices) == pytest.approx([0.0, 0.01])
     assert of(Fisher(), slices) == pytest.approx([1.0, 0.01])
 

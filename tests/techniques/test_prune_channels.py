@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -260,3 +261,127 @@ def test_streams_are_narrowed_last() -> None:
     assert widths["channels=0.5"] == (16, 32)
     deeper = run(chain("prune_channels(macs=0.02, round_to=1)"), model, step_context()).module
     assert deeper.stem.out_channels < 32, "inner widths alone do not give that"
+
+
+def uneven(first: str = "parts") -> Net:
+    """Return a net whose layers of 30 and 22 channels meet one of 52, in one order or the other."""
+
+    def add(m: nn.Module, x: Tensor) -> Tensor:
+        return m.out(F.relu(torch.cat([m.a(x), m.b(x)], 1) + m.c(x)).mean((2, 3)))
+
+    layers = {"a": nn.Conv2d(3, 30, 3), "b": nn.Conv2d(3, 22, 3), "c": nn.Conv2d(3, 52, 3)}
+    order = "abc" if first == "parts" else "cab"
+    return Net(add, **{name: layers[name] for name in order}, out=nn.Linear(52, 10))
+
+
+@pytest.mark.parametrize("first", ["parts", "sum"])
+def test_parts_of_uneven_sizes_keep_the_same_share(first: str) -> None:
+    for step in (1, 8):
+        model = of(uneven(first), 3, 8, 8)
+        result, context = pruned(f"prune_channels(channels=0.5, round_to={step})", model)
+        a, b, c = (getattr(result, name).out_channels for name in "abc")
+        assert a + b == c
+        widest = a if first == "parts" else c
+        exact = 15 if first == "parts" else 26
+        assert widest == {1: exact, 8: round(exact / 8) * 8}[step]
+        assert a / 30 == pytest.approx(b / 22, abs=1 / 22)
+        assert step > 1 or not [note for note in context.log.notes if "asked for" in note]
+
+
+@pytest.mark.parametrize("first", ["parts", "sum"])
+@pytest.mark.parametrize("text", ["channels=0.5", "macs=0.5", "channels=0.1"])
+def test_parts_of_uneven_sizes_are_ranked_in_all(first: str, text: str) -> None:
+    model = of(uneven(first), 3, 8, 8)
+    result, _ = pruned(f"prune_channels({text}, scope='global', round_to=1)", model)
+    assert result.a.out_channels + result.b.out_channels == result.c.out_channels < 52
+    assert share(result, model) == pytest.approx(float(text[-3:]), abs=0.03)
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_fractions_of_channels_in_rounds_are_those_of_the_first(scope: str) -> None:
+    text = f"prune_channels(channels=0.5, scope={scope!r}, round_to=1)"
+    left = []
+    for chain_text in (text, f"repeat(2, {text})", f"repeat(4, {text})"):
+        model = prepared("cnn-small(width=16)")
+        result, context = pruned(chain_text, model)
+        left.append(sum(m.out_channels for m in result.modules() if isinstance(m, nn.Conv2d)))
+        assert not [note for note in context.log.notes if "asked for" in note]
+    whole = sum(m.out_channels for m in model.module.modules() if isinstance(m, nn.Conv2d))
+    assert left == pytest.approx([whole / 2] * 3, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("ignored", "widths"),
+    [
+        (["body"], (4, 8, 8)),
+        (["body.0"], (4, 8, 4)),
+        (["body", "stem"], (8, 8, 8)),
+        ([""], (8, 8, 8)),
+    ],
+)
+def test_what_is_inside_an_ignored_layer_keeps_its_width_too(
+    ignored: list[str], widths: tuple[int, ...]
+) -> None:
+    body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    net = Net(
+        lambda m, x: m.out(m.body(F.relu(m.stem(x))).mean((2, 3))),
+        stem=nn.Conv2d(3, 8, 3),
+        body=body,
+        out=nn.Linear(8, 10),
+    )
+    model = of(net, 3, 10, 10)
+    result, _ = pruned(f"prune_channels(channels=0.5, round_to=1, ignored={ignored!r})", model)
+    layers = (result.stem, result.body[0], result.body[3])
+    assert tuple(layer.out_channels for layer in layers) == widths
+    with pytest.raises(UserError, match=r"to ignore 'body.1' protects nothing"):
+        run(chain("prune_channels(macs=0.5, ignored=['body.1'])"), model, step_context())
+
+
+@pytest.mark.parametrize(("widths", "step"), [((64, 64, 128), 8), ((16, 16, 32), 4)])
+def test_a_target_is_reached_in_steps_where_that_is_possible(
+    widths: tuple[int, ...], step: int
+) -> None:
+    """As near as any combination of widths comes, or within 2 %."""
+    layers: list[nn.Module] = []
+    for reads, makes in pairwise((3, *widths)):
+        layers += [nn.Conv2d(reads, makes, 3, padding=1), nn.ReLU()]
+    ends = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
+    model = of(nn.Sequential(*layers, *ends), 3, 8, 8)
+    result, _ = pruned(f"prune_channels(macs=0.5, round_to={step})", model)
+    assert all(m.out_channels % step == 0 for m in result.modules() if isinstance(m, nn.Conv2d))
+    ways = product(*(range(step, width + 1, step) for width in widths))
+    whole = counts.macs(model.module, model.example)
+    costs = [(9 * 64 * (3 * a + a * b + b * c) + 10 * c) / whole for a, b, c in ways]
+    possible = max(cost for cost in costs if cost <= 0.5)
+    assert min(0.98 * 0.5, possible) <= share(result, model) <= 0.5
+
+
+def test_a_pattern_of_zeros_that_the_cut_breaks_is_said() -> None:
+    model = prepared("cnn-small(width=16)")
+    masked = run(chain("prune_weights(pattern='2:4')"), model, step_context())
+    _, context = pruned("prune_channels(macs=0.5, round_to=1)", masked)
+    assert any("with zeros in a pattern have lost it" in note for note in context.log.notes)
+    random = run(chain("prune_weights(sparsity=0.5)"), model, step_context())
+    for start in (model, random):
+        _, context = pruned("prune_channels(macs=0.5, round_to=1)", start)
+        assert not any("pattern" in note for note in context.log.notes)
+
+
+def test_a_target_of_macs_over_uncounted_operators_is_refused() -> None:
+    def deform(m: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        x = torchvision.ops.deform_conv2d(x, m.move(x), m.inner.weight)
+        return m.out(F.relu(m.last(x)).mean((2, 3)))
+
+    net = Net(
+        deform,
+        stem=nn.Conv2d(3, 16, 3, padding=1),
+        move=nn.Conv2d(16, 18, 3),
+        inner=nn.Conv2d(16, 16, 3),
+        last=nn.Conv2d(16, 16, 3),
+        out=nn.Linear(16, 10),
+    )
+    model = of(net, 3, 8, 8)
+    with pytest.raises(UserError, match=r"MACs leave out 1 call of torchvision.deform_conv2d"):
+        run(chain("prune_channels(macs=0.7)"), model, step_context())
+    run(chain("prune_channels(channels=0.5)"), model, step_context())

@@ -17,7 +17,7 @@ from compress.errors import IllegalChain
 from compress.model import Model
 from compress.surgery import matrix_weights
 from compress.techniques import chain
-from compress.techniques.prune_weights import keep_largest, lamp, zero_smallest
+from compress.techniques.prune_weights import follows, keep_largest, lamp, pattern_of, zero_smallest
 
 
 @given(
@@ -215,3 +215,31 @@ def test_a_pattern_is_kept_in_training_and_reached_in_rounds() -> None:
 def test_what_makes_no_sense_is_refused(text: str, why: str) -> None:
     with pytest.raises(IllegalChain, match=why):
         chain(text)
+
+
+def test_a_weight_of_which_nothing_is_left_is_named() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        net[2].weight *= 1e-6
+    model = Model(net.eval(), (torch.randn(2, 8),))
+    notes = {}
+    for more in ("", ", score='lamp'", ", scope='layer'"):
+        context = make_bench(small_digits())
+        run(chain(f"prune_weights(sparsity=0.6{more})"), model, context)
+        notes[more] = " ".join(context.log.notes)
+    assert "nothing is left of 1 of 3 weights, such as '2.weight'" in notes[""]
+    assert not notes[", score='lamp'"]
+    assert not notes[", scope='layer'"]
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:4", "2:8"])
+def test_a_pattern_is_recognised(pattern: str) -> None:
+    kept, among = map(int, pattern.split(":"))
+    weight = torch.randn(16, 24, 3, 3)
+    assert pattern_of(weight) is None
+    keep_largest(weight, kept, among)
+    assert pattern_of(weight) == (kept, among)
+    assert follows(weight, kept, among)
+    assert not follows(weight[:, 1:], kept, among)
+    zero_smallest([random := torch.randn(16, 24, 3, 3)], 0.5)
+    assert pattern_of(random) is None

@@ -76,5 +76,5 @@ def test_a_net_without_channels_to_cut_is_trained_plainly_with_a_note() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     context = make_bench(data)
     run(chain("sparsify(epochs=1)"), Model(net, (torch.randn(2, 1, 8, 8),)), context)
-    assert any("plain training" in note for note in context.log.notes)
+    assert any("without a penalty" in note for note in context.log.notes)
     assert Sparsify().needs == {"train", "labels"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from bench_fixtures import fresh_model, make_bench, small_digits
 from torch import nn
 
 from compress.compressor import run
+from compress.errors import IllegalChain, UserError
 from compress.tasks.base import Data, Tensors, prepared_batches
 from compress.techniques import chain
 from compress.training.batch_norms import BATCH, batch_norms, reestimate
@@ -77,15 +79,18 @@ def test_statistics_of_a_task_are_the_means_over_its_batches() -> None:
     first, last = batch_norms(module)
     batches = [inputs[0] for inputs in inputs_of(data)]
     assert len(batches) == 3
-    means = torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0)
-    variances = torch.stack([x.var((0, 2, 3)) for x in batches]).mean(0)
+    sizes = torch.tensor([len(x) for x in batches])
+    assert sizes[-1] < sizes[0], "the last one weighs less"
+    weights = (sizes / sizes.sum())[:, None]
+    means = (weights * torch.stack([x.mean((0, 2, 3)) for x in batches])).sum(0)
+    variances = (weights * torch.stack([x.var((0, 2, 3)) for x in batches])).sum(0)
     torch.testing.assert_close(first.running_mean, means)
     torch.testing.assert_close(first.running_var, variances)
     with torch.no_grad():  # dropout is off
         convolved = [
             module[2]((x - x.mean()) / (x.var(unbiased=False) + first.eps).sqrt()) for x in batches
         ]
-    means = torch.stack([x.mean((0, 2, 3)) for x in convolved]).mean(0)
+    means = (weights * torch.stack([x.mean((0, 2, 3)) for x in convolved])).sum(0)
     torch.testing.assert_close(last.running_mean, means, rtol=1e-4, atol=1e-5)
     assert not any(part.training for part in module.modules())
     assert first.momentum == last.momentum == 0.1
@@ -99,3 +104,23 @@ def test_without_batch_norms_nothing_runs() -> None:
             raise AssertionError
 
     assert reestimate(Refuses(), inputs_of(data)) == 0
+
+
+def test_a_single_item_is_refused_and_the_statistics_stay() -> None:
+    module = net()
+    before = {name: one.clone() for name, one in module.state_dict().items()}
+    with pytest.raises(UserError, match="less than two items"):
+        reestimate(module, [(torch.randn(1, 1, 8, 8),)] * 3)
+    assert all(torch.equal(before[name], one) for name, one in module.state_dict().items())
+    with pytest.raises(IllegalChain, match="calibration is a number of items: 0, or at least 2"):
+        chain("prune_channels(macs=0.5, calibration=1)")
+
+
+def test_a_norm_that_is_called_twice_takes_the_mean_of_both() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(3)
+    twice = nn.Sequential(norm, nn.Identity(), norm)
+    x = torch.randn(6, 3) * 2 + 1
+    reestimate(twice, [(x,)])
+    first = x.mean(0)
+    torch.testing.assert_close(norm.running_mean, first / 2, rtol=1e-4, atol=1e-5)
