@@ -122,16 +122,17 @@ class _Factorization:
         """Whether the model meets the target as it is."""
         if self.step.macs is None:
             return self.step.latency == 1
-        unknown = sorted(self.counted.uncounted.keys() & counts.PRODUCTS)
-        if unknown:
-            raise UserError(
-                f"factorize: {counts.left_out(self.counted.uncounted)}, so macs={self.step.macs} "
-                f"cannot be aimed at: give rank, energy or latency"
-            )
-        return self.counted.macs <= self.step.macs * self._origin_macs()
+        for counted in (self.counted, self._origin):
+            if missing := counts.left_out(counted.uncounted):
+                raise UserError(
+                    f"factorize: {missing}, so macs={self.step.macs} cannot be aimed at: give "
+                    f"rank, energy or latency"
+                )
+        return self.counted.macs <= self.step.macs * self._origin.macs
 
-    def _origin_macs(self) -> int:
-        return counts.macs(self.origin.module, self.origin.example)
+    @cached_property
+    def _origin(self) -> counts.Counts:
+        return counts.count(self.origin.module, self.origin.example)
 
     # --- choosing -------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class _Factorization:
         assert step.macs is not None
         whole = {target.path: float(macs_of(target.layer, target.calls)) for target in self.found}
         rest = self.counted.macs - sum(whole.values())
-        origin = self._origin_macs()
+        origin = self._origin.macs
         choices = within_budget(whole, options, lambda one: one.macs, step.macs * origin - rest)
         saved = sum(whole[path] - one.macs for path, one in choices.taken.items())
         self._say_reached("MACs", step.macs, (self.counted.macs - saved) / origin, choices)

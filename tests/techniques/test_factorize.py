@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from bench_fixtures import images
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from compress import counts
 from compress.compressor import run
@@ -262,6 +263,25 @@ def test_uncounted_products_refuse_a_target_of_macs(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(counts, "PRODUCTS", counts.PRODUCTS | {"relu"})
     with pytest.raises(UserError, match=r"leave out 3 calls of relu, so macs=0.5 cannot be aimed"):
         run(chain("factorize(macs=0.5)"), model_of(net()), context())
+
+
+def test_operators_of_other_libraries_refuse_a_target_of_macs() -> None:
+    """Their MACs are not known, wherever they are: in what enters, or in the origin."""
+
+    class Deformable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rest, self.kernel = net(), nn.Parameter(torch.randn(3, 3, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(deform_conv2d(x, x.new_zeros(len(x), 18, 6, 6), self.kernel))
+
+    foreign, known = model_of(Deformable()), model_of(net())
+    words = r"leave out 1 call of torchvision.deform_conv2d, so macs=0.7 cannot be aimed at"
+    for model, origin in ((foreign, None), (known, foreign)):
+        with pytest.raises(UserError, match=words):
+            run(chain("factorize(macs=0.7)"), model, replace(context(), origin=origin))
+    assert share(run(chain("factorize(rank=0.25)"), foreign, context()), foreign) < 1
 
 
 def test_a_model_that_is_small_enough_is_returned_as_it_is() -> None:
