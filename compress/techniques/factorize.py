@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,12 +33,15 @@ from compress.lowrank.replace import like, replaced, stages
 from compress.lowrank.unpack import packed_again, renamed, unpacked
 from compress.model import Model, weights_hash
 from compress.parts import Range, kept_fraction, one_of, positive, searched, whole_number
+from compress.system.amounts import plural
 from compress.system.progress import stage
 from compress.techniques.timed_files import clock_of, whole_seconds
 
 BEST = "best"
 NEAR = 0.02
-"""How far from the target the log says nothing of it."""
+"""How far from the target, as a share of it, the log says nothing of it."""
+MOST_REASONS = 2
+"""Kinds of layers left alone that a note names."""
 BEFORE, AFTER, ORIGIN = "before", "after", "origin"
 
 
@@ -97,13 +101,15 @@ class _Factorization:
         self.origin = context.origin or model
         self.counted = counts.count(model.module, model.example)
         self.found: list[TargetLayer] = []
+        self.left: dict[str, str] = {}
+        """What cannot be factorized, with the reason."""
         self.options: Ways = {}
         self.calibrated: Calibrated | None = None
 
     def result(self) -> Model:
         if self._met():
             return self.whole
-        self.found, left = target_layers(self.model.module, self.model.items())
+        self.found, self.left = target_layers(self.model.module, self.model.items())
         forms = FORMS if self.step.form == BEST else (self.step.form,)
         bias = self.step.calibration > 0
         self.options = ways(self.found, forms, self.step.round_to, bias)
@@ -111,7 +117,7 @@ class _Factorization:
             items = self.context.calibration_items(self.step.calibration)
             self.calibrated = Calibrated(Calibration(self.context.task, items), len(items))
         choices = self._choices()
-        for path, reason in {**left, **choices.left}.items():
+        for path, reason in {**self.left, **choices.left}.items():
             self.log.row("layer", layer=path, left_alone=reason)
         if not choices.taken:
             self.log.note("factorize: no layer would get cheaper, all left alone")
@@ -152,30 +158,49 @@ class _Factorization:
         origin = self._origin.macs
         choices = within_budget(whole, options, lambda one: one.macs, step.macs * origin - rest)
         saved = sum(whole[path] - one.macs for path, one in choices.taken.items())
-        self._say_reached("MACs", step.macs, (self.counted.macs - saved) / origin, choices)
+        self._say_reached(step.macs, (self.counted.macs - saved) / origin, choices)
         return choices
 
     def _judged(self, options: Ways) -> Ways:
         return judged(self.model.module, self.found, options, self.calibrated)
 
-    def _say_reached(self, what: str, target: float, reached: float, choices: Choices) -> None:
-        if not any(self.options.values()):
+    def _say_reached(self, target: float, reached: float, choices: Choices) -> None:
+        asked = f"factorize: the target was {target:.2f} of the MACs, and"
+        cheapest = {
+            path: min(one.macs for one in some) for path, some in self.options.items() if some
+        }
+        saved = sum(
+            macs_of(one.layer, one.calls) - cheapest[one.path]
+            for one in self.found
+            if one.path in cheapest
+        )
+        least = (self.counted.macs - saved) / self._origin.macs
+        if not cheapest:
+            self.log.note(f"{asked} it cannot be reached: no layer has a cheaper form{self._rest}")
+        elif least > target:
             self.log.note(
-                f"factorize: the target was {target:.2f} of the {what}, and it cannot be reached: "
-                f"no layer has a cheaper form"
+                f"{asked} it cannot be reached: with every layer that has cheaper forms in its "
+                f"cheapest, {least:.2f} would be left{self._rest}. {reached:.2f} is what layers "
+                f"give that lose at most {PAYS:.0%} of their outputs' energy"
             )
         elif not choices.complete:
             self.log.note(
-                f"factorize: the target was {target:.2f} of the {what}, and it cannot be reached "
-                f"without taking over {MOST_LOST:.0%} of its outputs' energy from a layer: "
-                f"{reached:.2f} is what layers give that lose at most {PAYS:.0%}"
+                f"{asked} it cannot be reached without taking over {MOST_LOST:.0%} of its outputs' "
+                f"energy from a layer: {reached:.2f} is what layers give that lose at most "
+                f"{PAYS:.0%}"
             )
-        elif abs(reached - target) > NEAR:
+        elif abs(reached - target) > NEAR * target:
             self.log.note(
-                f"factorize: the target was {target:.2f} of the {what}, and {reached:.2f} was "
-                f"reached, by the setting within it that loses least, with ranks in multiples of "
-                f"{self.step.round_to}"
+                f"{asked} {reached:.2f} was reached, by the setting within it that loses least, "
+                f"with ranks in multiples of {self.step.round_to}"
             )
+
+    @property
+    def _rest(self) -> str:
+        """Say which kinds of layers are left alone; '' if none."""
+        kinds = Counter(self.left.values()).most_common(MOST_REASONS)
+        said = "; ".join(f"{plural(count, 'layer')}: {reason}" for reason, count in kinds)
+        return f" (left alone are {said})" if said else ""
 
     def _for_latency(self, target: float) -> Choices:
         files = self._files
@@ -266,7 +291,7 @@ class _Factorization:
             return self.whole
         reached = seconds[AFTER] / seconds.get(ORIGIN, seconds[BEFORE])
         self.log.row("latency", target=self.step.latency, reached=reached, seconds=seconds)
-        if abs(reached - self.step.latency) > NEAR:
+        if abs(reached - self.step.latency) > NEAR * self.step.latency:
             self.log.note(
                 f"factorize: the target was {self.step.latency:.2f} of the latency, and "
                 f"{reached:.2f} was reached"

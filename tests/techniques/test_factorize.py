@@ -96,10 +96,10 @@ def test_macs_target_is_met_from_below(target: float, calibration: int) -> None:
     result = run(chain(f"factorize(macs={target}, calibration={calibration})"), model, given)
     reached = share(result, model)
     assert target - 0.05 <= reached <= target
-    # Steps of 8 are coarse in a net of four layers: what is off by more than 2 points is said.
+    # Steps of 8 are coarse in a net of four layers: what is off by more than 2 % of the target is said.
     said = f"and {reached:.2f} was reached, by the setting within it that loses least"
     notes = [note for note in given.log.notes if f"{said}, with ranks in multiples of 8" in note]
-    assert len(notes) == len(given.log.notes) == (reached < target - 0.02)
+    assert len(notes) == len(given.log.notes) == (reached < 0.98 * target)
     for path, row in layers(given.log).items():
         before = model.module.get_submodule(path)
         after = result.module.get_submodule(path)
@@ -193,6 +193,33 @@ def test_what_holds_no_layer_to_factorize_stays_whole() -> None:
     assert share(result, model) == 1
     assert any("cannot be reached" in note for note in given.log.notes)
     assert layers(given.log)["1"]["left_alone"] == "a 1-d or 3-d convolution"
+
+
+def test_a_target_that_the_other_layers_cannot_give_is_not_laid_to_their_energy() -> None:
+    """Groups hold most of the MACs: at 24 of 64 outputs the linear layer gives its utmost."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 30, 3, padding=1, groups=3),
+        nn.Conv2d(30, 30, 3, padding=1, groups=3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(30, 64),
+    )
+    model, given = model_of(module), context()
+    run(chain("factorize(macs=0.7)"), model, given)
+    grouped = 64 * 9 * 30 * (1 + 10)
+    least = (grouped + 8 * (30 + 64)) / (grouped + 30 * 64)
+    [note] = given.log.notes
+    assert f"in its cheapest, {least:.2f} would be left" in note
+    assert "(left alone are 2 layers: a grouped convolution)" in note
+    assert "over 50%" not in note
+
+
+def test_how_near_a_target_is_goes_by_the_target() -> None:
+    model, given = model_of(net()), context()
+    reached = share(run(chain("factorize(macs=0.12)"), model, given), model)
+    assert 0.1 < reached < 0.98 * 0.12, "2 points would be near"
+    assert any(f"and {reached:.2f} was reached" in note for note in given.log.notes)
 
 
 def test_a_zero_layer_costs_no_other_layer_anything() -> None:
@@ -345,7 +372,7 @@ def test_latency_is_met_by_measured_seconds(monkeypatch: pytest.MonkeyPatch) -> 
     result = run(chain("factorize(latency=0.7, seconds=5)"), model, given)
     [row] = [row for row in given.log.rows if row["kind"] == "latency"]
     assert 0.6 <= row["reached"] <= 0.72
-    assert len(given.log.notes) == (row["reached"] < 0.68)
+    assert len(given.log.notes) == (row["reached"] < 0.98 * 0.7)
     assert isinstance(result.module[5], nn.Sequential)
     assert type(result.module[9]) is nn.Linear
 
