@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from compress import counts
 from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
 from compress.deploy.export import export
-from compress.errors import UserError
+from compress.errors import StepFailed, UserError
 from compress.int8.calibration import Calibration
 from compress.lowrank.forms import FORMS, macs_of
 from compress.lowrank.latency import Clock, Files, by_latency, thinned, timed
@@ -35,13 +37,23 @@ from compress.model import Model, weights_hash
 from compress.parts import Range, kept_fraction, one_of, positive, searched, whole_number
 from compress.system.amounts import plural
 from compress.system.progress import stage
-from compress.techniques.timed_files import clock_of, whole_seconds
+from compress.techniques.timed_files import (
+    Slowdown,
+    clock_of,
+    slowdown,
+    whole_rounds,
+    whole_seconds,
+)
 
 BEST = "best"
 NEAR = 0.02
 """How far from the target, as a share of it, the log says nothing of it."""
 MOST_REASONS = 2
 """Kinds of layers left alone that a note names."""
+LAYER_SECONDS = 20.0
+"""What layers are timed for, together, where the whole is slower."""
+SLOWER = "its factors take longer here than the layer"
+ALL_SLOWER = "with the factors of all layers the model takes longer here"
 BEFORE, AFTER, ORIGIN = "before", "after", "origin"
 
 
@@ -59,7 +71,7 @@ class Factorize(Compressor):
     rank), `energy` (of each layer's outputs' variance), `macs` (of the whole model's; what loses
     least over all layers is found) or `latency` (of the whole model's, by layer times measured here
     within `seconds`; a layer's time must fall by a tenth). Ranks are multiples of `round_to`. What
-    would not get cheaper is left alone.
+    would not get cheaper is left alone, and so is what is shown here to get slower.
     """
 
     rank: float | None = field(default=None, metadata=kept_fraction())
@@ -117,10 +129,12 @@ class _Factorization:
             items = self.context.calibration_items(self.step.calibration)
             self.calibrated = Calibrated(Calibration(self.context.task, items), len(items))
         choices = self._choices()
+        if not choices.taken:
+            self.log.note("factorize: no layer would get cheaper, all left alone")
+        choices = self._none_slower(choices)
         for path, reason in {**self.left, **choices.left}.items():
             self.log.row("layer", layer=path, left_alone=reason)
         if not choices.taken:
-            self.log.note("factorize: no layer would get cheaper, all left alone")
             return self.whole
         return self._checked(self._replaced(choices))
 
@@ -217,10 +231,7 @@ class _Factorization:
             options = self._judged(faster)
 
         def share(taken: Mapping[str, Candidate]) -> float:
-            module = like(self.model.module, taken, self.found)
-            trial = {BEFORE: files[BEFORE], AFTER: export(replace(self.model, module=module))}
-            found = self._whole_seconds(trial)
-            return found[AFTER] / found[BEFORE]
+            return self._slowdown(self._like(taken)).value
 
         choices = by_latency(whole, options, now, limit, share)
         for path in choices.left:
@@ -228,10 +239,69 @@ class _Factorization:
                 choices.left[path] = "no form is a tenth faster here than the layer itself"
         return choices
 
+    def _none_slower(self, choices: Choices) -> Choices:
+        """Leave layers whole, or all, with whose factors the model takes longer here.
+
+        Only where it can be timed; the log says where it cannot. With a target of latency layers
+        were timed before they were chosen.
+        """
+        if self.step.latency is not None or not choices.taken:
+            return choices
+        try:
+            with stage("timing the model"):
+                return self._timed_choices(choices)
+        except (UserError, StepFailed) as error:
+            self.log.note(f"factorize: it is not known whether the model is faster so: {error}")
+            return choices
+
+    def _timed_choices(self, choices: Choices) -> Choices:
+        slow = self._slowdown(self._like(choices.taken))
+        if not slow.slower:
+            return choices
+        some = [target for target in self.found if target.path in choices.taken]
+        ways = {path: [one] for path, one in choices.taken.items()}
+        _, faster = timed(some, ways, self._clock, LAYER_SECONDS, gain=0.0)
+        taken = {path: one for path, one in choices.taken.items() if faster[path]}
+        slower = choices.taken.keys() - taken.keys()
+        left = choices.left | dict.fromkeys(sorted(slower), SLOWER)
+        if not slower or (taken and self._slowdown(self._like(taken)).slower):
+            taken, left = {}, choices.left | dict.fromkeys(choices.taken, ALL_SLOWER)
+        if not taken:
+            self.log.note(
+                f"factorize: the model stays whole, as it would take {slow.value:.2f} times as long"
+            )
+            return replace(choices, taken=taken, left=left)
+        saved = sum(
+            macs_of(one.layer, one.calls) - taken[one.path].macs
+            for one in some
+            if one.path in taken
+        )
+        self.log.note(
+            f"factorize: {len(slower)} of {len(some)} layers stay whole after all, as their "
+            f"factors take longer here, and the model would take {slow.value:.2f} times as long: "
+            f"{(self.counted.macs - saved) / self._origin.macs:.2f} of the MACs are left"
+        )
+        return replace(choices, taken=taken, left=left)
+
+    def _like(self, taken: Mapping[str, Candidate]) -> bytes:
+        """Return a file with layers in their forms, which takes as long as the result will."""
+        module = like(self.model.module, taken, self.found)
+        return export(replace(self.model, module=module))
+
+    def _slowdown(self, after: bytes) -> Slowdown:
+        """Compare a file with the one that entered."""
+        trial = {BEFORE: self._before, AFTER: after}
+        found = whole_rounds(trial, self.model, self._clock, "factorize")
+        return slowdown(found[AFTER], found[BEFORE])
+
+    @cached_property
+    def _before(self) -> bytes:
+        return export(self.whole)
+
     @cached_property
     def _files(self) -> dict[str, bytes]:
         """The file of the model that entered, and that of its origin where it is another."""
-        files = {BEFORE: export(self.whole)}
+        files = {BEFORE: self._before}
         if weights_hash(self.origin.module) != weights_hash(self.whole.module):
             files[ORIGIN] = export(self.origin)
         return files
@@ -282,13 +352,16 @@ class _Factorization:
             return self.whole
         if self.step.latency is None:
             return result
-        seconds = self._whole_seconds({**self._files, AFTER: export(result)})
-        if seconds[AFTER] >= seconds[BEFORE]:
+        files = {**self._files, AFTER: export(result)}
+        rounds = whole_rounds(files, self.model, self._clock, "factorize")
+        slow = slowdown(rounds[AFTER], rounds[BEFORE])
+        if not slow.faster:
             self.log.note(
-                f"factorize: the model stays whole, as it would take "
-                f"{seconds[AFTER] / seconds[BEFORE]:.2f} times as long"
+                f"factorize: the model stays whole, as it is not shown to be faster: it would take "
+                f"{slow.value:.2f} times as long ({slow.low:.2f} to {slow.high:.2f})"
             )
             return self.whole
+        seconds = {name: float(np.median(values)) for name, values in rounds.items()}
         reached = seconds[AFTER] / seconds.get(ORIGIN, seconds[BEFORE])
         self.log.row("latency", target=self.step.latency, reached=reached, seconds=seconds)
         if abs(reached - self.step.latency) > NEAR * self.step.latency:
