@@ -44,4 +44,4 @@ def factors_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _equal(files: dict[str, bytes], *_: object) -> dict[str, list[float]]:
-    return dict.fromkeys(files, [1.0])
+    return {name: [1.0] for name in files}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -325,6 +325,7 @@ class _Factorization:
         items = 0 if self.calibrated is None else self.calibrated.items
         count = stages(self.counted.macs, items, len(chosen))
         masked = set()
+        self._say_dense(choices.taken)
         with stage("fitting factors"):
             for target, one, error in replaced(module, chosen, self.calibrated, count):
                 masked.add(f"{target.path}.weight")
@@ -339,6 +340,18 @@ class _Factorization:
         stays = packed_again(module, self.packed, choices.taken)
         sparse = renamed(self.whole.sparse, stays) - masked
         return replace(self.whole, module=module, sparse=sparse, hints={})
+
+    def _say_dense(self, taken: Collection[str]) -> None:
+        """Say which zeros a pruning step made are lost: factors of a sparse weight are dense."""
+        lost = [path for path in taken if f"{path}.weight" in self.model.sparse]
+        zeros = sum(
+            int((self.model.module.get_parameter(f"{path}.weight") == 0).sum()) for path in lost
+        )
+        if zeros:
+            self.log.note(
+                f"factorize: {plural(len(lost), 'layer')} with pruned weights became factors, "
+                f"which are dense: {zeros:,} zeros are lost. Give prune_weights after factorize"
+            )
 
     def _checked(self, result: Model) -> Model:
         """Return the result, or the model as it was where the result is not cheaper."""

@@ -178,6 +178,18 @@ def test_rebuilt_layers_drop_their_mask() -> None:
     assert result.sparse == {"2.weight"}
 
 
+def test_zeros_that_are_lost_are_said() -> None:
+    model, given = model_of(net()), context()
+    sparse = run(chain("prune_weights(sparsity=0.8)"), model, given)
+    result = run(chain("factorize(rank=0.25)"), sparse, given)
+    rebuilt = [path for path, row in layers(given.log).items() if "form" in row]
+    zeros = sum(int((sparse.module.get_parameter(f"{p}.weight") == 0).sum()) for p in rebuilt)
+    [note] = given.log.notes
+    assert f"{len(rebuilt)} layers with pruned weights became factors" in note
+    assert f"{zeros:,} zeros are lost" in note
+    assert not any(name.removesuffix(".weight") in rebuilt for name in result.sparse)
+
+
 # --- targets that are out of reach, and kinds of layers -----------------------------------------
 
 
@@ -429,7 +441,7 @@ def test_only_the_layers_that_get_slower_stay_whole(monkeypatch: pytest.MonkeyPa
     ) -> dict[str, np.ndarray]:
         found = {}
         for name, content in files.items():
-            weights = [one for one in onnx.load_from_string(content).graph.initializer]
+            weights = list(onnx.load_from_string(content).graph.initializer)
             factor = any(len(one.dims) == 4 and one.dims[:2] in ([8, 3],) for one in weights)
             found[name] = np.full(3, sum(len(one.raw_data) for one in weights) + 1e9 * factor)
         return found
