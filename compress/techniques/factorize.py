@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+from torch import nn
 
 from compress import counts
 from compress.compressor import Compressor, require, require_one_of
@@ -32,7 +33,7 @@ from compress.lowrank.plan import (
 )
 from compress.lowrank.ranks import Candidate
 from compress.lowrank.replace import like, replaced, stages
-from compress.lowrank.unpack import packed_again, renamed, unpacked
+from compress.lowrank.unpack import INNER, packed_again, renamed, unpacked
 from compress.model import Model, weights_hash
 from compress.parts import Range, kept_fraction, one_of, positive, searched, whole_number
 from compress.system.amounts import plural
@@ -59,7 +60,7 @@ BEFORE, AFTER, ORIGIN = "before", "after", "origin"
 
 @dataclass(frozen=True, repr=False)
 class Factorize(Compressor):
-    """Replace `Linear` and `Conv2d` layers by two or three thinner ones of low rank.
+    """Replace `Linear`, `Conv1d` and `Conv2d` layers by two or three thinner ones of low rank.
 
     A convolution takes one of four forms: channel SVD (Zhang et al. 2015), a 1 × 1 convolution
     first, spatial SVD (Jaderberg et al. 2014), Tucker-2 (Kim et al. 2016); with `form='best'`
@@ -109,7 +110,7 @@ class _Factorization:
         self.step, self.whole, self.context, self.log = step, model, context, context.log
         module, self.packed = unpacked(model.module, model.items())
         self.model = replace(model, module=module, sparse=renamed(model.sparse, self.packed))
-        """The model that entered, `whole`, with attention as plain layers."""
+        """The model that entered, `whole`, with attention and `Conv1d` as plain layers."""
         self.origin = context.origin or model
         self.counted = counts.count(model.module, model.example)
         self.found: list[TargetLayer] = []
@@ -133,10 +134,15 @@ class _Factorization:
             self.log.note("factorize: no layer would get cheaper, all left alone")
         choices = self._none_slower(choices)
         for path, reason in {**self.left, **choices.left}.items():
-            self.log.row("layer", layer=path, left_alone=reason)
+            self.log.row("layer", layer=self._path(path), left_alone=reason)
         if not choices.taken:
             return self.whole
         return self._checked(self._replaced(choices))
+
+    def _path(self, path: str) -> str:
+        """Return the path of a layer in the model that entered."""
+        outer = path.removesuffix(f".{INNER}")
+        return outer if isinstance(self.packed.get(outer), nn.Conv1d) else path
 
     def _met(self) -> bool:
         """Whether the model meets the target as it is."""
@@ -331,7 +337,7 @@ class _Factorization:
                 masked.add(f"{target.path}.weight")
                 self.log.row(
                     "layer",
-                    layer=target.path,
+                    layer=self._path(target.path),
                     form=one.form,
                     ranks=list(one.ranks),
                     macs=one.macs / macs_of(target.layer, target.calls),

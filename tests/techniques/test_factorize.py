@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,7 +20,8 @@ from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, UserError
 from compress.lowrank import latency
-from compress.model import Model, forward
+from compress.lowrank.unpack import Flat
+from compress.model import Blueprint, Model, forward, load, save
 from compress.tasks.base import Tensors, TensorSplit
 from compress.techniques import chain, timed_files
 from compress.timing.launch import WorkerFailed
@@ -205,12 +207,79 @@ def test_no_layer_collapses_for_a_target_that_is_out_of_reach() -> None:
 
 
 def test_what_holds_no_layer_to_factorize_stays_whole() -> None:
-    module = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 64, 3), nn.Flatten(), nn.Linear(3968, 2))
+    convolution = nn.Conv1d(3, 63, 3, groups=3)
+    module = nn.Sequential(nn.Flatten(2), convolution, nn.Flatten(), nn.Linear(3906, 2))
     model, given = model_of(module), context()
     result = run(chain("factorize(macs=0.7)"), model, given)
     assert share(result, model) == 1
     assert any("cannot be reached" in note for note in given.log.notes)
     assert layers(given.log)["1"]["left_alone"] == "a 1-d or 3-d convolution"
+
+
+def sequences() -> nn.Module:
+    """Return a net of rows of pixels, all of whose convolutions go along them."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Flatten(2),
+        nn.Conv1d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv1d(32, 64, 5, stride=2, padding="valid", bias=False),
+        nn.ReLU(),
+        nn.Conv1d(64, 64, 3, padding="same", dilation=2),
+        nn.ReLU(),
+        nn.Conv1d(64, 48, 1),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(48, 10),
+    )
+    with torch.no_grad():
+        for layer in module:
+            if isinstance(layer, nn.Conv1d):
+                u, s, vh = torch.linalg.svd(layer.weight.flatten(1), full_matrices=False)
+                decaying = 3 * s[0] * torch.exp(-4 * torch.arange(len(s)) / len(s))
+                layer.weight.copy_((u * decaying @ vh).view(layer.weight.shape))
+    return module
+
+
+@pytest.mark.parametrize("form", ["best", "channel", "reduce", "tucker"])
+def test_convolutions_along_one_axis_are_factorized(form: str) -> None:
+    """The factors are Conv1d, and together they are what the log says of them."""
+    model, given = model_of(sequences()), context()
+    result = run(chain(f"factorize(macs=0.5, form='{form}', calibration=0)"), model, given)
+    assert share(result, model) < 0.9
+    assert not any(isinstance(part, (nn.Conv2d, Flat)) for part in result.module.modules())
+    rows = layers(given.log)
+    assert {"1", "3", "5", "7", "10"} == rows.keys()
+    factorized = {path for path, row in rows.items() if "form" in row}
+    assert factorized & {"3", "5", "7"}
+    for path in factorized - {"10"}:
+        layer, factors = model.module.get_submodule(path), result.module.get_submodule(path)
+        # The answer to one value of each channel, at every place of the kernel.
+        length = layer.kernel_size[0]
+        images = torch.eye(layer.in_channels * length).view(-1, layer.in_channels, length)
+        made = images
+        for factor in factors:
+            made = F.conv1d(made, factor.weight)
+        expected = F.conv1d(images, layer.weight)
+        off = ((made - expected).norm() / expected.norm()).item()
+        assert off == pytest.approx(rows[path]["relative_error"], rel=1e-3, abs=1e-5)
+
+
+def test_factors_along_one_axis_are_saved_and_trained(tmp_path: Path) -> None:
+    model, given = model_of(sequences()), context()
+    result = run(chain("factorize(rank=0.9)"), model, given)
+    assert type(result.module[1]) is nn.Conv1d
+    half = run(chain("factorize(macs=0.5)"), model, context())
+    assert share(half, model) <= 0.5
+    assert wrong(half, model) < 0.3
+    assert [type(layer) for layer in half.module[5]] == [nn.Conv1d] * len(half.module[5])
+    saved = replace(half, blueprint=Blueprint("sequences"))
+    save(saved, tmp_path, lambda _: sequences())
+    again = load(tmp_path, lambda _: sequences())
+    assert torch.equal(forward(again.module, (inputs(2),)), forward(half.module, (inputs(2),)))
+    trained = half.module.train()
+    trained(inputs(2)).sum().backward()
+    assert all(one.grad is not None for one in trained.parameters())
 
 
 def test_a_target_that_the_other_layers_cannot_give_is_not_laid_to_their_energy() -> None:
