@@ -36,6 +36,7 @@ from plain import LIMIT
 from subjects import WITH_HEADS, names
 from trials import AGREES, CHECKS_SINCE, FACTORIZE, HEADS, PRUNE, STEPS, tried
 
+from compress.system.amounts import plural
 from compress.system.environment import cpu_info
 from compress.system.files import write_atomic
 
@@ -111,7 +112,9 @@ def passed(rows: list[Row], check: str) -> str:
 
 
 def verdict(row: Row) -> str:
-    """Return 'all', 'what was tried' or 'failed', by the checks of a row."""
+    """Return 'whole', 'all', 'what was tried' or 'failed', by the checks of a row."""
+    if row.get("MACs kept") == 1:
+        return "whole"
     found = {row.get(check) for check in CHECKS}
     if found == {"yes"}:
         return "all"
@@ -122,20 +125,22 @@ def summary(technique: str, rows: list[Row]) -> list[str]:
     models = WITH_HEADS if technique == HEADS else names()
     verdicts = [verdict(row) for row in rows]
     lines = [
-        f"{len({row['model'] for row in rows})} of {len(models)} models, {len(rows)} rows: "
+        f"{len({row['model'] for row in rows})} of {len(models)} models, "
+        f"{plural(len(rows), 'row')}: "
         f"{verdicts.count('all')} pass all {len(CHECKS)} checks, "
         f"{verdicts.count('what was tried')} pass those that were tried and lack others, "
-        f"{verdicts.count('failed')} fail one.",
+        f"{verdicts.count('failed')} fail one, {verdicts.count('whole')} stay whole.",
         ", ".join(f"{check} {passed(rows, check)}" for check in CHECKS) + ".",
     ]
     if whole := [f"{row['model']} ({row['keeps']})" for row in rows if row.get("MACs kept") == 1]:
-        lines.append(f"Left whole, so that there was nothing to check: {', '.join(whole)}.")
+        lines.append(f"Whole, so that their checks say nothing: {', '.join(whole)}.")
     if older := sorted({row["model"] for row in rows if row.get("px") == OLDER}):
         lines.append(f"Of an older script, at {OLDER} px: {', '.join(older)}.")
     if first := sum(row.get("checks", 1) < CHECKS_SINCE for row in rows):
         lines.append(
-            f"{first} rows are from before `fine-tunes` asked every parameter to move: half was "
-            f"enough. Torch-Pruning was not told the heads of attention in them."
+            f"{plural(first, 'row')} of them from before `fine-tunes` asked every parameter to "
+            f"move: half was enough."
+            + (" Torch-Pruning was not told the heads of attention then." * (technique == PRUNE))
         )
     if technique == PRUNE:
         said = [str(row.get("Torch-Pruning")) for row in rows]
