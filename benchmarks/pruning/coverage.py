@@ -138,7 +138,7 @@ def summary(technique: str, rows: list[Row]) -> list[str]:
         lines.append(f"Of an older script, at {OLDER} px: {', '.join(older)}.")
     if first := sum(row.get("checks", 1) < CHECKS_SINCE for row in rows):
         lines.append(
-            f"{plural(first, 'row')} of them from before `fine-tunes` asked every parameter to "
+            f"{plural(first, 'row')} of them: from before `fine-tunes` asked every parameter to "
             f"move: half was enough."
             + (" Torch-Pruning was not told the heads of attention then." * (technique == PRUNE))
         )

@@ -213,7 +213,7 @@ def test_what_holds_no_layer_to_factorize_stays_whole() -> None:
     result = run(chain("factorize(macs=0.7)"), model, given)
     assert share(result, model) == 1
     assert any("cannot be reached" in note for note in given.log.notes)
-    assert layers(given.log)["1"]["left_alone"] == "a 1-d or 3-d convolution"
+    assert layers(given.log)["1"]["left_alone"] == "a grouped convolution"
 
 
 def sequences() -> nn.Module:
