@@ -195,7 +195,8 @@ def write(rows: list[Row], out: Path) -> None:
         "",
         "`before` and `after` are the percentages of right answers of the exported files on all",
         "test items, `lost` and `won` the answers that were right and are wrong, and the reverse.",
-        "`MACs` and `params` are shares of the original's. Methods:",
+        "`MACs` and `params` are shares of the original's, `seconds` are of the clock, on machines",
+        "that other work shared. Methods:",
         "",
         f"- {PLAIN}: truncated SVD of each layer's weight, at the least rank that keeps E of its "
         f"sum of squares, E as large as half the MACs allow",
@@ -208,6 +209,15 @@ def write(rows: list[Row], out: Path) -> None:
     ]
     wanted = [f'--method "{one}"' for one in METHODS if one in methods]
     names = [one for one in NAMES if one not in missing]
+    known = {(row["net"], row["method"]) for row in rows}
+    left = [
+        f"{name} by {one}"
+        for name in names
+        for one in METHODS
+        if one in methods and (name, one) not in known
+    ]
+    if left:
+        lines += ["", f"Of these nets and methods, not run yet: {', '.join(left)}."]
     command = " ".join(
         ["python benchmarks/lowrank/accuracy.py --out reports/lowrank", *wanted, *names]
     )
