@@ -34,6 +34,7 @@ _BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats
 # The closed vocabulary of layers that steps may emit: class, and the constructor's arguments
 # as they can be read back from an instance.
 VOCABULARY: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv1d: _CONVOLUTION,
     nn.Conv2d: _CONVOLUTION,
     nn.Linear: ("in_features", "out_features", "bias"),
     nn.BatchNorm1d: _BATCH_NORM,

@@ -1,11 +1,13 @@
 """What low rank costs in accuracy, without any training, at half the MACs.
 
-    python benchmarks/lowrank/accuracy.py --out reports/lowrank [--root ../shared/data] [NAME ...]
+    python benchmarks/lowrank/accuracy.py --out reports/lowrank [--root ../shared/data]
+        [--method METHOD] [NAME ...]
 
 CIFAR-10 nets, and EfficientNet-Lite0 on the photographs that calibration does not use. Plain SVD is
 truncated SVD of the weights, with one common energy for all layers. TensorLy's Tucker-2, at one
-common share of ranks, takes part where it is installed. Answers are those of the exported file, on
-all test items. Rows are kept as they come, and the next run goes on from there.
+common share of ranks, takes part where it is installed (the extra `lowrank`). Answers are those of
+the exported file, on all test items. Rows are kept as they come, and the next run goes on from
+there. The first run of a net without given weights trains it (`benchmarks/int8/nets.py`).
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ STEPS = {
 }
 METHODS = (PLAIN, *STEPS, TUCKER)
 NAMES = (*CIFAR, "lite0")
+NO_RESNET18 = "ResNet-18 has no row: no trained weights of it are among the given ones."
 
 
 def setting(name: str, root: Path) -> tuple[Model, Data]:
@@ -83,7 +86,7 @@ def made(method: str, model: Model, context: StepContext) -> Model:
     """Return what a method makes of a model at half its MACs."""
     if method in STEPS:
         return run(chain(STEPS[method]), model, context)
-    at = partial(_plain if method == PLAIN else _tucker, model, context)
+    at = partial(_plain if method == PLAIN else _tucker, model)
     limit = TARGET * counts.macs(model.module, model.example)
     return nearest(at, lambda one: counts.macs(one.module, model.example) <= limit)
 
@@ -100,22 +103,37 @@ def nearest(at: Callable[[float], Model], fits: Callable[[Model], bool]) -> Mode
     return best
 
 
-def _plain(model: Model, context: StepContext, energy: float) -> Model:
-    options = "form='channel', calibration=0, round_to=1"
-    return run(chain(f"factorize(energy={energy!r}, {options})"), model, context)
+def _plain(model: Model, energy: float) -> Model:
+    """Return truncated SVD of every layer at the least rank that keeps an energy, if cheaper."""
+    return _exchanged(model, lambda target: _truncated(target, energy))
 
 
-def _tucker(model: Model, context: StepContext, share: float) -> Model:
-    """Return Tucker-2 of all convolutions by TensorLy, truncated SVD of the rest."""
+def _truncated(target: TargetLayer, energy: float) -> nn.Module:
+    squares = torch.linalg.svdvals(target.layer.weight.detach().double().flatten(1)).square()
+    kept = squares.cumsum(0) / squares.sum().clamp_min(1e-30)
+    return _svd(target, int((kept < energy).sum()) + 1)
+
+
+def _svd(target: TargetLayer, rank: int) -> nn.Module:
+    return Problem(target.layer, white(target.layer)).fitted("channel", (rank,))[0]
+
+
+def _exchanged(model: Model, made: Callable[[TargetLayer], nn.Module]) -> Model:
+    """Return a copy with thinner layers, where they have fewer parameters."""
     result = model.copy()
     found, _ = target_layers(result.module, result.items())
     for target in found:
-        layer = _decomposed(target, share)
+        layer = made(target)
         if sum(one.numel() for one in layer.parameters()) < sum(
             one.numel() for one in target.layer.parameters()
         ):
             replace_everywhere(result.module, target.layer, layer)
     return result
+
+
+def _tucker(model: Model, share: float) -> Model:
+    """Return Tucker-2 of all convolutions by TensorLy, truncated SVD of the rest."""
+    return _exchanged(model, lambda target: _decomposed(target, share))
 
 
 def _decomposed(target: TargetLayer, share: float) -> nn.Module:
@@ -124,8 +142,7 @@ def _decomposed(target: TargetLayer, share: float) -> nn.Module:
     layer = target.layer
     outputs, inputs = layer.weight.shape[:2]
     if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
-        rank = max(1, round(share * min(outputs, inputs)))
-        return Problem(layer, white(layer)).fitted("channel", (rank,))[0]
+        return _svd(target, max(1, round(share * min(outputs, inputs))))
     ranks = [max(1, round(share * outputs)), max(1, round(share * inputs))]
     found = partial_tucker(layer.weight.detach().double().numpy(), rank=ranks, modes=[0, 1])
     # Newer versions return the errors beside the decomposition.
@@ -171,22 +188,39 @@ COLUMNS = ("before", "after", "lost", "won", "MACs", "params", "seconds")
 
 
 def write(rows: list[Row], out: Path) -> None:
+    methods = {row["method"] for row in rows}
+    missing = [one for one in NAMES if one not in {row["net"] for row in rows}]
     lines = [
         *table_of(("net", "method", *COLUMNS), rows),
         "",
         "`before` and `after` are the percentages of right answers of the exported files on all",
         "test items, `lost` and `won` the answers that were right and are wrong, and the reverse.",
-        "`MACs` and `params` are shares of the original's. Methods:",
+        "`MACs` and `params` are shares of the original's, `seconds` are of the clock, on machines",
+        "that other work shared. Methods:",
         "",
-        f"- {PLAIN}: `factorize(energy=E, form='channel', calibration=0, round_to=1)`, E as large "
-        f"as half the MACs allow",
-        *(f"- {name}: `{text}`" for name, text in STEPS.items()),
-        f"- {TUCKER}: at one common share of ranks"
-        + ("" if find_spec("tensorly") else "; left out, as TensorLy is not installed here"),
+        f"- {PLAIN}: truncated SVD of each layer's weight, at the least rank that keeps E of its "
+        f"sum of squares, E as large as half the MACs allow",
+        *(f"- {name}: `{text}`" for name, text in STEPS.items() if name in methods),
+        f"- {TUCKER}: `partial_tucker` of each convolution, at one common share of ranks that is "
+        f"as large as half the MACs allow; truncated SVD of layers without a kernel",
         "",
-        f"{len({row['net'] for row in rows})} of {len(NAMES)} nets so far.",
+        f"{len({row['net'] for row in rows})} of {len(NAMES)} nets so far: no row yet for "
+        f"{', '.join(missing) or 'none'}. {NO_RESNET18}",
     ]
-    command = "python benchmarks/lowrank/accuracy.py --out reports/lowrank"
+    wanted = [f'--method "{one}"' for one in METHODS if one in methods]
+    names = [one for one in NAMES if one not in missing]
+    known = {(row["net"], row["method"]) for row in rows}
+    left = [
+        f"{name} by {one}"
+        for name in names
+        for one in METHODS
+        if one in methods and (name, one) not in known
+    ]
+    if left:
+        lines += ["", f"Of these nets and methods, not run yet: {', '.join(left)}."]
+    command = " ".join(
+        ["python benchmarks/lowrank/accuracy.py --out reports/lowrank", *wanted, *names]
+    )
     title = "Low rank at half the MACs, without tuning"
     write_report(out / "accuracy.md", title, lines, rows, command)
 

@@ -92,7 +92,8 @@ def share(module: nn.Module, model: Model) -> float:
 def bisected(make: Callable[[float], nn.Module | None], model: Model, macs: float) -> nn.Module:
     """Return what a setting in (0, 1), more of which keeps more, makes at the MACs asked for.
 
-    The nearest of all that were tried, where none is near.
+    The nearest of all that were tried, where none is near; the report marks it. Exits where every
+    setting is refused.
     """
     low, high = 0.0, 1.0
     tried: list[tuple[float, nn.Module]] = []
@@ -107,6 +108,10 @@ def bisected(make: Callable[[float], nn.Module | None], model: Model, macs: floa
                 break
             low, high = (low, setting) if reached > macs else (setting, high)
         setting = (low + high) / 2
+    if not tried:
+        raise SystemExit(
+            f"every setting down to {setting:.3f} was refused: {macs} cannot be reached"
+        )
     return min(tried, key=lambda one: one[0])[1]
 
 
@@ -197,8 +202,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         if row["by"] != WHOLE:
             spread = f"{row['speedup']:.2f} ({row['least']:.2f} to {row['most']:.2f})"
-            cells = [row["net"], row["by"], f"{row['macs']:.3f}", spread, f"{row['gain']:.0%}"]
+            near = abs(row["macs"] - row["target"]) <= NEAR * row["target"]
+            macs = f"{row['macs']:.3f}" + ("" if near else " (!)")
+            gain = "-" if row["gain"] is None else f"{row['gain']:.0%}"
+            cells = [row["net"], row["by"], macs, spread, gain]
             lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"(!): over {NEAR:.0%} off the MACs asked for, so not at equal MACs."]
     return "\n".join(lines) + "\n"
 
 

@@ -85,19 +85,23 @@ def row_of(text: str, model: Model, data: Data, items: int, seed: int) -> dict[s
 
 
 def table(rows: list[dict[str, Any]], net: str, items: int) -> str:
+    mine = [row for row in rows if (row["net"], row["items"]) == (net, items)]
+    count = 1 + max((row["seed"] for row in mine), default=0)
+    command = f"--out reports/pruning --net {net} --items {items} --seeds {count}"
+    left = [name for name in RECIPES if name not in {row["name"] for row in mine}]
     lines = [
         f"# Criteria and recipes, {net} on CIFAR-10",
         "",
-        f"`python benchmarks/pruning/recipes.py --net {net} --items {items}`, {cpu_info()[0]}. "
-        f"Accuracy after the last epoch, on all test items: the mean over seeds and their range.",
+        f"`python benchmarks/pruning/recipes.py {command}`, {cpu_info()[0]}. Accuracy after the "
+        f"last epoch, on all test items: the mean over seeds and their range. Not run yet: "
+        f"{', '.join(left) or 'none'}.",
         "",
         "| recipe | chain | MACs kept | seeds | accuracy % | over `random`, points |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     by_name: dict[str, dict[int, dict[str, Any]]] = {}
-    for row in rows:
-        if (row["net"], row["items"]) == (net, items):
-            by_name.setdefault(row["name"], {})[row["seed"]] = row
+    for row in mine:
+        by_name.setdefault(row["name"], {})[row["seed"]] = row
     control = by_name.get("criterion random", {})
     for name, seeds in by_name.items():
         values = [100 * row["accuracy"] for row in seeds.values()]
@@ -140,6 +144,7 @@ def main() -> None:
             write_atomic(kept, json.dumps(rows, indent=1) + "\n")
             write_atomic(given.out / "recipes.md", table(rows, given.net, given.items))
             print(name, seed, rows[-1]["accuracy"], rows[-1]["seconds"], flush=True)
+    write_atomic(given.out / "recipes.md", table(rows, given.net, given.items))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,15 @@ def composed(module: nn.Module, factorized: nn.Module) -> nn.Module:
         if isinstance(layer, nn.MultiheadAttention) and hasattr(other, "qkv"):
             weight, bias = _together(layer.out_proj, other.qkv)
             layer.in_proj_weight, layer.in_proj_bias = weight, bias  # type: ignore[assignment]
-        elif isinstance(layer, (nn.Linear, nn.Conv2d)) and isinstance(other, nn.Sequential):
+        elif isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) and isinstance(
+            other, nn.Sequential
+        ):
             layer.weight, layer.bias = _together(layer, other)
     return result
 
 
 def _together(
-    layer: nn.Linear | nn.Conv2d, factors: nn.Module
+    layer: nn.Linear | nn.Conv1d | nn.Conv2d, factors: nn.Module
 ) -> tuple[nn.Parameter, nn.Parameter | None]:
     """Return the weight and bias of one layer that computes what several do."""
     parts: list[Any] = list(factors) if isinstance(factors, nn.Sequential) else [factors]
@@ -46,10 +48,16 @@ def _linear(factors: list[Tensor]) -> Tensor:
     return made
 
 
-def _kernel(layer: nn.Conv2d, factors: list[Tensor]) -> Tensor:
+def _kernel(layer: nn.Conv1d | nn.Conv2d, factors: list[Tensor]) -> Tensor:
     """Return the answer of convolutions, one after another, to one pixel of each channel."""
-    height, width = layer.kernel_size
-    channels = layer.in_channels
+    if isinstance(layer, nn.Conv1d):
+        return _kernel_2d((1, *layer.kernel_size), [one.unsqueeze(2) for one in factors]).squeeze(2)
+    return _kernel_2d(layer.kernel_size, factors)
+
+
+def _kernel_2d(size: Sequence[int], factors: list[Tensor]) -> Tensor:
+    height, width = size
+    channels = factors[0].shape[1]
     image = torch.zeros(channels, channels, 2 * height - 1, 2 * width - 1, dtype=torch.float64)
     image[torch.arange(channels), torch.arange(channels), height - 1, width - 1] = 1
     for factor in factors:

@@ -56,11 +56,16 @@ def thinned(options: Ways) -> Ways:
 
 
 def timed(
-    found: Sequence[TargetLayer], options: Ways, clock: Clock, seconds: float
+    found: Sequence[TargetLayer],
+    options: Ways,
+    clock: Clock,
+    seconds: float,
+    gain: float = LEAST_GAIN,
 ) -> tuple[dict[str, float], Ways]:
     """Return the seconds of each layer, and the ways that take surely less, with their seconds.
 
-    `seconds` is for all files together. A layer that cannot be timed has no ways.
+    They take less by a share of at least `gain`. `seconds` is for all files together. A layer that
+    cannot be timed has no ways.
     """
     files: dict[Sizes, dict[str, bytes]] = {}
     asked: dict[tuple[str, Candidate | None], list[tuple[Sizes, str, int]]] = {}
@@ -92,7 +97,7 @@ def timed(
         path: [
             replace(one, seconds=total(path, one))
             for one in some
-            if total(path, one) <= (1 - LEAST_GAIN) * whole[path]
+            if total(path, one) <= (1 - gain) * whole[path]
         ]
         for path, some in options.items()
     }

@@ -83,8 +83,10 @@ def _unknown(path: str, layer: Any, owners: Mapping[int, int]) -> str:
         return "it is the whole model"
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weight past its forward"
-    if not _plain(layer):
-        return "a 1-d or 3-d convolution"
+    if isinstance(layer, nn.Conv3d):
+        return "a 3-d convolution"
+    if isinstance(layer, nn.Conv1d):  # `unpack.py` makes others of height 1
+        return _unusual(layer, owners) or "a 1-d convolution that cannot become one of height 1"
     if _own_forward(layer):
         return f"a {kind.__name__}, which has a forward of its own"
     if layer._forward_hooks or layer._forward_pre_hooks or not _is_parameter(layer):
@@ -106,10 +108,10 @@ def _is_parameter(layer: Layer) -> bool:
     return "weight" in layer._parameters and isinstance(layer.weight, nn.Parameter)
 
 
-def _unusual(layer: Layer, owners: Mapping[int, int]) -> str:
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+def _unusual(layer: Layer | nn.Conv1d, owners: Mapping[int, int]) -> str:
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.groups > 1:
         return "a grouped convolution"
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.padding_mode != "zeros":
         return f"a convolution with {layer.padding_mode} padding"
     if layer.weight.dtype != torch.float32:
         return f"its weight is of type {layer.weight.dtype}"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+import numpy as np
+from torch import nn
 
 from compress import counts
 from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
 from compress.deploy.export import export
-from compress.errors import UserError
+from compress.errors import StepFailed, UserError
 from compress.int8.calibration import Calibration
 from compress.lowrank.forms import FORMS, macs_of
 from compress.lowrank.latency import Clock, Files, by_latency, thinned, timed
@@ -29,21 +33,34 @@ from compress.lowrank.plan import (
 )
 from compress.lowrank.ranks import Candidate
 from compress.lowrank.replace import like, replaced, stages
-from compress.lowrank.unpack import packed_again, renamed, unpacked
+from compress.lowrank.unpack import INNER, packed_again, renamed, unpacked
 from compress.model import Model, weights_hash
 from compress.parts import Range, kept_fraction, one_of, positive, searched, whole_number
+from compress.system.amounts import plural
 from compress.system.progress import stage
-from compress.techniques.timed_files import clock_of, whole_seconds
+from compress.techniques.timed_files import (
+    Slowdown,
+    clock_of,
+    slowdown,
+    whole_rounds,
+    whole_seconds,
+)
 
 BEST = "best"
 NEAR = 0.02
-"""How far from the target the log says nothing of it."""
+"""How far from the target, as a share of it, the log says nothing of it."""
+MOST_REASONS = 2
+"""Kinds of layers left alone that a note names."""
+LAYER_SECONDS = 20.0
+"""What layers are timed for, together, where the whole is slower."""
+SLOWER = "its factors take longer here than the layer"
+ALL_SLOWER = "with the factors of all layers the model takes longer here"
 BEFORE, AFTER, ORIGIN = "before", "after", "origin"
 
 
 @dataclass(frozen=True, repr=False)
 class Factorize(Compressor):
-    """Replace `Linear` and `Conv2d` layers by two or three thinner ones of low rank.
+    """Replace `Linear`, `Conv1d` and `Conv2d` layers by two or three thinner ones of low rank.
 
     A convolution takes one of four forms: channel SVD (Zhang et al. 2015), a 1 × 1 convolution
     first, spatial SVD (Jaderberg et al. 2014), Tucker-2 (Kim et al. 2016); with `form='best'`
@@ -55,7 +72,7 @@ class Factorize(Compressor):
     rank), `energy` (of each layer's outputs' variance), `macs` (of the whole model's; what loses
     least over all layers is found) or `latency` (of the whole model's, by layer times measured here
     within `seconds`; a layer's time must fall by a tenth). Ranks are multiples of `round_to`. What
-    would not get cheaper is left alone.
+    would not get cheaper is left alone, and so is what is shown here to get slower.
     """
 
     rank: float | None = field(default=None, metadata=kept_fraction())
@@ -93,17 +110,19 @@ class _Factorization:
         self.step, self.whole, self.context, self.log = step, model, context, context.log
         module, self.packed = unpacked(model.module, model.items())
         self.model = replace(model, module=module, sparse=renamed(model.sparse, self.packed))
-        """The model that entered, `whole`, with attention as plain layers."""
+        """The model that entered, `whole`, with attention and `Conv1d` as plain layers."""
         self.origin = context.origin or model
         self.counted = counts.count(model.module, model.example)
         self.found: list[TargetLayer] = []
+        self.left: dict[str, str] = {}
+        """What cannot be factorized, with the reason."""
         self.options: Ways = {}
         self.calibrated: Calibrated | None = None
 
     def result(self) -> Model:
         if self._met():
             return self.whole
-        self.found, left = target_layers(self.model.module, self.model.items())
+        self.found, self.left = target_layers(self.model.module, self.model.items())
         forms = FORMS if self.step.form == BEST else (self.step.form,)
         bias = self.step.calibration > 0
         self.options = ways(self.found, forms, self.step.round_to, bias)
@@ -111,27 +130,35 @@ class _Factorization:
             items = self.context.calibration_items(self.step.calibration)
             self.calibrated = Calibrated(Calibration(self.context.task, items), len(items))
         choices = self._choices()
-        for path, reason in {**left, **choices.left}.items():
-            self.log.row("layer", layer=path, left_alone=reason)
         if not choices.taken:
             self.log.note("factorize: no layer would get cheaper, all left alone")
+        choices = self._none_slower(choices)
+        for path, reason in {**self.left, **choices.left}.items():
+            self.log.row("layer", layer=self._path(path), left_alone=reason)
+        if not choices.taken:
             return self.whole
         return self._checked(self._replaced(choices))
+
+    def _path(self, path: str) -> str:
+        """Return the path of a layer in the model that entered."""
+        outer = path.removesuffix(f".{INNER}")
+        return outer if isinstance(self.packed.get(outer), nn.Conv1d) else path
 
     def _met(self) -> bool:
         """Whether the model meets the target as it is."""
         if self.step.macs is None:
             return self.step.latency == 1
-        unknown = sorted(self.counted.uncounted.keys() & counts.PRODUCTS)
-        if unknown:
-            raise UserError(
-                f"factorize: {counts.left_out(self.counted.uncounted)}, so macs={self.step.macs} "
-                f"cannot be aimed at: give rank, energy or latency"
-            )
-        return self.counted.macs <= self.step.macs * self._origin_macs()
+        for counted in (self.counted, self._origin):
+            if missing := counts.left_out(counted.uncounted):
+                raise UserError(
+                    f"factorize: {missing}, so macs={self.step.macs} cannot be aimed at: give "
+                    f"rank, energy or latency"
+                )
+        return self.counted.macs <= self.step.macs * self._origin.macs
 
-    def _origin_macs(self) -> int:
-        return counts.macs(self.origin.module, self.origin.example)
+    @cached_property
+    def _origin(self) -> counts.Counts:
+        return counts.count(self.origin.module, self.origin.example)
 
     # --- choosing -------------------------------------------------------------------------
 
@@ -148,33 +175,52 @@ class _Factorization:
         assert step.macs is not None
         whole = {target.path: float(macs_of(target.layer, target.calls)) for target in self.found}
         rest = self.counted.macs - sum(whole.values())
-        origin = self._origin_macs()
+        origin = self._origin.macs
         choices = within_budget(whole, options, lambda one: one.macs, step.macs * origin - rest)
         saved = sum(whole[path] - one.macs for path, one in choices.taken.items())
-        self._say_reached("MACs", step.macs, (self.counted.macs - saved) / origin, choices)
+        self._say_reached(step.macs, (self.counted.macs - saved) / origin, choices)
         return choices
 
     def _judged(self, options: Ways) -> Ways:
         return judged(self.model.module, self.found, options, self.calibrated)
 
-    def _say_reached(self, what: str, target: float, reached: float, choices: Choices) -> None:
-        if not any(self.options.values()):
+    def _say_reached(self, target: float, reached: float, choices: Choices) -> None:
+        asked = f"factorize: the target was {target:.2f} of the MACs, and"
+        cheapest = {
+            path: min(one.macs for one in some) for path, some in self.options.items() if some
+        }
+        saved = sum(
+            macs_of(one.layer, one.calls) - cheapest[one.path]
+            for one in self.found
+            if one.path in cheapest
+        )
+        least = (self.counted.macs - saved) / self._origin.macs
+        if not cheapest:
+            self.log.note(f"{asked} it cannot be reached: no layer has a cheaper form{self._rest}")
+        elif least > target:
             self.log.note(
-                f"factorize: the target was {target:.2f} of the {what}, and it cannot be reached: "
-                f"no layer has a cheaper form"
+                f"{asked} it cannot be reached: with every layer that has cheaper forms in its "
+                f"cheapest, {least:.2f} would be left{self._rest}. {reached:.2f} is what layers "
+                f"give that lose at most {PAYS:.0%} of their outputs' energy"
             )
         elif not choices.complete:
             self.log.note(
-                f"factorize: the target was {target:.2f} of the {what}, and it cannot be reached "
-                f"without taking over {MOST_LOST:.0%} of its outputs' energy from a layer: "
-                f"{reached:.2f} is what layers give that lose at most {PAYS:.0%}"
+                f"{asked} it cannot be reached without taking over {MOST_LOST:.0%} of its outputs' "
+                f"energy from a layer: {reached:.2f} is what layers give that lose at most "
+                f"{PAYS:.0%}"
             )
-        elif abs(reached - target) > NEAR:
+        elif abs(reached - target) > NEAR * target:
             self.log.note(
-                f"factorize: the target was {target:.2f} of the {what}, and {reached:.2f} was "
-                f"reached, by the setting within it that loses least, with ranks in multiples of "
-                f"{self.step.round_to}"
+                f"{asked} {reached:.2f} was reached, by the setting within it that loses least, "
+                f"with ranks in multiples of {self.step.round_to}"
             )
+
+    @property
+    def _rest(self) -> str:
+        """Say which kinds of layers are left alone; '' if none."""
+        kinds = Counter(self.left.values()).most_common(MOST_REASONS)
+        said = "; ".join(f"{plural(count, 'layer')}: {reason}" for reason, count in kinds)
+        return f" (left alone are {said})" if said else ""
 
     def _for_latency(self, target: float) -> Choices:
         files = self._files
@@ -191,10 +237,7 @@ class _Factorization:
             options = self._judged(faster)
 
         def share(taken: Mapping[str, Candidate]) -> float:
-            module = like(self.model.module, taken, self.found)
-            trial = {BEFORE: files[BEFORE], AFTER: export(replace(self.model, module=module))}
-            found = self._whole_seconds(trial)
-            return found[AFTER] / found[BEFORE]
+            return self._slowdown(self._like(taken)).value
 
         choices = by_latency(whole, options, now, limit, share)
         for path in choices.left:
@@ -202,10 +245,69 @@ class _Factorization:
                 choices.left[path] = "no form is a tenth faster here than the layer itself"
         return choices
 
+    def _none_slower(self, choices: Choices) -> Choices:
+        """Leave layers whole, or all, with whose factors the model takes longer here.
+
+        Only where it can be timed; the log says where it cannot. With a target of latency layers
+        were timed before they were chosen.
+        """
+        if self.step.latency is not None or not choices.taken:
+            return choices
+        try:
+            with stage("timing the model"):
+                return self._timed_choices(choices)
+        except (UserError, StepFailed) as error:
+            self.log.note(f"factorize: it is not known whether the model is faster so: {error}")
+            return choices
+
+    def _timed_choices(self, choices: Choices) -> Choices:
+        slow = self._slowdown(self._like(choices.taken))
+        if not slow.slower:
+            return choices
+        some = [target for target in self.found if target.path in choices.taken]
+        ways = {path: [one] for path, one in choices.taken.items()}
+        _, faster = timed(some, ways, self._clock, LAYER_SECONDS, gain=0.0)
+        taken = {path: one for path, one in choices.taken.items() if faster[path]}
+        slower = choices.taken.keys() - taken.keys()
+        left = choices.left | dict.fromkeys(sorted(slower), SLOWER)
+        if not slower or (taken and self._slowdown(self._like(taken)).slower):
+            taken, left = {}, choices.left | dict.fromkeys(choices.taken, ALL_SLOWER)
+        if not taken:
+            self.log.note(
+                f"factorize: the model stays whole, as it would take {slow.value:.2f} times as long"
+            )
+            return replace(choices, taken=taken, left=left)
+        saved = sum(
+            macs_of(one.layer, one.calls) - taken[one.path].macs
+            for one in some
+            if one.path in taken
+        )
+        self.log.note(
+            f"factorize: {len(slower)} of {len(some)} layers stay whole after all, as their "
+            f"factors take longer here, and the model would take {slow.value:.2f} times as long: "
+            f"{(self.counted.macs - saved) / self._origin.macs:.2f} of the MACs are left"
+        )
+        return replace(choices, taken=taken, left=left)
+
+    def _like(self, taken: Mapping[str, Candidate]) -> bytes:
+        """Return a file with layers in their forms, which takes as long as the result will."""
+        module = like(self.model.module, taken, self.found)
+        return export(replace(self.model, module=module))
+
+    def _slowdown(self, after: bytes) -> Slowdown:
+        """Compare a file with the one that entered."""
+        trial = {BEFORE: self._before, AFTER: after}
+        found = whole_rounds(trial, self.model, self._clock, "factorize")
+        return slowdown(found[AFTER], found[BEFORE])
+
+    @cached_property
+    def _before(self) -> bytes:
+        return export(self.whole)
+
     @cached_property
     def _files(self) -> dict[str, bytes]:
         """The file of the model that entered, and that of its origin where it is another."""
-        files = {BEFORE: export(self.whole)}
+        files = {BEFORE: self._before}
         if weights_hash(self.origin.module) != weights_hash(self.whole.module):
             files[ORIGIN] = export(self.origin)
         return files
@@ -229,12 +331,13 @@ class _Factorization:
         items = 0 if self.calibrated is None else self.calibrated.items
         count = stages(self.counted.macs, items, len(chosen))
         masked = set()
+        self._say_dense(choices.taken)
         with stage("fitting factors"):
             for target, one, error in replaced(module, chosen, self.calibrated, count):
                 masked.add(f"{target.path}.weight")
                 self.log.row(
                     "layer",
-                    layer=target.path,
+                    layer=self._path(target.path),
                     form=one.form,
                     ranks=list(one.ranks),
                     macs=one.macs / macs_of(target.layer, target.calls),
@@ -243,6 +346,18 @@ class _Factorization:
         stays = packed_again(module, self.packed, choices.taken)
         sparse = renamed(self.whole.sparse, stays) - masked
         return replace(self.whole, module=module, sparse=sparse, hints={})
+
+    def _say_dense(self, taken: Collection[str]) -> None:
+        """Say which zeros a pruning step made are lost: factors of a sparse weight are dense."""
+        lost = [path for path in taken if f"{path}.weight" in self.model.sparse]
+        zeros = sum(
+            int((self.model.module.get_parameter(f"{path}.weight") == 0).sum()) for path in lost
+        )
+        if zeros:
+            self.log.note(
+                f"factorize: {plural(len(lost), 'layer')} with pruned weights became factors, "
+                f"which are dense: {zeros:,} zeros are lost. Give prune_weights after factorize"
+            )
 
     def _checked(self, result: Model) -> Model:
         """Return the result, or the model as it was where the result is not cheaper."""
@@ -256,16 +371,19 @@ class _Factorization:
             return self.whole
         if self.step.latency is None:
             return result
-        seconds = self._whole_seconds({**self._files, AFTER: export(result)})
-        if seconds[AFTER] >= seconds[BEFORE]:
+        files = {**self._files, AFTER: export(result)}
+        rounds = whole_rounds(files, self.model, self._clock, "factorize")
+        slow = slowdown(rounds[AFTER], rounds[BEFORE])
+        if not slow.faster:
             self.log.note(
-                f"factorize: the model stays whole, as it would take "
-                f"{seconds[AFTER] / seconds[BEFORE]:.2f} times as long"
+                f"factorize: the model stays whole, as it is not shown to be faster: it would take "
+                f"{slow.value:.2f} times as long ({slow.low:.2f} to {slow.high:.2f})"
             )
             return self.whole
+        seconds = {name: float(np.median(values)) for name, values in rounds.items()}
         reached = seconds[AFTER] / seconds.get(ORIGIN, seconds[BEFORE])
         self.log.row("latency", target=self.step.latency, reached=reached, seconds=seconds)
-        if abs(reached - self.step.latency) > NEAR:
+        if abs(reached - self.step.latency) > NEAR * self.step.latency:
             self.log.note(
                 f"factorize: the target was {self.step.latency:.2f} of the latency, and "
                 f"{reached:.2f} was reached"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 
@@ -13,12 +15,15 @@ from compress.errors import UserError
 from compress.lowrank.latency import Clock, Files
 from compress.model import Model
 from compress.runtimes.onnxruntime_cpu import versions
+from compress.stats.levels import ALPHA
 from compress.system.environment import cpu_info, cpu_threads
 from compress.timing.launch import WorkerFailed
 from compress.timing.trial import seconds_of
 
 WHOLE_SECONDS = 2.0
 """What a whole model is timed for."""
+NOISE = 0.02
+"""By how much the times of one file, opened twice in a process, may differ in all of its rounds."""
 
 
 def cached_clock(context: StepContext) -> Clock:
@@ -67,10 +72,50 @@ def whole_seconds(
 
     `times` says how many times as long as usual they are timed.
     """
+    found = whole_rounds(files, model, clock, who, times)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def whole_rounds(
+    files: Files, model: Model, clock: Clock, who: str, times: int = 1
+) -> Mapping[str, Sequence[float]]:
+    """Return the seconds of whole models' files for one item, round by round, timed in turns."""
     found = clock(files, arrays(model.example), times * WHOLE_SECONDS * len(files))
     if missing := files.keys() - found.keys():
         raise UserError(
             f"{who}: onnxruntime cannot run the file of the model ({min(missing)}), so latency "
             f"cannot be measured here: give macs"
         )
-    return {name: float(np.median(values)) for name, values in found.items()}
+    return found
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """How many times as long as another file one takes: the median over rounds, its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def slower(self) -> bool:
+        """Whether it is shown to take longer."""
+        return self.low > 1 + NOISE
+
+    @property
+    def faster(self) -> bool:
+        """Whether it is shown to take less time."""
+        return self.high < 1 - NOISE
+
+
+def slowdown(after: Sequence[float], before: Sequence[float]) -> Slowdown:
+    """Compare two files round by round.
+
+    The interval of the median is that of order statistics, of at least 95 % (David and Nagaraja
+    2003, section 7.1): it asks for no distribution, and a load that comes and goes has little say.
+    """
+    ratios = np.sort(np.asarray(after) / np.asarray(before))
+    count = len(ratios)
+    below = np.cumsum([comb(count, number) for number in range(count)]) / 2**count
+    out = max(int((below <= ALPHA / 2).sum()) - 1, 0)
+    return Slowdown(float(np.median(ratios)), float(ratios[out]), float(ratios[-1 - out]))

@@ -70,7 +70,7 @@ def test_grouped_padded_and_other_convolutions_are_left_alone() -> None:
     assert left == {
         "0": "a grouped convolution",
         "1": "a convolution with reflect padding",
-        "3": "a 1-d or 3-d convolution",
+        "3": "a 1-d convolution that cannot become one of height 1",
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from bench_fixtures import images
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from compress import counts
 from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, UserError
 from compress.lowrank import latency
-from compress.model import Model, forward
+from compress.lowrank.unpack import Flat
+from compress.model import Blueprint, Model, forward, load, save
 from compress.tasks.base import Tensors, TensorSplit
 from compress.techniques import chain, timed_files
 from compress.timing.launch import WorkerFailed
@@ -66,6 +69,12 @@ def context(count: int = 256, x: Tensor | None = None) -> StepContext:
 
 
 @pytest.fixture(autouse=True)
+def factors_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time nothing, but what a test says."""
+    monkeypatch.setattr(timed_files, "seconds_of", clock(0, []))
+
+
+@pytest.fixture(autouse=True)
 def prepared_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(TASK), "prepare", lambda self, raw, device, rng=None: raw)
 
@@ -95,10 +104,10 @@ def test_macs_target_is_met_from_below(target: float, calibration: int) -> None:
     result = run(chain(f"factorize(macs={target}, calibration={calibration})"), model, given)
     reached = share(result, model)
     assert target - 0.05 <= reached <= target
-    # Steps of 8 are coarse in a net of four layers: what is off by more than 2 points is said.
+    # Steps of 8 are coarse in a net of four layers: over 2 % off the target is said.
     said = f"and {reached:.2f} was reached, by the setting within it that loses least"
     notes = [note for note in given.log.notes if f"{said}, with ranks in multiples of 8" in note]
-    assert len(notes) == len(given.log.notes) == (reached < target - 0.02)
+    assert len(notes) == len(given.log.notes) == (reached < 0.98 * target)
     for path, row in layers(given.log).items():
         before = model.module.get_submodule(path)
         after = result.module.get_submodule(path)
@@ -171,6 +180,18 @@ def test_rebuilt_layers_drop_their_mask() -> None:
     assert result.sparse == {"2.weight"}
 
 
+def test_zeros_that_are_lost_are_said() -> None:
+    model, given = model_of(net()), context()
+    sparse = run(chain("prune_weights(sparsity=0.8)"), model, given)
+    result = run(chain("factorize(rank=0.25)"), sparse, given)
+    rebuilt = [path for path, row in layers(given.log).items() if "form" in row]
+    zeros = sum(int((sparse.module.get_parameter(f"{p}.weight") == 0).sum()) for p in rebuilt)
+    [note] = given.log.notes
+    assert f"{len(rebuilt)} layers with pruned weights became factors" in note
+    assert f"{zeros:,} zeros are lost" in note
+    assert not any(name.removesuffix(".weight") in rebuilt for name in result.sparse)
+
+
 # --- targets that are out of reach, and kinds of layers -----------------------------------------
 
 
@@ -186,12 +207,106 @@ def test_no_layer_collapses_for_a_target_that_is_out_of_reach() -> None:
 
 
 def test_what_holds_no_layer_to_factorize_stays_whole() -> None:
-    module = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 64, 3), nn.Flatten(), nn.Linear(3968, 2))
+    convolution = nn.Conv1d(3, 63, 3, groups=3)
+    module = nn.Sequential(nn.Flatten(2), convolution, nn.Flatten(), nn.Linear(3906, 2))
     model, given = model_of(module), context()
     result = run(chain("factorize(macs=0.7)"), model, given)
     assert share(result, model) == 1
     assert any("cannot be reached" in note for note in given.log.notes)
-    assert layers(given.log)["1"]["left_alone"] == "a 1-d or 3-d convolution"
+    assert layers(given.log)["1"]["left_alone"] == "a grouped convolution"
+
+
+def sequences() -> nn.Module:
+    """Return a net of rows of pixels, all of whose convolutions go along them."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Flatten(2),
+        nn.Conv1d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv1d(32, 64, 5, stride=2, padding="valid", bias=False),
+        nn.ReLU(),
+        nn.Conv1d(64, 64, 3, padding="same", dilation=2),
+        nn.ReLU(),
+        nn.Conv1d(64, 48, 1),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(48, 10),
+    )
+    with torch.no_grad():
+        for layer in module:
+            if isinstance(layer, nn.Conv1d):
+                u, s, vh = torch.linalg.svd(layer.weight.flatten(1), full_matrices=False)
+                decaying = 3 * s[0] * torch.exp(-4 * torch.arange(len(s)) / len(s))
+                layer.weight.copy_((u * decaying @ vh).view(layer.weight.shape))
+    return module
+
+
+@pytest.mark.parametrize("form", ["best", "channel", "reduce", "tucker"])
+def test_convolutions_along_one_axis_are_factorized(form: str) -> None:
+    """The factors are Conv1d, and together they are what the log says of them."""
+    model, given = model_of(sequences()), context()
+    result = run(chain(f"factorize(macs=0.5, form='{form}', calibration=0)"), model, given)
+    assert share(result, model) < 0.9
+    assert not any(isinstance(part, (nn.Conv2d, Flat)) for part in result.module.modules())
+    rows = layers(given.log)
+    assert {"1", "3", "5", "7", "10"} == rows.keys()
+    factorized = {path for path, row in rows.items() if "form" in row}
+    assert factorized & {"3", "5", "7"}
+    for path in factorized - {"10"}:
+        layer, factors = model.module.get_submodule(path), result.module.get_submodule(path)
+        # The answer to one value of each channel, at every place of the kernel.
+        length = layer.kernel_size[0]
+        images = torch.eye(layer.in_channels * length).view(-1, layer.in_channels, length)
+        made = images
+        for factor in factors:
+            made = F.conv1d(made, factor.weight)
+        expected = F.conv1d(images, layer.weight)
+        off = ((made - expected).norm() / expected.norm()).item()
+        assert off == pytest.approx(rows[path]["relative_error"], rel=1e-3, abs=1e-5)
+
+
+def test_factors_along_one_axis_are_saved_and_trained(tmp_path: Path) -> None:
+    model, given = model_of(sequences()), context()
+    result = run(chain("factorize(rank=0.9)"), model, given)
+    assert type(result.module[1]) is nn.Conv1d
+    half = run(chain("factorize(macs=0.5)"), model, context())
+    assert share(half, model) <= 0.5
+    assert wrong(half, model) < 0.3
+    assert [type(layer) for layer in half.module[5]] == [nn.Conv1d] * len(half.module[5])
+    saved = replace(half, blueprint=Blueprint("sequences"))
+    save(saved, tmp_path, lambda _: sequences())
+    again = load(tmp_path, lambda _: sequences())
+    assert torch.equal(forward(again.module, (inputs(2),)), forward(half.module, (inputs(2),)))
+    trained = half.module.train()
+    trained(inputs(2)).sum().backward()
+    assert all(one.grad is not None for one in trained.parameters())
+
+
+def test_a_target_that_the_other_layers_cannot_give_is_not_laid_to_their_energy() -> None:
+    """Groups hold most of the MACs: at 24 of 64 outputs the linear layer gives its utmost."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 30, 3, padding=1, groups=3),
+        nn.Conv2d(30, 30, 3, padding=1, groups=3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(30, 64),
+    )
+    model, given = model_of(module), context()
+    run(chain("factorize(macs=0.7)"), model, given)
+    grouped = 64 * 9 * 30 * (1 + 10)
+    least = (grouped + 8 * (30 + 64)) / (grouped + 30 * 64)
+    [note] = given.log.notes
+    assert f"in its cheapest, {least:.2f} would be left" in note
+    assert "(left alone are 2 layers: a grouped convolution)" in note
+    assert "over 50%" not in note
+
+
+def test_how_near_a_target_is_goes_by_the_target() -> None:
+    model, given = model_of(net()), context()
+    reached = share(run(chain("factorize(macs=0.12)"), model, given), model)
+    assert 0.1 < reached < 0.98 * 0.12, "2 points would be near"
+    assert any(f"and {reached:.2f} was reached" in note for note in given.log.notes)
 
 
 def test_a_zero_layer_costs_no_other_layer_anything() -> None:
@@ -264,6 +379,25 @@ def test_uncounted_products_refuse_a_target_of_macs(monkeypatch: pytest.MonkeyPa
         run(chain("factorize(macs=0.5)"), model_of(net()), context())
 
 
+def test_operators_of_other_libraries_refuse_a_target_of_macs() -> None:
+    """Their MACs are not known, wherever they are: in what enters, or in the origin."""
+
+    class Deformable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rest, self.kernel = net(), nn.Parameter(torch.randn(3, 3, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(deform_conv2d(x, x.new_zeros(len(x), 18, 6, 6), self.kernel))
+
+    foreign, known = model_of(Deformable()), model_of(net())
+    words = r"leave out 1 call of torchvision.deform_conv2d, so macs=0.7 cannot be aimed at"
+    for model, origin in ((foreign, None), (known, foreign)):
+        with pytest.raises(UserError, match=words):
+            run(chain("factorize(macs=0.7)"), model, replace(context(), origin=origin))
+    assert share(run(chain("factorize(rank=0.25)"), foreign, context()), foreign) < 1
+
+
 def test_a_model_that_is_small_enough_is_returned_as_it_is() -> None:
     model = model_of(net())
     small = run(chain("factorize(macs=0.4)"), model, context())
@@ -325,7 +459,7 @@ def test_latency_is_met_by_measured_seconds(monkeypatch: pytest.MonkeyPatch) -> 
     result = run(chain("factorize(latency=0.7, seconds=5)"), model, given)
     [row] = [row for row in given.log.rows if row["kind"] == "latency"]
     assert 0.6 <= row["reached"] <= 0.72
-    assert len(given.log.notes) == (row["reached"] < 0.68)
+    assert len(given.log.notes) == (row["reached"] < 0.98 * 0.7)
     assert isinstance(result.module[5], nn.Sequential)
     assert type(result.module[9]) is nn.Linear
 
@@ -353,7 +487,95 @@ def test_a_whole_that_is_slower_stays_as_it_was(monkeypatch: pytest.MonkeyPatch)
     model, given = model_of(net()), context()
     result = run(chain("factorize(latency=0.7)"), model, given)
     assert share(result, model) == 1
-    assert any("stays whole, as it would take" in note for note in given.log.notes)
+    assert any("not shown to be faster" in note for note in given.log.notes)
+
+
+@pytest.mark.parametrize("text", ["macs=0.5", "rank=0.25", "energy=0.9"])
+def test_a_whole_that_is_shown_to_be_slower_stays_as_it_was(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timed_files, "seconds_of", clock(1e6, []))
+    model, given = model_of(net()), context()
+    result = run(chain(f"factorize({text})"), model, given)
+    assert all(map(torch.equal, model.module.parameters(), result.module.parameters()))
+    assert any("the model stays whole, as it would take" in note for note in given.log.notes)
+    assert not any("no layer would get cheaper" in note for note in given.log.notes)
+
+
+def test_only_the_layers_that_get_slower_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a file with factors of 3 channels takes long, whatever else is in it."""
+
+    def seconds_of(
+        files: Mapping[str, bytes], samples: Sequence[np.ndarray], seconds: float
+    ) -> dict[str, np.ndarray]:
+        found = {}
+        for name, content in files.items():
+            weights = list(onnx.load_from_string(content).graph.initializer)
+            factor = any(len(one.dims) == 4 and one.dims[:2] in ([8, 3],) for one in weights)
+            found[name] = np.full(3, sum(len(one.raw_data) for one in weights) + 1e9 * factor)
+        return found
+
+    monkeypatch.setattr(timed_files, "seconds_of", seconds_of)
+    model, given = model_of(net()), context()
+    result = run(chain("factorize(rank=0.25, form='channel')"), model, given)
+    assert type(result.module[0]) is nn.Conv2d
+    assert isinstance(result.module[5], nn.Sequential)
+    assert layers(given.log)["0"]["left_alone"] == "its factors take longer here than the layer"
+    [note] = given.log.notes
+    assert "1 of 4 layers stay whole after all" in note
+    assert f"{share(result, model):.2f} of the MACs are left" in note
+
+
+def test_what_is_slower_by_no_more_than_noise_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the rounds one is slower, half the other: on the median 1.2 times as slow."""
+
+    def seconds_of(
+        files: Mapping[str, bytes], samples: Sequence[np.ndarray], seconds: float
+    ) -> dict[str, np.ndarray]:
+        rounds = np.array([0.8, 1.6] * 5)
+        return {name: rounds if name == "after" else np.ones(10) for name in files}
+
+    monkeypatch.setattr(timed_files, "seconds_of", seconds_of)
+    model, given = model_of(net()), context()
+    assert share(run(chain("factorize(rank=0.25)"), model, given), model) < 0.5
+    assert not given.log.notes
+
+
+def test_noise_alone_does_not_make_a_model_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single layers gain, and the whole is 1 % faster by its median, in six of ten rounds."""
+    single = clock(0, [])
+
+    def seconds_of(
+        files: Mapping[str, bytes], samples: Sequence[np.ndarray], seconds: float
+    ) -> dict[str, np.ndarray]:
+        if "after" not in files:
+            return single(files, samples, seconds)  # type: ignore[operator, no-any-return]
+        rounds = np.array([0.99] * 6 + [1.1] * 4)
+        return {name: rounds if name == "after" else np.ones(10) for name in files}
+
+    monkeypatch.setattr(timed_files, "seconds_of", seconds_of)
+    model, given = model_of(net()), context()
+    assert share(run(chain("factorize(latency=0.7)"), model, given), model) == 1
+    assert any("not shown to be faster" in note for note in given.log.notes)
+
+
+@pytest.mark.parametrize("count", range(6, 40))
+def test_the_interval_of_a_slowdown_holds_the_median(count: int) -> None:
+    """Of uniform ratios, whose median is 1.5: in at least 95 % of draws, less noise."""
+    draws = np.random.default_rng(count).uniform(1, 2, (4000, count))
+    found = [timed_files.slowdown(draw, np.ones(count)) for draw in draws]
+    held = np.mean([one.low <= 1.5 <= one.high for one in found])
+    assert held >= 0.94
+
+
+def test_where_nothing_can_be_timed_the_log_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Tensors:
+        raise WorkerFailed("it ended")
+
+    monkeypatch.setattr(timed_files, "seconds_of", broken)
+    model, given = model_of(net()), context()
+    assert share(run(chain("factorize(macs=0.5)"), model, given), model) <= 0.5
+    assert any("not known whether the model is faster" in note for note in given.log.notes)
 
 
 def test_without_a_clock_latency_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
