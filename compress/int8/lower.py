@@ -19,7 +19,7 @@ from compress.int8 import ranges as range_choice
 from compress.int8 import weights as weight_choice
 from compress.int8.calibration import Batches, some_of
 from compress.int8.correct import Error, corrected, errors
-from compress.int8.equalize import equalized, links
+from compress.int8.equalize import equalized, links, same_function
 from compress.int8.placement import Clock, Placement, search
 from compress.int8.ranges import FIXED_RANGES, Range
 from compress.int8.rewrite import rewritten
@@ -36,6 +36,8 @@ LEAST_MACS = 5e6
 SETTLED, LEAST_ITEMS = 4e9, 64
 """Bytes of values that are computed for what settles early, and the least items: the largest value
 of a channel, moments of inputs, mean errors. Ranges are of all items."""
+PROVED_ON = 8
+"""Items on which an equalized graph must compute what it computed before."""
 
 
 @dataclass
@@ -139,6 +141,7 @@ class Draft:
     weights: Mapping[str, Weight]
     wrong: Mapping[str, Error]
     settings: Settings
+    notes: Sequence[str] = ()
 
     @cached_property
     def excluded(self) -> frozenset[str]:
@@ -158,7 +161,7 @@ class Draft:
             untrained = {n for n, unit in chosen.items() if not _trained(unit, trained)}
             model = corrected(model, {n: e for n, e in self.wrong.items() if n in untrained})
         made = write(model, set(chosen), self.ranges, self.weights)
-        return Lowered(made, list(self._table(chosen, set(floats))))
+        return Lowered(made, list(self._table(chosen, set(floats))), list(self.notes))
 
     @property
     def worst_first(self) -> list[str]:
@@ -196,7 +199,7 @@ class Draft:
 def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None = None) -> Draft:
     """Find ranges and weights for a float graph. Raises UserError for unusable calibration data."""
     settings = settings or Settings()
-    model = rewritten(float_model)
+    model, notes = rewritten(float_model), []
     some = some_of(calibration, max(LEAST_ITEMS, int(SETTLED / max(1, item_bytes(model)))))
     if settings.equalize:
         # Scaled outputs keep their grids, each channel having its own; scaled inputs do not.
@@ -206,7 +209,14 @@ def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None
             if not any(_trained(unit, settings.trained) for unit in link.readers)
         }
         if axes:
-            model, _ = equalized(model, observe(model, some, axes))
+            scaled, count = equalized(model, observe(model, some, axes))
+            if same_function(model, scaled, some_of(calibration, PROVED_ON)):
+                model = scaled
+            else:
+                notes.append(
+                    f"channels were not equalized: with {count} of its values scaled, the float "
+                    f"graph gave other answers"
+                )
     found = list(units(model.graph))
     chosen = placed(found, settings.floats | matching(found, settings.exclude))
     names = dict.fromkeys(
@@ -221,7 +231,7 @@ def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None
     if settings.compensate:
         weights = all_rounded(model, chosen, weights, some, settings.portable, settings.bits)
     wrong = errors(model, weights, ranges, weights, some)
-    return Draft(model, found, ranges, weights, wrong, settings)
+    return Draft(model, found, ranges, weights, wrong, settings, notes)
 
 
 def lower(float_onnx: bytes, calibration: Batches, settings: Settings | None = None) -> Lowered:

@@ -198,6 +198,8 @@ class Quantize(Compressor):
                 "so its ranges are chosen anew"
             )
         made = draft(exported, batches, settings)
+        for note in made.notes:
+            context.log.note(f"quantize: {note}")
         bounded = self._accurate(made, exported, context)
         if bounded.floats and self._times(model):
             self._say_if_slower(bounded.lowered, exported, batches, context)
