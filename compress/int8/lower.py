@@ -55,6 +55,11 @@ def placed(found: Sequence[Unit], floats: Collection[str] = ()) -> dict[str, Uni
     An addition, a pooling and the like follow where what they read is stored as integers. `floats`
     are units that stay float.
     """
+    return _useful(_reading_integers(found, floats))
+
+
+def _reading_integers(found: Sequence[Unit], floats: Collection[str]) -> dict[str, Unit]:
+    """Return the units that integers reach, whether or not an integer kernel reads theirs."""
     chosen: dict[str, Unit] = {}
     integers: set[str] = set()
     for unit in found:
@@ -65,7 +70,7 @@ def placed(found: Sequence[Unit], floats: Collection[str] = ()) -> dict[str, Uni
             chosen[unit.name] = unit
             if not unit.float_output or unit.kind == "Gemm":
                 integers |= {value.name for value in unit.outputs if value.name}
-    return _useful(chosen)
+    return chosen
 
 
 def matching(found: Sequence[Unit], patterns: Sequence[str]) -> frozenset[str]:
@@ -147,8 +152,11 @@ class Draft:
     def excluded(self) -> frozenset[str]:
         return matching(self.found, self.settings.exclude)
 
+    def _floats(self, further: Collection[str]) -> frozenset[str]:
+        return self.settings.floats | self.excluded | set(further)
+
     def placed(self, floats: Collection[str] = ()) -> dict[str, Unit]:
-        return placed(self.found, self.settings.floats | self.excluded | set(floats))
+        return placed(self.found, self._floats(floats))
 
     def lowered(self, floats: Collection[str] = ()) -> Lowered:
         """Return the int8 file in which further units stay float."""
@@ -171,14 +179,14 @@ class Draft:
     def _table(self, chosen: Mapping[str, Unit], floats: set[str]) -> Iterator[dict[str, Any]]:
         stored = stored_as_integers(chosen)
         clipped = {unit.clipping.name for unit in chosen.values() if unit.clipping is not None}
-        known = {unit.name for unit in self.found}
+        reached = set(_reading_integers(self.found, self._floats(floats)))
         for node in self.model.graph:
             name = str(node.name)
             if name in clipped:
                 continue
             row: dict[str, Any] = {"layer": name, "type": node.op_type, "int8": name in chosen}
             if (unit := chosen.get(name)) is None:
-                row["why"] = quantizable(node) or self._why(name, known, floats)
+                row["why"] = self._why(node, reached, floats)
             elif unit.output.name in stored:
                 one = self.ranges[str(unit.output.name)]
                 row |= {"range": one.method, "range_sqnr": round(one.sqnr, 1)}
@@ -186,14 +194,23 @@ class Draft:
                 row["sqnr"] = round(self.wrong[name].sqnr, 1)
             yield row
 
-    def _why(self, name: str, known: set[str], floats: set[str]) -> str:
+    def _why(self, node: ir.Node, reached: set[str], floats: set[str]) -> str:
+        """Return why a node is float; `reached` are the units that integers reach."""
+        name = str(node.name)
+        if any(unit.clipping is node for unit in self.found):
+            return "it reads floats"
+        if reason := quantizable(node):
+            return reason
         if name in floats:
             return "as int8 it loses too much accuracy"
         if name in self.excluded:
             return "it was excluded"
         if name in self.settings.floats:
             return "it is faster as float on this CPU"
-        return "it reads floats" if name in known else "no calibration item reaches it"
+        if name in reached:
+            return "no integer kernel reads what it moves"
+        known = any(unit.node is node for unit in self.found)
+        return "it reads floats" if known else "it reads constants alone"
 
 
 def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None = None) -> Draft:
