@@ -18,6 +18,7 @@ import onnx_ir as ir
 from compress.deploy.graphs import opened
 from compress.deploy.session import arrays
 from compress.errors import UserError
+from compress.system.memory import free_memory
 from compress.tasks.base import Tensors
 
 BINS = 4096
@@ -118,8 +119,12 @@ def item_bytes(model: ir.Model) -> int:
 
 
 def together(bytes_of_item: float) -> int:
-    """Return how many items may be run at once."""
-    return max(1, min(MOST, int(HELD / max(bytes_of_item, 1))))
+    """Return how many items may be run at once.
+
+    Where little memory is left, fewer: their values may take a quarter of it.
+    """
+    held = min(HELD, free_memory() / 4)
+    return max(1, min(MOST, int(held / max(bytes_of_item, 1))))
 
 
 class Runner:
