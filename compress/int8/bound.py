@@ -27,7 +27,8 @@ def within(
     """Return the file with the fewest products in float whose drop is at most `most`.
 
     Products go back to float in the order given: one, two, four and so on until the bound holds,
-    then by halves back to the fewest. Where it holds with none, the file of the least drop is kept.
+    then by halves back to the fewest. If even all products in float
+    do not reach the bound, the file with the least drop is kept.
     """
     tried: dict[int, Bounded] = {}
 
