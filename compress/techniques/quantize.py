@@ -17,7 +17,7 @@ from compress.deploy.export import export
 from compress.deploy.graphs import opened, serialized
 from compress.deploy.observe import item_bytes, together
 from compress.deploy.session import arrays, predict, session
-from compress.int8.bound import Bounded, within
+from compress.int8.bound import Bounded, by_harm, differing, within
 from compress.int8.calibration import FAR, Calibration, identities, outliers, suspicions
 from compress.int8.lower import LEAST_MACS, Draft, Lowered, draft, fastest, layers_matching
 from compress.int8.placement import Files
@@ -71,7 +71,7 @@ class Quantize(Compressor):
     for each value, whichever of extremes, percentiles, entropy and least squares fits it best; and
     biases take back the mean error of each product. Within `seconds` the parts are found that are
     faster as float on this CPU (0: nothing is tried). Where int8 loses more than `max_drop` points
-    on validation items, the products with the largest errors stay float (None: none do).
+    on validation items, the products that move answers most stay float (None: none do).
 
     `exclude` names what stays float: operators, nodes of the file, or layers of the module, `*` and
     `?` standing for anything. `bits` below 8 make weights coarser, not the file smaller unless it
@@ -226,6 +226,8 @@ class Quantize(Compressor):
         calibrated = {item for batch in batches for item in identities(batch)}
         seen: list[bool] = []
 
+        answers: list[np.ndarray] = []
+
         def right(runner: Session) -> np.ndarray:
             # Prepared anew for each file: together they would take more memory than all else.
             pairs = []
@@ -233,9 +235,17 @@ class Quantize(Compressor):
                 if len(seen) < len(some):
                     seen.extend(item in calibrated for item in identities(one))
                 pairs.append((predict(runner, counted([one])), targets))
-            logits = torch.from_numpy(np.concatenate([logits for logits, _ in pairs]))
+            logits = np.concatenate([logits for logits, _ in pairs])
+            answers.append(logits)
             targets = torch.cat([targets for _, targets in pairs])
-            return context.task.correct(logits, targets).numpy()
+            return context.task.correct(torch.from_numpy(logits), targets).numpy()
+
+        def worst_first() -> list[str]:
+            before, after = answers[:2]
+            numbers = differing(before, after)
+            items = Subset(some, torch.from_numpy(numbers))
+            inputs = [one for one, _ in prepared_batches(context.task, items, size)]
+            return by_harm(made, inputs, before[numbers])
 
         compared: dict[bytes, Difference] = {}
 
@@ -246,7 +256,7 @@ class Quantize(Compressor):
         with stage(f"comparing int8 with float on {count} {unit}"):
             before = right(opened(exported))
             allowed = max(self.max_drop, 100 / len(some))
-            best = within(made.worst_first, made.lowered, drop, allowed)
+            best = within(worst_first, made.lowered, drop, allowed)
         most = -100 * compared[best.lowered.content].bound
         if both := sum(seen):
             context.log.note(
