@@ -18,6 +18,7 @@ import onnx_ir as ir
 from compress.deploy.graphs import opened
 from compress.deploy.session import arrays
 from compress.errors import UserError
+from compress.system.memory import free_memory
 from compress.tasks.base import Tensors
 
 BINS = 4096
@@ -118,8 +119,12 @@ def item_bytes(model: ir.Model) -> int:
 
 
 def together(bytes_of_item: float) -> int:
-    """Return how many items may be run at once."""
-    return max(1, min(MOST, int(HELD / max(bytes_of_item, 1))))
+    """Return how many items may be run at once.
+
+    Where little memory is left, fewer: their values may take a quarter of it.
+    """
+    held = min(HELD, free_memory() / 4)
+    return max(1, min(MOST, int(held / max(bytes_of_item, 1))))
 
 
 class Runner:
@@ -129,17 +134,35 @@ class Runner:
         self.names = list(names)
         self.session = opened(model, names)
         self.item = item_bytes(model)
+        self.shapes = [list(value.shape or ()) for value in model.graph.inputs]
 
     def values(self, chunk: list[np.ndarray]) -> dict[str, np.ndarray]:
         feed = dict(zip(self.session.names, chunk, strict=True))
         found = self.session.session.run(self.names, feed)
         return dict(zip(self.names, found, strict=True))
 
+    def _check(self, batch: list[np.ndarray]) -> None:
+        """Raise UserError for items that the graph does not take."""
+        for part, shape in zip(batch, self.shapes, strict=True):
+            if shape and (
+                len(shape) != part.ndim
+                or any(
+                    isinstance(size, int) and size != has
+                    for size, has in zip(shape[1:], part.shape[1:], strict=True)
+                )
+            ):
+                wanted = " x ".join(map(str, shape[1:]))
+                raise UserError(
+                    f"calibration items are {' x '.join(map(str, part.shape[1:]))}, and the "
+                    f"network takes {wanted}"
+                )
+
     def chunks(self, batches: Iterable[Tensors]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield numbers of items and their values, as many items as `HELD` bytes allow."""
         size = 1
         for batch in batches:
             whole = arrays(batch)
+            self._check(whole)
             start = 0
             while start < len(whole[0]):
                 found = self.values([part[start : start + size] for part in whole])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,7 +36,11 @@ class Calibration:
     size: int = 32
 
     def __iter__(self) -> Iterator[Tensors]:
-        return (inputs for inputs, _ in prepared_batches(self.task, self.items, self.size))
+        return (inputs for inputs, _ in self.pairs())
+
+    def pairs(self) -> Iterator[tuple[Tensors, Tensor]]:
+        """Yield (inputs, targets)."""
+        return prepared_batches(self.task, self.items, self.size)
 
 
 Batches = Calibration | Sequence[Tensors]
@@ -73,7 +78,9 @@ def suspicions(batches: Batches) -> Iterator[str]:
     first: Tensors = ()
     images: list[Tensor] = []
     same = True
-    for batch in batches:
+    classes: set[int] = set()
+    for batch, targets in _with_targets(batches):
+        classes |= set(targets.tolist())
         if any(one.is_floating_point() and not one.isfinite().all() for one in batch):
             raise UserError("calibration items hold NaN or infinite values")
         first = first or tuple(tensor[:1].clone() for tensor in batch)
@@ -87,11 +94,32 @@ def suspicions(batches: Batches) -> Iterator[str]:
         )
     if count < FEW:
         yield f"only {count} calibration items, and {FEW} are the least that ranges can rest on"
+    elif len(classes) == 1:
+        yield (
+            f"all {count} calibration items are of one class: ranges may be wrong for items of "
+            f"others"
+        )
     if _noise(images):
         yield (
             "the calibration images look like noise, as their neighbouring pixels are unrelated: "
             "ranges are right only for inputs of the same kind"
         )
+
+
+def _with_targets(batches: Batches) -> Iterator[tuple[Tensors, Tensor]]:
+    """Yield batches with their classes, where these are known; else with none."""
+    if isinstance(batches, Calibration) and batches.items.labelled:
+        yield from batches.pairs()
+    else:
+        yield from ((batch, torch.zeros(0)) for batch in batches)
+
+
+def identities(batch: Tensors) -> list[bytes]:
+    """Return what tells the items of a batch from one another: hashes of their contents."""
+    return [
+        hashlib.sha256(b"".join(one.contiguous().numpy().tobytes() for one in item)).digest()
+        for item in zip(*batch, strict=True)
+    ]
 
 
 def outliers(batches: Batches) -> list[int]:

@@ -9,15 +9,16 @@ LayerNorm before a linear layer).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from compress.deploy.observe import Observed
+from compress.deploy.observe import Observed, Runner
 from compress.int8.units import WEIGHTED, Unit, array, attribute, quantizable, sole_reader
 from compress.int8.weights import along
+from compress.tasks.base import Tensors
 
 CHANNELWISE = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool", "Relu"})
 """What may stand between: f(x / s) = f(x) / s for each channel."""
@@ -25,6 +26,9 @@ STRENGTH = 0.5
 """The share of a channel's spread that moves into the weights."""
 SPREAD = 1e-6
 """The least divisor, as a share of the largest: below, a channel counts as nothing."""
+MOVED = 1e-3
+"""The most that outputs may move, as a share of the largest. Rounding to float32 moves them by a
+thousandth of that."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Link:
 
     value: ir.Value
     axis: int
+    """Along which the channels lie, from 0."""
     scaled: tuple[tuple[ir.Value, int], ...]
     """Constants that make it, each with the axis along which the channels lie."""
     readers: tuple[Unit, ...]
@@ -46,7 +51,10 @@ class Link:
 
 
 def links(graph: ir.Graph) -> Iterator[Link]:
-    """Yield the values whose channels may be scaled."""
+    """Yield the values whose channels may be scaled: one axis is the channels of all around them.
+
+    A product may read any axis: a convolution the second one, a linear layer the last.
+    """
     for node in graph:
         for value in node.outputs:
             uses = value.uses()
@@ -55,25 +63,37 @@ def links(graph: ir.Graph) -> Iterator[Link]:
             if not all(_reads(use.node, use.idx) for use in uses):
                 continue
             readers = tuple(Unit(use.node) for use in uses)
-            axis = 1 if readers[0].kind == "Conv" else -1
-            found = _made_by(value, axis)
-            if found:
+            axes = {_channels(unit.node, value) for unit in readers}
+            sizes = {_inputs(unit) for unit in readers}
+            if len(axes) != 1 or len(sizes) != 1 or (axis := axes.pop()) is None:
+                continue
+            if found := _made_by(value, axis):
                 made = array(found[0][0])
                 assert made is not None
-                [read, *others] = {unit.weight.shape[_input_axis(unit)] for unit in readers}
-                repeats, rest = divmod(read, made.shape[found[0][1]])
-                if axis == 1:
-                    yield Link(value, axis, found, readers)
-                elif repeats and not rest and not others:
+                repeats, rest = divmod(sizes.pop(), made.shape[found[0][1]])
+                if repeats and not rest:
                     yield Link(value, axis, found, readers, repeats)
 
 
 def _reads(node: ir.Node, index: int) -> bool:
     """Whether a node reads channels by a weight of its own that nothing else uses."""
-    if index or node.op_type not in WEIGHTED or quantizable(node):
-        return False
-    unit = Unit(node)
-    return _own(node.inputs[1]) and (unit.groups == 1 or unit.weight.shape[1] == 1)
+    return (
+        index == 0 and node.op_type in WEIGHTED and not quantizable(node) and _own(node.inputs[1])
+    )
+
+
+def _channels(node: ir.Node, value: ir.Value | None) -> int | None:
+    """Return the axis of a product's input or output that counts channels; None if not known."""
+    if node.op_type == "Conv":
+        return 1
+    return None if value is None or value.shape is None else len(value.shape) - 1
+
+
+def _inputs(unit: Unit) -> int:
+    """Return how many channels a product reads."""
+    if unit.kind == "Conv":
+        return int(unit.weight.shape[1] * unit.groups)
+    return int(unit.weight.shape[1 - unit.channel_axis])
 
 
 def _own(value: ir.Value | None) -> bool:
@@ -81,25 +101,30 @@ def _own(value: ir.Value | None) -> bool:
 
 
 def _made_by(value: ir.Value, axis: int) -> tuple[tuple[ir.Value, int], ...]:
-    """Return the constants that scale a value's channels; () where there are none."""
+    """Return the constants that scale a value along an axis; () where there are none."""
     node = value.producer()
-    while node is not None and (_flattens(node, axis) or _keeps_channels(node, axis)):
-        before = node.inputs[0]
-        if before is None or sole_reader(before) is not node:
+    while node is not None and (before := _axis_before(node, axis)) is not None:
+        source = node.inputs[0]
+        if source is None or sole_reader(source) is not node:
             return ()
-        if _flattens(node, axis):
-            axis = 1
-        node = before.producer()
-    if node is None:
+        node, axis = source.producer(), before
+    if node is None or _channels(node, node.outputs[0]) != axis:
         return ()
     constants = _absorbing(node)
     return constants if constants and all(_own(one) for one, _ in constants) else ()
 
 
-def _flattens(node: ir.Node, axis: int) -> bool:
+def _axis_before(node: ir.Node, axis: int) -> int | None:
+    """Return which axis of a node's input becomes this one, if scaling along both is the same."""
+    if node.op_type == "Transpose":
+        return int(node.attributes["perm"].value[axis]) if "perm" in node.attributes else None
+    if node.op_type in ("Flatten", "Reshape", "Squeeze"):
+        return 1 if axis == 1 and _flattens(node) else None
+    return axis if node.op_type == "Relu" or (node.op_type in CHANNELWISE and axis == 1) else None
+
+
+def _flattens(node: ir.Node) -> bool:
     """Whether a node makes (N, C * positions) of images (N, C, ...), a channel's beside another."""
-    if axis != -1 or node.op_type not in ("Flatten", "Reshape", "Squeeze"):
-        return False
     before, after = (
         None if value is None or value.shape is None else list(value.shape)
         for value in (node.inputs[0], node.outputs[0])
@@ -110,14 +135,8 @@ def _flattens(node: ir.Node, axis: int) -> bool:
     return len(sizes) == len(before) - 1 and after[1] == math.prod(sizes)
 
 
-def _keeps_channels(node: ir.Node, axis: int) -> bool:
-    if node.op_type == "Transpose":
-        order = node.attributes["perm"].value
-        return axis == -1 and order[-1] == len(order) - 1
-    return node.op_type in CHANNELWISE and (node.op_type == "Relu" or axis == 1)
-
-
 def _absorbing(node: ir.Node) -> tuple[tuple[ir.Value, int], ...]:
+    """Return the constants of a node that scale its channels, each with their axis."""
     if node.op_type == "LayerNormalization":
         norm = attribute(node, "axis", -1) in (-1, len(node.inputs[0].shape or ()) - 1)  # type: ignore[union-attr]
         return tuple((one, 0) for one in node.inputs[1:] if one is not None) if norm else ()
@@ -145,7 +164,7 @@ def divisors(link: Link, channels: np.ndarray, strength: float = STRENGTH) -> np
     """Return by what each channel is divided, from the largest |value| of each."""
     channels = channels.reshape(-1, link.repeats).max(1)
     largest = np.maximum(channels.astype(np.float64), SPREAD * channels.max())
-    if all(unit.groups > 1 for unit in link.readers):
+    if all(unit.groups > 1 and unit.weight.shape[1] == 1 for unit in link.readers):
         found = largest  # a depthwise weight has a scale for each channel anyway
     else:
         read = _read(link)
@@ -158,16 +177,18 @@ def _read(link: Link) -> np.ndarray:
     """Return the largest |weight| that reads each channel."""
     found = []
     for unit in link.readers:
-        axis = _input_axis(unit)
-        others = tuple(i for i in range(unit.weight.ndim) if i != axis)
-        found.append(np.abs(unit.weight.astype(np.float64)).max(others))
+        weight, axes = _by_input(unit)
+        others = tuple(i for i in range(weight.ndim) if i not in axes)
+        found.append(np.abs(weight.astype(np.float64)).max(others).reshape(-1))
     return np.asarray(np.max(found, axis=0)).reshape(-1, link.repeats).max(1)
 
 
-def _input_axis(unit: Unit) -> int:
-    if unit.kind == "Conv":
-        return 1 if unit.groups == 1 else 0
-    return 1 - unit.channel_axis
+def _by_input(unit: Unit) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return a weight so shaped that some axes, in order, count the channels that it reads."""
+    weight = unit.weight
+    if unit.kind != "Conv":
+        return weight, (1 - unit.channel_axis,)
+    return weight.reshape(unit.groups, -1, *weight.shape[1:]), (0, 2)
 
 
 def equalized(model: ir.Model, observed: Mapping[str, Observed]) -> tuple[ir.Model, int]:
@@ -186,15 +207,39 @@ def equalized(model: ir.Model, observed: Mapping[str, Observed]) -> tuple[ir.Mod
         for value, axis in link.scaled:
             _scale(value, 1 / by, axis)
         for unit in link.readers:
-            weight = unit.node.inputs[1]
-            assert weight is not None
-            _scale(weight, np.repeat(by, link.repeats), _input_axis(unit))
+            _scale_read(unit, np.repeat(by, link.repeats))
         count += 1
     return made, count
+
+
+def same_function(one: ir.Model, other: ir.Model, batches: Iterable[Tensors]) -> bool:
+    """Whether two graphs give the same outputs on some items, apart from rounding."""
+    names = [str(value.name) for value in one.graph.outputs]
+    pairs = zip(
+        Runner(one, names).chunks(batches), Runner(other, names).chunks(batches), strict=True
+    )
+    return all(
+        np.abs(before[name] - after[name]).max() <= MOVED * np.abs(before[name]).max()
+        for (_, before), (_, after) in pairs
+        for name in names
+    )
 
 
 def _scale(value: ir.Value, by: np.ndarray, axis: int) -> None:
     values = array(value)
     assert values is not None
-    scaled = (values * along(by, axis, values.ndim)).astype(values.dtype)
-    value.const_value = ir.tensor(scaled, name=value.name)
+    _put(value, values * along(by, axis, values.ndim), values.dtype)
+
+
+def _scale_read(unit: Unit, by: np.ndarray) -> None:
+    """Multiply the weights that read each channel."""
+    value = unit.node.inputs[1]
+    assert value is not None
+    weight, axes = _by_input(unit)
+    shape = [size if i in axes else 1 for i, size in enumerate(weight.shape)]
+    _put(value, (weight * by.reshape(shape)).reshape(unit.weight.shape), unit.weight.dtype)
+
+
+def _put(value: ir.Value, values: np.ndarray, dtype: np.dtype) -> None:
+    value.const_value = ir.tensor(values.astype(dtype), name=value.name)
+    value.shape = ir.Shape(values.shape)  # a bias of one element becomes one for each channel

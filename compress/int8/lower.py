@@ -19,7 +19,7 @@ from compress.int8 import ranges as range_choice
 from compress.int8 import weights as weight_choice
 from compress.int8.calibration import Batches, some_of
 from compress.int8.correct import Error, corrected, errors
-from compress.int8.equalize import equalized, links
+from compress.int8.equalize import equalized, links, same_function
 from compress.int8.placement import Clock, Placement, search
 from compress.int8.ranges import FIXED_RANGES, Range
 from compress.int8.rewrite import rewritten
@@ -36,6 +36,8 @@ LEAST_MACS = 5e6
 SETTLED, LEAST_ITEMS = 4e9, 64
 """Bytes of values that are computed for what settles early, and the least items: the largest value
 of a channel, moments of inputs, mean errors. Ranges are of all items."""
+PROVED_ON = 8
+"""Items on which an equalized graph must compute what it computed before."""
 
 
 @dataclass
@@ -53,6 +55,11 @@ def placed(found: Sequence[Unit], floats: Collection[str] = ()) -> dict[str, Uni
     An addition, a pooling and the like follow where what they read is stored as integers. `floats`
     are units that stay float.
     """
+    return _useful(_reading_integers(found, floats))
+
+
+def _reading_integers(found: Sequence[Unit], floats: Collection[str]) -> dict[str, Unit]:
+    """Return the units that integers reach, whether or not an integer kernel reads theirs."""
     chosen: dict[str, Unit] = {}
     integers: set[str] = set()
     for unit in found:
@@ -63,7 +70,7 @@ def placed(found: Sequence[Unit], floats: Collection[str] = ()) -> dict[str, Uni
             chosen[unit.name] = unit
             if not unit.float_output or unit.kind == "Gemm":
                 integers |= {value.name for value in unit.outputs if value.name}
-    return _useful(chosen)
+    return chosen
 
 
 def matching(found: Sequence[Unit], patterns: Sequence[str]) -> frozenset[str]:
@@ -139,13 +146,17 @@ class Draft:
     weights: Mapping[str, Weight]
     wrong: Mapping[str, Error]
     settings: Settings
+    notes: Sequence[str] = ()
 
     @cached_property
     def excluded(self) -> frozenset[str]:
         return matching(self.found, self.settings.exclude)
 
+    def _floats(self, further: Collection[str]) -> frozenset[str]:
+        return self.settings.floats | self.excluded | set(further)
+
     def placed(self, floats: Collection[str] = ()) -> dict[str, Unit]:
-        return placed(self.found, self.settings.floats | self.excluded | set(floats))
+        return placed(self.found, self._floats(floats))
 
     def lowered(self, floats: Collection[str] = ()) -> Lowered:
         """Return the int8 file in which further units stay float."""
@@ -158,7 +169,7 @@ class Draft:
             untrained = {n for n, unit in chosen.items() if not _trained(unit, trained)}
             model = corrected(model, {n: e for n, e in self.wrong.items() if n in untrained})
         made = write(model, set(chosen), self.ranges, self.weights)
-        return Lowered(made, list(self._table(chosen, set(floats))))
+        return Lowered(made, list(self._table(chosen, set(floats))), list(self.notes))
 
     @property
     def worst_first(self) -> list[str]:
@@ -168,14 +179,14 @@ class Draft:
     def _table(self, chosen: Mapping[str, Unit], floats: set[str]) -> Iterator[dict[str, Any]]:
         stored = stored_as_integers(chosen)
         clipped = {unit.clipping.name for unit in chosen.values() if unit.clipping is not None}
-        known = {unit.name for unit in self.found}
+        reached = set(_reading_integers(self.found, self._floats(floats)))
         for node in self.model.graph:
             name = str(node.name)
             if name in clipped:
                 continue
             row: dict[str, Any] = {"layer": name, "type": node.op_type, "int8": name in chosen}
             if (unit := chosen.get(name)) is None:
-                row["why"] = quantizable(node) or self._why(name, known, floats)
+                row["why"] = self._why(node, reached, floats)
             elif unit.output.name in stored:
                 one = self.ranges[str(unit.output.name)]
                 row |= {"range": one.method, "range_sqnr": round(one.sqnr, 1)}
@@ -183,20 +194,29 @@ class Draft:
                 row["sqnr"] = round(self.wrong[name].sqnr, 1)
             yield row
 
-    def _why(self, name: str, known: set[str], floats: set[str]) -> str:
+    def _why(self, node: ir.Node, reached: set[str], floats: set[str]) -> str:
+        """Return why a node is float; `reached` are the units that integers reach."""
+        name = str(node.name)
+        if any(unit.clipping is node for unit in self.found):
+            return "it reads floats"
+        if reason := quantizable(node):
+            return reason
         if name in floats:
             return "as int8 it loses too much accuracy"
         if name in self.excluded:
             return "it was excluded"
         if name in self.settings.floats:
             return "it is faster as float on this CPU"
-        return "it reads floats" if name in known else "no calibration item reaches it"
+        if name in reached:
+            return "no integer kernel reads what it moves"
+        known = any(unit.node is node for unit in self.found)
+        return "it reads floats" if known else "it reads constants alone"
 
 
 def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None = None) -> Draft:
     """Find ranges and weights for a float graph. Raises UserError for unusable calibration data."""
     settings = settings or Settings()
-    model = rewritten(float_model)
+    model, notes = rewritten(float_model), []
     some = some_of(calibration, max(LEAST_ITEMS, int(SETTLED / max(1, item_bytes(model)))))
     if settings.equalize:
         # Scaled outputs keep their grids, each channel having its own; scaled inputs do not.
@@ -206,7 +226,14 @@ def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None
             if not any(_trained(unit, settings.trained) for unit in link.readers)
         }
         if axes:
-            model, _ = equalized(model, observe(model, some, axes))
+            scaled, count = equalized(model, observe(model, some, axes))
+            if same_function(model, scaled, some_of(calibration, PROVED_ON)):
+                model = scaled
+            else:
+                notes.append(
+                    f"channels were not equalized: with {count} of its values scaled, the float "
+                    f"graph gave other answers"
+                )
     found = list(units(model.graph))
     chosen = placed(found, settings.floats | matching(found, settings.exclude))
     names = dict.fromkeys(
@@ -221,7 +248,7 @@ def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None
     if settings.compensate:
         weights = all_rounded(model, chosen, weights, some, settings.portable, settings.bits)
     wrong = errors(model, weights, ranges, weights, some)
-    return Draft(model, found, ranges, weights, wrong, settings)
+    return Draft(model, found, ranges, weights, wrong, settings, notes)
 
 
 def lower(float_onnx: bytes, calibration: Batches, settings: Settings | None = None) -> Lowered:

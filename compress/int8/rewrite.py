@@ -15,9 +15,9 @@ from compress.int8.units import Unit, array, attribute, quantizable, sole_reader
 def rewritten(float_model: ir.Model) -> ir.Model:
     """Return a graph of the same function that suits quantization; names of values stay.
 
-    A mean over height and width becomes a global average pooling; what flattens a pooled value
-    becomes a squeeze, past which onnxruntime can move its change of layout; a hard sigmoid after a
-    product becomes a clip to [0, 1], whose slope and offset the weights take over.
+    A mean over height and width becomes a global average pooling; the flattening of a pooled value
+    becomes a Squeeze, past which onnxruntime can move its change of layout; a hard sigmoid after a
+    product becomes a clip to [0, 1], with its slope and offset folded into the product's weights.
     """
     model = float_model.clone()
     passes.NameFixPass()(model)

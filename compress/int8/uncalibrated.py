@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +16,7 @@ from compress.deploy.export import quiet, read_metadata
 from compress.deploy.graphs import serialized
 from compress.errors import UserError
 from compress.int8.lower import Lowered, matching
-from compress.int8.units import units
+from compress.int8.units import Unit, units
 from compress.int8.weights import BITS, rounded, scales
 from compress.int8.write import store_weight
 
@@ -27,17 +29,27 @@ def weight_only(float_model: ir.Model, bits: int = BITS, exclude: tuple[str, ...
     model = float_model.clone()
     found = [unit for unit in units(model.graph) if unit.weighted]
     left = matching(found, exclude)
-    rows = []
-    for unit in found:
-        inside = unit.name not in left
-        row = {"layer": unit.name, "type": unit.kind, "int8": inside}
-        rows.append(row if inside else {**row, "why": "it was excluded"})
-        if inside:
-            axis, weight = unit.channel_axis, unit.weight
-            scale = scales(weight, axis, False, np.zeros(weight.shape[axis]), bits)
-            store_weight(model.graph, unit, rounded(weight, axis, scale, bits))
+    whys = {unit.name: "it was excluded" for unit in found if unit.name in left}
+    inside = [unit for unit in found if unit.name not in left]
+    rows = _rows(model, inside, whys, "only weights of products are stored as integers")
+    for unit in inside:
+        axis, weight = unit.channel_axis, unit.weight
+        scale = scales(weight, axis, False, np.zeros(weight.shape[axis]), bits)
+        store_weight(model.graph, unit, rounded(weight, axis, scale, bits))
     passes.RemoveUnusedNodesPass()(model)
     return Lowered(serialized(model), rows)
+
+
+def _rows(
+    model: ir.Model, chosen: Collection[Unit], whys: Mapping[str, str], other: str
+) -> list[dict[str, Any]]:
+    """Return for every node whether it is int8, and why not; `other` holds where nothing else."""
+    names = {unit.name for unit in chosen}
+    return [
+        {"layer": node.name, "type": node.op_type, "int8": node.name in names}
+        | ({} if node.name in names else {"why": whys.get(str(node.name), other)})
+        for node in model.graph
+    ]
 
 
 def dynamic(float_model: ir.Model, portable: bool, exclude: tuple[str, ...] = ()) -> Lowered:
@@ -71,13 +83,8 @@ def dynamic(float_model: ir.Model, portable: bool, exclude: tuple[str, ...] = ()
     done = sum(node.op_type == "MatMulInteger" for node in made.graph.node)
     assert done == len(chosen), f"{len(chosen)} layers were to be int8, and {done} are"
     onnx.helper.set_model_props(made, read_metadata(float_onnx))
-    rows = [
-        {"layer": unit.name, "type": unit.kind, "int8": unit.name in chosen}
-        | ({} if unit.name in chosen else {"why": _why(unit.name in left)})
-        for unit in found
-    ]
+    slow = "its integer kernel for changing ranges is slow"
+    whys = {unit.name: "it was excluded" if unit.name in left else slow for unit in found}
+    inside = [unit for unit in found if unit.name in chosen]
+    rows = _rows(float_model, inside, whys, "only linear layers are int8")
     return Lowered(made.SerializeToString(), rows)
-
-
-def _why(excluded: bool) -> str:
-    return "it was excluded" if excluded else "its integer kernel for changing ranges is slow"

@@ -132,6 +132,8 @@ def quantizable(node: ir.Node) -> str:
     if kind not in WEIGHTED | PASSING | OTHERS:
         return f"onnxruntime has no integer kernel for {kind}"
     if kind in WEIGHTED and array(node.inputs[1]) is None:
+        if array(node.inputs[0]) is not None:
+            return "its constant is the first factor, and integer kernels take weights second"
         return "both its factors are activations"
     if kind == "MatMul" and Unit(node).weight.ndim != 2:
         return "its weight is no matrix"

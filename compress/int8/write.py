@@ -1,7 +1,8 @@
 """Writing the QDQ file: which values are quantized, and the integers of the weights.
 
 Quantize and dequantize stand around every quantized value, as ONNX has it, and onnxruntime fuses
-them with the nodes between into integer kernels. Whoever cannot fuse computes the same in floats.
+them with the nodes between into integer kernels. A runtime that cannot fuse them computes the same
+in floats.
 """
 
 from __future__ import annotations

@@ -34,6 +34,9 @@ class InputSpec:
 class Split(ABC):
     """An indexable part of a data set, which may lie on disk."""
 
+    labelled: bool = True
+    """Whether targets are classes of the task; else they mean nothing."""
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -72,6 +75,7 @@ class Subset(Split):
     def __init__(self, whole: Split, index: Tensor) -> None:
         self.whole = whole
         self.index = index
+        self.labelled = whole.labelled
 
     def __len__(self) -> int:
         return len(self.index)

@@ -17,8 +17,8 @@ from compress.deploy.export import export
 from compress.deploy.graphs import opened, serialized
 from compress.deploy.observe import item_bytes, together
 from compress.deploy.session import arrays, predict, session
-from compress.int8.bound import Bounded, within
-from compress.int8.calibration import FAR, Calibration, outliers, suspicions
+from compress.int8.bound import Bounded, by_harm, differing, within
+from compress.int8.calibration import FAR, Calibration, identities, outliers, suspicions
 from compress.int8.lower import LEAST_MACS, Draft, Lowered, draft, fastest, layers_matching
 from compress.int8.placement import Files
 from compress.int8.ranges import METHODS
@@ -71,7 +71,7 @@ class Quantize(Compressor):
     for each value, whichever of extremes, percentiles, entropy and least squares fits it best; and
     biases take back the mean error of each product. Within `seconds` the parts are found that are
     faster as float on this CPU (0: nothing is tried). Where int8 loses more than `max_drop` points
-    on validation items, the products with the largest errors stay float (None: none do).
+    on validation items, the products that move answers most stay float (None: none do).
 
     `exclude` names what stays float: operators, nodes of the file, or layers of the module, `*` and
     `?` standing for anything. `bits` below 8 make weights coarser, not the file smaller unless it
@@ -198,30 +198,54 @@ class Quantize(Compressor):
                 "so its ranges are chosen anew"
             )
         made = draft(exported, batches, settings)
-        bounded = self._accurate(made, exported, context)
+        for note in made.notes:
+            context.log.note(f"quantize: {note}")
+        bounded = self._accurate(made, exported, batches, context)
         if bounded.floats and self._times(model):
             self._say_if_slower(bounded.lowered, exported, batches, context)
         return bounded.lowered
 
-    def _accurate(self, made: Draft, exported: ir.Model, context: StepContext) -> Bounded:
+    def _accurate(
+        self, made: Draft, exported: ir.Model, batches: Calibration, context: StepContext
+    ) -> Bounded:
         """Return the file in which as few products as possible are float for `max_drop` to hold.
 
         Of less than 100 / max_drop items, one may be lost: that is no sign of more than chance.
         """
         whole, validation = made.lowered(), context.validation
         if self.max_drop is None or validation is None or not len(validation):
+            if self.max_drop is not None:
+                context.log.note(
+                    f"quantize: there are no validation items, so whether int8 loses more than "
+                    f"max_drop={decimal(self.max_drop)} was not checked"
+                )
             return Bounded(whole, frozenset(), 0.0, 0.0)
         some = some_of(validation, VALIDATED)
         count, unit = f"{len(some):,}", f"validation {context.task.unit}"
         size = together(item_bytes(exported))
+        calibrated = {item for batch in batches for item in identities(batch)}
+        seen: list[bool] = []
+
+        answers: list[np.ndarray] = []
 
         def right(runner: Session) -> np.ndarray:
             # Prepared anew for each file: together they would take more memory than all else.
-            batches = prepared_batches(context.task, some, size)
-            pairs = [(predict(runner, counted([one])), targets) for one, targets in batches]
-            logits = torch.from_numpy(np.concatenate([logits for logits, _ in pairs]))
+            pairs = []
+            for one, targets in prepared_batches(context.task, some, size):
+                if len(seen) < len(some):
+                    seen.extend(item in calibrated for item in identities(one))
+                pairs.append((predict(runner, counted([one])), targets))
+            logits = np.concatenate([logits for logits, _ in pairs])
+            answers.append(logits)
             targets = torch.cat([targets for _, targets in pairs])
-            return context.task.correct(logits, targets).numpy()
+            return context.task.correct(torch.from_numpy(logits), targets).numpy()
+
+        def worst_first() -> list[str]:
+            before, after = answers[:2]
+            numbers = differing(before, after)
+            items = Subset(some, torch.from_numpy(numbers))
+            inputs = [one for one, _ in prepared_batches(context.task, items, size)]
+            return by_harm(made, inputs, before[numbers])
 
         compared: dict[bytes, Difference] = {}
 
@@ -232,8 +256,13 @@ class Quantize(Compressor):
         with stage(f"comparing int8 with float on {count} {unit}"):
             before = right(opened(exported))
             allowed = max(self.max_drop, 100 / len(some))
-            best = within(made.worst_first, made.lowered, drop, allowed)
+            best = within(worst_first, made.lowered, drop, allowed)
         most = -100 * compared[best.lowered.content].bound
+        if both := sum(seen):
+            context.log.note(
+                f"quantize: {both:,} of the {count} {unit} that max_drop was judged on also "
+                f"calibrated int8, so it may lose more on others"
+            )
         if best.floats:
             context.log.note(
                 f"quantize: {len(best.floats)} of {len(made.wrong)} products stay float, so that "

@@ -64,7 +64,7 @@ class Changed(Split):
     ) -> None:
         self.whole = whole
         self.change = change
-        self.labelled = labelled
+        self.labelled = labelled and whole.labelled
 
     def __len__(self) -> int:
         return len(self.whole)

@@ -133,6 +133,14 @@ def test_a_chunk_is_small_where_much_lies_inside_though_little_is_asked_for(monk
         assert max(counts) == size
 
 
+def test_a_chunk_follows_the_memory_that_is_left(monkeypatch):
+    from compress.deploy import observe as room
+
+    for left, items in ((64e9, 8), (1e9, 7), (0.5e9, 3), (1e6, 1), (0, 1)):
+        monkeypatch.setattr(room, "free_memory", lambda left=left: left)
+        assert room.together(HELD / 8) == items
+
+
 def test_calibration_is_about_images_only_from_a_size_on():
     small = torch.randn(20, 3, calibration.SMALLEST - 1, 9)
     assert list(suspicions([(small,)])) == []

@@ -227,6 +227,56 @@ def test_what_is_fused_in_a_float_transformer_is_fused_in_the_int8_file():
     assert whys["MatMul"] == "both its factors are activations"
 
 
+class Reasons(nn.Module):
+    """A pooling that only a float kernel reads, and a product whose first factor is constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 8, 3, 1, 1), nn.MaxPool2d(2)
+        self.mix, self.head = nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.conv(x)).softmax(1).flatten(2)
+        return self.head(torch.matmul(self.mix, x).relu().mean(2))
+
+
+def test_each_float_node_has_its_own_reason():
+    _, _, lowered = of(Reasons())
+    whys = {row["type"]: row["why"] for row in lowered.nodes if "why" in row}
+    assert whys["MaxPool"] == "no integer kernel reads what it moves"
+    assert whys["MatMul"].startswith("its constant is the first factor")
+    _, content, _ = of(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 10))
+    )
+    left = lower(content, CALIBRATION, Settings(exclude=("Conv",)))
+    whys = {row["type"]: row["why"] for row in left.nodes if "why" in row}
+    assert (whys["Conv"], whys["Relu"]) == ("it was excluded", "it reads floats")
+
+
+def test_what_reads_constants_alone_says_so():
+    helper, rng = onnx.helper, np.random.default_rng(0)
+    constants = {"w": (8, 4), "b": (4,), "c": (4, 1)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["x", "w", "b"], ["y"], "product"),
+            helper.make_node("Transpose", ["c"], ["row"], "turned", perm=[1, 0]),
+            helper.make_node("Add", ["y", "row"], ["z"], "sum"),
+        ],
+        "small",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["batch", 4])],
+        [
+            numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+            for name, shape in constants.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    content = onnx.shape_inference.infer_shapes(model).SerializeToString()
+    lowered = lower(content, [(torch.randn(32, 8),)])
+    whys = {row["layer"]: row.get("why") for row in lowered.nodes}
+    assert whys["turned"] == "it reads constants alone"
+
+
 class Looping(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from compress.tasks.base import Subset, TensorSplit, stacked_inputs
 from compress.techniques import chain
 from compress.techniques import quantize as room
 from compress.techniques.quantize import Quantize
+from compress.zoo.source import Changed
 
 DATA = small_digits()
 
@@ -201,7 +202,50 @@ def test_a_bound_that_cannot_be_met_is_said(trained, monkeypatch):
 
 def test_without_a_bound_or_validation_nothing_is_compared(trained):
     assert not rows(step(trained, "quantize(max_drop=None)"), "max_drop")
-    assert not rows(step(trained, "quantize()", validation=None), "max_drop")
+    log = step(trained, "quantize()", validation=None)
+    assert not rows(log, "max_drop")
+    assert any("more than max_drop=0.5 was not checked" in note for note in log.notes)
+    log = step(trained, "quantize(max_drop=None)", validation=None)
+    assert not [note for note in log.notes if "max_drop" in note]
+
+
+def test_validation_items_that_calibrated_are_counted(trained):
+    """By what they hold, however the splits were drawn."""
+    copied = TensorSplit(*DATA.train.fetch(torch.arange(60)))
+    for validation, both in ((copied, 40), (DATA.validation, 0)):
+        items = Subset(DATA.train, torch.arange(20, 120))
+        log = step(trained, "quantize()", calibration=items, validation=validation)
+        said = [note for note in log.notes if "also calibrated int8" in note]
+        assert len(said) == bool(both)
+        assert all(note.startswith("quantize: 40 of the 60 validation") for note in said)
+
+
+def test_one_class_alone_is_said_where_classes_are_known(trained):
+    inputs, targets = DATA.train.fetch(torch.arange(len(DATA.train)))
+    of_one = Subset(TensorSplit(inputs, targets), torch.nonzero(targets == 3)[:36, 0])
+    unknown = Changed(of_one, lambda images: images, labelled=False)
+    for items, said in ((of_one, True), (unknown, False), (DATA.calibration, False)):
+        log = step(trained, "quantize(calibration=36, max_drop=None)", calibration=items)
+        assert said == any("all 36 calibration items are of one class" in n for n in log.notes)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 8)])
+def test_calibration_items_of_another_shape_are_refused(trained, shape):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, *shape), generator=generator, dtype=torch.uint8)
+    other = TensorSplit((images,), torch.arange(40) % 10)
+    found, wanted = (" x ".join(map(str, size)) for size in (shape, (1, 8, 8)))
+    with pytest.raises(UserError, match=f"items are {found}, and the network takes {wanted}"):
+        step(trained, "quantize()", calibration=other)
+
+
+def test_a_file_that_is_int8_already_is_refused(trained):
+    with pytest.raises(IllegalChain):
+        chain("quantize() -> quantize()")
+    context = StepContext(DATA.task, calibration=DATA.calibration, validation=DATA.validation)
+    made = run(chain("quantize(max_drop=None)"), trained, context)
+    with pytest.raises(UserError):
+        run(chain("quantize()"), made, context)
 
 
 def test_calibration_that_shows_nothing_is_refused(trained):
