@@ -231,6 +231,8 @@ class _Search:
         self.floats: frozenset[str] = frozenset()
         self.been = {self.floats, self.every}
         """All that was float in a file that was the best."""
+        self.slower: dict[frozenset[str], bool] = {}
+        """Whether a file is surely slower than the float one, by what is float in it."""
         self.seen_anew: frozenset[str] | None = None
         """What was float in the file that was seen beside the float one anew."""
         self.from_float = False
@@ -294,9 +296,14 @@ class _Search:
 
     def begin(self) -> None:
         """Time all that is int8 beside the float file."""
-        found = self.measured({FLOAT: self.every})
+        self.beside_float()
+
+    def beside_float(self, times: float = 1.0) -> None:
+        """Time the best so far beside the float file."""
+        found = self.measured({FLOAT: self.every}, times)
         if value := ratio(found, FLOAT)[0]:
             self.speedup = self.best = 1 / value
+        self.slower[self.floats] = sure_gain(found, FLOAT) > 0
 
     def begin_from_float(self) -> None:
         """Go on from the float file."""
@@ -311,17 +318,17 @@ class _Search:
         """Whether what is below this is surely slower than the float file, seen beside it anew.
 
         For longer than at first: a question that was asked before has the answer that it had.
+        Where there is no time for it, what was seen of the same file before holds.
         """
-        if not self.is_below(speedup) or self.floats == self.seen_anew:
+        if not self.is_below(speedup):
             return False
-        if not self.fits(2, ANEW * 2 * self.share):
-            self.complete = False
-            return False
-        self.seen_anew = self.floats
-        found = self.measured({FLOAT: self.every}, ANEW)
-        if value := ratio(found, FLOAT)[0]:
-            self.speedup = self.best = 1 / value
-        return sure_gain(found, FLOAT) > 0
+        if self.floats != self.seen_anew:
+            if self.fits(2, ANEW * 2 * self.share):
+                self.seen_anew = self.floats
+                self.beside_float(ANEW)
+            else:
+                self.complete = False
+        return self.slower.get(self.floats, False)
 
     def moved(self, floats: frozenset[str], words: str) -> frozenset[str]:
         """Return the units that are float once a group has become float, or int8 if it was."""

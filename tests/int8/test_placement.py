@@ -229,6 +229,7 @@ def test_the_first_comparison_is_made_in_any_case(found):
     assert not placement.complete
     assert machine.asked == [{NOW, FLOAT}]
     assert placement.speedup == pytest.approx(2, rel=0.02)
+    assert run(Machine({}, whole=0.8), found, seconds=1e-9).all_float
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.3])
