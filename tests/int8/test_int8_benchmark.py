@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from benchmark_modules import benchmark
 
 from compress.tasks.base import TensorSplit
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "int8"
-
-
-def module_of(name: str):
-    spec = importlib.util.spec_from_file_location(f"int8_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    path, modules = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = path
-        for one in set(sys.modules) - modules:
-            if str(FOLDER.parent) in str(getattr(sys.modules[one], "__file__", "")):
-                del sys.modules[one]
-    return module
 
 
 @pytest.fixture(scope="module")
 def accuracy():
-    return module_of("accuracy")
+    return benchmark("int8", "accuracy")
 
 
 def row(accuracy, net: str, candidate: str, lost: int, **more: object) -> dict:
@@ -130,7 +109,7 @@ def test_one_calibration_image_in_fifty_is_corrupted(accuracy):
 
 
 def test_what_is_mostly_float_counts_as_no_gain_in_the_mean_of_latency():
-    latency = module_of("latency")
+    latency = benchmark("int8", "latency")
     rows = [
         {"int8": {"speedup": [4.0, 3.9, 4.1], "int8 MACs": 1.0, "bytes": 0.26}},
         {"int8": {"speedup": [2.0, 1.9, 2.1], "int8 MACs": 0.5, "bytes": 0.26}},
