@@ -145,7 +145,8 @@ def made_of(name: str, root: Path, folder: Path) -> tuple[bytes, bytes, np.ndarr
         [items] = arrays(tuple(tensor[:8] for tensor in subject.inputs))
         return subject.content, subject.kept(latency.WHOLE, folder)[0], items
     model, data = accuracy.setting(name, root)
-    made = accuracy.lowered(model, data, "quantize(seconds=0, max_drop=None)")
+    items_of = accuracy.calibration(data, accuracy.CALIBRATION, False)
+    made = accuracy.lowered(model, data, "quantize(seconds=0, max_drop=None)", items_of)
     [items] = arrays(stacked_inputs(data.task, data.train, 8))
     return export(model), made, items
 

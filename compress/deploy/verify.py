@@ -177,7 +177,7 @@ def _verify(
         agreement = float((_top(usual) == _top(reference)).mean())
         worst = max(_error(logits, reference) for logits in outputs.values())
         if lowered:
-            step = _output_step(proto) or 2 * TOLERANCE * largest
+            step = output_step(proto) or 2 * TOLERANCE * largest
             _gate_lowered(onnx_bytes, inputs, whole, outputs, step, batch)
         else:
             _gate_float(outputs, reference, TOLERANCE * largest)
@@ -253,7 +253,7 @@ def _check_graph(proto: onnx.ModelProto, signature: Sequence[InputSpec]) -> None
                     raise _Bad(f"the {label} dimension of {value.name} is fixed or missing")
 
 
-def _output_step(proto: onnx.ModelProto) -> float:
+def output_step(proto: onnx.ModelProto) -> float:
     """Return the scale of the DequantizeLinear that gives the output, or 0 if there is none."""
     scales = {
         node.output[0]: node.input[1]
@@ -344,7 +344,7 @@ def _gate_lowered(
         )
     usual = outputs[batch]
     for size, logits in outputs.items():
-        different = int((~_same_answer(usual[: len(logits)], logits, step)).sum())
+        different = int((~same_answer(usual[: len(logits)], logits, step)).sum())
         if different:
             raise _Bad(f"{different} answer(s) at batch size {size} differ from the others")
 
@@ -360,7 +360,7 @@ def _same_without_optimizations(
 
     def same(index: Tensor) -> np.ndarray:
         plain = predict(runner, counted(split(_chosen(inputs, index), batch)))
-        return _same_answer(whole[index.numpy()], plain, step)
+        return same_answer(whole[index.numpy()], plain, step)
 
     found = same(first)
     if not found.all() and len(rest):
@@ -392,7 +392,7 @@ def _top(logits: np.ndarray) -> np.ndarray:
     return logits.argmax(-1)
 
 
-def _same_answer(first: np.ndarray, second: np.ndarray, step: float) -> np.ndarray:
+def same_answer(first: np.ndarray, second: np.ndarray, step: float) -> np.ndarray:
     """Return for each item whether both give the same top-1, or one of them has a tie."""
     return (_top(first) == _top(second)) | _tied(first, step) | _tied(second, step)
 

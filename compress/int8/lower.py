@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -262,11 +263,13 @@ def fastest(
     seconds: float,
     clock: Clock,
     exclude: tuple[str, ...] = (),
+    now: Callable[[], float] = time.monotonic,
 ) -> Placement:
     """Return which units are float in the fastest file, by measuring for some seconds.
 
     Ranges and weights are as good as any here: kernels take as long whatever the numbers.
     """
+    started = now()
     model = rewritten(float_model)
     found = list(units(model.graph))
     every = {unit.name: unit for unit in found}
@@ -280,7 +283,10 @@ def fastest(
     def write_with(floats: frozenset[str]) -> bytes:
         return write(model, set(placed(found, floats | left)), ranges, weights)
 
-    return search(placed(found, left), write_with, serialized(model), clock, seconds)
+    whole = serialized(float_model)
+    return search(
+        placed(found, left), write_with, whole, clock, seconds, ready=now() - started, now=now
+    )
 
 
 def ranges_of(

@@ -3,7 +3,8 @@
 A unit whose neighbours are float pays for quantizing and dequantizing, and some integer kernels are
 slower than their float ones. No table of names knows which: it differs from processor to
 processor and from version to version. So groups of alike units are tried as float, several at a
-time against all that is int8, and those that make the whole faster stay float.
+time against all that is int8, and those that make the whole faster stay float. Where float is
+faster all the same, groups are tried as int8 in the float file.
 """
 
 from __future__ import annotations
@@ -18,11 +19,28 @@ import numpy as np
 from compress.int8.units import Unit
 
 Files = Mapping[str, bytes]
-Clock = Callable[[Files, float], Mapping[str, np.ndarray]]
-"""Times files in turns for some seconds; returns the seconds of each, round by round."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Files that were timed in turns."""
+
+    times: Mapping[str, np.ndarray]
+    """The seconds of a call of each, round by round. A file that fails is missing."""
+    took: Mapping[str, float]
+    """The seconds that went by: READY before the first, WRITING the files, and TIMING them."""
+
+
+Clock = Callable[[Files, float, Mapping[str, float]], Compared]
+"""Times files in turns for some seconds, given what went by before; see `Compared.took`.
+
+An answer that is kept keeps what it took, so that a search with kept answers has as much time left
+as the one that measured them had, and ends where that one did.
+"""
 Write = Callable[[frozenset[str]], bytes]
 """Writes the int8 file in which some units stay float."""
 
+READY, WRITING, TIMING = "ready", "writing", "timing"
 TOGETHER, FEWEST = 9, 3
 """Files that are timed in one process, at most; and if they are large, at least."""
 HELD = 2e9
@@ -30,7 +48,12 @@ HELD = 2e9
 LEAST_GAIN = 0.005
 """What a group must gain, as a share of the time of all, surely."""
 HOPELESS = 0.97
-"""A group that is this much slower as float, surely, is not tried again beside others."""
+"""A group that is this much slower as float is not tried again beside others; and a file that is
+this much slower than the float one is no place to go on from."""
+CLOSE = 1.05
+"""A file that is not faster than the float one by this is compared with it once more at the end."""
+ANEW = 3.0
+"""How many times as long such a comparison takes."""
 NOISY = 0.01
 """With a standard error above this a trial is made again, for twice as long."""
 Z = 2.0
@@ -50,6 +73,12 @@ class Placement:
     """How many times as fast as the float file, one item at a time; 0 if that was not timed."""
     complete: bool
     """Whether all groups were tried within the seconds."""
+    seconds: float
+    """What that took, also what an interrupted search before it has measured."""
+    all_float: bool
+    """Whether nothing is int8: every file that was tried is surely slower than the float one."""
+    best: float
+    """How many times as fast as the float file the fastest that is int8 is, as `speedup`."""
 
 
 def alike(units: Mapping[str, Unit]) -> dict[str, frozenset[str]]:
@@ -145,22 +174,35 @@ def search(
     floating: bytes,
     clock: Clock,
     seconds: float,
+    ready: float = 0.0,
     now: Callable[[], float] = time.monotonic,
 ) -> Placement:
     """Return the fastest placement that is found within some seconds; `floating` is the float file.
 
-    First the wider groups; where that leaves a beginning float, its end is moved. Then every other
-    group alone, and those that surely gain together, best first; and what did not gain alone once
-    more beside them.
+    First all that is int8 beside the float file, then the wider groups as float; where that leaves
+    a beginning float, its end is moved. Then, from the better of that and the float file, every
+    other group alone, and those that surely gain together, best first; and what did not gain alone
+    once more beside them.
+
+    Of the seconds, `ready` have gone by. No comparison begins that would not end in time by what
+    those before have taken; the first is made in any case.
     """
-    one = _Search(units, write, clock, seconds, now, {FLOAT: floating})
-    taken = [one.take(dict(some)) for some in one.chunks(list(one.wider.items()), 1)]
-    if any(taken) and not one.over():
+    one = _Search(units, write, floating, clock, seconds, ready, now)
+    one.begin()
+    taken = [one.take(dict(some)) for some in one.chunks(list(one.wider.items()))]
+    if any(taken):
         one.move_end()
-    for beside in ({}, one.wider):
-        if one.over() or not one.step(beside):
-            break
-    return Placement(one.floats, one.trials, one.gain, one.speedup * one.gain, one.complete)
+    if one.slower_than(HOPELESS):
+        one.begin_from_float()
+    one.steps()
+    if one.slower_than(CLOSE):
+        one.begin_from_float()
+        one.steps()
+    return Placement(
+        *(one.floats, one.trials, one.gain, one.speedup, one.complete, one.spent),
+        all_float=one.floats == one.every,
+        best=one.best,
+    )
 
 
 class _Search:
@@ -170,94 +212,178 @@ class _Search:
         self,
         units: Mapping[str, Unit],
         write: Write,
+        floating: bytes,
         clock: Clock,
         seconds: float,
+        ready: float,
         now: Callable[[], float],
-        beside: Files,
     ) -> None:
         self.write, self.clock, self.seconds, self.now = write, clock, seconds, now
-        self.until = now() + seconds
-        self.order = list(units)
+        self.floating, self.ready = floating, ready
+        self.order, self.every = list(units), frozenset(units)
         self.ends = [len(names) for _, names in _beginnings(list(units.values()))]
-        self.groups = alike(units)
+        self.known = alike(units)
+        self.groups = dict(self.known)
+        """Those that may still gain."""
         self.wider = {words: self.groups[words] for words in wider(units) if words in self.groups}
-        self.beside = dict(beside)
-        """Files that are timed in the first trial, too."""
-        largest = max(map(len, beside.values()), default=0)
-        self.together = max(FEWEST, min(TOGETHER, int(HELD / max(largest, 1))))
+        self.together = max(FEWEST, min(TOGETHER, int(HELD / max(len(floating), 1))))
+        self.share = _share(seconds, len(self.groups))
         self.floats: frozenset[str] = frozenset()
-        self.trials, self.gain, self.speedup, self.complete = 0, 1.0, 0.0, True
+        self.been = {self.floats, self.every}
+        """All that was float in a file that was the best."""
+        self.slower: dict[frozenset[str], bool] = {}
+        """Whether a file is surely slower than the float one, by what is float in it."""
+        self.seen_anew: frozenset[str] | None = None
+        """What was float in the file that was seen beside the float one anew."""
+        self.from_float = False
+        """Whether it goes on from the float file."""
+        self.trials, self.gain, self.speedup, self.best, self.complete = 0, 1.0, 0.0, 0.0, True
+        self.spent, self.files, self.beyond = 0.0, 1, 0.0
+        """What all comparisons took; the last one's files, and its seconds beyond those asked."""
 
-    def over(self) -> bool:
-        """Whether the time is over; then the search is not complete."""
-        over = self.now() > self.until
-        self.complete = self.complete and not over
-        return over
+    def fits(self, files: int, seconds: float, kept: float = 0.0) -> bool:
+        """Whether a comparison of so many files ends in time, and leaves what is to be kept."""
+        cost = seconds + self.beyond * max(1.0, files / self.files)
+        return self.spent + cost + kept <= self.seconds
 
-    def chunks(self, every: Sequence[T], beside: int) -> Iterator[Sequence[T]]:
-        """Yield as many as are timed together, so many others `beside` them, until time is over."""
-        size = self.together - beside
-        for start in range(0, len(every), size):
-            if start and self.over():
-                return
+    @property
+    def last(self) -> float:
+        """The seconds to keep for the last comparison with the float file."""
+        return ANEW * 2 * self.share + self.beyond if self.is_below(CLOSE) else 0.0
+
+    def room(self) -> int:
+        """Return how many files can be tried beside the best so far in the time that is left."""
+        for files in range(self.together, 1, -1):
+            if self.fits(files, self.share * files, self.last):
+                return files - 1
+        self.complete = False
+        return 0
+
+    def chunks(self, every: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Yield as many at a time as can be tried together, until time is over."""
+        start = 0
+        while start < len(every) and (size := self.room()):
             yield every[start : start + size]
+            start += size
 
-    def measured(self, tried: Mapping[str, frozenset[str]]) -> Mapping[str, np.ndarray]:
-        """Time files in which these units are float, beside the best so far."""
-        files = {NOW: self.write(self.floats)}
-        files |= {words: self.write(names) for words, names in tried.items()} | self.beside
-        self.beside = {}
-        seconds = _share(self.seconds, len(self.groups)) * len(files)
-        found = self.clock(files, seconds)
-        if np.median([ratio(found, words)[1] for words in tried]) > NOISY and not self.over():
-            found = self.clock(files, 2 * seconds)
-        self.trials += len(tried)
-        if FLOAT in found:
-            self.speedup = 1 / ratio(found, FLOAT)[0]
+    def compared(self, files: Files, seconds: float, took: Mapping[str, float]) -> Compared:
+        found = self.clock(files, seconds, took)
+        self.spent += sum(found.took.values())
+        self.files = len(files)
+        self.beyond = found.took.get(WRITING, 0.0) + found.took[TIMING] - seconds
         return found
+
+    def measured(
+        self, tried: Mapping[str, frozenset[str]], times: float = 1.0
+    ) -> Mapping[str, np.ndarray]:
+        """Time files in which these units are float, beside the best so far.
+
+        `times` says how many times as long as usual.
+        """
+        started = self.now()
+        files = {
+            name: self.floating if floats == self.every else self.write(floats)
+            for name, floats in {NOW: self.floats, **tried}.items()
+        }
+        took = {READY: self.ready, WRITING: self.now() - started}
+        self.ready = 0.0
+        seconds = min(times * self.share * len(files), self.seconds / 2)
+        found = self.compared(files, seconds, took).times
+        noise = np.median([ratio(found, words)[1] for words in tried])
+        if noise > NOISY and self.fits(len(files), 2 * seconds, self.last):
+            found = self.compared(files, 2 * seconds, {}).times
+        return found
+
+    def begin(self) -> None:
+        """Time all that is int8 beside the float file."""
+        self.beside_float()
+
+    def beside_float(self, times: float = 1.0) -> None:
+        """Time the best so far beside the float file."""
+        found = self.measured({FLOAT: self.every}, times)
+        if value := ratio(found, FLOAT)[0]:
+            self.speedup = self.best = 1 / value
+        self.slower[self.floats] = sure_gain(found, FLOAT) > 0
+
+    def begin_from_float(self) -> None:
+        """Go on from the float file."""
+        self.gain, self.speedup = self.gain / self.speedup, 1.0
+        self.floats, self.from_float, self.groups = self.every, True, dict(self.known)
+
+    def is_below(self, speedup: float) -> bool:
+        """Whether what began as int8 is less than so many times as fast as the float file."""
+        return not self.from_float and 0 < self.speedup < speedup
+
+    def slower_than(self, speedup: float) -> bool:
+        """Whether what is below this is surely slower than the float file, seen beside it anew.
+
+        For longer than at first: a question that was asked before has the answer that it had.
+        Where there is no time for it, what was seen of the same file before holds.
+        """
+        if not self.is_below(speedup):
+            return False
+        if self.floats != self.seen_anew:
+            if self.fits(2, ANEW * 2 * self.share):
+                self.seen_anew = self.floats
+                self.beside_float(ANEW)
+            else:
+                self.complete = False
+        return self.slower.get(self.floats, False)
+
+    def moved(self, floats: frozenset[str], words: str) -> frozenset[str]:
+        """Return the units that are float once a group has become float, or int8 if it was."""
+        group = self.groups[words]
+        return floats - group if group <= floats else floats | group
+
+    def steps(self) -> None:
+        """Try all groups, and again those that did not gain alone."""
+        for again in (self.wider if self.from_float else {}, self.wider):
+            if not self.step(again):
+                return
 
     def step(self, again: Collection[str]) -> bool:
         """Try every group alone, then the best together; return whether any gained.
 
-        Of the wider groups, which were tried before, those to try `again`.
+        Of the wider groups, which were tried before, those to try `again`, and those that are
+        float with others.
         """
         names = [
             words
-            for words, units in self.groups.items()
-            if not units <= self.floats and (words in again or words not in self.wider)
+            for words, group in self.groups.items()
+            if self.moved(self.floats, words) not in self.been
+            and (words in again or words not in self.wider or group <= self.floats)
         ]
         alone: dict[str, float] = {}
-        for chunk in self.chunks(names, 2):
-            found = self.measured({one: self.floats | self.groups[one] for one in chunk})
+        for chunk in self.chunks(names):
+            found = self.measured({one: self.moved(self.floats, one) for one in chunk})
+            self.trials += len(chunk)
             alone |= {one: gain for one in chunk if (gain := sure_gain(found, one)) > LEAST_GAIN}
             for one in chunk:
                 if ratio(found, one)[0] < HOPELESS:
                     del self.groups[one]
         best = sorted(alone, key=lambda one: -alone[one])
-        return self.take(self._together(best))
+        return self.take(dict(list(self._together(best).items())[: self.room() if best else 0]))
 
     def _together(self, best: Sequence[str]) -> dict[str, frozenset[str]]:
         """Return groups one after the other, each beside those before it; and each by itself."""
         tried: dict[str, frozenset[str]] = {}
         sofar = self.floats
         for words in best:
-            if not self.groups[words] <= sofar:
-                sofar |= self.groups[words]
-                tried[f"until {words}"] = sofar
+            sofar = tried[f"until {words}"] = self.moved(sofar, words)
         for words in best:
-            names = self.floats | self.groups[words]
+            names = self.moved(self.floats, words)
             if names not in tried.values():
                 tried[words] = names
-        return dict(list(tried.items())[: self.together - 1])
+        return tried
 
     def move_end(self) -> None:
         """Move the end of the beginning that is float."""
         begun = [end for end in self.ends if self.floats.issuperset(self.order[:end])]
-        if begun:
+        if begun and (size := self.room()):
             [before, *_] = [end for end in (*self.ends[::-1], 0) if end < begun[-1]]
             after = next((end for end in self.ends if end > begun[-1]), len(self.order) - 1)
             others = self.floats - set(self.order[: begun[-1]])
-            cuts = np.unique(np.linspace(before, after, self.together + 1).astype(int)[1:-1])
+            cuts = np.unique(np.linspace(before, after, size + 2).astype(int)[1:-1])
             self.take({f"{cut} units": others | set(self.order[:cut]) for cut in cuts})
 
     def take(self, tried: Mapping[str, frozenset[str]]) -> bool:
@@ -265,6 +391,7 @@ class _Search:
         if not tried:
             return False
         found = self.measured(tried)
+        self.trials += len(tried)
         gains = {words: sure_gain(found, words) for words in tried}
         most = max(gains.values())
         near = [words for words, gain in gains.items() if gain >= most - LEAST_GAIN]
@@ -272,7 +399,11 @@ class _Search:
         if gains[winner] <= LEAST_GAIN:
             return False
         self.floats = tried[winner]
-        self.gain *= ratio(found, winner)[0]
+        self.been.add(self.floats)
+        value = ratio(found, winner)[0]
+        self.gain *= value
+        self.speedup *= value
+        self.best = max(self.best, self.speedup)
         return True
 
 

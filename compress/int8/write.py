@@ -16,7 +16,7 @@ from onnx_ir.passes import common as passes
 from compress.deploy.graphs import serialized
 from compress.int8.ranges import LEVELS, ROOM, Range, begins_at_minus_three
 from compress.int8.rewrite import constant, replace_node
-from compress.int8.units import Unit, array, stored_as_integers, units
+from compress.int8.units import Unit, array, sole_reader, stored_as_integers, units
 from compress.int8.weights import Weight
 
 
@@ -134,6 +134,41 @@ class _Writer:
         sums, gates = Range(2 * ROOM / LEVELS, 0), Range(1 / LEVELS, 0)
         return self.pair(added.outputs[0], f"{unit.name}_gate", sums, gates)
 
+    def keep_floats(self) -> None:
+        """Have onnxruntime leave float products between quantized values in float.
+
+        By itself it gives them weights of one scale for all channels, which saturate as well
+        (weight_bias_quantization.cc). It does not where a node stands behind the dequantizing: one
+        that clips at the least value there is.
+        """
+        for node in list(self.graph):
+            if node.op_type not in QUANTIZED_BY_ITSELF or node.name in self.chosen:
+                continue
+            source = node.inputs[0]
+            back = source.producer() if source is not None else None
+            if back is None or back.op_type != "DequantizeLinear" or not _ends_quantized(node):
+                continue
+            scale, zero = array(back.inputs[1]), array(back.inputs[2])
+            assert scale is not None
+            assert zero is not None
+            name = f"{node.name}_least"
+            least = self.constant(name, np.asarray(-np.float32(zero) * np.float32(scale)))
+            clip = ir.node("Clip", [source, least], name=f"{node.name}_in_float")
+            clip.outputs[0].name = f"{node.name}_input"
+            self.graph.insert_before(node, clip)
+            node.replace_input_with(0, clip.outputs[0])
+
+
+QUANTIZED_BY_ITSELF = frozenset({"Conv", "ConvTranspose", "Gemm"})
+
+
+def _ends_quantized(node: ir.Node) -> bool:
+    """Whether all that reads a node, past activations that clip, is one that quantizes."""
+    reader = sole_reader(node.outputs[0])
+    while reader is not None and reader.op_type in ("Relu", "Clip"):
+        reader = sole_reader(reader.outputs[0])
+    return reader is not None and reader.op_type == "QuantizeLinear"
+
 
 def store_weight(graph: ir.Graph, unit: Unit, made: Weight) -> None:
     """Replace a unit's weight by integers that are dequantized."""
@@ -186,6 +221,7 @@ def write(
             writer.weight(unit, source)
         elif unit.kind == "HardSwish":
             writer.hard_swish(unit)
+    writer.keep_floats()
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     return serialized(model)

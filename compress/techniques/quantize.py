@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from compress import counts
 from compress.compressor import Compressor, require
 from compress.context import StepContext
 from compress.deploy.export import export
-from compress.deploy.graphs import opened, serialized
+from compress.deploy.graphs import opened
 from compress.deploy.observe import item_bytes, together
-from compress.deploy.session import arrays, predict, session
+from compress.deploy.session import predict, session
 from compress.int8.bound import Bounded, by_harm, differing, within
 from compress.int8.calibration import FAR, Calibration, identities, outliers, suspicions
-from compress.int8.lower import LEAST_MACS, Draft, Lowered, draft, fastest, layers_matching
-from compress.int8.placement import Files
+from compress.int8.lower import Draft, Lowered, draft, layers_matching
 from compress.int8.ranges import METHODS
 from compress.int8.rewrite import named
 from compress.int8.settings import HINT, Settings
@@ -44,8 +42,13 @@ from compress.system.amounts import decimal
 from compress.system.environment import cpu_info, saturates
 from compress.system.progress import counted, stage
 from compress.tasks.base import Subset, prepared_batches
-from compress.techniques.timed_files import cached_clock
-from compress.timing.launch import WorkerFailed
+from compress.techniques.int8_placement import (
+    as_float,
+    is_large,
+    placement,
+    say_if_mostly_float,
+    unless_slower,
+)
 from compress.training.evaluate import some_of
 
 TARGETS = ("portable", "vnni")
@@ -54,8 +57,6 @@ VALIDATED = 2000
 """Validation items that `max_drop` is judged on, at most."""
 ROUGHLY = 15
 """Seconds for the placement of what a search only wants to know the cost of."""
-CHECKED = 5.0
-"""Seconds in which a file is timed against the float one after accuracy has changed it."""
 SAMPLES = 8
 """Items that placements are timed on, in turn."""
 
@@ -187,10 +188,16 @@ class Quantize(Compressor):
                 "target='vnni' does nothing against it; leave it out"
             )
         exported = _exported(model)
+        samples = tuple(tensor[:SAMPLES] for tensor in next(iter(batches)))
+        found = None
+        if self.seconds and is_large(model):
+            found = placement(exported, samples, self.seconds, self.exclude, context)
+        if found is not None and found.all_float:
+            return as_float(exported, 1 / found.best, context)
         settings = replace(
             self.settings,
             trained=self.settings.trained_by(model.hints),
-            floats=self._floats(model, exported, batches, context),
+            floats=frozenset() if found is None else found.floats,
         )
         if HINT in model.hints and not settings.trained:
             context.log.note(
@@ -201,9 +208,12 @@ class Quantize(Compressor):
         for note in made.notes:
             context.log.note(f"quantize: {note}")
         bounded = self._accurate(made, exported, batches, context)
-        if bounded.floats and self._times(model):
-            self._say_if_slower(bounded.lowered, exported, batches, context)
-        return bounded.lowered
+        lowered = bounded.lowered
+        if bounded.floats and found is not None:
+            lowered = unless_slower(lowered, exported, samples, self.seconds, context)
+        if lowered is bounded.lowered:
+            say_if_mostly_float(lowered, exported, model, context)
+        return lowered
 
     def _accurate(
         self, made: Draft, exported: ir.Model, batches: Calibration, context: StepContext
@@ -284,59 +294,6 @@ class Quantize(Compressor):
             "max_drop", items=len(some), drop=best.drop, most=most, floats=sorted(best.floats)
         )
         return best
-
-    def _times(self, model: Model) -> bool:
-        """Whether files are timed for a model: the smallest are as fast whatever is done."""
-        return bool(self.seconds) and counts.count(model.module, model.example).macs >= LEAST_MACS
-
-    def _say_if_slower(
-        self, lowered: Lowered, exported: ir.Model, batches: Calibration, context: StepContext
-    ) -> None:
-        """Note where products that stay float for accuracy have made a file slower than float."""
-        feeds = arrays(tuple(tensor[:SAMPLES] for tensor in next(iter(batches))))
-        files = {"float": serialized(exported), "int8": lowered.content}
-        try:
-            found = cached_clock(context)(files, feeds, min(self.seconds, CHECKED))
-        except WorkerFailed as error:
-            context.log.note(f"quantize: whether the file is faster is not known: {error}")
-            return
-        times = {name: np.array(values) for name, values in found.items()}
-        if times.keys() == files.keys():
-            ratio = float(np.median(times["int8"] / times["float"]))
-            if ratio > 1:
-                context.log.note(
-                    f"quantize: with so many products in float, the file takes {ratio:.2f} times "
-                    f"as long as the float file here: deploy that one, or allow a larger max_drop"
-                )
-
-    def _floats(
-        self, model: Model, exported: ir.Model, batches: Calibration, context: StepContext
-    ) -> frozenset[str]:
-        """Return what stays float because that is faster, found within `seconds`."""
-        if not self._times(model):
-            return frozenset()
-        samples = tuple(tensor[:SAMPLES] for tensor in next(iter(batches)))
-        feeds = arrays(samples)
-        cached = cached_clock(context)
-
-        def clock(files: Files, seconds: float) -> dict[str, np.ndarray]:
-            """Time files, or return what an interrupted search has measured of them."""
-            found = cached(files, feeds, seconds)
-            return {name: np.array(values) for name, values in found.items()}
-
-        with stage(f"finding what is faster as float, for up to {decimal(self.seconds)} s"):
-            try:
-                found = fastest(exported, [samples], self.seconds, clock, self.exclude)
-            except WorkerFailed as error:
-                context.log.note(f"quantize: nothing was placed by measuring: {error}")
-                return frozenset()
-        if found.speedup and found.speedup < 1:
-            context.log.note(
-                f"quantize: int8 takes {1 / found.speedup:.2f} times as long as float here, one "
-                f"item at a time"
-            )
-        context.log.row("placement", **{**asdict(found), "floats": sorted(found.floats)})
-        return found.floats
 
 
 def _exported(model: Model) -> ir.Model:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 
 from compress.context import StepContext
 from compress.deploy.session import arrays
 from compress.errors import UserError
+from compress.int8.placement import TIMING, Compared
 from compress.lowrank.latency import Clock, Files
 from compress.model import Model
 from compress.runtimes.onnxruntime_cpu import versions
@@ -31,14 +34,11 @@ def cached_clock(context: StepContext) -> Clock:
 
     It raises WorkerFailed where nothing can be timed.
     """
-    question = {"cpu": list(cpu_info()), "threads": cpu_threads(), **versions()}
 
     def clock(
         files: Files, samples: Sequence[np.ndarray], seconds: float
     ) -> Mapping[str, Sequence[float]]:
-        names = {name: hashlib.sha256(file).hexdigest() for name, file in files.items()}
-        shapes = [list(one.shape) for one in samples]
-        key = {"trial": names, "shapes": shapes, "seconds": seconds, **question}
+        key = {"trial": _names(files), **_setting(samples, seconds)}
 
         def measure() -> dict[str, list[float]]:
             found = seconds_of(files, samples, seconds)
@@ -48,6 +48,43 @@ def cached_clock(context: StepContext) -> Clock:
         return answer
 
     return clock
+
+
+def compared(
+    context: StepContext,
+    files: Files,
+    samples: Sequence[np.ndarray],
+    seconds: float,
+    took: Mapping[str, float],
+    now: Callable[[], float] = time.monotonic,
+) -> Compared:
+    """Time files in turns, or return what the context's cache has of them.
+
+    The answer says what it took when it was measured, with what went by before (`took`). Raises
+    WorkerFailed where nothing can be timed.
+    """
+
+    def measure() -> dict[str, Any]:
+        started = now()
+        found = seconds_of(files, samples, seconds)
+        times = {name: list(values) for name, values in found.items()}
+        return {"times": times, "took": {**took, TIMING: now() - started}}
+
+    key = {"comparison": _names(files), **_setting(samples, seconds)}
+    answer = context.cached(key, measure)
+    times = {name: np.array(values) for name, values in answer["times"].items()}
+    return Compared(times, answer["took"])
+
+
+def _names(files: Files) -> dict[str, str]:
+    return {name: hashlib.sha256(file).hexdigest() for name, file in files.items()}
+
+
+def _setting(samples: Sequence[np.ndarray], seconds: float) -> dict[str, Any]:
+    """Return what seconds depend on besides files."""
+    shapes = [list(one.shape) for one in samples]
+    machine = {"cpu": list(cpu_info()), "threads": cpu_threads(), **versions()}
+    return {"shapes": shapes, "seconds": seconds, **machine}
 
 
 def clock_of(context: StepContext, who: str) -> Clock:

@@ -18,9 +18,9 @@ from compress.deploy.verify import (
     AGREEMENT,
     AT_FIRST,
     LOWERED_ITEMS,
-    _same_answer,
     _tied,
     pass_batch,
+    same_answer,
     verify,
 )
 from compress.model import Model
@@ -163,7 +163,7 @@ def test_a_tie_is_less_than_one_step_apart():
 def test_answers_differ_only_where_neither_has_a_tie():
     first = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]], np.float32)
     second = np.array([[0.0, 1.0], [0.9, 0.0], [0.0, 1.0]], np.float32)
-    assert _same_answer(first, second, step=0.1).tolist() == [False, True, True]
+    assert same_answer(first, second, step=0.1).tolist() == [False, True, True]
 
 
 class Caching(torch.nn.Module):

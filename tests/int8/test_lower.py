@@ -31,6 +31,7 @@ from compress.int8.lower import Lowered, lower
 from compress.int8.rewrite import rewritten
 from compress.int8.settings import Settings
 from compress.model import Model
+from compress.timing.executed import executed
 
 CALIBRATION = [(deploy_models.images(20, seed),) for seed in (1, 2, 3)]
 PLAIN = Settings(method="minmax", equalize=False, compensate=False, correct=False)
@@ -275,6 +276,28 @@ def test_what_reads_constants_alone_says_so():
     lowered = lower(content, [(torch.randn(32, 8),)])
     whys = {row["layer"]: row.get("why") for row in lowered.nodes}
     assert whys["turned"] == "it reads constants alone"
+
+
+@pytest.mark.parametrize("activation", [nn.Identity(), nn.ReLU(), nn.ReLU6()])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_a_float_product_between_integers_is_computed_in_float(
+    transposed: bool, activation: nn.Module
+):
+    """onnxruntime would give its weights one scale for all channels."""
+    torch.manual_seed(0)
+    kind = nn.ConvTranspose2d(16, 16, 1) if transposed else nn.Conv2d(16, 16, 1)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), kind, activation, nn.Conv2d(16, 16, 3, 1, 1)),
+        *(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)),
+    )
+    model = Model(net.eval(), (torch.zeros(1, 3, 16, 16),))
+    content = export(model)
+    lowered = lower(content, CALIBRATION, Settings(exclude=() if transposed else ("2",)))
+    inputs = deploy_models.images(8, 3)
+    run = executed(lowered.content, [inputs.numpy()])
+    assert (run.int8_convs, run.float_convs) == (2, 1)
+    plain = predict(session(lowered.content, optimize=False), [(inputs,)])
+    assert np.allclose(predict(session(lowered.content), [(inputs,)]), plain, atol=1e-4)
 
 
 class Looping(nn.Module):

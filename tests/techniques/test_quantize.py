@@ -22,7 +22,6 @@ from compress.model import Model, forward
 from compress.tasks.base import Subset, TensorSplit, stacked_inputs
 from compress.techniques import chain
 from compress.techniques import quantize as room
-from compress.techniques.quantize import Quantize
 from compress.zoo.source import Changed
 
 DATA = small_digits()
@@ -113,22 +112,6 @@ def test_one_item_of_few_is_no_loss_that_products_become_float_for(
     [row] = rows(log, "max_drop")
     assert len(row["floats"]) == floats
     assert any("too few to be sure of max_drop=0.5" in note for note in log.notes)
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(3.0, True), (1.0, False)])
-def test_a_file_that_floats_have_made_slower_says_so(trained, monkeypatch, seconds, said):
-    monkeypatch.setattr(Quantize, "_times", lambda self, model: True)
-    monkeypatch.setattr(Quantize, "_floats", lambda self, *_: frozenset())
-    accurate = Quantize._accurate
-    monkeypatch.setattr(
-        Quantize,
-        "_accurate",
-        lambda self, *given: replace(accurate(self, *given), floats=frozenset({"0"})),
-    )
-    times = {"float": [2.0] * 3, "int8": [seconds] * 3}
-    monkeypatch.setattr(room, "cached_clock", lambda context: lambda *_: times)
-    notes = step(trained, "quantize()").notes
-    assert said == any("takes 1.50 times as long as the float file here" in n for n in notes)
 
 
 def test_a_bound_that_few_items_cannot_show_is_said(trained):
