@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import compress
 from compress.cli import cli
 from compress.errors import UserError
+from compress.recommender import finals
 from compress.recommender.arguments import seconds_of
 from compress.recommender.measured import Notebook
 from compress.system.files import sha256_file
@@ -99,6 +100,21 @@ def test_it_goes_on_where_it_stopped(found: Any, out: Path) -> None:
     assert found.winner in [row["chain"] for row in again.rows], "what won is judged again"
     assert json.loads((out / "best" / "search.json").read_text())["winner"] == again.winner
     assert Notebook.read(out / "best" / "trials.jsonl").trials == list(again.trials)
+
+
+def test_what_was_proven_stays_though_it_is_not_shown_again(
+    found: Any, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(out / "best", tmp_path / "best")
+    before = [(tmp_path / "best" / name).read_bytes() for name in ("model.onnx", "best.json")]
+    proven = json.loads((tmp_path / "best" / "search.json").read_text())
+    monkeypatch.setattr(finals, "_qualifies", lambda *_: False)
+    again = compress.recommend(tmp_path / "best", budget="20m", trials=4, progress=False)
+    assert (again.winner, again.sentence) == (proven["winner"], proven["said"])
+    after = [(tmp_path / "best" / name).read_bytes() for name in ("model.onnx", "best.json")]
+    assert after == before
+    report = " ".join((tmp_path / "best" / "recommendation.md").read_text().split())
+    assert "reached the goal in earlier finals, and keeps that verdict" in report
 
 
 def test_the_folder_of_another_search_is_refused(found: Any, out: Path) -> None:
