@@ -11,7 +11,7 @@ from typing import Any
 
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.suite import FINAL, Suite
-from compress.recommender.goal import Goal, Judge
+from compress.recommender.goal import FIGURES, Goal, Judge
 from compress.recommender.measured import Measured
 from compress.results.record import BASELINE
 from compress.results.table import Row, number, text_of
@@ -229,7 +229,7 @@ def _cost(row: Row, base: Row, goal: Goal) -> float | None:
     if goal.by == "latency":
         speedup = number(row, SPEEDUP)
         return 1 / speedup if speedup else None
-    name = {"size": "onnx_bytes", "macs": "macs", "params": "params"}[goal.by]
+    name = FIGURES[goal.by]
     ours, theirs = number(row, name), number(base, name)
     return ours / theirs if ours and theirs else None
 
