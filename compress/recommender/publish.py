@@ -12,7 +12,7 @@ from typing import Any
 
 from compress.benchmark.store.outputs import DEPLOYABLE, LAYERS, SCRIPT
 from compress.recommender.finals import Final, optimism
-from compress.recommender.goal import Judge
+from compress.recommender.goal import BY, Judge
 from compress.recommender.measured import Measured, Notebook, Trial
 from compress.recommender.words import counts, optimism_words, points
 from compress.report.formatting import plain
@@ -26,6 +26,7 @@ from compress.system.amounts import duration
 from compress.system.files import copy_atomic, sha256_file, write_atomic, write_json
 
 REPORT, PICTURE, TRIALS, BEST = "recommendation.md", "frontier.png", "trials.csv", "best.json"
+MARK, UNTRAINED = "†", "timed as a file of the same shapes, untrained"
 SHOWN = 12
 """Chains of the picture that are not on the frontier."""
 
@@ -101,7 +102,9 @@ def write_report(
     write_atomic(out / TRIALS, trials_csv(notebook.trials, judge).encode())
     if records:
         rows = picture_rows(front, notebook, judge, records, search)
-        about = {"suite": "frontier on validation items", "model": story.data}
+        marked = any(str(row["chain"]).endswith(MARK) for row in rows)
+        words = f" ({MARK}: {UNTRAINED})" if marked else ""
+        about = {"suite": f"frontier on validation items{words}", "model": story.data}
         write_atomic(out / PICTURE, pareto_png(rows, about))
     write_atomic(out / REPORT, text.encode())
 
@@ -116,7 +119,9 @@ def _progress(story: Story, notebook: Notebook) -> str:
 
 def _cost_words(one: Measured, judge: Judge) -> str:
     cost = judge.cost(one)
-    return "cost not measured" if not cost else f"{plain(1 / cost)}x less {judge.goal.by}"
+    if not cost:
+        return "cost not measured"
+    return f"{plain(1 / cost)}x {BY[judge.goal.by]}"
 
 
 # --- tables -------------------------------------------------------------------------------
@@ -163,6 +168,10 @@ def _verdict(final: Final, proven: str) -> str:
     return final.verdict or text_of(final.row, "status")
 
 
+def _mark(one: Measured) -> str:
+    return f" {MARK}" if one.timed_untrained else ""
+
+
 def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
     if not front:
         return []
@@ -171,16 +180,18 @@ def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
         [
             code(one.chain),
             points(one.change),
-            "-" if one.speedup is None else plain(one.speedup),
+            "-" if one.speedup is None else plain(one.speedup) + _mark(one),
             plain(one.onnx_bytes / 1e3),
             plain(one.macs / judge.baseline.macs) if judge.baseline.macs else "-",
             f"{judge.chance(one):.2f}",
         ]
         for one in front
     ]
+    among = f", as the first of {judge.finalists} finalists (Holm)" if judge.finalists > 1 else ""
     words = MARKDOWN.prose(
         f"On {judge.baseline.items:,} validation items: no other chain is both cheaper and more "
-        f"accurate. Chance: of reaching the goal on the test split. Picture: {PICTURE}."
+        f"accurate. Chance: of reaching the goal on the test split{among}. Picture: {PICTURE}."
+        + (f" {MARK}: {UNTRAINED}." if any(map(_mark, front)) else "")
     )
     return [MARKDOWN.heading("Frontier", 2), words, _table(header, rows)]
 
@@ -263,6 +274,7 @@ def picture_rows(
         rows.append({**row, "cpu_ms_p50": median(known), "cpu_speedup": 1.0} if known else row)
     for one in shown:
         figures = {
+            "chain": one.chain + _mark(one),
             "cpu_ms_p50": one.ms,
             "cpu_speedup": one.speedup,
         }
@@ -273,7 +285,8 @@ def picture_rows(
 COLUMNS = (
     *("number", "state", "reached", "chain", "drawn", "seconds", "reason"),
     *("measured_chain", "items", "accuracy", "change_points", "lost", "gained"),
-    *("speedup", "speedup_low", "speedup_high", "ms", "onnx_bytes", "macs", "params", "chance"),
+    *("speedup", "speedup_low", "speedup_high", "ms", "timed"),
+    *("onnx_bytes", "macs", "params", "chance"),
 )
 
 
@@ -294,7 +307,7 @@ def trials_csv(trials: Iterable[Trial], judge: Judge) -> str:
             }
             line |= {
                 name: getattr(last, name)
-                for name in ("speedup", "speedup_low", "speedup_high", "ms")
+                for name in ("speedup", "speedup_low", "speedup_high", "ms", "timed")
             }
             line |= {"measured_chain": last.chain, "accuracy": round(last.accuracy, 6)}
             line |= {"change_points": round(100 * last.change, 4)}

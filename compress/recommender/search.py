@@ -51,6 +51,8 @@ SHORTEST, LONGEST = 1.0, 6.0
 FINAL_TIMING = 0.1
 """Share of the budget for the timing of the finalists."""
 LEAST_TIMING, MOST_TIMING = 6.0, 60.0
+OVER_TIMING = 1.2
+"""What a timing takes, its processes' starts included, over its seconds."""
 SIDE_BY_SIDE = 8
 """Trials at once, at most, where an executor has many workers."""
 TRAINED = 0.6
@@ -87,6 +89,7 @@ def search(
             begun()
             there.write({"question": question, "arguments": dict(request.arguments)})
         run.about = there.about() or {}
+        run.earlier = run.about.get("spent", 0.0)
         return run.carry_out(guess)
 
 
@@ -111,6 +114,8 @@ class _Search:
         samples = dict.fromkeys(repr(form.sample) for form in space.forms)
         self.plan = with_chains(searched, list(samples))
         self.about: dict[str, Any] = {}
+        self.earlier = 0.0
+        """Seconds of earlier runs."""
         self.notebook = Notebook.read(self.out / places.TRIALS)
         self.study: Study | None = None
         self.records: dict[str, Record] = {}
@@ -124,16 +129,16 @@ class _Search:
     def final_timing(self) -> float:
         given = self.request.timing_seconds
         share = FINAL_TIMING * self.request.budget
-        return given or min(max(share, LEAST_TIMING), MOST_TIMING)
+        return min(max(share, LEAST_TIMING), MOST_TIMING) if given is None else given
 
-    def _reserve(self, lab: BenchLab, count: int, begun: float) -> float:
-        """Return the seconds that the finalists will take: measured, timed, reported.
+    def _measuring(self, lab: BenchLab, count: int, begun: float) -> float:
+        """Return the seconds that so many finalists will take beside their timing.
 
         Their steps are in the store (but see `_again`).
         """
         each = lab.costs.measuring() + self.test_items * self.guess.forward / EAGER
         rows = count + 1
-        return min(STARTING, begun) + rows * each + 1.2 * self.final_timing + STARTING / 2
+        return min(STARTING, begun) + rows * each + STARTING / 2
 
     def _again(self, lab: BenchLab, judge: Judge, count: int, left: float) -> float:
         """Return the seconds that finalists of earlier runs will take whose steps are lost.
@@ -160,12 +165,13 @@ class _Search:
             begun = time.monotonic()
             lab.begin(self.deadline)
             first = time.monotonic() - begun
-            judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items)
+            judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items, count)
             warnings = self._warnings(lab)
             for warning in warnings if self.options.progress else ():
                 say(warning)
-            reserve = self._reserve(lab, count + bool(self.proven), first)
-            end = self.deadline - reserve
+            rows = count + bool(self.proven)
+            measuring = self._measuring(lab, rows, first)
+            end = self.deadline - measuring - OVER_TIMING * self.final_timing
             deadline = end - self._again(lab, judge, count, end - lab.now())
             engine = self._engine(lab, judge, deadline)
             try:
@@ -176,12 +182,16 @@ class _Search:
             self._record_spent()
             report = self._story(ended, warnings)
             chosen = self._chosen(lab, judge, count, end - lab.now())
+            again = lab.remaking([one.chain for one in chosen])
+            left = self.deadline - lab.now() - again - self._measuring(lab, len(chosen), first)
         if not chosen:
             said = self.about.get("said") or words_so_far(engine.best, judge, self.notebook)
             self._write_report(report, judge, said, self.proven)
             trials = tuple(self.notebook.trials)
             return Found(self.out, said, self.proven, self.proven, (), trials, {})
-        derived = self._finals([one.chain for one in chosen])
+        # What the search took too long is taken from the timing, as far as that still tells.
+        timing = min(self.final_timing, max(SHORTEST, left / OVER_TIMING))
+        derived = self._finals([one.chain for one in chosen], timing)
         return self._report(derived, judge, report)
 
     def _warnings(self, lab: BenchLab) -> list[str]:
@@ -247,6 +257,7 @@ class _Search:
         )
 
         def tell(trial: Trial) -> None:
+            self._record_spent()
             if self.options.progress:
                 say(trial_line(trial, judge))
 
@@ -268,7 +279,8 @@ class _Search:
         self.there.write({k: v for k, v in self.about.items() if k != "version"})
 
     def _record_spent(self) -> None:
-        self.about["spent"] = self.about.get("spent", 0.0) + time.monotonic() - self.started
+        """Write down what all runs have taken so far: this one may be killed."""
+        self.about["spent"] = self.earlier + time.monotonic() - self.started
         self._write()
 
     def _story(self, ended: str, warnings: Sequence[str]) -> Story:
@@ -286,7 +298,7 @@ class _Search:
             f"{suite.model} on {self.plan.data.task.name}: {self.request.goal.words()}",
             suite.model,
             ended,
-            self.about.get("spent", time.monotonic() - self.started),
+            self.earlier + time.monotonic() - self.started,
             [*warnings, *cautions(self.plan)],
             figures,
             upcoming,
@@ -308,11 +320,11 @@ class _Search:
 
     # --- the end ---------------------------------------------------------------------------
 
-    def _finals(self, chains: Sequence[str]) -> Derived:
+    def _finals(self, chains: Sequence[str], timing: float) -> Derived:
         """Measure the finalists on the test split; return what comes of it."""
         goal = self.request.goal
         margin = goal.max_drop or 1.0
-        suite = final_suite(self.final_plan, chains, self.final_timing, margin)
+        suite = final_suite(self.final_plan, chains, timing, margin)
         plan = with_chains(replace(self.final_plan, suite=suite), chains)
         folder = self.out / places.FINALISTS
         store = self.options.store_of(self.out)

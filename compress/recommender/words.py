@@ -16,6 +16,8 @@ from compress.system.amounts import decimal, duration
 from compress.system.progress import stage
 
 MINUS = "−"
+SAME = {"smaller": "large", BY["macs"]: "many MACs", BY["params"]: "many parameters"}
+"""In words, with `as`: no smaller, no fewer."""
 PAST = {SCREENED: "not trained", SHORT: "trained shortly", FULL: "trained"}
 
 
@@ -52,6 +54,8 @@ def _ratio(base: Row, row: Row, name: str, words: str) -> str:
     before, after = number(base, name), number(row, name)
     if not before or not after:
         return ""
+    if after == before:
+        return f"as {SAME[words]}"
     if after > before:
         opposite = {"smaller": "larger"}.get(words, words.replace("fewer", "more"))
         return f"{_times(after / before)}x {opposite}"
@@ -113,7 +117,12 @@ def so_far(one: Measured | None, judge: Judge) -> str:
     if one.speedup:
         parts.append(f"{_times(one.speedup)}x")
     if one.onnx_bytes:
-        parts.append(f"{_times(judge.baseline.onnx_bytes / one.onnx_bytes)}x smaller")
+        before, after = judge.baseline.onnx_bytes, one.onnx_bytes
+        larger = after > before
+        ratio = _times(after / before if larger else before / after)
+        parts.append(
+            f"{ratio}x {'larger' if larger else 'smaller'}" if after != before else "as large"
+        )
     if judge.goal.times:
         parts = parts[:1] or parts
     return f"{', '.join(parts)} at {points(one.change)} points"
@@ -148,11 +157,14 @@ def optimism_words(found: Mapping[str, float]) -> str:
     if not found:
         return ""
     count = int(found["finalists"])
+    mean = points(found["mean"] / 100)
+    better = "as good as" if mean == "0.0" else f"{mean.strip('+' + MINUS)} points better than"
+    if mean.startswith(MINUS):
+        better = better.replace("better", "worse")
     return (
-        f"Optimism of the choice: on validation items the change of accuracy looked "
-        f"{points(found['mean'] / 100)} points better than on the test split (mean of {count} "
-        f"finalist{'' if count == 1 else 's'}; {points(found['least'] / 100)} to "
-        f"{points(found['most'] / 100)})."
+        f"Optimism of the choice: on validation items the change of accuracy looked {better} on "
+        f"the test split (mean of {count} finalist{'' if count == 1 else 's'}; from "
+        f"{points(found['least'] / 100)} to {points(found['most'] / 100)} points)."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,8 +17,8 @@ from made_lab import BASE
 from compress.recommender.finals import Final, affordable, finalists, judged, optimism
 from compress.recommender.goal import Goal, Judge
 from compress.recommender.measured import OK, Measured, Notebook, Trial
-from compress.recommender.publish import COLUMNS, frontier, trials_csv
-from compress.recommender.words import live, points, sentence, trial_line
+from compress.recommender.publish import COLUMNS, _front_blocks, frontier, trials_csv
+from compress.recommender.words import live, optimism_words, points, sentence, trial_line
 from compress.stats.pairs import Difference
 
 
@@ -255,6 +256,9 @@ def test_slower_and_larger_are_called_so() -> None:
         False,
     )
     assert sentence(final, BASELINE, Goal()).startswith("2.0x slower (1.25 to 2.5), 2.0x larger")
+    same = replace(final, row={**final.row, "onnx_bytes": 6800, "params": 1000})
+    assert "x slower (1.25 to 2.5), as large, " in sentence(same, BASELINE, Goal())
+    assert sentence(same, BASELINE, Goal(by="params")).startswith("as many parameters, ")
 
 
 def test_optimism_is_validation_less_test() -> None:
@@ -267,6 +271,24 @@ def test_optimism_is_validation_less_test() -> None:
     assert found["mean"] == pytest.approx((0.5 - 1.0) / 2)
     assert (found["least"], found["most"]) == pytest.approx((-1.0, 0.5))
     assert optimism([]) == {}
+    assert (
+        "looked 0.2 points worse than on the test split (mean of 2 finalists; from −1.0 to +0.5"
+        in (optimism_words(found))
+    )
+    even = {"mean": 0.01, "least": -0.1, "most": 0.0, "finalists": 2}
+    assert "looked as good as on the test split" in optimism_words(even)
+
+
+def test_the_frontier_marks_times_of_other_files() -> None:
+    judge = Judge(Goal(max_drop=1.0), BASE, 5000, 4)
+    own = replace(measured("own", 2.0, 10), timed="own")
+    [_, words, table] = _front_blocks([own], judge)
+    assert "†" not in "\n".join([*words, *table])
+    assert "as the first of 4 finalists" in " ".join(words)
+    other = replace(measured("other", 3.0, 20), timed="untrained")
+    [_, words, table] = _front_blocks([other, own], judge)
+    assert "†: timed as a file of the same shapes, untrained" in " ".join(" ".join(words).split())
+    assert [" † |" in line for line in table[2:]] == [True, False]
 
 
 def test_no_other_chain_beats_the_frontier() -> None:
@@ -289,6 +311,12 @@ def test_trials_are_lines_of_a_table(tmp_path: Path) -> None:
     header, first, second = trials_csv(again.trials, judge).splitlines()
     assert header == ",".join(COLUMNS)
     assert first.startswith("0,ok,full,quantize(),,4.0,,q,2000,")
+    assert next(csv.DictReader([header, first]))["timed"] == ""
+    shapes = replace(measured("a -> finetune()", 2.0, 3), timed="a")
+    again.trials[0] = replace(again.trials[0], measured=(shapes,))
+    [line] = csv.DictReader(trials_csv(again.trials[:1], judge).splitlines())
+    assert (line["measured_chain"], line["timed"]) == ("a -> finetune()", "a")
+    again = Notebook.read(tmp_path / "trials.jsonl")
     assert second.startswith('1,failed,,a -> b,,1.0,"it broke, badly"')
     again.add(Trial(3, {}, "c", OK))
     assert [t.number for t in Notebook.read(tmp_path / "trials.jsonl").trials] == [0, 1, 3]

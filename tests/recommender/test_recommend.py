@@ -68,6 +68,7 @@ def test_the_winner_lies_at_the_top_with_its_table(found: Any, out: Path) -> Non
     report = (best / "recommendation.md").read_text().replace("\\", "")
     assert f"{found.sentence}." in " ".join(report.split())
     assert "Optimism of the choice" in " ".join(report.split())
+    assert "on the test split, as the first of 4 finalists (Holm)" in " ".join(report.split())
     assert (best / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert len((best / "trials.csv").read_text().splitlines()) == 1 + 2
     [baseline] = [row for row in found.rows if row["chain"] == "baseline"]
@@ -166,7 +167,20 @@ def test_a_search_that_runs_keeps_others_out(found: Any, out: Path) -> None:
         ({"model": "mpl"}, "unknown model 'mpl'"),
         ({"data": None}, "there is no search in"),
         ({"seeds": (0, 1)}, "recommend takes no seeds"),
-        ({"trials": 0}, "trials must be at least 1"),
+        ({"trials": 0}, "trials must be a whole number of at least 1, not 0"),
+        ({"trials": "3"}, "trials must be a whole number of at least 1, not '3'"),
+        ({"max_drop": "1"}, "max-drop is the loss of accuracy.*not '1'"),
+        ({"max_drop": True}, "max-drop is the loss of accuracy.*not True"),
+        ({"max_drop": None, "target_ms": "1"}, "target-ms is a positive number of ms, not '1'"),
+        ({"by": ["size"]}, "unknown quantity to make small"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0, not 1.5"),
+        ({"seed": "a"}, "seed must be a whole number of at least 0, not 'a'"),
+        ({"timing_seconds": -5}, "timing_seconds must be a positive number of seconds, not -5"),
+        ({"timing_seconds": 0}, "timing_seconds must be a positive number of seconds, not 0"),
+        ({"only": "quantize"}, r"only is a list, such as only=\['quantize'\], not 'quantize'"),
+        ({"without": "quantize"}, r"without is a list, such as without=\['quantize'\]"),
+        ({"like": "best"}, r"like is a list, such as like=\['best'\]"),
         ({"like": ("nowhere",)}, "--like nowhere: there is no search in that folder"),
     ],
 )
