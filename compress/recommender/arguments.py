@@ -55,7 +55,7 @@ def _whole(what: str, value: object, least: int) -> int:
     return value
 
 
-def _seconds(value: object) -> float | None:
+def _seconds(value: Any) -> float | None:
     if value is not None and not (is_number(value) and value > 0):
         raise UserError(f"timing_seconds must be a positive number of seconds, not {value!r}")
     return value

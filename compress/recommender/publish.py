@@ -121,7 +121,8 @@ def _cost_words(one: Measured, judge: Judge) -> str:
     cost = judge.cost(one)
     if not cost:
         return "cost not measured"
-    return f"{plain(1 / cost)}x {BY[judge.goal.by]}"
+    words = BY[judge.goal.by]
+    return f"{plain(1 / cost)}x {words}" if cost < 1 else f"no {words}"
 
 
 # --- tables -------------------------------------------------------------------------------
@@ -187,7 +188,9 @@ def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
         ]
         for one in front
     ]
-    among = f", as the first of {judge.finalists} finalists (Holm)" if judge.finalists > 1 else ""
+    among = ""
+    if judge.goal.target_ms is None and judge.finalists > 1:
+        among = f", as the first of {judge.finalists} finalists (Holm)"
     words = MARKDOWN.prose(
         f"On {judge.baseline.items:,} validation items: no other chain is both cheaper and more "
         f"accurate. Chance: of reaching the goal on the test split{among}. Picture: {PICTURE}."

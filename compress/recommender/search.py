@@ -189,8 +189,7 @@ class _Search:
             self._write_report(report, judge, said, self.proven)
             trials = tuple(self.notebook.trials)
             return Found(self.out, said, self.proven, self.proven, (), trials, {})
-        # What the search took too long is taken from the timing, as far as that still tells.
-        timing = min(self.final_timing, max(SHORTEST, left / OVER_TIMING))
+        timing = timing_within(self.final_timing, left)
         derived = self._finals([one.chain for one in chosen], timing)
         return self._report(derived, judge, report)
 
@@ -339,6 +338,7 @@ class _Search:
         return derived
 
     def _report(self, derived: Derived, judge: Judge, story: Story) -> Found:
+        self._record_spent()
         proven, candidates = self.proven, self.notebook.candidates
         if judge.goal.target_ms is not None:
             candidates[BASELINE] = judge.baseline
@@ -384,6 +384,14 @@ class _Search:
         write_report(
             self.out, story, judge, self.notebook, records, self._search, said, chain, finals
         )
+
+
+def timing_within(planned: float, left: float) -> float:
+    """Return for how long finalists are timed where so many seconds are left for it.
+
+    What a search took too long is taken from their timing, as far as that still tells something.
+    """
+    return min(planned, max(SHORTEST, left / OVER_TIMING))
 
 
 def _figures(one: Measured) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from made_lab import BASE
 from compress.recommender.finals import Final, affordable, finalists, judged, optimism
 from compress.recommender.goal import Goal, Judge
 from compress.recommender.measured import OK, Measured, Notebook, Trial
-from compress.recommender.publish import COLUMNS, _front_blocks, frontier, trials_csv
+from compress.recommender.publish import COLUMNS, _front_blocks, frontier, trials_csv, words_so_far
 from compress.recommender.words import live, optimism_words, points, sentence, trial_line
 from compress.stats.pairs import Difference
 
@@ -277,6 +277,18 @@ def test_optimism_is_validation_less_test() -> None:
     )
     even = {"mean": 0.01, "least": -0.1, "most": 0.0, "finalists": 2}
     assert "looked as good as on the test split" in optimism_words(even)
+
+
+def test_the_best_so_far_in_a_sentence() -> None:
+    notebook = Notebook()
+    fast, by_macs = Judge(Goal(), BASE, 5000), Judge(Goal(by="macs"), BASE, 5000)
+    one = measured("a", 2.0, 8)
+    assert words_so_far(one, fast, notebook) == (
+        "So far, on validation items: 2.00x faster, −0.4 points"
+    )
+    assert "2.00x fewer MACs" in words_so_far(one, by_macs, notebook)
+    assert "no faster" in words_so_far(replace(one, speedup=0.9), fast, notebook)
+    assert words_so_far(None, fast, notebook).startswith("Nothing was tried")
 
 
 def test_the_frontier_marks_times_of_other_files() -> None:
