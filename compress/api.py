@@ -328,7 +328,8 @@ def recommend(
       item may take (median), and what is sought is accuracy.
     - `by`: what is made small: 'latency' (default), 'size', 'macs' or 'params'.
     - `space`: a TOML file of techniques and values to try; `only` and `without`: techniques.
-    - `trials`: at most so many. `like`: folders of searches on models like this one, whose best
+    - `trials`: at most so many, those of earlier runs included; a search that goes on is given it
+      anew. `like`: folders of searches on models like this one, whose best
       draws come first. `seed`: of the sampler and of all steps.
     - Options of `bench` about devices, limits, code, stores and executors, and keys of suites.
 
@@ -337,6 +338,7 @@ def recommend(
     from compress.recommender.arguments import (
         asked,
         keep_space,
+        names_of,
         recalled,
         remembered,
         search_in,
@@ -346,8 +348,6 @@ def recommend(
     since = time.monotonic()
     if unknown_here := sorted(DECIDED_BY_SEARCHES & options.keys()):
         raise UserError(f"recommend takes no {', '.join(unknown_here)}: the search decides that")
-    if trials is not None and trials < 1:
-        raise UserError(f"trials must be at least 1, not {trials}")
     folder, seconds = Path(out or Path(DEFAULT_OUT) / "recommend"), seconds_of(budget)
     given = {
         "data": data,
@@ -358,10 +358,10 @@ def recommend(
         "target_ms": target_ms,
         "by": by,
         "space": space,
-        "only": tuple(only or ()) or None,
-        "without": tuple(without or ()) or None,
+        "only": names_of("only", only) or None,
+        "without": names_of("without", without) or None,
         "trials": trials,
-        "like": tuple(map(search_in, like)) or None,
+        "like": tuple(map(search_in, names_of("like", like))) or None,
         "seed": seed,
         **options,
     }

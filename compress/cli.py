@@ -239,13 +239,13 @@ def _for_searches(command: Callable[..., Any]) -> Callable[..., Any]:
 @_option("--budget TIME", "Such as 90s, 30m or 2h; it is kept.", required=True)
 @_option("--data SOURCE", "See: list data.")
 @_option("--model NAME", "See: list models.")
-@_option("--max-drop POINTS", "The loss of accuracy that may be. Default: 1.", float)
+@_option("--max-drop POINTS", "Points of accuracy that may be lost. Default: 1.", float)
 @_option("--target-ms MS", "Instead: the most accurate within this latency of an item.", float)
 @_option("--by WHAT", "latency (default), size, macs or params: what is made small.")
 @_option("--space FILE.toml", "Techniques and values to try.", PATH)
 @_option("--only NAMES", "Techniques to try, e.g. quantize,prune_channels.", _Several(str, "a,b"))
 @_option("--without NAMES", "Techniques not to try.", _Several(str, "a,b"))
-@_option("--trials N", "At most so many.", COUNT)
+@_option("--trials N", "End after N trials, those of earlier runs included.", COUNT)
 @_option(
     "--like DIR", "A search on a model like this one; its best draws come first.", multiple=True
 )

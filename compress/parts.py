@@ -259,7 +259,7 @@ Searched = Range | Choices | Effort | Students
 def searched(values: Searched) -> Mapping[str, Any]:
     """Return the metadata of a field whose values `recommend` searches.
 
-    A technique of which one field has it takes part in the search, a plug-in's too:
+    A technique that declares one such field itself takes part in the search, a plug-in's too:
     `macs: float = field(metadata={**kept_fraction(), **searched(Range(0.2, 0.9, step=0.05))})`.
     """
     return {_SEARCHED: values}
@@ -269,6 +269,11 @@ def searched_fields(cls: type[Configured]) -> dict[str, Searched]:
     """Return what is worth trying for each field of a class that says so."""
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     return {item.name: item.metadata[_SEARCHED] for item in fields if _SEARCHED in item.metadata}
+
+
+def joins_searches(cls: type[Configured]) -> bool:
+    """Whether a class declares values to try itself: those that it inherits come along then."""
+    return not searched_fields(cls).keys().isdisjoint(vars(cls).get("__annotations__", {}))
 
 
 def one_of(*choices: str) -> Mapping[str, Any]:

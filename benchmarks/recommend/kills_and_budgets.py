@@ -5,7 +5,8 @@
 
 Kills: a search of the digits is started, after a random time all its processes are killed, and it
 is started again in the same folder, until it has its finalists; then the next folder begins. After
-each kill the file at the top must be whole, run, and be the one that `best.json` names.
+each kill the file at the top must be whole, run, be the one that `best.json` names, and be no worse
+than the one after the kill before.
 Budgets: how long a search takes by the clock on the wall.
 """
 
@@ -21,7 +22,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "measurement"))
 
@@ -29,13 +32,17 @@ from kept_rows import KeptRows, table_of, write_report
 
 from compress.deploy.session import session
 from compress.recommender.arguments import seconds_of
-from compress.recommender.measured import Notebook
+from compress.recommender.goal import Goal, Judge, finalists_for
+from compress.recommender.measured import Measured, Notebook
+from compress.system.amounts import plural
 from compress.system.files import sha256_file, write_atomic
 from compress.system.memory import family
 
+DROP, TEST_ITEMS = 5.0, 360
+FIGURES = ("items", "lost", "gained", "speedup", "ms", "onnx_bytes", "macs", "params")
 SEARCH = [
     *("--data", "digits", "--model", "cnn-small(width=16)", "--baseline", "train(epochs=4)"),
-    *("--max-drop", "5", "--step-threads", "1", "--threads", "1"),
+    *("--max-drop", str(DROP), "--step-threads", "1", "--threads", "1"),
 ]
 
 
@@ -49,47 +56,70 @@ def start(out: Path, budget: str, *more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command(out, budget, *first), stdout=log, stderr=log)
 
 
-def twice(out: Path) -> int:
-    """Return how many results were computed again after they had been kept, by the logs."""
+def twice(out: Path) -> tuple[int, int]:
+    """Return how many results were computed again after they had been kept, by the logs, and how
+    many were begun again because a kill came before that.
+    """
     events = sorted(
         line
         for log in [*out.glob("search/logs/*.log"), *out.glob("finalists/logs/*.log")]
         for line in log.read_text().splitlines()
         if " begin " in line or " kept " in line
     )
-    kept: Counter[str] = Counter()
-    again = 0
+    kept: set[str] = set()
+    begun: set[str] = set()
+    again = midway = 0
     for event in events:
         _, what, key = event.split()[:3]
         if what == "kept":
-            kept[key] += 1
-        elif kept[key]:
+            kept.add(key)
+        elif key in kept:
             again += 1
-    return again
+        elif key in begun:
+            midway += 1
+        else:
+            begun.add(key)
+    return again, midway
 
 
-def damage(out: Path, seen: str) -> tuple[str, str]:
-    """Return what is wrong with the file at the top ('' if nothing), and its chain."""
+def damage(out: Path, seen: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what is wrong with the file at the top ('' if nothing), and what is said of it."""
     if not (out / "best.json").exists():
-        return ("the best so far is gone" if seen else ""), ""
-    chain = json.loads((out / "best.json").read_text())["chain"]
+        return ("the best so far is gone" if seen else ""), {}
+    best = json.loads((out / "best.json").read_text())
     try:
         session((out / "model.onnx").read_bytes())
     except Exception as error:  # whatever it is, the file is of no use
-        return f"the file does not load: {error}", chain
-    same = sha256_file(out / "model.onnx") == json.loads((out / "best.json").read_text())["sha256"]
-    # Killed between the two: the file is the newer one, and whole.
-    return "" if same else "best.json is older than the file", chain
+        return f"the file does not load: {error}", best
+    if sha256_file(out / "model.onnx") != best["sha256"]:
+        # Killed between the two: the file is the newer one, and whole.
+        return "best.json is older than the file", best
+    return ("the best so far is worse than before" if is_worse(best, seen) else ""), best
+
+
+def is_worse(best: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether another chain took the place of a better one, as the search itself ranks them."""
+    if not before or best["chain"] == before["chain"] or "items" not in best:
+        return False  # what finals have named has no figures of validation items
+    if "items" not in before:
+        return before["state"] == "qualifies"
+    goal = Goal(max_drop=DROP)
+    judge = Judge(goal, Measured("baseline"), TEST_ITEMS, finalists_for(goal, TEST_ITEMS))
+    ours, theirs = (
+        Measured(one["chain"], **{name: one[name] for name in FIGURES}) for one in (best, before)
+    )
+    return judge.better(theirs, ours)
 
 
 def kills(out: Path, count: int, seed: int = 0) -> None:
     chance, lines, number, folder_number = random.Random(seed), [], 0, 0
     wrong: Counter[str] = Counter()
-    again = trials = 0
+    again = midway = trials = 0
     with tempfile.TemporaryDirectory(prefix="compress-kills-") as place:
         while number < count:
             folder_number += 1
-            out_of_run, seen = Path(place) / f"run-{folder_number}", ""
+            out_of_run = Path(place) / f"run-{folder_number}"
+            seen: dict[str, Any] = {}
             while True:
                 process = start(out_of_run, "3m", "--trials", "6", "--timing-seconds", "2")
                 try:
@@ -103,19 +133,26 @@ def kills(out: Path, count: int, seed: int = 0) -> None:
                             continue
                     process.wait()
                     number += 1
-                    reason, chain = damage(out_of_run, seen)
-                    seen = chain or seen
-                    wrong[reason or "whole"] += bool(reason or seen)
-                    print(f"kill {number}: {reason or chain or 'nothing found yet'}", flush=True)
-            again += twice(out_of_run)
+                    reason, best = damage(out_of_run, seen)
+                    seen = best or seen
+                    wrong[reason or "whole, and no worse than before"] += bool(reason or seen)
+                    found = best.get("chain", "nothing found yet")
+                    print(f"kill {number}: {reason or found}", flush=True)
+            counted = twice(out_of_run)
+            again, midway = again + counted[0], midway + counted[1]
             trials += len(Notebook.read(out_of_run / "trials.jsonl").trials)
             lines.append(f"- folder {folder_number}: exit code {process.returncode}")
     text = [
         f"{number} kills of all processes of a search of the digits, at random moments from 4 to "
-        f"45 s after its start, in {folder_number} folders, {trials} trials in all.",
+        f"45 s after its start, in {plural(folder_number, 'folder')}, {trials} trials in all.",
         "",
         f"- results computed again after they had been kept: {again}",
-        f"- the file at the top after a kill: {dict(wrong)}",
+        f"- results begun again because a kill came before they were kept (trainings go on from "
+        f"their last epoch): {midway}",
+        *[
+            f"- the file at the top after a kill: {count} times {what}"
+            for what, count in wrong.items()
+        ],
         *lines,
     ]
     write_atomic(out / "kills.md", ("\n".join(text) + "\n").encode())

@@ -4,7 +4,10 @@
 
 `recommend`, random search and Optuna alone, with the seconds that each would have spent. The best
 of the grid is its fastest chain that is shown on the test items to lose less than the margin, alone
-(no correction for the others: it is what a search could name at best).
+(no correction for the others: it is what a search could name at best). What a chain will take is
+predicted as in a search, by the steps that were replayed so far; the probe that stands in for the
+first ones knows the median training of the grid. Finalists are timed and tested for nothing, which
+a search would have to reserve time for.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ from grid_rows import GridRow, read, stored
 from grids import GRIDS, Grid
 
 from compress.compressor import Compressor
+from compress.recommender.cost import BESIDE, CostModel
 from compress.recommender.draw import AtRandom
 from compress.recommender.engine import Engine
 from compress.recommender.finals import finalists
 from compress.recommender.goal import Goal, Judge, finalists_for
+from compress.recommender.lab import macs_over
 from compress.recommender.measured import Measured, Notebook
 from compress.recommender.question import space_for
 from compress.recommender.space import Space
@@ -35,6 +40,7 @@ from compress.results.record import BASELINE
 from compress.stats.levels import ALPHA
 from compress.stats.verdicts import holm
 from compress.system.files import write_atomic
+from compress.techniques import chain as parse
 
 DROPS = (0.5, 1.0, 2.0, 3.0)
 SHARES = (0.25, 0.5)
@@ -55,6 +61,21 @@ class ReplayLab:
 
     def __post_init__(self) -> None:
         self.baseline = self.rows[BASELINE].validation
+        known = CostModel(0.0)
+        for row in self.rows.values():
+            self._learn(known, row)
+        self.costs = CostModel(known.epoch() / (1 + BESIDE), known.measuring())
+
+    def _made(self, step: Compressor, row: GridRow) -> float:
+        """Return the MACs of what a step of a row's chain made, over the baseline's."""
+        alone = self.rows.get(repr(step)) if step.builds else None
+        return macs_over((alone or row).validation, self.baseline)
+
+    def _learn(self, costs: CostModel, row: GridRow) -> None:
+        steps = [(step := parse(text), self._made(step, row)) for text, _ in row.steps]
+        log = [{"kind": "step", "step": text, "seconds": taken} for text, taken in row.steps]
+        measuring = {"kind": "measuring", "seconds": row.measuring}
+        costs.learn_log(row.validation.chain, steps, [*log, measuring])
 
     def _left(self, text: str) -> tuple[float, list[str]]:
         text = stored(self.rows, text)
@@ -76,6 +97,7 @@ class ReplayLab:
             self.clock += seconds
             self.done |= set(new)
             self.order.append((self.clock, text))
+            self._learn(self.costs, self.rows[stored(self.rows, text)])
         return [
             replace(
                 self.rows[stored(self.rows, text)].validation,
@@ -97,7 +119,15 @@ class ReplayLab:
         return found
 
     def predict(self, chain: Compressor, macs: float) -> float:
-        return self._left(repr(chain))[0]
+        row = self.rows[stored(self.rows, repr(chain))]
+        left, before = 0.0, ""
+        for text, _ in row.steps:
+            before = f"{before} -> {text}"
+            if before not in self.done:
+                step = parse(text)
+                made = self._made(step, row) if step.builds else macs
+                left += self.costs.seconds(step, made)
+        return left if row.validation.chain in self.done else left + self.costs.measuring()
 
     def epoch(self) -> float:
         return 1.0
@@ -139,7 +169,9 @@ class Subject:
 
     @property
     def judge(self) -> Judge:
-        return Judge(Goal(max_drop=self.drop), self.rows[BASELINE].validation, self.test_items)
+        goal = Goal(max_drop=self.drop)
+        most = finalists_for(goal, self.test_items)
+        return Judge(goal, self.rows[BASELINE].validation, self.test_items, most)
 
     def cost(self) -> float:
         """Return the seconds of all chains, trained fully, with shared beginnings."""
@@ -175,7 +207,8 @@ class Subject:
             engine.warm = partial(warm_start, self.space)
         engine.run()
         most = finalists_for(judge.goal, self.test_items)
-        chosen = [one.chain for one in finalists(notebook.candidates.values(), judge, most)]
+        named = finalists(notebook.candidates.values(), judge, most)
+        chosen = list(dict.fromkeys(stored(self.rows, one.chain) for one in named))
         passed = self.qualified(chosen)
         winner = min(passed, key=lambda text: judge.value(self.rows[text].validation), default="")
         return Searched(winner, tuple(chosen), notebook, lab)

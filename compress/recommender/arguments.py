@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.benchmark.plan.suite import FINAL, Suite
 from compress.errors import UserError
+from compress.parts import is_number
 from compress.recommender.folder import SPACE, read_about
 from compress.recommender.goal import Goal
 from compress.recommender.question import Request
@@ -39,6 +40,27 @@ def seconds_of(budget: float | str) -> float:
     return seconds
 
 
+def names_of(what: str, value: object) -> tuple[Any, ...]:
+    """Return a list of names or folders as a tuple; () for None. Raises UserError for one name."""
+    if value is None:
+        return ()
+    if isinstance(value, str | Path) or not isinstance(value, Iterable):
+        raise UserError(f"{what} is a list, such as {what}=['{value}'], not {value!r}")
+    return tuple(value)
+
+
+def _whole(what: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    return value
+
+
+def _seconds(value: Any) -> float | None:
+    if value is not None and not (is_number(value) and value > 0):
+        raise UserError(f"timing_seconds must be a positive number of seconds, not {value!r}")
+    return value
+
+
 def asked(given: Mapping[str, Any]) -> tuple[Suite, Request, dict[str, Any]]:
     """Return the suite of a search's final run, what is searched for, and what else was given.
 
@@ -55,8 +77,8 @@ def asked(given: Mapping[str, Any]) -> tuple[Suite, Request, dict[str, Any]]:
     request = Request(
         goal,
         wishes,
-        trials=options.pop("trials", None),
-        timing_seconds=options.pop("timing_seconds", None),
+        trials=_whole("trials", options.pop("trials"), 1) if "trials" in options else None,
+        timing_seconds=_seconds(options.pop("timing_seconds", None)),
         earlier=tuple(map(Path, options.pop("like", ()))),
     )
     data, model = options.pop("data"), options.pop("model")
@@ -67,7 +89,7 @@ def asked(given: Mapping[str, Any]) -> tuple[Suite, Request, dict[str, Any]]:
         chains=(),
         weights=options.pop("weights", None),
         baseline=options.pop("baseline", None),
-        seeds=(options.pop("seed", 0),),
+        seeds=(_whole("seed", options.pop("seed", 0), 0),),
         timings=DEFAULT[:1],
         controls=False,
         splits=FINAL,

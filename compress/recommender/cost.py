@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from compress.compressor import Compressor, leaves
+from compress.techniques.search import Search
 from compress.training import Training
 
 BESIDE = 0.15
@@ -22,9 +24,10 @@ MEASURE = "measure"
 class CostModel:
     """Predicts the seconds of steps.
 
-    A training takes epochs · (MACs / the baseline's + `BESIDE`) units; seconds per unit are the
-    median of those seen of its technique, else of any training, else those of a probe. Of other
-    steps, the mean over equal texts counts, else over the technique.
+    A training takes epochs · (MACs / the baseline's + `BESIDE`) units (`search` trains several nets
+    at once); seconds per unit are the median of those seen of its technique, else of any training,
+    else those of a probe. Of other steps, the mean over equal texts counts, else that over the
+    technique.
     """
 
     unit_seconds: float
@@ -34,8 +37,11 @@ class CostModel:
     units: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     taken: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
+    learnt: set[str] = field(default_factory=set)
+    """Beginnings of chains whose last step was taken in, and rows whose measuring was."""
+
     def learn(self, step: Compressor, seconds: float, macs: float) -> None:
-        """Take in what a step took; `macs` are those of what came out, over the baseline's."""
+        """Take in what a step took; `macs` are those of what it made, over the baseline's."""
         work = _work(step, macs)
         if work:
             self.units[step.name()].append(seconds / work)
@@ -44,18 +50,31 @@ class CostModel:
             self.taken[step.name()].append(seconds)
 
     def learn_log(
-        self, steps: Iterable[Compressor], log: Iterable[Mapping[str, Any]], macs: float
+        self,
+        chain: str,
+        steps: Iterable[tuple[Compressor, float]],
+        log: Iterable[Mapping[str, Any]],
     ) -> None:
-        """Take in a record's log: a line of seconds for each step, and one for the measuring.
+        """Take in a row's log: a line of seconds for each step, and one for the measuring.
 
-        Steps that more than one row has are taken in more than once, which changes no median.
+        `steps` come with the MACs of what they made. What rows share, their first steps, was done
+        once, and counts once.
         """
-        known = {repr(step): step for step in steps}
+        known = {repr(step): (step, macs) for step, macs in steps}
+        before = ""
         for line in log:
             if line["kind"] == "step" and line["step"] in known:
-                self.learn(known[line["step"]], line["seconds"], macs)
-            elif line["kind"] == "measuring":
+                before = f"{before} -> {line['step']}"
+                if self._is_new(before):
+                    step, macs = known[line["step"]]
+                    self.learn(step, line["seconds"], macs)
+            elif line["kind"] == "measuring" and self._is_new(chain):
                 self.taken[MEASURE].append(line["seconds"])
+
+    def _is_new(self, text: str) -> bool:
+        seen = text in self.learnt
+        self.learnt.add(text)
+        return not seen
 
     def seconds(self, step: Compressor, macs: float) -> float:
         """Return how long a step will take on a model of so many MACs, over the baseline's."""
@@ -80,5 +99,19 @@ class CostModel:
 
 def _work(step: Compressor, macs: float) -> float:
     """Return how many units a step trains; 0 if it does not."""
-    epochs = sum(one.epochs * times for one, times in leaves(step) if isinstance(one, Training))
-    return epochs * (macs + BESIDE)
+    return sum(times * _epochs(one) * (_nets(one, macs) + BESIDE) for one, times in leaves(step))
+
+
+def _epochs(step: Compressor) -> int:
+    return step.epochs if isinstance(step, Training | Search) else 0
+
+
+def _nets(step: Compressor, macs: float) -> float:
+    """Return the MACs, over the baseline's, of all nets that a training runs on each batch."""
+    if isinstance(step, Search) and step.family is None:
+        return (
+            1 + (1 + step.subnets) * macs
+        )  # the whole one, and subnets about as large as the best
+    if isinstance(step, Search):
+        return macs * (1 + math.log2(step.count)) / 2  # a halving's rounds take equally long
+    return macs

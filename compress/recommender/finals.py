@@ -6,21 +6,24 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.suite import FINAL, Suite
-from compress.recommender.goal import Goal, Judge
+from compress.recommender.goal import FIGURES, Goal, Judge
 from compress.recommender.measured import Measured
 from compress.results.record import BASELINE
 from compress.results.table import Row, number, text_of
-from compress.stats.verdicts import BETTER, EQUIVALENT
+from compress.stats.levels import ALPHA
+from compress.stats.pairs import Difference
+from compress.stats.verdicts import BETTER, EQUIVALENT, FASTER, equivalence_verdicts, holm
 
 LEAST_CHANCE = 1e-3
 """So that what is nearest is among the finalists, if nothing has a chance."""
 SAFE = 0.9
 """Share of a latency within which a quick timing is hardly wrong about who holds it."""
-MS, SPEEDUP = "cpu_ms_p50", "cpu_speedup"
+MS, SPEEDUP, SPEED_VERDICT = "cpu_ms_p50", "cpu_speedup", "cpu_verdict"
 
 
 def finalists(candidates: Iterable[Measured], judge: Judge, most: int) -> list[Measured]:
@@ -54,17 +57,20 @@ def affordable(
 ) -> list[Measured]:
     """Return finalists whose files are there, or can be made again in the seconds `left`.
 
-    `remaking` tells what that takes of some chains. One that is `proven` is always among them: who
-    calls this has seen to it that there is time for it.
+    `remaking` tells what that takes of some chains. One that is `proven` by earlier finals comes
+    first, and besides it at most so many that look better than it: who calls this has seen to it
+    that there is time for it.
     """
     able = dict(candidates)
+    first = [able.pop(proven)] if proven in able else []
+    if first:
+        bar = judge.value(first[0])
+        able = {text: one for text, one in able.items() if judge.value(one) < bar}
     while True:
         chosen = finalists(able.values(), judge, most)
-        if proven in able and able[proven] not in chosen:
-            chosen = [able[proven], *chosen[: most - 1]]
-        lost = {text: remaking([text]) for one in chosen if (text := one.chain) != proven}
-        if not any(lost.values()) or remaking([one.chain for one in chosen]) <= left:
-            return chosen
+        lost = {one.chain: remaking([one.chain]) for one in chosen}
+        if not any(lost.values()) or remaking([one.chain for one in [*first, *chosen]]) <= left:
+            return [*first, *chosen]
         del able[max(lost, key=lambda text: lost[text])]
 
 
@@ -128,6 +134,10 @@ class Final:
     cost: float | None
     """Over the baseline's, in the final run."""
     qualifies: bool
+    verdict: str = ""
+    """On its accuracy, among the finalists of this run; '' if there is none."""
+    bound: float | None = None
+    """The lower bound of its change of accuracy (a fraction), at the level of the verdict."""
 
     @property
     def optimism(self) -> float | None:
@@ -137,55 +147,89 @@ class Final:
 
 
 def judged(
-    rows: Iterable[Row], goal: Goal, candidates: Mapping[str, Measured]
+    rows: Iterable[Row], goal: Goal, candidates: Mapping[str, Measured], proven: str = ""
 ) -> tuple[Final | None, list[Final]]:
     """Return the winner, if a finalist reaches the goal on the test split, and all finalists.
 
-    The cheapest one that is equivalent within the margin (or better) wins. Within a latency it is
-    the one with the best accuracy on *validation* items: the test has the last word on how good it
-    is, not on which. Finalists are ordered by how near they are.
+    The cheapest one that is equivalent within the margin (or better) wins; by latency it must be
+    shown to be faster. Within a latency it is the one with the best accuracy on *validation* items:
+    the test has the last word on how good it is, not on which; there the baseline is a candidate
+    like others, if `candidates` has it. One that is `proven` by earlier finals qualifies by them,
+    and the others' verdicts are corrected for one another alone. Finalists are ordered by how near
+    they are, of those that do not qualify the cheaper ones than the baseline first.
     """
-    rows = list(rows)
+    rows = [row for row in rows if text_of(row, "chain") in (BASELINE, *candidates)]
     base = next(row for row in rows if text_of(row, "chain") == BASELINE)
+    shown = _accuracy_verdicts(rows, goal, proven)
     found = []
     for row in rows:
         chain = text_of(row, "chain")
-        if chain in candidates:
-            cost = _cost(row, base, goal)
-            found.append(Final(chain, row, candidates[chain], cost, _qualifies(row, goal, cost)))
+        if chain not in candidates:
+            continue
+        cost = 1.0 if row is base else _cost(row, base, goal)
+        verdict, bound = (EQUIVALENT, None) if chain == proven else shown.get(chain, ("", None))
+        qualifies = chain == proven or _qualifies(row, goal, cost, verdict)
+        found.append(Final(chain, row, candidates[chain], cost, qualifies, verdict, bound))
     if goal.target_ms is not None:
-        found.sort(key=lambda f: (not f.qualifies, -f.validation.accuracy))
+        takes = {one.chain: number(one.row, MS) or math.inf for one in found}
+        found.sort(key=lambda f: (not f.qualifies, -f.validation.accuracy, takes[f.chain]))
         if not any(one.qualifies for one in found):
-            found.sort(key=lambda f: number(f.row, MS) or math.inf)
+            found.sort(key=lambda f: takes[f.chain])
     else:
-        found.sort(key=lambda f: (not f.qualifies, _distance(f)))
+        found.sort(key=lambda f: (not f.qualifies, *_distance(f)))
     winner = next((one for one in found if one.qualifies), None)
     return winner, found
 
 
-def _distance(one: Final) -> float:
+def _accuracy_verdicts(
+    rows: Iterable[Row], goal: Goal, proven: str
+) -> dict[str, tuple[str, float | None]]:
+    """Return verdicts and lower bounds of finalists' changes of accuracy, all tested together.
+
+    Of k finalists that Holm's procedure does not show to hold the margin, each has a bound of
+    level 5 % / k (Guilbaud 2008): it is at or below -margin, as the verdict says.
+    """
+    tested = {}
+    for row in rows:
+        lost, gained, items = (number(row, name) for name in ("lost", "gained", "items"))
+        if lost is not None and gained is not None and items and text_of(row, "status") == "ok":
+            tested[text_of(row, "chain")] = Difference(int(lost), int(gained), int(items))
+    tested.pop(proven, None)
+    differences = list(tested.values())
+    ps = [one.noninferiority_p(goal.margin) for one in differences]
+    verdicts = equivalence_verdicts(
+        [one.value for one in differences], [one.p for one in differences], ps
+    )
+    left = sum(p > ALPHA for p in holm(ps))
+    z = NormalDist().inv_cdf(1 - ALPHA / max(1, left))
+    bounds = [one.bound_at(z) for one in differences]
+    return dict(zip(tested, zip(verdicts, bounds, strict=True), strict=True))
+
+
+def _distance(one: Final) -> tuple[bool, float]:
+    """Return how far from winning a finalist is: by its cost where it qualifies, else its bound."""
     if one.qualifies:
-        return one.cost or math.inf
-    bound = number(one.row, "accuracy_bound")
-    if text_of(one.row, "status") != "ok":
-        return math.inf
-    return math.inf if bound is None else -bound
+        return False, one.cost or math.inf
+    cheaper = one.cost is not None and one.cost < 1
+    return not cheaper, math.inf if one.bound is None else -one.bound
 
 
-def _qualifies(row: Row, goal: Goal, cost: float | None) -> bool:
+def _qualifies(row: Row, goal: Goal, cost: float | None, verdict: str) -> bool:
     if text_of(row, "status") != "ok" or cost is None:
         return False
     if goal.target_ms is not None:
         ms = number(row, MS)
         return ms is not None and ms <= goal.target_ms
-    return cost < 1 and text_of(row, "accuracy_verdict") in (BETTER, EQUIVALENT)
+    if goal.times and text_of(row, SPEED_VERDICT) != FASTER:
+        return False
+    return cost < 1 and verdict in (BETTER, EQUIVALENT)
 
 
 def _cost(row: Row, base: Row, goal: Goal) -> float | None:
     if goal.by == "latency":
         speedup = number(row, SPEEDUP)
         return 1 / speedup if speedup else None
-    name = {"size": "onnx_bytes", "macs": "macs", "params": "params"}[goal.by]
+    name = FIGURES[goal.by]
     ours, theirs = number(row, name), number(base, name)
     return ours / theirs if ours and theirs else None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from compress.errors import UserError, unknown
+from compress.parts import is_number
 from compress.recommender.measured import Measured
 from compress.stats.levels import ALPHA
 from compress.stats.pairs import Difference
@@ -20,6 +21,8 @@ BY: Mapping[str, str] = {
     "params": "fewer parameters",
 }
 """What can be made small, and in words by how many times it is."""
+FIGURES: Mapping[str, str] = {"size": "onnx_bytes", "macs": "macs", "params": "params"}
+"""Figures of rows that are costs; latency is a ratio of timings."""
 LIKELY = 0.5
 """A chain with at least this chance of holding the margin is one to recommend."""
 SURE = 0.9
@@ -38,23 +41,23 @@ class Goal:
     """Milliseconds that an item may take (median)."""
 
     def __post_init__(self) -> None:
-        if self.by not in BY:
+        if not isinstance(self.by, str) or self.by not in BY:
             raise unknown("quantity to make small (--by)", self.by, BY)
         if (self.max_drop is None) == (self.target_ms is None):
             raise UserError("give one of --max-drop POINTS and --target-ms MILLISECONDS")
-        if self.max_drop is not None and not 0 < self.max_drop < 100:
+        if self.max_drop is not None and not (is_number(self.max_drop) and 0 < self.max_drop < 100):
             raise UserError(
                 f"--max-drop is the loss of accuracy in points that a model must be shown to stay "
-                f"below: above 0 and below 100, not {self.max_drop}. No test can show a loss of 0"
+                f"below: above 0 and below 100, not {self.max_drop!r}. No test can show a loss of 0"
             )
-        if self.target_ms is not None and not 0 < self.target_ms < math.inf:
-            raise UserError(f"--target-ms is a positive number of ms, not {self.target_ms}")
+        if self.target_ms is not None and not (is_number(self.target_ms) and self.target_ms > 0):
+            raise UserError(f"--target-ms is a positive number of ms, not {self.target_ms!r}")
         if self.target_ms is not None and self.by != "latency":
             raise UserError("--target-ms is a latency: leave out --by")
 
     @property
     def margin(self) -> float:
-        """The loss that may be, as a fraction; of a search within a latency, a point."""
+        """The loss that is allowed, as a fraction; of a search within a latency, a point."""
         return min((self.max_drop or 1.0) / 100, 1 - 1e-9)
 
     @property
@@ -85,8 +88,7 @@ class Judge:
         base = self.baseline
         if self.goal.by == "latency":
             return 1 / one.speedup if one.speedup else None
-        figures = {"size": "onnx_bytes", "macs": "macs", "params": "params"}
-        name = figures[self.goal.by]
+        name = FIGURES[self.goal.by]
         return float(getattr(one, name)) / getattr(base, name) if getattr(one, name) else None
 
     def needed(self, one: Measured) -> float:
@@ -167,7 +169,6 @@ def warning_of(goal: Goal, test_items: int) -> str:
         return ""
     return (
         f"{test_items:,} test items are too few to show that less than {decimal(goal.max_drop)} "
-        f"points are lost, even for a file that answers as the baseline does: the nearest will be "
-        f"named, and nothing can qualify. With more test items, or a larger --max-drop, something "
-        f"can"
+        f"points are lost, even for a file that answers as the baseline does. So nothing can "
+        f"qualify here, and the nearest will be named; give more test items, or a larger --max-drop"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from compress.benchmark.execute.executor import Executor, Outcome
 from compress.benchmark.execute.run_spec import Stores, spec_of
@@ -22,6 +23,7 @@ from compress.benchmark.run import RunOptions, row_record
 from compress.benchmark.store.outputs import SAMPLES, TIMED, Outputs
 from compress.benchmark.store.store import ENTRY, Entry
 from compress.compressor import Compressor
+from compress.counts import macs as macs_of
 from compress.errors import UserError, first_line
 from compress.recommender.cost import QUICK, CostModel
 from compress.recommender.measured import Measured
@@ -36,6 +38,7 @@ from compress.techniques import chain as parse
 from compress.timing.collect import Effort, TimingRequest
 from compress.timing.launch import WorkerFailed
 from compress.timing.summary import summarise
+from compress.training import Training
 
 SETTING = "cpu"
 """One item at a time on all threads: what a search calls latency."""
@@ -80,6 +83,8 @@ class BenchLab:
     timing_seconds: float
     records: dict[str, Record] = field(default_factory=dict)
     log: RunLog | None = None
+    built: dict[str, float] = field(default_factory=dict)
+    """The MACs of students, over the baseline's."""
 
     def __post_init__(self) -> None:
         [self.seed] = self.plan.suite.seeds
@@ -166,7 +171,25 @@ class BenchLab:
         baseline = self.plan.baseline
         steps = (baseline.steps if baseline else ()) if record.chain == BASELINE else ()
         steps = steps or (() if record.chain == BASELINE else steps_of(record.chain))
-        self.costs.learn_log(steps, record.log, self._macs(record))
+        result = self._macs(record)
+        made = [(step, self._made(step, result)) for step in steps]
+        self.costs.learn_log(record.chain, made, record.log)
+
+    def _made(self, step: Compressor, result: float) -> float:
+        """Return the MACs of what a step of a chain makes, over the baseline's.
+
+        A student may be cut by what comes after it; trainings of other kinds come behind all cuts.
+        """
+        base = self.records.get(BASELINE)
+        whole = base.measured.get("macs") if base else None
+        if not (isinstance(step, Training) and step.builds and whole):
+            return result
+        if repr(step.untrained) not in self.built:
+            with torch.random.fork_rng(devices=[]):
+                student = step.learner(self.plan.check_context)
+            assert student is not None, "what builds knows its student"
+            self.built[repr(step.untrained)] = macs_of(student.module, student.example) / whole
+        return self.built[repr(step.untrained)]
 
     def _macs(self, record: Record) -> float:
         base = self.records.get(BASELINE)
@@ -252,9 +275,12 @@ class BenchLab:
         plan = with_chains(self.plan, [repr(chain)])
         left = self._left(make_graph(plan).chain_run((repr(chain), self.seed)).nodes)
         return sum(
-            self.costs.measuring() if node.step is None else self.costs.seconds(node.step, macs)
+            self.costs.measuring() if node.step is None else self._seconds(node.step, macs)
             for node in left
         )
+
+    def _seconds(self, step: Compressor, result: float) -> float:
+        return self.costs.seconds(step, self._made(step, result))
 
     def remaking(self, chains: Sequence[str]) -> float:
         """Return the seconds of those steps of measured chains that are not in the store."""
@@ -265,7 +291,7 @@ class BenchLab:
             steps = graph.chain_run((text, self.seed)).nodes[:-1]
             for node in self._left(steps):
                 assert node.step is not None, "only the last node of a chain run measures"
-                seconds[node.key] = self.costs.seconds(node.step, macs)
+                seconds[node.key] = self._seconds(node.step, macs)
         return sum(seconds.values())
 
     def _left(self, nodes: Sequence[Node]) -> Sequence[Node]:

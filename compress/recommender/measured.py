@@ -49,6 +49,11 @@ class Measured:
     """Whether it is worth a thought: not of a student that was never trained."""
 
     @property
+    def timed_untrained(self) -> bool:
+        """Whether its times are those of another file: of the same shapes, untrained."""
+        return bool(self.timed) and self.timed != self.chain
+
+    @property
     def accuracy(self) -> float:
         return self.right / self.items if self.items else 0.0
 

@@ -12,20 +12,21 @@ from typing import Any
 
 from compress.benchmark.store.outputs import DEPLOYABLE, LAYERS, SCRIPT
 from compress.recommender.finals import Final, optimism
-from compress.recommender.goal import Judge
+from compress.recommender.goal import BY, Judge
 from compress.recommender.measured import Measured, Notebook, Trial
-from compress.recommender.words import counts, optimism_words, points, sentence
+from compress.recommender.words import counts, optimism_words, points
 from compress.report.formatting import plain
 from compress.report.markup import MARKDOWN, code
 from compress.report.pareto import pareto_png
 from compress.report.pareto_data import pareto_front
 from compress.results.derive import row_alone
 from compress.results.record import BASELINE, Record
-from compress.results.table import Row, number
+from compress.results.table import Row, number, text_of
 from compress.system.amounts import duration
 from compress.system.files import copy_atomic, sha256_file, write_atomic, write_json
 
 REPORT, PICTURE, TRIALS, BEST = "recommendation.md", "frontier.png", "trials.csv", "best.json"
+MARK, UNTRAINED = "†", "timed as a file of the same shapes, untrained"
 SHOWN = 12
 """Chains of the picture that are not on the frontier."""
 
@@ -46,6 +47,8 @@ class Story:
     left_out: Mapping[str, str] | None = None
     tests: int = 0
     """How often the test split was looked at."""
+    proven: str = ""
+    """The chain that reached the goal in earlier finals."""
 
 
 def publish_model(out: Path, files: Path, about: Mapping[str, Any]) -> None:
@@ -59,6 +62,16 @@ def publish_model(out: Path, files: Path, about: Mapping[str, Any]) -> None:
     write_json(out / BEST, {**about, "sha256": sha256_file(out / DEPLOYABLE)})
 
 
+def words_so_far(best: Measured | None, judge: Judge, notebook: Notebook) -> str:
+    """Return in a sentence what is best on validation items."""
+    if best is not None:
+        change = points(best.change)
+        return f"So far, on validation items: {_cost_words(best, judge)}, {change} points"
+    if not any(trial.measured for trial in notebook.trials):
+        return "Nothing was tried: the baseline took all of the budget. Give more, to go on"
+    return "Nothing was found that is cheaper than the baseline"
+
+
 def write_report(
     out: Path,
     story: Story,
@@ -66,25 +79,15 @@ def write_report(
     notebook: Notebook,
     records: Mapping[str, Record],
     search: Path,
-    best: Measured | None,
+    said: str,
+    chain: str,
     finals: Sequence[Final] = (),
-    base: Row | None = None,
-    winner: Final | None = None,
-) -> str:
-    """Write the report, the picture and the table of trials; return the sentence."""
+) -> None:
+    """Write the report, the picture and the table of trials.
+
+    The report begins with what is `said` of the `chain` whose file lies at the top of the folder.
+    """
     front = frontier(notebook.candidates.values(), judge)
-    if finals and base is not None:
-        nearest = "" if winner else "Nothing qualifies. The nearest: "
-        said = nearest + sentence(winner or finals[0], base, judge.goal)
-        chain = (winner or finals[0]).chain
-    elif best is not None:
-        change = points(best.change)
-        said = f"So far, on validation items: {_cost_words(best, judge)}, {change} points"
-        chain = best.chain
-    else:
-        said, chain = "Nothing was found that is cheaper than the baseline", ""
-        if not any(trial.measured for trial in notebook.trials):
-            said = "Nothing was tried: the baseline took all of the budget. Give more, to go on"
     blocks = [
         MARKDOWN.heading(story.title, 1),
         MARKDOWN.prose(f"{said}."),
@@ -99,10 +102,11 @@ def write_report(
     write_atomic(out / TRIALS, trials_csv(notebook.trials, judge).encode())
     if records:
         rows = picture_rows(front, notebook, judge, records, search)
-        about = {"suite": "frontier on validation items", "model": story.data}
+        marked = any(str(row["chain"]).endswith(MARK) for row in rows)
+        words = f" ({MARK}: {UNTRAINED})" if marked else ""
+        about = {"suite": f"frontier on validation items{words}", "model": story.data}
         write_atomic(out / PICTURE, pareto_png(rows, about))
     write_atomic(out / REPORT, text.encode())
-    return said
 
 
 def _progress(story: Story, notebook: Notebook) -> str:
@@ -115,7 +119,10 @@ def _progress(story: Story, notebook: Notebook) -> str:
 
 def _cost_words(one: Measured, judge: Judge) -> str:
     cost = judge.cost(one)
-    return "cost not measured" if not cost else f"{plain(1 / cost)}x less {judge.goal.by}"
+    if not cost:
+        return "cost not measured"
+    words = BY[judge.goal.by]
+    return f"{plain(1 / cost)}x {words}" if cost < 1 else f"no {words}"
 
 
 # --- tables -------------------------------------------------------------------------------
@@ -130,7 +137,7 @@ def _finals_blocks(finals: Sequence[Final], story: Story) -> list[list[str]]:
             code(final.chain),
             _interval(final.row, "accuracy_delta", points),
             points(final.validation.change),
-            str(final.row.get("accuracy_verdict") or final.row.get("status")),
+            _verdict(final, story.proven),
             _interval(final.row, "cpu_speedup", plain),
             _shown(final.row, "onnx_bytes", 1e-3),
             _shown(final.row, "cpu_ms_p50"),
@@ -146,8 +153,24 @@ def _finals_blocks(finals: Sequence[Final], story: Story) -> list[list[str]]:
             f"The test split was looked at {story.tests} times, since the search was taken up "
             f"again: each time makes its verdicts a little weaker. "
         )
+    if any(final.chain == story.proven for final in finals):
+        words += (
+            f"{code(story.proven)} reached the goal in earlier finals, and keeps that verdict; "
+            f"verdicts of the others are corrected for one another alone (in the whole table, for "
+            f"all of its rows). "
+        )
     said = MARKDOWN.prose(words + optimism_words(optimism(finals)))
     return [MARKDOWN.heading("Finalists", 2), said, _table(header, rows)]
+
+
+def _verdict(final: Final, proven: str) -> str:
+    if final.chain == proven:
+        return "reached the goal before"
+    return final.verdict or text_of(final.row, "status")
+
+
+def _mark(one: Measured) -> str:
+    return f" {MARK}" if one.timed_untrained else ""
 
 
 def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
@@ -158,16 +181,20 @@ def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
         [
             code(one.chain),
             points(one.change),
-            "-" if one.speedup is None else plain(one.speedup),
+            "-" if one.speedup is None else plain(one.speedup) + _mark(one),
             plain(one.onnx_bytes / 1e3),
             plain(one.macs / judge.baseline.macs) if judge.baseline.macs else "-",
             f"{judge.chance(one):.2f}",
         ]
         for one in front
     ]
+    among = ""
+    if judge.goal.target_ms is None and judge.finalists > 1:
+        among = f", as the first of {judge.finalists} finalists (Holm)"
     words = MARKDOWN.prose(
         f"On {judge.baseline.items:,} validation items: no other chain is both cheaper and more "
-        f"accurate. Chance: of reaching the goal on the test split. Picture: {PICTURE}."
+        f"accurate. Chance: of reaching the goal on the test split{among}. Picture: {PICTURE}."
+        + (f" {MARK}: {UNTRAINED}." if any(map(_mark, front)) else "")
     )
     return [MARKDOWN.heading("Frontier", 2), words, _table(header, rows)]
 
@@ -250,6 +277,7 @@ def picture_rows(
         rows.append({**row, "cpu_ms_p50": median(known), "cpu_speedup": 1.0} if known else row)
     for one in shown:
         figures = {
+            "chain": one.chain + _mark(one),
             "cpu_ms_p50": one.ms,
             "cpu_speedup": one.speedup,
         }
@@ -260,7 +288,8 @@ def picture_rows(
 COLUMNS = (
     *("number", "state", "reached", "chain", "drawn", "seconds", "reason"),
     *("measured_chain", "items", "accuracy", "change_points", "lost", "gained"),
-    *("speedup", "speedup_low", "speedup_high", "ms", "onnx_bytes", "macs", "params", "chance"),
+    *("speedup", "speedup_low", "speedup_high", "ms", "timed"),
+    *("onnx_bytes", "macs", "params", "chance"),
 )
 
 
@@ -281,7 +310,7 @@ def trials_csv(trials: Iterable[Trial], judge: Judge) -> str:
             }
             line |= {
                 name: getattr(last, name)
-                for name in ("speedup", "speedup_low", "speedup_high", "ms")
+                for name in ("speedup", "speedup_low", "speedup_high", "ms", "timed")
             }
             line |= {"measured_chain": last.chain, "accuracy": round(last.accuracy, 6)}
             line |= {"change_points": round(100 * last.change, 4)}

@@ -27,7 +27,7 @@ class Request:
     budget: float = 600.0
     """Seconds."""
     trials: int | None = None
-    """At most so many, over all runs of the search."""
+    """At most so many, those of earlier runs included; each run is given its own number."""
     timing_seconds: float | None = None
     earlier: tuple[Path, ...] = ()
     """Folders of earlier searches on models like this one, whose best draws come first."""

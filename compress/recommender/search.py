@@ -18,7 +18,6 @@ from compress.recommender import folder as places
 from compress.recommender.cost import CostModel
 from compress.recommender.engine import Engine, settled_epochs
 from compress.recommender.finals import (
-    MS,
     Final,
     affordable,
     files_of,
@@ -27,23 +26,23 @@ from compress.recommender.finals import (
     optimism,
 )
 from compress.recommender.folder import SearchFolder
-from compress.recommender.goal import Judge, finalists_for, warning_of
+from compress.recommender.goal import Goal, Judge, finalists_for, warning_of
 from compress.recommender.lab import BenchLab, opened
 from compress.recommender.measured import FULL, SHORT, Measured, Notebook, Trial
 from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
-from compress.recommender.publish import Story, publish_model, write_report
+from compress.recommender.publish import Story, publish_model, words_so_far, write_report
 from compress.recommender.question import Found, Request, cautions, question_of, space_for
 from compress.recommender.same_objects import keep_steps
 from compress.recommender.space import Space
 from compress.recommender.study import Study
 from compress.recommender.warm import draws_to_resume, good_draws, warm_start
-from compress.recommender.words import Live, live, trial_line
+from compress.recommender.words import Live, live, sentence, trial_line
 from compress.report.curves import curve_rows
 from compress.report.write import write_reports
 from compress.results.derive import Derived, read_results, row_alone
 from compress.results.record import BASELINE, Record
-from compress.results.table import Row, number, text_of
-from compress.system.amounts import decimal, duration
+from compress.results.table import Row, text_of
+from compress.system.amounts import duration
 from compress.system.progress import say, stage
 
 QUICK_TIMING = 0.006
@@ -52,6 +51,8 @@ SHORTEST, LONGEST = 1.0, 6.0
 FINAL_TIMING = 0.1
 """Share of the budget for the timing of the finalists."""
 LEAST_TIMING, MOST_TIMING = 6.0, 60.0
+OVER_TIMING = 1.2
+"""What a timing takes, its processes' starts included, over its seconds."""
 SIDE_BY_SIDE = 8
 """Trials at once, at most, where an executor has many workers."""
 TRAINED = 0.6
@@ -88,6 +89,7 @@ def search(
             begun()
             there.write({"question": question, "arguments": dict(request.arguments)})
         run.about = there.about() or {}
+        run.earlier = run.about.get("spent", 0.0)
         return run.carry_out(guess)
 
 
@@ -112,6 +114,8 @@ class _Search:
         samples = dict.fromkeys(repr(form.sample) for form in space.forms)
         self.plan = with_chains(searched, list(samples))
         self.about: dict[str, Any] = {}
+        self.earlier = 0.0
+        """Seconds of earlier runs."""
         self.notebook = Notebook.read(self.out / places.TRIALS)
         self.study: Study | None = None
         self.records: dict[str, Record] = {}
@@ -125,16 +129,16 @@ class _Search:
     def final_timing(self) -> float:
         given = self.request.timing_seconds
         share = FINAL_TIMING * self.request.budget
-        return given or min(max(share, LEAST_TIMING), MOST_TIMING)
+        return min(max(share, LEAST_TIMING), MOST_TIMING) if given is None else given
 
-    def _reserve(self, lab: BenchLab, count: int, begun: float) -> float:
-        """Return the seconds that the finalists will take: measured, timed, reported.
+    def _measuring(self, lab: BenchLab, count: int, begun: float) -> float:
+        """Return the seconds that so many finalists will take beside their timing.
 
         Their steps are in the store (but see `_again`).
         """
         each = lab.costs.measuring() + self.test_items * self.guess.forward / EAGER
         rows = count + 1
-        return min(STARTING, begun) + rows * each + 1.2 * self.final_timing + STARTING / 2
+        return min(STARTING, begun) + rows * each + STARTING / 2
 
     def _again(self, lab: BenchLab, judge: Judge, count: int, left: float) -> float:
         """Return the seconds that finalists of earlier runs will take whose steps are lost.
@@ -142,13 +146,13 @@ class _Search:
         The store was emptied, or no longer counts (see `same_objects`). Raises UserError if not
         even what has won can be made again in the seconds that are left.
         """
-        if proven := self.about.get("winner"):
-            seconds = lab.remaking([proven])
+        if self.proven:
+            seconds = lab.remaking([self.proven])
             if seconds > left:
                 raise UserError(
-                    f"{proven} has won before, but its steps are no longer in the store: to make "
-                    f"it again takes about {duration(seconds)}, and {duration(max(0.0, left))} are "
-                    f"left of the budget: give a larger one"
+                    f"{self.proven} has won before, but its steps are no longer in the store: to "
+                    f"make it again takes about {duration(seconds)}, and "
+                    f"{duration(max(0.0, left))} are left of the budget: give a larger one"
                 )
         return lab.remaking([one.chain for one in self._chosen(lab, judge, count, left)])
 
@@ -161,12 +165,13 @@ class _Search:
             begun = time.monotonic()
             lab.begin(self.deadline)
             first = time.monotonic() - begun
-            judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items)
+            judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items, count)
             warnings = self._warnings(lab)
             for warning in warnings if self.options.progress else ():
                 say(warning)
-            reserve = self._reserve(lab, count, first)
-            end = self.deadline - reserve
+            rows = count + bool(self.proven)
+            measuring = self._measuring(lab, rows, first)
+            end = self.deadline - measuring - OVER_TIMING * self.final_timing
             deadline = end - self._again(lab, judge, count, end - lab.now())
             engine = self._engine(lab, judge, deadline)
             try:
@@ -177,12 +182,15 @@ class _Search:
             self._record_spent()
             report = self._story(ended, warnings)
             chosen = self._chosen(lab, judge, count, end - lab.now())
+            again = lab.remaking([one.chain for one in chosen])
+            left = self.deadline - lab.now() - again - self._measuring(lab, len(chosen), first)
         if not chosen:
-            said = write_report(
-                self.out, report, judge, self.notebook, self.records, self._search, None
-            )
-            return Found(self.out, said, "", "", (), tuple(self.notebook.trials), {})
-        derived = self._finals([one.chain for one in chosen])
+            said = self.about.get("said") or words_so_far(engine.best, judge, self.notebook)
+            self._write_report(report, judge, said, self.proven)
+            trials = tuple(self.notebook.trials)
+            return Found(self.out, said, self.proven, self.proven, (), trials, {})
+        timing = timing_within(self.final_timing, left)
+        derived = self._finals([one.chain for one in chosen], timing)
         return self._report(derived, judge, report)
 
     def _warnings(self, lab: BenchLab) -> list[str]:
@@ -193,8 +201,12 @@ class _Search:
 
     def _chosen(self, lab: BenchLab, judge: Judge, count: int, left: float) -> list[Measured]:
         """Return the finalists; a chain that reached the goal before is always one of them."""
-        known, proven = self.notebook.candidates, self.about.get("winner", "")
-        return affordable(known, judge, count, lab.remaking, left, proven)
+        return affordable(self.notebook.candidates, judge, count, lab.remaking, left, self.proven)
+
+    @property
+    def proven(self) -> str:
+        """The chain that reached the goal in finals before; '' if none did."""
+        return str(self.about.get("winner", ""))
 
     @property
     def _search(self) -> Path:
@@ -244,6 +256,7 @@ class _Search:
         )
 
         def tell(trial: Trial) -> None:
+            self._record_spent()
             if self.options.progress:
                 say(trial_line(trial, judge))
 
@@ -265,7 +278,8 @@ class _Search:
         self.there.write({k: v for k, v in self.about.items() if k != "version"})
 
     def _record_spent(self) -> None:
-        self.about["spent"] = self.about.get("spent", 0.0) + time.monotonic() - self.started
+        """Write down what all runs have taken so far: this one may be killed."""
+        self.about["spent"] = self.earlier + time.monotonic() - self.started
         self._write()
 
     def _story(self, ended: str, warnings: Sequence[str]) -> Story:
@@ -283,7 +297,7 @@ class _Search:
             f"{suite.model} on {self.plan.data.task.name}: {self.request.goal.words()}",
             suite.model,
             ended,
-            self.about.get("spent", time.monotonic() - self.started),
+            self.earlier + time.monotonic() - self.started,
             [*warnings, *cautions(self.plan)],
             figures,
             upcoming,
@@ -296,27 +310,20 @@ class _Search:
 
         What has reached the goal on the test split stays there, until the next finalists.
         """
-        if self.about.get("winner"):
+        if self.proven:
             return
         files = lab.file_of(one)
         publish_model(self.out, files, {"chain": one.chain, "state": "so far", **_figures(one)})
-        write_report(
-            self.out,
-            self._story("", []),
-            judge,
-            self.notebook,
-            {},
-            self._search,
-            one,
-        )
+        said = words_so_far(one, judge, self.notebook)
+        self._write_report(self._story("", []), judge, said, one.chain, picture=False)
 
     # --- the end ---------------------------------------------------------------------------
 
-    def _finals(self, chains: Sequence[str]) -> Derived:
+    def _finals(self, chains: Sequence[str], timing: float) -> Derived:
         """Measure the finalists on the test split; return what comes of it."""
         goal = self.request.goal
         margin = goal.max_drop or 1.0
-        suite = final_suite(self.final_plan, chains, self.final_timing, margin)
+        suite = final_suite(self.final_plan, chains, timing, margin)
         plan = with_chains(replace(self.final_plan, suite=suite), chains)
         folder = self.out / places.FINALISTS
         store = self.options.store_of(self.out)
@@ -331,39 +338,60 @@ class _Search:
         return derived
 
     def _report(self, derived: Derived, judge: Judge, story: Story) -> Found:
-        winner, finals = judged(derived.rows, judge.goal, self.notebook.candidates)
-        self.about["winner"] = winner.chain if winner else ""
-        self._write()
-        base: Row = next(row for row in derived.rows if text_of(row, "chain") == BASELINE)
-        top: Final | None = winner or next(iter(finals), None)
-        target, takes = judge.goal.target_ms, number(base, MS)
-        if target is not None and takes is not None and takes <= target:
-            itself = f"The baseline itself takes {decimal(takes)} ms, which is within the target."
-            story = replace(story, warnings=[*story.warnings, itself])
-        if top is not None and (files := files_of(self.out / places.FINALISTS, top.row)):
+        self._record_spent()
+        proven, candidates = self.proven, self.notebook.candidates
+        if judge.goal.target_ms is not None:
+            candidates[BASELINE] = judge.baseline
+        winner, finals = judged(derived.rows, judge.goal, candidates, proven)
+        if proven and (winner is None or winner.chain == proven):
+            # Its verdict and its file are those of the finals in which it was tested first.
+            said, won, top = self.about["said"], proven, proven
+        else:
+            base: Row = next(row for row in derived.rows if text_of(row, "chain") == BASELINE)
+            said = self._publish(finals, winner, base, judge.goal)
+            won, top = winner.chain if winner else "", finals[0].chain if finals else ""
+        story = replace(story, spent=self.about["spent"], tests=self.about["finals"], proven=proven)
+        self._write_report(story, judge, said, top, finals)
+        trials = tuple(self.notebook.trials)
+        return Found(self.out, said, won, top, derived.rows, trials, optimism(finals))
+
+    def _publish(self, finals: Sequence[Final], winner: Final | None, base: Row, goal: Goal) -> str:
+        """Put what won, or came nearest, at the top of the folder; return what is said of it."""
+        if not finals:
+            return "Nothing qualifies, and nothing could be measured on the test split"
+        top = finals[0]
+        said = sentence(top, base, goal)
+        if winner is None:
+            said = f"Nothing qualifies. The nearest: {said}"
+        if files := files_of(self.out / places.FINALISTS, top.row):
             state = "qualifies" if winner else "nothing qualifies; this is the nearest"
             publish_model(self.out, files, {"chain": top.chain, "state": state})
-        said = write_report(
-            self.out,
-            replace(story, spent=self.about["spent"], tests=self.about["finals"]),
-            judge,
-            self.notebook,
-            self.records,
-            self._search,
-            None,
-            finals,
-            base,
-            winner,
+        if winner is not None and winner.chain != BASELINE:
+            self.about |= {"winner": winner.chain, "said": said}
+            self._write()
+        return said
+
+    def _write_report(
+        self,
+        story: Story,
+        judge: Judge,
+        said: str,
+        chain: str,
+        finals: Sequence[Final] = (),
+        picture: bool = True,
+    ) -> None:
+        records = self.records if picture else {}
+        write_report(
+            self.out, story, judge, self.notebook, records, self._search, said, chain, finals
         )
-        return Found(
-            self.out,
-            said,
-            winner.chain if winner else "",
-            top.chain if top else "",
-            derived.rows,
-            tuple(self.notebook.trials),
-            optimism(finals),
-        )
+
+
+def timing_within(planned: float, left: float) -> float:
+    """Return for how long finalists are timed where so many seconds are left for it.
+
+    What a search took too long is taken from their timing, as far as that still tells something.
+    """
+    return min(planned, max(SHORTEST, left / OVER_TIMING))
 
 
 def _figures(one: Measured) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from compress.parts import (
     Range,
     Students,
     is_number,
+    joins_searches,
     searched_fields,
     settings_of,
 )
@@ -52,7 +53,7 @@ class Wishes:
         for name in (*self.only, *self.without, *self.values):
             if name not in techniques:
                 raise unknown(f"technique{self._where}", name, techniques)
-        joining = [n for n, cls in techniques.items() if searched_fields(cls) or n in self.values]
+        joining = [n for n, cls in techniques.items() if joins_searches(cls) or n in self.values]
         for name in self.only:
             if name not in joining:
                 raise UserError(
@@ -70,7 +71,7 @@ class Wishes:
                     list(form.samples())  # every value is one that the technique takes
             except UserError as error:
                 raise UserError(f"space{self._where}: {error}") from None
-            if not found and name in self.only:
+            if not found and (name in self.only or name in self.values):
                 raise UserError(f"{name} starts a baseline, and is no step of a search")
             forms += found
         return forms
@@ -89,6 +90,11 @@ class Wishes:
         found = dict(own)
         for name, value in own.items():
             if isinstance(usual.get(name), Effort) and isinstance(value, Range):
+                if not value.whole or value.step or value.log:
+                    raise UserError(
+                        f"{cls.name()}.{name}{self._where} is as much as stages ask for: a range "
+                        f"of whole numbers from ... to ..., without step or log"
+                    )
                 found[name] = Effort(int(value.low), int(value.high))
         return found
 
@@ -123,8 +129,11 @@ def read_wishes(path: Path) -> Wishes:
     for key in tables.keys() & set(KEYS):
         raise UserError(f"{path}: {key} is no table")
     longest = values.get("longest", LONGEST)
-    if not isinstance(longest, int) or isinstance(longest, bool) or longest < 1:
-        raise UserError(f"{path}: longest is the number of steps of a chain, not {longest!r}")
+    if not isinstance(longest, int) or isinstance(longest, bool) or not 1 <= longest <= LONGEST:
+        raise UserError(
+            f"{path}: longest is the number of steps of a chain, from 1 to {LONGEST}, not "
+            f"{longest!r}"
+        )
     read = {
         name: {key: _value(value, f"{path}: {name}.{key}") for key, value in table.items()}
         for name, table in tables.items()

@@ -214,8 +214,8 @@ class Stages:
             return ""
         lost = max(0.0, -short.change)
         share = fmean([GAIN, *self.gains])
-        # With what was seen before, and once more as much: it scatters.
-        hoped = round(lost * min(1.0, share + 0.25) * short.items)
+        # It scatters: half of what stayed lost otherwise may come back too, up to a fourth of all.
+        hoped = round(lost * (share + min(0.25, (1 - share) / 2)) * short.items)
         later = replace(short, lost=max(0, short.lost - hoped))
         chance = self.judge.chance(later)
         if chance >= HOPELESS:

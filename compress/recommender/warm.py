@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from compress.parts import Choices, Range, is_number
 from compress.recommender.draw import Params, Preferred, Value
 from compress.recommender.folder import TRIALS
 from compress.recommender.forms import BUILD, CUT, LOWER, RECOVER, Form
-from compress.recommender.goal import Goal
-from compress.recommender.measured import NO_TIME, OK, Notebook
+from compress.recommender.goal import FIGURES, Goal
+from compress.recommender.measured import NO_TIME, OK, Measured, Notebook
 from compress.recommender.space import NONE, Space
 from compress.recommender.study import Study
 
@@ -33,15 +34,30 @@ def draws_to_resume(
 
 
 def good_draws(folders: Sequence[Path], goal: Goal, count: int) -> list[Params]:
-    """Return the best draws of earlier searches, some of each: the cheapest at no great loss."""
+    """Return the best draws of earlier searches, some of each.
+
+    The cheapest by the goal at no great loss; within a latency, the most accurate that hold it,
+    then the fastest.
+    """
     found = []
     for folder in folders:
         trials = Notebook.read(folder / TRIALS).trials
         ended = [(t, t.last) for t in trials if t.last is not None and t.state == OK]
-        good = [(t, last) for t, last in ended if 100 * -last.change < (goal.max_drop or 1)]
-        good.sort(key=lambda pair: -(pair[1].speedup or 0.0))
-        found += [trial.params for trial, _ in good[:count]]
+        if goal.max_drop is not None:
+            ended = [(t, last) for t, last in ended if 100 * -last.change < goal.max_drop]
+        ended.sort(key=lambda pair: _behind(pair[1], goal))
+        found += [trial.params for trial, _ in ended[:count]]
     return found
+
+
+def _behind(one: Measured, goal: Goal) -> tuple[float, ...]:
+    """Return the key that sorts chains of one earlier search, the best by a goal first."""
+    if goal.target_ms is not None:
+        ms = one.ms or math.inf
+        return (0.0, -one.change) if ms <= goal.target_ms else (1.0, ms)
+    if goal.times:
+        return (-(one.speedup or 0.0),)
+    return (getattr(one, FIGURES[goal.by]) or math.inf,)
 
 
 def lowering_alone(space: Space) -> list[Params]:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from compress.recommender.finals import Final
+from compress.recommender.finals import MS, Final
 from compress.recommender.goal import BY, Goal, Judge
 from compress.recommender.measured import FULL, SCREENED, SHORT, Measured, Trial
-from compress.results.table import Row, number, text_of
+from compress.results.record import BASELINE
+from compress.results.table import Row, number
 from compress.stats.verdicts import BETTER, EQUIVALENT
 from compress.system.amounts import decimal, duration
 from compress.system.progress import stage
 
 MINUS = "−"
+SAME = {"smaller": "large", BY["macs"]: "many MACs", BY["params"]: "many parameters"}
+"""In words, with `as`: no smaller, no fewer."""
 PAST = {SCREENED: "not trained", SHORT: "trained shortly", FULL: "trained"}
 
 
 def sentence(final: Final, base: Row, goal: Goal) -> str:
     """Return what a model of the final run is worth, with intervals, in one sentence."""
     row = final.row
+    if final.chain == BASELINE:
+        return f"The baseline itself is the most accurate: {_took(row, goal)}"
     parts = {
         "latency": _speed(row),
         "size": _ratio(base, row, "onnx_bytes", "smaller"),
@@ -28,7 +34,7 @@ def sentence(final: Final, base: Row, goal: Goal) -> str:
     }
     order = dict.fromkeys([goal.by, "latency", "size"])
     shown = [parts[name] for name in order if parts[name]]
-    return f"{', '.join([*shown, _change(row)])}; {_verdict(row, goal)}"
+    return f"{', '.join([*shown, _change(row)])}; {_verdict(final, goal)}"
 
 
 def _speed(row: Row) -> str:
@@ -48,6 +54,8 @@ def _ratio(base: Row, row: Row, name: str, words: str) -> str:
     before, after = number(base, name), number(row, name)
     if not before or not after:
         return ""
+    if after == before:
+        return f"as {SAME[words]}"
     if after > before:
         opposite = {"smaller": "larger"}.get(words, words.replace("fewer", "more"))
         return f"{_times(after / before)}x {opposite}"
@@ -62,20 +70,33 @@ def _change(row: Row) -> str:
     return f"{points(value)} points{interval}"
 
 
-def _verdict(row: Row, goal: Goal) -> str:
+def _took(row: Row, goal: Goal) -> str:
+    ms = number(row, MS)
+    took = "not timed" if ms is None else f"{decimal(ms)} ms an item"
+    return f"{took}, {decimal(goal.target_ms or 0)} ms was the target"
+
+
+def _verdict(final: Final, goal: Goal) -> str:
     if goal.target_ms is not None:
-        ms = number(row, "cpu_ms_p50")
-        took = "not timed" if ms is None else f"{decimal(ms)} ms an item"
-        return f"{took}, {decimal(goal.target_ms)} ms was the target"
+        return _took(final.row, goal)
     within = f"{decimal(goal.max_drop or 0)} point{'' if goal.max_drop == 1 else 's'}"
-    verdict = text_of(row, "accuracy_verdict")
-    if verdict == BETTER:
-        return "better than the baseline"
-    if verdict == EQUIVALENT:
-        return f"equivalent within {within}"
-    bound = number(row, "accuracy_bound")
-    shown = "" if bound is None else f": by the lower 95 % bound it may be {points(bound)}"
-    return f"NOT shown to be equivalent within {within}{shown}"
+    if final.verdict in (BETTER, EQUIVALENT):
+        held = "better than the baseline"
+        if final.verdict == EQUIVALENT:
+            held = f"equivalent within {within}"
+        return held if final.qualifies else f"{held}, but NOT shown to be {_cheaper(goal)}"
+    if final.bound is None:
+        return f"NOT shown to be equivalent within {within}"
+    # Rounded outwards: a bound beyond the margin is never shown as within it.
+    bound = points(math.floor(round(1000 * final.bound, 6)) / 1000)
+    return (
+        f"NOT shown to be equivalent within {within}: by the lower 95 % bound, corrected for the "
+        f"number of finalists, it may be {bound} points"
+    )
+
+
+def _cheaper(goal: Goal) -> str:
+    return {"macs": "of fewer MACs", "params": "of fewer parameters"}.get(goal.by, BY[goal.by])
 
 
 def points(fraction: float) -> str:
@@ -96,7 +117,12 @@ def so_far(one: Measured | None, judge: Judge) -> str:
     if one.speedup:
         parts.append(f"{_times(one.speedup)}x")
     if one.onnx_bytes:
-        parts.append(f"{_times(judge.baseline.onnx_bytes / one.onnx_bytes)}x smaller")
+        before, after = judge.baseline.onnx_bytes, one.onnx_bytes
+        larger = after > before
+        ratio = _times(after / before if larger else before / after)
+        parts.append(
+            f"{ratio}x {'larger' if larger else 'smaller'}" if after != before else "as large"
+        )
     if judge.goal.times:
         parts = parts[:1] or parts
     return f"{', '.join(parts)} at {points(one.change)} points"
@@ -131,11 +157,14 @@ def optimism_words(found: Mapping[str, float]) -> str:
     if not found:
         return ""
     count = int(found["finalists"])
+    mean = points(found["mean"] / 100)
+    better = "as good as" if mean == "0.0" else f"{mean.strip('+' + MINUS)} points better than"
+    if mean.startswith(MINUS):
+        better = better.replace("better", "worse")
     return (
-        f"Optimism of the choice: on validation items the change of accuracy looked "
-        f"{points(found['mean'] / 100)} points better than on the test split (mean of {count} "
-        f"finalist{'' if count == 1 else 's'}; {points(found['least'] / 100)} to "
-        f"{points(found['most'] / 100)})."
+        f"Optimism of the choice: on validation items the change of accuracy looked {better} on "
+        f"the test split (mean of {count} finalist{'' if count == 1 else 's'}; from "
+        f"{points(found['least'] / 100)} to {points(found['most'] / 100)} points)."
     )
 
 

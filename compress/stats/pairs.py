@@ -92,9 +92,13 @@ class Difference:
 
         It inverts the test: it is above -margin exactly where `noninferiority_p` is below 5 %.
         """
+        return self.bound_at(Z_ONE_SIDED)
+
+    def bound_at(self, z: float) -> float:
+        """Return the one-sided lower bound that has the normal quantile `z`."""
         low, high = -1.0, self.value
         while low < (middle := (low + high) / 2) < high:
-            if score(self.lost, self.gained, self.items, middle) > Z_ONE_SIDED:
+            if score(self.lost, self.gained, self.items, middle) > z:
                 low = middle
             else:
                 high = middle

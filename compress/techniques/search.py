@@ -29,13 +29,14 @@ from compress.stateless_rng import seed_of
 from compress.supernet.evolution import Judged, Score, evolved, sampled
 from compress.supernet.sandwich import Sandwich
 from compress.supernet.space import Genes
+from compress.system.amounts import decimal
 from compress.system.progress import Stage, showing, stage
 from compress.tasks.base import Split, arrangement, prepared_batches
 from compress.techniques.criteria import L2, Criterion, criteria
 from compress.techniques.distill import Distill
 from compress.techniques.elastic import ElasticNet
 from compress.techniques.finetune import Finetune
-from compress.techniques.search_budget import WORDS, Budget, Counted, Measured
+from compress.techniques.search_budget import NEAR, WORDS, Budget, Counted, Measured
 from compress.techniques.search_family import FamilySearch
 from compress.training import Training, TrainingHooks, evaluate, fit
 from compress.training.batch_norms import BATCH, batch_norms, reestimate
@@ -118,6 +119,10 @@ class Search(Compressor):
             require(same, self, f"{name} is about the model's own subnets: leave it out, or family")
 
     @property
+    def untrained(self) -> tuple[Compressor, ...] | None:
+        return None if self.epochs else super().untrained
+
+    @property
     def builds(self) -> bool:
         return self.family is not None
 
@@ -198,6 +203,11 @@ class _Search:
     def result(self) -> Model:
         step, context = self.step, self.context
         if self.budget.met:
+            context.log.note(
+                f"search: left the model as it is: it meets {self.budget.what}="
+                f"{decimal(self.budget.target)} already"
+                + (", so nothing was trained" if step.epochs else "")
+            )
             return self.model
         args = (step.criterion, step.round_to, step.narrowest, step.depth)
         with stage("finding widths and blocks"):
@@ -317,6 +327,7 @@ class _Search:
         words = WORDS[self.budget.what]
         context.log.note(
             f"search: asked for {self.budget.target:.2f} {words}, reached {share:.2f}"
+            + (", which is OVER the target" if share > (1 + NEAR) * self.budget.target else "")
             + (f", without {len(dropped)} of {len(elastic.blocks)} blocks" if dropped else "")
         )
         names = dict(module.named_parameters()).keys()

@@ -201,6 +201,11 @@ class Measured(Budget):
             if not finalists:
                 break
         fast = [one for one in timed.values() if self.known[one.genes] <= limit]
+        if not fast:
+            # What was timed for the estimate is in time at the least where it is the smallest.
+            inside = [genes for genes, share in self.known.items() if share <= limit]
+            inside.sort(key=lambda genes: -self.known[genes])
+            fast = [judge(genes) for genes in inside[:FINALISTS]]
         if fast:
             best = max(fast, key=lambda one: one.score)
         else:

@@ -38,7 +38,8 @@ def test_the_share_that_stays_lost_is_the_median_of_those_seen() -> None:
     assert len(one.left) == 3
 
 
-def test_until_something_was_seen_a_fifth_stays_lost() -> None:
+def test_until_something_was_seen_a_tenth_stays_lost() -> None:
+    assert LEFT == 0.1
     one, seen = order(), order()
     seen.learn(trained(DEEP, LEFT))
     assert one.chance(DEEP) == pytest.approx(seen.chance(DEEP), abs=0.01)

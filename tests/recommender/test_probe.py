@@ -11,6 +11,7 @@ from torch import nn
 
 from compress.model import Model
 from compress.recommender import probe
+from compress.recommender.search import timing_within
 
 
 @dataclass
@@ -58,3 +59,10 @@ def test_seconds_of_an_item(
     model = Model(Net(clock, first, fixed, each), (torch.zeros(1, 2),))
     assert probe._seconds(model) == pytest.approx(seconds)
     assert {size: clock.batches.count(size) for size in clock.batches} == batches
+
+
+def test_what_a_search_took_too_long_is_taken_from_the_finals_timing() -> None:
+    assert timing_within(60.0, 1000.0) == 60.0
+    assert timing_within(60.0, 30.0) == pytest.approx(25.0)  # processes have to start, too
+    assert timing_within(60.0, -5.0) == 1.0
+    assert timing_within(0.5, -5.0) == 0.5

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import compress
 from compress.cli import cli
 from compress.errors import UserError
+from compress.recommender import finals
 from compress.recommender.arguments import seconds_of
 from compress.recommender.measured import Notebook
 from compress.system.files import sha256_file
@@ -67,6 +68,7 @@ def test_the_winner_lies_at_the_top_with_its_table(found: Any, out: Path) -> Non
     report = (best / "recommendation.md").read_text().replace("\\", "")
     assert f"{found.sentence}." in " ".join(report.split())
     assert "Optimism of the choice" in " ".join(report.split())
+    assert "on the test split, as the first of 4 finalists (Holm)" in " ".join(report.split())
     assert (best / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert len((best / "trials.csv").read_text().splitlines()) == 1 + 2
     [baseline] = [row for row in found.rows if row["chain"] == "baseline"]
@@ -99,6 +101,21 @@ def test_it_goes_on_where_it_stopped(found: Any, out: Path) -> None:
     assert found.winner in [row["chain"] for row in again.rows], "what won is judged again"
     assert json.loads((out / "best" / "search.json").read_text())["winner"] == again.winner
     assert Notebook.read(out / "best" / "trials.jsonl").trials == list(again.trials)
+
+
+def test_what_was_proven_stays_though_it_is_not_shown_again(
+    found: Any, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(out / "best", tmp_path / "best")
+    before = [(tmp_path / "best" / name).read_bytes() for name in ("model.onnx", "best.json")]
+    proven = json.loads((tmp_path / "best" / "search.json").read_text())
+    monkeypatch.setattr(finals, "_qualifies", lambda *_: False)
+    again = compress.recommend(tmp_path / "best", budget="20m", trials=4, progress=False)
+    assert (again.winner, again.sentence) == (proven["winner"], proven["said"])
+    after = [(tmp_path / "best" / name).read_bytes() for name in ("model.onnx", "best.json")]
+    assert after == before
+    report = " ".join((tmp_path / "best" / "recommendation.md").read_text().split())
+    assert "reached the goal in earlier finals, and keeps that verdict" in report
 
 
 def test_the_folder_of_another_search_is_refused(found: Any, out: Path) -> None:
@@ -150,7 +167,20 @@ def test_a_search_that_runs_keeps_others_out(found: Any, out: Path) -> None:
         ({"model": "mpl"}, "unknown model 'mpl'"),
         ({"data": None}, "there is no search in"),
         ({"seeds": (0, 1)}, "recommend takes no seeds"),
-        ({"trials": 0}, "trials must be at least 1"),
+        ({"trials": 0}, "trials must be a whole number of at least 1, not 0"),
+        ({"trials": "3"}, "trials must be a whole number of at least 1, not '3'"),
+        ({"max_drop": "1"}, "max-drop is the loss of accuracy.*not '1'"),
+        ({"max_drop": True}, "max-drop is the loss of accuracy.*not True"),
+        ({"max_drop": None, "target_ms": "1"}, "target-ms is a positive number of ms, not '1'"),
+        ({"by": ["size"]}, "unknown quantity to make small"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0, not 1.5"),
+        ({"seed": "a"}, "seed must be a whole number of at least 0, not 'a'"),
+        ({"timing_seconds": -5}, "timing_seconds must be a positive number of seconds, not -5"),
+        ({"timing_seconds": 0}, "timing_seconds must be a positive number of seconds, not 0"),
+        ({"only": "quantize"}, r"only is a list, such as only=\['quantize'\], not 'quantize'"),
+        ({"without": "quantize"}, r"without is a list, such as without=\['quantize'\]"),
+        ({"like": "best"}, r"like is a list, such as like=\['best'\]"),
         ({"like": ("nowhere",)}, "--like nowhere: there is no search in that folder"),
     ],
 )

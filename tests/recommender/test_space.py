@@ -18,12 +18,17 @@ from compress.errors import UserError
 from compress.model import Model
 from compress.parts import Choices, Effort, Range, kept_fraction, searched
 from compress.recommender.draw import AtRandom, Known, Preferred, at, numbers_of, tidy
+from compress.recommender.folder import TRIALS
 from compress.recommender.forms import BUILD, CUT, LOWER, RECOVER, Form, forms_of, kind_of
+from compress.recommender.goal import Goal
+from compress.recommender.measured import FULL, OK, Measured, Notebook, Trial
 from compress.recommender.space import Space, space_of
 from compress.recommender.space_file import Wishes, merged, read_wishes
-from compress.recommender.warm import lowering_alone, warm_start
+from compress.recommender.warm import good_draws, lowering_alone, warm_start
+from compress.recommender.work import shapes_of
 from compress.techniques import chain as parse
 from compress.techniques import techniques
+from compress.training import Training
 
 STUDENTS = ("cnn-small(width=8)", "mlp(width=8)")
 
@@ -183,6 +188,37 @@ def test_a_plugin_joins_by_what_its_fields_say(context: StepContext) -> None:
     assert shares == {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
 
 
+@dataclass(frozen=True, repr=False)
+class Retrain(Training):
+    """A plug-in that trains in a way of its own, and says nothing of what is worth trying."""
+
+    strength: float = 1.0
+
+    def compress(self, model: Model, context: StepContext) -> Model:
+        return model
+
+
+def test_what_only_inherits_values_to_try_does_not_join(context: StepContext) -> None:
+    known = {**techniques(), "retrain": Retrain}
+    names = {form.name for form in Wishes().forms(known, ())}
+    assert {"finetune", "distill"} <= names
+    assert not {"sparsify", "retrain", "train", "search"} & names
+    with pytest.raises(UserError, match=r"sparsify says nothing.*\[sparsify\] table"):
+        Wishes(only=("sparsify",)).forms(known, ())
+    asked_for = Wishes(only=("retrain",), values={"retrain": {"strength": 2.0}}).forms(known, ())
+    [form] = asked_for
+    assert form.kind == RECOVER
+    assert form.effort == {"epochs": Effort(1, 60)}
+
+
+def test_a_search_that_trains_is_not_screened(context: StepContext) -> None:
+    trained, judged = (parse(f"search(macs=0.5, epochs={n}) -> quantize()") for n in (2, 0))
+    assert shapes_of(trained) is None
+    assert trained.untrained is None
+    assert judged.untrained is not None
+    assert parse("search(macs=0.5, epochs=2, family='resnet')").untrained is None
+
+
 def test_a_technique_has_a_form_for_each_of_its_kinds() -> None:
     forms = forms_of(techniques()["distill"], STUDENTS)
     assert [(form.name, form.kind) for form in forms] == [
@@ -220,6 +256,29 @@ def test_a_draw_of_another_space_is_none(whole: Space) -> None:
         whole.chain({"student": "none", "cut": "melt"}, 1)
     with pytest.raises(KeyError):
         Known({"x": 2.0}).number("x", Range(0.1, 0.9))
+
+
+def test_earlier_draws_come_by_the_goal(tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path / TRIALS)
+    figures = [  # fast, small and in between; the last one loses 3 points
+        ("fast", 4.0, 900, 0.5, 5),
+        ("small", 1.5, 100, 2.0, 0),
+        ("middle", 2.0, 500, 1.5, 2),
+        ("bad", 9.0, 10, 0.1, 30),
+    ]
+    for name, speedup, size, ms, lost in figures:
+        one = Measured(name, "ok", "", 1000, 900 - lost, lost, 0, size, size, size, speedup, ms=ms)
+        notebook.add(Trial(0, {"cut": name}, name, OK, FULL, "", (one,)))
+
+    def best(goal: Goal) -> list[object]:
+        return [params["cut"] for params in good_draws([tmp_path], goal, 2)]
+
+    assert best(Goal()) == ["fast", "middle"]
+    assert best(Goal(max_drop=5.0)) == ["bad", "fast"]
+    for by in ("size", "macs", "params"):
+        assert best(Goal(by=by)) == ["small", "middle"]
+    assert best(Goal(max_drop=None, target_ms=1.6)) == ["middle", "fast"]
+    assert best(Goal(max_drop=None, target_ms=0.05)) == ["bad", "fast"]
 
 
 def test_the_warm_start_has_what_is_known_to_be_good(whole: Space) -> None:
@@ -302,8 +361,13 @@ def test_a_file_restricts_and_widens(context: StepContext, tmp_path: Path) -> No
         ("only = 'quantize'", "only is a list of techniques' names"),
         ("only = ['quantise']", "unknown technique in .*'quantise'. Did you mean 'quantize'"),
         ("only = ['prune_weights']", "says nothing of what is worth trying"),
-        ("only = ['train']", "starts a baseline"),
+        ("only = ['train']", "says nothing of what is worth trying"),
+        ("[train]\nepochs = 3", "starts a baseline"),
         ("longest = 0", "longest is the number of steps"),
+        ("longest = 9", "number of steps of a chain, from 1 to 4, not 9"),
+        ("[finetune]\nepochs = { from = 5, to = 40, step = 5 }", "without step or log"),
+        ("[finetune]\nepochs = { from = 5, to = 40, log = true }", "without step or log"),
+        ("[finetune]\nepochs = { from = 5.7, to = 9.9 }", "a range of whole numbers"),
         ("longest = ", "not valid TOML"),
     ],
 )

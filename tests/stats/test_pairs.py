@@ -209,3 +209,10 @@ def test_equivalence_is_found_where_it_is() -> None:
     assert powers == sorted(powers)
     assert powers[0] < 0.2
     assert powers[-1] > 0.99
+
+
+@pytest.mark.parametrize("z", [0.5, 1.6448536269514722, 2.5])
+def test_a_bound_inverts_the_score(z: float) -> None:
+    found = Difference(30, 12, 2000)
+    bound = found.bound_at(z)
+    assert score(30, 12, 2000, bound) == pytest.approx(z, rel=1e-6)

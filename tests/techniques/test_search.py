@@ -25,7 +25,7 @@ from compress.supernet.costs import macs_by_tensor
 from compress.supernet.sandwich import Sandwich, Subnet
 from compress.supernet.space import Genes
 from compress.tasks.base import Data
-from compress.techniques import chain, search, search_family
+from compress.techniques import chain, search, search_budget, search_family
 from compress.techniques.criteria import L2
 from compress.techniques.elastic import ElasticNet
 from compress.training import Batch, loop
@@ -284,6 +284,41 @@ def test_latency_is_estimated_then_measured_whole(
     again = run(step, trained, replace(context, log=StepLog()))
     assert equal(again, result)
     assert clock.asked == before, "measured answers are kept"
+
+
+def test_where_no_finalist_is_in_time_what_was_timed_before_comes_out(
+    clock: Clock, data: Data, trained: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = search_budget.Measured._measured
+
+    def slower(budget: search_budget.Measured, some: Sequence[Genes]) -> dict[Genes, float]:
+        """Once the estimate is there, files are five times as slow as it says."""
+        estimated = hasattr(budget, "fitted")
+        found = real(budget, some)
+        if estimated:
+            found = {genes: 5 * share for genes, share in found.items()}
+            budget.known |= found
+        return found
+
+    monkeypatch.setattr(search_budget.Measured, "_measured", slower)
+    context = make_bench(data)
+    result = run(chain(f"search(latency=0.7, {SMALL})"), trained, context)
+    whole, part = (int(as_file(one)) + 1000 for one in (trained, result))
+    assert part <= 0.72 * whole
+    [note] = [note for note in context.log.notes if "of the latency" in note]
+    assert f"reached {part / whole:.2f}" in note
+    assert "OVER" not in note
+
+
+def test_a_model_that_meets_the_target_is_left_alone_and_that_is_said(
+    data: Data, trained: Model
+) -> None:
+    context = make_bench(data)
+    result = run(chain("search(macs=1.0, epochs=2)"), trained, context)
+    assert equal(result, trained)
+    [note] = context.log.notes
+    assert "it meets macs=1" in note
+    assert note.endswith("already, so nothing was trained")
 
 
 def test_a_latency_out_of_reach_names_the_least(
