@@ -375,7 +375,7 @@ def test_what_cannot_be_timed_is_refused_or_stays(monkeypatch: pytest.MonkeyPatc
     ends = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
     with pytest.raises(StepFailed, match=r"cannot be aimed at: 1 of 1 .* such as '0' \(Own\)"):
         pruned(
-            "prune_channels(latency=0.8, ignored=['2'])",
+            "prune_channels(latency=0.8, round_to=1, ignored=['2'])",
             *(lambda *args: {k: [1.0] for k in args[0] if k in ("before", "after")}, monkeypatch),
             model_of(nn.Sequential(Own(3, 32), nn.ReLU(), Own(32, 32), nn.ReLU(), *ends)),
         )
