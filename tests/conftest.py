@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,14 @@ def shared_data() -> Path:
     return SHARED
 
 
-@pytest.fixture(autouse=True)
-def factors_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def factors_take_no_longer() -> Iterator[None]:
     """Let `factorize` find all files equally fast in this process: what it makes of nets as small
     as those of tests would go by the machine. Its own tests have clocks of their own."""
-    if module := sys.modules.get("compress.techniques.factorize"):
-        monkeypatch.setattr(module, "clock_of", lambda *_: _equal)
+    with pytest.MonkeyPatch.context() as patch:
+        if module := sys.modules.get("compress.techniques.factorize"):
+            patch.setattr(module, "clock_of", lambda *_: _equal)
+        yield
 
 
 def _equal(files: dict[str, bytes], *_: object) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,8 +70,10 @@ def context(count: int = 256, x: Tensor | None = None) -> StepContext:
 
 
 @pytest.fixture(autouse=True)
-def factors_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time nothing, but what a test says."""
+def weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take weights for seconds, where a test says nothing else."""
+    module = sys.modules["compress.techniques.factorize"]
+    monkeypatch.setattr(module, "clock_of", timed_files.clock_of)
     monkeypatch.setattr(timed_files, "seconds_of", clock(0, []))
 
 
