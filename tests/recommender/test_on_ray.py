@@ -11,7 +11,7 @@ import pytest
 
 import compress
 from compress.recommender.lab import BenchLab
-from compress.recommender.measured import Measured
+from compress.recommender.measured import IDLE, OK, Measured
 from compress.system.files import sha256_file
 
 
@@ -62,7 +62,7 @@ def test_trials_are_made_side_by_side(
     )
     assert max(asked) > 1
     assert len(found.trials) == 4
-    assert {trial.state for trial in found.trials} == {"ok"}
+    assert {trial.state for trial in found.trials} <= {OK, IDLE}  # zeros alone make no file smaller
     assert found.winner
     assert json.loads((out / "best.json").read_text())["sha256"] == sha256_file(out / "model.onnx")
     assert {row["status"] for row in found.rows} == {"ok"}
