@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,17 +32,3 @@ def shared_data() -> Path:
     if not (SHARED / "weights").is_dir():
         pytest.skip(f"needs real data and weights, and {SHARED} has none (COMPRESS_DATA_ROOT)")
     return SHARED
-
-
-@pytest.fixture(scope="session", autouse=True)
-def factors_take_no_longer() -> Iterator[None]:
-    """Let `factorize` find all files equally fast in this process: what it makes of nets as small
-    as those of tests would go by the machine. Its own tests have clocks of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        if module := sys.modules.get("compress.techniques.factorize"):
-            patch.setattr(module, "clock_of", lambda *_: _equal)
-        yield
-
-
-def _equal(files: dict[str, bytes], *_: object) -> dict[str, list[float]]:
-    return {name: [1.0] for name in files}

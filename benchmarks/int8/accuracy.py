@@ -53,7 +53,8 @@ from compress.stats.pairs import Difference, difference
 from compress.system.amounts import decimal
 from compress.tasks.base import Data, Split, Subset, Tensors, prepared_batches, stacked_inputs
 from compress.techniques import chain
-from compress.techniques.int8_placement import is_large, mostly_float
+from compress.techniques.int8_placement import mostly_float
+from compress.techniques.timed_files import is_large
 from compress.timing.executed import executed
 from compress.zoo.data import load_data
 from compress.zoo.models import fresh

@@ -30,10 +30,6 @@ from compress.int8.units import Unit, quantizable, sole_reader, stored_as_intege
 from compress.int8.weights import Weight
 from compress.int8.write import write
 
-LEAST_MACS = 5e6
-"""Below, a call takes some microseconds, and its placement is not worth measuring."""
-
-
 SETTLED, LEAST_ITEMS = 4e9, 64
 """Bytes of values that are computed for what settles early, and the least items: the largest value
 of a channel, moments of inputs, mean errors. Ranges are of all items."""

@@ -66,18 +66,22 @@ def _one_dimensional(layer: nn.Conv2d) -> nn.Conv1d:
     return made.train(layer.training)
 
 
-def unpacked(module: nn.Module, inputs: Tensors) -> tuple[nn.Module, dict[str, nn.Module]]:
+def unpacked(
+    module: nn.Module, inputs: Tensors, flat: bool = False
+) -> tuple[nn.Module, dict[str, nn.Module]]:
     """Return a copy of a module with plain layers, and what was there before, by path.
 
-    The module itself is returned, and nothing beside it, where there is none to exchange.
+    `flat` exchanges `Conv1d` too, not attention alone. The module itself is returned, and nothing
+    beside it, where there is none to exchange.
     """
-    if not _one_dimensionals(module) and not any(_plain(part) for part in module.modules()):
+    lines = _one_dimensionals(module) if flat else []
+    if not lines and not any(_plain(part) for part in module.modules()):
         return module, {}
     result = copied(module).eval()
     inputs = on_device_of(result, inputs)
     expected = forward(result, inputs)
     before: dict[str, nn.Module] = {}
-    for path in [*_called_with_one(result, inputs), *_one_dimensionals(result)]:
+    for path in [*_called_with_one(result, inputs), *lines]:
         packed = result.get_submodule(path)
         plain = Flat(packed) if isinstance(packed, nn.Conv1d) else Attention.of(packed)  # type: ignore[arg-type]
         replace_everywhere(result, packed, plain.eval())

@@ -11,7 +11,6 @@ from math import prod
 
 import numpy as np
 
-from compress.errors import StepFailed
 from compress.lowrank.latency import Clock
 from compress.techniques.channel_groups import Group
 from compress.techniques.channel_scores import grains_kept
@@ -26,14 +25,13 @@ UNEVEN = 1.05
 """How much longer a width may take than the mean of those a step narrower and wider."""
 
 
-def liked_step(layers: Sequence[Timed], clock: Clock, seconds: float) -> int:
+def liked_step(layers: Sequence[Timed], clock: Clock, seconds: float) -> int | None:
     """Return the finest step of widths at which kernels are as efficient as at coarser ones.
 
     A step is refused where its odd multiples take over `UNEVEN` times the mean of their even
     neighbours, in the median over the largest layers, whose inputs and outputs change together;
-    layers that are too narrow for that are tried wider. The coarsest is taken for granted.
-
-    Raises StepFailed where no layer can be timed.
+    layers that are too narrow for that are tried wider. The coarsest is taken for granted. None
+    where no layer can be timed.
     """
     step = STEPS[0]
     full = [layer for layer in layers if not layer.depthwise]
@@ -48,10 +46,7 @@ def liked_step(layers: Sequence[Timed], clock: Clock, seconds: float) -> int:
             if (values := found[layer.path])
         ]
         if not ratios:
-            raise StepFailed(
-                "prune_channels: round_to='auto' needs layers to be timed, and none of those whose "
-                "channels can be cut can be: give round_to as a number"
-            )
+            return None
         if float(np.median(ratios)) > UNEVEN:
             break
         step = finer

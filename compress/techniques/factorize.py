@@ -41,6 +41,7 @@ from compress.system.progress import stage
 from compress.techniques.timed_files import (
     Slowdown,
     clock_of,
+    is_large,
     slowdown,
     whole_rounds,
     whole_seconds,
@@ -108,7 +109,7 @@ class _Factorization:
 
     def __init__(self, step: Factorize, model: Model, context: StepContext) -> None:
         self.step, self.whole, self.context, self.log = step, model, context, context.log
-        module, self.packed = unpacked(model.module, model.items())
+        module, self.packed = unpacked(model.module, model.items(), flat=True)
         self.model = replace(model, module=module, sparse=renamed(model.sparse, self.packed))
         """The model that entered, `whole`, with attention and `Conv1d` as plain layers."""
         self.origin = context.origin or model
@@ -248,10 +249,10 @@ class _Factorization:
     def _none_slower(self, choices: Choices) -> Choices:
         """Leave layers whole, or all, with whose factors the model takes longer here.
 
-        Only where it can be timed; the log says where it cannot. With a target of latency layers
-        were timed before they were chosen.
+        Only where it can be timed; the log says where it cannot. Small models are not: a call takes
+        some microseconds. With a target of latency layers were timed before they were chosen.
         """
-        if self.step.latency is not None or not choices.taken:
+        if self.step.latency is not None or not choices.taken or not is_large(self.whole):
             return choices
         try:
             with stage("timing the model"):

@@ -8,11 +8,10 @@ from time import monotonic
 
 import onnx_ir as ir
 
-from compress import counts
 from compress.context import StepContext
 from compress.deploy.graphs import serialized
 from compress.deploy.session import arrays
-from compress.int8.lower import LEAST_MACS, Lowered, fastest
+from compress.int8.lower import Lowered, fastest
 from compress.int8.placement import (
     FLOAT,
     NOW,
@@ -29,7 +28,7 @@ from compress.model import Model
 from compress.system.amounts import decimal
 from compress.system.progress import stage
 from compress.tasks.base import Tensors
-from compress.techniques.timed_files import compared
+from compress.techniques.timed_files import compared, is_large
 from compress.timing.executed import executed
 from compress.timing.launch import WorkerFailed
 
@@ -39,11 +38,6 @@ changed it: five of sixty."""
 MOSTLY_MACS, MOSTLY_BYTES = 0.8, 0.35
 """A file is mostly float with a smaller share of multiply-adds as int8, or more of the float file's
 bytes."""
-
-
-def is_large(model: Model) -> bool:
-    """Whether files of a model are worth timing, and most of their bytes are weights."""
-    return counts.count(model.module, model.example).macs >= LEAST_MACS
 
 
 def clock_for(samples: Tensors, context: StepContext) -> Clock:

@@ -31,7 +31,7 @@ from compress.techniques.channel_latency import LatencySearch
 from compress.techniques.channel_proof import FEWER, NARROWER, sound_groups
 from compress.techniques.channel_scores import Scores, removed, scores
 from compress.techniques.channel_search import Aim, Search
-from compress.techniques.channel_steps import liked_step
+from compress.techniques.channel_steps import STEPS, liked_step
 from compress.techniques.channel_times import timed_layers
 from compress.techniques.channel_trace import OUTPUT
 from compress.techniques.criteria import L2, Criterion, criteria
@@ -188,7 +188,13 @@ class PruneChannels(Compressor):
         seconds = self.seconds or SECONDS
         if not isinstance(step, int):
             with stage("finding the widths that kernels like"):
-                step = liked_step(layers, clock, seconds / 4)
+                liked = liked_step(layers, clock, seconds / 4)
+            if liked is None and what != "latency":
+                raise StepFailed(
+                    "prune_channels: round_to='auto' needs layers to be timed, and none of those "
+                    "whose channels can be cut can be: give round_to as a number"
+                )
+            step = liked or STEPS[0]  # what a latency can't be aimed at, its search says
             context.log.row("widths", step=step)
         aim = Aim(what, target, step, self.scope, self.streams, measured)
         if what != "latency":

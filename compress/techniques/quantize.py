@@ -44,11 +44,11 @@ from compress.system.progress import counted, stage
 from compress.tasks.base import Subset, prepared_batches
 from compress.techniques.int8_placement import (
     as_float,
-    is_large,
     placement,
     say_if_mostly_float,
     unless_slower,
 )
+from compress.techniques.timed_files import is_large
 from compress.training.evaluate import some_of
 
 TARGETS = ("portable", "vnni")

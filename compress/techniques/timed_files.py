@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from compress import counts
 from compress.context import StepContext
 from compress.deploy.session import arrays
 from compress.errors import UserError
@@ -25,8 +26,15 @@ from compress.timing.trial import seconds_of
 
 WHOLE_SECONDS = 2.0
 """What a whole model is timed for."""
+LEAST_MACS = 5e6
+"""Below, a call takes some microseconds, and what it takes is not worth measuring."""
 NOISE = 0.02
 """By how much the times of one file, opened twice in a process, may differ in all of its rounds."""
+
+
+def is_large(model: Model) -> bool:
+    """Return whether files of a model are worth timing, and most of their bytes are weights."""
+    return counts.count(model.module, model.example).macs >= LEAST_MACS
 
 
 def cached_clock(context: StepContext) -> Clock:

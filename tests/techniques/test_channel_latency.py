@@ -247,8 +247,12 @@ def test_narrow_layers_are_tried_wider_and_narrow_groups_get_half_a_step() -> No
     assert [liked_step(layers, in_blocks(block), 1.0) for block in (1, 8, 16)] == [4, 8, 16]
     assert list(steps_of(channels.groups, 16).values()) == [8, 16]
     assert list(steps_of(channels.groups, 4).values()) == [4, 4]
+    assert liked_step(layers, lambda *_: {}, 1.0) is None
+
+
+def test_measured_steps_need_layers_that_can_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StepFailed, match="round_to='auto' needs layers to be timed"):
-        liked_step(layers, lambda *_: {}, 1.0)
+        pruned("prune_channels(macs=0.5, round_to='auto')", lambda *_: {}, monkeypatch)
 
 
 def narrow(*widths: int) -> nn.Sequential:

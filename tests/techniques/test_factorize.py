@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +71,7 @@ def context(count: int = 256, x: Tensor | None = None) -> StepContext:
 @pytest.fixture(autouse=True)
 def weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take weights for seconds, where a test says nothing else."""
-    module = sys.modules["compress.techniques.factorize"]
-    monkeypatch.setattr(module, "clock_of", timed_files.clock_of)
+    monkeypatch.setattr(timed_files, "LEAST_MACS", 0)
     monkeypatch.setattr(timed_files, "seconds_of", clock(0, []))
 
 
@@ -527,6 +525,14 @@ def test_only_the_layers_that_get_slower_stay_whole(monkeypatch: pytest.MonkeyPa
     [note] = given.log.notes
     assert "1 of 4 layers stay whole after all" in note
     assert f"{share(result, model):.2f} of the MACs are left" in note
+
+
+def test_small_models_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(timed_files, "LEAST_MACS", 5e6)
+    monkeypatch.setattr(timed_files, "seconds_of", lambda *args: asked.append(args))
+    run(chain("factorize(rank=0.3)"), model_of(net()), context())
+    assert not asked
 
 
 def test_what_is_slower_by_no_more_than_noise_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def timed(monkeypatch: pytest.MonkeyPatch):
     def use(machine: Machine) -> Machine:
         monkeypatch.setattr(timed_files, "seconds_of", machine)
         monkeypatch.setattr(int8_placement, "monotonic", machine.now)
-        monkeypatch.setattr(int8_placement, "LEAST_MACS", 0)
+        monkeypatch.setattr(timed_files, "LEAST_MACS", 0)
         return machine
 
     return use
@@ -225,10 +225,12 @@ def test_floats_for_accuracy_that_make_a_file_slower_are_not_kept(
     timed(Borders(floats=[1] * 4, ints=[as_int8] * 4))
     accurate = Quantize._accurate
 
-    def with_a_float(self, made, exported, context):
+    def with_a_float(self, made, exported, batches, context):
         floats = frozenset(made.worst_first[-1:])
         return replace(
-            accurate(self, made, exported, context), lowered=made.lowered(floats), floats=floats
+            accurate(self, made, exported, batches, context),
+            lowered=made.lowered(floats),
+            floats=floats,
         )
 
     monkeypatch.setattr(Quantize, "_accurate", with_a_float)
@@ -239,7 +241,7 @@ def test_floats_for_accuracy_that_make_a_file_slower_are_not_kept(
 
 def test_small_nets_are_not_timed(timed, monkeypatch):
     machine = timed(Machine(floats=[1] * 4, ints=[2] * 4))
-    monkeypatch.setattr(int8_placement, "LEAST_MACS", 5e6)
+    monkeypatch.setattr(timed_files, "LEAST_MACS", 5e6)
     made, _ = step("quantize()")
     assert not machine.calls
     assert int8_products(made) == [True] * 4
