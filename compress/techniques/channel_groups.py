@@ -28,7 +28,7 @@ class Group:
     """
 
     path: str
-    """The first layer whose outputs these are."""
+    """The first layer whose outputs these are, of those that can lose some."""
     axis: Axis
     """The axis of its weight that they are."""
     width: int
@@ -181,8 +181,10 @@ def _group(
     reasons: Mapping[int, str],
     parts: Iterable[frozenset[int]],
 ) -> Group:
-    root = members[0]
-    sets = [frozenset(classes[found.axes[axis]].tolist()) for axis in members]
+    by_axis = {axis: frozenset(classes[found.axes[axis]].tolist()) for axis in members}
+    # A layer that keeps all of its channels tells neither the width nor the grains of the others.
+    root = next((axis for axis in members if by_axis[axis] - reasons.keys()), members[0])
+    sets = [by_axis.pop(root), *by_axis.values()]
     every = frozenset().union(*sets)
     # Of the parts into which a layer splits channels, each keeps its share.
     sets += [part for part in parts if part & every and not every <= part]

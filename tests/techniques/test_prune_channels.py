@@ -297,6 +297,23 @@ def test_parts_of_uneven_sizes_are_ranked_in_all(first: str, text: str) -> None:
     assert share(result, model) == pytest.approx(float(text[-3:]), abs=0.03)
 
 
+def test_parts_beside_an_ignored_one_keep_the_same_share() -> None:
+    """The first layer of the three has no channels that can go, and so none to count in."""
+
+    def add(m: nn.Module, x: Tensor) -> Tensor:
+        parts = torch.cat([m.a(x), m.b(x), m.c(x)], 1)
+        return m.out(F.relu(parts + m.d(x)).mean((2, 3)))
+
+    sizes = {"a": 16, "b": 20, "c": 33, "d": 69}
+    layers = {name: nn.Conv2d(3, size, 3) for name, size in sizes.items()}
+    model = of(Net(add, **layers, out=nn.Linear(69, 10)), 3, 8, 8)
+    result, context = pruned("prune_channels(channels=0.5, round_to=1, ignored=['a'])", model)
+    a, b, c, d = (getattr(result, name).out_channels for name in sizes)
+    assert (a, b, d) == (16, 10, a + b + c)
+    assert c / 33 == pytest.approx(0.5, abs=1 / 33)
+    assert not [note for note in context.log.notes if "asked for" in note]
+
+
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_fractions_of_channels_in_rounds_are_those_of_the_first(scope: str) -> None:
     text = f"prune_channels(channels=0.5, scope={scope!r}, round_to=1)"
