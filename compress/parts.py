@@ -273,7 +273,11 @@ def searched_fields(cls: type[Configured]) -> dict[str, Searched]:
 
 def joins_searches(cls: type[Configured]) -> bool:
     """Whether a class declares values to try itself: those that it inherits come along then."""
-    return not searched_fields(cls).keys().isdisjoint(vars(cls).get("__annotations__", {}))
+    inherited = [getattr(base, "__dataclass_fields__", {}) for base in cls.__mro__[1:]]
+    return any(
+        all(fields.get(name) is not cls.__dataclass_fields__[name] for fields in inherited)
+        for name in searched_fields(cls)
+    )
 
 
 def one_of(*choices: str) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from compress.compressor import Compressor
 from compress.context import StepContext
 from compress.errors import UserError
 from compress.model import Model
-from compress.parts import Choices, Effort, Range, kept_fraction, searched
+from compress.parts import Choices, Effort, Range, joins_searches, kept_fraction, searched
 from compress.recommender.draw import AtRandom, Known, Preferred, at, numbers_of, tidy
 from compress.recommender.folder import TRIALS
 from compress.recommender.forms import BUILD, CUT, LOWER, RECOVER, Form, forms_of, kind_of
@@ -186,6 +186,22 @@ def test_a_plugin_joins_by_what_its_fields_say(context: StepContext) -> None:
     shares = {s.share for chain, _ in found.all(1) for s in chain.steps if isinstance(s, Shrink)}
     assert steps == {1, 2}
     assert shares == {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
+
+
+def test_a_plugin_joins_whether_or_not_its_annotations_are_kept_with_it() -> None:
+    """Python 3.14 makes annotations when they are asked for: no class has them among its names."""
+
+    @dataclass(frozen=True, repr=False)
+    class Lazy(Shrink):
+        share: float = field(default=1.0, metadata=searched(Range(0.1, 0.9)))
+
+    @dataclass(frozen=True, repr=False)
+    class Heir(Lazy):
+        other: float = 1.0
+
+    del Lazy.__annotations__
+    assert joins_searches(Lazy)
+    assert not joins_searches(Heir)
 
 
 @dataclass(frozen=True, repr=False)
