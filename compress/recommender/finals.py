@@ -141,7 +141,12 @@ class Final:
 
     @property
     def optimism(self) -> float | None:
-        """How much better its change of accuracy was on the validation items (a fraction)."""
+        """How much better its change of accuracy was on the validation items (a fraction).
+
+        None of the baseline, which changes nothing on either split.
+        """
+        if self.chain == BASELINE:
+            return None
         change = number(self.row, "accuracy_delta")
         return None if change is None else self.validation.change - change
 

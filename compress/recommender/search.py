@@ -345,7 +345,8 @@ class _Search:
         winner, finals = judged(derived.rows, judge.goal, candidates, proven)
         if proven and (winner is None or winner.chain == proven):
             # Its verdict and its file are those of the finals in which it was tested first.
-            said, won, top = self.about["said"], proven, proven
+            said = self.about.get("said") or f"{proven} reached the goal in earlier finals"
+            won, top = proven, proven
         else:
             base: Row = next(row for row in derived.rows if text_of(row, "chain") == BASELINE)
             said = self._publish(finals, winner, base, judge.goal)
@@ -366,8 +367,10 @@ class _Search:
         if files := files_of(self.out / places.FINALISTS, top.row):
             state = "qualifies" if winner else "nothing qualifies; this is the nearest"
             publish_model(self.out, files, {"chain": top.chain, "state": state})
-        if winner is not None and winner.chain != BASELINE:
-            self.about |= {"winner": winner.chain, "said": said}
+        if winner is not None:
+            # The baseline is no chain to be proven: what was, has no longer its file at the top.
+            chain = "" if winner.chain == BASELINE else winner.chain
+            self.about |= {"winner": chain, "said": said if chain else ""}
             self._write()
         return said
 

@@ -25,7 +25,8 @@ def sentence(final: Final, base: Row, goal: Goal) -> str:
     """Return what a model of the final run is worth, with intervals, in one sentence."""
     row = final.row
     if final.chain == BASELINE:
-        return f"The baseline itself is the most accurate: {_took(row, goal)}"
+        best = "the most accurate" if final.qualifies else "the fastest"
+        return f"The baseline itself is {best}: {_took(row, goal)}"
     parts = {
         "latency": _speed(row),
         "size": _ratio(base, row, "onnx_bytes", "smaller"),

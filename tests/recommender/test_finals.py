@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from made_lab import BASE
 
 from compress.recommender.finals import Final, affordable, finalists, judged, optimism
+from compress.recommender.folder import SearchFolder
 from compress.recommender.goal import Goal, Judge
 from compress.recommender.measured import OK, Measured, Notebook, Trial
 from compress.recommender.publish import COLUMNS, _front_blocks, frontier, trials_csv, words_so_far
+from compress.recommender.search import _Search
 from compress.recommender.words import live, optimism_words, points, sentence, trial_line
 from compress.stats.pairs import Difference
 
@@ -187,10 +189,35 @@ def test_within_a_latency_the_baseline_is_a_candidate() -> None:
     assert sentence(winner, rows[0], goal) == (
         "The baseline itself is the most accurate: 1 ms an item, 2 ms was the target"
     )
+    # It was not chosen for looking good, and would water down the optimism of those that were.
+    both = [{**rows[0], "accuracy_delta": 0.0}, {**rows[1], "accuracy_delta": -0.06}]
+    assert optimism(judged(both, goal, candidates)[1]) == pytest.approx(
+        {"mean": 1.0, "least": 1.0, "most": 1.0, "finalists": 1}
+    )
+    tight = Goal(max_drop=None, target_ms=0.5)
+    winner, [nearest, _] = judged(rows, tight, candidates)
+    assert winner is None
+    assert sentence(nearest, rows[0], tight) == (
+        "The baseline itself is the fastest: 1 ms an item, 0.5 ms was the target"
+    )
     slow = [{**BASELINE, "cpu_ms_p50": 2.1}, rows[1]]
     winner, _ = judged(slow, goal, candidates)
     assert winner is not None
     assert winner.chain == "a"
+
+
+def test_where_the_baseline_wins_nothing_stays_proven(tmp_path: Path) -> None:
+    """Its file is at the top then, which the next report would say is the proven one's."""
+    goal = Goal(max_drop=None, target_ms=2.5)
+    candidates = {"a": measured("a", 0.9, 100), "baseline": BASE}
+    run = object.__new__(_Search)
+    run.out, run.there = tmp_path, SearchFolder(tmp_path)
+    for ms, winner in ((3.0, "a"), (1.0, "")):
+        rows = [{**BASELINE, "cpu_ms_p50": ms}, row("a", cpu_speedup=0.9)]
+        run.about = {"winner": "a", "said": "earlier"}
+        best, found = judged(rows, goal, candidates, "a")
+        said = run._publish(found, best, rows[0], goal)
+        assert run.about == {"winner": winner, "said": said if winner else ""}
 
 
 def test_within_a_latency_validation_chooses_and_the_test_only_measures() -> None:
