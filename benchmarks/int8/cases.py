@@ -183,6 +183,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--one", type=int, help="One case, in this process.")
     options = parser.parse_args()
+    if unknown := {*options.numbers} - CASES.keys():
+        parser.error(f"there is no case {min(unknown)}: there are {', '.join(map(str, CASES))}")
     if options.one:
         what, tried = CASES[options.one]
         print(json.dumps({"case": options.one, "what": what, **tried(options.root)}))

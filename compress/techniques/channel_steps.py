@@ -34,7 +34,9 @@ def liked_step(layers: Sequence[Timed], clock: Clock, seconds: float) -> int | N
     where no layer can be timed.
     """
     step = STEPS[0]
-    full = [layer for layer in layers if not layer.depthwise]
+    several = [layer for layer in layers if not layer.depthwise]
+    # A width that is even for the whole may be odd for a group.
+    full = [one for one in several if getattr(one.layer, "groups", 1) == 1] or several
     tried = [layer for layer in full if layer.reads.of and layer.makes.of] or full
     tried.sort(key=lambda layer: -prod(layer.whole) * prod(layer.rows))
     for finer in STEPS[1:]:

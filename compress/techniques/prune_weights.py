@@ -199,11 +199,12 @@ def keep_largest(weight: Tensor, kept: int, among: int) -> None:
 def pattern_of(weight: Tensor) -> tuple[int, int] | None:
     """Return N and M where at most N of every M consecutive inputs are not zero, and most often N.
 
-    The least M up to 32; None where there is no such pattern.
+    The least M up to 32, of which every output has two or more: of the few groups of a small layer,
+    zeros without a pattern may seem to have one. None where there is no pattern.
     """
     inputs_last = weight.movedim(1, -1)
     for among in range(2, 33):
-        if inputs_last.shape[-1] % among:
+        if inputs_last.shape[-1] % among or inputs_last.shape[-1] < 2 * among:
             continue
         counts = (inputs_last.reshape(-1, among) != 0).sum(1)
         most = int(counts.max())

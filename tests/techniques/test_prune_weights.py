@@ -243,3 +243,9 @@ def test_a_pattern_is_recognised(pattern: str) -> None:
     assert not follows(weight[:, 1:], kept, among)
     zero_smallest([random := torch.randn(16, 24, 3, 3)], 0.5)
     assert pattern_of(random) is None
+
+
+def test_one_group_for_each_output_is_no_pattern() -> None:
+    weight = torch.zeros(10, 32)
+    weight[:, :2] = 1
+    assert pattern_of(weight) is None
