@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.deploy.observe import Observed, Runner
+from compress.deploy.session import split
 from compress.int8.units import WEIGHTED, Unit, array, attribute, quantizable, sole_reader
 from compress.int8.weights import along
 from compress.tasks.base import Tensors
@@ -215,9 +216,9 @@ def equalized(model: ir.Model, observed: Mapping[str, Observed]) -> tuple[ir.Mod
 def same_function(one: ir.Model, other: ir.Model, batches: Iterable[Tensors]) -> bool:
     """Whether two graphs give the same outputs on some items, apart from rounding."""
     names = [str(value.name) for value in one.graph.outputs]
-    pairs = zip(
-        Runner(one, names).chunks(batches), Runner(other, names).chunks(batches), strict=True
-    )
+    # One by one: how many items are run at once depends on the memory that is left at the moment.
+    items = [item for batch in batches for item in split(batch, 1)]
+    pairs = zip(Runner(one, names).chunks(items), Runner(other, names).chunks(items), strict=True)
     return all(
         np.abs(before[name] - after[name]).max() <= MOVED * np.abs(before[name]).max()
         for (_, before), (_, after) in pairs

@@ -33,6 +33,7 @@ from compress.int8.write import write
 SETTLED, LEAST_ITEMS = 4e9, 64
 """Bytes of values that are computed for what settles early, and the least items: the largest value
 of a channel, moments of inputs, mean errors. Ranges are of all items."""
+LEFT, FASTER = "it was excluded", "it is faster as float on this CPU"
 PROVED_ON = 8
 """Items on which an equalized graph must compute what it computed before."""
 
@@ -201,17 +202,29 @@ class Draft:
         if name in floats:
             return "as int8 it loses too much accuracy"
         if name in self.excluded:
-            return "it was excluded"
+            return LEFT
         if name in self.settings.floats:
-            return "it is faster as float on this CPU"
+            return FASTER
         if name in reached:
             return "no integer kernel reads what it moves"
         known = any(unit.node is node for unit in self.found)
         return "it reads floats" if known else "it reads constants alone"
 
 
+def require_some(chosen: Mapping[str, Unit]) -> None:
+    """Raise UserError where no product is among the units to quantize."""
+    if not any(unit.weighted for unit in chosen.values()):
+        raise UserError(
+            "nothing is left to quantize: the network has no product with an integer kernel that "
+            "is not excluded"
+        )
+
+
 def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None = None) -> Draft:
-    """Find ranges and weights for a float graph. Raises UserError for unusable calibration data."""
+    """Find ranges and weights for a float graph.
+
+    Raises UserError for unusable calibration data, and where nothing can be int8.
+    """
     settings = settings or Settings()
     model, notes = rewritten(float_model), []
     some = some_of(calibration, max(LEAST_ITEMS, int(SETTLED / max(1, item_bytes(model)))))
@@ -233,6 +246,7 @@ def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None
                 )
     found = list(units(model.graph))
     chosen = placed(found, settings.floats | matching(found, settings.exclude))
+    require_some(chosen)
     names = dict.fromkeys(
         name
         for unit in chosen.values()
@@ -263,26 +277,27 @@ def fastest(
 ) -> Placement:
     """Return which units are float in the fastest file, by measuring for some seconds.
 
-    Ranges and weights are as good as any here: kernels take as long whatever the numbers.
+    Ranges and weights are as good as any here: kernels take as long whatever the numbers. Raises
+    UserError where nothing can be int8.
     """
     started = now()
     model = rewritten(float_model)
     found = list(units(model.graph))
+    left = matching(found, exclude)
+    chosen = placed(found, left)
+    require_some(chosen)
     every = {unit.name: unit for unit in found}
     names = dict.fromkeys(
         str(value.name) for unit in found for value in (*unit.activations, *unit.outputs)
     )
     ranges = ranges_of(every, observe(model, samples, dict.fromkeys(names)), "minmax")
     weights = weights_of(every, ranges, portable=True)
-    left = matching(found, exclude)
 
     def write_with(floats: frozenset[str]) -> bytes:
         return write(model, set(placed(found, floats | left)), ranges, weights)
 
     whole = serialized(float_model)
-    return search(
-        placed(found, left), write_with, whole, clock, seconds, ready=now() - started, now=now
-    )
+    return search(chosen, write_with, whole, clock, seconds, ready=now() - started, now=now)
 
 
 def ranges_of(

@@ -200,7 +200,7 @@ def search(
         one.steps()
     return Placement(
         *(one.floats, one.trials, one.gain, one.speedup, one.complete, one.spent),
-        all_float=one.floats == one.every,
+        all_float=one.is_float(one.floats),
         best=one.best,
     )
 
@@ -221,6 +221,7 @@ class _Search:
         self.write, self.clock, self.seconds, self.now = write, clock, seconds, now
         self.floating, self.ready = floating, ready
         self.order, self.every = list(units), frozenset(units)
+        self.products = {unit.name for unit in units.values() if unit.weighted}
         self.ends = [len(names) for _, names in _beginnings(list(units.values()))]
         self.known = alike(units)
         self.groups = dict(self.known)
@@ -240,6 +241,10 @@ class _Search:
         self.trials, self.gain, self.speedup, self.best, self.complete = 0, 1.0, 0.0, 0.0, True
         self.spent, self.files, self.beyond = 0.0, 1, 0.0
         """What all comparisons took; the last one's files, and its seconds beyond those asked."""
+
+    def is_float(self, floats: frozenset[str]) -> bool:
+        """Whether nothing is int8 with these as float: without products nothing reads integers."""
+        return floats.issuperset(self.products)
 
     def fits(self, files: int, seconds: float, kept: float = 0.0) -> bool:
         """Whether a comparison of so many files ends in time, and leaves what is to be kept."""
@@ -282,7 +287,7 @@ class _Search:
         """
         started = self.now()
         files = {
-            name: self.floating if floats == self.every else self.write(floats)
+            name: self.floating if self.is_float(floats) else self.write(floats)
             for name, floats in {NOW: self.floats, **tried}.items()
         }
         took = {READY: self.ready, WRITING: self.now() - started}
@@ -312,7 +317,9 @@ class _Search:
 
     def is_below(self, speedup: float) -> bool:
         """Whether what began as int8 is less than so many times as fast as the float file."""
-        return not self.from_float and 0 < self.speedup < speedup
+        if self.from_float or self.is_float(self.floats):
+            return False
+        return 0 < self.speedup < speedup
 
     def slower_than(self, speedup: float) -> bool:
         """Whether what is below this is surely slower than the float file, seen beside it anew.
@@ -403,7 +410,8 @@ class _Search:
         value = ratio(found, winner)[0]
         self.gain *= value
         self.speedup *= value
-        self.best = max(self.best, self.speedup)
+        if not self.is_float(self.floats):
+            self.best = max(self.best, self.speedup)
         return True
 
 

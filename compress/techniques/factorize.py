@@ -55,6 +55,7 @@ MOST_REASONS = 2
 LAYER_SECONDS = 20.0
 """What layers are timed for, together, where the whole is slower."""
 SLOWER = "its factors take longer here than the layer"
+MET = "the target is met"
 ALL_SLOWER = "with the factors of all layers the model takes longer here"
 BEFORE, AFTER, ORIGIN = "before", "after", "origin"
 
@@ -132,7 +133,9 @@ class _Factorization:
             self.calibrated = Calibrated(Calibration(self.context.task, items), len(items))
         choices = self._choices()
         if not choices.taken:
-            self.log.note("factorize: no layer would get cheaper, all left alone")
+            met = MET in choices.left.values()
+            why = "the model is as fast already" if met else "no layer would get cheaper"
+            self.log.note(f"factorize: {why}, all left alone")
         choices = self._none_slower(choices)
         for path, reason in {**self.left, **choices.left}.items():
             self.log.row("layer", layer=self._path(path), left_alone=reason)
@@ -229,7 +232,7 @@ class _Factorization:
         now = seconds[BEFORE]
         limit = target * seconds.get(ORIGIN, now)
         if now <= limit:
-            return Choices(left={one.path: "the target is met" for one in self.found})
+            return Choices(left={one.path: MET for one in self.found})
         with stage("timing layers and their forms"):
             whole, faster = timed(
                 self.found, thinned(self.options), self._clock, self.step.seconds or 60

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from compress.context import StepContext
 from compress.deploy.graphs import serialized
 from compress.deploy.session import arrays
-from compress.int8.lower import Lowered, fastest
+from compress.int8.lower import FASTER, LEFT, Lowered, fastest, matching
 from compress.int8.placement import (
     FLOAT,
     NOW,
@@ -23,7 +23,8 @@ from compress.int8.placement import (
     ratio,
     sure_gain,
 )
-from compress.int8.units import quantizable
+from compress.int8.rewrite import rewritten
+from compress.int8.units import quantizable, units
 from compress.model import Model
 from compress.system.amounts import decimal
 from compress.system.progress import stage
@@ -82,23 +83,35 @@ def placement(
     return found
 
 
-def as_float(exported: ir.Model, times: float, context: StepContext) -> Lowered:
-    """Return the float file; int8 takes so many `times` as long."""
+FOUND = "the fastest int8 file that was found"
+ACCURATE = "the int8 file with products that stay float for accuracy"
+
+
+def as_float(
+    exported: ir.Model, what: str, times: float, exclude: tuple[str, ...], context: StepContext
+) -> Lowered:
+    """Return the float file; `what`, the int8 one, takes so many `times` as long."""
     context.log.note(
-        f"quantize: the fastest int8 file that was found takes {times:.2f} times as long as the "
-        f"float one here, one item at a time, so the file is the float one; seconds=0 gives the "
-        f"one that is all int8"
+        f"quantize: {what} takes {times:.2f} times as long as the float one here, one item at a "
+        f"time, so the file is the float one; seconds=0 gives the one that is "
+        + ("all int8" if what == FOUND else "not placed by measuring")
     )
+    excluded = matching(list(units(rewritten(exported).graph)), exclude) if exclude else frozenset()
     rows = [
         {"layer": node.name, "type": node.op_type, "int8": False}
-        | {"why": quantizable(node) or "it is faster as float on this CPU"}
+        | {"why": quantizable(node) or (LEFT if node.name in excluded else FASTER)}
         for node in exported.graph
     ]
     return Lowered(serialized(exported), rows)
 
 
 def unless_slower(
-    lowered: Lowered, exported: ir.Model, samples: Tensors, seconds: float, context: StepContext
+    lowered: Lowered,
+    exported: ir.Model,
+    samples: Tensors,
+    seconds: float,
+    exclude: tuple[str, ...],
+    context: StepContext,
 ) -> Lowered:
     """Return a file, or the float one if that is surely faster.
 
@@ -112,7 +125,12 @@ def unless_slower(
         return lowered
     times = ratio(found, FLOAT)[0]
     if sure_gain(found, FLOAT) > 0:
-        return as_float(exported, times, context)
+        return as_float(exported, ACCURATE, times, exclude, context)
+    if not times:
+        context.log.note(
+            "quantize: the int8 or the float file could not be timed, so whether the file is "
+            "faster is not known"
+        )
     if times > 1:
         context.log.note(
             f"quantize: with so many products in float, the file takes {times:.2f} times as long "

@@ -43,6 +43,7 @@ from compress.system.environment import cpu_info, saturates
 from compress.system.progress import counted, stage
 from compress.tasks.base import Subset, prepared_batches
 from compress.techniques.int8_placement import (
+    FOUND,
     as_float,
     placement,
     say_if_mostly_float,
@@ -193,7 +194,8 @@ class Quantize(Compressor):
         if self.seconds and is_large(model):
             found = placement(exported, samples, self.seconds, self.exclude, context)
         if found is not None and found.all_float:
-            return as_float(exported, 1 / found.best, context)
+            times = 1 / found.best if found.best else found.gain
+            return as_float(exported, FOUND, times, self.exclude, context)
         settings = replace(
             self.settings,
             trained=self.settings.trained_by(model.hints),
@@ -210,7 +212,7 @@ class Quantize(Compressor):
         bounded = self._accurate(made, exported, batches, context)
         lowered = bounded.lowered
         if bounded.floats and found is not None:
-            lowered = unless_slower(lowered, exported, samples, self.seconds, context)
+            lowered = unless_slower(lowered, exported, samples, self.seconds, self.exclude, context)
         if lowered is bounded.lowered:
             say_if_mostly_float(lowered, exported, model, context)
         return lowered

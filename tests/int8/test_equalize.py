@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import deploy_models
 import numpy as np
 import onnx_ir as ir
@@ -9,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.deploy import observe as observed
 from compress.deploy.export import export
 from compress.deploy.graphs import parsed, serialized
-from compress.deploy.observe import observe
+from compress.deploy.observe import item_bytes, observe
 from compress.deploy.session import predict, session
 from compress.int8 import lower as room
-from compress.int8.equalize import equalized, links
+from compress.int8.equalize import equalized, links, same_function
 from compress.int8.lower import draft, lower
 from compress.int8.rewrite import rewritten
 from compress.model import Model
@@ -148,3 +151,12 @@ def test_a_scaling_that_moves_the_answers_is_left_out_and_said(monkeypatch):
     before = predict(session(content), inputs)
     kept = predict(session(serialized(found.model)), inputs)
     assert np.abs(before - kept).max() < 1e-5 * np.abs(before).max()
+
+
+def test_answers_are_compared_whatever_memory_is_left(monkeypatch):
+    """It differs from moment to moment, and with it how many items are run at once."""
+    content, inputs, _ = made("depthwise")
+    graph = rewritten(parsed(content))
+    free = cycle([1000, 5, 3])
+    monkeypatch.setattr(observed, "free_memory", lambda: 4 * next(free) * item_bytes(graph))
+    assert same_function(graph, graph, inputs)

@@ -596,6 +596,19 @@ def test_without_a_clock_latency_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         run(chain("factorize(latency=0.7)"), model_of(net()), context())
 
 
+def test_a_latency_that_is_met_already_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds_of(files: Mapping[str, bytes], *_: object) -> dict[str, np.ndarray]:
+        return {name: np.full(10, 1.0 if name == "before" else 4.0) for name in files}
+
+    monkeypatch.setattr(timed_files, "seconds_of", seconds_of)
+    whole = net()
+    with torch.no_grad():
+        whole[0].weight.mul_(2)
+    model, given = model_of(net()), replace(context(), origin=model_of(whole))
+    assert share(run(chain("factorize(latency=0.7)"), model, given), model) == 1
+    assert given.log.notes == ["factorize: the model is as fast already, all left alone"]
+
+
 def test_latency_of_one_changes_nothing() -> None:
     model = model_of(net())
     result = run(chain("factorize(latency=1.0)"), model, context())

@@ -17,6 +17,7 @@ from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.deploy.export import export
 from compress.deploy.session import predict, session
+from compress.errors import UserError
 from compress.model import Model, forward
 from compress.tasks.base import stacked_inputs
 from compress.techniques import chain, int8_placement, timed_files
@@ -132,6 +133,32 @@ def test_a_slower_int8_file_gives_way_to_the_float_one(timed):
     assert {row.get("int8") for row in log.rows if row["kind"] == "layer"} == {False}
     made, log = step("quantize(seconds=0)")
     assert int8_products(made) == [True] * 4
+
+
+@pytest.mark.parametrize("slower", [1.02, 1.03, 1.05, 1.1])
+def test_where_no_product_gains_the_file_is_the_float_one(timed, slower):
+    """However little int8 is slower, and though what only moves values was not made float."""
+    timed(Machine(floats=[1] * 4, ints=[slower] * 4))
+    made, log = step("quantize()")
+    assert int8_products(made) == [False] * 4
+    assert placed(log)["all_float"]
+    assert placed(log)["best"] < 0.999
+    assert any("so the file is the float one" in note for note in log.notes)
+
+
+def test_where_the_file_is_the_float_one_what_was_excluded_says_so(timed):
+    timed(Machine(floats=[1] * 4, ints=[2] * 4))
+    _, log = step("quantize(exclude=['0'])")
+    whys = [one.get("why") for one in log.rows if one.get("type") in PRODUCTS]
+    assert whys == ["it was excluded", *3 * ["it is faster as float on this CPU"]]
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_net_of_which_nothing_can_be_int8_is_refused(timed, seconds):
+    machine = timed(Machine(floats=[1] * 4, ints=[1] * 4))
+    with pytest.raises(UserError, match="nothing is left to quantize"):
+        step(f"quantize(seconds={seconds}, exclude=['Conv', 'Gemm'])")
+    assert not machine.calls
 
 
 def test_one_product_that_gains_is_int8_in_the_float_file(timed):
