@@ -11,8 +11,10 @@ from compress.deploy.session import predict, session
 from compress.int8.lower import Draft, Lowered
 from compress.tasks.base import Tensors
 
-TRIED = 64
-"""Products of which each is tried alone."""
+TRIED, FEWEST = 64, 8
+"""Products of which each is tried alone, at most; and at least, if the files are large."""
+WRITTEN = 4e9
+"""Bytes of files that are written for that, as far as `FEWEST` allows."""
 DIFFERING = 64
 """Items that they are tried on."""
 
@@ -36,9 +38,8 @@ def within(
     """Return the file with the fewest products in float whose drop is at most `most`.
 
     Products go back to float in an order that is asked for if the bound does not hold at once: one,
-    two, four and so on until it does,
-    then by halves back to the fewest. If even all products in float
-    do not reach the bound, the file with the least drop is kept.
+    two, four and so on until it does, then by halves back to the fewest. If even all products in
+    float do not reach the bound, the file with the least drop is kept.
     """
     tried: dict[int, Bounded] = {}
     order: list[str] = []
@@ -83,8 +84,9 @@ def differing(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 def by_harm(made: Draft, inputs: Sequence[Tensors], wanted: np.ndarray) -> list[str]:
     """Return the products, those first that move the answers most where they alone are int8.
 
-    `wanted` are the float answers to the inputs, (N, classes). Of more than `TRIED` products, those
-    with the largest errors of their own are tried, and the others follow.
+    `wanted` are the float answers to the inputs, (N, classes). Of more than `TRIED` products, or
+    fewer where files are large, those with the largest errors of their own are tried, and the
+    others follow.
     """
     every = frozenset(made.wrong)
 
@@ -93,5 +95,7 @@ def by_harm(made: Draft, inputs: Sequence[Tensors], wanted: np.ndarray) -> list[
         return float(((predict(session(content), inputs) - wanted) ** 2).sum())
 
     first = made.worst_first
-    harms = {name: harm(name) for name in first[:TRIED]}
-    return sorted(harms, key=harms.__getitem__, reverse=True) + first[TRIED:]
+    size = len(made.lowered(every).content)
+    most = max(FEWEST, min(TRIED, int(WRITTEN / size)))
+    harms = {name: harm(name) for name in first[:most]}
+    return sorted(harms, key=harms.__getitem__, reverse=True) + first[most:]

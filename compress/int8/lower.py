@@ -94,7 +94,7 @@ def matching(found: Sequence[Unit], patterns: Sequence[str]) -> frozenset[str]:
 
 def layers_matching(float_model: ir.Model, patterns: Sequence[str]) -> frozenset[str]:
     """Return the layers whose products patterns match, as in `matching`."""
-    found = list(units(float_model.graph))
+    found = list(units(rewritten(float_model).graph))
     left = matching(found, patterns)
     return frozenset(layer_of(unit) for unit in found if unit.weighted and unit.name in left)
 

@@ -25,12 +25,15 @@ def weight_only(float_model: ir.Model, bits: int = BITS, exclude: tuple[str, ...
     """Return a file that stores its weights as integers and computes with floats.
 
     A quarter of the size; the runtime makes the floats anew in every call, so it is no faster.
+    Raises UserError where nothing is left to do.
     """
     model = float_model.clone()
     found = [unit for unit in units(model.graph) if unit.weighted]
     left = matching(found, exclude)
     whys = {unit.name: "it was excluded" for unit in found if unit.name in left}
     inside = [unit for unit in found if unit.name not in left]
+    if not inside:
+        raise UserError("weight_only=True is for products with weights, and none is left")
     rows = _rows(model, inside, whys, "only weights of products are stored as integers")
     for unit in inside:
         axis, weight = unit.channel_axis, unit.weight

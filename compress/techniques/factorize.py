@@ -261,7 +261,8 @@ class _Factorization:
             with stage("timing the model"):
                 return self._timed_choices(choices)
         except (UserError, StepFailed) as error:
-            self.log.note(f"factorize: it is not known whether the model is faster so: {error}")
+            why = str(error).removeprefix("factorize: ")
+            self.log.note(f"factorize: whether the model is faster is not known: {why}")
             return choices
 
     def _timed_choices(self, choices: Choices) -> Choices:

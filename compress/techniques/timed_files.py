@@ -117,19 +117,22 @@ def whole_seconds(
 
     `times` says how many times as long as usual they are timed.
     """
-    found = whole_rounds(files, model, clock, who, times)
+    found = whole_rounds(files, model, clock, who, times, "give macs")
     return {name: float(np.median(values)) for name, values in found.items()}
 
 
 def whole_rounds(
-    files: Files, model: Model, clock: Clock, who: str, times: int = 1
+    files: Files, model: Model, clock: Clock, who: str, times: int = 1, advice: str = ""
 ) -> Mapping[str, Sequence[float]]:
-    """Return the seconds of whole models' files for one item, round by round, timed in turns."""
+    """Return the seconds of whole models' files for one item, round by round, timed in turns.
+
+    `advice` says what to do where that can't be.
+    """
     found = clock(files, arrays(model.example), times * WHOLE_SECONDS * len(files))
     if missing := files.keys() - found.keys():
         raise UserError(
             f"{who}: onnxruntime cannot run the file of the model ({min(missing)}), so latency "
-            f"cannot be measured here: give macs"
+            f"cannot be measured here{advice and f': {advice}'}"
         )
     return found
 

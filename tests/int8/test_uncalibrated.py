@@ -95,3 +95,8 @@ def test_what_is_excluded_stays_float_and_nothing_left_is_refused():
     assert row["why"] == "it was excluded"
     with pytest.raises(UserError, match="there are none to quantize"):
         dynamic(source, portable=True, exclude=("Gemm",))
+
+
+def test_weights_of_which_none_is_left_are_refused() -> None:
+    with pytest.raises(UserError, match="none is left"):
+        weight_only(parsed(deploy_models.float_file("cnn")), exclude=("*",))
