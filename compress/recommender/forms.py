@@ -109,8 +109,9 @@ def _form(cls: type[Compressor], name: str, values: Mapping[str, Any]) -> Form |
     kinds = Range | Choices
     options = {key: one for key, one in values.items() if isinstance(one, kinds)}
     effort = {key: one for key, one in values.items() if isinstance(one, Effort)}
-    rest = values.keys() - options.keys() - effort.keys()
-    form = Form(name, cls, "", options, effort, {key: values[key] for key in rest})
+    # In their order, which a set would lose: a search knows its space by this text.
+    fixed = {key: one for key, one in values.items() if key not in {**options, **effort}}
+    form = Form(name, cls, "", options, effort, fixed)
     kind = kind_of(form.sample)
     return None if kind is None else replace(form, kind=kind)
 

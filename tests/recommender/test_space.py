@@ -235,6 +235,19 @@ def test_a_search_that_trains_is_not_screened(context: StepContext) -> None:
     assert parse("search(macs=0.5, epochs=2, family='resnet')").untrained is None
 
 
+def test_values_that_are_given_keep_their_order() -> None:
+    """Else the space of one process would not be that of the next, which resumes the search."""
+    given = {
+        "weight_decay": 0.1,
+        "batch_size": 64,
+        "keep": "best",
+        "patience": 2,
+        "optimizer": "sgd",
+    }
+    [form] = forms_of(techniques()["finetune"], (), given)
+    assert list(form.fixed) == list(given)
+
+
 def test_a_technique_has_a_form_for_each_of_its_kinds() -> None:
     forms = forms_of(techniques()["distill"], STUDENTS)
     assert [(form.name, form.kind) for form in forms] == [
