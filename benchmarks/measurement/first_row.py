@@ -90,7 +90,9 @@ def main() -> None:
         "# The first row",
         "",
         f"It came after {statistics.median(seconds):.2f} s (median of {len(seconds)} runs, "
-        f"{min(seconds):.2f} to {max(seconds):.2f}). Stages begin at (medians):",
+        f"{min(seconds):.2f} to {max(seconds):.2f}).",
+        "",
+        "Stages begin at (medians):",
         "",
         "| stage | s |",
         "| - | -: |",
@@ -102,20 +104,22 @@ def main() -> None:
             text=True,
             check=True,
         ).stdout.strip()
-        at = lines.index("| stage | s |")
         lines.insert(
-            at - 2,
+            3,
             f"In turns with it, checkout {revision}: {statistics.median(others):.2f} s "
             f"({min(others):.2f} to {max(others):.2f}); today's takes "
             f"{statistics.median(ratios):.2f} of that ({min(ratios):.2f} to {max(ratios):.2f}).",
         )
+        lines.insert(4, "")
     known = {words: v for words, v in begins.items() if len(v) > options.runs // 2}
     for words, values in sorted(known.items(), key=lambda one: statistics.median(one[1])):
         lines.append(f"| {words} | {statistics.median(values):.2f} |")
     cpu, features = cpu_info()
     lines += ["", f"On {cpu} ({', '.join(features)}).", ""]
     command = "python benchmarks/measurement/first_row.py --out reports/measurement"
-    lines.append(f"This gives it: `{command} --runs {options.runs}`")
+    command += f" --runs {options.runs}"
+    command += " --beside CHECKOUT --python INTERPRETER" if others else ""
+    lines.append(f"This gives it: `{command}`")
     page = "\n".join(lines) + "\n"
     write_atomic(options.out / "first_row.md", page.encode())
     print(page)
