@@ -110,7 +110,6 @@ def main() -> None:
             f"({min(others):.2f} to {max(others):.2f}); today's takes "
             f"{statistics.median(ratios):.2f} of that ({min(ratios):.2f} to {max(ratios):.2f}).",
         )
-        lines.insert(4, "")
     known = {words: v for words, v in begins.items() if len(v) > options.runs // 2}
     for words, values in sorted(known.items(), key=lambda one: statistics.median(one[1])):
         lines.append(f"| {words} | {statistics.median(values):.2f} |")
