@@ -273,9 +273,9 @@ def searched_fields(cls: type[Configured]) -> dict[str, Searched]:
 
 def joins_searches(cls: type[Configured]) -> bool:
     """Whether a class declares values to try itself: those that it inherits come along then."""
-    inherited = [getattr(base, "__dataclass_fields__", {}) for base in cls.__mro__[1:]]
+    own, *inherited = (getattr(one, "__dataclass_fields__", {}) for one in cls.__mro__)
     return any(
-        all(fields.get(name) is not cls.__dataclass_fields__[name] for fields in inherited)
+        all(fields.get(name) is not own[name] for fields in inherited)
         for name in searched_fields(cls)
     )
 
