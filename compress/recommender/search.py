@@ -328,8 +328,11 @@ class _Search:
         folder = self.out / places.FINALISTS
         store = self.options.store_of(self.out)
         options = replace(self.options, store=store, private=self._private)
-        self.about["finals"] = self.about.get("finals", 0) + 1  # now: it may be stopped midway
-        self._write()
+        known = self.about.get("judged", [])
+        if any(chain not in known for chain in chains):  # the others' answers are in the store
+            self.about["finals"] = self.about.get("finals", 0) + 1
+            self.about["judged"] = [*dict.fromkeys([*known, *chains])]
+        self._write()  # now: it may be stopped midway
         with stage("finalists on the test split", heading=True):
             run_plan(plan, folder, options)
         derived = read_results(folder)

@@ -92,8 +92,9 @@ def _worth(
     order = np.argsort(pool)
     if (effects := _gates(pool, gradients, plan)) is not None:
         none = torch.zeros(len(pool), 0)
-        if (worth := criterion.of(Slices(GATE, none, none, effects), generator)) is not None:
-            total, count = total + worth.double().numpy(), count + 1
+        gate = Slices(GATE, none, none, effects)
+        if (worth := _scored(criterion, gate, generator, "the gates of a group")) is not None:
+            total, count = total + worth, count + 1
     for axis, kind, values in members:
         classes = plan.of(axis)
         inside = np.isin(classes, pool)
@@ -101,13 +102,33 @@ def _worth(
             continue
         gradient = gradients.mean.get(axis[0])
         by_index = None if gradient is None else _by_index(gradient, axis[1])
-        worth = criterion.of(Slices(kind, values, by_index), generator)
+        worth = _scored(criterion, Slices(kind, values, by_index), generator, axis[0])
         if worth is None:
             continue
         place = order[np.searchsorted(pool, classes[inside], sorter=order)]
-        np.add.at(total, place, worth.double().numpy()[inside])
+        np.add.at(total, place, worth[inside])
         count[np.unique(place)] += 1
     return total / count if count.all() else None
+
+
+def _scored(
+    criterion: Criterion, slices: Slices, generator: torch.Generator, where: str
+) -> Worth | None:
+    """Return a criterion's scores. Raises UserError unless they are finite, one per channel."""
+    worth = criterion.of(slices, generator)
+    if worth is None:
+        return None
+    count = len(slices.values)
+    if worth.shape != (count,) or not worth.isfinite().all():
+        said = (
+            "that are not finite" if worth.shape == (count,) else f"of shape {tuple(worth.shape)}"
+        )
+        raise UserError(
+            f"prune_channels: criterion={criterion.name()!r} gives scores {said} for {where} "
+            f"({count} channels), and they cannot be ranked: take another criterion, or see "
+            f"whether the model's weights and its loss are finite"
+        )
+    return worth.double().numpy()
 
 
 # --- gradients ----------------------------------------------------------------------------------

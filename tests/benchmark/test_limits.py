@@ -168,7 +168,7 @@ def test_memory_that_is_freed_is_used_again() -> None:
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from compress.system.memory import reuse_freed_memory\n"
         "def steps():\n"
-        "    for _ in range(20):\n"
+        "    for _ in range(6):\n"
         "        torch.ones(10**7).mul(2).add(1)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "with ThreadPoolExecutor(1) as pool:\n"

@@ -358,7 +358,7 @@ def test_students_are_looked_at_early_where_that_costs_little(
 ) -> None:
     def chains_before_students(deadline: float) -> int:
         lab = MadeLab()
-        engine(space, lab, deadline).run()
+        engine(space, lab, deadline, trials=60).run()
         taught = ["student" in text and "untrained" not in text for text in lab.measured]
         return [*taught, True].index(True)
 

@@ -70,7 +70,7 @@ def test_the_best_so_far_outlives_the_end_of_its_search(tmp_path: Path, how: int
         return  # to resume is the same, and takes long
     # In a process of its own: other tests may have brought techniques to this one.
     resume = [sys.executable, "-m", "compress", "recommend", str(out), "--budget", "20m"]
-    resume += ["--trials", str(len(before) + 2)]
+    resume += ["--trials", str(len(before) + 1)]
     done = subprocess.run(resume, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     after = Notebook.read(out / "trials.jsonl").trials

@@ -12,12 +12,12 @@ from compress.runtimes.onnxruntime_cpu import OnnxruntimeCpu, OrtSession
 
 
 class Slowed:
-    """A session that takes as many milliseconds more as its file has hundreds of bytes."""
+    """A session that takes as many milliseconds more as its file has thousands of bytes."""
 
     def __init__(self, session: OrtSession, onnx: OnnxFile) -> None:
         self.session = session
         with open(onnx, "rb") as file:
-            self.pause = len(file.read()) / 1e5
+            self.pause = len(file.read()) / 1e6
 
     @property
     def names(self) -> Sequence[str]:

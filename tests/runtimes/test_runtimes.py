@@ -76,7 +76,7 @@ def test_a_second_runtime_brings_columns_verdicts_and_its_table(
         chain="train(epochs=1) -> prune_channels(channels=0.5)",
         out=tmp_path / "out",
         threads=1,
-        timing_seconds=2,
+        timing_seconds=1,
         timings=("cpu",),
         progress=False,
     )
@@ -85,7 +85,7 @@ def test_a_second_runtime_brings_columns_verdicts_and_its_table(
     sizes = baseline["onnx_bytes"] / pruned["onnx_bytes"]
     assert pruned["fake_cpu_speedup"] == pytest.approx(sizes, rel=0.2)
     assert pruned["fake_cpu_verdict"] == "faster"
-    assert baseline["fake_cpu_ms_p50"] >= baseline["onnx_bytes"] / 1e2 / 1e3
+    assert baseline["fake_cpu_ms_p50"] >= baseline["onnx_bytes"] / 1e3
     assert "fake_cpu_ms_p50" in results.frame
     assert "cpu_ms_p50" in results.frame
     table = (results.out / "table.md").read_text()

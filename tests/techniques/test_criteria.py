@@ -233,6 +233,23 @@ def test_what_a_criterion_says_nothing_about_is_ranked_by_l2_and_said(bench: Ste
     )
 
 
+@pytest.mark.parametrize(
+    ("worth", "said"),
+    [(torch.full((16,), torch.nan), "not finite"), (torch.ones(3), r"of shape \(3,\)")],
+)
+def test_scores_that_cannot_be_ranked_are_refused(
+    worth: Tensor, said: str, bench: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    monkeypatch.setattr(L1, "of", lambda *_: worth)
+    with pytest.raises(UserError, match=f"'l1' gives scores .*{said}.* for 0.weight .16 channels"):
+        run(
+            chain("prune_channels(channels=0.5, criterion='l1')"),
+            Model(net, (torch.randn(2, 4),)),
+            bench,
+        )
+
+
 def test_a_global_scope_leaves_more_where_channels_are_worth_more(bench: StepContext) -> None:
     net = nn.Sequential(
         *(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bench_fixtures import build, images
@@ -98,10 +99,12 @@ def test_weights_of_a_run_on_arrays_come_to_its_size(tmp_path: Path) -> None:
     said = make_plan(suite, data=given).weights[""]
     assert "sees 8x8, mean" in said
     assert "was trained with 6x6, mean 0.25, std 0.5" in said
-    with pytest.raises(
-        UserError, match=r"of images of 1 channel\(s\), and cifar10 has images of 3"
-    ):
-        compress.load_data("cifar10", usual=Settings(mean=(0.5,), std=(0.5,)), usual_from="it")
+    colored = {f"x_{part}": np.zeros((40, 8, 8, 3), np.uint8) for part in ("train", "test")}
+    labels = {f"y_{part}": np.arange(40) % 2 for part in ("train", "test")}
+    np.savez(tmp_path / "own.npz", **colored, **labels)
+    name = f"arrays:{tmp_path / 'own.npz'}"
+    with pytest.raises(UserError, match=r"of images of 1 channel\(s\), and .* has images of 3"):
+        compress.load_data(name, usual=Settings(mean=(0.5,), std=(0.5,)), usual_from="it")
 
 
 def test_what_stands_beside_weights_is_checked(tmp_path: Path) -> None:
