@@ -26,7 +26,15 @@ from compress.int8.ranges import FIXED_RANGES, Range
 from compress.int8.rewrite import rewritten
 from compress.int8.rounding import all_rounded
 from compress.int8.settings import Settings
-from compress.int8.units import Unit, quantizable, sole_reader, stored_as_integers, units
+from compress.int8.units import (
+    WEIGHT,
+    Unit,
+    described,
+    quantizable,
+    sole_reader,
+    stored_as_integers,
+    units,
+)
 from compress.int8.weights import Weight
 from compress.int8.write import write
 
@@ -103,7 +111,7 @@ def layer_of(unit: Unit) -> str:
     """Return the layer of the module that a product's weight belongs to."""
     weight = unit.node.inputs[1]
     assert weight is not None
-    return str(weight.name).removesuffix(".weight")
+    return str(weight.name).removesuffix(WEIGHT)
 
 
 def _names(unit: Unit) -> Iterator[str]:
@@ -182,7 +190,7 @@ class Draft:
             name = str(node.name)
             if name in clipped:
                 continue
-            row: dict[str, Any] = {"layer": name, "type": node.op_type, "int8": name in chosen}
+            row = described(node, name in chosen)
             if (unit := chosen.get(name)) is None:
                 row["why"] = self._why(node, reached, floats)
             elif unit.output.name in stored:

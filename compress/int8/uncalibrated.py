@@ -16,7 +16,7 @@ from compress.deploy.export import quiet, read_metadata
 from compress.deploy.graphs import serialized
 from compress.errors import UserError
 from compress.int8.lower import Lowered, matching
-from compress.int8.units import Unit, units
+from compress.int8.units import Unit, described, units
 from compress.int8.weights import BITS, rounded, scales
 from compress.int8.write import store_weight
 
@@ -49,7 +49,7 @@ def _rows(
     """Return for every node whether it is int8, and why not; `other` holds where nothing else."""
     names = {unit.name for unit in chosen}
     return [
-        {"layer": node.name, "type": node.op_type, "int8": node.name in names}
+        described(node, node.name in names)
         | ({} if node.name in names else {"why": whys.get(str(node.name), other)})
         for node in model.graph
     ]

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+WEIGHT = ".weight"
+"""How the names of the parameters end that name a layer."""
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 PASSING = frozenset(
     {"Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
@@ -22,6 +25,14 @@ PASSING = frozenset(
 OTHERS = frozenset(
     {"Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSwish", "Mul", "Sigmoid"}
 )
+
+
+def described(node: ir.Node, int8: bool) -> dict[str, Any]:
+    """Return what a table of nodes begins with: the layer of the module whose weight a node has."""
+    second = node.inputs[1] if len(node.inputs) > 1 else None
+    name = str(second.name) if second is not None and second.producer() is None else ""
+    layer = name.removesuffix(WEIGHT) if name.endswith(WEIGHT) else ""
+    return {"layer": layer, "node": str(node.name), "type": node.op_type, "int8": int8}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from compress.int8.placement import (
     sure_gain,
 )
 from compress.int8.rewrite import rewritten
-from compress.int8.units import quantizable, units
+from compress.int8.units import described, quantizable, units
 from compress.model import Model
 from compress.system.amounts import decimal
 from compress.system.progress import stage
@@ -98,7 +98,7 @@ def as_float(
     )
     excluded = matching(list(units(rewritten(exported).graph)), exclude) if exclude else frozenset()
     rows = [
-        {"layer": node.name, "type": node.op_type, "int8": False}
+        described(node, False)
         | {"why": quantizable(node) or (LEFT if node.name in excluded else FASTER)}
         for node in exported.graph
     ]

@@ -274,7 +274,7 @@ def test_what_reads_constants_alone_says_so():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     content = onnx.shape_inference.infer_shapes(model).SerializeToString()
     lowered = lower(content, [(torch.randn(32, 8),)])
-    whys = {row["layer"]: row.get("why") for row in lowered.nodes}
+    whys = {row["node"]: row.get("why") for row in lowered.nodes}
     assert whys["turned"] == "it reads constants alone"
 
 

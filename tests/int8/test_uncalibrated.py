@@ -30,7 +30,7 @@ def test_weights_alone_are_within_half_a_step_and_all_else_is_float(name):
     made = weight_only(parsed(source))
     assert len(integers(made.content)) == sum(row["int8"] for row in made.nodes)
     nodes = onnx.load_from_string(source).graph.node
-    assert [row["layer"] for row in made.nodes] == [node.name for node in nodes]
+    assert [row["node"] for row in made.nodes] == [node.name for node in nodes]
     whys = {row["why"] for row in made.nodes if not row["int8"]}
     assert whys == {"only weights of products are stored as integers"}
     assert read_metadata(made.content) == read_metadata(source)
@@ -88,10 +88,10 @@ def test_convolutions_stay_float_under_changing_ranges():
 def test_what_is_excluded_stays_float_and_nothing_left_is_refused():
     source = parsed(deploy_models.float_file("mlp"))
     whole = weight_only(source)
-    first, *others = [row["layer"] for row in whole.nodes if row["int8"]]
+    first, *others = [row["node"] for row in whole.nodes if row["int8"]]
     left = weight_only(source, exclude=(first,))
-    assert [row["layer"] for row in left.nodes if row["int8"]] == others
-    [row] = [row for row in left.nodes if row["layer"] == first]
+    assert [row["node"] for row in left.nodes if row["int8"]] == others
+    [row] = [row for row in left.nodes if row["node"] == first]
     assert row["why"] == "it was excluded"
     with pytest.raises(UserError, match="there are none to quantize"):
         dynamic(source, portable=True, exclude=("Gemm",))

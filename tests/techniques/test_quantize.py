@@ -128,8 +128,9 @@ def test_a_bound_that_few_items_cannot_show_is_said(trained):
 
 def test_what_is_excluded_stays_float(trained):
     log = step(trained, "quantize(exclude=['2', 'Gemm'])")
-    found = {row["layer"]: row for row in rows(log, "layer") if row["type"] in ("Conv", "Gemm")}
+    found = {row["node"]: row for row in rows(log, "layer") if row["type"] in ("Conv", "Gemm")}
     assert [row["int8"] for row in found.values()] == [True, False, False]
+    assert [row["layer"] for row in found.values()] == ["0", "2", "5"]
     assert [row.get("why") for row in found.values()] == [None, *2 * ["it was excluded"]]
     with pytest.raises(UserError, match=r"'con\*' matches nothing.*The products are: 0 or "):
         step(trained, "quantize(exclude=['con*'])")

@@ -45,7 +45,7 @@ from compress.timing.executed import executed
 
 EXECUTED = ("int8_convs", "float_convs", "int8_matmuls", "float_matmuls", "qdq_nodes")
 """Columns that `compress.timing.executed` fills."""
-FIRST = ("step", "layer", "type", "int8")
+FIRST = ("step", "layer", "node", "type", "int8")
 """Columns with which `layers.csv` begins."""
 
 
