@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 from scipy.stats import binom
 
+from compress.deploy.export import export
 from compress.deploy.session import predict, session, split
 from compress.deploy.verify import (
     AGREEMENT,
@@ -211,7 +212,7 @@ class Counting(torch.nn.Module):
         return self
 
 
-@pytest.mark.parametrize(("macs", "items"), [(0, 300 + 64), (1e12, 64 + 14)])
+@pytest.mark.parametrize(("macs", "items"), [(0, 300 + 64), (1e12, 64 + 14 + 2 * 2)])
 def test_a_large_module_answers_fewer_items(good, macs, items):
     model, content = good
     module = Counting(model.module)
@@ -224,6 +225,58 @@ def test_a_large_module_answers_fewer_items(good, macs, items):
     wrong[0] += 1  # the first of the evenly spaced ones
     found = verify(content, counting, inputs, False, macs=macs, answers=lambda: wrong)
     assert found.reason.startswith(f"at batch size {pass_batch(macs)} an output is off by 1")
+
+
+class Indifferent(torch.nn.Module):
+    """Notes whether channels came last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8 * 14 * 14, 10)
+        self.last: list[bool] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.body(images)
+        self.last.append(not hidden.is_contiguous())
+        return self.head(self.flat(hidden))
+
+    def flat(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.flatten(1)
+
+    def __deepcopy__(self, memo: object) -> Indifferent:
+        made = type(self)()
+        made.load_state_dict(self.state_dict())
+        made.last = self.last
+        return made
+
+
+class Viewing(Indifferent):
+    """Flattens by a view, which is an error where channels come last."""
+
+    def flat(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.view(len(hidden), -1)
+
+
+class Strided(Indifferent):
+    """Reads memory as it lies there, so its answers depend on the order of dimensions."""
+
+    def flat(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.as_strided((len(hidden), 8 * 14 * 14), (8 * 14 * 14, 1))
+
+
+@pytest.mark.parametrize("kind", [Viewing, Strided, Indifferent])
+def test_channels_come_last_only_where_that_changes_nothing(kind):
+    torch.manual_seed(0)
+    module = kind().eval()
+    model = Model(module, (INPUTS[0][:2],))
+    plain = Indifferent().eval()
+    plain.load_state_dict(module.state_dict())
+    content = export(replace(model, module=plain))
+    module.last.clear()
+    found = verify(content, model, INPUTS, False, macs=1e12)
+    assert found.ok, found.reason
+    # Two items in either order, then eight batches of 8, and two of 7.
+    assert module.last == [False, True] + 10 * [kind is Indifferent]
 
 
 class Unoptimized:
