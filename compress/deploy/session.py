@@ -38,13 +38,13 @@ def predict(runner: Session, batches: Iterable[Tensors]) -> np.ndarray:
     return np.concatenate(outputs)
 
 
-def predict_in_streams(onnx: OnnxFile, batches: Iterable[Tensors], streams: int = 0) -> np.ndarray:
+def predict_in_streams(runner: Session, batches: Iterable[Tensors], streams: int = 0) -> np.ndarray:
     """Return the logits of all batches in order, shape (N, classes), some batches at a time.
 
-    Each is run on one thread, `streams` beside one another (0: as many as there are cores), while
-    the next ones are made: many batches take less time so than with all threads on each.
+    Each is run on the one thread of its session, `streams` beside one another (0: as many as there
+    are cores), while the next ones are made: many batches take less time so than with all threads
+    on each.
     """
-    runner = session(onnx, threads=1)
     count = streams or os.cpu_count() or 1
     outputs: list[np.ndarray] = []
     with ThreadPoolExecutor(count, thread_name_prefix="predicting") as pool:

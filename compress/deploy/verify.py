@@ -19,7 +19,7 @@ from torch import Tensor
 
 from compress.deploy.export import OUTPUT, first_line
 from compress.deploy.protobuf import within
-from compress.deploy.session import predict, session, split
+from compress.deploy.session import predict, predict_in_streams, session, split
 from compress.errors import UserError
 from compress.model import Model, forward
 from compress.system.amounts import decimal
@@ -386,10 +386,10 @@ def _same_without_optimizations(
     count = len(whole)
     first = spaced(AT_FIRST if batch == SMALL else count, count)
     rest = torch.from_numpy(np.setdiff1d(np.arange(count), first.numpy()))
-    runner = session(onnx_bytes, optimize=False)
+    runner = session(onnx_bytes, threads=1, optimize=False)
 
     def same(index: Tensor) -> np.ndarray:
-        plain = predict(runner, counted(split(_chosen(inputs, index), batch)))
+        plain = predict_in_streams(runner, counted(split(_chosen(inputs, index), batch)))
         return same_answer(whole[index.numpy()], plain, step)
 
     found = same(first)

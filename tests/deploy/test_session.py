@@ -15,7 +15,7 @@ def test_streams_give_what_one_batch_after_another_gives_and_in_order(streams):
     content = deploy_models.float_file("cnn")
     batches = split((deploy_models.images(50),), 3)
     expected = predict(session(content, threads=1), batches)
-    found = predict_in_streams(content, iter(batches), streams)
+    found = predict_in_streams(session(content, threads=1), iter(batches), streams)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -27,8 +27,8 @@ def test_an_error_of_a_batch_or_of_its_maker_is_raised():
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        predict_in_streams(content, broken(), 2)
+        predict_in_streams(session(content, threads=1), broken(), 2)
     with pytest.raises(Exception, match=r"[Ii]nvalid"):
-        predict_in_streams(content, [(torch.zeros(2, 1),)], 2)
+        predict_in_streams(session(content, threads=1), [(torch.zeros(2, 1),)], 2)
     with pytest.raises(ValueError, match="no batch"):
-        predict_in_streams(content, [], 2)
+        predict_in_streams(session(content, threads=1), [], 2)

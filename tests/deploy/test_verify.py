@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import replace
 
 import deploy_models
@@ -284,12 +285,14 @@ class Unoptimized:
 
     def __init__(self, runner, wrong: int) -> None:
         self.runner, self.names, self.wrong, self.items = runner, runner.names, wrong, 0
+        self.lock = threading.Lock()
 
     def run(self, feed):
         outputs = self.runner.run(feed)
-        for row in outputs[: max(0, self.wrong - self.items)]:
-            row[:] = np.roll(row, 1) * 2
-        self.items += len(outputs)
+        with self.lock:
+            for row in outputs[: max(0, self.wrong - self.items)]:
+                row[:] = np.roll(row, 1) * 2
+            self.items += len(outputs)
         return outputs
 
 

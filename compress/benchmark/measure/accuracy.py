@@ -50,7 +50,7 @@ def measure_answers(
     with stage(
         f"measuring the accuracy on {len(test):,} {task.unit}", len(test), task.unit
     ) as shown:
-        logits = predict_in_streams(path, batches(), threads)
+        logits = predict_in_streams(session(path, threads=1), batches(), threads)
     return answered(task, logits, torch.cat(labels).numpy(), metric)
 
 
