@@ -25,7 +25,7 @@ from compress.int8.placement import Clock, Placement, search
 from compress.int8.ranges import FIXED_RANGES, Range
 from compress.int8.rewrite import rewritten
 from compress.int8.rounding import all_rounded
-from compress.int8.settings import Settings
+from compress.int8.settings import Bits, Settings
 from compress.int8.units import (
     WEIGHT,
     Unit,
@@ -79,7 +79,9 @@ def _reading_integers(found: Sequence[Unit], floats: Collection[str]) -> dict[st
     return chosen
 
 
-def matching(found: Sequence[Unit], patterns: Sequence[str]) -> frozenset[str]:
+def matching(
+    found: Sequence[Unit], patterns: Sequence[str], option: str = "exclude="
+) -> frozenset[str]:
     """Return the names of units that patterns match: of their node, operator, or torch module.
 
     A pattern is a name in which `*` and `?` stand for anything. Raises UserError for one that
@@ -93,7 +95,7 @@ def matching(found: Sequence[Unit], patterns: Sequence[str]) -> frozenset[str]:
         if not matched:
             known = [" or ".join(dict.fromkeys(_names(unit))) for unit in found if unit.weighted]
             raise UserError(
-                f"exclude={pattern!r} matches nothing that could be int8. The products are: "
+                f"{option}{pattern!r} matches nothing that could be int8. The products are: "
                 + ", ".join(known)
             )
         names |= matched
@@ -105,6 +107,27 @@ def layers_matching(float_model: ir.Model, patterns: Sequence[str]) -> frozenset
     found = list(units(rewritten(float_model).graph))
     left = matching(found, patterns)
     return frozenset(layer_of(unit) for unit in found if unit.weighted and unit.name in left)
+
+
+def bits_of(found: Sequence[Unit], bits: Bits) -> dict[str, int]:
+    """Return the bits of each product's weights, by node: of the first pattern that it matches.
+
+    What matches none has 8. Raises UserError for a pattern that matches no product.
+    """
+    products = [unit for unit in found if unit.weighted]
+    if isinstance(bits, int):
+        return {unit.name: bits for unit in products}
+    known: dict[str, int] = {}
+    for pattern, count in reversed(bits):
+        known |= dict.fromkeys(matching(products, (pattern,), "bits: "), count)
+    return {unit.name: known.get(unit.name, weight_choice.BITS) for unit in products}
+
+
+def layer_bits(float_model: ir.Model, bits: Bits) -> dict[str, int]:
+    """Return the bits of each layer's weights, as in `bits_of`."""
+    found = list(units(rewritten(float_model).graph))
+    of = bits_of(found, bits)
+    return {layer_of(unit): of[unit.name] for unit in found if unit.weighted}
 
 
 def layer_of(unit: Unit) -> str:
@@ -263,9 +286,10 @@ def draft(float_model: ir.Model, calibration: Batches, settings: Settings | None
     )
     observed = observe(model, calibration, dict.fromkeys(names))
     ranges = ranges_of(chosen, observed, settings.method, settings.trained)
-    weights = weights_of(chosen, ranges, settings.portable, settings.bits, settings.trained)
+    bits = bits_of(found, settings.bits)
+    weights = weights_of(chosen, ranges, settings.portable, bits, settings.trained)
     if settings.compensate:
-        weights = all_rounded(model, chosen, weights, some, settings.portable, settings.bits)
+        weights = all_rounded(model, chosen, weights, some, settings.portable, bits)
     wrong = errors(model, weights, ranges, weights, some)
     return Draft(model, found, ranges, weights, wrong, settings, notes)
 
@@ -362,10 +386,12 @@ def weights_of(
     chosen: Mapping[str, Unit],
     ranges: Mapping[str, Range],
     portable: bool,
-    bits: int = weight_choice.BITS,
+    bits: Mapping[str, int] | None = None,
     trained: Collection[str] = (),
 ) -> dict[str, Weight]:
     """Return the integers of every weight; units that share one share its integers.
+
+    `bits` are those of each unit, 8 where they are left out.
 
     Weights of `trained` layers that lie on a grid which would do keep it.
     """
@@ -382,9 +408,10 @@ def weights_of(
             least = np.maximum(
                 least, weight_choice.least_scale(unit.bias, step, weight.shape[axis])
             )
-        scale = weight_choice.scales(weight, axis, portable, least, bits)
+        own = (bits or {}).get(group[0].name, weight_choice.BITS)
+        scale = weight_choice.scales(weight, axis, portable, least, own)
         if _trained(group[0], trained):
-            scale = weight_choice.kept_grids(weight, axis, portable, least, bits, scale)
-        made = weight_choice.rounded(weight, axis, scale, bits)
+            scale = weight_choice.kept_grids(weight, axis, portable, least, own, scale)
+        made = weight_choice.rounded(weight, axis, scale, own)
         found |= {unit.name: made for unit in group}
     return found

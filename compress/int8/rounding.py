@@ -269,9 +269,9 @@ def all_rounded(
     weights: Mapping[str, Weight],
     batches: Batches,
     portable: bool,
-    bits: int = BITS,
+    bits: Mapping[str, int] | None = None,
 ) -> dict[str, Weight]:
-    """Return the weights of units, each rounded with the scales that it has."""
+    """Return the weights of units, each rounded with the scales, and to the bits, that it has."""
     found = dict(weights)
     first: dict[str, Unit] = {}
     for unit in units.values():  # of those that share a weight, the first one's inputs count
@@ -280,7 +280,8 @@ def all_rounded(
     for together in passes(first.values()):
         for name, moment in moments(model, together, batches).items():
             unit = units[name]
-            made = rounded(unit, unit.weight, weights[name].scale, moment, portable, bits)
+            own = (bits or {}).get(name, BITS)
+            made = rounded(unit, unit.weight, weights[name].scale, moment, portable, own)
             for other in units.values():
                 if other.weighted and other.node.inputs[1].name == unit.node.inputs[1].name:  # type: ignore[union-attr]
                     found[other.name] = made

@@ -10,6 +10,7 @@ from compress.int8.ranges import Range
 from compress.int8.weights import BITS
 from compress.model import Model
 
+Bits = int | tuple[tuple[str, int], ...]
 HINT = "int8"
 """The name, among a model's hints, of what a training under rounding left."""
 
@@ -27,6 +28,10 @@ class Planned(Protocol):
         """Return the layers of a model that its settings leave in float."""
         ...
 
+    def layer_bits(self, model: Model) -> Mapping[str, int]:
+        """Return the bits of the weights of a model's layers."""
+        ...
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,8 +42,8 @@ class Settings:
     equalize: bool = True
     compensate: bool = True
     correct: bool = True
-    bits: int = BITS
-    """Bits of weights."""
+    bits: Bits = BITS
+    """Bits of weights: of all, or by patterns, as in `bits_of`."""
     exclude: tuple[str, ...] = ()
     """Patterns of what stays float, as in `matching`."""
     trained: Mapping[str, Range] = field(default_factory=dict)
@@ -50,12 +55,17 @@ class Settings:
     def hint(self, ranges: Mapping[str, Range]) -> dict[str, Any]:
         """Return what a training under these settings leaves for `quantize`."""
         found = {layer: [one.scale, one.zero] for layer, one in ranges.items()}
-        return {HINT: {"bits": self.bits, "portable": self.portable, "ranges": found}}
+        return {HINT: {"bits": self._bits, "portable": self.portable, "ranges": found}}
+
+    @property
+    def _bits(self) -> int | list[list[str | int]]:
+        """The bits as JSON gives them back."""
+        return self.bits if isinstance(self.bits, int) else [[*pair] for pair in self.bits]
 
     def trained_by(self, hints: Mapping[str, Any]) -> dict[str, Range]:
         """Return the ranges among a model's hints, if its weights were trained for these bits."""
         hint = hints.get(HINT, {})
-        if (hint.get("bits"), hint.get("portable")) != (self.bits, self.portable):
+        if (hint.get("bits"), hint.get("portable")) != (self._bits, self.portable):
             return {}
         return {
             layer: Range(scale, zero, "trained") for layer, (scale, zero) in hint["ranges"].items()

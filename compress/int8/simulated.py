@@ -9,7 +9,7 @@ output channels, each of which has a weight scale of its own: folding it first w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from compress.deploy.observe import Observed
 from compress.deploy.saturation import PAIR
 from compress.int8.ranges import LEVELS, Range, best
 from compress.int8.settings import Settings
-from compress.int8.weights import most
+from compress.int8.weights import BITS, most
 from compress.model import forward
 from compress.tasks.base import Tensors
 
@@ -33,6 +33,7 @@ class _Product:
     """What stands around a layer: it rounds the input and the weight of each call."""
 
     settings: Settings
+    bits: int
     range: Range | None = None
     observed: Observed | None = None
     """Where this is set, calls are looked at and nothing is rounded."""
@@ -61,9 +62,9 @@ class _Product:
             module._parameters["weight"] = self.weights.pop()  # type: ignore[assignment]
 
     def rounded(self, weight: Tensor) -> Tensor:
-        scale = scales(weight.detach(), self.settings.portable, self.settings.bits)
+        scale = scales(weight.detach(), self.settings.portable, self.bits)
         zeros = torch.zeros(len(scale), dtype=torch.int32, device=weight.device)
-        end = most(self.settings.bits)
+        end = most(self.bits)
         rounded: Tensor = torch.fake_quantize_per_channel_affine(
             weight.float(), scale, zeros, 0, -end, end
         )
@@ -99,7 +100,8 @@ class Simulation:
     """Rounds the products of a module in every forward pass, until `remove`.
 
     `left` are layers that stay float. Layers that no calibration item reaches by a call of their
-    own, such as those inside `nn.MultiheadAttention`, do as well.
+    own, such as those inside `nn.MultiheadAttention`, do as well. `bits` are those of layers where
+    the settings have patterns.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Simulation:
         settings: Settings,
         calibration: Iterable[Tensors],
         left: Collection[str] = (),
+        bits: Mapping[str, int] | None = None,
     ) -> None:
         self.module, self.settings, self.calibration = module, settings, calibration
         self.products: dict[str, _Product] = {}
@@ -115,7 +118,8 @@ class Simulation:
         for path, layer in module.named_modules():
             if path in left or not simulated(layer):
                 continue
-            product = self.products[path] = _Product(settings)
+            usual = settings.bits if isinstance(settings.bits, int) else BITS
+            product = self.products[path] = _Product(settings, (bits or {}).get(path, usual))
             self.handles += [
                 layer.register_forward_pre_hook(product.before, with_kwargs=True),
                 layer.register_forward_hook(product.after, always_call=True),

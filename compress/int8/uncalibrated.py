@@ -15,13 +15,14 @@ from onnx_ir.passes import common as passes
 from compress.deploy.export import quiet, read_metadata
 from compress.deploy.graphs import serialized
 from compress.errors import UserError
-from compress.int8.lower import Lowered, matching
+from compress.int8.lower import Lowered, bits_of, matching
+from compress.int8.settings import Bits
 from compress.int8.units import Unit, described, units
 from compress.int8.weights import BITS, rounded, scales
 from compress.int8.write import store_weight
 
 
-def weight_only(float_model: ir.Model, bits: int = BITS, exclude: tuple[str, ...] = ()) -> Lowered:
+def weight_only(float_model: ir.Model, bits: Bits = BITS, exclude: tuple[str, ...] = ()) -> Lowered:
     """Return a file that stores its weights as integers and computes with floats.
 
     A quarter of the size; the runtime makes the floats anew in every call, so it is no faster.
@@ -35,10 +36,11 @@ def weight_only(float_model: ir.Model, bits: int = BITS, exclude: tuple[str, ...
     if not inside:
         raise UserError("weight_only=True is for products with weights, and none is left")
     rows = _rows(model, inside, whys, "only weights of products are stored as integers")
+    of = bits_of(found, bits)
     for unit in inside:
         axis, weight = unit.channel_axis, unit.weight
-        scale = scales(weight, axis, False, np.zeros(weight.shape[axis]), bits)
-        store_weight(model.graph, unit, rounded(weight, axis, scale, bits))
+        scale = scales(weight, axis, False, np.zeros(weight.shape[axis]), of[unit.name])
+        store_weight(model.graph, unit, rounded(weight, axis, scale, of[unit.name]))
     passes.RemoveUnusedNodesPass()(model)
     return Lowered(serialized(model), rows)
 

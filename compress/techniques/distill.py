@@ -309,7 +309,8 @@ class Distill(Training):
             return None
         assert isinstance(plan, Planned), "the field's rule has checked that"
         items = Calibration(context.task, context.calibration_items(plan.calibration))
-        return Simulation(student.module, plan.settings, items, plan.layers_left(student))
+        left, bits = plan.layers_left(student), plan.layer_bits(student)
+        return Simulation(student.module, plan.settings, items, left, bits)
 
     def _student(self, model: Model, context: StepContext) -> Model:
         if self.student is None:

@@ -18,10 +18,10 @@ from compress.deploy.observe import item_bytes, together
 from compress.deploy.session import predict, session
 from compress.int8.bound import Bounded, by_harm, differing, within
 from compress.int8.calibration import FAR, Calibration, identities, outliers, suspicions
-from compress.int8.lower import Draft, Lowered, draft, layers_matching
+from compress.int8.lower import Draft, Lowered, draft, layer_bits, layers_matching
 from compress.int8.ranges import METHODS
 from compress.int8.rewrite import named
-from compress.int8.settings import HINT, Settings
+from compress.int8.settings import HINT, Bits, Settings
 from compress.int8.uncalibrated import dynamic, weight_only
 from compress.int8.weights import BITS
 from compress.model import Model
@@ -77,11 +77,12 @@ class Quantize(Compressor):
 
     `exclude` names what stays float: operators, nodes of the file, or layers of the module, `*` and
     `?` standing for anything. `bits` below 8 make weights coarser, not the file smaller unless it
-    is compressed. `weight_only` stores weights as integers and computes with floats: for size
-    alone. `dynamic` is for linear layers whose activations have no settled range: that is found in
-    every call. Both need no calibration, and neither `seconds` nor `max_drop` applies to them. The
-    float module travels on unchanged, for counting. Jacob et al. 2018, section 2.1, for the
-    arithmetic.
+    is compressed; by such names, as `bits={'layer4.*': 4}`, those of some layers (the first name
+    that matches counts, and 8 where none does). `weight_only` stores weights as integers and
+    computes with floats: for size alone. `dynamic` is for linear layers whose activations have no
+    settled range: that is found in every call. Both need no calibration, and neither `seconds` nor
+    `max_drop` applies to them. The float module travels on unchanged, for counting. Jacob et al.
+    2018, section 2.1, for the arithmetic.
     """
 
     lowers = True
@@ -103,11 +104,12 @@ class Quantize(Compressor):
     )
 
     exclude: tuple[str, ...] = field(default=(), metadata=rule("is a list of names", are_names))
-    bits: int = field(
+    bits: Bits = field(
         default=BITS,
         metadata=rule(
-            f"must be a whole number from {LEAST_BITS} to {BITS}",
-            lambda value: type(value) is int and LEAST_BITS <= value <= BITS,
+            f"must be a whole number from {LEAST_BITS} to {BITS}, or such numbers by names of "
+            f"layers, as {{'layer4.*': 4}}",
+            lambda value: _are_bits(value) or (isinstance(value, tuple) and _by_name(value)),
         ),
     )
     dynamic: bool = field(default=False, metadata=flag())
@@ -139,6 +141,11 @@ class Quantize(Compressor):
         return (replace(self, max_drop=None, seconds=min(self.seconds, ROUGHLY)),)
 
     def __post_init__(self) -> None:
+        if isinstance(self.bits, dict):
+            object.__setattr__(self, "bits", tuple(self.bits.items()))
+        elif isinstance(self.bits, (list, tuple)):
+            pairs = (tuple(pair) if isinstance(pair, list) else pair for pair in self.bits)
+            object.__setattr__(self, "bits", tuple(pairs))
         super().__post_init__()
         require(
             not (self.dynamic and self.weight_only),
@@ -169,6 +176,15 @@ class Quantize(Compressor):
         Raises UserError for what matches nothing.
         """
         return layers_matching(_exported(model), self.exclude) if self.exclude else frozenset()
+
+    def layer_bits(self, model: Model) -> Mapping[str, int]:
+        """Return the bits of the weights of a model's layers, where `bits` names layers.
+
+        Raises UserError for what matches nothing.
+        """
+        if isinstance(self.bits, int):
+            return {}
+        return layer_bits(_exported(model), self.bits)
 
     def _calibrated(self, model: Model, context: StepContext) -> Lowered:
         items = context.calibration_items(self.calibration)
@@ -296,6 +312,17 @@ class Quantize(Compressor):
             "max_drop", items=len(some), drop=best.drop, most=most, floats=sorted(best.floats)
         )
         return best
+
+
+def _are_bits(value: object) -> bool:
+    return type(value) is int and LEAST_BITS <= value <= BITS
+
+
+def _by_name(value: tuple[object, ...]) -> bool:
+    """Whether a value is pairs of a pattern of names and bits."""
+    pairs = [one for one in value if isinstance(one, tuple) and len(one) == 2]
+    right = all(isinstance(name, str) and _are_bits(count) for name, count in pairs)
+    return 0 < len(value) == len(pairs) and right
 
 
 def _exported(model: Model) -> ir.Model:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
 from bench_fixtures import small_digits
+from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +19,7 @@ from compress.compressor import run
 from compress.context import StepContext, StepLog
 from compress.errors import IllegalChain, UserError
 from compress.int8.calibration import Calibration
+from compress.int8.ranges import Range
 from compress.int8.settings import Settings
 from compress.int8.simulated import Simulation
 from compress.model import Model, forward
@@ -143,6 +147,63 @@ def test_fewer_bits_are_coarser(trained):
         errors[bits] = [row["sqnr"] for row in rows(log, "layer") if "sqnr" in row]
     # Four bits fewer are 16 times the step: 24 dB, of which compensated rounding wins some back.
     assert all(4 < one - other < 25 for one, other in zip(errors[8], errors[4], strict=True))
+
+
+def test_layers_have_bits_of_their_own(trained):
+    step_of = chain("quantize(bits={'2': 4, 'Conv': 6}, max_drop=None)")
+    assert repr(step_of) == "quantize(max_drop=None, bits=(('2', 4), ('Conv', 6)))"
+    assert chain(repr(step_of)) == step_of
+    assert hash(step_of) == hash(chain("quantize(bits=[['2', 4], ['Conv', 6]], max_drop=None)"))
+    context = StepContext(DATA.task, calibration=DATA.calibration, validation=DATA.validation)
+    for text, largest in (
+        (repr(step_of), {"0": 31, "2": 7, "5": 127}),
+        ("quantize(bits={'Conv': 6, '2': 4}, weight_only=True)", {"0": 31, "2": 31, "5": 127}),
+    ):
+        made = onnx.load_from_string(run(chain(text), trained, context).onnx)
+        found = dict.fromkeys(largest, 0)
+        for one in made.graph.initializer:
+            layer, weight, _ = one.name.partition(".weight")
+            if weight and one.data_type == onnx.TensorProto.INT8:
+                most = int(np.abs(numpy_helper.to_array(one)).max())
+                found[layer] = max(found[layer], most)
+        # The largest weight of a channel is the largest integer, where no pair would saturate.
+        assert all(largest[name] / 2 < one <= largest[name] for name, one in found.items()), found
+
+
+@pytest.mark.parametrize(
+    ("bits", "said"),
+    [
+        ("{'con*': 4}", r"bits: 'con\*' matches nothing.*The products are: 0 or "),
+        ("{'2': 9}", "must be a whole number from 2 to 8, or such numbers by names of layers"),
+        ("{}", "by names of layers"),
+        ("[('2', 4, 4)]", "by names of layers"),
+        ("'4'", "by names of layers"),
+        ("{2: 4}", "by names of layers"),
+    ],
+)
+def test_bits_that_no_layer_can_have_are_refused(trained, bits, said):
+    with pytest.raises(UserError, match=said):
+        step(trained, f"quantize(bits={bits})")
+
+
+def test_training_rounds_to_the_bits_of_each_layer(trained):
+    plan = chain("quantize(bits={'2': 3})")
+    simulation = Simulation(
+        trained.copy().module,
+        plan.settings,
+        [],
+        plan.layers_left(trained),
+        plan.layer_bits(trained),
+    )
+    weight = torch.linspace(-1, 1, 101).reshape(1, -1).clone()
+    levels = {
+        path: len(product.rounded(weight).unique()) for path, product in simulation.products.items()
+    }
+    assert levels["2"] == 7
+    assert min(levels["0"], levels["5"]) > 60
+    hints = json.loads(json.dumps(plan.settings.hint({"0": Range(0.5, 3, "best")})))
+    assert plan.settings.trained_by(hints).keys() == {"0"}
+    assert not chain("quantize(bits=3)").settings.trained_by(hints)
 
 
 def test_items_that_were_not_scaled_are_left_out(trained):
