@@ -1,4 +1,4 @@
-"""The CUDA rows of `digits`, and of `cifar10` where its data and weights are at hand.
+"""The CUDA rows of `digits`, and of `cifar10` where its data and weights are there.
 
     python benchmarks/measurement/gpu.py --out reports/measurement [--work FOLDER]
         [--seconds 30] [SUITE ...]

@@ -15,7 +15,7 @@ from compress.tasks.base import Tensors
 
 
 def session(onnx: OnnxFile, threads: int = 0, optimize: bool = True) -> OrtSession:
-    """Open a file, or the bytes of one, with `threads` threads (0: all cores at hand).
+    """Open a file, or the bytes of one, with `threads` threads (0: as many as there are cores).
 
     `optimize=False` switches every graph optimization off. Raises onnxruntime's own errors for
     a file that it cannot run.

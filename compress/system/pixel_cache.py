@@ -16,7 +16,9 @@ from compress.system.amounts import size
 FOLDER = "images"
 """Below a store's folder."""
 SHARE = 0.5
-"""Of the disk's free room that the pixels of one split may take."""
+"""Of the disk's free room that the pixels of all splits may take that are not yet on it."""
+BLOCK = 512
+"""Bytes in which the system counts what a file takes."""
 SUM = 4
 """Bytes of a checksum."""
 
@@ -39,7 +41,11 @@ class PixelCache:
         return {**vars(self), "files": None}
 
     def refusal(self) -> str:
-        """Return why there is no room for all images; '' if there is."""
+        """Make room for all images; return why there is none, '' if there is.
+
+        The file has its length at once and takes its blocks as images come: others that look see
+        how much is still to come.
+        """
         needed = self.count * self.bytes
         pixels = self.folder / f"{self.key}.pixels"
         try:
@@ -47,11 +53,15 @@ class PixelCache:
                 return ""
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
+            known = [path.stat() for path in self.folder.glob("*.pixels")]
         except OSError as error:
             return str(error)
-        if needed <= SHARE * free:
+        to_come = sum(max(0, one.st_size - BLOCK * one.st_blocks) for one in known)
+        if needed + to_come <= SHARE * free:
+            self._open()
             return ""
-        return f"they take {size(needed)}, and {size(free)} is free there"
+        others = f", others there have {size(to_come)} to come" if to_come else ""
+        return f"they take {size(needed)}{others}, and {size(free)} is free there"
 
     def has(self, number: int) -> bool:
         """Whether an image was kept, be it sound or not, which only reading it shows."""

@@ -12,7 +12,7 @@ _NAME = re.compile(r"cpu([1-9]\d{0,3})?(?:_batch([2-9]|[1-9]\d{1,5}))?")
 
 @dataclass(frozen=True)
 class Setting:
-    """`threads` of 0 are all at hand. The name begins the columns of its figures."""
+    """`threads` of 0 are as many as there are cores. The name begins the columns of its figures."""
 
     threads: int = 0
     batch: int = 1

@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
@@ -177,12 +177,15 @@ class ImageFiles(Split):
         return reason
 
 
-def keep_pixels(data: Data, store: Path) -> str:
-    """Keep the decoded images of data below a store's folder; return why not, '' if it can be."""
+def keep_pixels(data: Data, store: Path, others: Iterable[Split] = ()) -> str:
+    """Keep decoded images below a store's folder: of data, and of splits from other sources.
+
+    Return why that cannot be, '' if it can.
+    """
     reasons: dict[str, None] = {}
-    for split in (data.train, data.validation, data.calibration, data.test):
-        while isinstance(split, Subset):
-            split = split.whole
+    for split in (data.train, data.validation, data.calibration, data.test, *others):
+        while isinstance(inner := getattr(split, "whole", None), Split):
+            split = inner
         if isinstance(split, ImageFiles):
             reasons[split.keep_pixels(store / FOLDER)] = None
     why = next(filter(None, reasons), "")

@@ -86,6 +86,20 @@ def test_a_disk_without_room_costs_time_alone(
     assert not broken.read(0, b"m", np.zeros(SHAPE, np.uint8))
 
 
+def test_sets_that_are_still_to_come_take_their_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = 2000  # 120 kB
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=300_000))
+    first, second = (PixelCache(tmp_path, key, many, SHAPE) for key in ("one", "two"))
+    assert first.refusal() == ""
+    assert "they take 120 kB, others there have 120 kB to come, and 300 kB is" in second.refusal()
+    assert first.refusal() == "", "its room is its own"
+    for number in range(many):
+        first.write(number, b"m", image(number))
+    assert second.refusal() == "", "what the first one takes is no longer free, and not to come"
+
+
 def test_sets_can_be_listed_and_removed(tmp_path: Path) -> None:
     made(tmp_path).write(0, b"m", image(0))
     [pixels] = cached_sets(tmp_path)

@@ -116,7 +116,8 @@ class RunSpec:
 
     def keep_pixels(self, plan: Plan) -> str:
         """Keep a plan's decoded images in the store; return in words why not, '' if it can be."""
-        return keep_pixels(plan.data, self.stores.shared.folder)
+        others = [one.items for one in plan.transfers.values()]
+        return keep_pixels(plan.data, self.stores.shared.folder, others)
 
     def decoding_ahead(self, plan: Plan) -> AbstractContextManager[None]:
         """Decode the test images meanwhile: while processes start, and the first file is made."""

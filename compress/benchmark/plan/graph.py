@@ -128,6 +128,7 @@ class _Keys:
         self.transfers = {name: data.fingerprint for name, data in plan.transfers.items()}
         self.measuring = {
             "test": plan.data.test_identity(),
+            **plan.code_of_data,
             "metric": None if plan.metric is None else plan.metric.identity(),
             "threads": plan.threads,
             "opset": plan.suite.opset,
@@ -163,6 +164,7 @@ class _Keys:
             nodes.append(Node(key, repr(step), step, private, position))
             position += len(leaves(step))
         measuring = {**self.measuring, "of": key, "metadata": metadata(plan, row, seed)}
-        private = private or (plan.metric is not None and plan.metric.file is None)
+        if plan.metric is not None and not plan.metric.of_task:
+            private = private or plan.metric.file is None
         nodes.append(Node(digest({MEASURE: measuring}), MEASURE, None, private))
         return ChainRun(row, seed, tuple(nodes), start)

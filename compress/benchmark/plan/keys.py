@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from compress.compressor import Compressor
 from compress.parts import Configured
 from compress.system.files import digest, sha256
+from compress.tasks.base import Data, Split
 
 LIBRARIES = (
     *("torch", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxruntime"),
@@ -157,6 +159,50 @@ def foreign_sources(step: Configured) -> dict[str, str]:
     }
 
 
+def sources_of_data(data: Data) -> dict[str, str]:
+    """Return a hash of the code of data's task and splits, by class, of what `step_modules` lacks.
+
+    Losses, preprocessing and augmentation are code of theirs.
+    """
+    classes: set[type] = {type(data.task)}
+    for split in (data.train, data.validation, data.calibration, data.test):
+        inside: object = split
+        while isinstance(inside, Split):
+            classes.add(type(inside))
+            inside = getattr(inside, "whole", None)
+    usual = followed(*RUNNING)
+    found = {}
+    for cls in classes:
+        if not _is_ours(cls):
+            found[f"{cls.__module__}.{cls.__qualname__}"] = _source_digest(cls)
+        elif cls.__module__ not in usual:
+            found[cls.__module__] = code_digest(followed(cls.__module__))
+    return found
+
+
+def _source_digest(cls: type) -> str:
+    """Return a hash of a class's package; of one in a script, which others get by value, its own.
+
+    In another process the script is not the main module.
+    """
+    if cls.__module__ != "__main__":
+        source = None
+        with contextlib.suppress(TypeError):  # a class of no file
+            source = inspect.getsourcefile(cls)
+        return _package_digest(cls.__module__, source)
+    functions = {
+        name: getattr(value, "__func__", getattr(value, "fget", value))
+        for name, value in vars(cls).items()
+    }
+    return digest({n: _of_code(f.__code__) for n, f in functions.items() if hasattr(f, "__code__")})
+
+
+def _of_code(code: CodeType) -> list[Any]:
+    """Return what a function does, as JSON."""
+    constants = [_of_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), constants, list(code.co_names)]
+
+
 def _classes(step: Configured) -> set[type[Configured]]:
     """Return the classes of a step, of all steps inside it, and of their parts."""
     classes = {type(step)}
@@ -167,7 +213,7 @@ def _classes(step: Configured) -> set[type[Configured]]:
     return classes
 
 
-def _is_ours(cls: type[Configured]) -> bool:
+def _is_ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == "compress"
 
 

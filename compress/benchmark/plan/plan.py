@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.benchmark.plan.keys import sources_of_data
 from compress.benchmark.plan.metric import Function, Metric, figure_of, find_metric
 from compress.benchmark.plan.rows import Row, rows_of
 from compress.benchmark.plan.splits import splits_for
@@ -140,7 +141,14 @@ class Plan:
             "threads": self.step_threads,
             **({"ranks": self.ranks} if self.ranks > 1 else {}),
             "code": {str(path): sha256(path.read_bytes()) for path in self._code_of_models()},
+            **self.code_of_data,
         }
+
+    @property
+    def code_of_data(self) -> dict[str, object]:
+        """The code of the data's task and splits, where it is not among that of every step."""
+        found = sources_of_data(self.data)
+        return {"code of data": found} if found else {}
 
     def _code_of_models(self) -> set[Path]:
         """Return the allowed files, except one that only the metric names: no step runs it."""
