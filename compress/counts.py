@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.dataflow import DataFlow, tensors_in
 from compress.errors import UserError
 from compress.model import forward, on_device_of
+from compress.system import amounts
 from compress.tasks.base import Tensors
 
 aten = torch.ops.aten
@@ -104,17 +105,18 @@ def deployed(module: nn.Module, example: Tensors) -> list[nn.Parameter]:
     return _counted(module, example)[1]
 
 
-def left_out(uncounted: Mapping[str, int]) -> str:
-    """Return a sentence about the operators whose MACs may be missing from a count; '' for none.
+def may_hold_products(uncounted: Mapping[str, int]) -> dict[str, int]:
+    """Return the calls of operators whose MACs may be missing from a count.
 
     Those are foreign ones, of which nothing is known, and torch's own that hold a product.
     """
-    calls = [
-        f"{count} call{'' if count == 1 else 's'} of {name}"
-        for name, count in uncounted.items()
-        if "." in name or name in PRODUCTS
-    ]
-    return f"MACs leave out {', '.join(calls)}" if calls else ""
+    return {name: count for name, count in uncounted.items() if "." in name or name in PRODUCTS}
+
+
+def left_out(uncounted: Mapping[str, int]) -> str:
+    """Return a sentence about the operators whose MACs may be missing; '' for none."""
+    found = may_hold_products(uncounted)
+    return f"MACs leave out {amounts.calls(found)}" if found else ""
 
 
 def require_counted(who: str, module: nn.Module, example: Tensors) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compress.results.record import EXECUTION, Key, Record
-from compress.system.amounts import size
+from compress.results.record import COUNTS, EXECUTION, Key, Record
+from compress.system.amounts import calls, size
 from compress.timing.executed import Executed, explain
 
 REASON_PREFIXES = {
@@ -49,6 +49,7 @@ class Draft:
             zeros = 1 - figures["nonzero_params"] / figures["params"]
             gzipped = size(figures["gzip_bytes"])
             notes.append(f"{zeros:.0%} of the parameters are zero; gzipped, the file has {gzipped}")
+        notes += _uncounted(record)
         if slowed := _slowed(record):
             notes.append(slowed)
         if draft.ok and (same := figures.get("top1_agreement", 1.0)) < ALIKE:
@@ -90,6 +91,22 @@ def _slowed(record: Record) -> str:
         return ""
     counts: list[Any] = [record.measured[name] for name in COUNTED]
     return explain(Executed(*counts), flags[-1])
+
+
+def _uncounted(record: Record) -> list[str]:
+    """Return what a model's counts leave out."""
+    found = []
+    for line in record.log:
+        if line["kind"] != COUNTS:
+            continue
+        if left_out := line.get("left_out"):
+            found.append(f"MACs leave out {calls(left_out)}")
+        if unused := line.get("unused_params"):
+            found.append(
+                f"{unused:,} parameters that the deployed file does without, such as those of "
+                f"heads that are only used in training, are not counted"
+            )
+    return found
 
 
 Drafts = Mapping[Key, Draft]

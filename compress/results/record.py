@@ -12,6 +12,8 @@ SCHEMA = 2
 BASELINE = "baseline"
 MARGIN = 1.0
 """Points: by default, a loss of accuracy that stays below this does not matter."""
+COUNTS = "counts"
+"""The kind of log entry of what the counts of a model leave out."""
 EXECUTION = "executed"
 """The kind of the log line that says what onnxruntime executes, and on which CPU."""
 CONTROL = "control"

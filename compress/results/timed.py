@@ -42,13 +42,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Form:
-    """One way to run rows on the GPU; `speed` begins the columns of its comparison, if any."""
+    """One way to run rows on the GPU; `speed` begins the columns of its comparison, if any.
+
+    `figure` is what its column holds: milliseconds, or items per second.
+    """
 
     column: str
     words: str
     header: str
     explained: str = ""
     speed: str = ""
+    figure: str = "ms_p50"
 
 
 _TABLES = tomllib.loads((resources.files("compress.results") / "columns.toml").read_text())
@@ -110,7 +114,7 @@ def timed_files(
 
 def timed_on_gpu(form: Form, known: Known | None = None) -> Timed:
     """Return the timing of one form on the GPU."""
-    names = {"per_s" if form.column.endswith("per_s") else "ms_p50": form.column}
+    names = {form.figure: form.column}
     if form.speed:
         names |= {f.name: f"{form.speed}_{f.name}" for f in LATENCY if f.seeds == "ratio"}
     return Timed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
 SHORTEST, LONGEST = 1e-6, 1e15
@@ -37,6 +38,11 @@ def size(value: float) -> str:
 def plural(count: object, noun: str) -> str:
     """Return a count with its noun, such as `1 thread` or `4 threads`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def calls(counts: Mapping[str, int]) -> str:
+    """Return how often each of some functions is called: `2 calls of sin, 1 call of cos`."""
+    return ", ".join(f"{plural(count, 'call')} of {name}" for name, count in counts.items())
 
 
 def duration(seconds: float) -> str:

@@ -24,6 +24,8 @@ from compress.deploy.verify import verify
 from compress.errors import IllegalChain, UserError
 from compress.heads import heads_of
 from compress.model import forward, identity
+from compress.results.draft import Draft
+from compress.results.record import Record
 from compress.tasks.base import stacked_inputs
 from compress.techniques import chain
 from compress.training import accuracy
@@ -134,7 +136,8 @@ def test_a_row_tells_of_parameters_that_are_not_deployed() -> None:
     found = Measured()
     measuring._count(start, counts.count(start.module, start.example), b"onnx", 20, found)
     assert found.figures["params"] == 16 * 9 + 16 + 2 * 16 + 32 * 16 * 9 + 32 + 320 + 10
-    assert found.notes == [
+    record = Record("baseline", 0, "ok", found.figures, log=tuple(found.log))
+    assert Draft.of(record).notes == [
         "170 parameters that the deployed file does without, such as those of heads that are only "
         "used in training, are not counted"
     ]

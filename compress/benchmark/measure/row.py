@@ -36,7 +36,7 @@ from compress.heads import heads_of
 from compress.model import Model, save
 from compress.results.accuracy import WEIGHTS
 from compress.results.raw import write_arrays
-from compress.results.record import EXECUTION, Record
+from compress.results.record import COUNTS, EXECUTION, Record
 from compress.system.environment import cpu_info
 from compress.system.files import sha256, write_atomic
 from compress.system.progress import stage
@@ -192,14 +192,12 @@ def _count(
         "onnx_bytes": len(onnx),
         "gzip_bytes": gzip_bytes,
     }
-    measured.log.append({"kind": "counts", "uncounted": dict(counted.uncounted)})
-    if left_out := counts.left_out(counted.uncounted):
-        measured.notes.append(left_out)
+    about: dict[str, Any] = {"uncounted": dict(counted.uncounted)}
+    if left_out := counts.may_hold_products(counted.uncounted):
+        about["left_out"] = left_out
     if counted.unused_params:
-        measured.notes.append(
-            f"{counted.unused_params:,} parameters that the deployed file does without, such as "
-            f"those of heads that are only used in training, are not counted"
-        )
+        about["unused_params"] = counted.unused_params
+    measured.log.append({"kind": COUNTS, **about})
     if (heads := heads_of(model.module)) is not None and heads.note:
         measured.notes.append(heads.note)
     if model.sparse:
