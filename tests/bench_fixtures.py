@@ -34,7 +34,7 @@ def images(side: int = 32, channels: int = 3, classes: int = 10) -> ImageClassif
     return ImageClassification("made", tuple(map(str, range(classes))), preprocessing)
 
 
-def make_bench(data: Data, teacher: Model | None = None, seed: int = 0) -> StepContext:
+def make_context(data: Data, teacher: Model | None = None, seed: int = 0) -> StepContext:
     return StepContext(
         task=data.task,
         train=data.train,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from caches import Folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,7 +217,7 @@ def test_losses_of_others_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -
             chain("distill(loss='huber')")
         data = small_digits()
         teacher = fresh_model(data)
-        run(step, teacher, make_bench(data, teacher))
+        run(step, teacher, make_context(data, teacher))
         groups["compress.losses"] = [Entry(Scale)]
         losses.cache_clear()
         with pytest.raises(UserError, match="not a Loss"):
@@ -227,7 +227,7 @@ def test_losses_of_others_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_measured_answer_is_asked_once(tmp_path: Path) -> None:
-    context = replace(make_bench(small_digits()), cache=Folder(tmp_path))
+    context = replace(make_context(small_digits()), cache=Folder(tmp_path))
     calls: list[int] = []
 
     def measure() -> dict[str, int]:
@@ -246,7 +246,7 @@ def test_a_measured_answer_is_asked_once(tmp_path: Path) -> None:
 
 def test_of_two_who_measure_at_once_one_answer_holds(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    context = replace(make_bench(small_digits()), cache=StoredStepCache(store, "f" * 64))
+    context = replace(make_context(small_digits()), cache=StoredStepCache(store, "f" * 64))
 
     def slower() -> dict[str, int]:
         replace(context, cache=StoredStepCache(store, "e" * 64)).cached(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_fixtures import build, fresh_model, make_bench, small_digits
+from bench_fixtures import build, fresh_model, make_context, small_digits
 from cases import NEUTRAL, TEXTS
 
 from compress import counts
@@ -32,7 +32,7 @@ def data() -> Data:
 
 @pytest.fixture(scope="module")
 def trained(data: Data) -> Model:
-    return run(chain("train(epochs=3)"), fresh_model(data), make_bench(data))
+    return run(chain("train(epochs=3)"), fresh_model(data), make_context(data))
 
 
 def state(model: Model) -> dict[str, torch.Tensor]:
@@ -55,7 +55,7 @@ def results(data: Data, trained: Model) -> dict[str, Model]:
     before = state(trained)
     made = {}
     for text in TEXTS:
-        made[text] = run(chain(text), trained, make_bench(data, teacher=trained))
+        made[text] = run(chain(text), trained, make_context(data, teacher=trained))
         after = trained.module.state_dict()
         assert all(torch.equal(before[key], after[key]) for key in before), f"{text} changed it"
     return made
@@ -84,7 +84,7 @@ def test_result_is_sound(text: str, results: dict[str, Model], trained: Model) -
 def test_same_seed_same_weights(
     text: str, results: dict[str, Model], data: Data, trained: Model
 ) -> None:
-    again = run(chain(text), trained, make_bench(data, teacher=trained))
+    again = run(chain(text), trained, make_context(data, teacher=trained))
     assert same(again, results[text])
 
 
@@ -92,13 +92,13 @@ def test_same_seed_same_weights(
 def test_another_seed_gives_other_weights(
     text: str, results: dict[str, Model], data: Data, trained: Model
 ) -> None:
-    other = run(chain(text), trained, make_bench(data, teacher=trained, seed=1))
+    other = run(chain(text), trained, make_context(data, teacher=trained, seed=1))
     assert not same(other, results[text])
 
 
 @pytest.mark.parametrize("text", NEUTRAL)
 def test_neutral_setting_changes_nothing(text: str, data: Data, trained: Model) -> None:
-    assert same(run(chain(text), trained, make_bench(data, teacher=trained)), trained)
+    assert same(run(chain(text), trained, make_context(data, teacher=trained)), trained)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -204,7 +204,7 @@ SAMPLE = [
 def test_chain_equals_its_steps_by_hand(
     first: str, second: str, data: Data, trained: Model
 ) -> None:
-    context = make_bench(data, teacher=trained)
+    context = make_context(data, teacher=trained)
     together = run(chain(f"{first} -> {second}"), trained, context)
     after = replace(context, position=len(leaves(chain(first))))
     by_hand = run(chain(second), run(chain(first), trained, context), after)
@@ -215,12 +215,12 @@ def test_repeat_equals_its_steps_by_hand(data: Data, trained: Model) -> None:
     together = run(
         chain("repeat(2, prune_weights(sparsity=0.6) -> finetune(epochs=1))"),
         trained,
-        make_bench(data, teacher=trained),
+        make_context(data, teacher=trained),
     )
     by_hand = trained
     for seed, sparsity in ((0, 0.3), (seed_of("repeat", 0, 2), 0.6)):
         step: Compressor = chain(f"prune_weights(sparsity={sparsity}) -> finetune(epochs=1)")
-        by_hand = run(step, by_hand, make_bench(data, teacher=trained, seed=seed))
+        by_hand = run(step, by_hand, make_context(data, teacher=trained, seed=seed))
     assert same(together, by_hand)
     counted = counts.count(together.module, together.example)
     assert counted.nonzero_params < 0.5 * counted.params

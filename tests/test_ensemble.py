@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_fixtures import build, fresh_model, make_bench, small_digits
+from bench_fixtures import build, fresh_model, make_context, small_digits
 
 from compress import counts
 from compress.chain_parser import model_sources
@@ -37,7 +37,7 @@ def test_averages_by_hand() -> None:
 
 
 def test_the_generations_answer_together(data: Data, tmp_path: Path) -> None:
-    context = make_bench(data)
+    context = make_context(data)
     trained = run(chain("train(epochs=2)"), fresh_model(data), context)
     text = "repeat(3, distill(student='same', teacher='input', epochs=1), result='ensemble')"
     made = run(chain(text), trained, replace(context, teacher=trained))
@@ -57,7 +57,7 @@ def test_the_generations_answer_together(data: Data, tmp_path: Path) -> None:
 
 
 def test_pruned_members_are_saved_with_their_masks(data: Data, tmp_path: Path) -> None:
-    context = make_bench(data)
+    context = make_context(data)
     trained = run(chain("train(epochs=1)"), fresh_model(data), context)
     members = "prune_channels(channels=0.5) -> prune_weights(sparsity=0.5) -> finetune(epochs=1)"
     first = run(chain(members), trained, context)

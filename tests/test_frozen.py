@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_fixtures import make_bench, small_digits
+from bench_fixtures import make_context, small_digits
 from torch import Tensor, nn
 
 from compress.benchmark.plan.plan import make_plan
@@ -69,7 +69,7 @@ def fresh(data: Data, name: str = "made") -> Model:
 
 @pytest.fixture
 def bench(data: Data) -> StepContext:
-    return replace(make_bench(data, fresh(data)), build=partial(fresh, data))
+    return replace(make_context(data, fresh(data)), build=partial(fresh, data))
 
 
 def values(model: Model) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ class Stepper:
         while True:
             failed, message = False, "memory ran out in another process"
             try:
-                loss, right = self._in_parts(batch)
+                loss, right = self._in_micro_batches(batch)
             except (RuntimeError, MemoryError) as error:
                 # Batch norm has no variance over one item, so a part has two at least.
                 if not ran_out_of_memory(error) or 4 * self.micro_batches > len(batch):
@@ -105,7 +105,7 @@ class Stepper:
         )
         return {"micro_batch": -(-batch_size // self.micro_batches)}
 
-    def _in_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _in_micro_batches(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         count, whole = len(batch), batch.whole or len(batch)
         total = torch.zeros((), device=batch.targets.device)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from fake_cuda import Caching, Costly, Fake, Otherwise
 from gpu_rows import derived
 from torch import nn
@@ -64,8 +64,8 @@ TORCH_ABSENT = "torch finds no CUDA device"
 @pytest.fixture(scope="module")
 def models() -> dict[Key, Model]:
     data = small_digits()
-    base = run(chain("train(epochs=2)"), fresh_model(data), make_bench(data))
-    bench = make_bench(data, teacher=base)
+    base = run(chain("train(epochs=2)"), fresh_model(data), make_context(data))
+    bench = make_context(data, teacher=base)
     return {BASE: base} | {key: run(chain(key[0]), base, bench) for key in (PRUNED, LOWERED)}
 
 

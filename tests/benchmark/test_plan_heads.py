@@ -9,7 +9,7 @@ from typing import Any
 import heads_nets
 import pytest
 import torch
-from bench_fixtures import make_bench, small_digits
+from bench_fixtures import make_context, small_digits
 from safetensors.torch import save_file
 from torch import nn
 
@@ -53,7 +53,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     seed_everything(0)
     made = fresh(f"{NETS}:net", DATA.task, [NETS])
     step = chain("finetune(epochs=20, batch_size=32, learning_rate=0.01)")
-    trained = run(step, made, make_bench(DATA)).module
+    trained = run(step, made, make_context(DATA)).module
     with torch.no_grad():
         trained.aux.weight.copy_(made.module.aux.weight)
         trained.aux.bias.copy_(made.module.aux.bias)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from safetensors.torch import save_file
 
 import compress
@@ -40,7 +40,7 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a net that was trained on the ten digits."""
     data = small_digits()
-    model = run(chain("train(epochs=6)"), fresh_model(data), make_bench(data))
+    model = run(chain("train(epochs=6)"), fresh_model(data), make_context(data))
     path = tmp_path_factory.mktemp("weights") / "digits.safetensors"
     save_file(model.module.state_dict(), path)
     return path
@@ -220,7 +220,7 @@ def test_weights_that_are_trained_on_are_judged_before_if_their_head_was_kept(
     tmp_path: Path,
 ) -> None:
     whole = small_digits()
-    good = run(chain("train(epochs=20)"), fresh_model(whole), make_bench(whole))
+    good = run(chain("train(epochs=20)"), fresh_model(whole), make_context(whole))
     weights = tmp_path / "good.safetensors"
     save_file(good.module.state_dict(), weights)
     base = "finetune(epochs=1)"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 
 from compress import counts
 from compress.recommender.cost import BESIDE, QUICK, CostModel
@@ -65,7 +65,7 @@ def test_other_steps_take_what_they_took() -> None:
 def test_a_student_that_is_cut_afterwards_was_trained_whole() -> None:
     data = small_digits()
     model = fresh_model(data)
-    context = replace(make_bench(data, teacher=model), enters=model)
+    context = replace(make_context(data, teacher=model), enters=model)
     student = context.student("cnn-small(width=8)")
     whole = 4 * counts.macs(student.module, student.example)
     lab = SimpleNamespace(

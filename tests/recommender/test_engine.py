@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from made_lab import BASE, MadeLab, made
 
 from compress.parts import Choices
@@ -62,7 +62,7 @@ HALF = {
 def space() -> Space:
     data = small_digits()
     model = fresh_model(data)
-    context = replace(make_bench(data, teacher=model), enters=model)
+    context = replace(make_context(data, teacher=model), enters=model)
     forms = Wishes(only=ONLY, values=VALUES).forms(techniques(), ("cnn-small(width=8)",))
     return space_of(forms, context)
 

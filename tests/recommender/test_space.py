@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from cases import TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +37,7 @@ STUDENTS = ("cnn-small(width=8)", "mlp(width=8)")
 def context() -> StepContext:
     data = small_digits()
     model = fresh_model(data)
-    return replace(make_bench(data, teacher=model), enters=model)
+    return replace(make_context(data, teacher=model), enters=model)
 
 
 def space(context: StepContext, wishes: Wishes | None = None) -> Space:

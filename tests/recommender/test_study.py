@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 
 from compress.parts import Choices
 from compress.recommender.draw import AtRandom
@@ -26,7 +26,7 @@ VALUES = {
 def space() -> Space:
     data = small_digits()
     model = fresh_model(data)
-    context = replace(make_bench(data, teacher=model), enters=model)
+    context = replace(make_context(data, teacher=model), enters=model)
     forms = Wishes(only=tuple(VALUES), values=VALUES).forms(techniques(), ())
     return space_of(forms, context)
 

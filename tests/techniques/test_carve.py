@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from bench_fixtures import build, fresh_model, make_bench, small_digits
+from bench_fixtures import build, fresh_model, make_context, small_digits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -98,11 +98,11 @@ def test_plain_layers_of_equal_shape_are_no_blocks() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> Model:
-    return run(chain("train(epochs=1)"), fresh_model(DATA, "resnet32(width=4)"), make_bench(DATA))
+    return run(chain("train(epochs=1)"), fresh_model(DATA, "resnet32(width=4)"), make_context(DATA))
 
 
 def test_what_stays_keeps_its_weights(trained: Model, tmp_path: Path) -> None:
-    context = make_bench(DATA, trained)
+    context = make_context(DATA, trained)
     made = run(chain("carve(ratio=0.6)"), trained, context)
     [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     assert row["kept"] == [f"layer{s}.{i}" for s in (1, 2, 3) for i in (0, 1, 3)]
@@ -117,7 +117,7 @@ def test_what_stays_keeps_its_weights(trained: Model, tmp_path: Path) -> None:
 
 
 def test_blocks_by_name(trained: Model) -> None:
-    context = make_bench(DATA, trained)
+    context = make_context(DATA, trained)
     made = run(chain("carve(blocks=['layer1.2', 'layer3.4'])"), trained, context)
     [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     assert row["kept"] == ["layer1.2", "layer2.0", "layer3.0", "layer3.4"]
@@ -127,7 +127,7 @@ def test_blocks_by_name(trained: Model) -> None:
 
 
 def test_by_effect_removes_first_what_changes_the_answers_least(trained: Model) -> None:
-    context = make_bench(DATA, trained)
+    context = make_context(DATA, trained)
     run(chain("carve(ratio=0.9, by='effect')"), trained, context)
     [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     [gone] = row["removed"]
@@ -153,7 +153,7 @@ def test_a_block_of_no_effect_goes_first(trained: Model) -> None:
     with torch.no_grad():
         block.bn2.weight.zero_()
         block.bn2.bias.zero_()  # what goes past it was made by a ReLU, so the last one keeps it
-    context = make_bench(DATA, model)
+    context = make_context(DATA, model)
     made = run(chain("carve(ratio=0.93, by='effect')"), model, context)
     [row] = [row for row in context.log.rows if row["kind"] == "carve"]
     assert row["removed"] == ["layer2.3"]
@@ -164,21 +164,21 @@ def test_a_block_of_no_effect_goes_first(trained: Model) -> None:
 def test_the_depth_is_that_of_the_smaller_net(trained: Model) -> None:
     from compress import counts
 
-    made = run(chain("carve(ratio=0.6)"), trained, make_bench(DATA, trained))
+    made = run(chain("carve(ratio=0.6)"), trained, make_context(DATA, trained))
     smaller = fresh_model(DATA, "resnet20(width=4)")
     found, expected = (counts.count(m.module, m.example) for m in (made, smaller))
     assert (found.params, found.macs) == (expected.params, expected.macs)
 
 
 def test_masks_go_with_their_blocks(trained: Model) -> None:
-    context = make_bench(DATA, trained)
+    context = make_context(DATA, trained)
     made = run(chain("prune_weights(sparsity=0.5) -> carve(ratio=0.6)"), trained, context)
     assert made.sparse
     assert made.sparse <= dict(made.module.named_parameters()).keys()
 
 
 def test_in_steps_it_comes_to_the_same_number(trained: Model) -> None:
-    context = make_bench(DATA, trained)
+    context = make_context(DATA, trained)
     gradual = run(chain("repeat(2, carve(ratio=0.6) -> finetune(epochs=1))"), trained, context)
     count = [len(stage.blocks) for stage in stages(gradual.module, gradual.items())]
     assert count == [3, 3, 3]
@@ -188,7 +188,7 @@ def test_by_effect_in_steps_comes_to_the_same_number(monkeypatch: pytest.MonkeyP
     """Stages that have nothing left to remove still count."""
     monkeypatch.setattr(carve, "MEASURED_ON", 16)
     model = fresh_model(DATA, "resnet20(width=4)")
-    context = make_bench(DATA, model)
+    context = make_context(DATA, model)
     made = run(chain("repeat(3, carve(ratio=0.3, by='effect'))"), model, context)
     kept = [row["kept"] for row in context.log.rows if row["kind"] == "carve"]
     assert [len(paths) for paths in kept] == [7, 5, 3]  # 0.767, 0.533 and 0.3 of 9
@@ -198,13 +198,13 @@ def test_by_effect_in_steps_comes_to_the_same_number(monkeypatch: pytest.MonkeyP
 
 def test_blocks_that_must_stay_are_told() -> None:
     model = fresh_model(DATA, "resnet20(width=4)")
-    context = make_bench(DATA, model)
+    context = make_context(DATA, model)
     run(chain("carve(ratio=0.01)"), model, context)
     assert "3 of 9 blocks stay (0.33 of them)" in context.log.notes[0]
 
 
 def test_born_again_after_carving_has_the_factorys_fresh_weights(trained: Model) -> None:
-    context = make_bench(DATA, trained)
+    context = make_context(DATA, trained)
     text = "carve(ratio=0.6) -> distill(student='same', epochs=1, learning_rate=1e-9)"
     made = run(chain(text), trained, context)
     assert [len(stage.blocks) for stage in stages(made.module, made.items())] == [3, 3, 3]
@@ -219,7 +219,7 @@ def test_a_transformer_keeps_the_weights_of_the_layers_that_stay() -> None:
         "hidden_dim=16, mlp_dim=32)"
     )
     model = fresh_model(DATA, name)
-    made = run(chain("carve(ratio=0.5)"), model, make_bench(DATA, model))
+    made = run(chain("carve(ratio=0.5)"), model, make_context(DATA, model))
     whole, left = model.module.state_dict(), made.module.state_dict()
     layers = sorted({key.split(".")[2] for key in left if key.startswith("encoder.layers.")})
     assert layers == ["encoder_layer_0", "encoder_layer_2"]
@@ -264,7 +264,7 @@ def test_a_transformer_of_torchs_own_layers(norm_first: bool, tmp_path: Path) ->
     places = tuple(f"encoder.layers.{number}" for number in range(4))
     assert stage.blocks == places
     assert stage.removable >= set(places[1:])
-    made = run(chain("carve(ratio=0.5)"), model, make_bench(DATA, model))
+    made = run(chain("carve(ratio=0.5)"), model, make_context(DATA, model))
     inputs = torch.randn(3, 1, 8, 8)
     # By hand: the layers that stay, one after the other.
     tokens = model.module.patches(inputs).flatten(2).mT + model.module.places
@@ -305,9 +305,9 @@ def test_norms_of_their_own_are_no_blocks() -> None:
 
 
 def test_width_is_that_of_pruned_channels(trained: Model) -> None:
-    both = run(chain("carve(ratio=0.6, width=0.5)"), trained, make_bench(DATA, trained))
+    both = run(chain("carve(ratio=0.6, width=0.5)"), trained, make_context(DATA, trained))
     steps = chain("carve(ratio=0.6) -> prune_channels(channels=0.5)")
-    one_by_one = run(steps, trained, make_bench(DATA, trained))
+    one_by_one = run(steps, trained, make_context(DATA, trained))
     ours, theirs = both.module.state_dict(), one_by_one.module.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -321,7 +321,7 @@ def test_width_is_that_of_pruned_channels(trained: Model) -> None:
 
 def test_nothing_to_take_out_is_told() -> None:
     model = fresh_model(DATA, "mlp")
-    context = make_bench(DATA, model)
+    context = make_context(DATA, model)
     made = run(chain("carve(ratio=0.5)"), model, context)
     assert made.module.state_dict().keys() == model.module.state_dict().keys()
     assert "the model has no stack of blocks" in context.log.notes[0]
@@ -346,7 +346,7 @@ def test_refused(text: str, words: str) -> None:
 
 
 def test_needs_calibration_only_to_judge(trained: Model) -> None:
-    context = replace(make_bench(DATA, trained), calibration=None)
+    context = replace(make_context(DATA, trained), calibration=None)
     run(chain("carve(ratio=0.5)"), trained, context)
     with pytest.raises(IllegalChain, match="needs calibration"):
         run(chain("carve(ratio=0.5, by='effect')"), trained, context)

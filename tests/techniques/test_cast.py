@@ -7,7 +7,7 @@ from dataclasses import replace
 import onnx
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 
 from compress.compressor import run
 from compress.deploy.export import export
@@ -38,7 +38,7 @@ def test_what_is_refused(text: str, reason: str) -> None:
 
 def test_the_file_is_half_as_large_and_the_step_log_says_how_far_it_is_from_the_limit() -> None:
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     model = fresh_model(data)
     result = run(chain("cast('float16')"), model, context)
     assert result.onnx is not None
@@ -61,11 +61,11 @@ def test_a_network_that_overflows_float16_fails_with_a_sentence() -> None:
         first.bias.mul_(2e5)
         last.weight.mul_(5e-6)
     with pytest.raises(StepFailed, match=r"inside the network reaches .* would become infinite"):
-        run(chain("cast('float16')"), model, make_bench(data))
+        run(chain("cast('float16')"), model, make_context(data))
 
 
 def test_it_needs_calibration_data() -> None:
     data = small_digits()
-    context = replace(make_bench(data), calibration=None)
+    context = replace(make_context(data), calibration=None)
     with pytest.raises(IllegalChain, match="cast needs calibration"):
         run(chain("cast('float16')"), fresh_model(data), context)

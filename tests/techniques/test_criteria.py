@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from torch import Tensor, nn
 
 from compress.compressor import run
@@ -43,7 +43,7 @@ def data() -> Data:
 
 @pytest.fixture
 def bench(data: Data) -> StepContext:
-    return make_bench(data)
+    return make_context(data)
 
 
 def values(rows: int = 5, columns: int = 7) -> Tensor:
@@ -215,7 +215,7 @@ def test_every_criterion_prunes_and_the_same_seed_the_same(
 def test_random_takes_others_with_another_seed(data: Data) -> None:
     text = "prune_channels(channels=0.5, criterion='random')"
     model = fresh_model(data)
-    once, other = (run(chain(text), model, make_bench(data, seed=n)).module for n in (0, 1))
+    once, other = (run(chain(text), model, make_context(data, seed=n)).module for n in (0, 1))
     firsts = [next(iter(module.parameters())) for module in (once, other)]
     assert not torch.equal(*firsts)
 

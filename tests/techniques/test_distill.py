@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from torch import nn
 
 from compress.benchmark.plan.plan import make_plan
@@ -29,7 +29,9 @@ from compress.zoo.transfer import load_transfer
 @pytest.fixture(scope="module")
 def taught() -> tuple[Data, Model]:
     data = small_digits()
-    return data, run(chain("train(epochs=12, batch_size=32)"), fresh_model(data), make_bench(data))
+    return data, run(
+        chain("train(epochs=12, batch_size=32)"), fresh_model(data), make_context(data)
+    )
 
 
 def test_without_labels_the_student_still_learns_the_teachers_answers(
@@ -39,7 +41,7 @@ def test_without_labels_the_student_still_learns_the_teachers_answers(
     data, teacher = taught
     raw, targets = data.train.fetch(torch.arange(len(data.train)))
     liars = TensorSplit(raw, targets.roll(1))
-    context = replace(make_bench(data, teacher), train=liars)
+    context = replace(make_context(data, teacher), train=liars)
     step = chain("distill(student='mlp', epochs=15, batch_size=32, hard_weight=0)")
     assert "labels" not in step.needs
     student = run(step, teacher, context)
@@ -48,7 +50,7 @@ def test_without_labels_the_student_still_learns_the_teachers_answers(
 
 def test_teachers() -> None:
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     model = run(chain("train(epochs=2)"), fresh_model(data), context)
     with pytest.raises(IllegalChain, match="teacher"):
         run(chain("distill(epochs=1)"), model, context)
@@ -65,14 +67,14 @@ def test_teachers() -> None:
 
 def test_the_step_log_counts_samples_seen() -> None:
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     run(chain("train(epochs=2, batch_size=64) -> finetune(epochs=1)"), fresh_model(data), context)
     assert context.log.samples == 3 * len(data.train)
 
 
 def student_of(text: str, taught: tuple[Data, Model], **more: Any) -> tuple[Model, StepLog]:
     data, teacher = taught
-    context = replace(make_bench(data, teacher), **more)
+    context = replace(make_context(data, teacher), **more)
     return run(chain(text), teacher, context), context.log
 
 
@@ -96,7 +98,7 @@ def test_an_ensemble_of_copies_teaches_as_the_one_does(taught: tuple[Data, Model
 
 def test_the_weights_of_teachers_matter(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    other = run(chain("finetune(epochs=1)"), fresh_model(data, seed=3), make_bench(data))
+    other = run(chain("finetune(epochs=1)"), fresh_model(data, seed=3), make_context(data))
     models = {"a": teacher, "b": other}
     start = "distill(student='mlp', epochs=1, teacher=['a', 'b'], teacher_weights="
     first, second = (
@@ -108,7 +110,7 @@ def test_the_weights_of_teachers_matter(taught: tuple[Data, Model]) -> None:
 
 def test_born_again_has_fresh_weights_of_the_same_shapes(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    small = run(chain("prune_channels(channels=0.5)"), teacher, make_bench(data))
+    small = run(chain("prune_channels(channels=0.5)"), teacher, make_context(data))
     step = "distill(student='same', teacher='input', epochs=1, learning_rate=1e-9)"
     made, _ = student_of(step, (data, small))
     shapes = [{k: v.shape for k, v in m.module.state_dict().items()} for m in (made, small)]
@@ -123,7 +125,7 @@ def test_born_again_has_fresh_weights_of_the_same_shapes(taught: tuple[Data, Mod
 def test_born_again_does_not_begin_where_its_teacher_began(taught: tuple[Data, Model]) -> None:
     data, _ = taught
     still = "epochs=1, learning_rate=1e-12"
-    teacher = run(chain(f"train({still})"), fresh_model(data), make_bench(data))
+    teacher = run(chain(f"train({still})"), fresh_model(data), make_context(data))
     made, _ = student_of(f"distill(student='same', teacher='input', {still})", (data, teacher))
     for name, ours in made.module.named_parameters():
         if ours.ndim > 1:
@@ -138,7 +140,7 @@ def test_born_again_works_on_a_transformer_whose_layers_were_cut() -> None:
         "torchvision:VisionTransformer(image_size=8, patch_size=4, num_layers=2, num_heads=2, "
         "hidden_dim=16, mlp_dim=32)"
     )
-    context, model = make_bench(data), fresh_model(data, name)
+    context, model = make_context(data), fresh_model(data, name)
     with torch.no_grad():
         model.module.get_parameter("class_token").fill_(7.0)
     small = run(chain("prune_channels(channels=0.5)"), model, context)
@@ -160,14 +162,14 @@ def test_the_times_of_one_seed_are_not_those_of_another(taught: tuple[Data, Mode
             return model
 
     for seed in (0, 1):
-        run(Repeat(3, Note()), teacher, replace(make_bench(data), seed=seed))
+        run(Repeat(3, Note()), teacher, replace(make_context(data), seed=seed))
     assert noted[::3] == [0, 1], "the first is as without repeat"
     assert len(set(noted)) == 6
 
 
 def test_a_whole_recipe(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    context = make_bench(data, teacher)
+    context = make_context(data, teacher)
     student = "distill(student='cnn-small(width=16)', epochs=12, batch_size=32)"
     made = run(chain(f"{student} -> finetune(epochs=2) -> quantize()"), teacher, context)
     assert made.lowered
@@ -207,7 +209,7 @@ def test_options_without_effect_are_refused(options: str, words: str) -> None:
 
 def test_beta_weighs_what_is_said_of_the_other_classes(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    context = make_bench(data, teacher)
+    context = make_context(data, teacher)
     calls = Teacher([teacher], context, "probabilities", ())
     raw, targets = data.train.fetch(torch.arange(16))
     inputs = data.task.prepare(raw, context.device)
@@ -225,7 +227,7 @@ def test_beta_weighs_what_is_said_of_the_other_classes(taught: tuple[Data, Model
 
 def test_hints_that_cannot_be_are_refused_before_any_work(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    context = make_bench(data, teacher)
+    context = make_context(data, teacher)
     first = next(name for name, _ in teacher.module.named_modules() if name)
     step = chain(f"distill(student='mlp', hints=fitnets(layers=['{first}:nothing']))")
     with pytest.raises(IllegalChain, match="the student has no layer 'nothing'"):
@@ -278,13 +280,13 @@ def test_a_teacher_that_gives_no_numbers_is_told_as_the_cause(taught: tuple[Data
     with torch.no_grad():
         list(broken.module.parameters())[-1].fill_(float("nan"))
     with pytest.raises(StepFailed, match="the teacher's answers are not numbers"):
-        run(chain("distill(student='mlp', epochs=1)"), teacher, make_bench(data, broken))
+        run(chain("distill(student='mlp', epochs=1)"), teacher, make_context(data, broken))
 
 
 def test_annealing_ends_at_the_labels_alone(taught: tuple[Data, Model]) -> None:
     """Where the soft loss has faded out, what is left is the cross-entropy at full weight."""
     data, teacher = taught
-    context = make_bench(data, teacher)
+    context = make_context(data, teacher)
     step = chain("distill(epochs=1, annealing='linear', hard_weight=0.1, loss=kd(weight=0.9))")
     assert isinstance(step, Distill)
     assert "labels" in chain("distill(annealing='linear', hard_weight=0)").needs
@@ -315,7 +317,7 @@ def test_all_three_targets_at_once_each_with_its_weight(
     taught: tuple[Data, Model], soft: float
 ) -> None:
     data, teacher = taught
-    context = make_bench(data, teacher)
+    context = make_context(data, teacher)
     losses = f"[kd(weight={soft}), logits(weight=0.05)]" if soft else "logits(weight=0.05)"
     options = f"hard_weight=0.3, annealing='linear', final_hard_weight={0.3 + soft}"
     step = chain(f"distill(loss={losses}, {options})")
@@ -344,7 +346,7 @@ def test_schedules(shape: str, middle: float) -> None:
 
 def test_the_temperature_falls_along_its_schedule(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
-    context = make_bench(data, teacher)
+    context = make_context(data, teacher)
     step = chain("distill(loss=kd(temperature=8, final_temperature=2, weight=1), hard_weight=0)")
     assert isinstance(step, Distill)
     calls = Teacher([teacher], context, "logits", ())
@@ -383,16 +385,16 @@ def test_pairs_that_do_not_fit(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
     wide = replace(teacher.copy(), module=nn.Sequential(nn.Flatten(), nn.Linear(64, 12)))
     with pytest.raises(IllegalChain, match="the student has 10 outputs and the teacher 12"):
-        run(chain("distill(epochs=1, student='mlp')"), teacher, make_bench(data, wide))
+        run(chain("distill(epochs=1, student='mlp')"), teacher, make_context(data, wide))
     large = replace(wide, probe=(torch.zeros(1, 1, 16, 16),))
     with pytest.raises(IllegalChain, match=r"inputs of shape \[\(1, 16, 16\)\] and the student"):
-        run(chain("distill(epochs=1, student='mlp')"), teacher, make_bench(data, large))
+        run(chain("distill(epochs=1, student='mlp')"), teacher, make_context(data, large))
 
 
 def test_dkd_is_refused_where_items_are_mixed(taught: tuple[Data, Model]) -> None:
     data, teacher = taught
     mixed = replace(data.task, augment="mixup")
-    context = replace(make_bench(data, teacher), task=mixed)
+    context = replace(make_context(data, teacher), task=mixed)
     with pytest.raises(IllegalChain, match="mixup gives mixtures"):
         run(chain("distill(epochs=1, loss='dkd')"), teacher, context)
     run(chain("distill(epochs=1, loss='dist')"), teacher, context)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from torch import nn
 
 from compress.compressor import run
@@ -32,7 +32,7 @@ def test_the_backbone_is_frozen_for_all_epochs_or_for_the_first() -> None:
         ("finetune(epochs=2, freeze='backbone', frozen_epochs=1)", every),
         ("finetune(epochs=2)", every),
     ):
-        context = make_bench(data)
+        context = make_context(data)
         found = run(chain(text), model, context)
         assert changed(model, found) == expected, text
         assert all(parameter.requires_grad for parameter in found.module.parameters())
@@ -46,7 +46,7 @@ def test_what_the_author_froze_stays_frozen() -> None:
     name, first = next(iter(model.module.named_parameters()))
     first.requires_grad_(False)
     found = run(
-        chain("finetune(epochs=2, freeze='backbone', frozen_epochs=1)"), model, make_bench(data)
+        chain("finetune(epochs=2, freeze='backbone', frozen_epochs=1)"), model, make_context(data)
     )
     assert name not in changed(model, found)
     assert not found.module.get_parameter(name).requires_grad
@@ -89,7 +89,7 @@ def test_all_heads_are_trained_while_the_backbone_is_frozen() -> None:
     data = small_digits()
     model = Model(TwoHeads().eval(), data.task.probe())
     assert head_layers(model) == ["head", "head_dist.1"]
-    context = make_bench(data)
+    context = make_context(data)
     found = run(chain("finetune(epochs=1, freeze='backbone')"), model, context)
     expected = {f"{name}.{kind}" for name in head_layers(model) for kind in ("weight", "bias")}
     assert changed(model, found) == expected
@@ -103,9 +103,9 @@ def test_a_frozen_head_is_the_reason_for_a_refusal() -> None:
     step = chain("finetune(epochs=1, freeze='backbone')")
     words = rf"freeze='backbone' trains {last_layer(model)} alone, and that is frozen"
     with pytest.raises(IllegalChain, match=words):
-        run(step, model, make_bench(data))
+        run(step, model, make_context(data))
     with pytest.raises(IllegalChain, match=words):
-        step.check(replace(make_bench(data), enters=model))
+        step.check(replace(make_context(data), enters=model))
 
 
 def test_frozen_epochs_must_be_some_of_those_that_freeze() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
@@ -188,7 +188,7 @@ def total(text: str, student: Tensor, teacher: Tensor, labels: Tensor, done: flo
     step, data = chain(text), small_digits()
     assert isinstance(step, Distill)
     answers: Any = lambda batch: teacher  # noqa: E731
-    loss = step._loss(answers, None, make_bench(data))
+    loss = step._loss(answers, None, make_context(data))
     return float(loss(student, Batch(torch.arange(len(labels)), (), labels, progress=done)))
 
 
@@ -212,7 +212,7 @@ def test_the_total_is_that_of_the_old_formulas(old: str) -> None:
 @pytest.fixture(scope="module")
 def taught() -> tuple[Data, Model]:
     data = small_digits()
-    return data, run(chain("train(epochs=4, batch_size=32)"), fresh_model(data), make_bench(data))
+    return data, run(chain("train(epochs=4, batch_size=32)"), fresh_model(data), make_context(data))
 
 
 def flat_loss(soft: str, options: dict[str, Any]) -> Any:
@@ -267,9 +267,9 @@ def test_a_training_gives_the_very_weights_of_the_old_formulas(
     data, teacher = taught
     options = eval(f"dict({old})")
     text = f"distill(student='mlp', epochs=2, batch_size=32{', ' if old else ''}{old})"
-    made = run(chain(text), teacher, make_bench(data, teacher)).module.state_dict()
+    made = run(chain(text), teacher, make_context(data, teacher)).module.state_dict()
     monkeypatch.setattr(Distill, "_loss", flat_loss(options.pop("loss", "kd"), options))
-    once = run(chain(text), teacher, make_bench(data, teacher)).module.state_dict()
+    once = run(chain(text), teacher, make_context(data, teacher)).module.state_dict()
     assert all(torch.equal(made[name], once[name]) for name in once)
 
 

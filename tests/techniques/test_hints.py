@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from torch import nn
 
 from compress.compressor import run
@@ -168,12 +168,12 @@ def test_the_losses_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> Model:
-    return run(chain("train(epochs=4)"), model("cnn-small(width=16)"), make_bench(DATA))
+    return run(chain("train(epochs=4)"), model("cnn-small(width=16)"), make_context(DATA))
 
 
 @pytest.mark.parametrize("kind", ["fitnets", "attention"])
 def test_learning_brings_the_features_nearer(kind: str, trained: Model) -> None:
-    context = make_bench(DATA, trained)
+    context = make_context(DATA, trained)
     start = "distill(student='cnn-small(width=8)', epochs=8, batch_size=32, loss=[], hard_weight=0"
     made = run(chain(f"{start}, hints={kind}(weight=10.0))"), trained, context)
     losses = [row["loss"] for row in context.log.rows if row["kind"] == "epoch"]
@@ -183,7 +183,7 @@ def test_learning_brings_the_features_nearer(kind: str, trained: Model) -> None:
 
 def test_named_layers() -> None:
     teacher = model("resnet20(width=8)")
-    context = make_bench(DATA, teacher)
+    context = make_context(DATA, teacher)
     start = "distill(student='resnet20(width=4)', epochs=1, hints=attention(layers="
     run(chain(f"{start}['layer2.0:layer2']))"), teacher, context)
     assert {"kind": "hints", "pairs": [["layer2.0", "layer2"]]} in context.log.rows
@@ -202,7 +202,7 @@ def test_named_layers() -> None:
 
 def test_what_cannot_give_hints() -> None:
     teacher = model("resnet20(width=8)")
-    context = make_bench(DATA, teacher)
+    context = make_context(DATA, teacher)
     with pytest.raises(IllegalChain, match="no layer of the student has features"):
         run(chain("distill(student='mlp', epochs=1, hints='fitnets')"), teacher, context)
     with pytest.raises(IllegalChain, match="not from an ensemble"):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -41,7 +41,7 @@ def test_exact_count_and_smallest_first(sizes: list[int], sparsity: float, seed:
 def test_scope(scope: str) -> None:
     data = small_digits()
     model = fresh_model(data)
-    context = make_bench(data)
+    context = make_context(data)
     result = run(chain(f"prune_weights(sparsity=0.7, scope='{scope}')"), model, context)
     weights = matrix_weights(result.module).values()
     fractions = [float((weight == 0).float().mean()) for weight in weights]
@@ -54,7 +54,7 @@ def test_scope(scope: str) -> None:
 def test_zeros_of_masked_weights_and_only_those_stay_zero_in_training() -> None:
     data = small_digits()
     model = fresh_model(data)
-    context = make_bench(data)
+    context = make_context(data)
     pruned = run(chain("prune_weights(sparsity=0.6)"), model, context)
     trained = run(chain("finetune(epochs=2)"), pruned, context)
     for name, weight in matrix_weights(pruned.module).items():
@@ -72,7 +72,7 @@ def test_a_net_with_nothing_to_prune_is_left_with_a_note() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.gru(x.flatten(1, 2))[0].mean(1) * self.scale
 
-    context = make_bench(small_digits())
+    context = make_context(small_digits())
     model = Model(Fold().eval(), (torch.randn(2, 1, 8, 8),))
     result = run(chain("prune_weights(sparsity=0.5)"), model, context)
     for name, value in result.module.state_dict().items():
@@ -101,7 +101,7 @@ def test_lamp_is_its_definition(size: int, seed: int, zeros: int) -> None:
 def test_lamp_does_not_change_with_a_layers_scale_and_empties_none() -> None:
     """By magnitude a layer of small weights loses all of them, by LAMP as many as before."""
     torch.manual_seed(0)
-    context = make_bench(small_digits())
+    context = make_context(small_digits())
     zeros = {}
     for factor in (1.0, 1e-6):
         net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
@@ -127,7 +127,7 @@ def test_lamp_within_a_layer_is_refused() -> None:
 
 def test_a_cubic_schedule_is_that_of_zhu_and_gupta_with_training_inside() -> None:
     """Equation 1 of arXiv 1710.01878 with s_i = 0: s_f + (s_i - s_f) (1 - t / n)^3."""
-    context = make_bench(small_digits())
+    context = make_context(small_digits())
     model = fresh_model(small_digits())
     text = "repeat(4, prune_weights(sparsity=0.9) -> finetune(epochs=1), schedule='cubic')"
     result = run(chain(text), model, context)
@@ -171,7 +171,7 @@ def test_a_pattern_leaves_layers_whose_inputs_do_not_divide_and_says_so() -> Non
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1), nn.Flatten()
     ).eval()
-    context = make_bench(small_digits())
+    context = make_context(small_digits())
     result = run(
         chain("prune_weights(pattern='2:4')"), Model(net, (torch.randn(2, 3, 8, 8),)), context
     )
@@ -187,7 +187,7 @@ def test_a_pattern_leaves_layers_whose_inputs_do_not_divide_and_says_so() -> Non
 
 
 def test_a_pattern_is_kept_in_training_and_reached_in_rounds() -> None:
-    context = make_bench(small_digits())
+    context = make_context(small_digits())
     text = "repeat(3, prune_weights(pattern='1:4') -> finetune(epochs=1))"
     result = run(chain(text), fresh_model(small_digits()), context)
     steps = [r["step"] for r in context.log.rows if r["kind"] == "step"]
@@ -224,7 +224,7 @@ def test_a_weight_of_which_nothing_is_left_is_named() -> None:
     model = Model(net.eval(), (torch.randn(2, 8),))
     notes = {}
     for more in ("", ", score='lamp'", ", scope='layer'"):
-        context = make_bench(small_digits())
+        context = make_context(small_digits())
         run(chain(f"prune_weights(sparsity=0.6{more})"), model, context)
         notes[more] = " ".join(context.log.notes)
     assert "nothing is left of 1 of 3 weights, such as '2.weight'" in notes[""]

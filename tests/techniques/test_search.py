@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from caches import Folder
 from torch import nn
 
@@ -42,7 +42,7 @@ def data() -> Data:
 @pytest.fixture(scope="module")
 def trained(data: Data) -> Model:
     step = chain("train(epochs=2, learning_rate=0.01)")
-    return run(step, fresh_model(data, NET), make_bench(data))
+    return run(step, fresh_model(data, NET), make_context(data))
 
 
 def equal(a: Model, b: Model) -> bool:
@@ -63,7 +63,7 @@ def kept(result: Model, before: Model, what: str) -> float:
 def test_the_result_is_within_the_budget_and_near_it(
     what: str, strategy: str, data: Data, trained: Model
 ) -> None:
-    context = make_bench(data)
+    context = make_context(data)
     text = f"search({what}=0.5, strategy='{strategy}', {SMALL})"
     result = run(chain(text), trained, context)
     reached = kept(result, trained, what)
@@ -75,7 +75,7 @@ def test_the_result_is_within_the_budget_and_near_it(
 
 
 def test_fractions_refer_to_the_origin(data: Data, trained: Model) -> None:
-    result = run(chain(f"repeat(2, search(macs=0.5, {SMALL}))"), trained, make_bench(data))
+    result = run(chain(f"repeat(2, search(macs=0.5, {SMALL}))"), trained, make_context(data))
     assert 0.4 < kept(result, trained, "macs") <= 0.5
 
 
@@ -85,15 +85,17 @@ def test_a_target_out_of_reach_is_refused_before_training(
     monkeypatch.setattr(search, "fit", None)
     step = chain("search(macs=0.05, epochs=5, round_to=4)")
     with pytest.raises(StepFailed, match=r"macs=0.05 cannot be reached.* keeps 0\.\d\d") as caught:
-        run(step, trained, make_bench(data))
+        run(step, trained, make_context(data))
     least = float(str(caught.value).partition("Ask for macs=")[2][:4])
-    found = run(chain(f"search(macs={least}, round_to=4, candidates=2)"), trained, make_bench(data))
+    found = run(
+        chain(f"search(macs={least}, round_to=4, candidates=2)"), trained, make_context(data)
+    )
     assert kept(found, trained, "macs") <= least
 
 
 def test_what_follows_carving_drops_other_blocks(data: Data, trained: Model) -> None:
     text = f"carve(blocks=['layer1.0', 'layer2.0', 'layer3.0']) -> search(macs=0.3, {SMALL})"
-    context = make_bench(data)
+    context = make_context(data)
     result = run(chain(text), trained, context)
     assert kept(result, trained, "macs") <= 0.3
     [row] = [row for row in context.log.rows if row["kind"] == "search"]
@@ -104,7 +106,7 @@ def test_what_follows_carving_drops_other_blocks(data: Data, trained: Model) -> 
 
 
 def test_without_depth_every_block_stays(data: Data, trained: Model) -> None:
-    context = make_bench(data)
+    context = make_context(data)
     run(chain(f"search(macs=0.4, depth=False, {SMALL})"), trained, context)
     [row] = [row for row in context.log.rows if row["kind"] == "search"]
     assert row["removed"] == []
@@ -112,7 +114,7 @@ def test_without_depth_every_block_stays(data: Data, trained: Model) -> None:
 
 def test_masked_weights_stay_masked(data: Data, trained: Model) -> None:
     text = f"prune_weights(sparsity=0.5) -> search(macs=0.6, epochs=1, {SMALL})"
-    result = run(chain(text), trained, make_bench(data))
+    result = run(chain(text), trained, make_context(data))
     names = dict(result.module.named_parameters())
     assert result.sparse
     assert result.sparse <= names.keys()
@@ -135,14 +137,14 @@ def test_the_most_accurate_of_the_judged_comes_out(
 
     monkeypatch.setattr(search, "evaluate", blocks)
     text = "search(macs=0.4, round_to=2, candidates=40, population=8)"
-    result = run(chain(text), trained, make_bench(data))
+    result = run(chain(text), trained, make_context(data))
     assert len(seen) == 40
     assert sum("conv1" in name for name, _ in result.module.named_modules()) == max(seen) == 7
 
 
 def test_another_seed_draws_another_random_architecture(data: Data, trained: Model) -> None:
     step = chain("search(macs=0.4, strategy='random', round_to=1)")
-    first, again, other = (run(step, trained, make_bench(data, seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (run(step, trained, make_context(data, seed=seed)) for seed in (0, 0, 1))
     assert equal(first, again)
     assert not equal(first, other)
 
@@ -151,7 +153,7 @@ def test_another_seed_draws_another_random_architecture(data: Data, trained: Mod
 
 
 def test_the_loss_is_the_mean_of_the_wholes_and_the_subnets(data: Data, trained: Model) -> None:
-    context = make_bench(data)
+    context = make_context(data)
     model = trained.copy()
     net = ElasticNet(model, context, L2(), 2, 0.25, True)
     sandwich = Sandwich(model.module, net, data.task, 2, seed=3)
@@ -176,10 +178,10 @@ def test_the_loss_is_the_mean_of_the_wholes_and_the_subnets(data: Data, trained:
 
 def test_training_the_supernet_makes_narrow_subnets_better(data: Data) -> None:
     begin = chain("train(epochs=12, learning_rate=0.01)")
-    start = run(begin, fresh_model(data, NET), make_bench(data))
+    start = run(begin, fresh_model(data, NET), make_context(data))
     losses = []
     for epochs in (0, 8):
-        context = make_bench(data)
+        context = make_context(data)
         text = f"search(macs=0.35, epochs={epochs}, learning_rate=0.005, {SMALL})"
         run(chain(text), start, context)
         [row] = [row for row in context.log.rows if row["kind"] == "search"]
@@ -219,7 +221,7 @@ def test_a_stopped_search_goes_on_as_it_would_have(
 ) -> None:
     monkeypatch.setattr(loop, "WORTH_KEEPING", 0.0)
     step = chain(f"search(macs=0.4, epochs=2, {SMALL})")
-    context = replace(make_bench(data), scope="here")
+    context = replace(make_context(data), scope="here")
     expected = run(step, trained, context)
     cache = Folder(tmp_path)
     with monkeypatch.context() as patch:
@@ -273,7 +275,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_latency_is_estimated_then_measured_whole(
     clock: Clock, data: Data, trained: Model, tmp_path: Path
 ) -> None:
-    context = replace(make_bench(data), cache=Folder(tmp_path))
+    context = replace(make_context(data), cache=Folder(tmp_path))
     step = chain(f"search(latency=0.5, {SMALL})")
     result = run(step, trained, context)
     whole, part = (int(as_file(one)) + 1000 for one in (trained, result))
@@ -301,7 +303,7 @@ def test_where_no_finalist_is_in_time_what_was_timed_before_comes_out(
         return found
 
     monkeypatch.setattr(search_budget.Measured, "_measured", slower)
-    context = make_bench(data)
+    context = make_context(data)
     result = run(chain(f"search(latency=0.7, {SMALL})"), trained, context)
     whole, part = (int(as_file(one)) + 1000 for one in (trained, result))
     assert part <= 0.72 * whole
@@ -313,7 +315,7 @@ def test_where_no_finalist_is_in_time_what_was_timed_before_comes_out(
 def test_a_model_that_meets_the_target_is_left_alone_and_that_is_said(
     data: Data, trained: Model
 ) -> None:
-    context = make_bench(data)
+    context = make_context(data)
     result = run(chain("search(macs=1.0, epochs=2)"), trained, context)
     assert equal(result, trained)
     [note] = context.log.notes
@@ -326,11 +328,11 @@ def test_a_latency_out_of_reach_names_the_least(
 ) -> None:
     monkeypatch.setattr(search, "fit", None)
     with pytest.raises(StepFailed, match=r"latency=0.05 cannot be reached"):
-        run(chain("search(latency=0.05, epochs=3, round_to=4)"), trained, make_bench(data))
+        run(chain("search(latency=0.05, epochs=3, round_to=4)"), trained, make_context(data))
 
 
 def test_the_estimate_finds_what_seconds_are_made_of(data: Data, trained: Model) -> None:
-    net = ElasticNet(trained.copy(), make_bench(data), L2(), 2, 0.25, True)
+    net = ElasticNet(trained.copy(), make_context(data), L2(), 2, 0.25, True)
     module, example = net.model.module, net.model.example
     macs, _ = macs_by_tensor(module, example)
     fitted = latency.Fitted(
@@ -356,11 +358,13 @@ FAMILY = "search(macs=0.5, family='cnn-small', epochs=3, candidates=3)"
 
 @pytest.fixture(scope="module")
 def teacher(data: Data) -> Model:
-    return run(chain("train(epochs=6)"), fresh_model(data, "cnn-small(width=32)"), make_bench(data))
+    return run(
+        chain("train(epochs=6)"), fresh_model(data, "cnn-small(width=32)"), make_context(data)
+    )
 
 
 def test_the_best_student_of_a_family_comes_out_trained(data: Data, teacher: Model) -> None:
-    context = make_bench(data)
+    context = make_context(data)
     result = run(chain(FAMILY), teacher, context)
     assert result.blueprint is not None
     assert result.blueprint.factory.startswith("cnn-small(width=")
@@ -376,7 +380,7 @@ def test_the_best_student_of_a_family_comes_out_trained(data: Data, teacher: Mod
 def test_a_family_that_was_stopped_goes_on(
     data: Data, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = replace(make_bench(data), scope="here")
+    context = replace(make_context(data), scope="here")
     expected = run(chain(FAMILY), teacher, context)
     cache, distilled = Folder(tmp_path), search_family.Distill.compress
     count = 0
@@ -398,7 +402,7 @@ def test_a_family_that_was_stopped_goes_on(
 
 
 def test_a_random_student_trains_for_as_long(data: Data, teacher: Model) -> None:
-    context = make_bench(data)
+    context = make_context(data)
     text = "search(macs=0.5, family='cnn-small', strategy='random', epochs=2, candidates=3)"
     result = run(chain(text), teacher, context)
     assert kept(result, teacher, "macs") <= 0.5
@@ -407,7 +411,7 @@ def test_a_random_student_trains_for_as_long(data: Data, teacher: Model) -> None
 
 def test_students_are_timed_whole(clock: Clock, data: Data, teacher: Model) -> None:
     text = "search(latency=0.5, family='cnn-small', strategy='random', epochs=1, candidates=1)"
-    result = run(chain(text), teacher, make_bench(data))
+    result = run(chain(text), teacher, make_context(data))
     members = [f"cnn-small(width={width})" for width in (4, 6, 8, 12, 16, 24)]
     sizes = {name: int(as_file(fresh_model(data, name))) + 1000 for name in members}
     limit = 0.5 * (int(as_file(teacher)) + 1000)
@@ -420,7 +424,7 @@ def test_a_family_without_a_member_in_the_budget_names_its_smallest(
     data: Data, teacher: Model
 ) -> None:
     with pytest.raises(StepFailed, match=r"smallest of the family cnn-small, cnn-small\(width=4\)"):
-        run(chain("search(macs=0.001, family='cnn-small', epochs=1)"), teacher, make_bench(data))
+        run(chain("search(macs=0.001, family='cnn-small', epochs=1)"), teacher, make_context(data))
 
 
 # --- bad input --------------------------------------------------------------------------------
@@ -447,11 +451,11 @@ def test_what_cannot_work_is_refused_when_it_is_written(text: str, says: str) ->
 
 def test_an_unknown_family_is_refused_before_work(data: Data, teacher: Model) -> None:
     with pytest.raises(UserError, match=r"unknown family 'resnets'\. Did you mean 'resnet'"):
-        run(chain("search(macs=0.5, family='resnets', epochs=1)"), teacher, make_bench(data))
+        run(chain("search(macs=0.5, family='resnets', epochs=1)"), teacher, make_context(data))
 
 
 def test_without_validation_items_nothing_can_be_judged(data: Data, trained: Model) -> None:
-    context = replace(make_bench(data), validation=None)
+    context = replace(make_context(data), validation=None)
     with pytest.raises(IllegalChain, match="search needs validation"):
         run(chain("search(macs=0.5)"), trained, context)
     result = run(chain("search(macs=0.5, strategy='random')"), trained, context)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from caches import Folder
 
 from compress.compressor import run
@@ -30,12 +30,12 @@ def data() -> Data:
 
 @pytest.fixture(scope="module")
 def teacher(data: Data) -> Model:
-    return run(chain("train(epochs=3)"), fresh_model(data), make_bench(data))
+    return run(chain("train(epochs=3)"), fresh_model(data), make_context(data))
 
 
 @pytest.fixture
 def context(data: Data, teacher: Model, tmp_path: Path) -> StepContext:
-    return replace(make_bench(data, teacher), cache=Folder(tmp_path), setting="digits")
+    return replace(make_context(data, teacher), cache=Folder(tmp_path), setting="digits")
 
 
 def distill(context: StepContext, teacher: Model, text: str) -> tuple[Model, dict[str, int]]:
@@ -121,7 +121,7 @@ OTHERS: dict[str, Callable[[StepContext, Data], StepContext]] = {
     "seed": lambda context, data: replace(context, seed=1),
     "precision": lambda context, data: replace(context, precision="bfloat16"),
     "teacher": lambda context, data: replace(
-        context, teacher=run(chain("finetune(epochs=1)"), fresh_model(data), make_bench(data))
+        context, teacher=run(chain("finetune(epochs=1)"), fresh_model(data), make_context(data))
     ),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from torch import nn
 
 from compress.compressor import run
@@ -20,7 +20,7 @@ def test_the_penalty_is_its_formula() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     model = Model(net, (torch.randn(2, 4),))
-    pull = _Pull(model, sound_groups(net, model.items()), make_bench(small_digits()))
+    pull = _Pull(model, sound_groups(net, model.items()), make_context(small_digits()))
     assert float(pull.penalty()) == 0
     pull.renew(0)
     first, second = (net[i].weight.detach().double().numpy() for i in (0, 2))
@@ -37,7 +37,7 @@ def test_the_penalty_is_its_formula() -> None:
 def test_streams_are_spared() -> None:
     data = small_digits()
     model = fresh_model(data, "resnet20")
-    pull = _Pull(model, sound_groups(model.module, model.items()), make_bench(data))
+    pull = _Pull(model, sound_groups(model.module, model.items()), make_context(data))
     pull.renew(0)
     names = set(pull.factors)
     assert "layer1.0.conv1.weight" in names
@@ -49,7 +49,7 @@ def test_after_it_pruning_changes_the_outputs_less() -> None:
     data = small_digits()
     lost = {}
     for strength in (0.0, 0.5):
-        context = make_bench(data)
+        context = make_context(data)
         text = f"sparsify(epochs=8, strength={strength}, learning_rate=0.05)"
         model = run(chain(text), fresh_model(data), context)
         conv = next(m for m in model.module.modules() if isinstance(m, nn.Conv2d))
@@ -61,7 +61,7 @@ def test_after_it_pruning_changes_the_outputs_less() -> None:
 def test_without_strength_it_is_plain_training() -> None:
     data = small_digits()
     results = [
-        run(chain(text), fresh_model(data), make_bench(data)).module
+        run(chain(text), fresh_model(data), make_context(data)).module
         for text in (
             "sparsify(epochs=1, strength=0.0)",
             "finetune(epochs=1, optimizer='sgd', learning_rate=0.01)",
@@ -74,7 +74,7 @@ def test_without_strength_it_is_plain_training() -> None:
 def test_a_net_without_channels_to_cut_is_trained_plainly_with_a_note() -> None:
     data = small_digits()
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
-    context = make_bench(data)
+    context = make_context(data)
     run(chain("sparsify(epochs=1)"), Model(net, (torch.randn(2, 1, 8, 8),)), context)
     assert any("without a penalty" in note for note in context.log.notes)
     assert Sparsify().needs == {"train", "labels"}

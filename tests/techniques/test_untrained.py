@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 
 from compress.compressor import run, seed_everything, step_seed
 from compress.techniques import chain
@@ -11,7 +11,7 @@ from compress.techniques import chain
 
 def test_it_is_the_student_that_a_training_would_begin_with() -> None:
     data = small_digits()
-    context = make_bench(data, seed=3)
+    context = make_context(data, seed=3)
     made = run(chain("untrained(student='mlp(width=8)')"), fresh_model(data), context)
     seed_everything(step_seed(3, 0))
     expected = context.student("mlp(width=8)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from safetensors.torch import save_file
 
 from compress.compressor import run
@@ -22,7 +22,7 @@ def trained(text: str, out: Path) -> None:
     """Run a chain on the digits; leave its weights and its curve in a folder."""
     data = small_digits()
     start = fresh_model(data, "mlp(width=32)")
-    context = make_bench(data, teacher=start)
+    context = make_context(data, teacher=start)
     result = run(chain(text), start, context)
     out.mkdir(parents=True)
     save_file(result.module.state_dict(), out / "weights.safetensors")
@@ -56,7 +56,7 @@ def disagreements(folder: Path) -> None:
     data = small_digits()
     start = fresh_model(data, "mlp(width=16)")
     context = replace(
-        make_bench(data, teacher=start), cache=Failing(), scope="s", setting="a", code="c"
+        make_context(data, teacher=start), cache=Failing(), scope="s", setting="a", code="c"
     )
     run(chain("distill(student='mlp(width=8)', epochs=4, views=2, batch_size=50)"), start, context)
     notes = [note for note in context.log.notes if "the disk did not take it" in note]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as attention
 
@@ -71,7 +71,7 @@ def test_only_attention_is_computed_in_float32() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     seen = {}
     layer.linear1.register_forward_hook(lambda *args: seen.update(linear=args[-1].dtype))
-    context = make_bench(small_digits())
+    context = make_context(small_digits())
     with execution_context(context, ExecutionMode("bfloat16", float32_attention=True)):
         layer(values(2, 5, 8)).float().sum().backward()
     assert seen["linear"] == torch.bfloat16
@@ -86,7 +86,7 @@ def test_layers_of_attention_are_found() -> None:
 
 def test_it_is_tried_where_it_may_pay() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    context = replace(make_bench(small_digits()), precision="bfloat16")
+    context = replace(make_context(small_digits()), precision="bfloat16")
     plain = [ExecutionMode("bfloat16"), ExecutionMode("float32")]
     tried = [*plain, ExecutionMode("bfloat16", float32_attention=True)]
     candidates = pace_module._candidates

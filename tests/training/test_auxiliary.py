@@ -10,7 +10,7 @@ import heads_nets
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_fixtures import make_bench, small_digits
+from bench_fixtures import make_context, small_digits
 from torch import Tensor, nn
 
 from compress.compressor import Compressor, run, seed_everything
@@ -42,7 +42,7 @@ def step_context(teacher: Model | None = None) -> StepContext:
     def build(name: str) -> Model:
         return fresh(name, DATA.task, [NETS])
 
-    return replace(make_bench(DATA, teacher), build=build)
+    return replace(make_context(DATA, teacher), build=build)
 
 
 def moved(before: nn.Module, after: nn.Module, head: str) -> bool:

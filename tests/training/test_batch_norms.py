@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from torch import nn
 
 from compress.compressor import run
@@ -38,7 +38,7 @@ def test_without_running_statistics_there_is_nothing_to_do() -> None:
 def test_a_pruned_net_sees_its_calibration_items_as_training_would() -> None:
     """The last norm's outputs have mean and variance as its bias and scale say, before none."""
     data = small_digits()
-    model, context = fresh_model(data, "resnet20"), make_bench(data)
+    model, context = fresh_model(data, "resnet20"), make_context(data)
     text = "prune_channels(channels=0.5, calibration=128)"
     assert chain(text).needs == {"calibration"}
     stays = run(chain("prune_channels(channels=0.5)"), model, context).module

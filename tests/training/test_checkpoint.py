@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from caches import Folder
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -74,7 +74,7 @@ STEPS = [
 
 @pytest.fixture(scope="module")
 def teacher(data: Data) -> Model:
-    return run(chain("train(epochs=3)"), fresh_model(data), make_bench(data))
+    return run(chain("train(epochs=3)"), fresh_model(data), make_context(data))
 
 
 @pytest.mark.parametrize("text", STEPS)
@@ -88,7 +88,7 @@ def test_resumed_equals_undisturbed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task = replace(data.task, augment="crop")
-    context = replace(make_bench(data, teacher), task=task, scope="here")
+    context = replace(make_context(data, teacher), task=task, scope="here")
     plain = replace(context, log=StepLog())
     expected = run(chain(text), teacher, plain)
     cache = Folder(tmp_path)
@@ -131,7 +131,7 @@ def test_resumed_is_as_undisturbed_on_a_gpu(
     text: str, data: Data, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nearly: a GPU adds up in no fixed order. The optimizer's state lies there, and is fused."""
-    context = replace(make_bench(data, teacher), scope="here", device=torch.device("cuda"))
+    context = replace(make_context(data, teacher), scope="here", device=torch.device("cuda"))
     expected = run(chain(text), teacher, replace(context, log=StepLog()))
     cache = Folder(tmp_path)
     with monkeypatch.context() as patch:
@@ -164,7 +164,7 @@ def test_dropout_goes_on_with_its_own_random_numbers(
 ) -> None:
     model = fresh_model(data, "mlp(width=16)")
     model = replace(model, module=torch.nn.Sequential(torch.nn.Dropout(0.3), *model.module))
-    context = replace(make_bench(data), scope="here")
+    context = replace(make_context(data), scope="here")
     expected = run(chain("finetune(epochs=3)"), model, context)
     cache = Folder(tmp_path)
     with monkeypatch.context() as patch:
@@ -189,14 +189,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return epochs
 
 
-def kept_bench(data: Data, tmp_path: Path) -> StepContext:
-    return replace(make_bench(data), cache=Folder(tmp_path), scope="here")
+def kept_context(data: Data, tmp_path: Path) -> StepContext:
+    return replace(make_context(data), cache=Folder(tmp_path), scope="here")
 
 
 def test_only_the_epochs_that_are_missing_are_trained(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: list[int]
 ) -> None:
-    context, model = kept_bench(data, tmp_path), fresh_model(data)
+    context, model = kept_context(data, tmp_path), fresh_model(data)
     with monkeypatch.context() as patch:
         stop_after(2, patch)
         with pytest.raises(Stop):
@@ -212,7 +212,7 @@ def test_only_the_epochs_that_are_missing_are_trained(
 def test_another_training_does_not_take_the_state(
     other: str, data: Data, tmp_path: Path, watched: list[int]
 ) -> None:
-    context, model = kept_bench(data, tmp_path), fresh_model(data)
+    context, model = kept_context(data, tmp_path), fresh_model(data)
     run(chain("finetune(epochs=5)"), model, context)
     watched.clear()
     text = other if other.startswith("finetune") else "finetune(epochs=5)"
@@ -224,11 +224,11 @@ def test_another_training_does_not_take_the_state(
 
 
 def test_a_full_disk_does_not_end_a_training(data: Data, tmp_path: Path) -> None:
-    context = kept_bench(data, tmp_path)
+    context = kept_context(data, tmp_path)
     assert isinstance(context.cache, Folder)
     context.cache.full = True
     made = run(chain("finetune(epochs=2)"), fresh_model(data), context)
-    plain = run(chain("finetune(epochs=2)"), fresh_model(data), make_bench(data))
+    plain = run(chain("finetune(epochs=2)"), fresh_model(data), make_context(data))
     assert equal(made, plain)
     assert any("could not be kept along the way" in note for note in context.log.notes)
 
@@ -236,7 +236,7 @@ def test_a_full_disk_does_not_end_a_training(data: Data, tmp_path: Path) -> None
 def test_seconds_count_what_a_stopped_process_spent(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, model = kept_bench(data, tmp_path), fresh_model(data)
+    context, model = kept_context(data, tmp_path), fresh_model(data)
     epoch = _Fit._epoch
 
     def slow(self: Any, number: int, shown: Any) -> Any:
@@ -259,7 +259,7 @@ def test_a_disk_that_fills_up_under_the_store_is_told(
 ) -> None:
     """The real store and the real writer: what they raise on a full disk must be an OSError."""
     context = replace(
-        make_bench(data), cache=StoredStepCache(Store(tmp_path), "f" * 64), scope="here"
+        make_context(data), cache=StoredStepCache(Store(tmp_path), "f" * 64), scope="here"
     )
     write = Path.write_bytes
 
@@ -276,7 +276,7 @@ def test_a_disk_that_fills_up_under_the_store_is_told(
 def test_a_training_goes_on_at_the_pace_it_began_with(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, model = kept_bench(data, tmp_path), fresh_model(data)
+    context, model = kept_context(data, tmp_path), fresh_model(data)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "autotune", lambda *_: ExecutionMode("bfloat16", False))
         stop_after(1, patch)

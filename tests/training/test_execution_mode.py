@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from caches import Folder
 from torch import nn
 
@@ -48,7 +48,7 @@ class Clocked:
 
 @pytest.fixture
 def context(tmp_path: Path) -> StepContext:
-    return replace(make_bench(small_digits()), tune=True, cache=Folder(tmp_path))
+    return replace(make_context(small_digits()), tune=True, cache=Folder(tmp_path))
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_a_model_whose_training_was_compiled_can_be_saved(
     monkeypatch.setattr(torch, "compile", traced)
     monkeypatch.setattr(loop, "autotune", lambda *_: ExecutionMode("float32", False, compiled=True))
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     made = run(chain("finetune(epochs=1)"), fresh_model(data), context)
     [fitted] = [row for row in context.log.rows if row["kind"] == "fit"]
     assert (fitted["pace"], len(calls)) == ("float32, compiled", 1)

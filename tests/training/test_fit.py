@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -46,7 +46,7 @@ def test_learning_rate_is_a_share_of_its_peak(progress: float) -> None:
 @pytest.mark.parametrize("items", [2, 3, 32, 33, 65, 97, 128, 160])
 def test_any_number_of_steps_trains(items: int) -> None:
     data = small_digits()
-    context = replace(make_bench(data), train=Subset(data.train, torch.arange(items)))
+    context = replace(make_context(data), train=Subset(data.train, torch.arange(items)))
     run(chain("train(epochs=1, batch_size=32)"), fresh_model(data), context)
     # A last batch of one item is left out: batch norm has no variance over it.
     assert context.log.samples == items - (items % 32 == 1)
@@ -54,14 +54,14 @@ def test_any_number_of_steps_trains(items: int) -> None:
 
 def test_one_item_is_too_few() -> None:
     data = small_digits()
-    context = replace(make_bench(data), train=Subset(data.train, torch.arange(1)))
+    context = replace(make_context(data), train=Subset(data.train, torch.arange(1)))
     with pytest.raises(StepFailed, match="too few"):
         run(chain("train()"), fresh_model(data), context)
 
 
 def test_best_keeps_the_best_validation_epoch() -> None:
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     step = chain("train(epochs=4, keep='best', batch_size=32)")
     model = run(step, fresh_model(data), context)
     scores = [row["validation_accuracy"] for row in context.log.rows if row["kind"] == "epoch"]
@@ -71,7 +71,7 @@ def test_best_keeps_the_best_validation_epoch() -> None:
 
 def test_patience_ends_a_training_that_no_longer_gets_better() -> None:
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     step = chain("finetune(epochs=30, patience=2, learning_rate=1e-9)")
     run(step, fresh_model(data), context)
     epochs = [row for row in context.log.rows if row["kind"] == "epoch"]
@@ -86,7 +86,7 @@ def test_patience_ends_a_training_that_no_longer_gets_better() -> None:
 def exploding(at: int) -> tuple[StepContext, Callable[[torch.Tensor, Batch], torch.Tensor]]:
     """Return a loss that is not a number from an epoch on."""
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     steps = len(data.train) // 32
 
     def loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_a_training_tells_loss_and_accuracy_within_an_epoch(
 
     monkeypatch.setattr(progress, "REPORT", 0.0)
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     losses: list[float] = []
     right: list[int] = []
 
@@ -172,7 +172,7 @@ def test_a_loss_that_explodes_at_once_fails_the_step() -> None:
 def test_weights_that_explode_in_the_last_step_of_an_epoch_are_not_kept() -> None:
     """The loss is that of before the step, so it does not show it."""
     data = small_digits()
-    context, model = make_bench(data), fresh_model(data)
+    context, model = make_context(data), fresh_model(data)
 
     def spoil(view: int) -> None:
         if view == 2:
@@ -191,7 +191,7 @@ def test_infinities_that_were_there_before_are_none_of_the_trainings() -> None:
     data = small_digits()
     model = fresh_model(data, "mlp")
     model.module.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
-    context = make_bench(data)
+    context = make_context(data)
     made = run(chain("finetune(epochs=2)"), model, context)
     assert torch.equal(made.module.get_buffer("mask"), model.module.get_buffer("mask"))
     assert [row["epoch"] for row in context.log.rows if row["kind"] == "epoch"] == [1, 2]
@@ -210,7 +210,7 @@ def test_the_note_names_the_epoch_that_is_kept() -> None:
 
 def test_an_empty_validation_split_judges_nothing() -> None:
     data = small_digits()
-    context = replace(make_bench(data), validation=Subset(data.train, torch.arange(0)))
+    context = replace(make_context(data), validation=Subset(data.train, torch.arange(0)))
     with pytest.raises(IllegalChain, match="needs validation"):
         run(chain("finetune(epochs=3, patience=1)"), fresh_model(data), context)
     run(chain("finetune(epochs=2)"), fresh_model(data), context)
@@ -218,7 +218,7 @@ def test_an_empty_validation_split_judges_nothing() -> None:
 
 def test_without_labels_the_curve_has_no_accuracy_in_training() -> None:
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     settings = chain("finetune(epochs=2)")
     fit(fresh_model(data), context, settings, labels_loss(context), TrainingHooks(labelled=False))
     assert not any("train_accuracy" in row for row in context.log.rows)
@@ -226,7 +226,7 @@ def test_without_labels_the_curve_has_no_accuracy_in_training() -> None:
 
 def test_the_curve_has_loss_accuracies_and_speed() -> None:
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     model = run(chain("train(epochs=3, batch_size=32)"), fresh_model(data), context)
     rows = [row for row in context.log.rows if row["kind"] == "epoch"]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -238,7 +238,7 @@ def test_the_curve_has_loss_accuracies_and_speed() -> None:
 
 def test_bfloat16_trains_and_leaves_float32_weights() -> None:
     data = small_digits()
-    context = replace(make_bench(data), precision="bfloat16")
+    context = replace(make_context(data), precision="bfloat16")
     model = run(chain("train(epochs=8, batch_size=32)"), fresh_model(data), context)
     assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
     assert accuracy(model.module, data.task, data.test) > 0.6
@@ -269,7 +269,7 @@ OOM = [
 @pytest.mark.parametrize("error", OOM, ids=["cuda", "cpu", "python"])
 def test_out_of_memory_halves_the_batch_and_gives_the_same_gradients(error: Exception) -> None:
     data = small_digits()
-    context = replace(make_bench(data), validation=None)
+    context = replace(make_context(data), validation=None)
     plain = fresh_model(data, "mlp(width=8)")
     hungry = replace(plain.copy(), module=Hungry(plain.copy().module, 20, error))
     settings = chain("finetune(epochs=2, batch_size=64)")
@@ -312,7 +312,7 @@ def test_memory_that_runs_out_in_the_optimizer_is_told_and_not_tried_again() -> 
             raise OOM[0]
 
     data = small_digits()
-    context = make_bench(data)
+    context = make_context(data)
     model = fresh_model(data, "mlp(width=8)")
     parameters = list(model.module.parameters())
     run, optimizer = runner(model.module, ExecutionMode(), None), Greedy(parameters, 0.1)
@@ -328,7 +328,7 @@ def test_memory_that_does_not_suffice_for_two_items_is_an_error() -> None:
     model = fresh_model(data, "mlp(width=8)")
     model = replace(model, module=Hungry(model.module, 1, OOM[0]))
     with pytest.raises(torch.OutOfMemoryError):
-        fit(model, make_bench(data), chain("finetune()"), lambda outputs, _: outputs.sum())
+        fit(model, make_context(data), chain("finetune()"), lambda outputs, _: outputs.sum())
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
@@ -336,7 +336,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     model = fresh_model(data, "mlp(width=8)")
     model = replace(model, module=Hungry(model.module, 1, RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        fit(model, make_bench(data), chain("finetune()"), lambda outputs, _: outputs.sum())
+        fit(model, make_context(data), chain("finetune()"), lambda outputs, _: outputs.sum())
     assert len(model.module.seen) == 1
 
 
@@ -353,9 +353,9 @@ class Wide(nn.Module):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
-def test_a_gpu_that_is_too_small_for_the_batch_trains_in_parts() -> None:
+def test_a_gpu_that_is_too_small_for_the_batch_trains_in_micro_batches() -> None:
     data = small_digits()
-    context = replace(make_bench(data), device=torch.device("cuda"), tune=False)
+    context = replace(make_context(data), device=torch.device("cuda"), tune=False)
     step, total = chain("finetune(epochs=1, batch_size=160)"), torch.cuda.mem_get_info()[1]
 
     def trained() -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from torch import Tensor, nn
 
 from compress.techniques.finetune import Finetune
@@ -209,7 +209,7 @@ def test_a_training_that_cannot_be_recorded_says_so_and_goes_on(
     for chosen in (ExecutionMode(), ExecutionMode(replayed=True)):
         monkeypatch.setattr(loop, "autotune", lambda *_, chosen=chosen: chosen)
         monkeypatch.setattr(execution_mode, "Replayed", refuse)
-        context = make_bench(data)
+        context = make_context(data)
         model = loop.fit(fresh_model(data), context, settings, labels_loss(context))
         made.append(model.module.state_dict())
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
@@ -227,7 +227,7 @@ def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() ->
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     data = small_digits()
-    context, model = make_bench(data), fresh_model(data)
+    context, model = make_context(data), fresh_model(data)
     parameters = list(model.module.parameters())
     optimizer = torch.optim.SGD(parameters, 0.1)
     plain = execution_mode.runner(model.module, ExecutionMode(), None)
@@ -247,7 +247,7 @@ def test_when_memory_runs_out_the_recording_goes_before_the_batch_is_halved() ->
 
 def test_a_teacher_is_recorded_at_its_most_frequent_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     data = small_digits()
-    teacher = Teacher([fresh_model(data)], make_bench(data), "probabilities", ())
+    teacher = Teacher([fresh_model(data)], make_context(data), "probabilities", ())
     teacher.context = replace(teacher.context, device=GPU)
     recorded: list[torch.Size] = []
     monkeypatch.setattr(Teacher, "_ask", lambda self, inputs: inputs[0])
@@ -302,7 +302,7 @@ def test_a_training_with_and_without_graphs(
     for replayed in (False, True):
         chosen = ExecutionMode(precision, True, replayed=replayed)
         monkeypatch.setattr(loop, "autotune", lambda *_, chosen=chosen: chosen)
-        context = replace(make_bench(data), device=GPU)
+        context = replace(make_context(data), device=GPU)
         model = copy.deepcopy(fresh_model(data))
         loop.fit(model, context, settings, labels_loss(context))
         losses.append([row["loss"] for row in context.log.rows if row["kind"] == "epoch"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_fixtures import fresh_model, make_bench, small_digits
+from bench_fixtures import fresh_model, make_context, small_digits
 from caches import Folder
 from torch import Tensor, nn
 
@@ -161,7 +161,7 @@ def test_chance_makes_no_difference(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", ["cnn-small", "resnet20", "resnet20(width=2)", "resnet56"])
 def test_nets_that_run_there_stay_there(name: str) -> None:
     data = small_digits()
-    context, model = make_bench(data), fresh_model(data, name)
+    context, model = make_context(data), fresh_model(data, name)
     raw, _ = data.train.fetch(torch.arange(2))
     some = data.task.prepare(raw, context.device)
     assert suits_channels_last(model.module, some, context.log)
@@ -260,7 +260,7 @@ STEPS = [
 def test_the_way_tutorials_flatten_trains(
     text: str, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = make_bench(data, teacher=fresh_model(data))
+    context = make_context(data, teacher=fresh_model(data))
     trained = run(chain(text), model(data, view), context)
     [row] = [row for row in context.log.rows if row["kind"] == "layout"]
     [fitted] = [row for row in context.log.rows if row["kind"] == "fit"]
@@ -271,14 +271,14 @@ def test_the_way_tutorials_flatten_trains(
 
 
 def test_channels_last_remains_the_choice_of_what_runs_in_it(data: Data) -> None:
-    context = make_bench(data)
+    context = make_context(data)
     run(chain("finetune(epochs=1)"), model(data, flat), context)
     [fitted] = [row for row in context.log.rows if row["kind"] == "fit"]
     assert fitted["pace"] == "float32, channels_last"
 
 
 def test_in_bfloat16_too(data: Data) -> None:
-    context = replace(make_bench(data), precision="bfloat16")
+    context = replace(make_context(data), precision="bfloat16")
     run(chain("finetune(epochs=1)"), model(data, view), context)
     [fitted] = [row for row in context.log.rows if row["kind"] == "fit"]
     assert fitted["pace"] == "bfloat16"
@@ -288,7 +288,11 @@ def test_a_stopped_training_goes_on_in_its_layout(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "WORTH_KEEPING", 0.0)
-    context, keep, text = replace(make_bench(data), scope="here"), _Fit._keep, "finetune(epochs=3)"
+    context, keep, text = (
+        replace(make_context(data), scope="here"),
+        _Fit._keep,
+        "finetune(epochs=3)",
+    )
     undisturbed = run(chain(text), model(data, view), context)
     cache = Folder(tmp_path)
 
@@ -315,7 +319,7 @@ def test_a_stopped_training_goes_on_in_its_layout(
 
 def test_every_teacher_answers_in_its_own_layout(data: Data) -> None:
     teachers = [model(data, flatten) for flatten in (view, flat)]
-    context = make_bench(data)
+    context = make_context(data)
     teacher = Teacher(teachers, context, "logits", (1, 3))
     raw, _ = data.train.fetch(torch.arange(16))
     inputs = data.task.prepare(raw, context.device)
@@ -328,7 +332,7 @@ def test_every_teacher_answers_in_its_own_layout(data: Data) -> None:
 
 @pytest.mark.parametrize("hints", ["none", "fitnets"])
 def test_a_teacher_that_flattens_with_view_teaches(hints: str, data: Data) -> None:
-    context = make_bench(data, teacher=model(data, view))
+    context = make_context(data, teacher=model(data, view))
     text = f"distill(student='cnn-small(width=16)', epochs=1, hints='{hints}')"
     run(chain(text), model(data, view), context)
     [fitted] = [row for row in context.log.rows if row["kind"] == "fit"]
@@ -339,8 +343,8 @@ def test_an_ensemble_runs_where_all_its_members_do(data: Data) -> None:
     assert reason(Ensemble([Net(flat), Net(flat)])) == ""
     assert "view size" in reason(Ensemble([Net(flat), Net(view)]))
     text = "repeat(2, distill(student='same', teacher='input', epochs=1), result='ensemble')"
-    made = run(chain(text), model(data, view), make_bench(data))
-    context = make_bench(data, teacher=made)
+    made = run(chain(text), model(data, view), make_context(data))
+    context = make_context(data, teacher=made)
     run(chain("finetune(epochs=1) -> distill(epochs=1)"), made, context)
     paces = [row["pace"] for row in context.log.rows if row["kind"] == "fit"]
     assert paces == ["float32", "float32"]
