@@ -1,13 +1,14 @@
 """The proofs that need a GPU, in order of worth: what is finished is kept, the rest goes on.
 
     python benchmarks/gpu/queue.py --seconds 540 --out DIR [--resume DIR]
-        [--wheels DIR] [--data DIR]
+        [--wheels carried/wheels] [--data carried/data]
 
 Runs one proof after the other until the time is spent. A proof that is ended goes on from its store
 the next time: `--resume` names the folder that an earlier call has left, or its parts. Needs torch,
 numpy, onnx and onnxruntime; wheels of what is missing come from `--wheels`, and no registry is
-asked. Results are also packed into `DIR/parts`, at most eight files of less than 16 MiB. What
-failed is tried again by the next call, after everything else.
+asked. What is missing then is named, with the command that gets it, before any proof begins.
+Results are also packed into `DIR/parts`, at most eight files of less than 16 MiB. What failed is
+tried again by the next call, after everything else.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,7 @@ SHRINKS = 1.2
 """How many times smaller results may become at most: tables more than that, weights less."""
 GRACE = 20.0
 """Seconds that a proof has to leave what it has, and at the end those to pack it."""
+FOR_TESTS = ("pytest", "hypothesis")
 LEAST = 30.0
 """Seconds below which no further proof is begun."""
 
@@ -55,6 +59,7 @@ def bench(name: str, suite: str, seconds: float, *more: str) -> Proof:
 
 
 QUEUE = (
+    bench("cifar10", "cifar10", 240),
     Proof(
         "tests",
         90,
@@ -64,7 +69,6 @@ QUEUE = (
             *("tests/training/test_checkpoint.py", "tests/benchmark/test_fork_server.py"),
         ),
     ),
-    bench("cifar10", "cifar10", 240),
     bench("cifar10-seeds", "benchmarks/distillation/cifar10-seeds.toml", 3600),
     Proof(
         "photographs",
@@ -186,13 +190,31 @@ def environment(out: Path, wheels: Path | None, data: Path | None) -> dict[str, 
     return env
 
 
+def missing(env: dict[str, str]) -> list[str]:
+    """Return the distributions that the proofs need and that are not there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.split(r"[^\w.-]", words)[0] for words in project["dependencies"]]
+    code = (
+        "import sys\nfrom importlib.metadata import PackageNotFoundError, version\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n        version(name)\n    except PackageNotFoundError:\n        print(name)\n"
+    )
+    words = [sys.executable, "-c", code, *names, *FOR_TESTS]
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout.split()
+
+
+def carried(name: str) -> Path | None:
+    """Return the folder of this name that was brought along, if it is there."""
+    return folder if (folder := ROOT / "carried" / name).is_dir() else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path)
-    parser.add_argument("--wheels", type=Path)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--wheels", type=Path, default=carried("wheels"))
+    parser.add_argument("--data", type=Path, default=carried("data"))
     options = parser.parse_args()
     # This file's name is that of a module of the standard library, which others import.
     sys.path[:] = [place for place in sys.path if place != str(Path(__file__).parent)]
@@ -201,6 +223,13 @@ def main() -> None:
     if options.resume is not None and options.resume.resolve() != options.out.resolve():
         unpack(options.resume, options.out)
     env = environment(options.out, options.wheels, options.data)
+    if lacking := missing(env):
+        raise SystemExit(
+            f"not installed here: {', '.join(lacking)}. Where there is a registry, get them by\n"
+            f"    pip download --only-binary :all: --python-version 3.12 --no-deps "
+            f"--dest carried/wheels {' '.join(lacking)}\n"
+            f"(torchvision: the version that goes with torch here), and what these need in turn"
+        )
     run_queue(QUEUE, options.out, options.seconds - (time.monotonic() - started), env)
     for part in pack(options.out):
         print(part)

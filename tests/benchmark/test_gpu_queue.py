@@ -79,3 +79,12 @@ def test_every_proof_names_what_is_there(queue) -> None:
         files = [word for word in proof.words if word.endswith((".py", ".toml"))]
         assert all((root / file).is_file() for file in files), proof
     assert len({proof.name for proof in queue.QUEUE}) == len(queue.QUEUE)
+
+
+def test_what_is_missing_is_named_before_any_proof(queue, tmp_path: Path, monkeypatch) -> None:
+    assert queue.missing(dict(os.environ)) == []
+    monkeypatch.setattr(queue, "FOR_TESTS", ("pytest", "no-such-thing"))
+    monkeypatch.setattr(sys, "argv", ["queue.py", "--seconds", "60", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"not installed here: no-such-thing\. .*\n.*pip download"):
+        queue.main()
+    assert not list(tmp_path.glob("*.log"))
