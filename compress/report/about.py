@@ -57,7 +57,7 @@ def legend(rows: Sequence[Row], shown: str, about: About) -> str:
     return " ".join(sentences)
 
 
-NUMBERED = 20
+NUMBERED = 100
 """Classes whose numbers stand below a table; results.jsonl has all of them."""
 
 
@@ -199,7 +199,7 @@ def _classes(about: About) -> str:
     names = [str(name) for name in (about.get("task") or {}).get("classes") or []]
     numbered = ", ".join(f"{number} {name}" for number, name in enumerate(names[:NUMBERED]))
     if names and names != [str(number) for number in range(len(names))]:
-        more = " and so on" if len(names) > NUMBERED else ""
+        more = " and so on (results.jsonl has all)" if len(names) > NUMBERED else ""
         numbered = f" In order: {numbered}{more}."
     else:
         numbered = ""
