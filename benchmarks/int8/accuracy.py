@@ -136,8 +136,9 @@ class Corrupted(Split):
 
 def calibration(data: Data, count: int, corrupted: bool) -> Split:
     """Return so many images to calibrate on."""
-    source = data.calibration if count <= len(data.calibration) else data.train
-    some = Subset(source, torch.arange(count))
+    enough = count <= len(data.calibration) or not len(data.train)
+    source = data.calibration if enough else data.train
+    some = Subset(source, torch.arange(min(count, len(source))))
     return Corrupted(some) if corrupted else some
 
 

@@ -32,6 +32,7 @@ from compress.timing.launch import WorkerFailed, launch, load_arrays, serve
 Peak = tuple[int | None, str]
 """Bytes, or None and the reason."""
 
+KILLED = "was killed by signal"
 CALLS = 3
 TIMEOUT = 600.0
 """Seconds for all files together."""
@@ -62,15 +63,27 @@ def peak_bytes(paths: Sequence[Path], inputs: Sequence[np.ndarray], threads: int
         }
         np.savez(values["inputs"], *inputs)
         job.write_text(json.dumps(values))
-        try:
-            launch(job, result, TIMEOUT, "compress.timing.memory")
-            return [(peak, reason) for peak, reason in json.loads(result.read_text())]
-        except WorkerFailed as error:
-            return [(None, str(error))] * len(paths)
+        for last in (False, True):
+            try:
+                launch(job, result, TIMEOUT, "compress.timing.memory")
+            except WorkerFailed as error:
+                if last or KILLED not in str(error):
+                    return [(None, str(error))] * len(paths)
+            else:
+                break
+        return [(peak, reason) for peak, reason in json.loads(result.read_text())]
 
 
 def in_child(action: Callable[[], int]) -> Peak:
-    """Run an action in a forked child; return its answer, or how the child ended without one."""
+    """Run an action in a forked child; return its answer, or how the child ended without one.
+
+    One that is killed gets a second child: whatever killed it may not have meant the file.
+    """
+    peak = _in_child(action)
+    return _in_child(action) if KILLED in peak[1] else peak
+
+
+def _in_child(action: Callable[[], int]) -> Peak:
     if not hasattr(os, "fork"):
         return None, "peak memory is measured in forked processes, and this system has none"
     reader, writer = os.pipe()
@@ -86,7 +99,7 @@ def in_child(action: Callable[[], int]) -> Peak:
         answer = pipe.read()
     _, status = os.waitpid(child, 0)
     if not answer:
-        return None, f"the process that ran the file was killed by signal {os.WTERMSIG(status)}"
+        return None, f"the process that ran the file {KILLED} {os.WTERMSIG(status)}"
     peak, reason = json.loads(answer)
     return peak, reason
 

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -121,3 +123,30 @@ def test_the_process_has_no_torch_in_it():
     code = "import sys, compress.timing.memory; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_what_was_killed_once_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed_at_first() -> int:
+        if not (tmp_path / "mark").exists():
+            (tmp_path / "mark").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 7
+
+    assert in_child(killed_at_first) == (7, "")
+    real, calls = memory.launch, []
+
+    def once(job: Path, *others: Any) -> None:
+        calls.append(job)
+        if len(calls) == 1:
+            raise WorkerFailed("the timing process was killed by signal 9 ()")
+        real(job, *others)
+
+    monkeypatch.setattr(memory, "launch", once)
+    onnx = tmp_path / "it.onnx"
+    onnx.write_bytes(memory.IDENTITY)
+    [(peak, reason)] = peak_bytes([onnx], [np.zeros((), np.float32)], 1)
+    assert reason == ""
+    assert peak is not None
+    assert len(calls) == 2
