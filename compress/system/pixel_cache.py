@@ -40,8 +40,8 @@ class PixelCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "files": None}
 
-    def refusal(self) -> str:
-        """Make room for all images; return why there is none, '' if there is.
+    def reserve(self) -> str:
+        """Reserve room for all images; return why there is none, '' if there is.
 
         The file has its length at once and takes its blocks as images come: others that look see
         how much is still to come.

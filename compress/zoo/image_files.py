@@ -172,7 +172,7 @@ class ImageFiles(Split):
         described = [self.fit.to_json(), list(self.fit.size), self.channels, PIL.__version__]
         key = digest([*described, [os.fspath(path.absolute()) for path in self.files]])
         made = PixelCache(folder, key, len(self), (*self.fit.size, self.channels))
-        reason = made.refusal()
+        reason = made.reserve()
         self.pixels = None if reason else made
         return reason
 

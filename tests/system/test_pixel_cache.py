@@ -68,10 +68,10 @@ def test_a_disk_without_room_costs_time_alone(
 ) -> None:
     free = SimpleNamespace(free=6 * 60)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    assert made(tmp_path).refusal() == "they take 360 B, and 360 B is free there"
+    assert made(tmp_path).reserve() == "they take 360 B, and 360 B is free there"
     free.free = 12 * 60
     cache = made(tmp_path)
-    assert cache.refusal() == ""
+    assert cache.reserve() == ""
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
@@ -81,7 +81,7 @@ def test_a_disk_without_room_costs_time_alone(
     assert not cache.read(0, b"m", np.zeros(SHAPE, np.uint8))
     (tmp_path / "file").write_text("")
     broken = PixelCache(tmp_path / "file", "key", 1, SHAPE)
-    assert "Not a directory" in broken.refusal() or "exists" in broken.refusal()
+    assert "Not a directory" in broken.reserve() or "exists" in broken.reserve()
     broken.write(0, b"m", image(0))
     assert not broken.read(0, b"m", np.zeros(SHAPE, np.uint8))
 
@@ -92,12 +92,12 @@ def test_sets_that_are_still_to_come_take_their_room(
     many = 2000  # 120 kB
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=300_000))
     first, second = (PixelCache(tmp_path, key, many, SHAPE) for key in ("one", "two"))
-    assert first.refusal() == ""
-    assert "they take 120 kB, others there have 120 kB to come, and 300 kB is" in second.refusal()
-    assert first.refusal() == "", "its room is its own"
+    assert first.reserve() == ""
+    assert "they take 120 kB, others there have 120 kB to come, and 300 kB is" in second.reserve()
+    assert first.reserve() == "", "its room is its own"
     for number in range(many):
         first.write(number, b"m", image(number))
-    assert second.refusal() == "", "what the first one takes is no longer free, and not to come"
+    assert second.reserve() == "", "what the first one takes is no longer free, and not to come"
 
 
 def test_sets_can_be_listed_and_removed(tmp_path: Path) -> None:

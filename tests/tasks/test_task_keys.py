@@ -21,8 +21,10 @@ TASK = """
 from token_task import TokenClassification
 
 class Own(TokenClassification):
+    factor = {factor}
+
     def loss(self, outputs, targets):
-        return {factor} * super().loss(outputs, targets)
+        return self.factor * super().loss(outputs, targets)
 """
 
 

@@ -190,11 +190,14 @@ def _source_digest(cls: type) -> str:
         with contextlib.suppress(TypeError):  # a class of no file
             source = inspect.getsourcefile(cls)
         return _package_digest(cls.__module__, source)
-    functions = {
-        name: getattr(value, "__func__", getattr(value, "fget", value))
-        for name, value in vars(cls).items()
-    }
-    return digest({n: _of_code(f.__code__) for n, f in functions.items() if hasattr(f, "__code__")})
+    found: dict[str, Any] = {}
+    for name, value in vars(cls).items():
+        function = getattr(value, "__func__", getattr(value, "fget", value))
+        if hasattr(function, "__code__"):
+            found[name] = _of_code(function.__code__)
+        elif isinstance(value, (bool, int, float, str)) and not name.startswith("__"):
+            found[name] = value
+    return digest(found)
 
 
 def _of_code(code: CodeType) -> list[Any]:
