@@ -185,11 +185,11 @@ def test_memory_that_is_freed_is_used_again() -> None:
 
 
 def test_a_lack_of_memory_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def advance(work: object, job: object) -> None:
+    def advance(work: object, key: object, until: int) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 77070336 bytes")
 
     plan = make_plan(Suite("s", "digits", "cnn-small", ("train(epochs=1)",)))
-    monkeypatch.setattr(job._ChainWork, "advance", advance)
+    monkeypatch.setattr(job._Work, "advance", advance)
     stores = Stores(Store(tmp_path), Store(tmp_path / "private"))
     outcome = job.perform(ChainJob("baseline", 0, 0), plan, stores)
     assert outcome.error.endswith(job.MEMORY)

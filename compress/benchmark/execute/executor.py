@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from compress.benchmark.execute.run_spec import RunSpec
 from compress.benchmark.plan.plan import Plan
@@ -17,29 +18,67 @@ OVER_BUDGET = "nothing was left of the budget"
 """In the reason of what a budget has ended."""
 
 
+class Work(Protocol):
+    """What jobs ask of the process that does them (`compress.benchmark.execute.job`)."""
+
+    def advance(self, key: Key, until: int) -> None:
+        """Bring a chain run as far as a node; to its end if that node cannot be stored."""
+
+    def run_gpu_stage(self, folder: Path) -> None:
+        """Run the GPU stage on the records in a folder, and leave the result there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """What a process of its own does for a run. It is sent there, so it is plain data."""
+
+    uses_cuda: ClassVar[bool] = False
+    """Whether it uses CUDA even where the steps' device is the CPU."""
+    shared: ClassVar[bool] = True
+    """Whether all processes that share a step take part in it."""
+    seconds: float | None = None
+    """What is left of a budget: the job ends after so long, where its limit is longer."""
+
+    @property
+    def chains(self) -> tuple[str, ...]:
+        """The rows that the plan must have for it."""
+        return ()
+
+    @abstractmethod
+    def do(self, work: Work) -> None:
+        """Have its part of the work done."""
+
+
 @dataclass(frozen=True)
-class ChainJob:
+class ChainJob(Job):
     """Bring the chain run of a row (its text) and seed as far as a node (its number)."""
 
     chain: str
     seed: int
     until: int
-    seconds: float | None = None
-    """What is left of a budget: the job ends after so long, where its limit is longer."""
 
     @property
     def key(self) -> Key:
         return self.chain, self.seed
 
+    @property
+    def chains(self) -> tuple[str, ...]:
+        return (self.chain,)
+
+    def do(self, work: Work) -> None:
+        work.advance(self.key, self.until)
+
 
 @dataclass(frozen=True)
-class GpuJob:
+class GpuJob(Job):
     """Run the GPU stage on the records in a folder, and leave the result there."""
 
+    uses_cuda = True
+    shared = False
     folder: str
 
-
-Job = ChainJob | GpuJob
+    def do(self, work: Work) -> None:
+        work.run_gpu_stage(Path(self.folder))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from compress.benchmark.execute.executor import ChainJob, GpuJob, Job, Outcome
+from compress.benchmark.execute.executor import Job, Outcome
 from compress.benchmark.execute.run_spec import Stores
 from compress.benchmark.measure.gpu import gpu_stage
 from compress.benchmark.measure.row import Built, measure_row
@@ -29,7 +29,7 @@ from compress.context import CacheEntry, StepCache, StepContext, StepLog
 from compress.errors import CannotSave, StepFailed, UserError
 from compress.model import Model
 from compress.ranks import leave, ranks
-from compress.results.record import Record, candidate_name
+from compress.results.record import Key, Record, candidate_name
 from compress.system.files import write_json
 from compress.system.progress import stage
 from compress.training.out_of_memory import ran_out_of_memory
@@ -42,15 +42,14 @@ MEMORY = "Raise the limit with --step-memory, or, if it trains, take a smaller b
 def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Outcome:
     """Do a job; whatever goes wrong is in the outcome, except Ctrl-C."""
     try:
-        plan = _with_row(plan, job)
+        # A search draws chains that its plan did not have.
+        if not {row.text for row in plan.rows}.issuperset(job.chains):
+            plan = with_chains(plan, job.chains)
     except UserError as error:
         return Outcome(f"{type(error).__name__}: {error}")
-    work = _ChainWork(plan, make_graph(plan), stores, progress)
+    work = _Work(plan, make_graph(plan), stores, progress)
     try:
-        if isinstance(job, GpuJob):
-            gpu_stage(plan, work.graph, stores.get, Path(job.folder))
-        else:
-            work.advance(job)
+        job.do(work)
     except Exception as error:  # a step is foreign code: it may raise anything
         text = "".join(traceback.format_exception(error))[-4000:]
         rows = (*work.step_log.rows, {"kind": "traceback", "text": text})
@@ -59,14 +58,6 @@ def perform(job: Job, plan: Plan, stores: Stores, progress: bool = False) -> Out
             reason += f". {MEMORY}"
         return Outcome(f"{type(error).__name__}: {reason}", rows)
     return Outcome(unsaved=work.unsaved)
-
-
-def _with_row(plan: Plan, job: Job) -> Plan:
-    """Return a plan that has the job's row: a search draws chains that its plan did not have."""
-    known = {row.text for row in plan.rows}
-    if isinstance(job, GpuJob) or job.chain in known:
-        return plan
-    return with_chains(plan, [job.chain])
 
 
 class OnlookerCache:
@@ -87,8 +78,8 @@ class OnlookerCache:
         pass
 
 
-class _ChainWork:
-    """The work on one chain run."""
+class _Work:
+    """The work of one process: what its job may ask for."""
 
     def __init__(self, plan: Plan, graph: Graph, stores: Stores, progress: bool) -> None:
         self.plan, self.graph, self.stores, self.progress = plan, graph, stores, progress
@@ -96,15 +87,18 @@ class _ChainWork:
         """Of the step that is running, or ran last."""
         self.unsaved = ""
 
-    def advance(self, job: ChainJob) -> None:
-        chain_run = self.graph.chain_run(job.key)
+    def run_gpu_stage(self, folder: Path) -> None:
+        gpu_stage(self.plan, self.graph, self.stores.get, folder)
+
+    def advance(self, key: Key, until: int) -> None:
+        chain_run = self.graph.chain_run(key)
         last = len(chain_run.nodes) - 2
-        built = self._built(chain_run, min(job.until, last))
-        if job.until <= last:
+        built = self._built(chain_run, min(until, last))
+        if until <= last:
             if not self.unsaved:
                 return
             # No file can hold this step's result, so this process goes on with it to the end.
-            built = self._steps(chain_run, job.until, last, built)
+            built = self._steps(chain_run, until, last, built)
         self._measure(chain_run, built)
 
     def _built(self, chain_run: ChainRun, until: int) -> Built:

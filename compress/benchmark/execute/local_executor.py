@@ -157,14 +157,14 @@ class LocalExecutor(SequentialExecutor):
             server = self.server = self.server or self._start_server()
             started = time.monotonic()
             # What uses CUDA maps far more than it takes: no limit on its allocations suits it.
-            cuda = self.spec.device == "cuda" or isinstance(job, GpuJob)
+            cuda = job.uses_cuda or self.spec.device == "cuda"
             server.send(
                 {
                     "job": job,
                     "log": log.resolve(),
                     "scratch": scratch.resolve(),
                     "memory": None if cuda else self.memory,
-                    "ranks": 1 if isinstance(job, GpuJob) else self.spec.ranks,
+                    "ranks": self.spec.ranks if job.shared else 1,
                 }
             )
             while (message := server.receive(LOOK)) is None or "status" not in message:
@@ -188,10 +188,10 @@ class LocalExecutor(SequentialExecutor):
             return ForkServer((self.spec, paths), self.objects)
 
     def _overrun(self, job: Job, pid: int, started: float) -> str:
-        left = job.seconds if isinstance(job, ChainJob) else None
-        if left is not None and left < self.seconds and time.monotonic() - started > left:
+        taken, left = time.monotonic() - started, job.seconds
+        if left is not None and left < self.seconds and taken > left:
             return f"{OVER_BUDGET}: it was ended after {duration(left)}"
-        if time.monotonic() - started > self.seconds:
+        if taken > self.seconds:
             return (
                 f"it took more than {duration(self.seconds)} and was ended: "
                 f"raise the limit with --step-timeout"

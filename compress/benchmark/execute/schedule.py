@@ -138,7 +138,7 @@ class Schedule:
             return
         until = state.last if node.key in self.unsaved else state.next
         left = None if self.deadline is None else max(1.0, self.deadline - time.monotonic())
-        job = ChainJob(*state.chain_run.key, until, left)
+        job = ChainJob(*state.chain_run.key, until, seconds=left)
         self.executor.submit(job, self.name(state.chain_run))
         state.running = True
 
