@@ -53,19 +53,8 @@ def load_weights(
     model_name: str,
     new_head: bool = False,
     classes: int | None = None,
-) -> str:
-    """Copy weights into `module`, and return in words where they come from (see `loaded`)."""
-    return loaded(module, source, model_name, new_head, classes).words
-
-
-def loaded(
-    module: nn.Module,
-    source: str | Path,
-    model_name: str,
-    new_head: bool = False,
-    classes: int | None = None,
 ) -> Loaded:
-    """Copy weights into `module`.
+    """Copy weights into `module`, and return what became of them.
 
     `source` is a .safetensors or .pt/.pth/.bin file, `FILE:KEY` for one of several sets of weights
     in it (`FILE:model.ema` for one further inside), or `DEFAULT` for those that torchvision or timm

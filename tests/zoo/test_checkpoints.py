@@ -42,7 +42,7 @@ def loaded(folder: pathlib.Path, value: Any, key: str = "", **options: bool) -> 
     """Return the value that the first weights have then, and what is said."""
     torch.save(value, folder / "net.pt")
     net = Net()
-    words = load_weights(net, f"{folder / 'net.pt'}{key}", "net", **options)
+    words = load_weights(net, f"{folder / 'net.pt'}{key}", "net", **options).words
     return float(net.body[0].weight.detach().mean()), words
 
 
@@ -112,7 +112,8 @@ def test_two_sets_in_one_dictionary_are_told_apart_by_what_their_names_begin_wit
     assert (mean, words.startswith("net.pt:ema (the file has net.pt:online too")) == (2, True)
     save_file(both, tmp_path / "both.safetensors")
     net = Net()
-    assert load_weights(net, f"{tmp_path}/both.safetensors:ema_model", "net").endswith(":ema_model")
+    words = load_weights(net, f"{tmp_path}/both.safetensors:ema_model", "net").words
+    assert words.endswith(":ema_model")
     assert float(net.fc.bias.detach()[0]) == 2
 
 

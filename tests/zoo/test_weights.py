@@ -51,7 +51,7 @@ def test_checkpoints_of_many_kinds_load(wrap, tmp_path):
     }[wrap]
     torch.save(wrapped, tmp_path / "net.pth")
     assert not same(source, target)
-    assert load_weights(target, tmp_path / "net.pth", "resnet20") == "net.pth"
+    assert load_weights(target, tmp_path / "net.pth", "resnet20").words == "net.pth"
     assert same(source, target)
 
 
@@ -127,13 +127,13 @@ def test_default_weights_are_torchvisions_and_want_its_classes(monkeypatch, tmp_
     with pytest.raises(UserError, match="could not be downloaded: no network"):
         load_weights(thousand, "DEFAULT", name)
     monkeypatch.setattr(cls, "get_state_dict", lambda *_args, **_kw: other.state_dict())
-    assert "torchvision" in load_weights(thousand, "DEFAULT", name)
+    assert "torchvision" in load_weights(thousand, "DEFAULT", name).words
     assert same(thousand, other)
     ten = fresh(name, images(64)).module
     with pytest.raises(UserError, match=r"are for 1,000 classes, and .* has 10 for these data"):
         load_weights(ten, "DEFAULT", name)
     head = ten.classifier[1].weight.detach().clone()
-    words = load_weights(ten, "DEFAULT", name, new_head=True)
+    words = load_weights(ten, "DEFAULT", name, new_head=True).words
     assert words.endswith("its head for 1,000 classes replaced by an untrained one for 10")
     found = ten.classifier[1].weight.detach()
     torch.testing.assert_close(found, head * 0.01 / max(0.01, float(head.std())))
@@ -152,13 +152,13 @@ def test_which_of_several_weights_were_taken_is_said(tmp_path):
     raw, averaged, target = small(), small(), small()
     path = tmp_path / "net.pt"
     torch.save({"state_dict": raw.state_dict(), "state_dict_ema": averaged.state_dict()}, path)
-    words = load_weights(target, path, "resnet20")
+    words = load_weights(target, path, "resnet20").words
     assert (
         words
         == "net.pt:state_dict_ema (the file has net.pt:state_dict too, which can be named instead)"
     )
     assert same(target, averaged)
-    assert load_weights(target, f"{path}:state_dict", "resnet20") == "net.pt:state_dict"
+    assert load_weights(target, f"{path}:state_dict", "resnet20").words == "net.pt:state_dict"
     assert same(target, raw)
     with pytest.raises(UserError, match=r"unknown set of weights in .* 'sate_dict'\. Did you mean"):
         load_weights(target, f"{path}:sate_dict", "resnet20")
@@ -172,7 +172,7 @@ def test_what_a_wrapper_adds_is_said_and_what_a_model_lacks_is_refused(tmp_path)
     state = {f"backbone.{name}": tensor.half() for name, tensor in source.state_dict().items()}
     state |= {"projector.weight": torch.ones(2), "backbone.total_ops": torch.ones(1)}
     torch.save(state, tmp_path / "net.pt")
-    words = load_weights(target, tmp_path / "net.pt", "resnet20")
+    words = load_weights(target, tmp_path / "net.pt", "resnet20").words
     assert words == "net.pt; without projector.weight, which the model has no place for"
     assert torch.equal(target.conv1.weight, source.conv1.weight.half().float())
     deeper = fresh("resnet32(width=2)", images(8)).module  # has all that the smaller one has
@@ -240,10 +240,10 @@ def test_default_weights_are_downloaded_once_and_their_hash_is_checked(
     weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
     monkeypatch.setattr(weights.value, "url", f"{address}/{stem}")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    assert load_weights(target, "DEFAULT", name) == f"{weights} of torchvision"
+    assert load_weights(target, "DEFAULT", name).words == f"{weights} of torchvision"
     assert same(source, target)
     served.content = b"not asked for again"
-    assert "torchvision" in load_weights(target, "DEFAULT", name)
+    assert "torchvision" in load_weights(target, "DEFAULT", name).words
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "other"))
     with pytest.raises(UserError, match=r"could not be downloaded: invalid hash value"):
         load_weights(target, "DEFAULT", name)
@@ -264,7 +264,7 @@ spec = Preprocessing(3, (64, 64), (0.5,) * 3, (0.25,) * 3)
 task = ImageClassification("x", tuple(map(str, range(1000))), spec)
 model = fresh("timm:test_efficientnet", task)
 try:
-    print(load_weights(model.module, "DEFAULT", "timm:test_efficientnet"))
+    print(load_weights(model.module, "DEFAULT", "timm:test_efficientnet").words)
     print(float(model.module.get_parameter("classifier.bias").detach()[7]))
 except Exception as error:
     print(type(error).__name__, error)
@@ -384,7 +384,7 @@ def test_weights_without_a_head_are_trained_on_with_a_fresh_one(tmp_path):
     torch.save(state, tmp_path / "net.pt")
     with pytest.raises(UserError, match=r"without its head \(linear.weight, linear.bias\)\. To"):
         load_weights(target, tmp_path / "net.pt", "resnet20", classes=10)
-    words = load_weights(target, tmp_path / "net.pt", "resnet20", new_head=True, classes=10)
+    words = load_weights(target, tmp_path / "net.pt", "resnet20", new_head=True, classes=10).words
     assert words == (
         "net.pt; without a head: it has an untrained one for 10 classes; without "
         "projector.weight, which the model has no place for"
@@ -405,7 +405,9 @@ def test_a_head_of_several_layers_is_missing_as_a_whole(tmp_path):
     source, target = net(), net()
     state = {name: tensor for name, tensor in source.state_dict().items() if "body" in name}
     save_file(state, tmp_path / "net.safetensors")
-    words = load_weights(target, tmp_path / "net.safetensors", "net", new_head=True, classes=3)
+    words = load_weights(
+        target, tmp_path / "net.safetensors", "net", new_head=True, classes=3
+    ).words
     assert words == "net.safetensors; without a head: it has an untrained one for 3 classes"
     assert torch.equal(target.body.weight, source.body.weight)
     assert float(target.head[0].weight.detach().mean()) == 1, "a norm stays as it is made"
@@ -432,7 +434,7 @@ def test_timms_weights_by_url_are_checked_by_the_hash_in_their_name(monkeypatch)
     for url in ("https://x.org/gcvit-d1d86009.pth", "https://x.org/gcvit.pth"):
         config = timm.models.PretrainedCfg(url=url, architecture="gcvit", tag="in1k")
         monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _name, config=config: config)
-        words = load_weights(small(), "DEFAULT", "timm:gcvit")
+        words = load_weights(small(), "DEFAULT", "timm:gcvit").words
         assert ("no hash is known to check" in words) == url.endswith("gcvit.pth")
     logging.getLogger("huggingface_hub").removeHandler(handler)
     assert seen == [True, False]

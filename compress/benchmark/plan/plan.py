@@ -41,7 +41,7 @@ from compress.zoo.given import bake, refuse_random, reparametrized
 from compress.zoo.models import build_module, fresh
 from compress.zoo.pretrained import Pretrained, pretrained, seen_otherwise, set_rescaling
 from compress.zoo.transfer import calibrated, load_transfer
-from compress.zoo.weights import DEFAULT, Loaded, loaded
+from compress.zoo.weights import DEFAULT, Loaded, load_weights
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ def _model(
     def load(module: nn.Module) -> None:
         if named.weights is not None:
             [classes] = task.output_shape()
-            placed = loaded(module, named.weights, named.model, bool(trained), classes)
+            placed = load_weights(module, named.weights, named.model, bool(trained), classes)
             words[key] = replace(placed, words=seen + placed.words)
         if kinds := {f"{kind} of {path}" for path, _, kind in reparametrized(module)}:
             said = f"baked into plain weights: {', '.join(sorted(kinds))}"
