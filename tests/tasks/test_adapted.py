@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import compress
-from compress.benchmark.plan.plan import _seen_by, make_plan
+from compress.benchmark.plan.models import _seen_by
+from compress.benchmark.plan.plan import make_plan
 from compress.benchmark.plan.suite import NamedTeacher, Suite, parse_suite
 from compress.compressor import seed_everything
 from compress.errors import UserError

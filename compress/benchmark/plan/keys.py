@@ -34,7 +34,9 @@ RUNNING = (
     *("compress.zoo.models", "compress.zoo.transfer", "compress.zoo.weights"),
 )
 """What makes a step's input and runs it, whatever the step."""
-HANDING = frozenset({"compress.benchmark.execute.job", "compress.benchmark.plan.plan"})
+HANDING = frozenset(
+    f"compress.benchmark.{module}" for module in ("execute.job", "plan.models", "plan.plan")
+)
 """What hands a step its input. Most of what these import is for other purposes."""
 PACKAGE = Path(__file__).resolve().parents[2]
 OUTSIDE = {"benchmark", "results", "report", "recommender", "suites", "api", "cli", "__main__"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,34 +14,30 @@ from torch import nn
 
 from compress.benchmark.plan.keys import sources_of_data
 from compress.benchmark.plan.metric import Function, Metric, figure_of, find_metric
+from compress.benchmark.plan.models import Models
 from compress.benchmark.plan.rows import Row, rows_of
 from compress.benchmark.plan.splits import splits_for
-from compress.benchmark.plan.suite import Named, NamedTeacher, Suite
+from compress.benchmark.plan.suite import Suite
 from compress.chain_parser import model_sources
 from compress.compressor import Compressor, leaves, seed_everything
 from compress.context import StepContext, Transfer
-from compress.ensemble import settle
 from compress.errors import IllegalChain, UserError, unknown
-from compress.find_heads import Judge
-from compress.heads import Path as OutputPath
 from compress.heads import heads_of
-from compress.model import INSTANCE, Blueprint, Model, copied
+from compress.model import INSTANCE, Blueprint, Model
 from compress.runtimes import runtimes
 from compress.system.environment import cpu_threads
 from compress.system.files import sha256
 from compress.system.progress import stage
-from compress.tasks.base import Data, InputChange, Task
+from compress.tasks.base import Data
 from compress.training import Training
-from compress.training.evaluate import accuracies
 from compress.training.execution_mode import usual_precision
 from compress.zoo.checkpoints import file_and_key
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
-from compress.zoo.given import bake, refuse_random, reparametrized
 from compress.zoo.models import build_module, fresh
-from compress.zoo.pretrained import Pretrained, pretrained, seen_otherwise, set_rescaling
+from compress.zoo.pretrained import Pretrained, pretrained
 from compress.zoo.transfer import calibrated, load_transfer
-from compress.zoo.weights import DEFAULT, Loaded, load_weights
+from compress.zoo.weights import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -192,52 +188,30 @@ def make_plan(
     baseline, rows = rows_of(
         suite, suite.weights is not None or model is not None, named=model is None
     )
-    for path in allow_code:
-        if not path.is_file():
-            raise UserError(f"--allow-code: there is no file {path}")
-    if step_threads is not None and step_threads < 1:
-        raise UserError(f"step_threads must be at least 1, not {step_threads}")
-    runtimes()  # a plug-in that is none is refused now, not when files are timed
-    by_name = data is None and model is None and metric is None and not teachers
+    _check_run(allow_code, step_threads)
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     suite = _with_weights_found(suite, data_root)
     known = pretrained(suite.model, suite.weights) if model is None else None
     own_data = data is not None
-    if data is not None:
-        _check_classes(data)
     data = _data(suite, data, data_root, known)
     judge = judge or figure_of(data.task)
     if judge is not None:
         judge.check(data.task)
     device = _device(device)
     seed_everything(suite.seeds[0])
-    words: dict[str, Loaded] = {}
-    named = Named(suite.model, suite.weights)
-    kind = "" if baseline is None else "start"
-    start = _model("", named, model, data, allow_code, words, kind, given=own_data)
+    build = Models(data, allow_code)
+    start = build.start(suite, model, trained=baseline is not None, given=own_data)
     own_teachers = dict(teachers or {})
-    models = {}
-    for name, named in suite.teachers.items():
-        if named.weights is None and name not in own_teachers:
-            raise UserError(f"teacher {name!r} needs weights: an untrained model teaches nothing")
-        own = own_teachers.get(name)
-        models[name] = _model(name, named, own, data, allow_code, words)
-    students = {
-        name: _model(name, named, None, data, allow_code, words, "student")
-        for name, named in suite.students.items()
-    }
-    transfers = {}
-    for name in sorted({name for row in rows if row.chain for name in row.chain.transfers}):
-        with stage(f"reading {name}"):
-            transfers[name] = load_transfer(name, data, data_root)
+    named_teachers, students = build.teachers(suite, own_teachers), build.students(suite)
     plan = Plan(
         suite=suite,
         data=data,
         start=start,
         baseline=baseline,
         rows=rows,
-        teachers=models,
-        transfers=transfers,
+        teachers=named_teachers,
+        students=students,
+        transfers=_transfers(rows, data, data_root),
         device=device,
         precision=usual_precision(device) if suite.precision == "auto" else suite.precision,
         tune=suite.precision == "auto",
@@ -246,12 +220,11 @@ def make_plan(
         metric=judge,
         instance=None if model is None else start.module,
         own_teachers=own_teachers,
-        students=students,
-        given=not by_name,
+        given=own_data or bool(teachers) or not (model is None and metric is None),
         step_threads=step_threads or cpu_threads(),
         ranks=ranks or (torch.cuda.device_count() if device.type == "cuda" else 1),
-        weights={name: one.words for name, one in words.items()},
-        whole=suite.weights is not None and not words[""].new_head,
+        weights={name: one.words for name, one in build.loaded.items()},
+        whole=suite.weights is not None and not build.loaded[""].new_head,
         promised=known.accuracy if known and (known.classes,) == data.task.output_shape() else None,
     )
     if baseline is not None:
@@ -277,6 +250,16 @@ def with_chains(plan: Plan, texts: Sequence[str]) -> Plan:
     return plan
 
 
+def _check_run(allow_code: Collection[Path], step_threads: int | None) -> None:
+    """Refuse what is wrong whatever the suite: files, threads, plug-ins that are no runtimes."""
+    for path in allow_code:
+        if not path.is_file():
+            raise UserError(f"--allow-code: there is no file {path}")
+    if step_threads is not None and step_threads < 1:
+        raise UserError(f"step_threads must be at least 1, not {step_threads}")
+    runtimes()  # a plug-in that is none is refused now, not when files are timed
+
+
 def _data(
     suite: Suite, data: Data | None, data_root: Path | None, known: Pretrained | None
 ) -> Data:
@@ -289,6 +272,8 @@ def _data(
         options: dict[str, Any] = {**usual, **suite.options}
         with stage(f"reading {suite.data}"):
             data = load_data(suite.data, data_root, **options)
+    else:
+        _check_classes(data)
     if suite.calibration is not None:
         with stage(f"reading {suite.calibration}"):
             data = calibrated(data, suite.calibration, data_root)
@@ -332,77 +317,13 @@ def _device(name: str | torch.device) -> torch.device:
     return torch.device("cuda" if cuda else "cpu")
 
 
-def _model(
-    name: str,
-    named: Named,
-    own: nn.Module | None,
-    data: Data,
-    allow_code: Collection[Path],
-    words: dict[str, Loaded],
-    trained: str = "",
-    given: bool = False,
-) -> Model:
-    """Build a model by name with its weights, or wrap a copy of a Python user's own module.
-
-    `name` is a teacher's or a student's; `words` gets where its weights come from. What will be
-    `trained` (a 'student', or the 'start' of the baseline) may have weights for other classes.
-    `given` data are prepared already: it is said if these weights were trained otherwise.
-    Raises UserError if the model does not fit the data.
-    """
-    kind = trained or "teacher"
-    task, what = data.task, f"{kind} {name!r}" if name else "the model"
-    key = what if name else ""
-    change, seen = None, ""
-    known = pretrained(named.model, named.weights) if own is None else None
-    if isinstance(named, NamedTeacher):
-        task, change, seen = _seen_by(named, what, task, known)
-    elif known is not None and (name or given):
-        seen = seen_otherwise(known, task)
-
-    def load(module: nn.Module) -> None:
-        if named.weights is not None:
-            [classes] = task.output_shape()
-            placed = load_weights(module, named.weights, named.model, bool(trained), classes)
-            words[key] = replace(placed, words=seen + placed.words)
-        if kinds := {f"{kind} of {path}" for path, _, kind in reparametrized(module)}:
-            said = f"baked into plain weights: {', '.join(sorted(kinds))}"
-            before = words.get(key, Loaded("", new_head=False))
-            said = "; ".join(filter(None, [before.words, said]))
-            words[key] = replace(before, words=said)
-        set_rescaling(module, known)
-        if change is not None:
-            module.register_forward_pre_hook(change)
-
-    def judge(module: nn.Module, paths: Sequence[OutputPath]) -> tuple[Sequence[float], int]:
-        return accuracies(module, task, data.validation, paths)
-
-    if own is None:
-        sure = named.weights is not None and not trained
-        return fresh(named.model, task, allow_code, load=load, judge=judge if sure else None)
-    return _instance(own, what, task, load, judge)
-
-
-def _instance(
-    own: nn.Module, what: str, task: Task, load: Callable[[nn.Module], None], judge: Judge
-) -> Model:
-    """Wrap a copy of a module: the caller's keeps its mode, device and type."""
-    module = copied(own).cpu().float().eval()
-    load(module)
-    masked = bake(module)
-    model = Model(module, task.probe(), masked, blueprint=Blueprint(INSTANCE), inputs=task.inputs)
-    try:
-        refuse_random(module, model.items(), "the model")
-        shape = tuple(settle(model, task.output_shape(), judge).shape)
-    except UserError as error:
-        raise UserError(str(error).replace("the model", what, 1)) from error
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise UserError(f"{what} does not take the data's inputs: {error}") from error
-    expected = (1, *task.output_shape())
-    if shape != expected:
-        raise UserError(
-            f"{what} gives outputs of shape {shape} for one item, and the data needs {expected}"
-        )
-    return model
+def _transfers(rows: Sequence[Row], data: Data, data_root: Path | None) -> Mapping[str, Transfer]:
+    """Read the transfer sets that chains name."""
+    found = {}
+    for name in sorted({name for row in rows if row.chain for name in row.chain.transfers}):
+        with stage(f"reading {name}"):
+            found[name] = load_transfer(name, data, data_root)
+    return found
 
 
 def _check_classes(data: Data) -> None:
@@ -420,20 +341,6 @@ def _check_classes(data: Data) -> None:
             f"{tuple(targets.shape)} for one item; they must be the numbers of classes (int64, one "
             f"for each item)"
         )
-
-
-def _seen_by(
-    named: NamedTeacher, what: str, task: Task, known: Pretrained | None
-) -> tuple[Task, InputChange | None, str]:
-    """Return the task of a teacher, what changes the inputs to its own, and that in words."""
-    settings = named.settings()
-    if known is not None and (known.classes,) == task.output_shape():
-        settings = settings.over(known.settings)
-    try:
-        own, change = task.seen_by(settings)
-    except ValueError as error:
-        raise UserError(f"{what}: {error}") from None
-    return own, change, "" if change is None else f"sees {change.words}; "
 
 
 def _check_row(row: Row, plan: Plan) -> None:
