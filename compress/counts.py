@@ -116,7 +116,7 @@ def may_hold_products(uncounted: Mapping[str, int]) -> dict[str, int]:
 def left_out(uncounted: Mapping[str, int]) -> str:
     """Return a sentence about the operators whose MACs may be missing; '' for none."""
     found = may_hold_products(uncounted)
-    return f"MACs leave out {amounts.calls(found)}" if found else ""
+    return amounts.macs_leave_out(found) if found else ""
 
 
 def require_counted(who: str, module: nn.Module, example: Tensors) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compress.results.record import COUNTS, EXECUTION, Key, Record
-from compress.system.amounts import calls, size
+from compress.system.amounts import macs_leave_out, size
 from compress.timing.executed import Executed, explain
 
 REASON_PREFIXES = {
@@ -100,7 +100,7 @@ def _uncounted(record: Record) -> list[str]:
         if line["kind"] != COUNTS:
             continue
         if left_out := line.get("left_out"):
-            found.append(f"MACs leave out {calls(left_out)}")
+            found.append(macs_leave_out(left_out))
         if unused := line.get("unused_params"):
             found.append(
                 f"{unused:,} parameters that the deployed file does without, such as those of "

@@ -40,9 +40,10 @@ def plural(count: object, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def calls(counts: Mapping[str, int]) -> str:
-    """Return how often each of some functions is called: `2 calls of sin, 1 call of cos`."""
-    return ", ".join(f"{plural(count, 'call')} of {name}" for name, count in counts.items())
+def macs_leave_out(calls: Mapping[str, int]) -> str:
+    """Return what a count of MACs lacks: `MACs leave out 2 calls of conv, 1 call of mm`."""
+    named = ", ".join(f"{plural(count, 'call')} of {name}" for name, count in calls.items())
+    return f"MACs leave out {named}"
 
 
 def duration(seconds: float) -> str:

@@ -19,12 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compress.benchmark.execute.executor import (
-    ChainJob,
-    ExecutorFactory,
-    GpuJob,
-    Outcome,
-)
+from compress.benchmark.execute.executor import ChainJob, ExecutorFactory, GpuJob, Outcome
 from compress.benchmark.execute.local_executor import LocalExecutor, local_executor
 from compress.benchmark.execute.run_spec import RunSpec
 from compress.benchmark.plan.plan import Plan
