@@ -16,7 +16,9 @@ from compress.parts import Part, by_name, whole_number
 MAKES, READS, SCALE = "makes", "reads", "scale"
 """Weights that make channels, weights of what reads them, and the scales of their norms."""
 GATE = "gate"
-"""No tensor: a factor of one on all that reads a channel, for criteria that want gradients."""
+"""No tensor of the model: a factor of one on each channel, for criteria that want gradients."""
+ITEMS = 128
+"""Training items that gradients are taken over, unless a criterion says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ class Criterion(Part, ABC):
 
     @abstractmethod
     def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
-        """Return what each channel is worth, (channels,) >= 0, or None if this tells nothing."""
+        """Return what each channel is worth, (channels,) >= 0, or None if this tells nothing.
+
+        Channels that are worth least are removed first.
+        """
 
     @property
     def items(self) -> int:
-        """How many training items its gradients are taken over."""
-        return 0
+        """How many training items its gradients are taken over, if it wants any."""
+        return ITEMS
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -101,7 +106,7 @@ class Taylor(Criterion):
     in eval mode, over the first `count` items of an even choice.
     """
 
-    count: int = field(default=128, metadata=whole_number())
+    count: int = field(default=ITEMS, metadata=whole_number())
 
     wants_gradients = True
 
@@ -123,7 +128,7 @@ class Fisher(Criterion):
     left with noise, and this is not.
     """
 
-    count: int = field(default=128, metadata=whole_number())
+    count: int = field(default=ITEMS, metadata=whole_number())
 
     wants_gradients = True
     of_each_item = True

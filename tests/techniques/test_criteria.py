@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -188,6 +190,24 @@ def test_a_model_that_is_not_differentiable_is_refused(name: str, bench: StepCon
     model = Model(Signs().eval(), (torch.randn(2, 1, 8, 8),))
     with pytest.raises(UserError, match=rf"'{name}' needs gradients, and .* not differentiable"):
         run(chain(f"prune_channels(channels=0.5, criterion={name!r})"), model, bench)
+
+
+def test_a_criterion_with_gradients_need_not_say_over_how_many_items(bench: StepContext) -> None:
+    @dataclass(frozen=True, repr=False, kw_only=True)
+    class OfEffects(Criterion):
+        wants_gradients = True
+
+        def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
+            return None if slices.effects is None else slices.effects.mean(0).square()
+
+    model = gated()
+    channels = sound_groups(model.module, model.items())
+    own, silent = scores(model, channels, OfEffects(), bench)
+    builtin, _ = scores(model, channels, Taylor(), bench)
+    assert not silent
+    assert own.keys() == builtin.keys()
+    for group in channels.groups:
+        np.testing.assert_allclose(own[group.axis][0], builtin[group.axis][0], rtol=1e-6)
 
 
 def test_fisher_sees_what_the_mean_gradient_hides() -> None:
