@@ -24,15 +24,23 @@ SWEPT = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 pruner cuts nothing of it, so the smallest share need not leave least."""
 
 
+class Expired(BaseException):
+    """The time is up. No `Exception`: a technique takes these for a layer's, and goes on."""
+
+
 @contextmanager
-def limited(seconds: int) -> Iterator[None]:
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError after some seconds of CPU time."""
+
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"{TOO_LONG} {seconds} s")
+        raise Expired
 
     signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
+    except Expired:
+        raise TimeoutError(f"{TOO_LONG} {seconds} s") from None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
