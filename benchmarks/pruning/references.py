@@ -94,12 +94,12 @@ def kept_along(before: Tensor, after: Tensor, axis: int) -> Tensor | None:
 
 
 def _wide(parameters: Mapping[str, Tensor], name: str) -> Tensor:
-    """Return a weight; that of a norm with its bias, as double: of a thousand float32 near 1 two
-    may well be equal."""
+    """Return a weight; that of a norm beside its bias: of a thousand float32 near 1 two may well be
+    equal."""
     weight, bias = parameters[name], parameters.get("bias")
     if weight.ndim > 1 or bias is None:
         return weight
-    return weight.double() + bias.double() * 1e3
+    return torch.stack([weight, bias], 1)
 
 
 def masked(module: nn.Module, pruned: nn.Module) -> nn.Module:
