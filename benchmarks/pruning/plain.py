@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from compress.surgery import output_layers
 LIMIT = 900
 """Seconds of CPU time that a technique may take for a model, this one as ours."""
 TOO_LONG = "not done within"
+MOST_MEMORY = 8 << 30
+"""Bytes of memory that a process may hold while it prunes; then allocations fail."""
 ROUND_TO = 8
 SWEPT = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Shares of channels at which the least is looked for: where a step is too large for a layer, this
@@ -30,19 +33,24 @@ class Expired(BaseException):
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after some seconds of CPU time."""
+    """Raise TimeoutError after some seconds of CPU time; let no more than `MOST_MEMORY` be taken."""
 
     def stop(*_: Any) -> None:
         raise Expired
 
     signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, before[1]))
     try:
         yield
     except Expired:
         raise TimeoutError(f"{TOO_LONG} {seconds} s") from None
+    except MemoryError:
+        raise MemoryError(f"it takes more than {MOST_MEMORY >> 30} GiB") from None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def plain(model: Model, keeps: float) -> dict[str, Any]:
