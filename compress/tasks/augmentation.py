@@ -1,4 +1,8 @@
-"""Augmentation of images for training: every view by its own draws."""
+"""Augmentation of images for training: every view by its own draws.
+
+A place in an image is drawn for a size, `drawn_for`, by default that of the images. Others of the
+same items have it at the same shares of their sides, so they show the same views.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,13 @@ STRENGTH = 0.4
 COLOURS = ("brightness", "contrast", "saturation")
 
 
-def augment_photos(images: Tensor, rng: StatelessRNG, augments: Sequence[str]) -> Tensor:
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def augment_photos(
+    images: Tensor, rng: StatelessRNG, augments: Sequence[str], drawn_for: Size | None = None
+) -> Tensor:
     """Crop, resize and recolour uint8 images (N, C, H, W), each by its own draws, by torchvision.
 
     'resizedcrop' takes a part of the image of random area and shape and resizes it to the whole
@@ -34,11 +44,12 @@ def augment_photos(images: Tensor, rng: StatelessRNG, augments: Sequence[str]) -
     import torchvision.transforms.v2.functional as photo  # half a second, for photographs alone
 
     if "resizedcrop" in augments:
-        size = list(images.shape[2:])
+        height, width = images.shape[2:]
+        boxes = _on_sides(_boxes(rng, *(drawn_for or (height, width))), (height, width), drawn_for)
         images = torch.stack(
             [
-                photo.resized_crop(image, *box, size=size, antialias=True)
-                for image, box in zip(images, _boxes(rng, *size), strict=True)
+                photo.resized_crop(image, *box, size=[height, width], antialias=True)
+                for image, box in zip(images, boxes, strict=True)
             ]
         )
     if "jitter" in augments:
@@ -71,6 +82,24 @@ def _boxes(rng: StatelessRNG, height: int, width: int) -> list[list[int]]:
     return [list(map(int, box)) for box in boxes]
 
 
+def _on_sides(boxes: list[list[int]], size: Size, drawn_for: Size | None) -> list[list[int]]:
+    """Return the same parts, (top, left, height, width), of images of another size."""
+    if drawn_for in (None, size):
+        return boxes
+    found = []
+    for top, left, tall, wide in boxes:
+        sides = zip((top, left), (tall, wide), size, drawn_for, strict=True)
+        edges = [_scaled(torch.tensor([at, at + length]), *pair) for at, length, *pair in sides]
+        (top, bottom), (left, right) = (edge.tolist() for edge in edges)
+        found.append([top, left, max(1, bottom - top), max(1, right - left)])
+    return found
+
+
+def _scaled(place: Tensor, side: int, drawn: int) -> Tensor:
+    """Return places on a side of `drawn` pixels as those on one of `side`, in whole pixels."""
+    return (place * side / drawn).round().long()
+
+
 def _colours(rng: StatelessRNG) -> list[list[tuple[str, float]]]:
     """Return for each image what of its colours changes, in which order, by which factor."""
     factors = [1 + STRENGTH * (2 * rng.uniform(name) - 1) for name in COLOURS]
@@ -81,7 +110,9 @@ def _colours(rng: StatelessRNG) -> list[list[tuple[str, float]]]:
     ]
 
 
-def augment_images(images: Tensor, rng: StatelessRNG, augments: Sequence[str]) -> Tensor:
+def augment_images(
+    images: Tensor, rng: StatelessRNG, augments: Sequence[str], drawn_for: Size | None = None
+) -> Tensor:
     """Mirror, shift and cut out of normalised images (N, C, H, W), each by its own draws.
 
     The draws are made on the CPU, where their items lie: a GPU would get dozens of tiny kernels.
@@ -89,22 +120,30 @@ def augment_images(images: Tensor, rng: StatelessRNG, augments: Sequence[str]) -
     the border (He et al. 2015, section 4.2: 4 pixels of 32); 'cutout' sets a square of half the
     side to zero, centred anywhere (DeVries and Taylor 2017, section 3.2: 16 pixels of 32).
     """
+    height, width = images.shape[2:]
+    drawn = drawn_for or (height, width)
     if "flip" in augments or "crop" in augments:
-        images = _shifted(images, rng, "flip" in augments, "crop" in augments)
+        images = _shifted(images, rng, "flip" in augments, "crop" in augments, drawn)
     if "cutout" in augments:
-        images = images * _holes(images, rng)
+        images = images * _holes(images, rng, drawn)
     return images
 
 
-def _shifted(images: Tensor, rng: StatelessRNG, flip: bool, crop: bool) -> Tensor:
+def _shifted(images: Tensor, rng: StatelessRNG, flip: bool, crop: bool, drawn: Size) -> Tensor:
     count, _, height, width = images.shape
-    pad_y, pad_x = (max(1, height // 8), max(1, width // 8)) if crop else (0, 0)
-    padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y))
     device = images.device
-    top = rng.below("top", 2 * pad_y + 1).to(device, non_blocking=True)
-    left = rng.below("left", 2 * pad_x + 1).to(device, non_blocking=True)
-    rows = top[:, None] + torch.arange(height, device=device)
-    columns = left[:, None] + torch.arange(width, device=device)
+    begins, pads = [], []
+    for purpose, side, drawn_side in zip(("top", "left"), (height, width), drawn, strict=True):
+        most = max(1, drawn_side // 8) if crop else 0
+        [pad] = _scaled(torch.tensor([most]), side, drawn_side).tolist()
+        shift = _scaled(rng.below(purpose, 2 * most + 1) - most, side, drawn_side)
+        begins.append((shift + pad).to(device, non_blocking=True))
+        pads.append(pad)
+    padded = F.pad(images, (pads[1], pads[1], pads[0], pads[0]))
+    rows, columns = (
+        begin[:, None] + torch.arange(side, device=device)
+        for begin, side in zip(begins, (height, width), strict=True)
+    )
     if flip:
         mirrored = (rng.uniform("flip") < 0.5).to(device, non_blocking=True)[:, None]
         columns = torch.where(mirrored, columns.flip(1), columns)
@@ -113,13 +152,19 @@ def _shifted(images: Tensor, rng: StatelessRNG, flip: bool, crop: bool) -> Tenso
     return picked.permute(0, 3, 1, 2)
 
 
-def _holes(images: Tensor, rng: StatelessRNG) -> Tensor:
+def _holes(images: Tensor, rng: StatelessRNG, drawn: Size) -> Tensor:
     """Return zero within a square of half the side and one elsewhere, (N, 1, H, W)."""
     inside = []
-    for purpose, side in (("hole-y", images.shape[2]), ("hole-x", images.shape[3])):
-        half = max(1, side // 2)
-        begin = rng.below(purpose, side).to(images.device, non_blocking=True) - half // 2
+    for purpose, side, drawn_side in zip(
+        ("hole-y", "hole-x"), images.shape[2:], drawn, strict=True
+    ):
+        half = max(1, drawn_side // 2)
+        first = rng.below(purpose, drawn_side) - half // 2
+        begin, end = (
+            _scaled(edge, side, drawn_side).to(images.device, non_blocking=True)
+            for edge in (first, first + half)
+        )
         place = torch.arange(side, device=images.device)
-        inside.append((place >= begin[:, None]) & (place < begin[:, None] + half))
+        inside.append((place >= begin[:, None]) & (place < end[:, None]))
     hole = inside[0][:, :, None] & inside[1][:, None, :]
     return (~hole[:, None]).to(images.dtype)

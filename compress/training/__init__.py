@@ -1,6 +1,6 @@
 """Training: the loop that every technique shares, and what makes it fast and safe to stop."""
 
-from compress.training.batch_loader import Batch
+from compress.training.batch_loader import Batch, Reader
 from compress.training.evaluate import accuracy, evaluate
 from compress.training.execution_mode import ExecutionMode
 from compress.training.loop import Loss, TrainingHooks, fit, labels_loss
@@ -10,6 +10,7 @@ __all__ = [
     "Batch",
     "ExecutionMode",
     "Loss",
+    "Reader",
     "Training",
     "TrainingHooks",
     "accuracy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -46,6 +46,9 @@ class Batch:
     progress: float = 0.0
     whole: int = 0
     """The items of the whole batch, of which another process may have the others."""
+    seen: tuple[Tensors, ...] = ()
+    """The same views of the same items as other models' inputs, where readers of them were given
+    to the loader; `()` elsewhere."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -58,66 +61,37 @@ class Batch:
             index=self.index[items],
             inputs=tuple(tensor[on_device] for tensor in self.inputs),
             targets=self.targets[on_device],
+            seen=tuple(tuple(tensor[on_device] for tensor in one) for one in self.seen),
         )
 
 
-class BatchLoader:
-    """The batches of a split, epoch by epoch; the order depends on seed and epoch alone."""
+class Reader:
+    """The items of a split as a model's inputs in training: by their numbers, view and seed."""
 
-    def __init__(
-        self, split: Split, task: Task, device: torch.device, seed: int, batch_size: int
-    ) -> None:
-        # Raw items are augmented on the CPU, whatever trains on them.
-        place = torch.device("cpu") if task.augments_raw else device
-        self.split = split if task.ragged else resident(split, place)
-        self.task, self.device, self.seed, self.batch_size = task, device, seed, batch_size
+    def __init__(self, split: Split, task: Task, device: torch.device, seed: int) -> None:
+        self.split, self.task, self.device, self.seed = split, task, device, seed
+        self.held = task.ragged
         self.fetching = threading.Lock()
         """Whoever wrote a split need not have thought of threads."""
 
-    def __len__(self) -> int:
-        """The number of batches that hold at least `least` items."""
-        whole, rest = divmod(len(self.split), self.batch_size)
-        return whole + (rest >= self.least)
+    def hold(self) -> None:
+        """Hold all raw items in memory from now on, if they easily fit."""
+        if not self.held:
+            # Raw items are augmented on the CPU, whatever trains on them.
+            place = torch.device("cpu") if self.task.augments_raw else self.device
+            self.split, self.held = resident(self.split, place), True
 
     @property
-    def least(self) -> int:
-        """Two for every process: batch norm has no variance of one."""
-        return 2 * ranks().count
+    def takes_time(self) -> bool:
+        """Whether items are read, or augmented one by one, so that it pays to do it ahead."""
+        return not in_memory(self.split) or self.task.augments_raw
 
-    def epoch(self, number: int, view: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, the items in the augmented view of that number.
+    def inputs(self, index: Tensor, view: int) -> Tensors:
+        """Return what the model sees of some items."""
+        return self.made(index, view, self.read(index, view))[0]
 
-        What takes its time (reading items that are not in memory, augmenting raw ones) is done
-        while the batches before them are trained on, in several threads. Which thread does what
-        changes nothing: draws depend on an item, a view and the seed alone.
-        """
-        order = torch.Generator().manual_seed(seed_of("order", self.seed, number))
-        whole = torch.randperm(len(self.split), generator=order).split(self.batch_size)
-        indexes = [index for index in whole if len(index) >= self.least]
-        if in_memory(self.split) and not self.task.augments_raw:
-            for index in indexes:
-                yield self.batch(index, view)
-            return
-        with ThreadPoolExecutor(READERS, thread_name_prefix="reading") as reader:
-            waiting: deque[Future[_Raw]] = deque()
-            try:
-                for number, index in enumerate(indexes):
-                    for later in indexes[number + len(waiting) : number + 1 + READERS]:
-                        waiting.append(reader.submit(self._read, later, view))
-                    yield self._made(index, view, waiting.popleft().result())
-            finally:
-                for one in waiting:
-                    one.cancel()
-
-    def batch(self, index: Tensor, view: int) -> Batch:
-        return self._made(index, view, self._read(index, view))
-
-    def _read(self, index: Tensor, view: int) -> _Raw:
-        """Fetch a batch's items, and those that they are mixed with; augment them if raw.
-
-        Of several processes each has a part of them.
-        """
-        index = ranks().part(index)
+    def read(self, index: Tensor, view: int) -> _Raw:
+        """Fetch items, and those that they are mixed with; augment them if raw."""
         rng = StatelessRNG(index, view, self.seed)
         wanted = [rng]
         if self.task.mixes:
@@ -129,20 +103,92 @@ class BatchLoader:
         pairs = zip(fetched, wanted, strict=True)
         return [(self.task.augment_raw(raw, one), targets) for (raw, targets), one in pairs]
 
-    def _made(self, index: Tensor, view: int, raw: _Raw) -> Batch:
-        whole, index = len(index), ranks().part(index)
+    def made(self, index: Tensor, view: int, raw: _Raw) -> tuple[Tensors, Tensor]:
+        """Return the inputs and targets of items that were read."""
         rng = StatelessRNG(index, view, self.seed)
         inputs, targets = self._prepared(raw[0], rng)
         if self.task.mixes:
             others = rng.of(rng.below("partner", len(self.split)))
             inputs, targets = self.task.mix((inputs, targets), self._prepared(raw[1], others), rng)
-        return Batch(index, inputs, targets, view, whole=whole)
+        return inputs, targets
 
     def _prepared(
         self, fetched: tuple[Tensors, Tensor], rng: StatelessRNG
     ) -> tuple[Tensors, Tensor]:
         raw, targets = fetched
         return self.task.prepare(raw, self.device, rng), targets.to(self.device)
+
+
+class BatchLoader:
+    """The batches of a split, epoch by epoch; the order depends on seed and epoch alone."""
+
+    def __init__(
+        self, split: Split, task: Task, device: torch.device, seed: int, batch_size: int
+    ) -> None:
+        self.own = Reader(split, task, device, seed)
+        self.own.hold()
+        self.seed, self.batch_size = seed, batch_size
+
+    @property
+    def split(self) -> Split:
+        return self.own.split
+
+    def __len__(self) -> int:
+        """The number of batches that hold at least `least` items."""
+        whole, rest = divmod(len(self.split), self.batch_size)
+        return whole + (rest >= self.least)
+
+    @property
+    def least(self) -> int:
+        """Two for every process: batch norm has no variance of one."""
+        return 2 * ranks().count
+
+    def epoch(self, number: int, view: int, others: Sequence[Reader] = ()) -> Iterator[Batch]:
+        """Yield the batches of an epoch, the items in the augmented view of that number.
+
+        They bring along what `others` make of the same items.
+        What takes its time (reading items that are not in memory, augmenting raw ones) is done
+        while the batches before them are trained on, in several threads. Which thread does what
+        changes nothing: draws depend on an item, a view and the seed alone.
+        """
+        order = torch.Generator().manual_seed(seed_of("order", self.seed, number))
+        whole = torch.randperm(len(self.split), generator=order).split(self.batch_size)
+        indexes = [index for index in whole if len(index) >= self.least]
+        readers = [self.own, *others]
+        for reader in others:
+            reader.hold()
+        if not any(reader.takes_time for reader in readers):
+            for index in indexes:
+                yield self.batch(index, view, others)
+            return
+        with ThreadPoolExecutor(READERS, thread_name_prefix="reading") as pool:
+            waiting: deque[Future[list[_Raw]]] = deque()
+            try:
+                for number, index in enumerate(indexes):
+                    for later in indexes[number + len(waiting) : number + 1 + READERS]:
+                        waiting.append(pool.submit(_read, later, view, readers))
+                    yield _batch(index, view, readers, waiting.popleft().result())
+            finally:
+                for one in waiting:
+                    one.cancel()
+
+    def batch(self, index: Tensor, view: int, others: Sequence[Reader] = ()) -> Batch:
+        readers = [self.own, *others]
+        return _batch(index, view, readers, _read(index, view, readers))
+
+
+def _read(index: Tensor, view: int, readers: Sequence[Reader]) -> list[_Raw]:
+    """Have a batch's items read. Of several processes each has a part of them."""
+    mine = ranks().part(index)
+    return [reader.read(mine, view) for reader in readers]
+
+
+def _batch(index: Tensor, view: int, readers: Sequence[Reader], raw: Sequence[_Raw]) -> Batch:
+    mine = ranks().part(index)
+    made = [reader.made(mine, view, one) for reader, one in zip(readers, raw, strict=True)]
+    (inputs, targets), *others = made
+    seen = tuple(inputs for inputs, _ in others)
+    return Batch(mine, inputs, targets, view, whole=len(index), seen=seen)
 
 
 def resident(split: Split, device: torch.device) -> Split:

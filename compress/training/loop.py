@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from compress.model import Model, became_nonfinite, weights_hash
 from compress.ranks import ranks
 from compress.system.progress import Stage, showing, stage
 from compress.tasks.base import Split
-from compress.training.batch_loader import Batch, BatchLoader, resident
+from compress.training.batch_loader import Batch, BatchLoader, Reader, resident
 from compress.training.checkpoint import Checkpoints, TrainingState
 from compress.training.evaluate import evaluate, some_of
 from compress.training.execution_mode import ExecutionMode, Run, autotune, runner, to_device
@@ -42,8 +42,8 @@ class TrainingHooks:
 
     `split` takes the place of the training data; `extra` is trained along and thrown away;
     `view` maps an epoch (from 0) to the augmented view that it shows; `before` and `after` are
-    called with every epoch's view; `traced` is False where the module must not be compiled or
-    recorded.
+    called with every epoch's view; `readers`, after `before`, returns what else its batches bring
+    along; `traced` is False where the module must not be compiled or recorded.
     """
 
     split: Split | None = None
@@ -51,6 +51,7 @@ class TrainingHooks:
     view: Callable[[int], int] = lambda epoch: epoch
     before: Callable[[int], None] = lambda view: None
     after: Callable[[int], None] = lambda view: None
+    readers: Callable[[], Sequence[Reader]] = lambda: ()
     traced: bool = True
     labelled: bool = True
     """Whether the split's targets mean anything."""
@@ -224,7 +225,8 @@ class _Fit:
         check_every = 1 if self.context.device.type == "cpu" else CHECK_EVERY_ON_GPU
         started = time.perf_counter()
         self.hooks.before(view)
-        for number, batch in enumerate(self.loader.epoch(epoch, view), 1):
+        batches = self.loader.epoch(epoch, view, self.hooks.readers())
+        for number, batch in enumerate(batches, 1):
             step = epoch * len(self.loader) + number - 1
             rate = self.settings.learning_rate * one_cycle((step + 0.5) / self.total_steps)
             for group in self.optimizer.param_groups:

@@ -126,9 +126,9 @@ def test_a_second_training_sees_the_items_in_another_order(
     plan = plan_of(f"{TRAIN} -> finetune(epochs=1)")
     batch, seen = BatchLoader.batch, []
 
-    def watched(self: BatchLoader, index: torch.Tensor, view: int) -> Batch:
+    def watched(self: BatchLoader, index: torch.Tensor, *rest: Any) -> Batch:
         seen.append(index.tolist())
-        return batch(self, index, view)
+        return batch(self, index, *rest)
 
     monkeypatch.setattr(BatchLoader, "batch", watched)
     run(chain(f"{TRAIN} -> finetune(epochs=1)"), plan.start, plan.step_context(0, False))
