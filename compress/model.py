@@ -22,7 +22,7 @@ from compress.errors import CannotSave, UserError
 from compress.heads import Heads, heads_by_path, main_output, set_all_heads
 from compress.rebuild import decode, difference, encode, place_tensors, rebuilt
 from compress.system.files import digest, sha256, write_atomic, write_json
-from compress.tasks.base import InputChange, InputSpec, Tensors
+from compress.tasks.base import InputChange, InputSpec, Sight, Tensors
 
 FORMAT = 1
 INSTANCE = "(instance)"
@@ -51,7 +51,8 @@ class Model:
     `hints` small JSON for later steps, which `run` drops once a step changes the weights and leaves
     no others; `onnx` the deployed bytes once a step has lowered the model; `blueprint` None for a
     module instance that has no factory; `inputs` how the file names its inputs, by default `input`,
-    or `input_0` and so on, each with an open batch dimension.
+    or `input_0` and so on, each with an open batch dimension; `sight` is there where it does not
+    take the run's inputs, as a teacher may, and `probe` holds its own.
     """
 
     module: nn.Module
@@ -61,6 +62,7 @@ class Model:
     onnx: bytes | None = None
     blueprint: Blueprint | None = None
     inputs: tuple[InputSpec, ...] = ()
+    sight: Sight | None = None
 
     @property
     def lowered(self) -> bool:
@@ -143,11 +145,13 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def identity(model: Model) -> list[str]:
-    """Return what a model's outputs depend on: factory, inputs' change, layers, weights, heads."""
+    """Return what a model's outputs depend on: factory, inputs, layers, weights, heads."""
     factory = "" if model.blueprint is None else model.blueprint.factory
     which = [digest(heads.to_json()) for heads in heads_by_path(model.module).values()]
     hooks = model.module._forward_pre_hooks.values()
     changes = [repr(hook) for hook in hooks if isinstance(hook, InputChange)]
+    if model.sight is not None:
+        changes.append(digest(model.sight.task.describe()))
     return [factory, *changes, digest(repr(model.module)), weights_hash(model.module), *which]
 
 

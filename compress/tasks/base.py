@@ -7,7 +7,7 @@ tensors with a leading batch dimension. Image classification is the first kind o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -43,6 +43,13 @@ class Split(ABC):
     @abstractmethod
     def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
         """Return the raw inputs and the targets of the items at `index` (int64, shape (N,))."""
+
+    def remade(self, how: Any) -> Split | None:
+        """Return the same items, made otherwise from where they come; None where they can't be.
+
+        `how` is the task's, such as the `Fit` by which image files are decoded.
+        """
+        return None
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensors, Tensor]]:
         """Yield every item once, in order."""
@@ -83,6 +90,10 @@ class Subset(Split):
     def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
         return self.whole.fetch(self.index[index])
 
+    def remade(self, how: Any) -> Split | None:
+        whole = self.whole.remade(how)
+        return None if whole is None else Subset(whole, self.index)
+
 
 class InputChange(ABC):
     """A forward pre-hook that is part of a model: by tensor operations alone, it changes inputs.
@@ -95,6 +106,26 @@ class InputChange(ABC):
 
     @abstractmethod
     def __call__(self, module: nn.Module, inputs: Tensors) -> Tensors: ...
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a model sees items for which they are made anew: a teacher with a spec of its own.
+
+    Its inputs are those that `task` prepares of `task.remade(split)`, in the same augmented views
+    as the run's. Items that cannot be made anew it sees as the run's, by way of `change`.
+    """
+
+    task: Task
+    change: InputChange | None
+    words: str
+    """In words: the inputs that the model sees."""
+
+    def of(self, split: Split) -> Split:
+        """Return the model's raw items of a split that can be made anew."""
+        made = self.task.remade(split)
+        assert made is not None, "the model has a sight because it can"
+        return made
 
 
 class Task(ABC):
@@ -153,6 +184,18 @@ class Task(ABC):
         change. Raises ValueError if they cannot be brought to what the settings say.
         """
         return self, None
+
+    def sight(self, settings: Any, usual: Any, splits: Sequence[Split]) -> Sight | None:
+        """Return how that model sees splits whose items are made anew for it.
+
+        None where it sees this task's, changed by `seen_by`. The `settings` are a user's; `usual`
+        ones, or None, hold where these say nothing. Raises ValueError for settings that cannot be.
+        """
+        return None
+
+    def remade(self, split: Split) -> Split | None:
+        """Return a split of another task's items as this task's raw ones; None if it can't be."""
+        return None
 
     def script(self) -> str:
         """Return Python code that makes a deployed file's inputs of a raw item; '' if none is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +14,11 @@ from torch import Tensor
 from compress.stateless_rng import StatelessRNG
 from compress.tasks.adapted import Adapted
 from compress.tasks.augmentation import PHOTOS, augment_images, augment_photos
-from compress.tasks.base import InputChange, Task, Tensors
+from compress.tasks.base import InputChange, Sight, Split, Task, Tensors, spaced
 from compress.tasks.preprocessing import Preprocessing, Settings, script
+
+PROBED = 4
+"""Images of a task's probe."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class ImageClassification(Task):
     """In words: where the preprocessing comes from."""
     built_for: tuple[int, int] | None = field(default=None, compare=False)
     """The (height, width) of the images that models are built for; None: that of the inputs."""
+    drawn_for: tuple[int, int] | None = None
+    """The (height, width) of another model's images whose augmented views these show, too."""
     kind: str = field(default="image-classification", init=False)
 
     AUGMENTS = ("flip", "crop", *PHOTOS, "cutout", "mixup")
@@ -114,16 +120,43 @@ class ImageClassification(Task):
         bilinearly, with antialiasing), levels and order of channels.
         """
         given = self.preprocessing
-        own = replace(
-            given,
-            size=settings.size or given.size,
-            mean=settings.mean or given.mean,
-            std=settings.std or given.std,
-            scale=settings.scale or given.scale,
-            colors=settings.colors or given.colors,
-        )
+        own = given.under(settings, given.fit)
         change = Adapted.between(given, own)
         return replace(self, built_for=own.size), change if change.changes else None
+
+    def sight(
+        self, settings: Settings, usual: Settings | None, splits: Sequence[Split]
+    ) -> Sight | None:
+        """Return how a model sees images whose files are decoded for it.
+
+        Where its size, or how images come to it, is not this task's. Raises ValueError for such
+        settings of images without files.
+        """
+        given, own = self.preprocessing, settings.over(usual or Settings())
+        if given.fit is None or any(split.remade(given.fit) is None for split in splits):
+            if names := settings.of_files:
+                raise ValueError(
+                    f"{', '.join(names)}: {self.name} has no image files that could be decoded "
+                    f"otherwise. Give its size alone, to which images are resized"
+                )
+            return None
+        own = own.over(replace(given.fit.settings(), mean=given.mean, scale=given.scale))
+        if own.resize == "none" and own.size != given.size and settings.resize is None:
+            own = replace(own, resize="exact")
+        fit = own.fit(given.size)
+        if replace(fit, fill=given.fit.fill) == given.fit:
+            return None
+        _, change = self.seen_by(own)
+        seen = given.under(own, fit)
+        task = replace(self, preprocessing=seen, origin="", drawn_for=given.size)
+        sight = Sight(task, change, f"{seen.words()}, decoded for it")
+        first = sight.of(splits[0])
+        (samples,), _ = first.fetch(spaced(PROBED, len(first)))
+        return replace(sight, task=replace(task, samples=samples))
+
+    def remade(self, split: Split) -> Split | None:
+        fit = self.preprocessing.fit
+        return None if fit is None else split.remade(fit)
 
     def script(self) -> str:
         return "" if self.preprocessing.fit is None else script(self.preprocessing)
@@ -139,12 +172,12 @@ class ImageClassification(Task):
     ) -> Tensors:
         inputs = self.preprocessing.normalize(raw[0].to(device, non_blocking=True))
         if rng is not None:
-            inputs = augment_images(inputs, rng, self.augments)
+            inputs = augment_images(inputs, rng, self.augments, self.drawn_for)
         return (inputs,)
 
     def augment_raw(self, raw: Tensors, rng: StatelessRNG) -> Tensors:
         [images] = raw
-        return (augment_photos(images, rng, self.augments),)
+        return (augment_photos(images, rng, self.augments, self.drawn_for),)
 
     def mix(
         self, items: tuple[Tensors, Tensor], others: tuple[Tensors, Tensor], rng: StatelessRNG

@@ -104,6 +104,18 @@ class Fit:
         left, top = round((whole[0] - width) / 2), round((whole[1] - height) / 2)
         return image.crop((left, top, left + width, top + height))
 
+    def settings(self) -> Settings:
+        """Return what leads to it, and for another size to the like."""
+        return Settings(
+            size=self.size,
+            crop_pct=self.size[0] / self.to[0],
+            to=self.to,
+            resize=self.resize,
+            interpolation=self.interpolation,
+            antialias=self.antialias,
+            exif=self.exif,
+        )
+
     def words(self) -> str:
         """Return it in a few words: 'shorter side to 256, bicubic, centre 224x224'."""
         if self.resize == "none":
@@ -160,6 +172,20 @@ class Preprocessing:
             raise ValueError(f"std must be positive, not {self.std}")
         if self.colors == "BGR" and self.channels != 3:
             raise ValueError(f"colors is BGR, and the images have {self.channels} channel(s)")
+        if self.colors == "L" and self.channels != 1:
+            raise ValueError(f"colors is L, and the images have {self.channels} channel(s)")
+
+    def under(self, settings: Settings, fit: Fit | None) -> Preprocessing:
+        """Return it as settings say, as far as they say anything, with a fit for their size."""
+        return replace(
+            self,
+            size=settings.size or self.size,
+            mean=settings.mean or self.mean,
+            std=settings.std or self.std,
+            fit=fit,
+            scale=settings.scale or self.scale,
+            colors=settings.colors or self.colors,
+        )
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) of the right size, RGB, to float32 inputs."""
@@ -240,6 +266,12 @@ class Settings:
     def geometry(self) -> bool:
         """Whether they say anything of an image's size."""
         return not all(value is None for value in (self.size, self.crop_pct, self.to, self.resize))
+
+    @property
+    def of_files(self) -> list[str]:
+        """Which of them hold for image files alone, where images come to another model's size."""
+        names = ("resize", "crop_pct", "interpolation", "antialias", "exif")
+        return [name for name in names if getattr(self, name) is not None]
 
     def fit(self, usual: tuple[int, int], resize: Resize = "shorter") -> Fit:
         """Return how images come to their size, by default `usual`, and by `resize`."""

@@ -254,10 +254,10 @@ class Distill(Training):
         student = self._student(model, context)
         for one in models:
             check_pair(one, student)
-        teacher = Teacher(models, context, self.average, self.teacher_weights)
         transfer = None if self.transfer is None else context.transfers[self.transfer]
         split = context.train if transfer is None else transfer.items
         assert split is not None, "run() has checked needs"
+        teacher = Teacher(models, context, self.average, self.teacher_weights, split)
         hints = None
         if self.hints is not None:
             hints = HintLoss(self.hints, teacher.models[0], student)
@@ -278,6 +278,7 @@ class Distill(Training):
             view=lambda epoch: epoch % self._views(context),
             before=before,
             after=labels.after,
+            readers=lambda: teacher.readers if labels.asks else (),
             traced=hints is None and rounding is None,
             labelled=transfer is None or transfer.labelled,
             label_weight=self._hard_weight,
@@ -332,7 +333,7 @@ class Distill(Training):
             "batches": [self.batch_size, context.seed],
         }
         return SoftLabels(
-            teacher.ask,
+            lambda batch: teacher.ask(teacher.inputs(batch)),
             context,
             key,
             items=len(split),

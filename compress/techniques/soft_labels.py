@@ -23,7 +23,6 @@ from compress.ranks import ranks
 from compress.system.amounts import size
 from compress.system.files import digest
 from compress.system.memory import free_memory
-from compress.tasks.base import Tensors
 from compress.training import Batch
 from compress.training.batch_loader import free_on
 
@@ -37,8 +36,8 @@ GPU_SHARE = 0.02
 LARGEST = 6e4
 """Beyond it, a logit does not fit into a float16."""
 
-Ask = Callable[[Tensors], Tensor]
-"""Inputs -> the teacher's logits in float32."""
+Ask = Callable[[Batch], Tensor]
+"""Items -> the teacher's logits in float32."""
 
 
 class SoftLabels:
@@ -86,6 +85,11 @@ class SoftLabels:
         self.has_nan: Tensor | None = None
         self.asked = self.reused = 0
         self.seconds = 0.0
+
+    @property
+    def asks(self) -> bool:
+        """Whether the answers for the current view are not there yet."""
+        return self.known is None
 
     def before(self, view: int) -> None:
         """Look up a view, or get ready to keep it."""
@@ -173,7 +177,7 @@ class SoftLabels:
 
     def _ask(self, batch: Batch) -> Tensor:
         started = time.perf_counter()
-        answers = self.ask(batch.inputs)
+        answers = self.ask(batch)
         # Later on, NaN shows in the loss, and the epochs before it are kept. To look at every
         # answer on a GPU would wait for it.
         has_nan = answers.isnan().any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import os
@@ -144,9 +145,22 @@ class ImageFiles(Split):
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.fit, self.channels = fit, channels
         self.pixels: PixelCache | None = None
+        self.others: dict[Fit, ImageFiles] = {}
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def remade(self, how: Fit) -> ImageFiles:
+        """Return the same files as they are decoded by another spec, once for all who ask."""
+        if how == self.fit:
+            return self
+        if how not in self.others:
+            made = copy.copy(self)
+            made.fit, made.pixels, made.others = how, None, {}
+            if self.pixels is not None:
+                made.keep_pixels(self.pixels.folder)
+            self.others[how] = made
+        return self.others[how]
 
     def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
         pixels = np.empty((len(index), *self.fit.size, self.channels), np.uint8)
@@ -178,18 +192,20 @@ class ImageFiles(Split):
 
 
 def keep_pixels(data: Data, store: Path, others: Iterable[Split] = ()) -> str:
-    """Keep decoded images below a store's folder: of data, and of splits from other sources.
+    """Keep decoded images below a store's folder: of data, and of other splits.
 
     Return why that cannot be, '' if it can.
     """
-    reasons: dict[str, None] = {}
+    reasons: dict[tuple[int, int], str] = {}
     for split in (data.train, data.validation, data.calibration, data.test, *others):
         while isinstance(inner := getattr(split, "whole", None), Split):
             split = inner
-        if isinstance(split, ImageFiles):
-            reasons[split.keep_pixels(store / FOLDER)] = None
-    why = next(filter(None, reasons), "")
-    return f"images are decoded anew whenever they are used: {why}" if why else ""
+        if isinstance(split, ImageFiles) and (why := split.keep_pixels(store / FOLDER)):
+            reasons.setdefault(split.fit.size, why)
+    return "; ".join(
+        f"images of {height}x{width} are decoded anew whenever they are used: {why}"
+        for (height, width), why in reasons.items()
+    )
 
 
 @contextlib.contextmanager

@@ -100,16 +100,7 @@ def seen_otherwise(known: Pretrained, task: Task) -> str:
     if not isinstance(task, ImageClassification):
         return ""
     given = task.preprocessing
-    size = known.settings.size or given.size
-    own = replace(
-        given,
-        size=size,
-        mean=known.settings.mean or given.mean,
-        std=known.settings.std or given.std,
-        scale=known.settings.scale or given.scale,
-        colors=known.settings.colors or given.colors,
-        fit=given.fit and known.settings.fit(size),
-    )
+    own = given.under(known.settings, given.fit and known.settings.fit(given.size))
     if own == given or own.words() == given.words():
         return ""
     return f"sees {given.words()}, and was trained with {own.words()} (as {known.origin}); "

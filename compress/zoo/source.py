@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,12 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.tasks.base import Data, Split, Subset, Tensors, spaced
-from compress.tasks.image_classification import ImageClassification
+from compress.tasks.image_classification import PROBED, ImageClassification
 from compress.tasks.preprocessing import LEVELS, Fit, Preprocessing, Settings
 
 HELD_OUT = 0.1
 CALIBRATION_ITEMS = 512
 STATISTICS_BATCH = 4096
-PROBED = 4
-"""Images of the task's probe."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,11 @@ class Source:
 class Changed(Split):
     """Another split whose raw images are changed, batch by batch, by a function of them.
 
-    Where it is not `labelled`, all its targets are zero.
+    None leaves them as they are. Where it is not `labelled`, all its targets are zero.
     """
 
     def __init__(
-        self, whole: Split, change: Callable[[Tensor], Tensor], labelled: bool = True
+        self, whole: Split, change: Callable[[Tensor], Tensor] | None, labelled: bool = True
     ) -> None:
         self.whole = whole
         self.change = change
@@ -71,7 +70,15 @@ class Changed(Split):
 
     def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
         (images,), targets = self.whole.fetch(index)
-        return (self.change(images),), targets if self.labelled else torch.zeros_like(targets)
+        if self.change is not None:
+            images = self.change(images)
+        return (images,), targets if self.labelled else torch.zeros_like(targets)
+
+    def remade(self, how: Any) -> Split | None:
+        whole = self.whole.remade(how)
+        if self.change is not None or whole is None:
+            return None
+        return Changed(whole, None, self.labelled)
 
 
 def fitted(images: Tensor, fit: Fit) -> Tensor:

@@ -114,8 +114,9 @@ def _loaded(name: str, data: Data, root: Path | None, use: str) -> Transfer:
     if len(items) == 0:
         raise UserError(f"the {use} {name} holds no images")
     labelled = classes == task.classes
-    if not labelled or (channels, size) != (target.channels, target.size):
-        change = partial(fitted, channels=target.channels, size=target.size)
+    same = (channels, size) == (target.channels, target.size)
+    if not (labelled and same):
+        change = None if same else partial(fitted, channels=target.channels, size=target.size)
         items = Changed(items, change, labelled)
     return Transfer(items, labelled, digest([fingerprint, labelled]))
 

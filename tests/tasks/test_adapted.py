@@ -128,6 +128,12 @@ def test_a_teachers_keys_are_checked() -> None:
     for table, message in {
         "[teachers.big]\nmodel='x'\nmean=[0.5]": "teacher 'big': give mean and std together",
         "[teachers.big]\nmodel='x'\ncolors='HSV'": "unknown colors 'HSV'",
+        "[teachers.big]\nmodel='x'\nresize='best'": "unknown resize 'best'",
+        "[teachers.big]\nmodel='x'\ninterpolation='cubic'": "unknown interpolation 'cubic'",
+        "[teachers.big]\nmodel='x'\ncrop_pct=9.0": "crop_pct must be from 0.25 to 4",
+        "[teachers.big]\nmodel='x'\nantialias='no'": "Expected `bool | null`, got `str`",
+        "[teachers.big]\nmodel='x'\nexif=1": "Expected `bool | null`, got `int`",
+        "[students.small]\nmodel='x'\nexif=true": "unknown key of student 'small' 'exif'",
         "[teachers.big]\nmodel='x'\nsize=0": "size must be one or two positive whole numbers",
         "[students.small]\nmodel='x'\nsize=24": "unknown key of student 'small' 'size'",
         "[teachers.big]\nmodel='x'\nfit=24": "unknown key of teacher 'big' 'fit'",

@@ -70,7 +70,11 @@ def test_weights_of_a_run_are_fed_as_they_were_there(tmp_path: Path) -> None:
         teachers={"t": NamedTeacher(MODEL, str(weights))},
         students={"s": Named(MODEL, str(weights))},
     )
-    assert plan.weights["teacher 't'"].startswith("sees 24x24, mean 0.5, std 0.5; ")
+    assert plan.weights["teacher 't'"].startswith(
+        "sees shorter side to 26, bicubic, centre 24x24, turned as EXIF says, mean 0.5, std 0.5, "
+        "decoded for it; "
+    )
+    assert plan.teachers["t"].sight.task.preprocessing == first.task.preprocessing
     said = plan.weights["student 's'"]
     assert said.startswith("sees shorter side to 224, bilinear, centre 224x224, mean 0.485/")
     assert "was trained with shorter side to 26, bicubic, centre 24x24, turned as EXIF" in said

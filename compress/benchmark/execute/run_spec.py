@@ -117,6 +117,9 @@ class RunSpec:
     def keep_pixels(self, plan: Plan) -> str:
         """Keep a plan's decoded images in the store; return in words why not, '' if it can be."""
         others = [one.items for one in plan.transfers.values()]
+        shown = (plan.data.train, plan.data.validation, *others)
+        tasks = [model.sight.task for model in plan.teachers.values() if model.sight is not None]
+        others += filter(None, [task.remade(split) for task in tasks for split in shown])
         return keep_pixels(plan.data, self.stores.shared.folder, others)
 
     def decoding_ahead(self, plan: Plan) -> AbstractContextManager[None]:

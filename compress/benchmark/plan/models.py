@@ -14,7 +14,8 @@ from compress.errors import UserError
 from compress.find_heads import Judge
 from compress.heads import Path as OutputPath
 from compress.model import INSTANCE, Blueprint, Model, copied
-from compress.tasks.base import Data, InputChange, Task
+from compress.tasks.base import Data, InputChange, Sight, Task
+from compress.tasks.preprocessing import Settings
 from compress.training.evaluate import accuracies
 from compress.zoo.given import bake, refuse_random, reparametrized
 from compress.zoo.models import fresh
@@ -69,12 +70,17 @@ class Models:
         kind = trained or "teacher"
         task, what = self.data.task, f"{kind} {name!r}" if name else "the model"
         key = what if name else ""
-        change, seen = None, ""
+        change, seen, sight, validation = None, "", None, self.data.validation
         known = pretrained(named.model, named.weights) if own is None else None
         if isinstance(named, NamedTeacher):
             if named.weights is None and own is None:
                 raise UserError(f"{what} needs weights: an untrained model teaches nothing")
-            task, change, seen = _seen_by(named, what, task, known)
+            sight = _sight(named, what, self.data, known)
+            if sight is None:
+                task, change, seen = _seen_by(named, what, task, known)
+            else:
+                task, seen = sight.task, f"sees {sight.words}; "
+                validation = sight.of(validation)
         elif known is not None and (name or given):
             seen = seen_otherwise(known, task)
 
@@ -93,14 +99,16 @@ class Models:
                 module.register_forward_pre_hook(change)
 
         def judge(module: nn.Module, paths: Sequence[OutputPath]) -> tuple[Sequence[float], int]:
-            return accuracies(module, task, self.data.validation, paths)
+            return accuracies(module, task, validation, paths)
 
         if own is None:
             sure = named.weights is not None and not trained
-            return fresh(
+            model = fresh(
                 named.model, task, self.allow_code, load=load, judge=judge if sure else None
             )
-        return _instance(own, what, task, load, judge)
+        else:
+            model = _instance(own, what, task, load, judge)
+        return replace(model, sight=sight)
 
 
 def _instance(
@@ -130,11 +138,25 @@ def _seen_by(
     named: NamedTeacher, what: str, task: Task, known: Pretrained | None
 ) -> tuple[Task, InputChange | None, str]:
     """Return the task of a teacher, what changes the inputs to its own, and that in words."""
-    settings = named.settings()
-    if known is not None and (known.classes,) == task.output_shape():
-        settings = settings.over(known.settings)
+    settings, usual = named.settings(), _usual(task, known)
+    if usual is not None:
+        settings = settings.over(usual)
     try:
         own, change = task.seen_by(settings)
     except ValueError as error:
         raise UserError(f"{what}: {error}") from None
     return own, change, "" if change is None else f"sees {change.words}; "
+
+
+def _sight(named: NamedTeacher, what: str, data: Data, known: Pretrained | None) -> Sight | None:
+    """Return how a teacher sees items that are made anew for it; None if it gets the run's."""
+    usual, splits = _usual(data.task, known), (data.train, data.validation)
+    try:
+        return data.task.sight(named.settings(), usual, splits)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+def _usual(task: Task, known: Pretrained | None) -> Settings | None:
+    """Return what is known of a teacher's preprocessing, if its weights are for the task."""
+    return known.settings if known and (known.classes,) == task.output_shape() else None

@@ -47,10 +47,16 @@ class NamedTeacher(Named):
     std: tuple[float, ...] | None = None
     scale: float | None = None
     colors: str | None = None
+    resize: str | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    antialias: bool | None = None
+    exif: bool | None = None
 
     def settings(self) -> Settings:
         """Return what is given of the preprocessing. Raises UserError for what is none."""
-        return settings_of(self.mean, self.std, self.size, scale=self.scale, colors=self.colors)
+        given = {item.name: getattr(self, item.name) for item in fields(NamedTeacher)}
+        return settings_of(**{k: v for k, v in given.items() if k not in ("model", "weights")})
 
 
 TABLES = {"teachers": NamedTeacher, "students": Named}

@@ -30,8 +30,10 @@ def judged_weights(plan: Plan) -> Iterator[str]:
 
 def judged_teachers(plan: Plan) -> Iterator[str]:
     """Yield a sentence about each teacher that the plan names: how often it is right."""
-    task, some = plan.data.task, some_of(plan.data.validation, ITEMS)
     for name, model in plan.teachers.items():
+        task, some = plan.data.task, some_of(plan.data.validation, ITEMS)
+        if model.sight is not None:
+            task, some = model.sight.task, model.sight.of(some)
         with stage(f"trying teacher {name!r} on {len(some):,} validation {task.unit}"):
             share = accuracy(model.module, task, some)
         doubt = doubt_of(round(share * len(some)), len(some), task.output_shape()[0])
