@@ -33,7 +33,7 @@ class Expired(BaseException):
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after some seconds of CPU time; let no more than `MOST_MEMORY` be taken."""
+    """Raise TimeoutError after some seconds of CPU time, MemoryError beyond `MOST_MEMORY`."""
 
     def stop(*_: Any) -> None:
         raise Expired

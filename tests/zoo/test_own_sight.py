@@ -35,8 +35,9 @@ from compress.system.pixel_cache import cached_sets
 from compress.tasks.base import Split, Subset
 from compress.techniques import chain
 from compress.techniques.teachers import Teacher
-from compress.training import batch_loader, graphs
+from compress.training import batch_loader, graphs, loop
 from compress.training.batch_loader import BatchLoader, Reader
+from compress.training.loop import _Fit
 from compress.zoo import image_files
 from compress.zoo.image_files import ImageFiles
 from compress.zoo.models import fresh
@@ -378,6 +379,30 @@ def test_kept_answers_are_those_of_the_teachers_own_pixels_and_need_none(
     run(chain(CHAIN + ", views=1, hard_weight=0)"), other.start, context)
     [told] = [row for row in context.log.rows if row["kind"] == "soft_labels"]
     assert told["asked"] >= 8, "other pixels, other answers"
+
+
+def test_a_training_that_was_stopped_goes_on_with_the_same_pixels(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(photos, "flip-crop", **OWN)
+    step = chain(CHAIN.replace("epochs=2", "epochs=3") + ", views=0)")
+    expected = run(step, plan.start, context_of(plan))
+    monkeypatch.setattr(loop, "WORTH_KEEPING", 0.0)
+    keep = _Fit._keep
+
+    def keep_and_stop(self: Any) -> None:
+        keep(self)
+        raise KeyboardInterrupt
+
+    cache = Folder(tmp_path / "cache")
+    monkeypatch.setattr(_Fit, "_keep", keep_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(step, plan.start, context_of(plan, cache=cache, scope="s"))
+    monkeypatch.setattr(_Fit, "_keep", keep)
+    context = context_of(planned(photos, "flip-crop", **OWN), cache=cache, scope="s")
+    assert equal(run(step, plan.start, context), expected)
+    [told] = [row for row in context.log.rows if row["kind"] == "soft_labels"]
+    assert told["asked"] == 2 * len(plan.data.train), "of two of the three epochs"
 
 
 def test_an_ensemble_of_which_one_sees_its_own(photos: Path) -> None:
