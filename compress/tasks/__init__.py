@@ -61,7 +61,10 @@ IMAGE_OPTIONS: Mapping[str, Option] = {
 
 
 class DataSource(ABC):
-    """Data of a task, by the name `SCHEME:PLACE`."""
+    """Data of a task, by the name `SCHEME:PLACE`.
+
+    Every command imports its module, to know the options: heavy libraries belong into `load`.
+    """
 
     words: ClassVar[str]
     """What it is, for `compress-models list data`."""
