@@ -141,8 +141,18 @@ class ImageClassification(Task):
                 )
             return None
         own = own.over(replace(given.fit.settings(), mean=given.mean, scale=given.scale))
-        if own.resize == "none" and own.size != given.size and settings.resize is None:
-            own = replace(own, resize="exact")
+        # Whose images had their size already: those of this task get it, unless they have it too.
+        asked = settings.resize is not None
+        if (
+            own.resize == "none"
+            and not asked
+            and (given.fit.resize, given.size)
+            != (
+                "none",
+                own.size,
+            )
+        ):
+            own = replace(own, resize="exact", to=own.size, crop_pct=None)
         fit = own.fit(given.size)
         if replace(fit, fill=given.fit.fill) == given.fit:
             return None

@@ -280,12 +280,13 @@ class Settings:
         to = self.to or (math.floor(height / share), math.floor(width / share))
         mode = self.resize or resize
         mean, scale = self.mean or (), self.scale or 1 / LEVELS
+        resizes = mode != "none"
         return Fit(
             (height, width),
-            (height, width) if mode == "none" else to,
+            to if resizes else (height, width),
             mode,
-            self.interpolation or "bilinear",
-            self.antialias is not False,
+            (self.interpolation if resizes else None) or "bilinear",
+            not resizes or self.antialias is not False,
             bool(self.exif),
             tuple(round(value / scale) for value in mean) if mode == "longer" else (),
         )

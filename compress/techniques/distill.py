@@ -278,7 +278,7 @@ class Distill(Training):
             view=lambda epoch: epoch % self._views(context),
             before=before,
             after=labels.after,
-            readers=lambda: teacher.readers if labels.asks else (),
+            readers=lambda: teacher.ready(labels.asking_epochs) if labels.asks else (),
             traced=hints is None and rounding is None,
             labelled=transfer is None or transfer.labelled,
             label_weight=self._hard_weight,

@@ -66,6 +66,8 @@ class SoftLabels:
         self.shape = (items, *context.task.output_shape())
         self.view_bytes = 2 * math.prod(self.shape)
         self.views_repeat = views < epochs
+        self.asking_epochs = min(views, epochs) if keep else epochs
+        """In which answers are asked for, at most."""
         self.cache = context.cache if context.setting else None
         self.not_kept = ""
         """Why no cache is used, where there is one."""

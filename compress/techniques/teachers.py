@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compress.context import StepContext
 from compress.ensemble import averaged
-from compress.errors import IllegalChain
+from compress.errors import IllegalChain, UserError
 from compress.heads import main_output
 from compress.model import Model, forward, identity
 from compress.tasks.base import Split, Tensors
@@ -68,11 +68,22 @@ class Teacher:
             if change is not None:
                 model.module.register_forward_pre_hook(change)
             return replace(model, probe=context.task.probe(), sight=None)
+        if split is not None and len(remade) != len(split):
+            raise UserError(
+                f"{type(split).__name__}.remade() gives {len(remade):,} items where there are "
+                f"{len(split):,}: it must give the same ones, in their order"
+            )
         if task not in [reader.task for reader in self.readers]:
             self.readers.append(Reader(remade, task, context.device, context.seed))
             self.counts.append(len(model.probe))
         self.seen[-1] = 1 + [reader.task for reader in self.readers].index(task)
         return model
+
+    def ready(self, epochs: int) -> Sequence[Reader]:
+        """Return the readers; where they are for several epochs, with their items in memory."""
+        for reader in self.readers if epochs > 1 else ():
+            reader.hold()
+        return self.readers
 
     def inputs(self, batch: Batch) -> Tensors:
         """Return all that the models see of a batch: the student's inputs, then the readers'."""

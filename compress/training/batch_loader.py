@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -68,11 +69,12 @@ class Batch:
 class Reader:
     """The items of a split as a model's inputs in training: by their numbers, view and seed."""
 
+    fetching: ClassVar[threading.Lock] = threading.Lock()
+    """Whoever wrote a split need not have thought of threads, nor of others of the same files."""
+
     def __init__(self, split: Split, task: Task, device: torch.device, seed: int) -> None:
         self.split, self.task, self.device, self.seed = split, task, device, seed
         self.held = task.ragged
-        self.fetching = threading.Lock()
-        """Whoever wrote a split need not have thought of threads."""
 
     def hold(self) -> None:
         """Hold all raw items in memory from now on, if they easily fit."""
@@ -155,9 +157,9 @@ class BatchLoader:
         whole = torch.randperm(len(self.split), generator=order).split(self.batch_size)
         indexes = [index for index in whole if len(index) >= self.least]
         readers = [self.own, *others]
-        for reader in others:
-            reader.hold()
-        if not any(reader.takes_time for reader in readers):
+        # The others' items may lie on a GPU, to which this thread alone should talk.
+        ahead = [reader for reader in readers if reader.takes_time]
+        if not ahead:
             for index in indexes:
                 yield self.batch(index, view, others)
             return
@@ -166,8 +168,11 @@ class BatchLoader:
             try:
                 for number, index in enumerate(indexes):
                     for later in indexes[number + len(waiting) : number + 1 + READERS]:
-                        waiting.append(pool.submit(_read, later, view, readers))
-                    yield _batch(index, view, readers, waiting.popleft().result())
+                        waiting.append(pool.submit(_read, later, view, ahead))
+                    raw = dict(zip(ahead, waiting.popleft().result(), strict=True))
+                    here = [reader for reader in readers if reader not in raw]
+                    raw |= zip(here, _read(index, view, here), strict=True)
+                    yield _batch(index, view, readers, [raw[reader] for reader in readers])
             finally:
                 for one in waiting:
                     one.cancel()

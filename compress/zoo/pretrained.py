@@ -27,7 +27,7 @@ from compress.zoo.weights import DEFAULT, read_state
 
 MODES = {"center": "shorter", "squash": "exact", "border": "longer"}
 """timm's `crop_mode`s."""
-USUAL: Any = {"scale": 1 / LEVELS, "colors": "RGB"}
+USUAL: Any = {"scale": 1 / LEVELS, "colors": "RGB", "antialias": True}
 """Of all weights of both libraries, which do not say it."""
 RESCALING = ("googlenet", "inception_v3")
 """Models whose weights torchvision ported from TensorFlow: in front of them, it has the module undo
@@ -161,7 +161,7 @@ def _settings(spec: Mapping[str, Any]) -> Settings:
         mean=spec["mean"],
         std=spec["std"],
         size=tuple(spec["size"]),
-        scale=None if spec["scale"] == "1/255" else spec["scale"],
+        scale=1 / LEVELS if spec["scale"] == "1/255" else spec["scale"],
         colors=spec["colors"],
         resize=fit.get("mode"),
         interpolation=fit.get("interpolation"),

@@ -75,6 +75,9 @@ def test_weights_of_a_run_are_fed_as_they_were_there(tmp_path: Path) -> None:
         "decoded for it; "
     )
     assert plan.teachers["t"].sight.task.preprocessing == first.task.preprocessing
+    teachers = {"t": NamedTeacher(MODEL, str(weights))}
+    scaled = planned(source, teachers=teachers, options={"scale": 1.0})
+    assert scaled.teachers["t"].sight.task.preprocessing == first.task.preprocessing
     said = plan.weights["student 's'"]
     assert said.startswith("sees shorter side to 224, bilinear, centre 224x224, mean 0.485/")
     assert "was trained with shorter side to 26, bicubic, centre 24x24, turned as EXIF" in said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +34,8 @@ from compress.errors import UserError
 from compress.model import Model, identity
 from compress.ranks import Ranks
 from compress.system.pixel_cache import cached_sets
-from compress.tasks.base import Split, Subset
+from compress.tasks.base import Split, Subset, TensorSplit
+from compress.tasks.preprocessing import Settings
 from compress.techniques import chain
 from compress.techniques.teachers import Teacher
 from compress.training import batch_loader, graphs, loop
@@ -41,6 +44,7 @@ from compress.training.loop import _Fit
 from compress.zoo import image_files
 from compress.zoo.image_files import ImageFiles
 from compress.zoo.models import fresh
+from compress.zoo.pretrained import pretrained
 from compress.zoo.transfer import load_transfer
 
 CPU = torch.device("cpu")
@@ -213,6 +217,50 @@ def test_another_spec_has_a_set_of_pixels_of_its_own(
         assert torch.equal(readers(again)[1].inputs(torch.arange(4), 0)[0], first)
 
 
+def test_pixels_are_kept_for_the_teachers_that_chains_name(photos: Path, tmp_path: Path) -> None:
+    plan = planned(photos, **OWN)
+    idle = replace(plan, rows=[row for row in plan.rows if row.chain is None])
+    spec = spec_of(idle, "s", tmp_path / "store", tmp_path / "private", limits=Limits())
+    assert spec.keep_pixels(idle) == ""
+    assert len(list(cached_sets(tmp_path / "store"))) == 2
+
+
+def test_a_teacher_whose_images_had_their_size_gets_them_resized_to_it(photos: Path) -> None:
+    """Also where that is the student's size: 'none' is what is known of it, and asked by no one."""
+    plan = planned(photos)
+    splits, task = (plan.data.train, plan.data.validation), plan.data.task
+    for side in (16, 20):
+        usual = Settings(size=(side, side), resize="none")
+        sight = task.sight(Settings(), usual, splits)
+        assert sight is not None
+        assert sight.words.startswith(f"both sides to {side}x{side}, bilinear, mean")
+        assert sight.of(plan.data.train).fetch(torch.arange(2))[0][0].shape == (2, 3, side, side)
+
+
+def test_a_library_resizes_with_antialiasing_whatever_the_run_does(photos: Path) -> None:
+    plan = planned(photos)
+    preprocessing = plan.data.task.preprocessing  # type: ignore[attr-defined]
+    rough = replace(preprocessing, fit=replace(preprocessing.fit, antialias=False))
+    task = replace(plan.data.task, preprocessing=rough)  # type: ignore[type-var]
+    known = pretrained("torchvision:resnet18", "DEFAULT")
+    assert known is not None
+    sight = task.sight(Settings(size=(24, 24)), known.settings, (plan.data.train,))
+    assert sight is not None
+    assert sight.task.preprocessing.fit.antialias  # type: ignore[attr-defined]
+
+
+def test_items_that_are_not_the_same_are_refused(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(photos, **OWN)
+    whole = Subset.remade
+    monkeypatch.setattr(
+        Subset, "remade", lambda self, how: Subset(whole(self, how), torch.arange(3))
+    )
+    with pytest.raises(UserError, match=r"Subset.remade.. gives 3 items where there are \d+"):
+        Teacher([plan.teachers["big"]], context_of(plan), "logits", (), plan.data.train)
+
+
 # --- the same views -----------------------------------------------------------------------
 
 
@@ -315,6 +363,7 @@ def test_what_a_teacher_sees_does_not_depend_on_who_reads(
             if not in_memory:
                 patch.setattr(batch_loader, "resident", lambda split, device: split)
             _, own = readers(plan)
+            own.hold()
             loader = BatchLoader(plan.data.train, plan.data.task, CPU, 0, 4)
             batches = list(loader.epoch(1, 1, [own]))
             assert all(len(batch.seen) == 1 for batch in batches)
@@ -326,6 +375,60 @@ def test_what_a_teacher_sees_does_not_depend_on_who_reads(
             assert not next(iter(loader.epoch(1, 1))).seen, "only who wants it gets it"
     assert torch.equal(seen[0], seen[1])
     assert torch.equal(seen[0], seen[2])
+
+
+class Watched(Split):
+    """Notes which threads fetch its items, and whether two do at once."""
+
+    busy = False
+    """Whether one of them all is being fetched from."""
+
+    def __init__(self, inner: Split) -> None:
+        self.inner, self.threads, self.clashes = inner, set[str](), 0
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def fetch(self, index: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        self.clashes += Watched.busy
+        Watched.busy = True
+        time.sleep(0.002)
+        self.threads.add(threading.current_thread().name.partition("_")[0])
+        fetched = self.inner.fetch(index)
+        Watched.busy = False
+        return fetched
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_lies_in_memory_is_read_by_the_thread_that_trains(
+    held: bool, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU may hold it, to which one thread talks; of files, one batch at a time is fetched."""
+    plan = planned(photos, "flip", **OWN)
+    student, own = readers(plan)
+    monkeypatch.setattr(batch_loader, "resident", lambda split, device: split)
+    own.split = Watched(own.split)
+    if held:
+        monkeypatch.setattr(batch_loader, "in_memory", lambda split: split is own.split)
+    loader = BatchLoader(Watched(student.split), student.task, CPU, 0, 4)
+    expected = list(loader.epoch(0, 0))
+    batches = list(loader.epoch(0, 0, [own]))
+    assert isinstance(loader.split, Watched)
+    assert loader.split.threads == {"reading"}
+    assert own.split.threads == {"MainThread" if held else "reading"}
+    assert held or not own.split.clashes + loader.split.clashes
+    for batch, alone in zip(batches, expected, strict=True):
+        assert torch.equal(batch.inputs[0], alone.inputs[0])
+        assert torch.equal(batch.seen[0][0], own.inputs(batch.index, 0)[0])
+
+
+def test_its_items_are_held_in_memory_where_they_are_asked_for_again(photos: Path) -> None:
+    plan = planned(photos, "flip", **OWN)
+    teacher = Teacher([plan.teachers["big"]], context_of(plan), "logits", (), plan.data.train)
+    [own] = teacher.ready(1)
+    assert isinstance(own.split, Subset)
+    assert list(teacher.ready(2)) == [own]
+    assert isinstance(own.split, TensorSplit)
 
 
 def test_each_of_several_processes_sees_its_part(

@@ -117,9 +117,12 @@ class RunSpec:
     def keep_pixels(self, plan: Plan) -> str:
         """Keep a plan's decoded images in the store; return in words why not, '' if it can be."""
         others = [one.items for one in plan.transfers.values()]
-        shown = (plan.data.train, plan.data.validation, *others)
-        tasks = [model.sight.task for model in plan.teachers.values() if model.sight is not None]
-        others += filter(None, [task.remade(split) for task in tasks for split in shown])
+        used = {name for row in plan.rows if row.chain for name in row.chain.teachers}
+        sights = [model.sight for name, model in plan.teachers.items() if name in used]
+        shown = (plan.data.train, *others)
+        others += filter(
+            None, [one.task.remade(split) for one in sights if one is not None for split in shown]
+        )
         return keep_pixels(plan.data, self.stores.shared.folder, others)
 
     def decoding_ahead(self, plan: Plan) -> AbstractContextManager[None]:
