@@ -631,6 +631,31 @@ def test_a_teacher_of_own_pixels_can_be_replayed(photos: Path) -> None:
 # --- what is refused ----------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_on_a_gpu_its_answers_to_its_own_pixels_are_recorded_and_replayed(photos: Path) -> None:
+    plan = planned(photos, "flip-crop", **OWN)
+    device = torch.device("cuda")
+    on_gpu, on_cpu = (
+        Teacher(
+            [plan.teachers["big"]],
+            replace(context_of(plan), device=place),
+            "logits",
+            (),
+            plan.data.train,
+        )
+        for place in (device, CPU)
+    )
+    loader = BatchLoader(plan.data.train, plan.data.task, device, 0, 4)
+    for epoch in range(12):
+        for batch in loader.epoch(epoch, epoch, on_gpu.ready(12)):
+            inputs = on_gpu.inputs(batch)
+            expected = on_cpu.ask(tuple(tensor.cpu() for tensor in inputs))
+            # The GPU may round to TF32.
+            torch.testing.assert_close(on_gpu.ask(inputs).cpu(), expected, rtol=0.02, atol=0.02)
+    assert on_gpu.replayed is not None
+    on_gpu.forget()
+
+
 def test_what_cannot_be_had_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"teacher 'big': without antialiasing, interpolation is"):
         planned(photos, antialias=False, interpolation="lanczos")
