@@ -193,8 +193,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Pruned for latency, and by Torch-Pruning at equal MACs",
         "",
-        f"`python benchmarks/pruning/latency.py`, {cpu_info()[0]}, {cpu_threads()} threads, one "
-        f"item of {rows[0]['size']} px; medians of {PROCESSES} processes, and their range.",
+        f"`python benchmarks/pruning/latency.py --out reports/pruning`, {cpu_info()[0]}, "
+        f"{cpu_threads()} threads, one item of {rows[0]['size']} px; medians of {PROCESSES} "
+        f"processes, and their range.",
         "",
         "| net | by | MACs kept | speed-up | of the MACs' gain |",
         "| --- | --- | --- | --- | --- |",
