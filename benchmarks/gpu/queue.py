@@ -67,7 +67,7 @@ QUEUE = (
             *("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/timing/test_cuda.py"),
             *("tests/runtimes/test_onnxruntime_cuda.py", "tests/training/test_graphs.py"),
             *("tests/training/test_checkpoint.py", "tests/benchmark/test_fork_server.py"),
-            "tests/zoo/test_own_sight.py",
+            "tests/zoo/test_own_pixels_taught.py",
         ),
     ),
     bench("cifar10-seeds", "benchmarks/distillation/cifar10-seeds.toml", 3600),
