@@ -2,9 +2,11 @@
 
     python benchmarks/pretrained/throughput.py --out reports/pretrained [--root ../shared/data]
 
-Of photographs, for ResNet-18 and EfficientNet-Lite0: decoding alone, training alone (the same
-images in memory), and training from files, decoded anew and as the store keeps them. All take
-turns, round by round. Then a training in a step whose memory limit is a fifth of the images.
+Of photographs, for ResNet-18 and EfficientNet-Lite0: decoding alone (beside torch's DataLoader
+with a worker process for each core and torchvision's transforms, from its second epoch on),
+training alone (the same images in memory), and training from files, decoded anew and as the store
+keeps them, there also with random-resized crops and colour jitter. All take turns, round by round.
+Then a training in a step whose memory limit is a fifth of the images.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from typing import Any
 import pandas
 import psutil
 import torch
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from compress.compressor import run, seed_everything
 from compress.context import StepContext, StepLog
@@ -37,7 +42,7 @@ from compress.tasks.base import Data, Split, Subset, TensorSplit
 from compress.techniques import chain
 from compress.training import batch_loader
 from compress.zoo.data import load_data
-from compress.zoo.image_files import keep_pixels
+from compress.zoo.image_files import ImageFiles, keep_pixels
 from compress.zoo.models import fresh
 
 NETS = ("torchvision:resnet18", "timm:tf_efficientnet_lite0")
@@ -46,6 +51,8 @@ LIMIT = 2.0
 """Gigabytes of a step's memory."""
 TIMES = 5
 SIZE = 224
+CROPS = "flip-crop"
+PHOTOS = "flip-resizedcrop-jitter"
 
 
 def decoding(split: Split) -> float:
@@ -56,10 +63,26 @@ def decoding(split: Split) -> float:
     return len(split) / (time.perf_counter() - started)
 
 
-def training(data: Data, split: Split, net: str, device: torch.device) -> float:
+def loading(folder: Path, index: list[int]) -> Callable[[], float]:
+    """Return what gives the images per second of torch's DataLoader, as users write it."""
+    steps = [v2.Resize(SIZE), v2.CenterCrop(SIZE), v2.PILToTensor()]
+    images = torch.utils.data.Subset(ImageFolder(folder, v2.Compose(steps)), index)
+    loader = DataLoader(images, BATCH, num_workers=os.cpu_count() or 1, persistent_workers=True)
+
+    def rate() -> float:
+        started = time.perf_counter()
+        for _ in loader:
+            pass
+        return len(index) / (time.perf_counter() - started)
+
+    rate()  # its workers start with the first epoch
+    return rate
+
+
+def training(data: Data, split: Split, net: str, device: torch.device, augment: str) -> float:
     """Return images per second of an epoch on a split, as the step's log has them."""
     seed_everything(0)
-    task = replace(data.task, augment="flip-crop")  # type: ignore[type-var]
+    task = replace(data.task, augment=augment)  # type: ignore[type-var]
     context = StepContext(task=task, train=split, device=device, seed=0, log=StepLog())
     run(chain(f"finetune(epochs=1, batch_size={BATCH})"), fresh(net, task), context)
     [row] = [row for row in context.log.rows if row["kind"] == "epoch"]
@@ -72,8 +95,9 @@ def rates(
     """Return images per second of every way, by its words; all ways take turns."""
     ways: dict[str, Callable[[], float]] = {}
     memory: Split | None = None
+    place = root / "imagenet-sample" / "val"
     for words, keeps in (("decoded", False), ("kept in the store", True)):
-        data = load_data(f"imagefolder:{root / 'imagenet-sample'}")
+        data = load_data(f"imagefolder:{place.parent}")
         if keeps:
             keep_pixels(data, store)
         files = Subset(data.test, torch.arange(items))
@@ -81,8 +105,16 @@ def rates(
         memory = memory or TensorSplit(raw, targets)
         ways[f"read alone, {words}"] = partial(decoding, files)
         for net in NETS:
-            ways[f"{net}, in memory"] = partial(training, data, memory, net, device)
-            ways[f"{net}, {words}"] = partial(training, data, files, net, device)
+            ways[f"{net}, in memory"] = partial(training, data, memory, net, device, CROPS)
+            ways[f"{net}, {words}"] = partial(training, data, files, net, device, CROPS)
+            if keeps:
+                ways[f"{net}, {words}, {PHOTOS}"] = partial(
+                    training, data, files, net, device, PHOTOS
+                )
+    assert isinstance(data.test, ImageFiles)
+    numbers = {path: number for number, (path, _) in enumerate(ImageFolder(place).samples)}
+    chosen = [numbers[str(path)] for path in data.test.files[:items]]
+    ways["read alone, torch's DataLoader"] = loading(place, chosen)
     found: dict[str, list[float]] = defaultdict(list)
     batch_loader.MEMORY_SHARE = 0.0  # as if the images did not fit
     for _ in range(rounds):
@@ -104,8 +136,9 @@ def table(found: dict[str, list[float]], items: int) -> list[str]:
     ]
     lines.append("")
     for net in NETS:
-        for how in ("decoded", "kept in the store"):
-            bound = min(middle[f"read alone, {how}"], middle[f"{net}, in memory"])
+        for how in ("decoded", "kept in the store", f"kept in the store, {PHOTOS}"):
+            read = middle[f"read alone, {how.removesuffix(f', {PHOTOS}')}"]
+            bound = min(read, middle[f"{net}, in memory"])
             share = middle[f"{net}, {how}"] / bound
             lines.append(f"- {net}, {how}: {share:.2f} of the slower of reading and training.")
     return lines

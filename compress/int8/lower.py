@@ -21,6 +21,7 @@ from compress.int8 import weights as weight_choice
 from compress.int8.calibration import Batches, some_of
 from compress.int8.correct import Error, corrected, errors
 from compress.int8.equalize import equalized, links, same_function
+from compress.int8.joined import joined
 from compress.int8.placement import Clock, Placement, search
 from compress.int8.ranges import FIXED_RANGES, Range
 from compress.int8.rewrite import rewritten
@@ -340,20 +341,20 @@ def ranges_of(
 ) -> dict[str, Range]:
     """Return the range of every value that chosen units read or write."""
     found = {name: range_choice.best(one, method) for name, one in observed.items()}
+    settled = _given(chosen, trained or {})
     for unit in chosen.values():
         if unit.kind == "HardSwish" and sole_reader(unit.activations[0]) is unit.node:
             swished = str(unit.activations[0].name)
-            found[swished] = range_choice.for_hard_swish(found[swished], observed[swished])
-    found |= _given(chosen, trained or {})
+            begins = range_choice.for_hard_swish(found[swished], observed[swished])
+            settled.setdefault(swished, begins)
+        elif unit.kind in FIXED_RANGES:
+            settled[str(unit.output.name)] = FIXED_RANGES[unit.kind]
+    found |= settled
+    found |= joined(chosen, found, observed, settled)
     for unit in chosen.values():
-        for value in unit.outputs:
-            assert value.name is not None
-            if unit.kind in FIXED_RANGES:
-                found[value.name] = FIXED_RANGES[unit.kind]
-            elif unit.passing:
-                source = unit.activations[0].name
-                assert source is not None
-                found[value.name] = found[source]
+        if unit.passing:
+            source = found[str(unit.activations[0].name)]
+            found |= {str(value.name): source for value in unit.outputs}
     return found
 
 

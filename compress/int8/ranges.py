@@ -62,7 +62,7 @@ def of_interval(low: float, high: float, method: str = "") -> Range:
 
 def best(observed: Observed, method: str = "best") -> Range:
     """Return the range of least squared error among those that a method proposes."""
-    proposed = [_judged(one, observed) for one in _proposed(observed, method)]
+    proposed = [judged(one, observed) for one in _proposed(observed, method)]
     return max(proposed, key=lambda one: one.sqnr)
 
 
@@ -76,7 +76,7 @@ def for_hard_swish(one: Range, observed: Observed) -> Range:
     scale = float(np.float32(ROOM / max(steps, 1)))
     if not 0 < steps < LEVELS or scale > COARSER * one.scale:
         return one
-    return _judged(Range(scale, steps, one.method), observed, floor=-ROOM)
+    return judged(Range(scale, steps, one.method), observed, floor=-ROOM)
 
 
 def begins_at_minus_three(one: Range) -> bool:
@@ -132,8 +132,11 @@ def _divergence(one: Range, observed: Observed) -> float:
     return float(rel_entr(whole / whole.sum(), spread / spread.sum()).sum())
 
 
-def _judged(one: Range, observed: Observed, floor: float = -np.inf) -> Range:
-    """Return a range with its SQNR; values below `floor` count as being there."""
+def judged(one: Range, observed: Observed, floor: float = -np.inf) -> Range:
+    """Return a range with its SQNR for what was observed.
+
+    Values below `floor` count as being there.
+    """
     kept = observed.counts > 0
     values, counts = observed.centers[kept].clip(floor), observed.counts[kept]
     levels = np.clip(np.round(values / one.scale) + one.zero, 0, LEVELS)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from compress.ranks import Ranks
-from compress.tasks.base import Split, Subset, TensorSplit
+from compress.tasks.base import Split, Subset, Tensors, TensorSplit
 from compress.techniques.teachers import Teacher
 from compress.training import batch_loader
 from compress.training.batch_loader import BatchLoader
@@ -187,6 +187,25 @@ def test_its_items_are_held_in_memory_where_they_are_asked_for_again(photos: Pat
     assert isinstance(own.split, Subset)
     assert list(teacher.ready(2)) == [own]
     assert isinstance(own.split, TensorSplit)
+
+
+class Inverted(Subset):
+    """Some items as negatives."""
+
+    def fetch(self, index: Tensor) -> tuple[Tensors, Tensor]:
+        (images,), targets = super().fetch(index)
+        return (255 - images,), targets
+
+
+def test_what_a_subset_of_another_class_makes_of_items_is_not_lost(photos: Path) -> None:
+    plan = planned(photos, **OWN)
+    negatives = Inverted(plan.data.train, torch.arange(4))
+    context = context_of(plan)
+    teacher = Teacher([plan.teachers["big"]], context, "logits", (), negatives)
+    assert not teacher.readers
+    [note] = context.log.notes
+    assert "these items have no files to be made anew" in note
+    assert Subset(negatives, torch.arange(2)).remade(plan.data.task.preprocessing.fit) is None  # type: ignore[attr-defined]
 
 
 def test_each_of_several_processes_sees_its_part(
