@@ -37,7 +37,7 @@ VERDICTS = (
     ("▲", "better or faster"),
     ("=", "equivalent within {margin}"),
     ("▼", "worse or slower"),
-    ("≈", "no difference shown"),
+    ("≈", "inconclusive"),
     ("?", "the seeds' verdicts differ"),
     ("!", "timing unreliable: the difference is within its error"),
 )

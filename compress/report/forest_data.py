@@ -33,8 +33,8 @@ NEAR = 10.0  # points: what lies within is always on the axis
 class Interval(NamedTuple):
     """A figure with its 95 % interval (its own value where there is none).
 
-    `series` is the number of its series; `claimed` says that there is a verdict other than that
-    no difference is shown.
+    `series` is the number of its series; `claimed` says that there is a verdict other than
+    inconclusive.
     """
 
     series: int
@@ -140,7 +140,7 @@ def explanation(rows: Iterable[Row], series: Sequence[Series], several: bool) ->
     if any(text_of(row, verdict) for row in rows for verdict in verdicts):
         trusted = all(one.timed.trusted for one in series)
         doubt = "" if trusted else ", or timing not to be trusted"
-        claims = f"Filled markers: a verdict; hollow ones: no difference shown{doubt}."
+        claims = f"Filled markers: a verdict; hollow ones: inconclusive{doubt}."
     margins = any(one.margin for one in series)
     sentences = (
         "Means over the seeds." if several else "",

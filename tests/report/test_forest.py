@@ -123,8 +123,8 @@ def test_the_reading_says_what_a_hollow_marker_may_be():
     rows = [BASE, row("a()", speedup=2.0)]
     said = explanation(rows, speed_series(rows, DOUBTED), several=True)
     assert said == (
-        "Means over the seeds. Bars: 95 % intervals. Filled markers: a verdict; hollow ones: no "
-        "difference shown, or timing not to be trusted. Grey: what a verdict must exceed by the "
+        "Means over the seeds. Bars: 95 % intervals. Filled markers: a verdict; hollow ones: "
+        "inconclusive, or timing not to be trusted. Grey: what a verdict must exceed by the "
         "A/A control."
     )
     assert "not to be trusted" not in explanation(rows, speed_series(rows, ABOUT), False)

@@ -122,11 +122,11 @@ def test_the_legend_explains_the_signs_of_the_further_tables_too():
     doubted = timed(*others)
     rows = [BASE, row("b ? (is it real?)"), row("a()", **more)]
     assert (
-        "Against the baseline: ▲ better or faster, ▼ worse or slower, ≈ no difference shown, "
+        "Against the baseline: ▲ better or faster, ▼ worse or slower, ≈ inconclusive, "
         "! timing unreliable: the difference is within its error."
     ) in " ".join(markdown(rows, doubted).split())
     # In a terminal there are no further tables.
-    assert "Against the baseline: ≈ no difference shown." in text(rows, doubted)
+    assert "Against the baseline: ≈ inconclusive." in text(rows, doubted)
 
 
 def test_every_setting_has_a_column():

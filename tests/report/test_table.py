@@ -93,7 +93,7 @@ MARKDOWN = """\
 |  2| `factorize(rank=0.5)` [2] |     failed|            -|      -|     -|    -|     -|           -|
 |  3| `quantize()` [3] [1]      | unverified|            -|      -|     -|    -|     -|           -|
 
-Against the baseline: ▲ better or faster, ≈ no difference shown.
+Against the baseline: ▲ better or faster, ≈ inconclusive.
 
 - [1] kept 51 %
 - [2] failed: &lt;b&gt;\\| x
@@ -156,7 +156,7 @@ digits
  2  factorize(rank=0.5) [2]       failed             -       -      -     -      -            -
  3  quantize() [3] [1]        unverified             -       -      -     -      -            -
 
-Against the baseline: ▲ better or faster, ≈ no difference shown.
+Against the baseline: ▲ better or faster, ≈ inconclusive.
 
 [1] kept 51 %
 [2] failed: <b>| x
