@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from compress.report import timing_words
 from compress.report.chains import number_chains
+from compress.report.layout import clean, cut
 from compress.report.timing_words import About, machine_words, span, timed_words
 from compress.results.derive import points
 from compress.results.record import BASELINE, CONTROL, MARGIN
@@ -55,6 +56,20 @@ def legend(rows: Sequence[Row], shown: str, about: About) -> str:
     if any(text_of(row, "role") == CONTROL for row in rows):
         sentences.append(CONTROLS)
     return " ".join(sentences)
+
+
+RUN = "run"
+"""What a suite is called that has no name of its own: one made of the options of `run`."""
+LONGEST = 40  # columns of a model in a title
+
+
+def title(about: About) -> str:
+    """Return a report's name: its suite's, else which model on which data; '' if there is none."""
+    suite, model, data = (clean(str(about.get(key) or "")) for key in ("suite", "model", "data"))
+    if suite != RUN or not (model and data):
+        return suite
+    scheme, _, name = model.partition(":")
+    return f"{cut(name if name and scheme.isidentifier() else model, LONGEST)} on {data}"
 
 
 NUMBERED = 100

@@ -13,6 +13,7 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 
+from compress.report.about import title
 from compress.report.chains import Look
 from compress.report.layout import clean, cut
 from compress.report.timing_words import About
@@ -57,9 +58,11 @@ class Picture:
 
     def heading(self, left: float, about: About, what: str, words: str = "") -> None:
         """Write what a picture shows, and how it is to be read; a model's name may be very long."""
-        parts = (about.get("suite"), about.get("model"), what)
-        title = clean(" · ".join(cut(str(part), 60) for part in parts if part))
-        self.text(left, 24, printable(title), fontsize=15, fontweight="bold")
+        name, suite = title(about), clean(str(about.get("suite") or ""))
+        # A title that is not the suite's name holds the model.
+        parts = (name, about.get("model") if name == suite else "", what)
+        heading = clean(" · ".join(cut(str(part), 60) for part in parts if part))
+        self.text(left, 24, printable(heading), fontsize=15, fontweight="bold")
         self.text(left, 54, words, fontsize=11, color="#444444")
 
     def line(self, xs: Sequence[float], y: float, **style: Any) -> None:

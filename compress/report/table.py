@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from compress.report import formatting
-from compress.report.about import facts, imbalance, legend, missing_rows
+from compress.report.about import facts, imbalance, legend, missing_rows, title
 from compress.report.chains import by_chain, number_chains
 from compress.report.further_tables import sections
 from compress.report.layout import clean, shell_lines, width, wrap, wrap_chain
@@ -54,9 +54,8 @@ def _document(rows: Iterable[Row], about: About, markup: Markup) -> str:
     ]
     tables = [main, *further] if markup is MARKDOWN else [main]
     cells = "\n".join(line for block in tables for line in block if line.startswith(markup.left))
-    title = str(about.get("suite") or "")
     blocks = [
-        markup.heading(title, 1) if title else [],
+        markup.heading(name, 1) if (name := title(about)) else [],
         markup.prose(missing_rows(single, about)),
         *map(markup.prose, (*warnings(about), imbalance(about))),
         main,

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from report_rows import row, row_steps
 
+from compress.report.about import title
 from compress.report.layout import width
+from compress.report.picture import Picture
 from compress.report.table import markdown, text
 from compress.results.timed import FORMS, described, timed_files, timed_on_gpu
 
@@ -186,6 +189,32 @@ def test_markdown():
 
 def test_plain_text():
     assert text(ROWS, ABOUT) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("suite", "model", "data", "name"),
+    [
+        ("digits", "cnn", "mnist", "digits"),
+        ("run", "timm:tf_efficientnet_lite0", "photos", "tf_efficientnet_lite0 on photos"),
+        ("run", "mine.py:make", "photos", "mine.py:make on photos"),
+        ("run", f"torchvision:{'x' * 60}", "photos", f"{'x' * 39}… on photos"),
+        ("run", "cnn", "", "run"),
+        ("", "cnn", "mnist", ""),
+    ],
+)
+def test_a_run_without_a_name_is_called_by_its_model_and_data(suite, model, data, name):
+    about = {"suite": suite, "model": model, "data": data}
+    assert title(about) == name
+    assert text(ROWS, about).startswith(f"{name}\n\n" if name else " # ")
+
+
+def test_pictures_have_the_name_of_the_table(monkeypatch):
+    written = []
+    monkeypatch.setattr(Picture, "text", lambda self, x, y, text, **style: written.append(text))
+    picture = Picture(100)
+    picture.heading(0, {"suite": "digits", "model": "timm:a", "data": "photos"}, "what")
+    picture.heading(0, {"suite": "run", "model": "timm:a", "data": "photos"}, "what")
+    assert written == ["digits · timm:a · what", "", "a on photos · what", ""]
 
 
 def test_several_seeds_make_one_row():
