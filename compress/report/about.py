@@ -40,7 +40,7 @@ VERDICTS = (
     ("▼", "worse or slower"),
     ("≈", "inconclusive"),
     ("?", "the seeds' verdicts differ"),
-    ("!", "timing unreliable: the difference is within its error"),
+    ("!", "timing unreliable: not shown to differ by more than its error"),
 )
 CONTROLS = "[control]: added for comparison, the same training without the technique."
 

@@ -20,7 +20,7 @@ from compress.report.timing_words import About, warnings
 from compress.results.columns import group
 from compress.results.record import BASELINE, CONTROL
 from compress.results.table import Row, text_of
-from compress.results.timed import main_timed
+from compress.results.timed import main_timed, timings
 
 FURTHER = "Further tables (is a difference real, latencies, what runs): table.md."
 SHORTEST = 16  # columns of the chain
@@ -57,7 +57,7 @@ def _document(rows: Iterable[Row], about: About, markup: Markup) -> str:
     blocks = [
         markup.heading(name, 1) if (name := title(about)) else [],
         markup.prose(missing_rows(single, about)),
-        *map(markup.prose, (*warnings(about), imbalance(about))),
+        *map(markup.prose, (*warnings(timings(about), about), imbalance(about))),
         main,
         markup.prose(legend(shown, cells, about)),
         [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from compress.results.timed import Known, Timed, timings
+from compress.results.timed import Known, Timed
 from compress.system.amounts import duration, plural
 
 About = Mapping[str, Any]
@@ -46,14 +46,26 @@ def machine_words(environment: Mapping[str, Any]) -> str:
     return "; ".join(str(part) for part in parts if part)
 
 
-def warnings(about: About) -> list[str]:
-    """Return what must be read before the table, a sentence each: latencies not to be trusted."""
-    return [
-        f"DO NOT TRUST the latencies {_with_threads(timed.where, timed, about)}: "
-        f"{'; '.join(timed.known['untrusted_because'])}."
-        for timed in timings(about)
-        if not timed.trusted
-    ]
+def warnings(timed: Iterable[Timed], about: About) -> list[str]:
+    """Return what must be read before the tables of these timings: which not to trust, and why."""
+    return [_warning(one, about) for one in timed if not one.trusted]
+
+
+def _warning(timed: Timed, about: About) -> str:
+    """Return why latencies are not to be trusted, and why a verdict holds all the same.
+
+    A verdict asks for more than the control doubts (see `compress.stats.control.Control.bar`), so
+    only differences below that are in doubt. Without a bar there are no verdicts.
+    """
+    where = _with_threads(timed.where, timed, about)
+    because = "; ".join(timed.known["untrusted_because"])
+    bar = timed.known.get("bar")
+    if bar is None:
+        return f"DO NOT TRUST the latencies {where}: {because}."
+    return (
+        f"DO NOT TRUST differences in latency below {100 * bar:.1f} % {where}: {because}. What has "
+        "▲ or ▼ is shown to exceed that."
+    )
 
 
 def controls(timed: Iterable[Timed], about: About) -> str:

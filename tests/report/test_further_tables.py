@@ -12,7 +12,7 @@ from compress.report.layout import cut, width
 from compress.report.section import Column, Section, section_blocks
 from compress.report.table import markdown, text
 from compress.report.timing_words import warnings
-from compress.results.timed import FORMS, described, timed_files, timed_on_gpu
+from compress.results.timed import FORMS, timed_files, timed_on_gpu, timings
 
 
 def _section(shown: str, title: str) -> str:
@@ -123,7 +123,7 @@ def test_the_legend_explains_the_signs_of_the_further_tables_too():
     rows = [BASE, row("b ? (is it real?)"), row("a()", **more)]
     assert (
         "Against the baseline: ▲ better or faster, ▼ worse or slower, ≈ inconclusive, "
-        "! timing unreliable: the difference is within its error."
+        "! timing unreliable: not shown to differ by more than its error."
     ) in " ".join(markdown(rows, doubted).split())
     # In a terminal there are no further tables.
     assert "Against the baseline: ≈ inconclusive." in text(rows, doubted)
@@ -201,11 +201,12 @@ def test_every_column_of_the_gpu_warns():
     about = timed(
         gpu("cuda_torch_ms_p50", control=1.0, margin=0.01, trusted=True),
         gpu("cuda_torch_float16_ms_p50", control=None, **DOUBTED),
-        gpu("cuda_ms_p50", control=1.1, margin=0.123, trusted=False, untrusted_because=["a", "b"]),
+        gpu("cuda_ms_p50", control=1.1, bar=0.123, trusted=False, untrusted_because=["a", "b"]),
     )
-    assert warnings(about) == [
+    assert warnings(timings(about), about) == [
         "DO NOT TRUST the latencies on the GPU (float16): it is made up.",
-        "DO NOT TRUST the latencies on the GPU (CUDA provider): a; b.",
+        "DO NOT TRUST differences in latency below 12.3 % on the GPU (CUDA provider): a; b. What "
+        "has ▲ or ▼ is shown to exceed that.",
     ]
     (told,) = [fact for fact in facts([BASE], about, [0]) if fact.startswith("A/A control")]
     assert told.endswith(
@@ -243,19 +244,19 @@ def test_another_runtime_has_its_columns_verdicts_and_table():
 
 def test_latencies_that_are_not_to_be_trusted_are_called_so_before_the_table():
     rows = [BASE, row("a()", speedup=2.0, cpu_verdict=None)]
-    assert warnings(ABOUT) == []
+    assert warnings(timings(ABOUT), ABOUT) == []
     why = "two copies of one file differ by 8.3 % on average"
-    doubted = timed(trusted=False, margin=0.083, untrusted_because=[why])
+    doubted = timed(trusted=False, bar=0.083, untrusted_because=[why])
     warning = (
-        "DO NOT TRUST the latencies at batch 1, 2 threads: two copies of one file differ by "
-        "8.3 % on average."
+        "DO NOT TRUST differences in latency below 8.3 % at batch 1, 2 threads: two copies of one "
+        "file differ by 8.3 % on average. What has ▲ or ▼ is shown to exceed that."
     )
     for shown in (markdown(rows, doubted), text(rows, doubted)):
         words = " ".join(shown.split())
         assert words.index(warning) < words.index("chain")
         assert "2.00 ±.04 !" in shown
-        assert "! timing unreliable: the difference is within its error" in " ".join(shown.split())
-    assert warnings({"timings": described([timed_files("cpu", "x", known=DOUBTED)])}) == [
+        assert "! timing unreliable: not shown to differ by more than its error" in words
+    assert warnings([timed_files("cpu", "x", known=DOUBTED)], {}) == [
         "DO NOT TRUST the latencies on x at batch 1, all threads: it is made up."
     ]
 
