@@ -21,7 +21,8 @@ COSTS = (
 )
 ITEMS = (
     "Δ pt: points against the baseline of the same seed, ± half of the paired 95 % interval; "
-    "speed-up: times as fast as the baseline, ± half of a bootstrap's 95 % interval;"
+    "speed-up: times as fast as the baseline, ± half of a bootstrap's 95 % interval, or the "
+    "interval itself where it is wide;"
 )
 SEEDS = (
     "acc %: mean ± standard deviation over seeds; Δ pt: mean of the seeds' differences to their "
@@ -29,7 +30,8 @@ SEEDS = (
     "test over the items they share, whichever is less sure; differences that are equal in all "
     "seeds count as a single replication: their p is the largest of the seeds' own (McNemar's); "
     "speed-up: geometric mean over seeds, ± half of its interval (t with three seeds or more, "
-    "else that of the timing); other figures: means over seeds;"
+    "else that of the timing), or the interval itself where it is wide; other figures: means over "
+    "seeds;"
 )
 UNEVEN = 1.2
 """The most frequent class has a note if it has more than half of the items and so many times what

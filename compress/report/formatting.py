@@ -25,6 +25,12 @@ SIGNS = {
 }
 LONG = 1e8
 """From here on a figure would leave its table no room for chains."""
+WIDE = 0.2
+"""Where half of a speed-up's interval is a larger share of it, the interval itself is shown.
+
+It is one of the logarithm, from v / f to v · f. Up to here the ends that ± suggests lie within 2 %
+of v beside the real ones; a half as large as v would suggest a speed-up of zero.
+"""
 UNTRUSTED = "!"
 NOISY = "~"
 
@@ -69,12 +75,21 @@ def difference(row: Row, question: str) -> str:
     return _points(value) + _interval(row, key, _points) + sign(row, f"{question}_verdict")
 
 
-def speedup(row: Row, timed: Timed) -> str:
-    """Return how many times faster than the baseline, with its margin and verdict."""
+def speedup(row: Row, timed: Timed, narrow: bool = False) -> str:
+    """Return how many times faster than the baseline, with its margin and verdict.
+
+    Where that is wide it is the interval, such as `3.23 (1.2 to 8.7)`; nothing if `narrow`.
+    """
     value = number(row, key := timed.names["speedup"])
     if value is None:
         return MISSING
-    margin = _margin(row, key, _decimals(value)) if value < 9999.5 else ""
+    low, high = number(row, f"{key}_low"), number(row, f"{key}_high")
+    if low is None or high is None or value >= 9999.5:
+        margin = ""
+    elif (high - low) / 2 <= WIDE * value:
+        margin = _within((high - low) / 2, _decimals(value))
+    else:
+        margin = "" if narrow else f" ({_rough(low)} to {_rough(high)})"
     return _ratio(value) + margin + _timed_sign(row, timed)
 
 
@@ -211,6 +226,13 @@ def _ratio(value: float) -> str:
     if value >= 9999.5:
         return plain(value)
     return f"{value:.{_decimals(value)}f}"
+
+
+def _rough(value: float) -> str:
+    """Return an end of a wide interval with two significant digits, but no more decimals."""
+    if value >= 999.5:
+        return ">999"
+    return f"{value:.{2 if value < 0.995 else 1 if value < 9.95 else 0}f}"
 
 
 def _decimals(value: float) -> int:

@@ -50,7 +50,7 @@ GPU_SPEEDUPS = {
 }
 OTHER_MACHINES = (
     "Milliseconds of a call, then how many times as fast as the baseline there, ± half of the "
-    "95 % interval, and the verdict."
+    "95 % interval (or the interval itself where it is wide), and the verdict."
 )
 
 

@@ -89,10 +89,14 @@ def _main_table(
     markup: Markup,
 ) -> list[str]:
     """Return what every chain costs and gains; `footnotes` gains the rows', text -> number."""
-    columns = [[c.name, *map(c.cell, rows)] for c in _columns(rows, about)]
     numbers = ["#", *(labels[text_of(row, "chain")] for row in rows)]
-    used = sum(map(figure_width, [numbers, *columns]))
-    room = max(SHORTEST, WIDTH - markup.frame(len(columns) + 2) - used)
+    for narrow in (False, True):
+        columns = [[c.name, *map(c.cell, rows)] for c in _columns(rows, about, narrow)]
+        used = sum(map(figure_width, [numbers, *columns]))
+        room = WIDTH - markup.frame(len(columns) + 2) - used
+        if room >= SHORTEST:
+            break
+    room = max(SHORTEST, room)
     header, *figures = zip(*columns, strict=True)
     lines = [["#", "chain", *header]]
     for row, number, values in zip(rows, numbers[1:], figures, strict=True):
@@ -102,7 +106,8 @@ def _main_table(
     return markup.grid(lines)
 
 
-def _columns(rows: Sequence[Row], about: About) -> list[Column]:
+def _columns(rows: Sequence[Row], about: About, narrow: bool) -> list[Column]:
+    """Return the main table's columns; `narrow` ones leave wide intervals to the further tables."""
     timed = main_timed(about)
     deviations = any("accuracy_sd" in row for row in rows)
     milliseconds = partial(formatting.show, key=timed.names["ms_p50"], write=formatting.brief)
@@ -111,7 +116,7 @@ def _columns(rows: Sequence[Row], about: About) -> list[Column]:
         Column("Δ pt", formatting.delta),
         *map(plain, group("main")),
         Column("ms", milliseconds),
-        Column("speed-up", partial(formatting.speedup, timed=timed)),
+        Column("speed-up", partial(formatting.speedup, timed=timed, narrow=narrow)),
     ]
 
 

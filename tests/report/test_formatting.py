@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from compress.report import formatting
 from compress.results.columns import Column
@@ -36,8 +40,12 @@ def test_counts(value, shown):
         (123.4, 118.0, 128.0, "123 ±5 ▲"),
         (1.5, 1.499, 1.501, "1.50 ±.01 ▲"),  # never rounded to nothing
         (1.5, 1.5, 1.5, "1.50 ±0 ▲"),
-        (2.0, 0.5, 3.5, "2.00 ±1.5 ▲"),
-        (2.0, 0.0, 1e7, "2.00 ±>999 ▲"),
+        (3.23, 1.2, 8.7, "3.23 (1.2 to 8.7) ▲"),  # ±3.8 would reach below zero
+        (2.0, 1.641, 2.44, "2.00 ±.40 ▲"),
+        (2.0, 1.63, 2.45, "2.00 (1.6 to 2.5) ▲"),
+        (0.5, 0.25, 1.0, "0.50 (0.25 to 1.0) ▲"),
+        (40.0, 9.96, 160.0, "40.0 (10 to 160) ▲"),
+        (2.0, 0.0, 1e7, "2.00 (0.00 to >999) ▲"),
         (2.0, 0.0, float("inf"), "2.00 ▲"),
         (2e7, 1e7, 3e7, "20000000 ▲"),
         (None, None, None, "-"),
@@ -47,6 +55,25 @@ def test_counts(value, shown):
 def test_speedups(value, low, high, shown):
     row = {"a_speedup": value, "a_speedup_low": low, "a_speedup_high": high, "a_verdict": "faster"}
     assert formatting.speedup(row, A) == shown
+
+
+def test_a_narrow_column_has_no_wide_intervals():
+    row = {"a_speedup": 3.23, "a_speedup_low": 1.2, "a_speedup_high": 8.7, "a_verdict": "faster"}
+    assert formatting.speedup(row, A, narrow=True) == "3.23 ▲"
+    row |= {"a_speedup_low": 3.2, "a_speedup_high": 3.26}
+    assert formatting.speedup(row, A, narrow=True) == "3.23 ±.03 ▲"
+
+
+@given(st.floats(0.05, 50), st.floats(0, 3))
+def test_no_speedup_reaches_below_zero_or_far_beside_its_interval(value, log_half):
+    low, high = value * math.exp(-log_half), value * math.exp(log_half)
+    shown = formatting.speedup(
+        {"a_speedup": value, "a_speedup_low": low, "a_speedup_high": high}, A
+    )
+    if "±" in shown:
+        half = (high - low) / 2
+        assert low == pytest.approx(value - half, abs=0.021 * value)
+        assert high == pytest.approx(value + half, abs=0.021 * value)
 
 
 def test_a_speedup_with_its_interval():

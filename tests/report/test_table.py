@@ -137,9 +137,10 @@ timed in turns, are more reliable.
 - 3 rows besides the baseline, 1 of them failed, 1 of them unverified.
 - Machine: EPYC; 4 threads; avx2; torch 2.11.0; 2026-10-02.
 - Δ pt: points against the baseline of the same seed, ± half of the paired 95 % interval; speed-up:
-  times as fast as the baseline, ± half of a bootstrap's 95 % interval; kB: the ONNX file in 1000
-  bytes; ms: median of a call's milliseconds (batch 1, 4 threads). Accuracy, kB and ms are those of
-  the ONNX file, parameters and MACs those of the model.
+  times as fast as the baseline, ± half of a bootstrap's 95 % interval, or the interval itself
+  where it is wide; kB: the ONNX file in 1000 bytes; ms: median of a call's milliseconds (batch 1,
+  4 threads). Accuracy, kB and ms are those of the ONNX file, parameters and MACs those of the
+  model.
 - GPU latency was not measured: no CUDA device.
 - One note.
 
@@ -169,9 +170,9 @@ Data: digits, 360 test items. Model: cnn. Baseline: train(epochs=9).
 3 rows besides the baseline, 1 of them failed, 1 of them unverified.
 Machine: EPYC; 4 threads; avx2; torch 2.11.0; 2026-10-02.
 Δ pt: points against the baseline of the same seed, ± half of the paired 95 % interval; speed-up:
-times as fast as the baseline, ± half of a bootstrap's 95 % interval; kB: the ONNX file in 1000
-bytes; ms: median of a call's milliseconds (batch 1, 4 threads). Accuracy, kB and ms are those of
-the ONNX file, parameters and MACs those of the model.
+times as fast as the baseline, ± half of a bootstrap's 95 % interval, or the interval itself where
+it is wide; kB: the ONNX file in 1000 bytes; ms: median of a call's milliseconds (batch 1, 4
+threads). Accuracy, kB and ms are those of the ONNX file, parameters and MACs those of the model.
 GPU latency was not measured: no CUDA device.
 One note.
 
@@ -215,6 +216,23 @@ def test_pictures_have_the_name_of_the_table(monkeypatch):
     picture.heading(0, {"suite": "digits", "model": "timm:a", "data": "photos"}, "what")
     picture.heading(0, {"suite": "run", "model": "timm:a", "data": "photos"}, "what")
     assert written == ["digits · timm:a · what", "", "a on photos · what", ""]
+
+
+def test_a_wide_interval_of_a_speedup_stands_where_there_is_room_for_the_chain():
+    wide = {"cpu_speedup_low": 1.2, "cpu_speedup_high": 8.7}
+    found = row("a()", speedup=3.23, **wide)
+    for shown in (markdown([row("baseline"), found], ABOUT), text([found], ABOUT)):
+        assert "3.23 (1.2 to 8.7) ▲" in shown
+        assert "or the interval itself where it is wide" in " ".join(shown.split())
+    huge = {"onnx_bytes": 99_999_999_499, "params": 10**14 - 1, "cpu_ms_p50": 6.1e-135}
+    for shown in (markdown([found | huge | WIDE_DELTA], ABOUT), text([found | huge], ABOUT)):
+        assert all(width(line) <= 100 for line in shown.splitlines())
+    assert "3.23 ▲|" in markdown([found | huge | WIDE_DELTA], ABOUT)
+    assert "3.23 [1.20, 8.70] ▲" in markdown([found | huge | WIDE_DELTA], ABOUT)
+
+
+WIDE_DELTA = {"accuracy_delta": -1.0, "accuracy_delta_low": -1.0, "accuracy_delta_high": 1.0}
+WIDE_DELTA |= {"status": "ok", "accuracy_verdict": "worse"}
 
 
 def test_several_seeds_make_one_row():
