@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from compress.report import forest_data
 from compress.report.chains import Look, brief, by_chain, number_chains, step_names
@@ -121,14 +121,12 @@ def _name(picture: Picture, band: Band, top: int, shaded: bool) -> None:
 def _speeds(axes: Axes, bands: Sequence[Band], series: Sequence[Series]) -> None:
     axes.set_xlabel("speed-up over the baseline, times (log scale)")
     intervals = [interval for band in bands for interval in band.speeds]
-    values = [1.0, *(interval.value for interval in intervals)]
-    # An interval that is wider than all that is to be seen leaves the panel.
-    low = max(min([*values, *(interval.low for interval in intervals)]), min(values) / 2)
-    high = min(max([*values, *(interval.high for interval in intervals)]), max(values) * 2)
+    low = min([1.0, *(interval.low for interval in intervals)])
+    high = max([1.0, *(interval.high for interval in intervals)])
     room = max((high / low) ** 0.05, 1.01)
     axes.set_xscale("log")
     axes.set_xlim(low / room, high * room)
-    subs = (1, 2, 5) if high > 30 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    subs = (1,) if high > 1e3 * low else (1, 2, 5) if high > 30 * low else (1, 1.5, 2, 3, 4, 5, 7)
     axes.xaxis.set_major_locator(LogLocator(subs=subs) if high > 3 * low else MaxNLocator(6))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: decimal(x, 10)))
@@ -148,17 +146,21 @@ def _speeds(axes: Axes, bands: Sequence[Band], series: Sequence[Series]) -> None
 
 
 def _deltas(axes: Axes, bands: Sequence[Band], looks: Sequence[Look]) -> None:
-    axes.set_xlabel("difference in accuracy, points")
-    low, high = forest_data.delta_range([interval for band in bands for interval in band.deltas])
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axis = forest_data.delta_axis([interval for band in bands for interval in band.deltas])
+    scale = f" (log scale beyond ±{decimal(axis.linear)})" if axis.linear else ""
+    axes.set_xlabel(f"difference in accuracy, points{scale}")
+    if axis.linear:
+        axes.set_xscale("symlog", linthresh=axis.linear)
+    axes.set_xlim(axis.low, axis.high)
+    axes.xaxis.set_major_locator(FixedLocator(axis.ticks) if axis.linear else MaxNLocator(7))
+    axes.xaxis.set_minor_locator(NullLocator())
     signed = FuncFormatter(lambda x, _: ("+" if x > 0 else "") + decimal(x, 10))
     axes.xaxis.set_major_formatter(signed)
     axes.axvline(0, color="#777777", linewidth=1.2, zorder=1.5)
     for band in bands:
         for interval in band.deltas:
-            draw = _draw if interval.value >= low else _draw_beyond
-            draw(axes, interval, looks[interval.series], band.middle(interval.series, len(looks)))
+            y = band.middle(interval.series, len(looks))
+            _draw(axes, interval, looks[interval.series], y)
     if not any(band.deltas for band in bands):
         axes.set_xticks([])
         note(axes, "no row has a difference in accuracy")
@@ -167,16 +169,6 @@ def _deltas(axes: Axes, bands: Sequence[Band], looks: Sequence[Look]) -> None:
 def _draw(axes: Axes, interval: Interval, look: Look, y: float) -> None:
     axes.plot([interval.low, interval.high], [y, y], color=look.colour, linewidth=1.8, zorder=2)
     axes.plot([interval.value], [y], zorder=3, **_style(look, interval.claimed))
-
-
-def _draw_beyond(axes: Axes, interval: Interval, look: Look, y: float) -> None:
-    """Draw at the left edge what lies beyond it, its value and interval written beside it."""
-    low, high = axes.get_xlim()
-    arrow, place, words = (low + share * (high - low) for share in (0.0, 0.04, 0.065))
-    style: dict[str, Any] = {"color": look.colour, "va": "center", "fontsize": 10.5}
-    axes.text(arrow, y, "◂", **style)
-    axes.plot([place], [y], zorder=3, **_style(look, interval.claimed))
-    axes.text(words, y, forest_data.beyond_words(interval), **style)
 
 
 def _style(look: Look, filled: bool) -> dict[str, Any]:

@@ -27,7 +27,8 @@ DELTA_LOOKS = (
 )
 CLAIMS = ("better", "equivalent", "worse", "faster", "slower")
 STEPS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # points
-NEAR = 10.0  # points: what lies within is always on the axis
+NEAR = 10.0  # points: up to here no difference is a collapse
+SQUEEZED = 10.0  # times the length that the others need: more would leave them too little
 
 
 class Interval(NamedTuple):
@@ -55,6 +56,21 @@ class Series(NamedTuple):
         """What a verdict must exceed, a fraction (0 if that is not known)."""
         known = self.timed.known
         return float(known.get("bar") or known.get("margin") or 0.0)
+
+
+class Axis(NamedTuple):
+    """The ends of an axis of points; beyond ± `linear` it is logarithmic (0: nowhere)."""
+
+    low: float
+    high: float
+    linear: float
+
+    @property
+    def ticks(self) -> list[float]:
+        """What is written at an axis that is partly logarithmic."""
+        sizes = [self.linear / 2, *(step for step in STEPS if step >= self.linear)]
+        ticks = [0.0, *sizes, *(-size for size in sizes)]
+        return sorted(tick for tick in ticks if self.low <= tick <= self.high)
 
 
 class ForestRow(NamedTuple):
@@ -106,31 +122,28 @@ def forest_rows(rows: Iterable[Row], series: Sequence[Series]) -> list[ForestRow
     return [one for one in drawn if one.speeds or one.deltas]
 
 
-def delta_range(intervals: Sequence[Interval]) -> tuple[float, float]:
-    """Return the ends of an axis of points; what lies beyond it is drawn at its edge.
+def delta_axis(intervals: Sequence[Interval]) -> Axis:
+    """Return an axis of points that holds every interval.
 
-    A few collapsed rows would squeeze the others: the lower end is the nearest of 2, 5, 10, ...
-    points below zero that shows all values within 10 points, and five sixths of the differences
-    to the baseline (all but one, where there are fewer than six).
+    A few collapsed rows, or the intervals of two or three seeds, would squeeze the others. So
+    where they reach much farther than `near`, the axis is linear up to there alone. That is the
+    nearest of 2, 5, 10, ... points that holds all values within 10, and five sixths of the
+    differences to the baseline (all but one, where there are fewer than six).
     """
-    values = sorted((one.value for one in intervals if one.series == 0), reverse=True) or [0.0]
-    shown = max(1, len(values) - max(1, len(values) // 6))
-    needed = min([values[shown - 1], *(one.value for one in intervals if one.value >= -NEAR)])
-    low = next((-step for step in STEPS if -step <= needed), -100.0)
-    inside = [one for one in intervals if one.value >= low]
-    # Intervals from two or three seeds can be wider than all that is to be seen.
-    left = max(min((one.low for one in inside), default=low), 1.5 * low)
-    best = max((one.value for one in inside), default=0.0)
-    right = max(0.0, min(max((one.high for one in inside), default=0.0), best - 1.5 * low))
-    room = 0.06 * (right - left)
-    return left - room, right + room
-
-
-def beyond_words(interval: Interval) -> str:
-    """Return what stands at the axis' edge beside a value that lies beyond it."""
-    low, high = interval.low, interval.high
-    ends = f" [{low:+.1f}, {high:+.1f}]" if low < high else ""
-    return f"{interval.value:+.1f}{ends}"
+    sizes = sorted(abs(one.value) for one in intervals if one.series == 0) or [0.0]
+    shown = max(1, len(sizes) - max(1, len(sizes) // 6))
+    inside = [abs(one.value) for one in intervals if abs(one.value) <= NEAR]
+    needed = max([sizes[shown - 1], *inside])
+    near = next((step for step in STEPS if step >= needed), STEPS[-1])
+    low = min([0.0, *(one.low for one in intervals)])
+    high = max([0.0, *(one.high for one in intervals)])
+    if low == high:
+        low = -near
+    if max(-low, high) <= SQUEEZED * near:
+        room = 0.06 * (high - low)
+        return Axis(low - room, high + room, 0.0)
+    left, right = (end * 1.2 if end > near else end + 0.1 * near for end in (-low, high))
+    return Axis(-left, right, near)
 
 
 def explanation(rows: Iterable[Row], series: Sequence[Series], several: bool) -> str:

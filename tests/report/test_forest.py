@@ -11,14 +11,14 @@ from report_rows import ABOUT, row, timed
 from compress.report.forest import _lines, speedups_png
 from compress.report.forest_data import (
     Interval,
-    beyond_words,
+    delta_axis,
     delta_intervals,
-    delta_range,
     explanation,
     forest_rows,
     speed_intervals,
     speed_series,
 )
+from compress.report.picture import Picture
 from compress.results.timed import timed_files
 
 BASE = row("baseline")
@@ -73,50 +73,83 @@ def _intervals(*values, half=0.1):
 
 
 @pytest.mark.parametrize(
-    ("values", "lowest", "highest"),
+    ("values", "low", "high", "linear"),
     [
-        ((-0.1, 0.2, -1.1), -1.2, 0.3),
-        ((-0.1, -0.2, -60.0), -0.3, 0.0),  # the collapsed one is drawn at the edge
-        ((-0.1, -0.2, -4.4), -4.5, 0.0),
-        ((*(-0.1,) * 16, -4.4, -14.2), -4.5, 0.0),
-        ((-0.1, -14.0, -15.0, -60.0, -70.0, -14.5), -70.1, 0.0),
-        ((*(-0.1,) * 5, -14.0, *(-0.1,) * 5, -14.0), -0.2, 0.0),  # ten of twelve
-        ((*(-0.1,) * 5, -14.0, *(-0.1,) * 4, -14.0), -14.1, 0.0),  # nine of eleven would be less
-        ((), -2.0, 0.0),
+        ((-0.1, 0.2, -1.1), -1.2, 0.3, 0),
+        ((-1.6, -12.0), -12.1, 0.0, 0),  # one that is far from the other is no reason to bend it
+        ((-0.1, -0.2, -60.0), -60.1, 0.0, 2),
+        ((-0.1, -0.2, -4.4), -4.5, 0.0, 0),
+        ((*(-0.1,) * 16, -4.4, -14.2), -14.3, 0.0, 0),
+        ((*(-0.1,) * 16, -4.4, -84.2), -84.3, 0.0, 5),
+        ((-0.1, -14.0, -15.0, -60.0, -70.0, -14.5), -70.1, 0.0, 0),
+        ((*(-0.1,) * 5, -24.0, *(-0.1,) * 5, -24.0), -24.1, 0.0, 2),  # ten of twelve
+        ((*(-0.1,) * 5, -24.0, *(-0.1,) * 4, -24.0), -24.1, 0.0, 0),  # nine of eleven are too few
+        ((), -2.0, 0.0, 0),
     ],
 )
-def test_collapsed_rows_do_not_squeeze_the_others(values, lowest, highest):
-    low, high = delta_range(_intervals(*values))
-    room = 0.06 * (highest - lowest)
-    assert (low, high) == pytest.approx((lowest - room, highest + room))
+def test_the_axis_holds_all_and_collapsed_rows_do_not_squeeze_the_others(values, low, high, linear):
+    axis = delta_axis(_intervals(*values))
+    room = 0.06 * (high - low)
+    ends = (1.2 * low, 0.1 * linear) if linear else (low - room, high + room)
+    assert axis == pytest.approx((*ends, linear))
+
+
+@given(st.lists(st.tuples(st.floats(-100, 20), st.floats(0, 300), st.integers(0, 1)), min_size=1))
+def test_every_interval_is_on_the_axis(found):
+    intervals = [Interval(i, v, v - half, v + half, True) for v, half, i in found]
+    axis = delta_axis(intervals)
+    assert all(axis.low < one.low and one.high < axis.high for one in intervals)
+    assert axis.low < 0 < axis.high
+    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
 
 
 @given(st.lists(st.floats(-100, 20), min_size=1))
-def test_five_sixths_of_the_rows_and_all_within_10_points_are_on_the_axis(values):
-    low, _ = delta_range(_intervals(*values))
-    inside = [value for value in values if value >= low]
+def test_five_sixths_of_the_rows_and_all_within_10_points_are_on_its_linear_part(values):
+    linear = delta_axis(_intervals(*values)).linear or 100
+    inside = [value for value in values if abs(value) <= linear]
     assert len(inside) >= (5 / 6 * len(values) if len(values) > 5 else len(values) - 1)
-    assert all(value in inside for value in values if value >= -10)
+    assert all(value in inside for value in values if abs(value) <= 10)
 
 
-def test_a_difference_to_a_control_is_on_the_axis_too():
-    low, _ = delta_range([*_intervals(0.0), Interval(1, -9.0, -9.5, -8.5, True)])
-    assert low < -9.0
+def test_intervals_of_few_seeds_do_not_squeeze_the_axis():
+    axis = delta_axis(_intervals(-1.0, -1.5, half=40.0))
+    assert axis.linear == 2.0
+    assert axis.ticks == [-20.0, -10.0, -5.0, -2.0, -1.0, 0.0, 1.0, 2.0, 5.0, 10.0, 20.0]
 
 
-def test_what_lies_beyond_the_axis_has_its_value_and_interval_written():
-    (found,) = delta_intervals(row("a()", -0.1417))
-    assert beyond_words(found) == "-14.2 [-15.2, -13.2]"
-    assert beyond_words(Interval(0, -60.0, -60.0, -60.0, True)) == "-60.0"
+def _drawn(rows, monkeypatch):
+    """Return the two panels of a picture."""
+    panels = []
+    panel = Picture.panel
+
+    def kept(*arguments):
+        panels.append(panel(*arguments))
+        return panels[-1]
+
+    monkeypatch.setattr(Picture, "panel", kept)
+    assert speedups_png(rows, ABOUT)
+    return panels
 
 
-def test_a_verdict_beyond_the_axis_is_still_seen():
-    near = [BASE, *(row(f"{name}()", -0.001) for name in "abcdef")]
-    pictures = {
-        verdict: speedups_png([*near, row("far()", -0.8, accuracy_verdict=verdict)], ABOUT)
-        for verdict in ("worse", "not shown")
-    }
-    assert pictures["worse"] != pictures["not shown"]
+def test_both_panels_hold_every_interval(monkeypatch):
+    wide = {"cpu_speedup_low": 1.2, "cpu_speedup_high": 8.99}
+    far = {"accuracy_delta_low": -0.191, "accuracy_delta_high": -0.049}
+    rows = [BASE, row("a()", -0.016), row("b()", -0.12, 3.23, **wide, **far)]
+    rows.append(row("c()", -0.03, 0.2, cpu_speedup_low=0.05, cpu_speedup_high=0.8))
+    speeds, deltas = _drawn(rows, monkeypatch)
+    for axes, lowest, highest in ((speeds, 0.05, 8.99), (deltas, -19.1, 0.0)):
+        low, high = axes.get_xlim()
+        assert low < lowest < highest < high
+        assert not axes.texts, "what is on the axis needs no words"
+    assert deltas.get_xscale() == "linear"
+
+
+def test_a_collapsed_row_bends_the_axis_and_the_axis_says_so(monkeypatch):
+    rows = [BASE, *(row(f"{name}()", -0.001) for name in "abcdef"), row("far()", -0.8)]
+    _, deltas = _drawn(rows, monkeypatch)
+    assert deltas.get_xlim()[0] < -81
+    assert deltas.get_xscale() == "symlog"
+    assert deltas.get_xlabel() == "difference in accuracy, points (log scale beyond ±2)"
 
 
 def test_the_reading_says_what_a_hollow_marker_may_be():
@@ -131,12 +164,6 @@ def test_the_reading_says_what_a_hollow_marker_may_be():
     assert explanation([{"chain": "a()"}], [], False) == (
         "Bars: 95 % intervals. These results have no verdicts."
     )
-
-
-def test_intervals_of_few_seeds_do_not_squeeze_the_axis():
-    low, high = delta_range(_intervals(-1.0, -1.5, half=40.0))
-    assert low >= -3 * 1.2
-    assert high <= 2 * 1.2
 
 
 MANY = [BASE, *(row(f"prune_channels(macs=0.{i})", -i / 100, 1 + i / 9) for i in range(1, 30))]
