@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from compress.report import timing_words
-from compress.report.chains import number_chains
+from compress.report.chains import number_chains, row_list
 from compress.report.layout import clean, cut
 from compress.report.timing_words import About, machine_words, span, timed_words
 from compress.results.derive import points
@@ -58,6 +58,14 @@ def legend(rows: Sequence[Row], shown: str, about: About) -> str:
     if any(text_of(row, "role") == CONTROL for row in rows):
         sentences.append(CONTROLS)
     return " ".join(sentences)
+
+
+def units(about: About, seeds: Sequence[int]) -> str:
+    """Return the least that must be known of a table's figures: what ± is, and whose latency."""
+    setting = timed_words(main_timed(about), about)
+    means = f"Means over {len(seeds)} seeds; acc %: ± standard deviation; else "
+    several = means if len(seeds) > 1 else ""
+    return f"{several}±: half of a 95 % interval. ms: median of a call ({setting})."
 
 
 RUN = "run"
@@ -154,26 +162,10 @@ def gpu(rows: Sequence[Row]) -> str:
     concerned = [row for row in rows if (is_sound(row) if measured else text_of(row, "cuda_note"))]
     labels = number_chains(rows)
     reasons = "; ".join(
-        remark if len(noted) >= len(concerned) else f"{remark} ({_row_list(noted, labels)})"
+        remark if len(noted) >= len(concerned) else f"{remark} ({row_list(noted, labels)})"
         for remark, noted in rows_by_remark.items()
     )
     return f"GPU: {reasons}." if measured else f"GPU latency was not measured: {reasons}."
-
-
-def _row_list(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
-    """Return the rows by their numbers, such as `baseline, rows 1, 3-5`."""
-    numbers = sorted({int(label) for row in rows if (label := labels[text_of(row, "chain")])})
-    spans: list[list[int]] = []
-    for one in numbers:
-        if spans and one == spans[-1][-1] + 1:
-            spans[-1].append(one)
-        else:
-            spans.append([one])
-    parts = ["baseline"] if any(text_of(row, "chain") == BASELINE for row in rows) else []
-    if spans:
-        text = ", ".join(f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
-        parts.append(f"row{'' if len(numbers) == 1 else 's'} {text}")
-    return ", ".join(parts)
 
 
 def _task(about: About) -> str:

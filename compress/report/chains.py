@@ -57,6 +57,22 @@ def number_chains(rows: Iterable[Row]) -> dict[str, str]:
     return {BASELINE: "", **{chain: str(i) for i, chain in enumerate(chains, 1)}}
 
 
+def row_list(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
+    """Return the rows by their numbers, such as `baseline, rows 1, 3-5`."""
+    numbers = sorted({int(label) for row in rows if (label := labels[text_of(row, "chain")])})
+    spans: list[list[int]] = []
+    for one in numbers:
+        if spans and one == spans[-1][-1] + 1:
+            spans[-1].append(one)
+        else:
+            spans.append([one])
+    parts = ["baseline"] if any(text_of(row, "chain") == BASELINE for row in rows) else []
+    if spans:
+        text = ", ".join(f"{s[0]}" if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
+        parts.append(f"row{'' if len(numbers) == 1 else 's'} {text}")
+    return ", ".join(parts)
+
+
 def short(chain: str, limit: int, names: Sequence[str] = ()) -> str:
     """Return a chain, whose steps have these names, in at most `limit` columns.
 

@@ -126,7 +126,7 @@ def test_the_legend_explains_the_signs_of_the_further_tables_too():
         "! timing unreliable: not shown to differ by more than its error."
     ) in " ".join(markdown(rows, doubted).split())
     # In a terminal there are no further tables.
-    assert "Against the baseline: ≈ inconclusive." in text(rows, doubted)
+    assert "Against the baseline: ≈ inconclusive. ±" in text(rows, doubted)
 
 
 def test_every_setting_has_a_column():

@@ -5,11 +5,12 @@ import re
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from report_rows import row, row_steps
+from report_rows import row, row_steps, timed
 
 from compress.report.about import title
 from compress.report.layout import width
 from compress.report.picture import Picture
+from compress.report.remarks import remarks, shared
 from compress.report.table import markdown, text
 from compress.results.timed import FORMS, described, timed_files, timed_on_gpu
 
@@ -156,31 +157,19 @@ digits
     baseline                       98.06             -   76.7k  11.2M   309  0.123            -
  1  prune_channels(macs=0.5)       97.22  -0.84 ±1.2 ≈   9.20k   230k  14.1  0.031  3.95 ±.06 ▲
     -> distill(epochs=3)
-    -> quantize() [1]
- 2  factorize(rank=0.5) [2]       failed             -       -      -     -      -            -
- 3  quantize() [3] [1]        unverified             -       -      -     -      -            -
+    -> quantize()
+ 2  factorize(rank=0.5)           failed             -       -      -     -      -            -
+ 3  quantize()                unverified             -       -      -     -      -            -
 
-Against the baseline: ▲ better or faster, ≈ inconclusive.
+Against the baseline: ▲ better or faster, ≈ inconclusive. ±: half of a 95 % interval. ms: median of
+a call (batch 1, 4 threads).
 
-[1] kept 51 %
-[2] failed: <b>| x
-[3] unverified: its ONNX file was not shown to compute what the model does; not for use
+[rows 1, 3] kept 51 %
+[row 2] failed: <b>| x
+[row 3] unverified: its ONNX file was not shown to compute what the model does; not for use
 
-Data: digits, 360 test items. Model: cnn. Baseline: train(epochs=9).
-3 rows besides the baseline, 1 of them failed, 1 of them unverified.
-Machine: EPYC; 4 threads; avx2; torch 2.11.0; 2026-10-02.
-Δ pt: points against the baseline of the same seed, ± half of the paired 95 % interval; speed-up:
-times as fast as the baseline, ± half of a bootstrap's 95 % interval, or the interval itself where
-it is wide; kB: the ONNX file in 1000 bytes; ms: median of a call's milliseconds (batch 1, 4
-threads). Accuracy, kB and ms are those of the ONNX file, parameters and MACs those of the model.
-GPU latency was not measured: no CUDA device.
-One note.
-
-Further tables (is a difference real, latencies, what runs): table.md.
-
-This command reproduces the table:
-
-compress-models run digits
+In table.md: whether each difference is real, all latencies, what runs, and what it all rests on
+(data, classes, machine, A/A control, command).
 """
 
 
@@ -223,7 +212,8 @@ def test_a_wide_interval_of_a_speedup_stands_where_there_is_room_for_the_chain()
     found = row("a()", speedup=3.23, **wide)
     for shown in (markdown([row("baseline"), found], ABOUT), text([found], ABOUT)):
         assert "3.23 (1.2 to 8.7) ▲" in shown
-        assert "or the interval itself where it is wide" in " ".join(shown.split())
+    words = " ".join(markdown([found], ABOUT).split())
+    assert "or the interval itself where it is wide" in words
     huge = {"onnx_bytes": 99_999_999_499, "params": 10**14 - 1, "cpu_ms_p50": 6.1e-135}
     for shown in (markdown([found | huge | WIDE_DELTA], ABOUT), text([found | huge], ABOUT)):
         assert all(width(line) <= 100 for line in shown.splitlines())
@@ -247,14 +237,15 @@ def test_several_seeds_make_one_row():
         shown.split()
     )
     assert "[control]: added for comparison" in text(rows, {})
+    assert "Means over 2 seeds; acc %: ± standard deviation; else ±: half" in text(rows, {})
     assert "±sd" not in markdown(rows[:1], {})
 
 
 def test_reasons_for_no_gpu_are_said_once_and_measured_ones_pointed_at():
     rows = [{"chain": f"a{i}()", "cuda_note": "no CUDA device."} for i in range(3)]
-    assert text(rows, {}).count("no CUDA device.") == 1
+    assert markdown(rows, {}).count("no CUDA device.") == 1
     rows[0]["cuda_ms_p50"] = 1.0
-    assert "GPU: no CUDA device." in text(rows, {})
+    assert "GPU: no CUDA device." in markdown(rows, {})
 
 
 def test_reasons_for_missing_gpu_figures_say_whose_they_are():
@@ -264,7 +255,7 @@ def test_reasons_for_missing_gpu_figures_say_whose_they_are():
         rows[i]["cuda_note"] = "no float16: out of memory; no TensorRT"
     rows[7]["cuda_note"] += "; channels last"
     rows.append({"chain": "a8()", "status": "failed"})
-    shown = " ".join(text(rows, {}).split())
+    shown = " ".join(markdown(rows, {}).split())
     assert (
         "GPU: no TensorRT; channels last (baseline, row 7); no float16: out of memory (rows 1-3, "
         "6)."
@@ -272,7 +263,90 @@ def test_reasons_for_missing_gpu_figures_say_whose_they_are():
 
 
 def test_no_gpu_latency_and_no_note_say_nothing():
-    assert "GPU" not in text([{"chain": "a()"}], {})
+    assert "GPU" not in markdown([{"chain": "a()"}], {})
+
+
+FEW = "{} images are too few to be sure of max_drop=0.5: a loss of {} can't be ruled out"
+
+
+def test_a_terminal_has_every_remark_once_with_its_rows():
+    noisy = "noisy latency ({}): half of the calls lie far apart"
+    rows = [
+        row("baseline", note=noisy.format("batch 1")),
+        row("a()", note=f"{FEW.format(53, 9.4)}; {noisy.format('batch 1; batch 32')}"),
+        row("b()", note=f"kept 2 layers (of 3); {FEW.format(53, 6.5)}"),
+        row("c()", note=noisy.format("batch 32"), status="failed", error="it broke (twice; so)"),
+    ]
+    shown = text(rows, ABOUT)
+    assert re.findall(r"^\[.*(?:\n    .*)*", shown, re.MULTILINE) == [
+        "[baseline, rows 1, 3] noisy latency (batch 1; batch 32): half of the calls lie far apart",
+        "[rows 1-2] 53 images are too few to be sure of max_drop=0.5: a loss of 9.4/6.5 can't be "
+        "ruled out",
+        "[row 2] kept 2 layers (of 3)",
+        "[row 3] failed: it broke (twice; so)",
+    ]
+    assert "[1]" not in shown, "the rows are named"
+    words = " ".join(markdown(rows, ABOUT).split())
+    assert FEW.format(53, 6.5) in words, "table.md has all of it"
+
+
+def test_figures_of_many_rows_are_left_to_the_file():
+    rows = [row(f"{name}()", note=FEW.format(53, i)) for i, name in enumerate("abcd")]
+    shown = " ".join(text(rows, ABOUT).split())
+    assert "[all] 53 images are too few to be sure of max_drop=0.5: a loss of … can't" in shown
+
+
+@pytest.mark.parametrize(
+    ("note", "parts"),
+    [
+        ("", []),
+        ("a; b", ["a", "b"]),
+        ("a (b; c); d", ["a (b; c)", "d"]),
+        ("a) b; c (d; e", ["a) b", "c (d; e"]),
+        ("a (b (c; d); e); f;g", ["a (b (c; d); e)", "f;g"]),
+    ],
+)
+def test_remarks_end_at_semicolons_outside_parentheses(note, parts):
+    assert remarks(note) == parts
+
+
+@given(st.lists(st.lists(st.text("ab(); 0.1-", max_size=40), max_size=3), max_size=4))
+def test_any_notes_can_be_shared(notes):
+    rows = [row(f"{i}()") for i in range(len(notes))]
+    found = shared(rows, notes, {f"{i}()": str(i + 1) for i in range(len(notes))})
+    assert len(found) <= sum(len(remarks(note)) for own in notes for note in own)
+
+
+def test_a_terminal_is_spared_what_the_file_holds():
+    names = [f"n{i:08}" for i in range(100)]
+    about = ABOUT | {"class_counts": [5] * 100, "task": {"classes": names}}
+    about |= {"notes": ["the fingerprint covers samples of their bytes"], "multiplicity": "Holm"}
+    file, shown = markdown(ROWS, about), text(ROWS, about)
+    for words in (names[7], "fingerprint", "Holm", "Machine:", "compress-models run", "[1]"):
+        assert words in file
+        assert words not in shown
+    assert len(shown[shown.index("Against") :].splitlines()) < 15
+    assert "In table.md: " in shown
+
+
+def test_a_terminal_warns_of_what_it_shows():
+    doubt = {"trusted": False, "untrusted_because": ["it is made up"]}
+    other = timed_files("cpu1", known=doubt | {"bar": 0.2})
+    about = timed(other, **doubt, bar=0.1, denominator="optimization level 'basic'")
+    rows = [row("baseline"), row("a()", speedup=2.0, cpu1_speedup=2.0)]
+    shown = " ".join(text(rows, about).split())
+    assert "DO NOT TRUST differences in latency below 10.0 % at batch 1, 2 threads" in shown
+    assert "NOT THE DEFAULT DENOMINATOR at batch 1, 2 threads" in shown
+    assert "below 20.0 %" not in shown
+    assert "below 20.0 %" in " ".join(markdown(rows, about).split())
+
+
+def test_a_run_that_was_stopped_shows_how_to_go_on():
+    about = ABOUT | {"order": [["baseline", 0], ["b()", 0]]}
+    shown = text(ROWS[1:2], about)
+    assert "NOT FINISHED: 1 of 2 rows is missing" in shown
+    assert "The command below continues" in " ".join(shown.split())
+    assert shown.endswith("This command reproduces the table:\n\ncompress-models run digits\n")
 
 
 HOSTILE = "<script>alert(1)</script> `x` | y\n\n# z <img src=x> [l](javascript:1) \\| \x1b[2J"
