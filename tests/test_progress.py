@@ -137,8 +137,8 @@ def test_jobs_that_run_beside_each_other_are_all_shown(clock: Clock) -> None:
     for stream in (log, terminal):
         display = Display(stream, clock)
         for node, row in (("10.0.0.1", "a()"), ("10.0.0.2", "b()")):
-            display.take(["begin", f"on {node}", None, "", 0, True], row)
-            display.take(["begin", f"step 1 of 1, {row}", None, "", 0, False], row)
+            display.take(["begin", f"on {node}", None, "", 0, True, False], row)
+            display.take(["begin", f"step 1 of 1, {row}", None, "", 0, False, False], row)
         clock.now += 10
         display.tick()
         display.take(["gone"], "a()")
@@ -180,7 +180,7 @@ def test_a_line_is_read_once_it_is_whole_and_nonsense_is_passed_over(
 ) -> None:
     stream, path = io.StringIO(), tmp_path / "stages.jsonl"
     display, follower = Display(stream, clock), Follower(path, "1")
-    begin = json.dumps(["begin", "a\x1b[2J step\n", 10, "items", 0, False])
+    begin = json.dumps(["begin", "a\x1b[2J step\n", 10, "items", 0, False, False])
     lines = [begin, "{", "[]", "7", '["end", 1, 2', '["begin", 1]', '["at", "x", 3]', "\udcff"]
     with listening(display):
         follower.look()
@@ -190,7 +190,7 @@ def test_a_line_is_read_once_it_is_whole_and_nonsense_is_passed_over(
         path.write_text("\n".join(lines) + "\n", errors="surrogateescape")
         follower.look()
         with path.open("a") as file:
-            file.write('["at", 4, "so"]\n["begin", "inner", 1e999, "", 0, false]\n')
+            file.write('["at", 4, "so"]\n["begin", "inner", 1e999, "", 0, false, false]\n')
         follower.look()
         wait(display, clock, 10)
         follower.close()
@@ -217,6 +217,25 @@ def test_items_of_batches_count_for_the_stage_around(clock: Clock) -> None:
         for seen, _ in zip((0, 3), counted(batches), strict=False):
             assert display.stages[""][0].done == seen
     assert len(list(counted(batches))) == 2, "without a stage, too"
+
+
+def test_a_stage_that_is_shown_alone_names_its_headings_only(clock: Clock) -> None:
+    log, terminal = io.StringIO(), Terminal()
+    for stream in (log, terminal):
+        display = Display(stream, clock)
+        with listening(display), stage("baseline", heading=True), stage("verifying the file"):
+            with stage("measuring the accuracy", alone=True):
+                wait(display, clock, 10)
+            display.tick()
+    assert log.getvalue().splitlines() == [
+        "00:00  baseline: verifying the file",
+        "00:00    measuring the accuracy",
+        "00:10  baseline: measuring the accuracy: 10 s so far",
+    ]
+    shown = terminal.getvalue()
+    assert "\rbaseline: measuring the accuracy [10 s]" in shown
+    assert "\rbaseline: verifying the file [10 s]" in shown
+    assert "file: measuring" not in shown
 
 
 def test_where_it_is_not_wanted_nothing_is_shown(

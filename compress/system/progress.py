@@ -69,18 +69,25 @@ class Stage:
 
 @contextlib.contextmanager
 def stage(
-    text: str, total: int | None = None, unit: str = "", *, done: int = 0, heading: bool = False
+    text: str,
+    total: int | None = None,
+    unit: str = "",
+    *,
+    done: int = 0,
+    heading: bool = False,
+    alone: bool = False,
 ) -> Iterator[Stage]:
     """Report what is done within this context: `done` of `total` units, where that is known.
 
-    A `heading` stands before the stages inside it, and has no line of its own.
+    A `heading` stands before the stages inside it, and has no line of its own. A stage that is
+    shown `alone` has headings before it, but not the stage that it happens to be a part of.
     """
     listener = _listener
     running = Stage(listener, done, 0.0 if heading else REPORT)
     if listener is None:
         yield running
         return
-    listener.take(["begin", text, total, unit, done, heading])
+    listener.take(["begin", text, total, unit, done, heading, alone])
     _stages.append(running)
     try:
         yield running
@@ -196,6 +203,7 @@ class Running:
     unit: str
     done: int
     heading: bool
+    alone: bool
     since: float
     first: int = field(init=False)
     words: str = ""
@@ -233,9 +241,10 @@ class Display:
         with self.lock:
             running = self.stages.setdefault(source, [])
             if kind == "begin":
-                text, total, unit, done, heading = values
+                text, total, unit, done, heading, alone = values
                 total = None if total is None else int(total)
-                running.append(Running(str(text), total, str(unit), int(done), bool(heading), now))
+                kinds = bool(heading), bool(alone)
+                running.append(Running(str(text), total, str(unit), int(done), *kinds, now))
                 if not heading and not self.live:
                     self._log(self._path(source))
             elif kind == "at" and running:
@@ -324,6 +333,8 @@ class Display:
     def _path(self, source: str) -> list[str]:
         """Return the texts of a source's stages, outermost first."""
         running = self.stages[""] + (self.stages[source] if source else [])
+        if running and running[-1].alone:
+            running = [r for r in running if r.heading or r is running[-1]]
         parts = (f"{r.share} {r.text}".strip() if r.heading else r.text for r in running)
         return list(filter(None, parts))
 

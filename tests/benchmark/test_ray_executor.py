@@ -178,7 +178,7 @@ class Method:
 
 def test_what_every_node_is_doing_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def run(spec: object, job: ChainJob) -> tuple[Outcome, str]:
-        hand_on(["begin", f"step 1 of 1, of {job.chain}", None, "", 0, False], "7")
+        hand_on(["begin", f"step 1 of 1, of {job.chain}", None, "", 0, False, False], "7")
         if job.chain == "a()":
             raise OSError("the node is gone")  # and its step has not ended
         hand_on(["end"], "7")

@@ -152,7 +152,7 @@ def test_a_training_tells_loss_and_accuracy_within_an_epoch(
     with progress.listening(Listener()):
         fit(fresh_model(data), context, chain("finetune(epochs=1, batch_size=32)"), loss)
     begun, *steps, ended = told
-    assert begun == ["begin", "training on 320 images", 320, "images", 0, False]
+    assert begun == ["begin", "training on 320 images", 320, "images", 0, False, False]
     assert [step[:2] for step in steps] == [["at", 32 * number] for number in range(1, 11)]
     assert ended == ["end"]
     mean = (losses[0] + losses[1]) / 2

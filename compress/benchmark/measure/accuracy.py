@@ -47,9 +47,9 @@ def measure_answers(
             yield from split(inputs, batch)
             shown.advance(len(some))
 
-    with stage(
-        f"measuring the accuracy on {len(test):,} {task.unit}", len(test), task.unit
-    ) as shown:
+    words = f"measuring the accuracy on {len(test):,} {task.unit}"
+    # The same pass serves the verification, of which it would seem to be a part.
+    with stage(words, len(test), task.unit, alone=True) as shown:
         logits = predict_in_streams(session(path, threads=1), batches(), threads)
     return answered(task, logits, torch.cat(labels).numpy(), metric)
 
