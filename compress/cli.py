@@ -106,7 +106,12 @@ SHARED = [
     *_task_options(),
     _option("--seeds NUMBERS", "One run of every chain each, e.g. 0,1,2.", _Several(int, "0,1,2")),
     _option("--threads", "CPU threads of the timing.", COUNT),
-    _option("--timing-seconds SECONDS", "Budget of the timing.", float),
+    _option(
+        "--timing-seconds SECONDS",
+        "Budget of the timing. At least five processes per number of threads run in any case; "
+        "quantize(seconds=...) has a budget of its own.",
+        float,
+    ),
     _option(
         "--timings NAMES",
         "Latencies to time: cpu[THREADS][_batchN]. Default: cpu,cpu1,cpu_batch32.",

@@ -178,6 +178,16 @@ def test_list(
     assert all(words in listed for words in LISTED[what]), listed
 
 
+@pytest.mark.parametrize("command", ["bench", "run", "recommend"])
+def test_help_says_what_the_budget_of_the_timing_does_not_bound(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, command, "--help") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "At least five processes per number of threads run in any case" in words
+    assert "quantize(seconds=...) has a budget of its own" in words
+
+
 def test_python_m_compress_is_the_command() -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "compress", "--version"], capture_output=True, text=True, check=True

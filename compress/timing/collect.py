@@ -19,6 +19,7 @@ import numpy as np
 from compress.errors import UserError
 from compress.runtimes import runtime_named
 from compress.stats.bootstrap import log_ratio, rough_half
+from compress.system.amounts import decimal
 from compress.system.environment import cpu_threads, environment
 from compress.timing.checkpoint import Checkpoint, question
 from compress.timing.launch import LOADING, RUNNING, Launch, WorkerFailed, launch
@@ -118,11 +119,10 @@ def collect(
             where["runtime"] = dict(run.runtime.versions())
         book = Checkpoint(checkpoint, _question(request, where) if checkpoint else "")
         turns = run.resume(book.read())
-        before, budget = clock(), request.effort.seconds
+        before = clock()
         while not run.enough(turns):
             for count in run.counts:
-                number = len(run.launched) + 1
-                progress(f"process {number}, {sum(turns):.0f} s of about {budget:.0f}")
+                progress(run.words)
                 started = clock()
                 part = run.start(count)
                 if not part.failure:  # a failed one is tried again after a restart
@@ -202,6 +202,14 @@ class _Run:
         }
         np.savez(self.job["samples"], *request.samples)
         np.savez(self.job["expected"], *(request.expected[name] for name in paths))
+
+    @property
+    def words(self) -> str:
+        """Which process comes next; who shows it knows since when the timing has been going on."""
+        number, least = len(self.launched) + 1, len(self.counts) * self.effort.processes
+        of = f" of at least {least}" if number <= least else ""
+        # The least number comes first, so more seconds than these may pass.
+        return f"process {number}{of}, budget {decimal(self.effort.seconds)} s"
 
     def enough(self, turns: Sequence[float]) -> bool:
         """Whether to stop, after turns of so many seconds."""

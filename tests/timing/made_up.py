@@ -65,7 +65,10 @@ class Machine:
 
 
 def raw_timings(
-    machine: Machine, launch: Callable[..., None] | None = None, **options: Any
+    machine: Machine,
+    launch: Callable[..., None] | None = None,
+    progress: Callable[[str], None] = lambda words: None,
+    **options: Any,
 ) -> RawTimings:
     names = list(machine.seconds)
     values: dict[str, Any] = {
@@ -81,7 +84,8 @@ def raw_timings(
         baseline="base",
         **values,
     )
-    return collect(request, launch=launch or machine.launch, clock=machine.clock)
+    launch = launch or machine.launch
+    return collect(request, progress=progress, launch=launch, clock=machine.clock)
 
 
 def timed(machine: Machine, **options: Any) -> Timings:

@@ -42,6 +42,15 @@ def test_the_budget_gives_way_to_five_processes():
     assert len(raw_timings(machine, effort=Effort(seconds=0.001)).launched) == 10
 
 
+def test_progress_tells_how_many_processes_come_whatever_the_budget():
+    said: list[str] = []
+    raw_timings(Machine(SECONDS, between=0.05), effort=Effort(seconds=0.5), progress=said.append)
+    assert said == [f"process {i} of at least 10, budget 0.5 s" for i in range(1, 11)]
+    said.clear()
+    raw_timings(Machine(SECONDS, between=0.05), effort=Effort(seconds=60), progress=said.append)
+    assert said[9:11] == ["process 10 of at least 10, budget 60 s", "process 11, budget 60 s"]
+
+
 def test_processes_are_added_while_an_interval_is_wide_whatever_it_contains():
     """The answer, ten times faster or the same, must not decide when to stop."""
     counts = []
