@@ -44,6 +44,11 @@ def first_line(error: object) -> str:
     return text.splitlines()[0]
 
 
+def clause(error: object) -> str:
+    """Return an error's text without its full stop: another sentence follows it."""
+    return (str(error).strip() or type(error).__name__).removesuffix(".")
+
+
 def out_of_memory(text: str) -> bool:
     """Whether an error of torch's or of onnxruntime's says that the device's memory is full."""
     return "out of memory" in text.lower() or "failed to allocate memory" in text.lower()

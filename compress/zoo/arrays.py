@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.errors import UserError
+from compress.errors import UserError, clause
 from compress.system.files import digest
 from compress.tasks.base import TensorSplit
 from compress.zoo.source import Source
@@ -278,8 +278,8 @@ def read_npz(
         raise
     except Exception as error:  # readers of damaged zip files and headers raise almost anything
         raise UserError(
-            f"cannot read {path}: {error}. It must be an .npz file with arrays of plain numbers, "
-            f"as numpy.savez writes it"
+            f"cannot read {path}: {clause(error)}. It must be an .npz file with arrays of plain "
+            f"numbers, as numpy.savez writes it"
         ) from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from platformdirs import user_cache_dir
 
-from compress.errors import UserError, unknown
+from compress.errors import UserError, clause, unknown
 from compress.tasks import IMAGE_OPTIONS, data_sources, task_options
 from compress.tasks.base import Data
 from compress.tasks.preprocessing import Fit, Settings
@@ -230,8 +230,8 @@ def _open(dataset: str, root: Path, train: bool, download: bool) -> Any:
             return cls(root, train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{dataset} is not in {root}, and downloading it failed: {error}. Connect to the "
-            f"network and try again, or set COMPRESS_DATA_ROOT to a folder that holds it"
+            f"{dataset} is not in {root}, and downloading it failed: {clause(error)}. Connect to "
+            f"the network and try again, or set COMPRESS_DATA_ROOT to a folder that holds it"
         ) from error
 
 

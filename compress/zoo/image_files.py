@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from platformdirs import user_cache_dir
 from torch import Tensor
 
-from compress.errors import UserError
+from compress.errors import UserError, clause
 from compress.system.files import digest, sha256, write_atomic
 from compress.system.pixel_cache import FOLDER, PixelCache
 from compress.system.progress import stage
@@ -250,7 +250,8 @@ def decode(path: Path, fit: Fit, channels: int = 3) -> np.ndarray:
             image = ImageOps.exif_transpose(opened) if fit.exif else opened
             pixels = fit(eight_bits(image).convert("L" if channels == 1 else "RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the image {path}: {error}. Repair or remove it") from error
+        reason = clause(error)
+        raise UserError(f"cannot read the image {path}: {reason}. Repair or remove it") from error
     return pixels[:, :, None] if channels == 1 else pixels
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from compress.chain_parser import ModelName, parse_model_name
 from compress.ensemble import AVERAGES, MOST_MEMBERS, Ensemble, settle
-from compress.errors import UserError, unknown
+from compress.errors import UserError, clause, first_line, unknown
 from compress.find_heads import Judge
 from compress.heads import heads_by_path, set_all_heads
 from compress.model import Blueprint, Model
@@ -173,7 +173,7 @@ def _check_output(name: str, model: Model, task: Task, judge: Judge | None) -> N
     except UserError as error:
         raise UserError(str(error).replace("the model", name, 1)) from error
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        reason = str(error).strip().partition("\n")[0] or repr(error)
+        reason = clause(first_line(error))
         raise UserError(
             f"{name} cannot take inputs of {shape}: {reason}. {_misfit(name, task)}".strip()
         ) from error

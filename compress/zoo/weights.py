@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.chain_parser import ModelName, parse_model_name
-from compress.errors import UserError
+from compress.errors import UserError, clause, first_line
 from compress.system.files import sha256
 from compress.zoo.checkpoints import COUNTERS, PREFIXES, file_and_key, listed, read
 
@@ -298,10 +298,9 @@ def _library_weights(model_name: str) -> tuple[dict[str, Tensor], str]:
     except UserError:
         raise
     except Exception as error:  # of three libraries and a network
-        reason = str(error).strip().partition("\n")[0] or repr(error)
         raise UserError(
-            f"{name.source}'s weights of {name.name} could not be downloaded: {reason}. Connect to "
-            f"the network, or name a file of weights"
+            f"{name.source}'s weights of {name.name} could not be downloaded: "
+            f"{clause(first_line(error))}. Connect to the network, or name a file of weights"
         ) from error
 
 

@@ -23,7 +23,7 @@ from compress.benchmark.execute.executor import ChainJob, ExecutorFactory, GpuJo
 from compress.benchmark.execute.local_executor import LocalExecutor, local_executor
 from compress.benchmark.execute.run_spec import RunSpec
 from compress.benchmark.plan.plan import Plan
-from compress.errors import UserError, unknown
+from compress.errors import UserError, clause, unknown
 from compress.system.progress import Event, hand_on, listening, stage
 from compress.timing.collect import TimingRequest, collect
 from compress.timing.launch import WorkerFailed
@@ -82,8 +82,8 @@ class RayExecutor:
                 self.ray.init(address=address, log_to_driver=False, logging_level="warning")
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(
-                    f"there is no Ray cluster at {address!r}: {error}. Start one with "
-                    f"`ray start --head`"
+                    f"there is no Ray cluster at {address!r}: {clause(error)}. Start one "
+                    f"with `ray start --head`"
                 ) from error
         self.pending: dict[Any, tuple[ChainJob, str]] = {}
         self.step_resources = {
