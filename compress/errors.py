@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -32,10 +32,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}. {nearest(name, names)}Known: {', '.join(names)}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a question that names the nearest known names, or nothing."""
+def nearest(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
+    """Return a question that names the nearest known names, as they are `shown`, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"Did you mean {' or '.join(repr(shown(one)) for one in near)}? " if near else ""
 
 
 def first_line(error: object) -> str:

@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from compress.errors import nearest
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -41,6 +43,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def nearest_path(path: Path, fits: Callable[[Path], bool]) -> str:
+    """Return a further sentence on a path that is not there: which beside it may be meant.
+
+    Of those that `fits` is true of; '' if none has such a name.
+    """
+    try:
+        names = {one.name for one in path.parent.iterdir() if one != path and fits(one)}
+    except OSError:  # there is no such folder either
+        return ""
+    return f". {nearest(path.name, names, lambda name: str(path.with_name(name)))}".rstrip(". ")
 
 
 def fsync_file(path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError, clause
-from compress.system.files import digest
+from compress.system.files import digest, nearest_path
 from compress.tasks.base import TensorSplit
 from compress.zoo.source import Source
 
@@ -201,7 +201,8 @@ def read_arrays(path: Path, **usual: Any) -> Source:
     if path.is_dir():
         return _read_shards(path, **usual)
     if not path.is_file():
-        raise UserError(f"there is no file or folder {str(path)!r} to read arrays from")
+        near = nearest_path(path, lambda one: one.is_dir() or one.suffix == ".npz")
+        raise UserError(f"there is no file or folder {str(path)!r} to read arrays from{near}")
     keys = ("x_train", "y_train", "x_test", "y_test")
     arrays = read_npz(path, keys, optional=("x_val", "y_val", "classes"))
     if "classes" in arrays:

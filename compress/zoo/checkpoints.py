@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress.errors import UserError, unknown
+from compress.system.files import nearest_path
 
 PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
@@ -151,6 +152,11 @@ def file_and_key(source: str | Path) -> tuple[Path, str]:
     return (Path(file), key) if colon and not path.exists() and Path(file).is_file() else (path, "")
 
 
+def nearest_weights(path: Path) -> str:
+    """Return a further sentence on a file that is not there: which beside it may be meant."""
+    return nearest_path(path, lambda one: one.suffix in (".safetensors", *PICKLED))
+
+
 def read(path: Path, key: str = "", module: nn.Module | None = None) -> Chosen:
     """Return one set of weights of a file: what `key` names, or what fits a module.
 
@@ -158,7 +164,7 @@ def read(path: Path, key: str = "", module: nn.Module | None = None) -> Chosen:
     holds weights comes first. Raises UserError if there is no such set, or the file cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"there is no file of weights {str(path)!r}")
+        raise UserError(f"there is no file of weights {str(path)!r}{nearest_weights(path)}")
     if path.suffix == ".safetensors":
         try:
             sets = [Tensors("", load_file(path))]

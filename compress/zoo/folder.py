@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress.errors import UserError
-from compress.system.files import digest, sha256
+from compress.system.files import digest, nearest_path, sha256
 from compress.tasks.preprocessing import Fit
 from compress.zoo.image_files import ImageFiles, files_below, folders_in, sampled
 from compress.zoo.source import Source
@@ -34,6 +34,8 @@ MOST_HELD = 1000
 """About as many of a large set for testing are held out for calibration and validation."""
 BY_SAMPLES = "of files above 12 kB the fingerprint covers samples of their bytes, not all"
 
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
+"""How the names of archives of such folders end."""
 NAMED = 3
 """Classes that a note names."""
 
@@ -69,7 +71,11 @@ def image_folder(
     Raises UserError for any other layout.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {str(folder)!r} to read images from")
+        # Of files only archives can be meant, such as the one that this was to be.
+        near = nearest_path(
+            folder, lambda one: one.is_dir() or one.suffix == folder.suffix in ARCHIVES
+        )
+        raise UserError(f"there is no folder {str(folder)!r} to read images from{near}")
     layout = _layout(folder)
     parts, untrainable = layout.parts, layout.untrainable
     classes = _ordered(sorted(parts["train"]), class_order)

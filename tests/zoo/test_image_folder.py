@@ -90,7 +90,7 @@ def test_wrong_folders_are_refused_in_words(tmp_path):
         with pytest.raises(UserError, match=words):
             load_data(f"imagefolder:{folder}", size=4)
 
-    refused(tmp_path / "absent", "there is no folder")
+    refused(tmp_path / "absent", "there is no folder .*/absent' to read images from$")
     refused(image_folder(tmp_path / "a", ("train",)), "neither 'test' nor 'val'")
     paint(tmp_path / "b" / "only" / "0.png", (0, 0, 0))
     refused(tmp_path / "b", "at least two are needed")
@@ -100,6 +100,23 @@ def test_wrong_folders_are_refused_in_words(tmp_path):
     empty = image_folder(tmp_path / "d")
     (empty / "train" / "fox").mkdir()
     refused(empty, "class 'fox' .* has no training images")
+
+
+def test_a_folder_beside_one_that_is_not_there_may_be_meant(tmp_path):
+    image_folder(tmp_path / "photos")
+    (tmp_path / "photo.txt").touch()
+    (tmp_path / "photos.zip").touch()
+    for name, meant in (("photo", "photos"), ("photo.zip", "photos.zip")):
+        with pytest.raises(UserError) as caught:
+            load_data(f"imagefolder:{tmp_path / name}", size=4)
+        question = str(caught.value).partition("to read images from. ")[2]
+        assert question.startswith(f"Did you mean '{tmp_path / meant}'")
+        assert "photo.txt" not in question
+    with pytest.raises(UserError, match=r"to read images from$"):
+        load_data(f"imagefolder:{tmp_path / 'nowhere' / 'photo'}", size=4)
+    (tmp_path / "made.npz").touch()
+    with pytest.raises(UserError, match=rf"Did you mean '{tmp_path}/made\.npz'\?"):
+        load_data(f"arrays:{tmp_path / 'mad.npz'}")
 
 
 # --- splits -------------------------------------------------------------------------------

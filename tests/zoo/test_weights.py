@@ -21,6 +21,8 @@ from bench_fixtures import images
 from safetensors.torch import save_file
 from torch import nn
 
+from compress.benchmark.plan.plan import make_plan
+from compress.benchmark.plan.suite import Suite
 from compress.errors import UserError
 from compress.model import forward
 from compress.tasks.base import prepared_batches
@@ -69,6 +71,20 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path):
     assert "1 unknown to the model: extra.weight" in text
     assert "linear.weight (file (3, 8), model (10, 8))" in text
     assert all(torch.equal(before[n], t) for n, t in target.state_dict().items())
+
+
+def test_a_file_beside_one_that_is_not_there_may_be_meant(tmp_path, monkeypatch):
+    torch.save(small().state_dict(), tmp_path / "best.pt")
+    (tmp_path / "best.md").touch()
+    meant = rf"Did you mean '{tmp_path}/best\.pt'\?$"
+    with pytest.raises(UserError, match=rf"there is no file of weights .*/bset\.pt'\. {meant}"):
+        load_weights(small(), tmp_path / "bset.pt", "resnet20")
+    suite = Suite("s", "digits", "resnet20", ("quantize()",), weights="bset.pt")
+    with pytest.raises(UserError, match=rf"name it with --weights FILE\. {meant}"):
+        make_plan(suite, data_root=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"Did you mean 'best\.pt'\?$"):
+        make_plan(suite)
 
 
 class Malicious:

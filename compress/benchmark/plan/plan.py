@@ -31,7 +31,7 @@ from compress.system.progress import stage
 from compress.tasks.base import Data
 from compress.training import Training
 from compress.training.execution_mode import usual_precision
-from compress.zoo.checkpoints import file_and_key
+from compress.zoo.checkpoints import file_and_key, nearest_weights
 from compress.zoo.data import data_root as find_root
 from compress.zoo.data import load_data
 from compress.zoo.models import build_module, fresh
@@ -289,9 +289,10 @@ def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
         below = find_root(data_root) / weights
         if file_and_key(below)[0].exists():
             return str(below)
+        near = nearest_weights(file_and_key(weights)[0]) or nearest_weights(file_and_key(below)[0])
         raise UserError(
             f"there is no file of weights {weights!r}, neither here nor below the data root "
-            f"{find_root(data_root)}: name it with {option}"
+            f"{find_root(data_root)}: name it with {option}{near}"
         )
 
     teachers = {
