@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -26,16 +26,21 @@ class CannotSave(ValueError):
     """A model that differs from a fresh build in a way that its file format cannot hold."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Return an error that names the nearest known names of this kind."""
+def unknown(kind: str, name: str, known: Iterable[str], meant: Sequence[str] = ()) -> UserError:
+    """Return an error that names the nearest known names of this kind, or what is `meant`."""
     names = sorted(known)
-    return UserError(f"unknown {kind} {name!r}. {nearest(name, names)}Known: {', '.join(names)}")
+    question = _question(meant) if meant else nearest(name, names)
+    return UserError(f"unknown {kind} {name!r}. {question}Known: {', '.join(names)}")
 
 
 def nearest(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
     """Return a question that names the nearest known names, as they are `shown`, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(repr(shown(one)) for one in near)}? " if near else ""
+    return _question([shown(one) for one in near])
+
+
+def _question(names: Sequence[str]) -> str:
+    return f"Did you mean {' or '.join(map(repr, names))}? " if names else ""
 
 
 def first_line(error: object) -> str:

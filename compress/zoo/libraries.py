@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -24,6 +25,21 @@ OURS = WEIGHTS | {"num_classes", "in_channels", "in_chans", "features_only"}
 UNEXPECTED = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 SIZES = ("img_size", "image_size", "input_size")
 """Options for the size of the images that a model is built for."""
+
+
+def full_names(name: str) -> list[str]:
+    """Return a name of torchvision's or timm's models with the library's before it."""
+    import torchvision.models
+
+    found = []
+    if name in torchvision.models.list_models(module=torchvision.models):
+        found.append(f"torchvision:{name}")
+    with contextlib.suppress(ImportError):
+        import timm
+
+        if timm.is_model(name):
+            found.append(f"timm:{name}")
+    return found
 
 
 def from_torchvision(
@@ -65,7 +81,7 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
         return value
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise unknown("torchvision model", name, known)
+        raise unknown("torchvision model", name, known, full_names(name))
     return torchvision.models.get_model_builder(name)
 
 
@@ -103,7 +119,7 @@ def from_timm(
         # Those that are alike, or a few: all of them are over a thousand.
         names = timm.list_models()
         near = difflib.get_close_matches(name, names, n=8, cutoff=0.3)
-        raise unknown("timm model", name, near or names[:8])
+        raise unknown("timm model", name, near or names[:8], full_names(name))
     build = functools.partial(timm.create_model, name, pretrained=False)
     arguments = {"num_classes": num_classes, "in_chans": in_channels, **options}
     home = timm.model_entrypoint(name).__module__

@@ -20,7 +20,7 @@ from compress.model import load as load_saved
 from compress.tasks.base import Task
 from compress.zoo.code import from_file
 from compress.zoo.given import bake, refuse_random, reparametrized
-from compress.zoo.libraries import SIZES, call, from_timm, from_torchvision
+from compress.zoo.libraries import SIZES, call, from_timm, from_torchvision, full_names
 from compress.zoo.resnet import CifarResNet
 from compress.zoo.small import cnn_small, mlp
 
@@ -109,7 +109,8 @@ def _built(blueprint: Blueprint, allow_code: Collection[Path]) -> nn.Module:
     if not name.source and name.name == "ensemble":
         return _ensemble(name, arguments, allow_code)
     if name.source or name.name not in BUILT_IN:
-        raise unknown("model", f"{name.source}:{name.name}".lstrip(":"), MODELS)
+        full = f"{name.source}:{name.name}".lstrip(":")
+        raise unknown("model", full, MODELS, full_names(name.name))
     return _built_in(name, arguments)
 
 

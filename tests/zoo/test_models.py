@@ -152,7 +152,8 @@ def test_a_stem_that_is_small_already_is_refused():
     ("name", "words"),
     [
         ("resnet21", "unknown model 'resnet21'. Did you mean .*'resnet20'"),
-        ("keras:resnet50", "unknown model 'keras:resnet50'"),
+        ("keras:resnet50", r"unknown model 'keras:resnet50'\. Did you mean 'torchvision:resnet50'"),
+        ("alexnet", r"unknown model 'alexnet'\. Did you mean 'torchvision:alexnet'\?"),
         ("resnet20(depth=3)", "unknown option of resnet20 'depth'"),
         ("resnet20(width='wide')", "positive whole number"),
         ("cnn-small(num_classes=3)", "unknown option"),
@@ -198,6 +199,9 @@ def test_timm_gets_the_size_only_where_it_knows_it():
         assert forward(fresh(name, task).module, task.probe(1)).shape == (1, 5)
     with pytest.raises(UserError, match="unknown timm model 'resnet10q'"):
         fresh("timm:resnet10q", task)
+    for name in ("tf_efficientnet_lite0", "torchvision:tf_efficientnet_lite0"):
+        with pytest.raises(UserError, match=r"Did you mean 'timm:tf_efficientnet_lite0'\? Known"):
+            fresh(name, task)
     with pytest.raises(UserError, match="cannot be built: it has no option 'dept'"):
         fresh("timm:resnet10t(dept=1)", task)
     for option, words in [("drop_rat=0.1", "'drop_rate'"), ("img_sze=64", "Known: ")]:
@@ -227,6 +231,8 @@ def test_without_timm_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="pip install 'compress-models\\[timm\\]'"):
         from_timm("resnet10t", {}, 2, 3, (32, 32))
+    with pytest.raises(UserError, match=r"Did you mean 'torchvision:resnet18'\? Known"):
+        fresh("resnet18", images())
 
 
 # --- a user's own file --------------------------------------------------------------------
