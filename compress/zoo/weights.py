@@ -33,6 +33,8 @@ HEAD = 0.01
 """As torchvision draws the last layers of VGG and MobileNets."""
 HASHED = re.compile(r"-[0-9a-f]{8,}\.\w+(\.\w+)?$")
 """How a file's name ends that gives the beginning of its own SHA-256."""
+MANY = 0.1
+"""Share of a model's tensors: where more do not fit, the weights are of another architecture."""
 SHA256 = 64
 """Digits of such a hash."""
 
@@ -71,7 +73,8 @@ def load_weights(
         state, origin, notes, left = chosen.state, chosen.origin, chosen.notes, chosen.left
     state, spare, lost = _without_prefixes(state, module, classes)
     spare = [*left, *spare]
-    _check_fit(module, state, origin, model_name, new_head, lost)
+    head = _head_for(module, classes) if new_head else []
+    _check_fit(module, state, origin, model_name, new_head, lost, head)
     _check_floats(module, state, origin, model_name)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -204,6 +207,14 @@ def _lost_head(module: nn.Module, state: Collection[str], classes: int | None) -
     return missing if there and all(order[name] > last for name in missing) else []
 
 
+def _head_for(module: nn.Module, classes: int | None) -> list[str]:
+    """Return the names of the last layer's tensors if it gives numbers for `classes`."""
+    own = module.state_dict()
+    layer = next(reversed(own), "").rpartition(".")[0]
+    inside = [name for name in own if name.rpartition(".")[0] == layer]
+    return inside if all(own[name].shape[:1] == (classes,) for name in inside) else []
+
+
 def _above(name: str) -> list[str]:
     """Return the parts of a module that hold a tensor, from the largest."""
     parts = name.split(".")
@@ -217,7 +228,9 @@ def _check_fit(
     model_name: str,
     new_head: bool,
     lost: Collection[str],
+    head: Collection[str],
 ) -> None:
+    """Refuse weights that do not fit. Beside others, the `head` that is replaced is no reason."""
     own = module.state_dict()
     # Checkpoints older than torch 0.4.1 do not count the batches of a batch norm.
     missing = [n for n in own if n not in state and not n.endswith(COUNTERS[0])]
@@ -238,6 +251,8 @@ def _check_fit(
                 f"for these data. To train them on with a new head, give the baseline "
                 f"finetune(epochs=...)"
             )
+    if unexpected or {*missing, *differing} - {*head}:
+        missing, differing = ([n for n in names if n not in head] for names in (missing, differing))
     shapes = [
         f"{name} (file {tuple(state[name].shape)}, model {tuple(own[name].shape)})"
         for name in differing
@@ -254,7 +269,9 @@ def _check_fit(
         )
     if any(problems.values()):
         parts = [f"{len(n)} {what}: {listed(n)}" for what, n in problems.items() if n]
-        raise UserError(f"the weights {origin} do not fit {model_name}: {'; '.join(parts)}")
+        many = len(missing) + len(unexpected) + len(shapes) > MANY * len(own)
+        looks = "look like those of another architecture, and " if many else ""
+        raise UserError(f"the weights {origin} {looks}do not fit {model_name}: {'; '.join(parts)}")
 
 
 def _check_floats(
