@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress.errors import UserError
+from compress.system.amounts import plural
 from compress.system.files import digest, nearest_path, sha256
 from compress.tasks.preprocessing import Fit
-from compress.zoo.image_files import ImageFiles, files_below, folders_in, sampled
+from compress.zoo.image_files import ImageFiles, files_below, folders_in, has_images, sampled
 from compress.zoo.source import Source
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -52,6 +53,8 @@ class Layout:
     untrainable: str = ""
     """Why there is nothing to train on."""
     skipped: list[Path] = field(default_factory=list)
+    nested: set[str] = field(default_factory=set)
+    """Classes whose images lie in folders below theirs alone."""
 
 
 def image_folder(
@@ -81,7 +84,8 @@ def image_folder(
     classes = _ordered(sorted(parts["train"]), class_order)
     _check_classes(folder, parts, classes, untrainable)
     _check_links(folder, parts)
-    notes = [BY_SAMPLES, *layout.notes, _skipped(folder, layout.skipped)]
+    notes = [BY_SAMPLES, *layout.notes, _nested(sorted(layout.nested))]
+    notes.append(_skipped(folder, layout.skipped))
     if class_order is None:
         notes.append(_order_note(classes))
     splits = {part: _split(files, classes, fit, channels) for part, files in parts.items()}
@@ -123,6 +127,16 @@ def _order_note(classes: tuple[str, ...]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _nested(classes: Sequence[str]) -> str:
+    if not classes:
+        return ""
+    count = "1 class" if len(classes) == 1 else f"{len(classes):,} classes"
+    return (
+        f"images of {count} lie in folders below theirs: {_listed(classes)} (is the folder one "
+        f"level too high?)"
+    )
 
 
 def _skipped(folder: Path, files: Sequence[Path]) -> str:
@@ -189,7 +203,7 @@ def _layout(folder: Path) -> Layout:
         return _flat(folder)
     layout = Layout({})
     for part, name in sorted(of_part.items()):
-        layout.parts[part] = _by_class(folder / name, layout.skipped)
+        layout.parts[part] = _by_class(folder / name, layout)
     if others:
         layout.notes.append(f"folders beside its splits are not used: {_listed(others)}")
     for part, name in sorted(of_part.items()):
@@ -209,9 +223,8 @@ def _layout(folder: Path) -> Layout:
 
 
 def _flat(folder: Path) -> Layout:
-    skipped: list[Path] = []
-    files = _by_class(folder, skipped)
-    layout = Layout({"test": files}, skipped=skipped)
+    layout = Layout({})
+    layout.parts["test"] = files = _by_class(folder, layout)
     if files and sum(map(len, files.values())) < FEW * len(files):
         return _for_testing_alone(folder, layout)
     train, test = _drawn(folder, files, TEST_ONE_IN, in_each=True)
@@ -295,16 +308,19 @@ def _move(
     target[name].append(path)
 
 
-def _by_class(folder: Path, skipped: list[Path]) -> Files:
-    """Return the image files of each class folder, sorted, and add its other files to `skipped`.
+def _by_class(folder: Path, layout: Layout) -> Files:
+    """Return the image files of each class folder, sorted; add to the layout what to say of them.
 
     Names that one system composes of other code points than another are one class.
     """
     found: dict[str, list[Path]] = {}
     for place in folders_in(folder):
         images, others = files_below(place)
-        found.setdefault(unicodedata.normalize("NFC", place.name), []).extend(images)
-        skipped += others
+        name = unicodedata.normalize("NFC", place.name)
+        found.setdefault(name, []).extend(images)
+        layout.skipped += others
+        if images and not any(path.parent == place for path in images):
+            layout.nested.add(name)
     return found
 
 
@@ -312,9 +328,14 @@ def _check_classes(
     folder: Path, parts: Mapping[str, Files], classes: tuple[str, ...], untrainable: str
 ) -> None:
     if len(classes) < 2:
+        hint = ""
+        if has_images(folder):
+            hint = ". It holds images itself: if it is one class of several, name the folder "
+            hint += f"above it, {folder.resolve().parent}"
         raise UserError(
-            f"{folder} holds {len(classes)} class folder(s), but at least two are needed: put "
-            f"the images into {folder}/train/CLASS/ and {folder}/test/CLASS/"
+            f"{folder} holds {plural(len(classes), 'class folder')}, but at least two are needed: "
+            f"put the images into {folder}/CLASS/, or into {folder}/train/CLASS/ and "
+            f"{folder}/test/CLASS/{hint}"
         )
     if empty := [name for name in classes if not parts["train"][name] and not untrainable]:
         raise UserError(

@@ -78,6 +78,12 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(folder / name for name in names if not ignored(name))
 
 
+def has_images(folder: Path) -> bool:
+    """Whether a folder holds image files itself, not in folders below."""
+    _, _, names = next(os.walk(folder, onerror=_refuse))
+    return any(Path(n).suffix.lower() in suffixes() for n in names if not ignored(n))
+
+
 @functools.cache
 def suffixes() -> frozenset[str]:
     """Return the suffixes of image files: of what Pillow opens, less `NO_PHOTOS`."""

@@ -93,7 +93,8 @@ def test_wrong_folders_are_refused_in_words(tmp_path):
     refused(tmp_path / "absent", "there is no folder .*/absent' to read images from$")
     refused(image_folder(tmp_path / "a", ("train",)), "neither 'test' nor 'val'")
     paint(tmp_path / "b" / "only" / "0.png", (0, 0, 0))
-    refused(tmp_path / "b", "at least two are needed")
+    refused(tmp_path / "b", r"1 class folder, but at least two are needed: .* into .*/b/CLASS/, or")
+    refused(tmp_path / "b" / "only", rf"0 class .* name the folder above it, {tmp_path / 'b'}$")
     strange = image_folder(tmp_path / "c")
     paint(strange / "test" / "emu" / "0.png", (0, 0, 0))
     refused(strange, "'emu'")
@@ -117,6 +118,26 @@ def test_a_folder_beside_one_that_is_not_there_may_be_meant(tmp_path):
     (tmp_path / "made.npz").touch()
     with pytest.raises(UserError, match=rf"Did you mean '{tmp_path}/made\.npz'\?"):
         load_data(f"arrays:{tmp_path / 'mad.npz'}")
+
+
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_a_folder_one_level_too_high_is_noted(tmp_path, inside):
+    for name in ("cat", "dog"):
+        for i in range(12):
+            paint(tmp_path / "nest" / inside / "photos" / name / f"{i}.png", (i, 0, 0))
+            paint(tmp_path / "nest" / inside / "other" / f"{name}{i}.png", (i, 1, 0))
+            if inside:
+                paint(tmp_path / "nest" / "test" / "photos" / f"{name}{i}.png", (i, 2, 0))
+    note = load_data(f"imagefolder:{tmp_path / 'nest'}", size=4).note
+    assert "images of 1 class lie in folders below theirs: photos (is the folder one" in note
+    for i in range(12):
+        place = tmp_path / "nest" / inside / "other"
+        (place / "more").mkdir(exist_ok=True)
+        for name in ("cat", "dog"):
+            (place / f"{name}{i}.png").rename(place / "more" / f"{name}{i}.png")
+    note = load_data(f"imagefolder:{tmp_path / 'nest'}", size=4).note
+    assert "images of 2 classes lie in folders below theirs: other, photos (is the folder" in note
+    assert "below theirs" not in load_data(f"imagefolder:{image_folder(tmp_path / 'a')}").note
 
 
 # --- splits -------------------------------------------------------------------------------
