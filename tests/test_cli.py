@@ -261,6 +261,11 @@ def test_a_log_tells_what_every_row_is_doing(finished: Path) -> None:
         "saving the model, counting its operations and bytes",
     ]
     assert begun[0] == "reading digits"
+    assert lines[1] == (
+        "digits: 10 classes (0, 1, 2, ...), 1,294 images for training, 143 for validation, 360 for "
+        "testing"
+    )
+    assert sum("for validation" in line for line in lines) == 1, "once, not by every process"
     first = next(number for number, line in enumerate(begun) if "step 1 of 1" in line)
     assert begun[first].endswith("baseline [seed 0]: step 1 of 1, train(epochs=8)")
     assert begun[first + 1 : first + 6] == ["training on 1,294 images", *measuring]

@@ -17,6 +17,7 @@ from compress.system.progress import (
     Recorder,
     counted,
     listening,
+    mention,
     say,
     showing,
     stage,
@@ -245,10 +246,14 @@ def test_where_it_is_not_wanted_nothing_is_shown(
     monkeypatch.setattr(progress, "TICK", 0.01)
     with showing(False), stage("training", 5, "items") as trained:
         trained.advance(5, lambda: pytest.fail("nobody listens"))
+        mention("10 classes")
     assert capsys.readouterr() == ("", "")
     with showing(True), stage("training"), showing(True), stage("reading"):
         say("a line")
-    assert capsys.readouterr().err == "00:00  training\n00:00    reading\na line\n"
+        mention("10 classes (a\x1b[2J)")
+    assert capsys.readouterr().err == (
+        "00:00  training\n00:00    reading\na line\n10 classes (a [2J)\n"
+    )
 
 
 def test_a_stream_that_is_closed_ends_no_run(clock: Clock) -> None:

@@ -144,6 +144,12 @@ def say(line: str) -> None:
     display.say(line)
 
 
+def mention(line: str) -> None:
+    """Write a line above what is shown, if anything is: not where progress is not wanted."""
+    if isinstance(_listener, Display):
+        _listener.say(_plain(line))
+
+
 # --- across processes ---------------------------------------------------------------------
 
 

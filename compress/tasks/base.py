@@ -164,6 +164,11 @@ class Task(ABC):
         """Return for the report how raw inputs are prepared, and where that comes from."""
         return ""
 
+    def output_words(self) -> str:
+        """Return in words what a model's outputs are for one item."""
+        shape = self.output_shape()
+        return f"{shape[0]:,} classes" if len(shape) == 1 else f"outputs of shape {shape}"
+
     @abstractmethod
     def output_shape(self) -> tuple[int, ...]:
         """Return the shape of a model's outputs for one item, without the batch dimension."""
@@ -275,6 +280,15 @@ class Data:
     """Why nothing can be trained on it; '' if it can."""
     calibration_fingerprint: str = ""
     """Of the calibration split, where it comes from another source."""
+
+    def words(self) -> str:
+        """Return what there is: the classes, and how many items for what."""
+        validation = f"{len(self.validation):,} for validation"
+        counts = [f"{len(self.train):,} {self.task.unit} for training", validation]
+        if self.untrainable:
+            counts = [f"no {self.task.unit} for training", f"{validation} and calibration"]
+        counts.append(f"{len(self.test):,} for testing")
+        return f"{self.task.name}: {self.task.output_words()}, {', '.join(counts)}"
 
     def identity(self) -> str:
         """Return a hash of what a step may use, so not of the test split: content and order."""

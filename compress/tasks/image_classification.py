@@ -19,6 +19,8 @@ from compress.tasks.preprocessing import Preprocessing, Settings, script
 
 PROBED = 4
 """Images of a task's probe."""
+NAMED = 3
+"""Classes that are named in words."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ class ImageClassification(Task):
 
     def input_words(self) -> str:
         return self.preprocessing.words() + (f" ({self.origin})" if self.origin else "")
+
+    def output_words(self) -> str:
+        some = [*self.classes[:NAMED], *["..."] * (len(self.classes) > NAMED)]
+        return f"{super().output_words()} ({', '.join(some)})"
 
     def output_shape(self) -> tuple[int, ...]:
         return (len(self.classes),)

@@ -47,6 +47,12 @@ def test_every_chain_gives_a_verified_file_that_learnt_something(results: Result
         assert row["accuracy"] > 0.6, (row["chain"], row["accuracy"])  # by chance a third
 
 
+def test_what_was_read_is_said_in_the_tasks_own_unit() -> None:
+    assert token_task.counted(items=9000).words() == (
+        "counted: 3 classes, 5,400 sequences for training, 900 for validation, 2,700 for testing"
+    )
+
+
 def test_the_tasks_own_figure_stands_beside_accuracy(results: Results) -> None:
     data = token_task.counted()
     ids, mask = token_task.padded(data.test.rows)  # type: ignore[attr-defined]

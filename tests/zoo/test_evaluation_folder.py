@@ -37,6 +37,8 @@ def test_a_part_drawn_by_path_serves_calibration_and_validation(tmp_path: Path, 
     assert len(data.test) + held == 19
     assert len(data.calibration) == held
     assert f"{held} of its 19 images, drawn by their paths, serve calibration and" in data.note
+    counts = f"no images for training, {held} for validation and calibration, {19 - held} for test"
+    assert data.words().startswith(f"p: 5 classes (a, b, c, ...), {counts}")
     for split in (data.validation, data.test):
         (pixels,), labels = split.fetch(torch.arange(len(split)))
         assert (pixels[:, 0, 0, 0] == labels).all()

@@ -27,7 +27,7 @@ from compress.model import INSTANCE, Blueprint, Model
 from compress.runtimes import runtimes
 from compress.system.environment import cpu_threads
 from compress.system.files import sha256
-from compress.system.progress import stage
+from compress.system.progress import mention, stage
 from compress.tasks.base import Data
 from compress.training import Training
 from compress.training.execution_mode import usual_precision
@@ -272,6 +272,7 @@ def _data(
         options: dict[str, Any] = {**usual, **suite.options}
         with stage(f"reading {suite.data}"):
             data = load_data(suite.data, data_root, **options)
+        mention(data.words())
     else:
         _check_classes(data)
     if suite.calibration is not None:
