@@ -25,6 +25,7 @@ from compress.benchmark.execute.run_spec import Limits, spec_of
 from compress.benchmark.plan.graph import make_graph
 from compress.benchmark.plan.plan import make_plan
 from compress.benchmark.plan.suite import Suite
+from compress.errors import UserError
 from compress.results.log import Stage
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "robustness"
@@ -287,3 +288,11 @@ def test_a_job_ends_when_nothing_is_left_of_a_budget(tmp_path: Path) -> None:
     finally:
         executor.close()
     assert outcome.error.startswith(f"StepEnded: {OVER_BUDGET}: it was ended after 0.5 s")
+
+
+def test_what_the_process_that_forks_refuses_is_said_as_the_run_would(tmp_path: Path) -> None:
+    plan = make_plan(Suite("test", "digits", "mlp", ("train()",), controls=False), step_threads=1)
+    spec = spec_of(plan, make_graph(plan).setting, tmp_path, tmp_path, limits=Limits())
+    executor = LocalExecutor(replace(spec, fingerprint="of other data"), tmp_path, tmp_path)
+    with pytest.raises(UserError, match=r"^the data is not that of the run: it has changed, or"):
+        executor.run(ChainJob("baseline", 0, 0), "job")

@@ -53,6 +53,9 @@ class ForkServer:
         with _failing():
             self.connection.send_bytes(objects)
         answer = self.receive(STARTING) or {"failed": "it did not answer"}
+        if refused := answer.get("refused"):
+            self.close()
+            raise UserError(refused)
         if reason := answer.get("failed"):
             self.close()
             raise UserError(f"the process that starts the steps could not make the plan: {reason}")

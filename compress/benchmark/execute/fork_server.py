@@ -143,7 +143,10 @@ def run(connection: Connection) -> None:
             plan = spec.make_plan(objects)
             stores = spec.stores
             warm(plan)
-    except Exception as error:  # reported to the run, which has a user to report it to
+    except UserError as error:  # reported to the run, which has a user to report it to
+        connection.send({"refused": str(error)})
+        return
+    except Exception as error:
         connection.send({"failed": f"{type(error).__name__}: {error}"})
         return
 
