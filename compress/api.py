@@ -142,6 +142,10 @@ def prepare(
     }
     chosen = checked(replace(chosen, **{k: v for k, v in changes.items() if v is not None}))
     root = None if data_root is None else Path(data_root)
+    folder = Path(out or Path(DEFAULT_OUT) / chosen.name)
+    writes = {"--out": folder}
+    if store is not None and "://" not in str(store):
+        writes["--store"] = Path(store)
     plan = make_plan(
         chosen,
         data=data,
@@ -152,13 +156,14 @@ def prepare(
         device=device,
         allow_code=tuple(map(Path, allow_code)),
         step_threads=step_threads,
+        writes=writes,
     )
     if plan.ranks > 1 and (executor != "local" or handed_over(plan)[1]):
         plan = replace(plan, ranks=1)  # only processes that we fork share a training
     for chain in require_equivalent:
         known_chain(chain, plan.origin, (row.text for row in plan.rows))
     how = RunOptions(limits, store, fresh, root, factory, command, progress, on_record)
-    return plan, Path(out or Path(DEFAULT_OUT) / chosen.name), how
+    return plan, folder, how
 
 
 def _students(students: Mapping[str, tuple[str, str]]) -> dict[str, Named]:
@@ -373,7 +378,7 @@ def recommend(
     kept = remembered({k: v for k, v in given.items() if k not in FOR_ONE_RUN})
     with showing(shown):
         suite, request, others = asked(given)
-        plan, _, how = prepare(suite, progress=shown, **others)
+        plan, _, how = prepare(suite, out=folder, progress=shown, **others)
         from compress.recommender.search import search
 
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -189,6 +190,34 @@ def test_options_are_never_silently_ignored(data: object, tmp_path: Path) -> Non
         compress.run(data=data, chain="train()", out=tmp_path, seed=3)
     with pytest.raises(compress.UserError, match="does not take the data's inputs"):
         compress.run(data=data, model=nn.Linear(3, 2), chain="quantize()", out=tmp_path)
+
+
+def test_nothing_is_written_among_the_images_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    for place in (photos / "cat", photos / "dog", other / "cat"):
+        place.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(place / "0.png")
+    before = sorted(tmp_path.rglob("*"))
+    images = {"data": f"imagefolder:{photos}", "size": 8, "model": "mlp", "progress": False}
+    transfer = f"train() -> distill(transfer='imagefolder:{other}')"
+    for option, place, folder, given in [
+        ("out", photos / "e1", photos, images),
+        ("store", photos / "cat" / "steps", photos, images | {"out": tmp_path / "out"}),
+        ("out", other / "e1", other, images | {"calibration": f"imagefolder:{other}"}),
+        ("out", other / "e1", other, images | {"chain": transfer}),
+    ]:
+        words = f"--{option} {place} lies among the images of {folder}, and what is written there"
+        with pytest.raises(compress.UserError, match=words):
+            compress.run(**{"chain": "train()", **given, option: place})
+    given = {"data": f"imagefolder:{photos}", "model": "mlp", "progress": False}
+    with pytest.raises(compress.UserError, match=f"--out {photos / 'best'} lies among the images"):
+        compress.recommend(photos / "best", budget="5m", baseline="train()", **given)
+    monkeypatch.chdir(photos)
+    with pytest.raises(compress.UserError, match="--out compress-out/run lies among the images of"):
+        compress.run(chain="train()", **images | {"data": "imagefolder:."})
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.usefixtures("untimed")

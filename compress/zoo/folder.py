@@ -11,7 +11,14 @@ from compress.errors import UserError
 from compress.system.amounts import plural
 from compress.system.files import digest, nearest_path, sha256
 from compress.tasks.preprocessing import Fit
-from compress.zoo.image_files import ImageFiles, files_below, folders_in, has_images, sampled
+from compress.zoo.image_files import (
+    ImageFiles,
+    files_below,
+    folders_in,
+    has_images,
+    ignored,
+    sampled,
+)
 from compress.zoo.source import Source
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -37,6 +44,8 @@ BY_SAMPLES = "of files above 12 kB the fingerprint covers samples of their bytes
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 """How the names of archives of such folders end."""
+MADE = "models"
+"""A folder that a run makes in its own."""
 NAMED = 3
 """Classes that a note names."""
 
@@ -194,13 +203,41 @@ def splits_in(folder: Path, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def would_read(folder: Path, place: Path) -> bool:
+    """Whether what is written to a place would be read with the images of a folder.
+
+    As a class, within a class or a split, or because beside it splits would be classes, too.
+    """
+    if not folder.is_dir():
+        return False  # an archive; or nothing, which is refused when it is read
+    folder, place = folder.resolve(), place.resolve()
+    names, new = {one.name for one in folders_in(folder)}, set[str]()
+    if place.is_relative_to(folder):
+        inside = place.relative_to(folder).parts or (MADE,)
+        if any(map(ignored, inside)):
+            return False
+        new.add(inside[0])
+    try:
+        read = {*_splits_of(folder, sorted(names | new)).values()} or names | new
+    except UserError:  # two names of one split
+        return any(split_of(name) for name in new)
+    linked = [(folder / name).resolve() for name in read]
+    return bool(new & read) or any(map(place.is_relative_to, linked))
+
+
+def _splits_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return which of a folder's folders are its splits; none where all of them are classes."""
+    found = splits_in(folder, names)
+    return found if "train" in found or len(found) == len(names) else {}
+
+
 def _layout(folder: Path) -> Layout:
     """Return each split's image files by class, and how they were split."""
     names = [place.name for place in folders_in(folder)]
-    of_part = splits_in(folder, names)
-    others = [name for name in names if name not in of_part.values()]
-    if "train" not in of_part and (others or not of_part):
+    of_part = _splits_of(folder, names)
+    if not of_part:
         return _flat(folder)
+    others = [name for name in names if name not in of_part.values()]
     layout = Layout({})
     for part, name in sorted(of_part.items()):
         layout.parts[part] = _by_class(folder / name, layout)

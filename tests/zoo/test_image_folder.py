@@ -14,6 +14,7 @@ from pixels import arrays, everything
 from compress.errors import UserError
 from compress.tasks.base import Data
 from compress.zoo.data import load_data
+from compress.zoo.folder import would_read
 from compress.zoo.transfer import load_transfer
 
 
@@ -138,6 +139,33 @@ def test_a_folder_one_level_too_high_is_noted(tmp_path, inside):
     note = load_data(f"imagefolder:{tmp_path / 'nest'}", size=4).note
     assert "images of 2 classes lie in folders below theirs: other, photos (is the folder" in note
     assert "below theirs" not in load_data(f"imagefolder:{image_folder(tmp_path / 'a')}").note
+
+
+def test_what_lies_among_the_images_would_be_read(tmp_path):
+    split, testing = image_folder(tmp_path / "split"), image_folder(tmp_path / "t", ("val",))
+    flat = image_folder(tmp_path / "up", ("flat",)) / "flat"
+    (tmp_path / "linked").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "linked" / name).symlink_to(flat / name)
+    for folder, place, read in [
+        (flat, "e1", True),
+        (flat, "dog/deep/e1", True),
+        (flat, ".", True),
+        (flat, ".e1", False),
+        (flat, "../e1", False),
+        (split, "e1", False),
+        (split, ".", False),
+        (split, "train/e1", True),
+        (split, "test/cat/e1", True),
+        (split, "val", True),
+        (split, "Testing", False),
+        (testing, "e1", True),  # beside it, 'val' would be a class
+        (testing, ".", True),
+        (tmp_path / "linked", str(flat / "dog" / "e1"), True),
+        (tmp_path / "linked", str(flat / "e1"), False),
+        (tmp_path / "photos.zip", "e1", False),
+    ]:
+        assert would_read(folder, folder / place) == read, (folder, place)
 
 
 # --- splits -------------------------------------------------------------------------------

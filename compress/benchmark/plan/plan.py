@@ -33,7 +33,8 @@ from compress.training import Training
 from compress.training.execution_mode import usual_precision
 from compress.zoo.checkpoints import file_and_key, nearest_weights
 from compress.zoo.data import data_root as find_root
-from compress.zoo.data import load_data
+from compress.zoo.data import is_files, load_data
+from compress.zoo.folder import would_read
 from compress.zoo.models import build_module, fresh
 from compress.zoo.pretrained import Pretrained, pretrained
 from compress.zoo.transfer import calibrated, load_transfer
@@ -171,13 +172,15 @@ def make_plan(
     allow_code: Collection[Path] = (),
     step_threads: int | None = None,
     ranks: int | None = None,
+    writes: Mapping[str, Path] | None = None,
 ) -> Plan:
     """Look everything up, build every model once, and refuse what cannot work.
 
     `data`, `model` (an instance), `metric` (a function) and `teachers` (instances, by names that
     the suite has) take the place of the suite's names, for Python users. A `torch.device` is taken
     as it is, without a look whether it is there. `ranks` processes share every training, by default
-    one for every GPU. Raises UserError.
+    one for every GPU. `writes`: the folders that are written to, by option; none may lie among
+    the images that are read. Raises UserError.
     """
     if data is not None and suite.options:
         raise UserError(
@@ -189,6 +192,8 @@ def make_plan(
         suite, suite.weights is not None or model is not None, named=model is None
     )
     _check_run(allow_code, step_threads)
+    read = {suite.calibration or "", *_transfer_names(rows), suite.data if data is None else ""}
+    _check_written(writes or {}, read)
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     suite = _with_weights_found(suite, data_root)
     known = pretrained(suite.model, suite.weights) if model is None else None
@@ -260,6 +265,19 @@ def _check_run(allow_code: Collection[Path], step_threads: int | None) -> None:
     runtimes()  # a plug-in that is none is refused now, not when files are timed
 
 
+def _check_written(writes: Mapping[str, Path], sources: Collection[str]) -> None:
+    """Refuse to write among image files: the processes of steps would read other data."""
+    for source in sorted(filter(is_files, sources)):
+        name = source.partition(":")[2]
+        folder = Path(name).expanduser()
+        for option, place in writes.items():
+            if name and would_read(folder, place):
+                raise UserError(
+                    f"{option} {place} lies among the images of {folder}, and what is written "
+                    f"there would be read with them: give a folder elsewhere"
+                )
+
+
 def _data(
     suite: Suite, data: Data | None, data_root: Path | None, known: Pretrained | None
 ) -> Data:
@@ -319,10 +337,14 @@ def _device(name: str | torch.device) -> torch.device:
     return torch.device("cuda" if cuda else "cpu")
 
 
+def _transfer_names(rows: Sequence[Row]) -> set[str]:
+    return {name for row in rows if row.chain for name in row.chain.transfers}
+
+
 def _transfers(rows: Sequence[Row], data: Data, data_root: Path | None) -> Mapping[str, Transfer]:
     """Read the transfer sets that chains name."""
     found = {}
-    for name in sorted({name for row in rows if row.chain for name in row.chain.transfers}):
+    for name in sorted(_transfer_names(rows)):
         with stage(f"reading {name}"):
             found[name] = load_transfer(name, data, data_root)
     return found
