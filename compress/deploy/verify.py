@@ -367,10 +367,12 @@ def _gate_lowered(
 ) -> None:
     with _failing("without graph optimizations the file fails"):
         same = _same_without_optimizations(onnx_bytes, inputs, whole, step, batch)
-    if same < AGREEMENT:
+    if same.mean() < AGREEMENT:
         raise _Bad(
-            f"only {same:.1%} of the answers are the same with and without onnxruntime's graph "
-            f"optimizations, and {AGREEMENT:.0%} are required"
+            f"only {same.mean():.1%} of the answers ({same.sum():,} of {len(same):,}) are the "
+            f"same with and without onnxruntime's graph optimizations, and {AGREEMENT:.0%} are "
+            f"required. The net decides by as little as int8 rounds, often because it has learnt "
+            f"little: train it longer, or keep layers as floats"
         )
     usual = outputs[batch]
     for size, logits in outputs.items():
@@ -381,8 +383,8 @@ def _gate_lowered(
 
 def _same_without_optimizations(
     onnx_bytes: bytes, inputs: Tensors, whole: np.ndarray, step: float, batch: int
-) -> float:
-    """Return the share of the file's answers that are the same without graph optimizations."""
+) -> np.ndarray:
+    """Return of items whether the file answers them the same without graph optimizations."""
     count = len(whole)
     first = spaced(AT_FIRST if batch == SMALL else count, count)
     rest = torch.from_numpy(np.setdiff1d(np.arange(count), first.numpy()))
@@ -395,7 +397,7 @@ def _same_without_optimizations(
     found = same(first)
     if not found.all() and len(rest):
         found = np.append(found, same(rest))
-    return float(found.mean())
+    return found
 
 
 def _gate_other(onnx_bytes: bytes, model: Model, batch: Tensors, allowed: float | None) -> None:

@@ -293,10 +293,20 @@ class Settings:
 
 
 def script(spec: Preprocessing) -> str:
-    """Return Python code, for Pillow and numpy alone, that makes a spec's inputs of a file."""
+    """Return Python code that makes a spec's inputs of a file, and run as a program, answers it.
+
+    The inputs need Pillow and numpy alone, the answers onnxruntime, too.
+    """
     colors = "L" if spec.channels == 1 else "RGB"
     lines = [
-        '"""From an image file to the input of model.onnx: needs Pillow and numpy."""',
+        '"""From an image file to the input of model.onnx: needs Pillow and numpy.',
+        "",
+        "`python preprocess.py IMAGE ...` answers with it, by onnxruntime.",
+        '"""',
+        "",
+        "import json",
+        "import sys",
+        "from pathlib import Path",
         "",
         "import numpy as np",
         "from PIL import Image, ImageOps",
@@ -322,11 +332,22 @@ def script(spec: Preprocessing) -> str:
         f"    mean, std = np.float32({list(spec.mean)}), np.float32({list(spec.std)})",
         f"    inputs = ({_scaled(spec.scale)} - mean) / std",
         "    return np.ascontiguousarray(inputs.transpose(2, 0, 1))[None]",
+        "",
+        "",
+        'if __name__ == "__main__":',
+        "    import onnxruntime",
+        "",
+        '    model = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))',
+        '    labels = json.loads(model.get_modelmeta().custom_metadata_map["labels"])',
+        "    for path in sys.argv[1:]:",
+        '        [logits] = model.run(["logits"], {"input": preprocess(path)})',
+        "        print(path, labels[logits[0].argmax()])",
     ]
     if spec.fit is not None and spec.fit.exif:
-        lines.insert(9, "    image = ImageOps.exif_transpose(image)")
+        turned = lines.index("    image = Image.open(path)") + 1
+        lines.insert(turned, "    image = ImageOps.exif_transpose(image)")
     else:
-        lines[3] = "from PIL import Image"
+        lines[lines.index("from PIL import Image, ImageOps")] = "from PIL import Image"
     return "\n".join(lines) + "\n"
 
 

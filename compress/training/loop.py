@@ -28,7 +28,7 @@ from compress.training.stepper import AUXILIARY, LabelWeight, Loss, Stepper
 
 CURVE_ITEMS = 1000
 """Items of the validation split behind the curve, where it decides nothing."""
-FEW_STEPS = 3
+FEW_STEPS = 10
 """Steps of an optimizer in all, below which the log says that they are few."""
 WORTH_KEEPING = 2.0
 """Seconds of training after a checkpoint until the next one is written."""
@@ -314,13 +314,13 @@ class _Fit:
                 f"the state of the training could not be kept along the way "
                 f"({self.checkpoints.full})"
             )
+        if has_auxiliary(self.module):
+            log.note(self._note_of_auxiliary_heads())
         if self.total_steps < FEW_STEPS:
             log.note(
                 f"the training had {self.total_steps} step(s) in all, each on up to "
                 f"{self.settings.batch_size} items: a smaller batch_size, or more epochs, give more"
             )
-        if has_auxiliary(self.module):
-            log.note(self._note_of_auxiliary_heads())
         log.row(
             "fit",
             samples=reached.samples,

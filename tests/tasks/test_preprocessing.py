@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,6 +121,32 @@ def test_the_script_gives_the_same_inputs(
     expected = spec.normalize(pixels[None])
     np.testing.assert_array_equal(made["preprocess"](path), expected.numpy())
     assert (made["preprocess"](path).shape) == (1, spec.channels, *spec.size)
+
+
+def test_the_script_answers_images_by_the_file_beside_it(tmp_path: Path) -> None:
+    """The file here takes the channel with the largest mean."""
+    spec = Preprocessing(3, (4, 6), (0.0,) * 3, (1.0,) * 3, Fit((4, 6), (8, 8)))
+    axes = onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [2], [2, 3])
+    options = {"keepdims": 0}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("ReduceMean", ["input", "axes"], ["logits"], **options)],
+        "means",
+        [onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["N", 3, 4, 6])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", 3])],
+        [axes],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9
+    )
+    onnx.helper.set_model_props(model, {"labels": json.dumps(["red", "green", "blue"])})
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "preprocess.py").write_text(script(spec))
+    colours = {"green.png": (10, 200, 30), "blue.png": (10, 20, 130)}
+    for name, colour in colours.items():
+        Image.new("RGB", (30, 20), colour).save(tmp_path / name)
+    command = [sys.executable, str(tmp_path / "preprocess.py"), *colours]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["green.png green", "blue.png blue"]
 
 
 def test_a_sliver_keeps_a_pixel() -> None:

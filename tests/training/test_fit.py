@@ -52,6 +52,15 @@ def test_any_number_of_steps_trains(items: int) -> None:
     assert context.log.samples == items - (items % 32 == 1)
 
 
+@pytest.mark.parametrize("epochs", [3, 4])
+def test_few_steps_are_said_with_what_gives_more(epochs: int) -> None:
+    data = small_digits()
+    context = replace(make_context(data), train=Subset(data.train, torch.arange(96)))
+    run(chain(f"train(epochs={epochs}, batch_size=32)"), fresh_model(data), context)
+    said = "the training had 9 step(s) in all, each on up to 32 items: a smaller batch_size"
+    assert [note.startswith(said) for note in context.log.notes] == ([True] if epochs == 3 else [])
+
+
 def test_one_item_is_too_few() -> None:
     data = small_digits()
     context = replace(make_context(data), train=Subset(data.train, torch.arange(1)))

@@ -204,7 +204,7 @@ def test_a_training_that_cannot_be_recorded_says_so_and_goes_on(
         raise NotReplayable("it has hooks")
 
     data = small_digits()
-    settings = Finetune(epochs=1, batch_size=64)
+    settings = Finetune(epochs=1, batch_size=16)
     made = []
     for chosen in (ExecutionMode(), ExecutionMode(replayed=True)):
         monkeypatch.setattr(loop, "autotune", lambda *_, chosen=chosen: chosen)
