@@ -389,7 +389,8 @@ def recommend(
 def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:
     """Write the reports of a folder anew from what its run wrote down, and return the results.
 
-    `margin` (points of accuracy) takes the place of the run's own.
+    `margin` (points of accuracy) takes the place of the run's own. Raises UserError where a copy
+    of a folder lacks what figures are derived from: the reports there would lose them.
     """
     # Only now: drawing imports for a second, which no first row should wait for.
     from compress.report.curves import curve_rows
@@ -400,6 +401,12 @@ def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:
         check_margin(margin)
     with stage(f"writing the reports to {folder}"):
         results = read_results(folder, margin)
+        measured = any("answers" in record.hashes for record in results.records)
+        if measured and not (folder / "raw").exists():
+            raise UserError(
+                f"{folder} has no folder raw/, from whose answers and timings accuracy and latency "
+                f"are derived: its reports stay as they are. Copy raw/ there, too"
+            )
         epochs = curve_rows((record.chain, record.seed, record.log) for record in results.records)
         write_reports(results.rows, results.about, folder, epochs)
     return Results(folder, results.rows, results.about)

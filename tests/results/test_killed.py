@@ -15,6 +15,7 @@ import compress
 from compress.api import rewrite_reports
 from compress.benchmark import run as bench
 from compress.benchmark.store.outputs import Outputs
+from compress.errors import UserError
 from compress.results.log import Stage
 from compress.results.record import Record
 
@@ -70,6 +71,18 @@ def test_what_a_killed_run_has_not_got_to_is_said(whole: Path, tmp_path: Path) -
     assert pruned["accuracy_verdict"] in ("better", "equivalent", "worse", "not shown")
     table = " ".join((tmp_path / "table.md").read_text().split())
     assert "NOT FINISHED: 1 of 3 rows is missing, and no file was timed." in table
+
+
+def test_a_copy_without_what_figures_come_from_keeps_its_reports(
+    whole: Path, tmp_path: Path
+) -> None:
+    rewrite_reports(whole)
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy, ignore=shutil.ignore_patterns("raw"))
+    with pytest.raises(UserError, match=r"copy has no folder raw/.*its reports stay as they are"):
+        rewrite_reports(copy)
+    for name in ("table.md", "results.csv"):
+        assert (copy / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_run_that_goes_on_is_derived_as_well(whole: Path, tmp_path: Path) -> None:
