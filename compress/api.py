@@ -28,7 +28,7 @@ from compress.benchmark.plan.suite import (
 from compress.benchmark.run import STORE, RunOptions, run_plan
 from compress.errors import UserError, unknown
 from compress.results.derive import read_results
-from compress.results.record import BASELINE
+from compress.results.record import BASELINE, Record
 from compress.results.seeds import why_not_equivalent
 from compress.results.table import Row, frame
 from compress.system import amounts
@@ -401,15 +401,20 @@ def rewrite_reports(out: str | Path, margin: float | None = None) -> Results:
         check_margin(margin)
     with stage(f"writing the reports to {folder}"):
         results = read_results(folder, margin)
-        measured = any("answers" in record.hashes for record in results.records)
-        if measured and not (folder / "raw").exists():
-            raise UserError(
-                f"{folder} has no folder raw/, from whose answers and timings accuracy and latency "
-                f"are derived: its reports stay as they are. Copy raw/ there, too"
-            )
+        _check_answers(folder, results.records)
         epochs = curve_rows((record.chain, record.seed, record.log) for record in results.records)
         write_reports(results.rows, results.about, folder, epochs)
     return Results(folder, results.rows, results.about)
+
+
+def _check_answers(folder: Path, records: Sequence[Record]) -> None:
+    """Refuse a copy of a run's folder from which the answers were left out, all of them."""
+    answers = [record.files["answers"] for record in records if "answers" in record.files]
+    if answers and not any((folder / place).exists() for place in answers):
+        raise UserError(
+            f"{folder} has none of its run's answers ({answers[0]}, ...), from which accuracy is "
+            f"derived: its reports stay as they are. Copy raw/ there, too"
+        )
 
 
 def clean_store(
@@ -470,5 +475,6 @@ def merge(run: str | Path, files: str | Path | Sequence[str | Path], name: str =
     from compress.benchmark.portable.merge import merge as add
 
     several = [files] if isinstance(files, str | Path) else files
+    _check_answers(Path(run), read_results(Path(run)).records)
     add(Path(run), [Path(file) for file in several], name)
     return rewrite_reports(run)

@@ -229,10 +229,11 @@ def _ratio(value: float) -> str:
 
 
 def _rough(value: float) -> str:
-    """Return an end of a wide interval with two significant digits, but no more decimals."""
-    if value >= 999.5:
-        return ">999"
-    return f"{value:.{2 if value < 0.995 else 1 if value < 9.95 else 0}f}"
+    """Return an end of a wide interval with two significant digits, of large ones all."""
+    if value >= 9999.5:
+        return ">9999"
+    decimals = 3 if value < 0.0995 else 2 if value < 0.995 else 1 if value < 9.95 else 0
+    return f"{value:.{decimals}f}"
 
 
 def _decimals(value: float) -> int:

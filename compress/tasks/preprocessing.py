@@ -293,15 +293,15 @@ class Settings:
 
 
 def script(spec: Preprocessing) -> str:
-    """Return Python code that makes a spec's inputs of a file, and run as a program, answers it.
+    """Return Python code that makes a spec's inputs of an image file, for Pillow and numpy alone.
 
-    The inputs need Pillow and numpy alone, the answers onnxruntime, too.
+    Run as a program, it classifies image files by the model beside it, which needs onnxruntime.
     """
     colors = "L" if spec.channels == 1 else "RGB"
     lines = [
         '"""From an image file to the input of model.onnx: needs Pillow and numpy.',
         "",
-        "`python preprocess.py IMAGE ...` answers with it, by onnxruntime.",
+        "`python preprocess.py IMAGE ...` classifies images, and needs onnxruntime, too.",
         '"""',
         "",
         "import json",
@@ -337,6 +337,8 @@ def script(spec: Preprocessing) -> str:
         'if __name__ == "__main__":',
         "    import onnxruntime",
         "",
+        "    if not sys.argv[1:]:",
+        "        sys.exit(__doc__)",
         '    model = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))',
         '    labels = json.loads(model.get_modelmeta().custom_metadata_map["labels"])',
         "    for path in sys.argv[1:]:",

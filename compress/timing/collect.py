@@ -205,7 +205,7 @@ class _Run:
 
     @property
     def words(self) -> str:
-        """Which process comes next; who shows it knows since when the timing has been going on."""
+        """Which process comes next. (The display adds how long the timing has taken so far.)"""
         number, least = len(self.launched) + 1, len(self.counts) * self.effort.processes
         of = f" of at least {least}" if number <= least else ""
         # The least number comes first, so more seconds than these may pass.

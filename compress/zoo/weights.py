@@ -33,8 +33,9 @@ HEAD = 0.01
 """As torchvision draws the last layers of VGG and MobileNets."""
 HASHED = re.compile(r"-[0-9a-f]{8,}\.\w+(\.\w+)?$")
 """How a file's name ends that gives the beginning of its own SHA-256."""
-MANY = 0.1
-"""Share of a model's tensors: where more do not fit, the weights are of another architecture."""
+MANY, SOME = 0.1, 20
+"""Where more than this share of a model's tensors do not fit, and at least so many, the weights
+look like those of another architecture."""
 SHA256 = 64
 """Digits of such a hash."""
 
@@ -269,8 +270,9 @@ def _check_fit(
         )
     if any(problems.values()):
         parts = [f"{len(n)} {what}: {listed(n)}" for what, n in problems.items() if n]
-        many = len(missing) + len(unexpected) + len(shapes) > MANY * len(own)
-        looks = "look like those of another architecture, and " if many else ""
+        wrong = len(missing) + len(unexpected) + len(shapes)
+        other = wrong >= SOME and wrong > MANY * len(own)
+        looks = "look like those of another architecture, and " if other else ""
         raise UserError(f"the weights {origin} {looks}do not fit {model_name}: {'; '.join(parts)}")
 
 

@@ -136,3 +136,16 @@ def test_a_range_that_clips_for_its_node_still_does(branches: tuple[nn.Module, .
         assert values.max() > 5
         assert not isinstance(branch, nn.ReLU6) or values.max() < 6.001
     assert whole.min() == (0 if then else min(values.min() for values in inside))
+
+
+def test_a_range_that_is_settled_stays_and_a_pooled_value_shares_that_of_its_source():
+    _, drafted = made(Fire(nn.Sigmoid(), nn.Hardtanh(0, 1)))
+    [around] = scales(drafted.lowered().content)
+    assert (1 / 256, 0) in around
+    pooled = nn.Sequential(nn.ReLU(), nn.MaxPool2d(3, 1, 1))
+    content, drafted = made(Fire(pooled, nn.ReLU()))
+    lowered = drafted.lowered().content
+    [around] = scales(lowered)
+    assert len(around) == 1
+    assert drafted.ranges["relu"].scale == drafted.ranges["relu_1"].scale
+    assert like(content, lowered, deploy_models.images(50, 9)) > 25

@@ -273,27 +273,33 @@ def test_a_terminal_has_every_remark_once_with_its_rows():
     noisy = "noisy latency ({}): half of the calls lie far apart"
     rows = [
         row("baseline", note=noisy.format("batch 1")),
-        row("a()", note=f"{FEW.format(53, 9.4)}; {noisy.format('batch 1; batch 32')}"),
+        row("a()", note=f"{FEW.format(53, 9.4)}; {noisy.format('batch 1')}"),
         row("b()", note=f"kept 2 layers (of 3); {FEW.format(53, 6.5)}"),
-        row("c()", note=noisy.format("batch 32"), status="failed", error="it broke (twice; so)"),
+        row("c()", note=noisy.format("batch 1"), status="failed", error="it broke (twice; so)"),
+        row("d()", note=f"{noisy.format('batch 32')}; {FEW.format(53, 9.4)}"),
     ]
     shown = text(rows, ABOUT)
     assert re.findall(r"^\[.*(?:\n    .*)*", shown, re.MULTILINE) == [
-        "[baseline, rows 1, 3] noisy latency (batch 1; batch 32): half of the calls lie far apart",
-        "[rows 1-2] 53 images are too few to be sure of max_drop=0.5: a loss of 9.4/6.5 can't be "
+        "[baseline, rows 1, 3] noisy latency (batch 1): half of the calls lie far apart",
+        "[rows 1, 4] 53 images are too few to be sure of max_drop=0.5: a loss of 9.4 can't be "
         "ruled out",
-        "[row 2] kept 2 layers (of 3)",
+        "[row 2] kept 2 layers (of 3); 53 images are too few to be sure of max_drop=0.5: a loss of "
+        "6.5 can't\n    be ruled out",
         "[row 3] failed: it broke (twice; so)",
+        "[row 4] noisy latency (batch 32): half of the calls lie far apart",
     ]
     assert "[1]" not in shown, "the rows are named"
     words = " ".join(markdown(rows, ABOUT).split())
     assert FEW.format(53, 6.5) in words, "table.md has all of it"
 
 
-def test_figures_of_many_rows_are_left_to_the_file():
-    rows = [row(f"{name}()", note=FEW.format(53, i)) for i, name in enumerate("abcd")]
-    shown = " ".join(text(rows, ABOUT).split())
-    assert "[all] 53 images are too few to be sure of max_drop=0.5: a loss of … can't" in shown
+def test_remarks_that_differ_in_a_name_or_a_figure_are_each_rows_own():
+    said = ["smaller learning_rate than 1e-05", "smaller learning_rate than 2e-06"]
+    said += ["/data/run-1/x.pt", "/data/run-2/x.pt", "layers (a; b)", "layers (c)"]
+    rows = [row(f"{name}()") for name in "abcdef"]
+    labels = {f"{name}()": str(number) for number, name in enumerate("abcdef", 1)}
+    found = shared(rows, [[one] for one in said], labels)
+    assert found == [f"[row {number}] {one}" for number, one in enumerate(said, 1)]
 
 
 @pytest.mark.parametrize(

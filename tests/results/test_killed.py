@@ -79,7 +79,15 @@ def test_a_copy_without_what_figures_come_from_keeps_its_reports(
     rewrite_reports(whole)
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy, ignore=shutil.ignore_patterns("raw"))
-    with pytest.raises(UserError, match=r"copy has no folder raw/.*its reports stay as they are"):
+    said = r"copy has none of its run's answers \(raw/baseline.*its reports stay as they are"
+    with pytest.raises(UserError, match=said):
+        rewrite_reports(copy)
+    with pytest.raises(UserError, match=said):
+        compress.merge(copy, tmp_path / "timings.json")
+    assert not (copy / "raw").exists()
+    (copy / "raw").mkdir()
+    (copy / "raw" / "other-machine.json").write_text("{}")
+    with pytest.raises(UserError, match=said):
         rewrite_reports(copy)
     for name in ("table.md", "results.csv"):
         assert (copy / name).read_bytes() == (whole / name).read_bytes()
