@@ -205,7 +205,8 @@ def test_blocks_that_must_stay_are_told() -> None:
 
 def test_born_again_after_carving_has_the_factorys_fresh_weights(trained: Model) -> None:
     context = make_context(DATA, trained)
-    text = "carve(ratio=0.6) -> distill(student='same', epochs=1, learning_rate=1e-9)"
+    student = "distill(student='same', epochs=1, learning_rate=1e-9, batch_size=32)"
+    text = f"carve(ratio=0.6) -> {student}"
     made = run(chain(text), trained, context)
     assert [len(stage.blocks) for stage in stages(made.module, made.items())] == [3, 3, 3]
     assert not context.log.notes
