@@ -217,16 +217,18 @@ def main() -> None:
             lines = [f"# Training from JPEG files at {SIZE} pixels", ""]
             found = rates(options.root, options.items, options.rounds, device, Path(place))
             lines += table(found, options.items)
-            write(options.out / "throughput.md", [*lines, "", machine])
+            given = f" --items {options.items} --rounds {options.rounds}"
+            write(options.out / "throughput.md", [*lines, "", machine], given)
         if options.only != "rates":
             lines = ["# A folder that is larger than memory", "", ""]
             lines[2] = in_little_memory(options.root, Path(place))
             write(options.out / "memory.md", [*lines, "", machine])
 
 
-def write(place: Path, lines: list[str]) -> None:
+def write(place: Path, lines: list[str], given: str = "") -> None:
     only = "memory" if place.stem == "memory" else "rates"
-    command = f"python benchmarks/pretrained/throughput.py --only {only} --out reports/pretrained"
+    command = f"python benchmarks/pretrained/throughput.py --only {only}{given}"
+    command += " --out reports/pretrained"
     lines += ["", f"`{command}` gives it.", ""]
     write_atomic(place, "\n".join(lines).encode())
     print("\n".join(lines), flush=True)
