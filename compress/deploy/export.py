@@ -15,12 +15,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from compress.deploy.fold import fold_batch_norms
 from compress.deploy.protobuf import within
 from compress.deploy.versions import settle
 from compress.errors import StepFailed, UserError
 from compress.heads import main_output
 from compress.model import Model
 from compress.system import amounts
+from compress.system.patched import patched
 from compress.system.processes import gc_disabled
 from compress.tasks.base import InputSpec, Tensors
 
@@ -54,13 +56,13 @@ def export(model: Model) -> bytes:
             f"compress it further, or choose a smaller model"
         )
     module = _exportable(model.module)
+    given, made = {id(tensor) for tensor in _tensors(model.module)}, list[Tensor]()
     try:
         # Traced with a batch of 2: of 1 would be taken for a constant (pytorch issue 157621).
-        return _trace(module, model.items(2), model.signature)
+        return _trace(module, model.items(2), model.signature, made)
     finally:
         # What the exporter has made refers to itself, and would hold the copy for a while.
-        given = {id(tensor) for tensor in _tensors(model.module)}
-        for tensor in _tensors(module):
+        for tensor in (*_tensors(module), *made):
             if id(tensor) not in given:  # a module may copy itself as it likes
                 tensor.data = tensor.new_empty(0)
 
@@ -70,7 +72,10 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def _trace(module: nn.Module, inputs: Tensors, signature: Sequence[InputSpec]) -> bytes:
+def _trace(
+    module: nn.Module, inputs: Tensors, signature: Sequence[InputSpec], made: list[Tensor]
+) -> bytes:
+    """Return the file of a module; `made` gets the weights that are new in it."""
     dynamic = tuple(dict(spec.dynamic) for spec in signature)
     try:
         with (
@@ -79,6 +84,7 @@ def _trace(module: nn.Module, inputs: Tensors, signature: Sequence[InputSpec]) -
             _attention_of_four_dimensions(),
             _without_gpu(),
             _one_registry(),
+            _folding(made),
             gc_disabled(),
         ):
             program = torch.onnx.export(
@@ -147,19 +153,6 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@contextlib.contextmanager
-def _replaced(owner: Any, **attributes: Any) -> Iterator[None]:
-    """Give a module or a class other attributes for a while."""
-    before = {name: vars(owner)[name] for name in attributes}
-    for name, value in attributes.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
-
-
 def _attention_of_four_dimensions() -> contextlib.AbstractContextManager[None]:
     """Have attention that has other dimensions than four, the exporter's, computed in four."""
     attend = nn.functional.scaled_dot_product_attention
@@ -181,7 +174,7 @@ def _attention_of_four_dimensions() -> contextlib.AbstractContextManager[None]:
         found = attend(_four(query), _four(key), _four(value), mask, *args, **options)
         return found.reshape(*outer, *found.shape[-2:])
 
-    return _replaced(nn.functional, scaled_dot_product_attention=in_four)
+    return patched(nn.functional, scaled_dot_product_attention=in_four)
 
 
 def _four(tensor: Tensor) -> Tensor:
@@ -195,11 +188,26 @@ def _without_gpu() -> contextlib.AbstractContextManager[None]:
     All that is exported lies on the CPU, and if a fork server started CUDA, none of its children
     could use it. (To pretend that there is no GPU at all has torch look for one in C++.)
     """
-    return _replaced(
+    return patched(
         torch.cuda,
         get_rng_state=lambda *_, **__: torch.empty(0),
         set_rng_state=lambda *_, **__: None,
     )
+
+
+def _folding(made: list[Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Fold batch norms in what the exporter traces; `made` gets the new weights.
+
+    Where it traces in another way, it folds them itself, later.
+    """
+    trace = torch.export.export
+
+    def traced(*args: Any, **options: Any) -> Any:
+        program = trace(*args, **options)
+        made.extend(fold_batch_norms(program))
+        return program
+
+    return patched(torch.export, export=traced)
 
 
 def _one_registry() -> contextlib.AbstractContextManager[None]:
@@ -215,7 +223,7 @@ def _one_registry() -> contextlib.AbstractContextManager[None]:
     if "from_torchlib" not in vars(ONNXRegistry):
         return contextlib.nullcontext()
     build = functools.partial(_build_registry, ONNXRegistry.from_torchlib)
-    return _replaced(ONNXRegistry, from_torchlib=staticmethod(build))
+    return patched(ONNXRegistry, from_torchlib=staticmethod(build))
 
 
 class _Signature:
@@ -239,7 +247,7 @@ def _build_registry(build: Callable[..., Any], *args: Any, **options: Any) -> An
         return build(*args, **options)
     parse = parsed.fget
     lazy = property(lambda one: _Signature(lambda: parse(one), one.opset.domain))
-    with _replaced(owner, function_ir=lazy):
+    with patched(owner, function_ir=lazy):
         return build(*args, **options)
 
 
@@ -272,7 +280,7 @@ def quiet(*loggers: str) -> Iterator[list[str]]:
         for logger in map(logging.getLogger, loggers):
             stack.callback(logger.setLevel, logger.level)
             stack.callback(logger.removeHandler, errors)
-            stack.enter_context(_replaced(logger, propagate=False))
+            stack.enter_context(patched(logger, propagate=False))
             logger.setLevel(logging.ERROR)
             logger.addHandler(errors)
         yield errors.messages
