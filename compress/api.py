@@ -114,6 +114,7 @@ def prepare(
     step_timeout: float | None = None,
     step_memory: float | None = None,
     step_threads: int | None = None,
+    pixel_cache: float | None = None,
     executor: str = "local",
     progress: bool = True,
     command: str = "",
@@ -125,7 +126,8 @@ def prepare(
 
     Options as in `bench`.
     """
-    limits, factory = _limits(step_timeout, step_memory), executor_named(executor)
+    limits = _limits(step_timeout, step_memory, pixel_cache)
+    factory = executor_named(executor)
     chosen = suite if isinstance(suite, Suite) else load_suite(str(suite))
     known = [*(item.name for item in fields(Suite)), *task_options()]
     if foreign := changes.keys() - set(known):
@@ -177,12 +179,20 @@ def _students(students: Mapping[str, tuple[str, str]]) -> dict[str, Named]:
     return {name: Named(*given) for name, given in students.items()}
 
 
-def _limits(step_timeout: float | None, step_memory: float | None) -> Limits:
-    """Return the limits of a step of so many seconds and gigabytes, or the usual ones."""
+def _limits(
+    step_timeout: float | None, step_memory: float | None, pixel_cache: float | None
+) -> Limits:
+    """Return the limits of a run, in seconds and gigabytes; where None is given, the usual ones."""
     if step_memory is not None and not 0 < step_memory < float("inf"):
         raise UserError(f"step_memory must be positive and finite, not {step_memory}")
+    if pixel_cache is not None and not 0 <= pixel_cache < float("inf"):
+        raise UserError(
+            f"pixel_cache is a finite number of gigabytes, 0 or more, not {pixel_cache}"
+        )
     memory = None if step_memory is None else int(step_memory * 1e9)
-    return Limits(memory=memory) if step_timeout is None else Limits(step_timeout, memory)
+    pixels = None if pixel_cache is None else int(pixel_cache * 1e9)
+    usual = Limits(memory=memory, pixels=pixels)
+    return usual if step_timeout is None else replace(usual, seconds=step_timeout)
 
 
 def _teachers(
@@ -221,7 +231,8 @@ def bench(suite: str | Path | Suite, **options: Any) -> Results:
     - Every step runs in a process of its own, which may take `step_timeout` seconds and
       `step_memory` gigabytes; it computes on `step_threads` CPU threads (default: all).
     - Results of steps are stored in `store` (a folder, or a URL for fsspec; by default `.steps`
-      in `out`) and not computed again, unless `fresh=True`.
+      in `out`) and not computed again, unless `fresh=True`. Decoded images lie there too: at most
+      `pixel_cache` gigabytes (0: none), by default half of the room that is free on the disk.
     - `executor`: 'local', or 'ray' for a Ray cluster.
     - `progress`: on standard error, what is being done and for how long: lines in a log, one that
       changes on a terminal. `on_record` is called with every finished row (a dict by column, see

@@ -159,6 +159,11 @@ SHARED = [
     ),
     _option("--step-threads", "CPU threads that a step computes on. Default: all.", COUNT),
     _option(
+        "--pixel-cache GB",
+        "Most that decoded images in the store take; 0: none. Default: half of the free disk.",
+        float,
+    ),
+    _option(
         "--executor NAME",
         "local, or ray[:ADDRESS] for a Ray cluster that is already there.",
         default="local",

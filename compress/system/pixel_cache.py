@@ -15,8 +15,9 @@ from compress.system.amounts import size
 
 FOLDER = "images"
 """Below a store's folder."""
-SHARE = 0.5
-"""Of the disk's free room that the pixels of all splits may take that are not yet on it."""
+SHARE, MOST = 0.5, 0.9
+"""Of the disk's free room that the pixels of all splits may take that are not yet on it: without a
+limit of the user's, and with one."""
 BLOCK = 512
 """Bytes in which the system counts what a file takes."""
 SUM = 4
@@ -40,8 +41,10 @@ class PixelCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "files": None}
 
-    def reserve(self) -> str:
+    def reserve(self, limit: int | None = None) -> str:
         """Reserve room for all images; return why there is none, '' if there is.
+
+        `limit` is how many bytes all sets in the folder may take.
 
         The file has its length at once and takes its blocks as images come: others that look see
         how much is still to come.
@@ -49,19 +52,27 @@ class PixelCache:
         needed = self.count * self.bytes
         pixels = self.folder / f"{self.key}.pixels"
         try:
-            if pixels.exists():
+            if pixels.exists() and limit is None:
                 return ""
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
-            known = [path.stat() for path in self.folder.glob("*.pixels")]
+            others = [one for one in self.folder.glob("*.pixels") if one != pixels]
+            known = [path.stat() for path in others]
         except OSError as error:
             return str(error)
         to_come = sum(max(0, one.st_size - BLOCK * one.st_blocks) for one in known)
-        if needed + to_come <= SHARE * free:
+        if limit is not None:
+            kept = sum(one.st_size for one in known)
+            if needed + kept > limit:
+                beside = f", others there {size(kept)}" if kept else ""
+                return (
+                    f"they take {size(needed)}{beside}, and the pixel cache may take {size(limit)}"
+                )
+        if pixels.exists() or needed + to_come <= (SHARE if limit is None else MOST) * free:
             self._open()
             return ""
-        others = f", others there have {size(to_come)} to come" if to_come else ""
-        return f"they take {size(needed)}{others}, and {size(free)} is free there"
+        beside = f", others there have {size(to_come)} to come" if to_come else ""
+        return f"they take {size(needed)}{beside}, and {size(free)} is free there"
 
     def has(self, number: int) -> bool:
         """Whether an image was kept, be it sound or not, which only reading it shows."""

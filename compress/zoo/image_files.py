@@ -151,6 +151,7 @@ class ImageFiles(Split):
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.fit, self.channels = fit, channels
         self.pixels: PixelCache | None = None
+        self.limit: int | None = None
         self.others: dict[Fit, ImageFiles] = {}
 
     def __len__(self) -> int:
@@ -164,7 +165,7 @@ class ImageFiles(Split):
             made = copy.copy(self)
             made.fit, made.pixels, made.others = how, None, {}
             if self.pixels is not None:
-                made.keep_pixels(self.pixels.folder)
+                made.keep_pixels(self.pixels.folder, self.limit)
             self.others[how] = made
         return self.others[how]
 
@@ -185,28 +186,35 @@ class ImageFiles(Split):
         if self.pixels is not None:
             self.pixels.write(number, mark, into)
 
-    def keep_pixels(self, folder: Path) -> str:
-        """Keep decoded pixels below a folder from now on; return why not if there is no room."""
-        if self.pixels is not None and self.pixels.folder == folder:
+    def keep_pixels(self, folder: Path, limit: int | None = None) -> str:
+        """Keep decoded pixels below a folder from now on; return why not if there is no room.
+
+        `limit` is in bytes, of all that is kept there.
+        """
+        if self.pixels is not None and (self.pixels.folder, self.limit) == (folder, limit):
             return ""
+        self.limit = limit
         described = [self.fit.to_json(), list(self.fit.size), self.channels, PIL.__version__]
         key = digest([*described, [os.fspath(path.absolute()) for path in self.files]])
         made = PixelCache(folder, key, len(self), (*self.fit.size, self.channels))
-        reason = made.reserve()
+        reason = made.reserve(limit)
         self.pixels = None if reason else made
         return reason
 
 
-def keep_pixels(data: Data, store: Path, others: Iterable[Split] = ()) -> str:
+def keep_pixels(
+    data: Data, store: Path, others: Iterable[Split] = (), limit: int | None = None
+) -> str:
     """Keep decoded images below a store's folder: of data, and of other splits.
 
-    Return why that cannot be, '' if it can.
+    All that is kept there takes `limit` bytes at most, by default what leaves the disk half of its
+    room. Return why that cannot be, '' if it can.
     """
     reasons: dict[tuple[int, int], str] = {}
     for split in (data.train, data.validation, data.calibration, data.test, *others):
         while isinstance(inner := getattr(split, "whole", None), Split):
             split = inner
-        if isinstance(split, ImageFiles) and (why := split.keep_pixels(store / FOLDER)):
+        if isinstance(split, ImageFiles) and (why := split.keep_pixels(store / FOLDER, limit)):
             reasons.setdefault(split.fit.size, why)
     return "; ".join(
         f"images of {height}x{width} are decoded anew whenever they are used: {why}"

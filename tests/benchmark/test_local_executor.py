@@ -230,6 +230,7 @@ def test_wrong_limits_are_refused_before_any_work(tmp_path: Path) -> None:
     for options, words in (
         ({"step_timeout": 0}, "step_timeout must be positive"),
         ({"step_memory": 0.01}, "give at least that"),
+        ({"pixel_cache": -1}, "pixel_cache is a finite number of gigabytes, 0 or more, not -1"),
         ({"step_threads": 0}, "step_threads must be at least 1"),
         ({"executor": "slurm"}, "unknown executor 'slurm'"),
         ({"executor": "locale"}, "Did you mean 'local'"),

@@ -100,6 +100,26 @@ def test_sets_that_are_still_to_come_take_their_room(
     assert second.reserve() == "", "what the first one takes is no longer free, and not to come"
 
 
+def test_a_limit_holds_for_all_sets_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (PixelCache(tmp_path, key, 100, SHAPE) for key in ("one", "two"))
+    assert first.reserve(0) == "they take 6 kB, and the pixel cache may take 0 B"
+    assert first.reserve(6000) == ""
+    beside = "they take 6 kB, others there 6 kB, and the pixel cache may take "
+    assert second.reserve(11_999) == beside + "12 kB"
+    assert second.reserve(12_000) == ""
+    assert first.reserve(11_999) == beside + "12 kB", "it counts where it is there, too"
+    # More than half of what is free, if that is what is asked for, but never nearly all.
+    third = PixelCache(tmp_path / "other", "three", 100, SHAPE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7000))
+    assert third.reserve() == "they take 6 kB, and 7 kB is free there"
+    assert third.reserve(6000) == ""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6500))
+    fourth = PixelCache(tmp_path / "more", "four", 100, SHAPE)
+    assert fourth.reserve(6000) == "they take 6 kB, and 6.5 kB is free there"
+
+
 def test_sets_can_be_listed_and_removed(tmp_path: Path) -> None:
     made(tmp_path).write(0, b"m", image(0))
     [pixels] = cached_sets(tmp_path)

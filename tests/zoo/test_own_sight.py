@@ -134,12 +134,22 @@ def test_another_spec_has_a_set_of_pixels_of_its_own(
         "have 18.4 kB to come, and 70 kB is free there"
     )
     monkeypatch.undo()
+    # What the user allows: 3 * 12 * (16² + 16² + 24²) bytes are needed.
+    few = spec_of(plan, "s", tmp_path / "few", tmp_path / "private", limits=Limits(pixels=39_000))
+    assert few.keep_pixels(planned(photos, **OWN)) == (
+        "images of 24x24 are decoded anew whenever they are used: they take 20.7 kB, others there "
+        "18.4 kB, and the pixel cache may take 39 kB"
+    )
     first = own.inputs(torch.arange(4), 0)[0]
     again = planned(photos, **OWN)
     spec.keep_pixels(again)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_files, "decode", None)  # all that is asked for was kept
         assert torch.equal(readers(again)[1].inputs(torch.arange(4), 0)[0], first)
+    # Another limit holds for splits that are kept already, and for what is made of them later.
+    none = spec_of(plan, "s", tmp_path / "store", tmp_path / "private", limits=Limits(pixels=0))
+    assert none.keep_pixels(plan).count("the pixel cache may take 0 B") == 2
+    assert plan.data.train.whole.pixels is None
 
 
 def test_pixels_are_kept_for_the_teachers_that_chains_name(photos: Path, tmp_path: Path) -> None:

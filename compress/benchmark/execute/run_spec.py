@@ -32,12 +32,14 @@ LEAST = 2**30
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds and bytes that one step, or the measuring of one row, may take."""
+    """What a run may take: one step, or the measuring of one row, and its decoded images."""
 
     seconds: float = DAY / 2
     """Twelve hours: a hang ends some time, and training may take long."""
     memory: int | None = None
-    """None: nine tenths of what is free when the run begins, and at least `LEAST`."""
+    """Bytes. None: nine tenths of what is free when the run begins, and at least `LEAST`."""
+    pixels: int | None = None
+    """Bytes of all decoded images that a store keeps. None: half of what is free on its disk."""
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < float("inf"):
@@ -123,7 +125,7 @@ class RunSpec:
         others += filter(
             None, [one.task.remade(split) for one in sights if one is not None for split in shown]
         )
-        return keep_pixels(plan.data, self.stores.shared.folder, others)
+        return keep_pixels(plan.data, self.stores.shared.folder, others, self.limits.pixels)
 
     def decoding_ahead(self, plan: Plan) -> AbstractContextManager[None]:
         """Decode the test images meanwhile: while processes start, and the first file is made."""
