@@ -1,17 +1,20 @@
 """Does a run on one's own pretrained net answer as a plain script does, and what does it cost?
 
     python benchmarks/pretrained/same_answers.py --out DIR [--root ../shared/data] [--report DIR]
+        [--times 3]
 
 EfficientNet-Lite0 on 1,000 photographs: the command line with no option but data, model and
 weights, against a script of timm and onnxruntime alone, with timm's own transforms. Compares every
 answer, and the pixels of 50 photographs with timm's and torchvision's transforms; times a row of
-the run beside plain decoding and one pass of onnxruntime at batch 32.
+the run beside plain decoding and one pass of onnxruntime at batch 32, several times in turns, as a
+machine's speed drifts; each run has a folder of its own, and keeps nothing of the one before.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -25,7 +28,7 @@ import torchvision
 from PIL import Image
 
 from compress.deploy.session import predict, session
-from compress.results.derive import read_results
+from compress.results.derive import Derived, read_results
 from compress.system.environment import cpu_info
 from compress.system.files import write_atomic
 from compress.tasks.base import prepared_batches
@@ -84,46 +87,67 @@ def largest_difference(files: list[Path]) -> dict[str, int]:
     return worst
 
 
+def row_seconds(results: Derived) -> list[float]:
+    """Return the seconds that each row took to be measured."""
+    return [
+        line["seconds"]
+        for record in results.records
+        for line in record.log
+        if line["kind"] == "measuring"
+    ]
+
+
+def answers_of(folder: Path, onnx_path: str) -> np.ndarray:
+    """Return the classes that a row's file gave to the test items."""
+    with np.load(folder / "raw" / f"{Path(onnx_path).parent.name}.npz") as answers:
+        return np.asarray(answers["predictions"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--report", type=Path, help="Where to write same_answers.md.")
+    parser.add_argument("--times", type=int, default=3, help="Runs, each beside a plain script.")
     options = parser.parse_args()
+    if options.times < 1:
+        parser.error("--times is at least 1")
     source = f"imagefolder:{options.root / 'imagenet-sample'}"
     words = ["run", "--data", source, "--model", f"timm:{MODEL}", "--weights"]
-    words += [str(options.root / WEIGHTS), "--chain", "quantize()", "--out", str(options.out)]
-    subprocess.run([sys.executable, "-m", "compress", *words], check=True)
-    results = read_results(options.out)
-    base = results.rows[0]
-    data = load_data(source, usual=pretrained(f"timm:{MODEL}", "DEFAULT").settings)  # type: ignore[union-attr]
+    words += [str(options.root / WEIGHTS), "--chain", "quantize()", "--out"]
+    known = pretrained(f"timm:{MODEL}", "DEFAULT")
+    assert known is not None
+    data = load_data(source, usual=known.settings)
     assert isinstance(data.test, ImageFiles)
-    folder = (options.out / base["onnx_path"]).parent
-    with np.load(options.out / "raw" / f"{folder.name}.npz") as answers:
-        ours = answers["predictions"]
-    theirs, seconds = plain_answers(options.out / base["onnx_path"], data.test.files)
     assert isinstance(data.validation, ImageFiles)
-    held, _ = plain_answers(options.out / base["onnx_path"], data.validation.files)
+    plain, rows, differ = [], [], 0
+    for number in range(options.times):
+        folder = options.out / str(number)
+        subprocess.run([sys.executable, "-m", "compress", *words, str(folder)], check=True)
+        results = read_results(folder)
+        base = results.rows[0]
+        theirs, seconds = plain_answers(folder / base["onnx_path"], data.test.files)
+        ours = answers_of(folder, base["onnx_path"])
+        differ = max(differ, int((ours != theirs).sum()))
+        plain.append(seconds)
+        rows.append(row_seconds(results))
+    file = folder / base["onnx_path"]
+    held, _ = plain_answers(file, data.validation.files)
     batches = [inputs for inputs, _ in prepared_batches(data.task, data.validation, BATCH)]
-    ours_held = predict(session((options.out / base["onnx_path"]).read_bytes()), batches).argmax(1)
+    ours_held = predict(session(file.read_bytes()), batches).argmax(1)
     right = int((theirs == data.test.labels.numpy()).sum())
     right += int((held == data.validation.labels.numpy()).sum())
     every = data.test.files[:: len(data.test.files) // PHOTOGRAPHS][:PHOTOGRAPHS]
     found = {
         "preprocessing": results.about["preprocessing"],
         "test items": len(ours),
-        "answers that differ": int((ours != theirs).sum()),
+        "answers that differ": differ,
         "held-out items": len(held),
         "of them differ": int((ours_held != held).sum()),
         "accuracy of the test items": base["accuracy"],
         "plain accuracy of all items": right / (len(theirs) + len(held)),
-        "plain seconds": round(seconds, 1),
-        "seconds of each row": [
-            round(line["seconds"], 1)
-            for record in results.records
-            for line in record.log
-            if line["kind"] == "measuring"
-        ],
+        "plain seconds": [round(one, 1) for one in plain],
+        "seconds of each row": [[round(one, 1) for one in run] for run in rows],
         "largest difference in levels": largest_difference(every),
     }
     print(json.dumps(found, indent=2))
@@ -133,9 +157,11 @@ def main() -> None:
 
 def report(found: dict[str, Any]) -> str:
     """Return what was found as a page."""
-    plain, differences = found["plain seconds"], found["largest difference in levels"]
-    rows = ", ".join(f"{s} s ({s / plain:.2f} times)" for s in found["seconds of each row"])
+    plain, runs = found["plain seconds"], found["seconds of each row"]
+    differences = found["largest difference in levels"]
     cpu, features = cpu_info()
+    times = [[row / one for row in run] for run, one in zip(runs, plain, strict=True)]
+    first, second = (statistics.median(column) for column in zip(*times, strict=True))
     lines = [
         "# The same answers as a plain script",
         "",
@@ -146,8 +172,15 @@ def report(found: dict[str, Any]) -> str:
         f"{found['accuracy of the test items']:.2%} of the test items are right, "
         f"{found['plain accuracy of all items']:.1%} of all.",
         "",
-        f"Plain decoding and one pass at batch {BATCH} take {plain} s; measuring the first row and "
-        f"the second (int8) takes {rows}.",
+        f"Measuring the first row takes {first:.2f} times as long as plain decoding and one pass "
+        f"at batch {BATCH}, the second (int8) {second:.2f} times: medians of {len(plain)} runs.",
+        "",
+        "| run | plain, s | first row, s | times | second row, s | times |",
+        "| --: | --: | --: | --: | --: | --: |",
+        *(
+            f"| {number} | {one} | {run[0]} | {ratio[0]:.2f} | {run[1]} | {ratio[1]:.2f} |"
+            for number, (one, run, ratio) in enumerate(zip(plain, runs, times, strict=True), 1)
+        ),
         "",
         f"| pixels of {PHOTOGRAPHS} photographs, as | largest difference in levels |",
         "| --- | --- |",
