@@ -29,6 +29,7 @@ CLAIMS = ("better", "equivalent", "worse", "faster", "slower")
 STEPS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # points
 NEAR = 10.0  # points: up to here no difference is a collapse
 SQUEEZED = 10.0  # times the length that the others need: more would leave them too little
+SMALLEST = 1e-9  # points: what reaches less far has no length to draw
 
 
 class Interval(NamedTuple):
@@ -137,7 +138,7 @@ def delta_axis(intervals: Sequence[Interval]) -> Axis:
     near = next((step for step in STEPS if step >= needed), STEPS[-1])
     low = min([0.0, *(one.low for one in intervals)])
     high = max([0.0, *(one.high for one in intervals)])
-    if low == high:
+    if high - low < SMALLEST:
         low = -near
     if max(-low, high) <= SQUEEZED * near:
         room = 0.06 * (high - low)

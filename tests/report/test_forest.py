@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from report_rows import ABOUT, row, timed
@@ -94,6 +94,7 @@ def test_the_axis_holds_all_and_collapsed_rows_do_not_squeeze_the_others(values,
     assert axis == pytest.approx((*ends, linear))
 
 
+@example([(0.0, 5e-324, 0)])
 @given(st.lists(st.tuples(st.floats(-100, 20), st.floats(0, 300), st.integers(0, 1)), min_size=1))
 def test_every_interval_is_on_the_axis(found):
     intervals = [Interval(i, v, v - half, v + half, True) for v, half, i in found]
