@@ -11,7 +11,7 @@ from typing import Any
 
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.suite import FINAL, Suite
-from compress.recommender.goal import FIGURES, Goal, Judge
+from compress.recommender.goal import FIGURES, Goal, Judge, Span, overlap, size_span
 from compress.recommender.measured import Measured
 from compress.results.record import BASELINE
 from compress.results.table import Row, number, text_of
@@ -64,8 +64,7 @@ def affordable(
     able = dict(candidates)
     first = [able.pop(proven)] if proven in able else []
     if first:
-        bar = judge.value(first[0])
-        able = {text: one for text, one in able.items() if judge.value(one) < bar}
+        able = {text: one for text, one in able.items() if judge.ahead(one, first[0])}
     while True:
         chosen = finalists(able.values(), judge, most)
         lost = {one.chain: remaking([one.chain]) for one in chosen}
@@ -138,6 +137,8 @@ class Final:
     """On its accuracy, among the finalists of this run; '' if there is none."""
     bound: float | None = None
     """The lower bound of its change of accuracy (a fraction), at the level of the verdict."""
+    span: Span = (0.0, math.inf)
+    """What its cost may be."""
 
     @property
     def optimism(self) -> float | None:
@@ -157,9 +158,10 @@ def judged(
     """Return the winner, if a finalist reaches the goal on the test split, and all finalists.
 
     The cheapest one that is equivalent within the margin (or better) wins; by latency it must be
-    shown to be faster. Within a latency it is the one with the best accuracy on *validation* items:
-    the test has the last word on how good it is, not on which; there the baseline is a candidate
-    like others, if `candidates` has it. One that is `proven` by earlier finals qualifies by them,
+    shown to be faster. Of those that are not known to cost more than it, and within a latency, it
+    is the one with the best accuracy on *validation* items: the test has the last word on how good
+    it is, not on which. Within a latency the baseline is a candidate like others, if `candidates`
+    has it. One that is `proven` by earlier finals qualifies by them,
     and the others' verdicts are corrected for one another alone. Finalists are ordered by how near
     they are, of those that do not qualify the cheaper ones than the baseline first.
     """
@@ -174,14 +176,17 @@ def judged(
         cost = 1.0 if row is base else _cost(row, base, goal)
         verdict, bound = (EQUIVALENT, None) if chain == proven else shown.get(chain, ("", None))
         qualifies = chain == proven or _qualifies(row, goal, cost, verdict)
-        found.append(Final(chain, row, candidates[chain], cost, qualifies, verdict, bound))
+        span = _span(row, base, goal, cost)
+        found.append(Final(chain, row, candidates[chain], cost, qualifies, verdict, bound, span))
     if goal.target_ms is not None:
         takes = {one.chain: number(one.row, MS) or math.inf for one in found}
         found.sort(key=lambda f: (not f.qualifies, -f.validation.accuracy, takes[f.chain]))
         if not any(one.qualifies for one in found):
             found.sort(key=lambda f: takes[f.chain])
     else:
-        found.sort(key=lambda f: (not f.qualifies, *_distance(f)))
+        missed = [one for one in found if not one.qualifies]
+        held = _by_cost([one for one in found if one.qualifies], proven)
+        found = [*held, *sorted(missed, key=_distance)]
     winner = next((one for one in found if one.qualifies), None)
     return winner, found
 
@@ -211,10 +216,19 @@ def _accuracy_verdicts(
     return dict(zip(tested, zip(verdicts, bounds, strict=True), strict=True))
 
 
+def _by_cost(held: Iterable[Final], proven: str) -> list[Final]:
+    """Return finalists that qualify, the cheapest first; ties by their validation items."""
+    left = sorted(held, key=lambda one: one.cost or math.inf)
+    ordered = []
+    while left:
+        ties = [one for one in left if overlap(one.span, left[0].span)]
+        ordered.append(max(ties, key=lambda one: (one.validation.change, one.chain == proven)))
+        left.remove(ordered[-1])
+    return ordered
+
+
 def _distance(one: Final) -> tuple[bool, float]:
-    """Return how far from winning a finalist is: by its cost where it qualifies, else its bound."""
-    if one.qualifies:
-        return False, one.cost or math.inf
+    """Return how far from qualifying a finalist is: by its bound, the cheaper ones first."""
     cheaper = one.cost is not None and one.cost < 1
     return not cheaper, math.inf if one.bound is None else -one.bound
 
@@ -237,6 +251,19 @@ def _cost(row: Row, base: Row, goal: Goal) -> float | None:
     name = FIGURES[goal.by]
     ours, theirs = number(row, name), number(base, name)
     return ours / theirs if ours and theirs else None
+
+
+def _span(row: Row, base: Row, goal: Goal, cost: float | None) -> Span:
+    """Return what the cost of a row may be, over the baseline's."""
+    if cost is None:
+        return 0.0, math.inf
+    if goal.by == "latency":
+        low, high = (number(row, f"{SPEEDUP}_{end}") for end in ("low", "high"))
+        return (1 / high, 1 / low) if low and high else (cost, cost)
+    if goal.by == "size":
+        sizes = [int(number(one, "onnx_bytes") or 0) for one in (row, base)]
+        return size_span(sizes[0], text_of(row, "chain"), sizes[1])
+    return cost, cost
 
 
 def optimism(found: Iterable[Final]) -> dict[str, Any]:

@@ -28,6 +28,13 @@ LIKELY = 0.5
 SURE = 0.9
 """What a chain with such a chance beats in cost need not be trained."""
 FINALISTS = 4
+MOST_SLACK = 1.1
+"""A few processes give wide intervals; what was timed in turns is hardly as far off as this."""
+LENGTHS = 4
+"""Bytes of a file that tell how long the chain's text in it is, at most."""
+
+Span = tuple[float, float]
+"""The least and the most that a cost may be, over the baseline's."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,21 @@ class Judge:
         name = FIGURES[self.goal.by]
         return float(getattr(one, name)) / getattr(base, name) if getattr(one, name) else None
 
+    def tied(self, one: Measured, other: Measured) -> bool:
+        """Whether nothing tells which of two chains costs less."""
+        return overlap(self._span(one), self._span(other))
+
+    def _span(self, one: Measured) -> Span:
+        if (cost := self.cost(one)) is None:
+            return 0.0, math.inf
+        if self.goal.by == "size":
+            return size_span(one.onnx_bytes, one.chain, self.baseline.onnx_bytes)
+        if self.goal.by == "latency" and one.speedup and one.speedup_low and one.speedup_high:
+            most = math.sqrt(MOST_SLACK)  # so that two that tie are at most this far apart
+            down, up = one.speedup_high / one.speedup, one.speedup / one.speedup_low
+            return cost / min(down, most), cost * min(up, most)
+        return cost, cost
+
     def needed(self, one: Measured) -> float:
         """Return the change of accuracy (a fraction, at most negative) that a test would need.
 
@@ -129,7 +151,19 @@ class Judge:
 
     def better(self, one: Measured, best: Measured | None) -> bool:
         """Whether one chain is to be preferred to the best so far: by its chance, then its cost."""
+        if best is not None and min(self.chance(one), self.chance(best)) >= LIKELY:
+            return self.ahead(one, best)
         return best is None or self._rank(one) < self._rank(best)
+
+    def ahead(self, one: Measured, other: Measured) -> bool:
+        """Whether a chain is worth more than another if both reach the goal.
+
+        It costs less; where nothing tells which one does, it is the better one on validation items.
+        """
+        values = self.value(one), self.value(other)
+        if self.goal.target_ms is None and self.tied(one, other):
+            return (-one.change, values[0]) < (-other.change, values[1])
+        return values[0] < values[1]
 
     def _rank(self, one: Measured) -> tuple[float, ...]:
         likely = self.chance(one) >= LIKELY
@@ -139,6 +173,20 @@ class Judge:
             return (0.0, self.value(one))
         # Nothing qualifies yet: what is nearest counts, if it is cheaper at all.
         return (1.0 if self.value(one) < 0 else 2.0, self.violation(one))
+
+
+def overlap(one: Span, other: Span) -> bool:
+    """Whether two costs may be equal."""
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def size_span(size: int, chain: str, base: int) -> Span:
+    """Return the size of a file, over the baseline's, apart from its chain's text.
+
+    The text stands in the file's metadata: a longer one makes no model larger.
+    """
+    rest = size - len(chain.encode())
+    return (rest - LENGTHS) / base, rest / base
 
 
 def _error(one: Measured, items: int) -> float:

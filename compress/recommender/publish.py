@@ -18,7 +18,6 @@ from compress.recommender.words import counts, optimism_words, points
 from compress.report.formatting import plain
 from compress.report.markup import MARKDOWN, code
 from compress.report.pareto import pareto_png
-from compress.report.pareto_data import pareto_front
 from compress.results.derive import row_alone
 from compress.results.record import BASELINE, Record
 from compress.results.table import Row, number, text_of
@@ -253,10 +252,18 @@ def _interval(row: Row, name: str, write: Any) -> str:
 
 
 def frontier(candidates: Iterable[Measured], judge: Judge) -> list[Measured]:
-    """Return the chains that no other one beats in both cost and accuracy, by cost."""
-    pairs = [(cost, one) for one in candidates if (cost := judge.cost(one)) is not None]
-    points_of = [(cost, one.accuracy) for cost, one in pairs]
-    return [pairs[i][1] for i in pareto_front(points_of)]
+    """Return the chains that no other one beats in both cost and accuracy, by cost.
+
+    Of those that are not known to cost more than the cheapest, the most accurate, and so on.
+    """
+    left = [one for one in candidates if judge.cost(one) is not None]
+    left.sort(key=lambda one: judge.cost(one) or 0.0)
+    front: list[Measured] = []
+    while left:
+        ties = [one for one in left if judge.tied(one, left[0])]
+        front.append(max(ties, key=lambda one: one.accuracy))
+        left = [one for one in left if one.accuracy > front[-1].accuracy]
+    return front
 
 
 def picture_rows(

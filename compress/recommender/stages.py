@@ -9,7 +9,7 @@ from statistics import fmean
 from compress.benchmark.execute.executor import OVER_BUDGET
 from compress.compressor import Compressor
 from compress.recommender.forms import CUT
-from compress.recommender.goal import LIKELY, SURE, Judge
+from compress.recommender.goal import LIKELY, MOST_SLACK, SURE, Judge
 from compress.recommender.lab import Lab, macs_over
 from compress.recommender.measured import (
     CANNOT_WIN,
@@ -41,8 +41,6 @@ HOPELESS = 0.05
 IDLE_ABOVE = 0.97
 """A cut that removes nothing, and after which a chain costs more than this share of what it costs
 without it, changes nothing."""
-MOST_SLACK = 1.1
-"""A few processes give wide intervals; what was timed in turns is hardly as far off as this."""
 CHANGES_NOTHING = " changes nothing of this model"
 SEEN_IDLE = 3
 """Different cuts by a technique that change nothing, after which none of it are tried."""

@@ -39,6 +39,7 @@ def measured(chain: str, speedup: float, lost: int, right: int = 1800) -> Measur
 
 
 def row(chain: str, lost: int = 40, gained: int = 0, **values: Any) -> dict[str, Any]:
+    speedup = values.get("cpu_speedup", 3.9)
     usual = {
         "status": "ok",
         "items": 10_000,
@@ -47,9 +48,9 @@ def row(chain: str, lost: int = 40, gained: int = 0, **values: Any) -> dict[str,
         "accuracy_delta": (gained - lost) / 10_000,
         "accuracy_delta_low": -0.009,
         "accuracy_delta_high": 0.001,
-        "cpu_speedup": 3.9,
-        "cpu_speedup_low": 3.7,
-        "cpu_speedup_high": 4.1,
+        "cpu_speedup": speedup,
+        "cpu_speedup_low": speedup / 3.9 * 3.7,
+        "cpu_speedup_high": speedup / 3.9 * 4.1,
         "cpu_verdict": "faster",
         "cpu_ms_p50": 2.0,
         "onnx_bytes": 1000,
@@ -104,6 +105,37 @@ def test_the_cheapest_that_was_shown_to_hold_the_margin_wins() -> None:
     assert winner is not None
     assert winner.chain == "b"
     assert [one.chain for one in found] == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize("test_of_short", [0, 40])
+def test_of_equally_cheap_ones_validation_decides_and_never_the_test(test_of_short: int) -> None:
+    short, full = "distill(epochs=7)", "distill(epochs=30)"
+    known = {short: measured(short, 3.0, 5), full: measured(full, 3.0, 2)}
+    rows = [
+        BASELINE,
+        row(short, lost=test_of_short, onnx_bytes=1000, cpu_speedup=3.95),
+        row(full, lost=20, onnx_bytes=1001),
+    ]
+    for by in ("latency", "size", "macs", "params"):  # the intervals of both speed-ups overlap
+        winner, found = judged(rows, Goal(by=by), known)
+        assert winner is not None
+        assert winner.chain == full
+        assert [one.chain for one in found] == [full, short]
+    rows[1] = row(short, cpu_speedup=4.5, onnx_bytes=990, macs=499, params=499)
+    for by in ("latency", "size", "macs", "params"):
+        winner, _ = judged(rows, Goal(by=by), known)
+        assert winner is not None
+        assert winner.chain == short
+
+
+def test_what_is_as_cheap_as_the_proven_one_is_tested_only_if_it_looks_better() -> None:
+    judge = Judge(Goal(by="size"), BASE, 5000)
+    names = ("proven()", "worse()", "better()")
+    known = {n: measured(n, 3.0, lost) for n, lost in zip(names, (5, 9, 2), strict=True)}
+    known = {n: replace(one, onnx_bytes=1000 + len(n)) for n, one in known.items()}
+    known["worse()"] = replace(known["worse()"], onnx_bytes=1005)
+    chosen = affordable(known, judge, 4, lambda chains: 0.0, 10.0, "proven()")
+    assert [one.chain for one in chosen] == ["proven()", "better()"]
 
 
 def test_nothing_qualifies_and_the_nearest_comes_first() -> None:
@@ -334,6 +366,11 @@ def test_no_other_chain_beats_the_frontier() -> None:
     judge = Judge(Goal(max_drop=1.0), BASE, 5000, 2)
     ones = [measured("a", 2.0, 10), measured("b", 3.0, 20), measured("c", 2.5, 30)]
     assert [one.chain for one in frontier(ones, judge)] == ["b", "a"]
+    by_size = replace(judge, goal=Goal(by="size"))
+    short = replace(measured("distill(epochs=7)", 2.0, 9), onnx_bytes=2000)
+    full = replace(measured("distill(epochs=30)", 2.0, 5), onnx_bytes=2001)
+    assert frontier([short, full], by_size) == [full]
+    assert frontier([replace(short, onnx_bytes=1900), full], by_size)[1:] == [full]
 
 
 def test_trials_are_lines_of_a_table(tmp_path: Path) -> None:

@@ -129,6 +129,46 @@ def test_what_is_likely_comes_before_what_is_cheap() -> None:
     assert judged.better(faster, safe)
 
 
+SHORT, LONG = "distill(epochs=7)", "distill(epochs=30)"
+
+
+def test_of_equal_sizes_the_better_one_by_validation_is_preferred() -> None:
+    """The file of a chain with a longer text is longer by that, and its model is not."""
+    judged = judge(by="size")
+    short = replace(one(6, 4), chain=SHORT, onnx_bytes=1000)
+    full = replace(one(4, 8), chain=LONG, onnx_bytes=1000 + len(LONG) - len(SHORT))
+    assert judged.better(full, short)
+    assert not judged.better(short, full)
+    smaller = replace(short, onnx_bytes=980)
+    assert judged.better(smaller, full)
+    assert not judged.better(full, smaller)
+    longest = replace(full, chain=" -> ".join([LONG] * 8))  # its length takes a byte more, twice
+    longest = replace(longest, onnx_bytes=1002 + len(longest.chain) - len(SHORT))
+    assert judged.better(longest, short)
+
+
+@pytest.mark.parametrize("by", ["macs", "params"])
+def test_of_equal_counts_the_better_one_by_validation_is_preferred(by: str) -> None:
+    judged = judge(by=by)
+    assert judged.better(one(4, 8), one(6, 4))
+    assert not judged.better(one(6, 4), one(4, 8))
+    assert judged.better(replace(one(6, 4), macs=499, params=249), one(4, 8))
+
+
+def test_of_latencies_that_are_not_told_apart_the_better_one_is_preferred() -> None:
+    def timed(found: Measured, speedup: float, times: float) -> Measured:
+        low, high = speedup / times, speedup * times
+        return replace(found, speedup=speedup, speedup_low=low, speedup_high=high)
+
+    worse, better = timed(one(6, 4), 2.02, 1.02), timed(one(4, 8), 2.0, 1.02)
+    assert judge().better(better, worse)
+    assert not judge().better(worse, better)
+    sharp = timed(worse, 2.02, 1.001), timed(better, 2.0, 1.001)
+    assert judge().better(*sharp)
+    # However wide intervals are, a tenth is told apart: files were timed in turns.
+    assert judge().better(timed(worse, 2.3, 2.0), timed(better, 2.0, 2.0))
+
+
 def test_within_a_latency_accuracy_counts() -> None:
     judged = Judge(Goal(max_drop=None, target_ms=0.6), BASE, 5000, 4)
     slow, quick = one(0, 0, speedup=1.2), replace(one(50, 0, speedup=2.0), right=950)
