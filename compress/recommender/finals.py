@@ -31,12 +31,14 @@ def finalists(candidates: Iterable[Measured], judge: Judge, most: int) -> list[M
 
     Those that are worth most together: the expected saving of the cheapest one that qualifies, if
     each does so with its own chance. For each number of finalists, by which chances fall (Holm),
-    one after another is added that raises it most; the best number is taken. Within a latency: the
-    most accurate ones that hold it, else the fastest.
+    one after another is added that raises it most; the best number is taken. Where nothing can
+    qualify: the nearest. Within a latency: the most accurate ones that hold it, else the fastest.
     """
     ready = [one for one in candidates if judge.cost(one) is not None and one.items]
     if judge.goal.target_ms is not None:
         return _within(ready, judge, judge.goal.target_ms, most)
+    if judge.hopeless:
+        return sorted(ready, key=judge.distance)[:most]
     best: list[Measured] = []
     worth = -1.0
     for count in range(1, most + 1):

@@ -171,8 +171,20 @@ class Judge:
             return (1.0, one.ms or math.inf)
         if likely:
             return (0.0, self.value(one))
-        # Nothing qualifies yet: what is nearest counts, if it is cheaper at all.
-        return (1.0 if self.value(one) < 0 else 2.0, self.violation(one))
+        return (1.0, *self.distance(one))
+
+    def distance(self, one: Measured) -> tuple[float, ...]:
+        """Return how far from the goal a chain that will hardly reach it is: a key to sort by.
+
+        What costs no less than the baseline comes last. A gain counts as none, as in `chance`.
+        """
+        missed = self.needed(one) - min(0.0, one.change)
+        return (float(self.value(one) >= 0), missed, self.value(one))
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no chain can reach the goal, however good."""
+        return bool(warning_of(self.goal, self.test_items))
 
 
 def overlap(one: Span, other: Span) -> bool:
@@ -204,6 +216,11 @@ def finalists_for(goal: Goal, test_items: int) -> int:
         return FINALISTS
     p = least_p(goal, test_items)
     return next((n for n in range(FINALISTS, 1, -1) if p <= ALPHA / n / 2), 1)
+
+
+def finalists_measured(goal: Goal, test_items: int) -> int:
+    """Return how many finalists are measured: where none can qualify, some, to name the nearest."""
+    return FINALISTS if warning_of(goal, test_items) else finalists_for(goal, test_items)
 
 
 def least_p(goal: Goal, test_items: int) -> float:

@@ -26,7 +26,7 @@ from compress.recommender.finals import (
     optimism,
 )
 from compress.recommender.folder import SearchFolder
-from compress.recommender.goal import Goal, Judge, finalists_for, warning_of
+from compress.recommender.goal import Goal, Judge, finalists_for, finalists_measured, warning_of
 from compress.recommender.lab import BenchLab, opened
 from compress.recommender.measured import FULL, SHORT, Measured, Notebook, Trial
 from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
@@ -161,11 +161,12 @@ class _Search:
     def carry_out(self, guess: Probe) -> Found:
         self.guess = guess
         with stage("", heading=True), self._lab() as lab:
-            count = finalists_for(self.request.goal, self.test_items)
+            count = finalists_measured(self.request.goal, self.test_items)
+            strict = finalists_for(self.request.goal, self.test_items)
             begun = time.monotonic()
             lab.begin(self.deadline)
             first = time.monotonic() - begun
-            judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items, count)
+            judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items, strict)
             warnings = self._warnings(lab)
             for warning in warnings if self.options.progress else ():
                 say(warning)

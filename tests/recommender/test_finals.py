@@ -16,7 +16,7 @@ from made_lab import BASE
 
 from compress.recommender.finals import Final, affordable, finalists, judged, optimism
 from compress.recommender.folder import SearchFolder
-from compress.recommender.goal import Goal, Judge
+from compress.recommender.goal import Goal, Judge, finalists_for, finalists_measured
 from compress.recommender.measured import OK, Measured, Notebook, Trial
 from compress.recommender.publish import COLUMNS, _front_blocks, frontier, trials_csv, words_so_far
 from compress.recommender.search import _Search
@@ -269,6 +269,24 @@ def test_within_a_latency_validation_chooses_and_the_test_only_measures() -> Non
     assert winner is not None
     assert winner.chain == "a"
     assert [one.qualifies for one in found] == [True, True, False]
+
+
+def test_where_nothing_can_qualify_the_nearest_are_tested_and_the_nearest_is_named() -> None:
+    goal = Goal(max_drop=0.01)
+    judge = Judge(goal, BASE, 360, finalists_for(goal, 360))
+    same, lucky = measured("same", 1.1, 0), replace(measured("lucky", 1.4, 1), gained=2)
+    far = [measured(f"far {n}", 2.0, 90 + n) for n in range(3)]
+    dearer = measured("dearer", 0.9, 0)
+    chosen = finalists([*far, dearer, lucky, same], judge, finalists_measured(goal, 360))
+    assert [one.chain for one in chosen] == ["same", "lucky", "far 0", "far 1"]
+    rows = [
+        BASELINE,
+        row("same", items=360, lost=1, cpu_speedup=1.1),
+        row("lucky", items=360, lost=9, cpu_speedup=1.4),
+    ]
+    winner, found = judged(rows, goal, {one.chain: one for one in (same, lucky)})
+    assert winner is None
+    assert [one.chain for one in found] == ["same", "lucky"]
 
 
 def test_where_nothing_is_within_a_latency_the_fastest_are_finalists() -> None:

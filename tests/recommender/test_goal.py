@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from made_lab import BASE
 
 from compress.errors import UserError
-from compress.recommender.goal import FINALISTS, Goal, Judge, finalists_for, least_p, warning_of
+from compress.recommender.goal import (
+    FINALISTS,
+    Goal,
+    Judge,
+    finalists_for,
+    finalists_measured,
+    least_p,
+    warning_of,
+)
 from compress.recommender.measured import Measured
 from compress.stats.levels import ALPHA
 from compress.stats.pairs import Difference
@@ -127,6 +135,23 @@ def test_what_is_likely_comes_before_what_is_cheap() -> None:
     assert not judged.better(fast, safe)
     assert judged.better(safe, fast)
     assert judged.better(faster, safe)
+
+
+def test_where_nothing_can_qualify_some_are_tested_all_the_same() -> None:
+    few, enough = 360, 500
+    assert judge(test_items=few).hopeless
+    assert finalists_measured(Goal(), few) == FINALISTS
+    assert not judge(test_items=enough).hopeless
+    assert finalists_measured(Goal(), enough) == finalists_for(Goal(), enough) == 1
+
+
+def test_a_lucky_gain_brings_nothing_nearer() -> None:
+    """Of 143 items one more is right, by flips that a test would not bear."""
+    judged = judge(0.01, test_items=360, finalists=1)
+    same, lucky = one(0, 0, items=143), one(1, 2, items=143)
+    assert judged.distance(same) < judged.distance(lucky)
+    assert judged.better(same, lucky)
+    assert judged.better(lucky, one(0, 0, items=143, speedup=0.9)), "that is no cheaper"
 
 
 SHORT, LONG = "distill(epochs=7)", "distill(epochs=30)"
