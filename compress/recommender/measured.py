@@ -19,6 +19,8 @@ OK, CANNOT_WIN, TOO_FAR, IDLE, FAILED, NO_TIME = (
     *("ok", "cannot win", "loses too much", "changes nothing", "failed", "no time"),
 )
 """How a trial ended."""
+UNFINISHED = "unfinished"
+"""The state of a trial that has not ended, in the file of trials."""
 
 
 @dataclass(frozen=True)
@@ -89,30 +91,43 @@ class Trial:
 
 @dataclass
 class Notebook:
-    """The trials of a search, a line each in a file that only grows."""
+    """The trials of a search, in a file that only grows: a line each, or several until it ends."""
 
     path: Path | None = None
     trials: list[Trial] = field(default_factory=list)
+    """Those that have ended."""
+    unfinished: dict[str, Trial] = field(default_factory=dict)
+    """By its chain, what is known of a trial that has not ended."""
 
     @staticmethod
     def read(path: Path) -> Notebook:
         """Return the trials of a file; a half-written line (a kill) is skipped."""
         notebook = Notebook(path)
         if path.exists():
-            notebook.trials = list(read_trials(path.read_bytes().splitlines()))
+            for trial in read_trials(path.read_bytes().splitlines()):
+                notebook._take(trial)
         return notebook
 
     def add(self, trial: Trial) -> None:
-        self.trials.append(trial)
+        """Write down a trial: one that has ended, or what is known of one that has not."""
+        self._take(trial)
         if self.path is not None:
             append_line(self.path, asdict(trial))
+
+    def _take(self, trial: Trial) -> None:
+        if trial.state == UNFINISHED:
+            self.unfinished[trial.chain] = trial
+        else:
+            self.unfinished.pop(trial.chain, None)
+            self.trials.append(trial)
 
     @property
     def candidates(self) -> dict[str, Measured]:
         """Every sound chain that was measured, by its text, whatever its training."""
         found: dict[str, Measured] = {}
+        known = [*self.trials, *self.unfinished.values()]
         # A cut that changes nothing is not worth naming.
-        for trial in (trial for trial in self.trials if trial.state != IDLE):
+        for trial in (trial for trial in known if trial.state != IDLE):
             for one in trial.measured:
                 if one.status == "ok" and one.items and one.candidate:
                     found[one.chain] = one

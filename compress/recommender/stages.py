@@ -21,6 +21,7 @@ from compress.recommender.measured import (
     SCREENED,
     SHORT,
     TOO_FAR,
+    UNFINISHED,
     Measured,
     Notebook,
     Trial,
@@ -112,6 +113,7 @@ class Stages:
                 self._note_idle(work)
             if not work.state and (reason := self._cannot_win(work.last)):
                 work.end(CANNOT_WIN, reason)
+            self._note(work)
 
     def _note_idle(self, work: Work) -> None:
         """Take note of a cut that left the model's size and its cost as they were."""
@@ -177,9 +179,11 @@ class Stages:
             return ""
         if cost >= 1:
             return "it costs no less than the baseline"
-        known = None if self.sure is None else self.judge.cost(self.sure)
-        if self.sure is not None and known is not None and cost >= known * _slack(one):
-            return f"{self.sure.chain} costs less, and holds the margin"
+        # What a chain is worth without its training does not speak against training it.
+        sure = None if self.sure is None or self.sure.chain == one.chain else self.sure
+        known = None if sure is None else self.judge.cost(sure)
+        if sure is not None and known is not None and cost >= known * _slack(one):
+            return f"{sure.chain} costs less, and holds the margin"
         return ""
 
     def _train_shortly(self, works: Sequence[Work]) -> None:
@@ -197,6 +201,7 @@ class Stages:
                 going.append(work)
         self._measure(going, [work.short for work in going], SHORT)
         for work in going:
+            self._note(work)
             if not work.state and (reason := self._too_far(work.last)):
                 work.end(TOO_FAR, reason)
 
@@ -232,6 +237,7 @@ class Stages:
             if not work.state:
                 self._note_idle(work)
             if not work.state:
+                self._note(work)
                 work.end(OK)
 
     def _time_promising(self, works: Sequence[Work]) -> None:
@@ -282,6 +288,20 @@ class Stages:
             else:
                 work.end(NO_TIME if OVER_BUDGET in one.error else FAILED, one.error)
 
+    def _note(self, work: Work) -> None:
+        """Write down what was measured of a chain, and take it for the best so far if it is.
+
+        Its trial may wait for its training, or train, when the search is killed.
+        """
+        if not work.state:
+            self.notebook.add(replace(work.trial(len(self.notebook.trials)), state=UNFINISHED))
+            self._consider_sound(work.last)
+
+    def _consider_sound(self, one: Measured) -> None:
+        timed = one.speedup is not None or not self.judge.goal.times
+        if one.status == "ok" and one.candidate and timed:
+            self._consider(one)
+
     def _consider(self, one: Measured, quiet: bool = False) -> None:
         if self.judge.chance(one) >= SURE and self.judge.better(one, self.sure):
             self.sure = one
@@ -293,10 +313,8 @@ class Stages:
     def _learn(self, trial: Trial) -> None:
         """Take in what a trial tells: the best, and what all of a training adds to some of it."""
         self.order.learn(trial)
-        for one in trial.measured:
-            timed = one.speedup is not None or not self.judge.goal.times
-            if one.status == "ok" and one.candidate and timed and trial.state != IDLE:
-                self._consider(one)
+        for one in trial.measured if trial.state != IDLE else ():
+            self._consider_sound(one)
         text, found, _ = trial.reason.partition(CHANGES_NOTHING)
         if trial.state == IDLE and found and "(" in text:
             self._unchanged(text.partition("(")[0], text)

@@ -407,6 +407,50 @@ def test_each_improvement_is_told_at_once(space: Space) -> None:
         assert run.judge.better(after, before)
 
 
+class Killed(MadeLab):
+    """Where the search is killed as soon as something trains."""
+
+    def measure(self, chains: Sequence[str], deadline: float) -> list[Measured]:
+        if any("distill" in text for text in chains):
+            raise KeyboardInterrupt
+        return super().measure(chains, deadline)
+
+
+@pytest.mark.parametrize("by", ["latency", "size"])
+def test_what_was_measured_before_a_training_is_told_before_it(
+    space: Space, tmp_path: Path, by: str
+) -> None:
+    told: list[Measured] = []
+    goal, place = Goal(by=by, max_drop=10.0), tmp_path / "trials.jsonl"
+    run = engine(
+        space, Killed(), goal=goal, notebook=Notebook(place), trials=1, improved=told.append
+    )
+    run.warm = None
+    run.study.enqueue([HALF], "")
+    assert run.judge.goal == goal
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    cut = "prune_channels(macs=0.5)"
+    assert [one.chain for one in told] == [cut]
+    again = Notebook.read(place)
+    assert not any(trial.measured for trial in again.trials), "its trial has not ended"
+    assert again.candidates == {cut: told[0]}
+    assert engine(space, MadeLab(), goal=goal, notebook=again).best == told[0]
+
+
+def test_what_a_chain_is_without_its_training_does_not_end_its_trial(space: Space) -> None:
+    lab = MadeLab()
+    run = engine(space, lab, goal=Goal(by="size", max_drop=10.0), trials=1)
+    run.warm = None
+    run.study.enqueue([HALF], "")
+    run.run()
+    assert run.sure is not None
+    [trial] = run.notebook.trials
+    assert (trial.state, trial.reached) == (OK, FULL)
+    assert lab.measured[-1] == trial.chain
+    assert run.notebook.unfinished == {}
+
+
 def test_draws_are_measured_side_by_side(space: Space) -> None:
     calls: list[int] = []
 
