@@ -18,6 +18,7 @@ from compress.recommender.words import counts, optimism_words, points
 from compress.report.formatting import plain
 from compress.report.markup import MARKDOWN, code
 from compress.report.pareto import pareto_png
+from compress.report.pareto_data import COUNTS
 from compress.results.derive import row_alone
 from compress.results.record import BASELINE, Record
 from compress.results.table import Row, number, text_of
@@ -98,14 +99,20 @@ def write_report(
         *_mattered_blocks(story),
     ]
     text = "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
-    write_atomic(out / TRIALS, trials_csv(notebook.trials, judge).encode())
+    write_trials(out, notebook.trials, judge)
     if records:
         rows = picture_rows(front, notebook, judge, records, search)
         marked = any(str(row["chain"]).endswith(MARK) for row in rows)
         words = f" ({MARK}: {UNTRAINED})" if marked else ""
         about = {"suite": f"frontier on validation items{words}", "model": story.data}
-        write_atomic(out / PICTURE, pareto_png(rows, about))
+        count = judge.goal.by if judge.goal.by in COUNTS else ""
+        write_atomic(out / PICTURE, pareto_png(rows, about, count))
     write_atomic(out / REPORT, text.encode())
+
+
+def write_trials(out: Path, trials: Iterable[Trial], judge: Judge) -> None:
+    """Write the table of trials that have ended."""
+    write_atomic(out / TRIALS, trials_csv(trials, judge).encode())
 
 
 def _progress(story: Story, notebook: Notebook) -> str:
@@ -154,9 +161,8 @@ def _finals_blocks(finals: Sequence[Final], story: Story) -> list[list[str]]:
         )
     if any(final.chain == story.proven for final in finals):
         words += (
-            f"{code(story.proven)} reached the goal in earlier finals, and keeps that verdict; "
-            f"verdicts of the others are corrected for one another alone (in the whole table, for "
-            f"all of its rows). "
+            "What reached the goal in earlier finals keeps that verdict; those of the others are "
+            "corrected for one another alone (in the whole table, for all of its rows). "
         )
     said = MARKDOWN.prose(words + optimism_words(optimism(finals)))
     return [MARKDOWN.heading("Finalists", 2), said, _table(header, rows)]
@@ -277,19 +283,33 @@ def picture_rows(
     others = [one for one in notebook.candidates.values() if one not in front]
     others = sorted(others, key=judge.violation)[:SHOWN]
     shown = [one for one in (*front, *others) if one.chain in records]
+    takes = steady_ms(shown)
     rows = []
     if BASELINE in records:
         row = row_alone(records[BASELINE], search)
-        known = [one.ms * one.speedup for one in shown if one.ms and one.speedup]
-        rows.append({**row, "cpu_ms_p50": median(known), "cpu_speedup": 1.0} if known else row)
+        timed = {"cpu_ms_p50": takes[BASELINE], "cpu_speedup": 1.0} if takes else {}
+        rows.append({**row, **timed})
     for one in shown:
         figures = {
             "chain": one.chain + _mark(one),
-            "cpu_ms_p50": one.ms,
+            "cpu_ms_p50": takes.get(one.chain),
             "cpu_speedup": one.speedup,
         }
         rows.append({**row_alone(records[one.chain], search), **figures})
     return rows
+
+
+def steady_ms(timed: Iterable[Measured]) -> dict[str, float]:
+    """Return the milliseconds of chains and of the baseline in which their speed-ups hold.
+
+    Those of single quick timings drift with the machine: chains of different ones can be compared
+    by their ratios to the baseline, which was timed with each of them, and by nothing else.
+    """
+    known = {one.chain: (one.ms, one.speedup) for one in timed if one.ms and one.speedup}
+    if not known:
+        return {}
+    base = median(ms * speedup for ms, speedup in known.values())
+    return {BASELINE: base, **{chain: base / speedup for chain, (_, speedup) in known.items()}}
 
 
 COLUMNS = (

@@ -35,8 +35,10 @@ FRONT: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 1.6}
 
 
 @matplotlib.rc_context(STYLE)
-def pareto_png(rows: Iterable[Row], about: About) -> bytes:
+def pareto_png(rows: Iterable[Row], about: About, count: str = "") -> bytes:
     """Return a PNG, 1600 pixels wide: accuracy against CPU latency, and against the ONNX size.
+
+    A `count` (a key of `pareto_data.COUNTS`) takes the place of the latency.
 
     Points are numbered; the numbers' chains are listed below. Rows that failed or were not
     verified are listed and not drawn. With several seeds a point is their mean, and theirs are
@@ -50,12 +52,17 @@ def pareto_png(rows: Iterable[Row], about: About) -> bytes:
     picture = Picture(bottom + LINE * max(map(_line_count, columns)) + 24)
     _heading(picture, shown, about)
     kinds = (shown, single if len(seeds) > 1 else [])
-    latency = [pareto_data.latency_points(rows, labels, about) for rows in kinds]
+    if count:
+        words = pareto_data.COUNTS[count][0]
+        first = [pareto_data.count_points(rows, labels, count) for rows in kinds]
+    else:
+        words = pareto_data.latency_axis(about)
+        first = [pareto_data.latency_points(rows, labels, about) for rows in kinds]
     size = [pareto_data.size_points(rows, labels) for rows in kinds]
-    cut = pareto_data.cut_below([point.y for point in [*latency[0], *size[0]]])
+    cut = pareto_data.cut_below([point.y for point in [*first[0], *size[0]]])
     wide = (WIDTH - LEFT - GAP - RIGHT) / 2
     for left, (points, of_seeds), what in (
-        (LEFT, latency, pareto_data.latency_axis(about)),
+        (LEFT, first, words),
         (LEFT + wide + GAP, size, "ONNX file, kB"),
     ):
         _draw(picture.panel(left, TOP, wide, PANEL), points, of_seeds, what, cut)

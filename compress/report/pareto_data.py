@@ -57,10 +57,28 @@ def latency_axis(about: About) -> str:
     return f"CPU latency, ms ({timed_words(timed, about)}){doubt}"
 
 
+COUNTS: Mapping[str, tuple[str, float]] = {
+    "macs": ("multiply-accumulates, millions", 1e6),
+    "params": ("parameters, thousands", 1e3),
+}
+"""Columns of counts that can be an axis, in words, with the unit."""
+
+
 def size_points(rows: Iterable[Row], labels: Mapping[str, str]) -> list[Point]:
     """Return the points of accuracy against the size of the ONNX file, in kB."""
-    sizes = ((row, number(row, "onnx_bytes")) for row in rows if is_drawn(row))
-    return [_point(row, labels, size / 1e3) for row, size in sizes if size]
+    return _plain_points(rows, labels, "onnx_bytes", 1e3)
+
+
+def count_points(rows: Iterable[Row], labels: Mapping[str, str], count: str) -> list[Point]:
+    """Return the points of accuracy against one of `COUNTS`."""
+    return _plain_points(rows, labels, count, COUNTS[count][1])
+
+
+def _plain_points(
+    rows: Iterable[Row], labels: Mapping[str, str], name: str, unit: float
+) -> list[Point]:
+    known = ((row, number(row, name)) for row in rows if is_drawn(row))
+    return [_point(row, labels, value / unit) for row, value in known if value]
 
 
 def is_drawn(row: Row) -> bool:

@@ -18,7 +18,14 @@ from compress.recommender.finals import Final, affordable, finalists, judged, op
 from compress.recommender.folder import SearchFolder
 from compress.recommender.goal import Goal, Judge, finalists_for, finalists_measured
 from compress.recommender.measured import OK, Measured, Notebook, Trial
-from compress.recommender.publish import COLUMNS, _front_blocks, frontier, trials_csv, words_so_far
+from compress.recommender.publish import (
+    COLUMNS,
+    _front_blocks,
+    frontier,
+    steady_ms,
+    trials_csv,
+    words_so_far,
+)
 from compress.recommender.search import _Search
 from compress.recommender.words import live, optimism_words, points, sentence, trial_line
 from compress.stats.pairs import Difference
@@ -378,6 +385,17 @@ def test_the_frontier_marks_times_of_other_files() -> None:
     [_, words, table] = _front_blocks([other, own], judge)
     assert "†: timed as a file of the same shapes, untrained" in " ".join(" ".join(words).split())
     assert [" † |" in line for line in table[2:]] == [True, False]
+
+
+def test_the_picture_has_the_speed_ups_of_the_table() -> None:
+    """The machine was busy while the second one was timed, and the baseline beside it."""
+    ones = [measured("a", 2.0, 10), replace(measured("b", 3.0, 20), ms=3.0), measured("c", 1.5, 5)]
+    takes = steady_ms([*ones, replace(measured("d", 1.2, 5), speedup=None)])
+    assert set(takes) == {"a", "b", "c", "baseline"}
+    assert takes["baseline"] == 1.0
+    for one in ones:
+        assert takes["baseline"] / takes[one.chain] == pytest.approx(one.speedup)
+    assert steady_ms([]) == {}
 
 
 def test_no_other_chain_beats_the_frontier() -> None:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from report_rows import row_steps
 
+from compress.report import pareto
 from compress.report.chains import family, look_name, number_chains, precision
 from compress.report.pareto import _keys, file_marker, pareto_png
 from compress.report.pareto_data import (
+    COUNTS,
     cut_below,
     latency_axis,
     latency_points,
@@ -167,6 +169,21 @@ def test_the_axis_says_if_its_latencies_are_not_to_be_trusted():
     doubted = {"timings": described([timed_files("cpu", known=UNTRUSTED)])}
     assert latency_axis(doubted) == ("CPU latency, ms (batch 1, all threads) (not to be trusted)")
     assert pareto_png(rows, doubted) != pareto_png(rows, {})
+
+
+@pytest.mark.parametrize(("count", "unit"), [("macs", 1e6), ("params", 1e3)])
+def test_a_count_takes_the_place_of_the_latency(count, unit, monkeypatch):
+    rows = [_row("baseline", macs=4e6, params=3e3), _row("a()", macs=1e6, params=2e3)]
+    panels = []
+    monkeypatch.setattr(
+        pareto, "_draw", lambda axes, points, seeds, what, cut: panels.append((what, points))
+    )
+    pareto_png(rows, {}, count)
+    pareto_png(rows, {})
+    (words, points), (size, _), (latency, _), _ = panels
+    assert (words, size) == (COUNTS[count][0], "ONNX file, kB")
+    assert [point.x for point in points] == [row[count] / unit for row in rows]
+    assert latency == latency_axis({})
 
 
 def test_the_main_setting_is_drawn_and_controls_are_marked():
