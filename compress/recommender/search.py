@@ -13,6 +13,7 @@ from compress.benchmark.plan.plan import Plan, with_chains
 from compress.benchmark.plan.splits import splits_for
 from compress.benchmark.plan.suite import SEARCH
 from compress.benchmark.run import RunOptions, run_plan, stopped_by_a_full_disk
+from compress.benchmark.store.outputs import DEPLOYABLE
 from compress.errors import UserError
 from compress.recommender import folder as places
 from compress.recommender.cost import CostModel
@@ -30,7 +31,13 @@ from compress.recommender.goal import Goal, Judge, finalists_for, finalists_meas
 from compress.recommender.lab import BenchLab, opened
 from compress.recommender.measured import FULL, SHORT, Measured, Notebook, Trial
 from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
-from compress.recommender.publish import Story, publish_model, words_so_far, write_report
+from compress.recommender.publish import (
+    Story,
+    publish_model,
+    words_so_far,
+    write_report,
+    write_trials,
+)
 from compress.recommender.question import Found, Request, cautions, question_of, space_for
 from compress.recommender.same_objects import keep_steps
 from compress.recommender.space import Space
@@ -57,6 +64,7 @@ SIDE_BY_SIDE = 8
 """Trials at once, at most, where an executor has many workers."""
 TRAINED = 0.6
 """Share of the budget that trainings may take, by which their epochs are settled."""
+STOPPED = "it was stopped"
 NEXT = 3
 """Chains that a report says would be tried next, and of an earlier search that are tried first."""
 
@@ -90,7 +98,8 @@ def search(
             there.write({"question": question, "arguments": dict(request.arguments)})
         run.about = there.about() or {}
         run.earlier = run.about.get("spent", 0.0)
-        return run.carry_out(guess)
+        with run.stoppable():
+            return run.carry_out(guess)
 
 
 class _Search:
@@ -120,6 +129,8 @@ class _Search:
         self.study: Study | None = None
         self.records: dict[str, Record] = {}
         self.judge: Judge | None = None
+        self.best: Measured | None = None
+        self.warnings: Sequence[str] = ()
         self.idle: set[str] = set()
         self.close: Callable[[], None] = lambda: None
 
@@ -167,7 +178,7 @@ class _Search:
             lab.begin(self.deadline)
             first = time.monotonic() - begun
             judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items, strict)
-            warnings = self._warnings(lab)
+            warnings = self.warnings = self._warnings(lab)
             for warning in warnings if self.options.progress else ():
                 say(warning)
             rows = count + bool(self.proven)
@@ -258,6 +269,7 @@ class _Search:
 
         def tell(trial: Trial) -> None:
             self._record_spent()
+            write_trials(self.out, self.notebook.trials, judge)
             if self.options.progress:
                 say(trial_line(trial, judge))
 
@@ -311,12 +323,34 @@ class _Search:
 
         What has reached the goal on the test split stays there, until the next finalists.
         """
+        self.best = one
         if self.proven:
             return
         files = lab.file_of(one)
         publish_model(self.out, files, {"chain": one.chain, "state": "so far", **_figures(one)})
         said = words_so_far(one, judge, self.notebook)
-        self._write_report(self._story("", []), judge, said, one.chain, picture=False)
+        self._write_report(self._story("", self.warnings), judge, said, one.chain, picture=False)
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """When Ctrl-C ends this context, write down and say what the best is, and where."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.judge is not None:
+                self._stopped(self.judge)
+            raise
+
+    def _stopped(self, judge: Judge) -> None:
+        self._record_spent()
+        said = self.about.get("said") or words_so_far(self.best, judge, self.notebook)
+        chain = self.proven or (self.best.chain if self.best else "")
+        story = replace(self._story("", self.warnings), ended=STOPPED)
+        self._write_report(story, judge, said, chain, picture=False)
+        if self.options.progress:
+            say(f"{said}.")
+            if chain:
+                say(f"{self.out / DEPLOYABLE}: {chain}")
 
     # --- the end ---------------------------------------------------------------------------
 

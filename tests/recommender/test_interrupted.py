@@ -41,13 +41,14 @@ def test_the_best_so_far_outlives_the_end_of_its_search(tmp_path: Path, how: int
     space.write_text(SPACE)
     command = [sys.executable, "-m", "compress", "recommend", str(out), *BEGIN]
     # A background shell has SIGINT ignored.
-    process = subprocess.Popen(
-        [*command, "--space", str(space)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(
+            [*command, "--space", str(space)],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
     try:
         for _ in range(5000):
             if len(Notebook.read(out / "trials.jsonl").trials) > 1 or process.poll() is not None:
@@ -66,8 +67,15 @@ def test_the_best_so_far_outlives_the_end_of_its_search(tmp_path: Path, how: int
     before = Notebook.read(out / "trials.jsonl").trials
     spent = json.loads((out / "search.json").read_text())["spent"]
     assert spent > 0
+    lines = (out / "trials.csv").read_text().splitlines()[1:]
     if how == signal.SIGINT:
+        assert len(lines) == len(before)
+        report = " ".join((out / "recommendation.md").read_text().split())
+        assert f"The search ended: it was stopped. {len(before)} trials" in report
+        said = " ".join((tmp_path / "log").read_text().split())
+        assert f"points. {out / 'model.onnx'}: {best['chain']} Stopped." in said
         return  # to resume is the same, and takes long
+    assert len(lines) in (len(before), len(before) - 1)  # killed between the two
     # In a process of its own: other tests may have brought techniques to this one.
     resume = [sys.executable, "-m", "compress", "recommend", str(out), "--budget", "20m"]
     resume += ["--trials", str(len(before) + 1)]

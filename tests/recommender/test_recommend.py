@@ -117,7 +117,9 @@ def test_what_was_proven_stays_though_it_is_not_shown_again(
     after = [(tmp_path / "best" / name).read_bytes() for name in ("model.onnx", "best.json")]
     assert after == before
     report = " ".join((tmp_path / "best" / "recommendation.md").read_text().split())
-    assert "reached the goal in earlier finals, and keeps that verdict" in report
+    assert "What reached the goal in earlier finals keeps that verdict" in report
+    assert "\\`" not in report
+    assert "| reached the goal before |" in report
     assert "The test split was looked at 2 times" in report
 
 
