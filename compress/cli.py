@@ -279,7 +279,7 @@ def recommend(place: Path | None, out: Path | None, **options: Any) -> None:
     source, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
     given = {name: value for name, value in options.items() if source(name) is not default}
     found = api.recommend(place or out, **given)
-    click.echo(f"{found.sentence}.")
+    click.echo(str(found))
     files = ("model.onnx", "recommendation.md", "frontier.png", "trials.csv")
     written = ", ".join(name for name in files if (found.out / name).exists())
     click.echo(f"Written to {found.out}: {written}")

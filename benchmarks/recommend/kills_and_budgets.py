@@ -39,7 +39,8 @@ from compress.system.files import sha256_file, write_atomic
 from compress.system.memory import family
 
 DROP, TEST_ITEMS = 5.0, 360
-FIGURES = ("items", "lost", "gained", "speedup", "ms", "onnx_bytes", "macs", "params")
+FIGURES = ("items", "lost", "gained", "onnx_bytes", "macs", "params")
+TIMES = ("speedup", "speedup_low", "speedup_high", "ms")
 SEARCH = [
     *("--data", "digits", "--model", "cnn-small(width=16)", "--baseline", "train(epochs=4)"),
     *("--max-drop", str(DROP), "--step-threads", "1", "--threads", "1"),
@@ -106,7 +107,8 @@ def is_worse(best: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     goal = Goal(max_drop=DROP)
     judge = Judge(goal, Measured("baseline"), TEST_ITEMS, finalists_for(goal, TEST_ITEMS))
     ours, theirs = (
-        Measured(one["chain"], **{name: one[name] for name in FIGURES}) for one in (best, before)
+        Measured(one["chain"], **{name: one[name] for name in (*FIGURES, *TIMES)})
+        for one in (best, before)
     )
     return judge.better(theirs, ours)
 

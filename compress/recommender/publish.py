@@ -11,24 +11,28 @@ from statistics import median
 from typing import Any
 
 from compress.benchmark.store.outputs import DEPLOYABLE, LAYERS, SCRIPT
+from compress.recommender.chain_table import chain_table
 from compress.recommender.finals import Final, optimism
-from compress.recommender.goal import BY, Judge
+from compress.recommender.goal import BY, Goal, Judge
 from compress.recommender.measured import Measured, Notebook, Trial
 from compress.recommender.words import counts, optimism_words, points
 from compress.report.formatting import plain
-from compress.report.markup import MARKDOWN, code
+from compress.report.layout import wrap_chain
+from compress.report.markup import MARKDOWN, PLAIN, WIDTH, Markup, code
 from compress.report.pareto import pareto_png
 from compress.report.pareto_data import COUNTS
 from compress.results.derive import row_alone
 from compress.results.record import BASELINE, Record
 from compress.results.table import Row, number, text_of
-from compress.system.amounts import duration
+from compress.system.amounts import decimal, duration
 from compress.system.files import copy_atomic, sha256_file, write_atomic, write_json
 
 REPORT, PICTURE, TRIALS, BEST = "recommendation.md", "frontier.png", "trials.csv", "best.json"
 MARK, UNTRAINED = "†", "timed as a file of the same shapes, untrained"
 SHOWN = 12
 """Chains of the picture that are not on the frontier."""
+MOST_ROWS = 6
+"""Chains of the frontier that a terminal shows."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def write_report(
         [f"`{DEPLOYABLE}`: {code(chain)}"] if chain and (out / DEPLOYABLE).exists() else [],
         MARKDOWN.prose(_progress(story, notebook)),
         *[MARKDOWN.prose(warning) for warning in story.warnings],
-        *_finals_blocks(finals, story),
+        *_finals_blocks(finals, story, judge.goal),
         *_front_blocks(front, judge),
         *_mattered_blocks(story),
     ]
@@ -134,29 +138,38 @@ def _cost_words(one: Measured, judge: Judge) -> str:
 # --- tables -------------------------------------------------------------------------------
 
 
-def _finals_blocks(finals: Sequence[Final], story: Story) -> list[list[str]]:
+def _finals_blocks(finals: Sequence[Final], story: Story, goal: Goal) -> list[list[str]]:
     if not finals:
         return []
-    header = ["finalist", "test, points", "validation", "verdict", "speed-up", "kB", "ms"]
+    header = ["test pt", "val. pt", "verdict", "speed-up", "kB", "ms"]
     rows = [
-        [
-            code(final.chain),
-            _interval(final.row, "accuracy_delta", points),
-            points(final.validation.change),
-            _verdict(final, story.proven),
-            _interval(final.row, "cpu_speedup", plain),
-            _shown(final.row, "onnx_bytes", 1e-3),
-            _shown(final.row, "cpu_ms_p50"),
-        ]
+        (
+            final.chain,
+            [
+                _interval(final.row, "accuracy_delta", points),
+                points(final.validation.change),
+                _verdict(final, story.proven),
+                _interval(final.row, "cpu_speedup", plain),
+                _shown(final.row, "onnx_bytes", 1e-3),
+                _shown(final.row, "cpu_ms_p50"),
+            ],
+        )
         for final in finals
     ]
     words = (
         "Measured once on the test split, which no step of the search has seen, and timed anew "
-        "together (the whole table: finalists/table.md). "
+        "together (the whole table: finalists/table.md). pt: change of accuracy in points, on the "
+        "test split and on validation items; intervals of 95 %. "
     )
-    if story.tests > 1:
+    if goal.target_ms is not None:
         words += (
-            f"The test split was looked at {story.tests} times, since the search was taken up "
+            f"Verdicts are about a loss of {decimal(100 * goal.margin)} point; within a latency "
+            f"nothing depends on them. "
+        )
+    if story.tests > 1:
+        times = "twice" if story.tests == 2 else f"{story.tests} times"
+        words += (
+            f"The test split was looked at {times}, since the search was taken up "
             f"again: each time makes its verdicts a little weaker. "
         )
     if any(final.chain == story.proven for final in finals):
@@ -165,12 +178,12 @@ def _finals_blocks(finals: Sequence[Final], story: Story) -> list[list[str]]:
             "corrected for one another alone (in the whole table, for all of its rows). "
         )
     said = MARKDOWN.prose(words + optimism_words(optimism(finals)))
-    return [MARKDOWN.heading("Finalists", 2), said, _table(header, rows)]
+    return [MARKDOWN.heading("Finalists", 2), said, chain_table(header, rows, MARKDOWN)]
 
 
 def _verdict(final: Final, proven: str) -> str:
     if final.chain == proven:
-        return "reached the goal before"
+        return "held before"
     return final.verdict or text_of(final.row, "status")
 
 
@@ -181,18 +194,6 @@ def _mark(one: Measured) -> str:
 def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
     if not front:
         return []
-    header = ["chain", "points", "speed-up", "kB", "MACs kept", "chance"]
-    rows = [
-        [
-            code(one.chain),
-            points(one.change),
-            "-" if one.speedup is None else plain(one.speedup) + _mark(one),
-            plain(one.onnx_bytes / 1e3),
-            plain(one.macs / judge.baseline.macs) if judge.baseline.macs else "-",
-            f"{judge.chance(one):.2f}",
-        ]
-        for one in front
-    ]
     among = ""
     if judge.goal.target_ms is None and judge.finalists > 1:
         among = f", as the first of {judge.finalists} finalists (Holm)"
@@ -201,7 +202,39 @@ def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
         f"accurate. Chance: of reaching the goal on the test split{among}. Picture: {PICTURE}."
         + (f" {MARK}: {UNTRAINED}." if any(map(_mark, front)) else "")
     )
-    return [MARKDOWN.heading("Frontier", 2), words, _table(header, rows)]
+    return [MARKDOWN.heading("Frontier", 2), words, _front_table(front, judge, MARKDOWN)]
+
+
+def front_text(candidates: Iterable[Measured], judge: Judge) -> str:
+    """Return the frontier for a terminal, of many chains those nearest to the goal; '' of none."""
+    front = frontier(candidates, judge)
+    if not front:
+        return ""
+    nearest = sorted(front, key=judge.distance)[:MOST_ROWS]
+    title = f"Frontier on {judge.baseline.items:,} validation items"
+    if len(nearest) < len(front):
+        title += f", {len(nearest)} of {len(front)} chains"
+    marks = [f"{MARK}: {UNTRAINED}"] if any(map(_mark, nearest)) else []
+    shown = [one for one in front if one in nearest]
+    return "\n".join([f"{title}:", *_front_table(shown, judge, PLAIN), *marks])
+
+
+def _front_table(front: Sequence[Measured], judge: Judge, markup: Markup) -> list[str]:
+    base = judge.baseline.macs
+    rows = [
+        (
+            one.chain,
+            [
+                points(one.change),
+                "-" if one.speedup is None else plain(one.speedup) + _mark(one),
+                plain(one.onnx_bytes / 1e3),
+                plain(one.macs / base) if base else "-",
+                f"{judge.chance(one):.2f}",
+            ],
+        )
+        for one in front
+    ]
+    return chain_table(["points", "speed-up", "kB", "MACs kept", "chance"], rows, markup)
 
 
 def _mattered_blocks(story: Story) -> list[list[str]]:
@@ -220,12 +253,18 @@ def _mattered_blocks(story: Story) -> list[list[str]]:
         blocks += [MARKDOWN.heading("What mattered", 2), MARKDOWN.prose(words)]
         blocks.append(_table(["draw", *(f"for {name}" for name in shares)], rows))
     if story.next:
-        lines = [f"- {code(chain)}" for chain in story.next]
+        lines = [line for chain in story.next for line in _listed(chain)]
         blocks += [MARKDOWN.heading("What it would try next", 2), lines]
     if story.left_out:
         lines = [f"- `{name}`: {MARKDOWN.escape(why)}" for name, why in story.left_out.items()]
         blocks += [MARKDOWN.heading("What it left out", 2), lines]
     return blocks
+
+
+def _listed(chain: str) -> list[str]:
+    """Return the lines of an item of a list."""
+    first, *more = (code(line.strip()) for line in wrap_chain(chain, WIDTH - 4))
+    return [f"- {first}", *(f"  {line}" for line in more)]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -245,13 +284,13 @@ def _shown(row: Row, name: str, scale: float = 1.0) -> str:
     return "-" if value is None else plain(scale * value)
 
 
-def _interval(row: Row, name: str, write: Any) -> str:
+def _interval(row: Row, name: str, write: Any) -> list[str]:
+    """Return a figure, and on a line of its own its interval."""
     value, low, high = (number(row, f"{name}{end}") for end in ("", "_low", "_high"))
     if value is None:
-        return "-"
-    if low is None or high is None:
-        return str(write(value))
-    return f"{write(value)} ({write(low)} to {write(high)})"
+        return ["-"]
+    interval = [] if low is None or high is None else [f"{write(low)} to {write(high)}"]
+    return [str(write(value)), *interval]
 
 
 # --- the frontier and all trials ----------------------------------------------------------

@@ -14,6 +14,8 @@ from compress.recommender.goal import Goal
 from compress.recommender.measured import Trial
 from compress.recommender.space import Space, space_of
 from compress.recommender.space_file import Wishes
+from compress.report.layout import wrap
+from compress.report.markup import WIDTH
 from compress.techniques import techniques
 from compress.zoo.students import plain_students, students_of
 
@@ -50,6 +52,15 @@ class Found:
     """Of the final run, on the test split."""
     trials: tuple[Trial, ...]
     optimism: Mapping[str, float]
+    frontier: str = ""
+    """What is cheap or accurate on validation items, as a table for a terminal."""
+
+    def __str__(self) -> str:
+        """Return what a terminal shows in the end."""
+        what = "The chain" if self.winner else "The nearest chain"
+        chain = wrap(f"{what}: {self.nearest}", WIDTH) if self.nearest else []
+        told = "\n".join([*wrap(f"{self.sentence}.", WIDTH), *chain])
+        return "\n\n".join(filter(None, [self.frontier, told]))
 
 
 def space_for(plan: Plan, wishes: Wishes) -> Space:

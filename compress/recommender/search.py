@@ -33,6 +33,7 @@ from compress.recommender.measured import FULL, SHORT, Measured, Notebook, Trial
 from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
 from compress.recommender.publish import (
     Story,
+    front_text,
     publish_model,
     words_so_far,
     write_report,
@@ -200,7 +201,8 @@ class _Search:
             said = self.about.get("said") or words_so_far(engine.best, judge, self.notebook)
             self._write_report(report, judge, said, self.proven)
             trials = tuple(self.notebook.trials)
-            return Found(self.out, said, self.proven, self.proven, (), trials, {})
+            front = front_text(self.notebook.candidates.values(), judge)
+            return Found(self.out, said, self.proven, self.proven, (), trials, {}, front)
         timing = timing_within(self.final_timing, left)
         derived = self._finals([one.chain for one in chosen], timing)
         return self._report(derived, judge, report)
@@ -209,7 +211,7 @@ class _Search:
         """Return what a user should know before hours are spent."""
         note = text_of(row_alone(lab.records[BASELINE], self._search), "note")
         few = warning_of(self.request.goal, self.test_items)
-        return [one for one in (few, note and f"Of the baseline: {note}") if one]
+        return [one for one in (few, note and f"A note on the baseline: {note}") if one]
 
     def _chosen(self, lab: BenchLab, judge: Judge, count: int, left: float) -> list[Measured]:
         """Return the finalists; a chain that reached the goal before is always one of them."""
@@ -392,7 +394,8 @@ class _Search:
         story = replace(story, spent=self.about["spent"], tests=self.about["finals"], proven=proven)
         self._write_report(story, judge, said, top, finals)
         trials = tuple(self.notebook.trials)
-        return Found(self.out, said, won, top, derived.rows, trials, optimism(finals))
+        front = front_text(self.notebook.candidates.values(), judge)
+        return Found(self.out, said, won, top, derived.rows, trials, optimism(finals), front)
 
     def _publish(self, finals: Sequence[Final], winner: Final | None, base: Row, goal: Goal) -> str:
         """Put what won, or came nearest, at the top of the folder; return what is said of it."""
@@ -436,5 +439,6 @@ def timing_within(planned: float, left: float) -> float:
 
 
 def _figures(one: Measured) -> dict[str, Any]:
-    names = ("items", "lost", "gained", "speedup", "ms", "onnx_bytes", "macs", "params")
-    return {name: getattr(one, name) for name in names}
+    counts = ("items", "lost", "gained", "onnx_bytes", "macs", "params")
+    times = ("speedup", "speedup_low", "speedup_high", "ms")
+    return {name: getattr(one, name) for name in (*counts, *times)}

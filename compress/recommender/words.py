@@ -6,16 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
+from compress.compressor import leaves
 from compress.recommender.finals import MS, Final
 from compress.recommender.goal import BY, Goal, Judge
-from compress.recommender.measured import FULL, SCREENED, SHORT, Measured, Trial
+from compress.recommender.measured import FULL, OK, SCREENED, SHORT, Measured, Trial
+from compress.report.layout import width, wrap, wrap_chain
+from compress.report.markup import WIDTH
 from compress.results.record import BASELINE
 from compress.results.table import Row, number
 from compress.stats.verdicts import BETTER, EQUIVALENT
 from compress.system.amounts import decimal, duration
 from compress.system.progress import stage
+from compress.techniques import chain as parse
 
 MINUS = "−"
+INDENT = "    "
 SAME = {"smaller": "large", BY["macs"]: "many MACs", BY["params"]: "many parameters"}
 """In words, with `as`: no smaller, no fewer."""
 PAST = {SCREENED: "not trained", SHORT: "trained shortly", FULL: "trained"}
@@ -136,12 +141,24 @@ def live(trials: int, best: Measured | None, judge: Judge, left: float) -> str:
 
 
 def trial_line(trial: Trial, judge: Judge) -> str:
-    """Return a line of the log about a finished trial."""
+    """Return what the log says of a finished trial, in a line if that is not too wide."""
     last = trial.last
-    figures = f"{so_far(last, judge)}, {PAST[trial.reached]}" if last and trial.reached else ""
-    why = ": ".join(filter(None, [trial.state if trial.state != "ok" else "", trial.reason]))
-    said = "; ".join(filter(None, [figures, why]))
-    return f"trial {trial.number}: {trial.chain}: {said}, {duration(trial.seconds)}"
+    figures = ", ".join([so_far(last, judge), *_trained(trial)]) if last and trial.reached else ""
+    state = "" if trial.state == OK or trial.reason.endswith(trial.state) else trial.state
+    why = ": ".join(filter(None, [state, trial.reason]))
+    said = f"{'; '.join(filter(None, [figures, why]))}, {duration(trial.seconds)}"
+    name = f"trial {trial.number}: {trial.chain}"
+    if width(line := f"{name}: {said}") <= WIDTH:
+        return line
+    room = WIDTH - len(INDENT)
+    return f"\n{INDENT}".join([*wrap_chain(f"{name}:", room), *wrap(said, room)])
+
+
+def _trained(trial: Trial) -> list[str]:
+    """Return in words how far a trial's chain was trained; nothing of one that trains nothing."""
+    steps = [step for step, _ in leaves(parse(trial.chain))]
+    trains = any(step.builds or step.untrained in ((), None) for step in steps)
+    return [PAST[trial.reached]] if trains else []
 
 
 def counts(trials: Sequence[Trial]) -> str:
@@ -162,10 +179,13 @@ def optimism_words(found: Mapping[str, float]) -> str:
     better = "as good as" if mean == "0.0" else f"{mean.strip('+' + MINUS)} points better than"
     if mean.startswith(MINUS):
         better = better.replace("better", "worse")
+    of = "one finalist"
+    if count > 1:
+        least, most = points(found["least"] / 100), points(found["most"] / 100)
+        of = f"mean of {count} finalists; from {least} to {most} points"
     return (
         f"Optimism of the choice: on validation items the change of accuracy looked {better} on "
-        f"the test split (mean of {count} finalist{'' if count == 1 else 's'}; from "
-        f"{points(found['least'] / 100)} to {points(found['most'] / 100)} points)."
+        f"the test split ({of})."
     )
 
 

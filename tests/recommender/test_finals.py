@@ -17,17 +17,23 @@ from made_lab import BASE
 from compress.recommender.finals import Final, affordable, finalists, judged, optimism
 from compress.recommender.folder import SearchFolder
 from compress.recommender.goal import Goal, Judge, finalists_for, finalists_measured
-from compress.recommender.measured import OK, Measured, Notebook, Trial
+from compress.recommender.measured import IDLE, OK, Measured, Notebook, Trial
 from compress.recommender.publish import (
     COLUMNS,
+    Story,
+    _finals_blocks,
     _front_blocks,
+    _mattered_blocks,
+    front_text,
     frontier,
     steady_ms,
     trials_csv,
     words_so_far,
 )
+from compress.recommender.question import Found
 from compress.recommender.search import _Search
 from compress.recommender.words import live, optimism_words, points, sentence, trial_line
+from compress.report.layout import width
 from compress.stats.pairs import Difference
 
 
@@ -359,6 +365,8 @@ def test_optimism_is_validation_less_test() -> None:
         "looked 0.2 points worse than on the test split (mean of 2 finalists; from −1.0 to +0.5"
         in (optimism_words(found))
     )
+    alone = {"mean": 3.2, "least": 3.2, "most": 3.2, "finalists": 1}
+    assert "3.2 points better than on the test split (one finalist)." in optimism_words(alone)
     even = {"mean": 0.01, "least": -0.1, "most": 0.0, "finalists": 2}
     assert "looked as good as on the test split" in optimism_words(even)
 
@@ -384,7 +392,7 @@ def test_the_frontier_marks_times_of_other_files() -> None:
     other = replace(measured("other", 3.0, 20), timed="untrained")
     [_, words, table] = _front_blocks([other, own], judge)
     assert "†: timed as a file of the same shapes, untrained" in " ".join(" ".join(words).split())
-    assert [" † |" in line for line in table[2:]] == [True, False]
+    assert [" †" in line for line in table[2:]] == [True, False]
 
 
 def test_the_picture_has_the_speed_ups_of_the_table() -> None:
@@ -396,6 +404,62 @@ def test_the_picture_has_the_speed_ups_of_the_table() -> None:
     for one in ones:
         assert takes["baseline"] / takes[one.chain] == pytest.approx(one.speedup)
     assert steady_ms([]) == {}
+
+
+STUDENT = "distill(student='cnn-small(width=16)', loss=dist(), epochs=21)"
+CHAINS = [f"{STUDENT} -> prune_channels(macs=0.{n}, scope='global') -> quantize()" for n in "246"]
+
+
+def test_tables_fit_their_width() -> None:
+    judge = Judge(Goal(max_drop=5.0), BASE, 5000, 4)
+    ones = [
+        replace(measured(chain, 3.0 - n / 2, 30 - n), timed="untrained")
+        for n, chain in enumerate(CHAINS)
+    ]
+    terminal = front_text(ones, judge)
+    finals = [Final(one.chain, row(one.chain), one, 0.3, True, "equivalent", -0.01) for one in ones]
+    story = Story("", "", "", 0.0, proven=CHAINS[0], tests=2)
+    blocks = [*_front_blocks(ones, judge), *_finals_blocks(finals, story, judge.goal)]
+    blocks += _mattered_blocks(replace(story, next=CHAINS))
+    lines = [line for block in blocks for line in block]
+    assert max(map(width, [*lines, *terminal.splitlines()])) <= 100
+    texts = ["".join(char for char in text if char not in " |`") for text in terminal.splitlines()]
+    for chain in CHAINS:
+        whole = f"{STUDENT}->prune".replace(" ", "")
+        assert whole[:20] in "".join(texts), chain
+    assert "†: timed as a file of the same shapes, untrained" in terminal
+    text = " ".join(" ".join(lines).split())
+    assert "The test split was looked at twice" in text
+    assert "held before" in text
+    assert "\\`" not in text
+
+
+def test_a_terminal_shows_the_nearest_of_a_long_frontier() -> None:
+    judge = Judge(Goal(max_drop=1.0), BASE, 5000)
+    ones = [measured(f"chain {n}", 5.0 - n / 10, 100 - n) for n in range(20)]
+    lines = front_text(ones, judge).splitlines()
+    assert lines[0] == "Frontier on 10,000 validation items, 6 of 20 chains:"
+    assert [line.split()[2] for line in lines[3:]] == [str(n) for n in range(14, 20)]
+    assert front_text([], judge) == ""
+
+
+def test_in_the_end_the_chain_is_named() -> None:
+    found = Found(Path(), "4.6x smaller", CHAINS[0], CHAINS[0], (), (), {}, "a table")
+    text = str(found)
+    assert text.startswith("a table\n\n4.6x smaller.\nThe chain: distill(student=")
+    assert " ".join(text.split()).endswith(f"The chain: {CHAINS[0]}")
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\nThe nearest chain: distill(" in str(replace(found, winner=""))
+    assert str(replace(found, winner="", nearest="", frontier="")) == "4.6x smaller."
+
+
+def test_within_a_latency_the_margin_of_the_verdicts_is_named() -> None:
+    final = Final("a", row("a"), measured("a", 3.9, 5), 1 / 3.9, True, "equivalent", -0.008)
+    story = Story("", "", "", 0.0, tests=1)
+    goals = Goal(max_drop=None, target_ms=5.0), Goal(max_drop=1.0)
+    texts = [" ".join(" ".join(_finals_blocks([final], story, g)[1]).split()) for g in goals]
+    said = "Verdicts are about a loss of 1 point; within a latency nothing depends on them."
+    assert [said in text for text in texts] == [True, False]
 
 
 def test_no_other_chain_beats_the_frontier() -> None:
@@ -440,7 +504,27 @@ def test_what_is_said_meanwhile() -> None:
     assert live(1, best, judge, 840) == "1 trial done, best 2.0x at −0.4 points, 14 min left"
     assert live(0, None, judge, -3) == "0 trials done, best nothing yet, 0 s left"
     trial = Trial(3, {}, "quantize()", OK, "full", "", (best,), 12.0)
-    assert trial_line(trial, judge) == "trial 3: quantize(): 2.0x at −0.4 points, trained, 12 s"
+    assert trial_line(trial, judge) == "trial 3: quantize(): 2.0x at −0.4 points, 12 s"
+    for chain, words in {
+        "carve(ratio=0.5) -> quantize()": "",
+        "carve(ratio=0.5) -> finetune() -> quantize()": ", trained",
+        "distill(student='resnet20')": ", trained",
+        "repeat(2, prune_channels(macs=0.5) -> finetune())": ", trained",
+    }.items():
+        line = trial_line(replace(trial, chain=chain), judge)
+        assert line == f"trial 3: {chain}: 2.0x at −0.4 points{words}, 12 s"
+    idle = replace(trial, state=IDLE, reason=f"quantize() {IDLE}", chain="quantize()")
+    assert trial_line(idle, judge) == (
+        "trial 3: quantize(): 2.0x at −0.4 points; quantize() makes nothing cheaper, 12 s"
+    )
+    cut = "prune_channels(macs=0.4, criterion=taylor(), scope='global') -> distill(epochs=7)"
+    long = replace(trial, chain=f"distill(student='resnet20(width=8)', epochs=9) -> {cut}")
+    long = replace(long, state="failed", reason=" ".join(["it broke"] * 40))
+    lines = trial_line(long, judge).splitlines()
+    assert max(map(len, lines)) <= 100
+    text = " ".join(line.strip() for line in lines)
+    assert text.startswith(f"trial 3: {long.chain}: 2.0x at −0.4 points, trained; failed: it broke")
+    assert text.endswith("it broke, 12 s")
     failed = Trial(4, {}, "x()", "failed", "", "it broke", (), 2.0)
     assert trial_line(failed, judge) == "trial 4: x(): failed: it broke, 2 s"
     assert [points(value) for value in (0.0004, -0.0004, -0.01)] == ["0.0", "0.0", "−1.0"]
