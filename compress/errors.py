@@ -35,7 +35,7 @@ def unknown(kind: str, name: str, known: Iterable[str], meant: Sequence[str] = (
 
 def nearest(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
     """Return a question that names the nearest known names, as they are `shown`, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.55)
     return _question([shown(one) for one in near])
 
 

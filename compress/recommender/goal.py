@@ -75,7 +75,8 @@ class Goal:
     def words(self) -> str:
         if self.target_ms is not None:
             return f"the most accurate within {decimal(self.target_ms)} ms"
-        what = {"latency": "fastest", "size": "smallest"}.get(self.by, f"fewest {self.by}:")
+        what = {"latency": "fastest", "size": "smallest"}.get(self.by, BY[self.by])
+        what = what.replace("fewer", "fewest")
         points = f"{decimal(self.max_drop or 0)} point{'' if self.max_drop == 1 else 's'}"
         return f"the {what} within a loss of {points}"
 

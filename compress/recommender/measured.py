@@ -16,7 +16,7 @@ from compress.system.files import append_line
 SCREENED, SHORT, FULL = "untrained", "short", "full"
 """How far a trial went: its chain without training, with little of it, with all of it."""
 OK, CANNOT_WIN, TOO_FAR, IDLE, FAILED, NO_TIME = (
-    *("ok", "cannot win", "loses too much", "changes nothing", "failed", "no time"),
+    *("ok", "cannot win", "loses too much", "makes nothing cheaper", "failed", "no time"),
 )
 """How a trial ended."""
 UNFINISHED = "unfinished"
@@ -126,7 +126,7 @@ class Notebook:
         """Every sound chain that was measured, by its text, whatever its training."""
         found: dict[str, Measured] = {}
         known = [*self.trials, *self.unfinished.values()]
-        # A cut that changes nothing is not worth naming.
+        # A cut that makes nothing cheaper is not worth naming.
         for trial in (trial for trial in known if trial.state != IDLE):
             for one in trial.measured:
                 if one.status == "ok" and one.items and one.candidate:

@@ -41,10 +41,10 @@ HOPELESS = 0.05
 """A chance below which a chain is not trained on."""
 IDLE_ABOVE = 0.97
 """A cut that removes nothing, and after which a chain costs more than this share of what it costs
-without it, changes nothing."""
-CHANGES_NOTHING = " changes nothing of this model"
+without it, makes nothing cheaper."""
+NOTHING_CHEAPER = f" {IDLE}"
 SEEN_IDLE = 3
-"""Different cuts by a technique that change nothing, after which none of it are tried."""
+"""Different cuts by a technique that make nothing cheaper, after which none of it are tried."""
 GAIN = 0.9
 """Share of what a short recovery leaves lost that all of it takes back: beside those that were
 seen, it counts as one of them."""
@@ -72,9 +72,9 @@ class Stages:
     sure: Measured | None = None
     """The cheapest that is nearly sure to reach the goal."""
     idle: set[str] = field(default_factory=set)
-    """Techniques whose cuts are not tried any more: several changed nothing of this model."""
+    """Techniques whose cuts are not tried any more: several made nothing cheaper."""
     unchanged: dict[str, set[str]] = field(default_factory=dict)
-    """By technique, the cuts that changed nothing of this model."""
+    """By technique, the cuts that made nothing cheaper."""
     gains: list[float] = field(default_factory=list)
     """Of trained cuts: the share of what a short recovery left lost that all of it took back."""
     broken: dict[frozenset[str], str] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Stages:
         going = []
         for work in works:
             if names := self.idle & {step.name() for step in work.chain.steps}:
-                work.end(IDLE, f"{min(names)}{CHANGES_NOTHING}")
+                work.end(IDLE, f"{min(names)}{NOTHING_CHEAPER}")
             elif reason := self._broken_by(work.chain):
                 work.end(TOO_FAR, reason)
             elif self.stages and (shapes := shapes_of(work.chain)) is not None:
@@ -127,11 +127,11 @@ class Stages:
         without = self.notebook.candidates.get(rest) if rest else replace(base, speedup=1.0)
         costs = [None if one is None else self.judge.cost(one) for one in (work.last, without)]
         if all(costs) and costs[0] > IDLE_ABOVE * costs[1]:  # type: ignore[operator]
-            work.end(IDLE, f"{cuts[0]!r}{CHANGES_NOTHING}")
+            work.end(IDLE, f"{cuts[0]!r}{NOTHING_CHEAPER}")
             self._unchanged(cuts[0].name(), repr(cuts[0]))
 
     def _unchanged(self, name: str, text: str) -> None:
-        """Take note of a cut that changed nothing: after a few different ones, no more are tried.
+        """Take note of a cut that gained nothing: after a few different ones, no more are tried.
 
         (A gentle one may leave whole what a strong one cuts.)
         """
@@ -201,9 +201,9 @@ class Stages:
                 going.append(work)
         self._measure(going, [work.short for work in going], SHORT)
         for work in going:
-            self._note(work)
             if not work.state and (reason := self._too_far(work.last)):
                 work.end(TOO_FAR, reason)
+            self._note(work)
 
     def _short(self, work: Work) -> Compressor | None:
         """Return a chain with a short training; None if it has no shorter one than its own."""
@@ -237,7 +237,6 @@ class Stages:
             if not work.state:
                 self._note_idle(work)
             if not work.state:
-                self._note(work)
                 work.end(OK)
 
     def _time_promising(self, works: Sequence[Work]) -> None:
@@ -267,7 +266,8 @@ class Stages:
         if seconds <= self.left:
             return True
         reason = f"about {duration(seconds)}, and {duration(max(0.0, self.left))} were left"
-        work.end(OK if work.reached == SHORT else NO_TIME, f"not trained fully: {reason}")
+        what = "not trained fully" if work.measured else "not tried"
+        work.end(OK if work.reached == SHORT else NO_TIME, f"{what}: {reason}")
         return False
 
     def _measure(
@@ -286,10 +286,11 @@ class Stages:
             if one.status == "ok":
                 work.reached = reached
             else:
-                work.end(NO_TIME if OVER_BUDGET in one.error else FAILED, one.error)
+                late = OVER_BUDGET in one.error
+                work.end(NO_TIME if late else FAILED, one.error.removeprefix("StepEnded: "))
 
     def _note(self, work: Work) -> None:
-        """Write down what was measured of a chain, and take it for the best so far if it is.
+        """Write down what was measured of a chain that goes on; it may be the best so far.
 
         Its trial may wait for its training, or train, when the search is killed.
         """
@@ -315,7 +316,7 @@ class Stages:
         self.order.learn(trial)
         for one in trial.measured if trial.state != IDLE else ():
             self._consider_sound(one)
-        text, found, _ = trial.reason.partition(CHANGES_NOTHING)
+        text, found, _ = trial.reason.partition(NOTHING_CHEAPER)
         if trial.state == IDLE and found and "(" in text:
             self._unchanged(text.partition("(")[0], text)
         if trial.reached == FULL and len(trial.measured) == 3:

@@ -87,8 +87,18 @@ def _end(lower: str) -> dict[str, Value]:
 
 
 def _cut(form: Form, recovery: str, kept: float) -> Mapping[str, Value]:
-    shares = {f"{form.name}.{name}": _at(values, kept) for name, values in form.options.items()}
+    shares = {
+        f"{form.name}.{name}": _at(values, 1 - kept if _removes(form, name) else kept)
+        for name, values in form.options.items()
+    }
     return {"cut": form.name, "cut alone": form.name, "recovery": recovery, **shares}
+
+
+def _removes(form: Form, name: str) -> bool:
+    """Whether an option is what a cut takes away: halfway there (`Compressor.at`) it is less."""
+    step = form.sample
+    value = getattr(step, name)
+    return is_number(value) and getattr(step.at(0.5), name) < value
 
 
 def _at(values: Range | Choices, kept: float) -> Value:

@@ -110,6 +110,11 @@ def _built(blueprint: Blueprint, allow_code: Collection[Path]) -> nn.Module:
         return _ensemble(name, arguments, allow_code)
     if name.source or name.name not in BUILT_IN:
         full = f"{name.source}:{name.name}".lstrip(":")
+        if full == "search":
+            raise UserError(
+                "'search' is no model but a step, which looks for one: write "
+                "search(params=0.3, family='resnet', epochs=...) -> distill(...)"
+            )
         raise unknown("model", full, MODELS, full_names(name.name))
     return _built_in(name, arguments)
 

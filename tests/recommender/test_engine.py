@@ -11,6 +11,7 @@ import pytest
 from bench_fixtures import fresh_model, make_context, small_digits
 from made_lab import BASE, MadeLab, made
 
+from compress.benchmark.execute.executor import OVER_BUDGET
 from compress.parts import Choices
 from compress.recommender import engine as engines
 from compress.recommender import order, stages
@@ -216,6 +217,28 @@ def test_a_failed_trial_costs_one_row(space: Space) -> None:
     assert "factorize" not in run.best.chain
 
 
+class Late(MadeLab):
+    """Whose trainings are ended by the executor."""
+
+    def measure(self, chains: Sequence[str], deadline: float) -> list[Measured]:
+        return [
+            Measured(one.chain, "failed", f"StepEnded: {OVER_BUDGET}: it was ended after 9 s")
+            if "distill" in one.chain
+            else one
+            for one in super().measure(chains, deadline)
+        ]
+
+
+def test_what_was_ended_says_why_in_words(space: Space) -> None:
+    run = engine(space, Late(), trials=1)
+    run.warm = None
+    run.study.enqueue([HALF], "")
+    run.run()
+    [trial] = run.notebook.trials
+    assert trial.state == NO_TIME
+    assert trial.reason == "nothing was left of the budget: it was ended after 9 s"
+
+
 def test_the_deadline_is_kept(space: Space) -> None:
     for seconds in (5.0, 60.0, 300.0):
         lab = MadeLab()
@@ -231,8 +254,10 @@ def test_what_there_is_no_time_for_says_so(space: Space) -> None:
     late = [trial for trial in run.notebook.trials if trial.state == NO_TIME]
     assert late
     assert all(trial.chain not in lab.measured for trial in late)
-    reasons = ("not trained fully: about", "not trained: others promised more")
+    reasons = ("not trained fully: about", "not trained: others promised more", "not tried: about")
     assert all(trial.reason.startswith(reasons) for trial in late)
+    for trial in late:
+        assert trial.reason.startswith("not tried") == (not trial.measured), trial
 
 
 def test_a_short_training_is_no_use_where_the_whole_one_then_has_no_time(space: Space) -> None:
@@ -336,11 +361,11 @@ def test_a_technique_whose_cuts_change_nothing_is_given_up(
     run.run()
     assert run.idle == {"factorize"}
     idle = [trial for trial in run.notebook.trials if trial.state == IDLE]
-    told = [trial for trial in idle if trial.reason.startswith("factorize changes")]
+    told = [trial for trial in idle if trial.reason.startswith("factorize makes")]
     assert told
     assert all(not trial.measured for trial in told)
     assert {trial.reason for trial in idle if trial not in told} == {
-        f"factorize(macs={share}) changes nothing of this model" for share in (0.5, 0.8)
+        f"factorize(macs={share}) makes nothing cheaper" for share in (0.5, 0.8)
     }
     again = engine(space, MadeLab(), notebook=run.notebook)
     assert again.idle == {"factorize"}, "as it was known before"
@@ -482,7 +507,7 @@ def test_finalists_are_worth_most_together(space: Space) -> None:
 
 def test_states_are_words() -> None:
     assert {OK, CANNOT_WIN, TOO_FAR, IDLE, FAILED, NO_TIME} == {
-        *("ok", "cannot win", "loses too much", "changes nothing", "failed", "no time"),
+        *("ok", "cannot win", "loses too much", "makes nothing cheaper", "failed", "no time"),
     }
 
 

@@ -62,6 +62,16 @@ def test_other_goals_that_are_none_are_refused() -> None:
         Goal(by="size", max_drop=None, target_ms=5.0)
 
 
+def test_goals_in_words() -> None:
+    said = {by: Goal(by=by).words() for by in ("latency", "size", "macs", "params")}
+    assert said == {
+        "latency": "the fastest within a loss of 1 point",
+        "size": "the smallest within a loss of 1 point",
+        "macs": "the fewest MACs within a loss of 1 point",
+        "params": "the fewest parameters within a loss of 1 point",
+    }
+
+
 def test_costs_are_relative_to_the_baseline() -> None:
     figures = {"latency": 0.5, "size": 0.25, "macs": 0.5, "params": 0.25}
     for by, cost in figures.items():

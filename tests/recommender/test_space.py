@@ -326,6 +326,19 @@ def test_the_warm_start_has_what_is_known_to_be_good(whole: Space) -> None:
     assert others == warm_start(whole, True)
 
 
+def test_a_gentle_cut_takes_little_away(context: StepContext) -> None:
+    """`sparsity` is what is gone, `macs` what is kept."""
+    found = space(context, Wishes(only=("prune_weights", "prune_channels"), values=CUTS))
+    first = [repr(found.chain(params, 4)) for params in warm_start(found, lowered=False)[:2]]
+    assert sorted(first) == ["prune_channels(macs=0.8)", "prune_weights(sparsity=0.3)"]
+
+
+CUTS = {
+    "prune_weights": {"sparsity": Range(0.2, 0.9, step=0.1)},
+    "prune_channels": {"macs": Range(0.2, 0.9, step=0.1), "criterion": "l2", "scope": "local"},
+}
+
+
 def test_where_nothing_lowers_the_warm_start_has_no_lowering(context: StepContext) -> None:
     found = space(context, Wishes(without=("quantize",)))
     assert lowering_alone(found) == []

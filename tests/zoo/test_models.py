@@ -153,6 +153,7 @@ def test_a_stem_that_is_small_already_is_refused():
     [
         ("resnet21", "unknown model 'resnet21'. Did you mean .*'resnet20'"),
         ("keras:resnet50", r"unknown model 'keras:resnet50'\. Did you mean 'torchvision:resnet50'"),
+        ("search", r"'search' is no model but a step.*search\(params=0.3, family='resnet'"),
         ("alexnet", r"unknown model 'alexnet'\. Did you mean 'torchvision:alexnet'\?"),
         ("resnet20(depth=3)", "unknown option of resnet20 'depth'"),
         ("resnet20(width='wide')", "positive whole number"),

@@ -171,7 +171,7 @@ def _layers(rows: Iterable[Mapping[str, Any]]) -> str:
 def _save(plan: Plan, row: Row, model: Model, folder: Path) -> list[str]:
     """Save the model so that a Python user can load it; return notes where that is impossible."""
     if plan.instance is not None:
-        return ["a module instance: the ONNX file is the only artifact"]
+        return ["the model was passed as a module: the ONNX file is the only artifact"]
     chain, task = full_chain(plan, row), plan.data.task.describe()
     about = {"task": task, "chain": chain, "lowered": model.lowered}
     try:

@@ -89,7 +89,8 @@ def _baseline(suite: Suite, chains: list[Compressor], has_weights: bool) -> Comp
         starts = [chain.steps[0] for chain in chains if _is_baseline(chain.steps[0])]
         if suite.weights is None and not starts and not has_weights:
             raise IllegalChain(
-                "the model has no weights: begin the chain with train(epochs=...), or give weights"
+                "the model has no weights: give weights, or have train(epochs=...) make them, as "
+                "the baseline (--baseline) or at the beginning of the chain"
             )
         return starts[0] if starts and suite.weights is None else None
     baseline = parse(suite.baseline)
