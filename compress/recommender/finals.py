@@ -163,9 +163,9 @@ def judged(
     shown to be faster. Of those that are not known to cost more than it, and within a latency, it
     is the one with the best accuracy on *validation* items: the test has the last word on how good
     it is, not on which. Within a latency the baseline is a candidate like others, if `candidates`
-    has it. One that is `proven` by earlier finals qualifies by them,
-    and the others' verdicts are corrected for one another alone. Finalists are ordered by how near
-    they are, of those that do not qualify the cheaper ones than the baseline first.
+    has it. One that is `proven` by earlier finals qualifies by them, and the others' verdicts are
+    corrected for one another alone. Finalists are ordered by how near they are, of those that do
+    not qualify the cheaper ones than the baseline first.
     """
     rows = [row for row in rows if text_of(row, "chain") in (BASELINE, *candidates)]
     base = next(row for row in rows if text_of(row, "chain") == BASELINE)

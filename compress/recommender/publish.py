@@ -199,7 +199,8 @@ def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
         among = f", as the first of {judge.finalists} finalists (Holm)"
     words = MARKDOWN.prose(
         f"On {judge.baseline.items:,} validation items: no other chain is both cheaper and more "
-        f"accurate. Chance: of reaching the goal on the test split{among}. Picture: {PICTURE}."
+        f"accurate (what cannot be told apart in cost counts as equal). Chance: of reaching the "
+        f"goal on the test split{among}. Picture: {PICTURE}."
         + (f" {MARK}: {UNTRAINED}." if any(map(_mark, front)) else "")
     )
     return [MARKDOWN.heading("Frontier", 2), words, _front_table(front, judge, MARKDOWN)]
@@ -210,7 +211,7 @@ def front_text(candidates: Iterable[Measured], judge: Judge) -> str:
     front = frontier(candidates, judge)
     if not front:
         return ""
-    nearest = sorted(front, key=judge.distance)[:MOST_ROWS]
+    nearest = sorted(front, key=lambda one: (-judge.chance(one), judge.distance(one)))[:MOST_ROWS]
     title = f"Frontier on {judge.baseline.items:,} validation items"
     if len(nearest) < len(front):
         title += f", {len(nearest)} of {len(front)} chains"
