@@ -234,7 +234,8 @@ def warning_of(goal: Goal, test_items: int) -> str:
     if goal.max_drop is None or least_p(goal, test_items) <= ALPHA:
         return ""
     return (
-        f"{test_items:,} test items are too few to show that less than {decimal(goal.max_drop)} "
-        f"points are lost, even for a file that answers as the baseline does. So nothing can "
-        f"qualify here, and the nearest will be named; give more test items, or a larger --max-drop"
+        f"{test_items:,} test items are too few to show a loss below {decimal(goal.max_drop)} "
+        f"point{'' if goal.max_drop == 1 else 's'}, even of a file that answers as the baseline "
+        f"does. So nothing can qualify here, and the nearest will be named; give more test items, "
+        f"or a larger --max-drop"
     )

@@ -46,6 +46,8 @@ from compress.recommender.study import Study
 from compress.recommender.warm import draws_to_resume, good_draws, warm_start
 from compress.recommender.words import Live, live, sentence, trial_line
 from compress.report.curves import curve_rows
+from compress.report.layout import wrap
+from compress.report.markup import WIDTH
 from compress.report.write import write_reports
 from compress.results.derive import Derived, read_results, row_alone
 from compress.results.record import BASELINE, Record
@@ -181,7 +183,7 @@ class _Search:
             judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items, strict)
             warnings = self.warnings = self._warnings(lab)
             for warning in warnings if self.options.progress else ():
-                say(warning)
+                say("\n".join(wrap(warning, WIDTH)))
             rows = count + bool(self.proven)
             measuring = self._measuring(lab, rows, first)
             end = self.deadline - measuring - OVER_TIMING * self.final_timing

@@ -131,6 +131,8 @@ def so_far(one: Measured | None, judge: Judge) -> str:
         )
     if judge.goal.times:
         parts = parts[:1] or parts
+    elif judge.goal.by != "size" and (cost := judge.cost(one)):
+        parts = [f"{_times(1 / cost)}x {BY[judge.goal.by]}"]
     return f"{', '.join(parts)} at {points(one.change)} points"
 
 

@@ -502,6 +502,8 @@ def test_what_is_said_meanwhile() -> None:
     judge = Judge(Goal(max_drop=1.0), BASE, 5000, 2)
     best = measured("quantize()", 2.0, 8)
     assert live(1, best, judge, 840) == "1 trial done, best 2.0x at −0.4 points, 14 min left"
+    by_macs = replace(judge, goal=Goal(by="macs"))
+    assert "best 2.0x fewer MACs at −0.4 points" in live(1, best, by_macs, 840)
     assert live(0, None, judge, -3) == "0 trials done, best nothing yet, 0 s left"
     trial = Trial(3, {}, "quantize()", OK, "full", "", (best,), 12.0)
     assert trial_line(trial, judge) == "trial 3: quantize(): 2.0x at −0.4 points, 12 s"

@@ -132,7 +132,8 @@ def test_there_are_as_many_finalists_as_the_test_items_bear() -> None:
 
 
 def test_too_few_test_items_are_said_beforehand() -> None:
-    assert "300 test items are too few" in warning_of(Goal(max_drop=1.0), 300)
+    assert "300 test items are too few to show a loss below 1 point," in warning_of(Goal(), 300)
+    assert "a loss below 0.5 points," in warning_of(Goal(max_drop=0.5), 300)
     assert Difference(0, 0, 300).noninferiority_p(0.01) > ALPHA
     assert warning_of(Goal(max_drop=1.0), 1000) == ""
     assert Difference(0, 0, 1000).noninferiority_p(0.01) <= ALPHA
