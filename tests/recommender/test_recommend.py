@@ -228,6 +228,17 @@ def test_the_command_passes_only_what_was_given(monkeypatch: pytest.MonkeyPatch)
     assert passed == [{"budget": "1h", "device": "cpu"}]
 
 
+def test_the_command_ends_with_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compress import api
+    from compress.recommender.question import Found
+
+    found = Found(tmp_path, "4x smaller", "quantize()", "quantize()", (), (), {}, "a table")
+    monkeypatch.setattr(api, "recommend", lambda *_, **__: found)
+    done = CliRunner().invoke(cli, ["recommend", str(tmp_path), "--budget", "1h"])
+    assert "a table\n\n4x smaller.\nThe chain: quantize()\n" in done.output
+    assert done.exit_code == 0
+
+
 def test_the_command_says_what_is_wrong() -> None:
     runner = CliRunner()
     done = runner.invoke(cli, ["recommend", "--data", "digits", "--model", "mlp"])
