@@ -74,10 +74,11 @@ TIMED = 20.0
 PLACED, WHOLE = "quantize()", "quantize(seconds=0)"
 
 ADAROUND = "quark_quantize(adaround=True)"
+AUTO_SEARCH = "quark_quantize(search_seconds=600)"
 STEPS = (
     *("ort_quantize(defaults=True)", "ort_quantize()"),
     *("nncf_quantize()", "nncf_quantize(preset='mixed')", "nncf_quantize(accurate=True)"),
-    *("nncf_quantize(transformer=True)", "quark_quantize()", ADAROUND),
+    *("nncf_quantize(transformer=True)", "quark_quantize()", ADAROUND, AUTO_SEARCH),
     *(PLACED, WHOLE, "quantize(seconds=0, max_drop=None)"),
 )
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -87,7 +88,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "with ranges of extremes": {"method": "minmax"},
 }
 CANDIDATES = (*STEPS, *ABLATIONS)
-SLOW = (ADAROUND, "nncf_quantize(accurate=True)")
+SLOW = (ADAROUND, AUTO_SEARCH, "nncf_quantize(accurate=True)")
 """These take minutes, and are tried on some nets alone."""
 FEW = ("resnet20", "mobilenetv2-x05", "resnet20 twin 2/0", "lite0")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import deploy_models
 import numpy as np
@@ -82,6 +84,61 @@ def test_without_its_extra_a_chain_is_refused_before_anything_runs(step, monkeyp
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(IllegalChain, match=rf"pip install 'compress-models\[{MODULES[step]}\]'"):
         step().check(StepContext(small_digits().task))
+
+
+def test_auto_search_ends_with_its_time_and_gives_the_best_file(tmp_path, monkeypatch):
+    if not find_spec("quark"):
+        pytest.skip("needs the extra [quark]")
+    monkeypatch.chdir(tmp_path)
+    source = stamp(deploy_models.float_file("cnn"), {"labels": "[]"})
+    step = QuarkQuantize(search_seconds=0.01)
+    content, errors = step.searched(source, BATCHES[QuarkQuantize], seed=3)
+    assert len(errors) == 1, "the trial that runs when the time is over is the last"
+    wanted = predict(session(source), [(ITEMS,)])
+    found = predict(session(content), [(ITEMS,)])
+    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) == pytest.approx(errors[0])
+    assert read_metadata(content) == read_metadata(source)
+    longer, more = replace(step, search_seconds=8).searched(source, BATCHES[QuarkQuantize])
+    assert more[0] == errors[0]
+    assert len(more) > 2
+    best = predict(session(longer), [(ITEMS,)])
+    assert np.linalg.norm(best - wanted) / np.linalg.norm(wanted) == pytest.approx(min(more))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_search_chooses_is_not_given():
+    with pytest.raises(IllegalChain, match="AutoSearchPro chooses all but calibration"):
+        chain("quark_quantize(search_seconds=60, adaround=True)")
+    assert chain("quark_quantize(search_seconds=60, calibration=64)").search_seconds == 60
+
+
+@pytest.mark.parametrize("judged", [0, 1])
+def test_a_search_that_breaks_keeps_what_it_found(judged, monkeypatch, tmp_path):
+    if not find_spec("quark"):
+        pytest.skip("needs the extra [quark]")
+    from quark.onnx.quantization.auto_search import auto_search_pro
+
+    def run(self):
+        source = self.config["model_input"]
+        evaluated = self.config["search_evaluator"]
+        assert evaluated(source) == 0
+        for trial in range(judged):
+            Path(f"{trial}.onnx").write_bytes(Path(source).read_bytes())
+            evaluated(f"{trial}.onnx")
+        raise RuntimeError("cannot round this layer")
+
+    monkeypatch.setattr(auto_search_pro.AutoSearchPro, "run", run)
+    step = QuarkQuantize(search_seconds=60)
+    source = deploy_models.float_file("cnn")
+    if not judged:
+        with pytest.raises(RuntimeError, match="cannot round"):
+            step.searched(source, BATCHES[QuarkQuantize])
+        return
+    content, errors = step.searched(source, BATCHES[QuarkQuantize])
+    assert errors == [0.0]
+    np.testing.assert_array_equal(
+        predict(session(content), [(ITEMS,)]), predict(session(source), [(ITEMS,)])
+    )
 
 
 def test_they_plug_in_as_others_do():
