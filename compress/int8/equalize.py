@@ -21,8 +21,13 @@ from compress.int8.units import WEIGHTED, Unit, array, attribute, quantizable, s
 from compress.int8.weights import along
 from compress.tasks.base import Tensors
 
-CHANNELWISE = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool", "Relu"})
-"""What may stand between: f(x / s) = f(x) / s for each channel."""
+ELEMENTWISE = frozenset({"LeakyRelu", "PRelu", "Relu"})
+"""What may stand between: f(x / s) = f(x) / s for each element and every s > 0."""
+POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
+"""The same for each channel of images, whose axis is 1."""
+NORMS = frozenset({"BatchNormalization", "InstanceNormalization"})
+"""Their scale and bias are those of channels, whose axis is 1. Those of a group norm stand in nodes
+of their own."""
 STRENGTH = 0.5
 """The share of a channel's spread that moves into the weights."""
 SPREAD = 1e-6
@@ -69,11 +74,17 @@ def links(graph: ir.Graph) -> Iterator[Link]:
             if len(axes) != 1 or len(sizes) != 1 or (axis := axes.pop()) is None:
                 continue
             if found := _made_by(value, axis):
-                made = array(found[0][0])
-                assert made is not None
-                repeats, rest = divmod(sizes.pop(), made.shape[found[0][1]])
+                # A bias may have one element for all of them.
+                made = max(_size(one, along) for one, along in found)
+                repeats, rest = divmod(sizes.pop(), made)
                 if repeats and not rest:
                     yield Link(value, axis, found, readers, repeats)
+
+
+def _size(value: ir.Value, axis: int) -> int:
+    values = array(value)
+    assert values is not None
+    return int(values.shape[axis])
 
 
 def _reads(node: ir.Node, index: int) -> bool:
@@ -109,10 +120,10 @@ def _made_by(value: ir.Value, axis: int) -> tuple[tuple[ir.Value, int], ...]:
         if source is None or sole_reader(source) is not node:
             return ()
         node, axis = source.producer(), before
-    if node is None or _channels(node, node.outputs[0]) != axis:
+    if node is None or node.outputs[0].shape is None:
         return ()
-    constants = _absorbing(node)
-    return constants if constants and all(_own(one) for one, _ in constants) else ()
+    constants = _absorbing(node, axis)
+    return constants if all(_own(one) for one, _ in constants) else ()
 
 
 def _axis_before(node: ir.Node, axis: int) -> int | None:
@@ -121,7 +132,9 @@ def _axis_before(node: ir.Node, axis: int) -> int | None:
         return int(node.attributes["perm"].value[axis]) if "perm" in node.attributes else None
     if node.op_type in ("Flatten", "Reshape", "Squeeze"):
         return 1 if axis == 1 and _flattens(node) else None
-    return axis if node.op_type == "Relu" or (node.op_type in CHANNELWISE and axis == 1) else None
+    if node.op_type in ELEMENTWISE or (node.op_type in POOLS and axis == 1):
+        return axis
+    return None
 
 
 def _flattens(node: ir.Node) -> bool:
@@ -136,29 +149,46 @@ def _flattens(node: ir.Node) -> bool:
     return len(sizes) == len(before) - 1 and after[1] == math.prod(sizes)
 
 
-def _absorbing(node: ir.Node) -> tuple[tuple[ir.Value, int], ...]:
-    """Return the constants of a node that scale its channels, each with their axis."""
-    if node.op_type == "LayerNormalization":
-        norm = attribute(node, "axis", -1) in (-1, len(node.inputs[0].shape or ()) - 1)  # type: ignore[union-attr]
-        return tuple((one, 0) for one in node.inputs[1:] if one is not None) if norm else ()
-    if node.op_type == "Add":  # the bias of a product, where it stands on its own
-        for one, other in (node.inputs, tuple(reversed(node.inputs))):
-            bias, product = array(one), other.producer() if other is not None else None
-            if bias is None or bias.ndim != 1 or product is None or product.op_type != "MatMul":
-                continue
-            assert one is not None
-            assert other is not None
-            if sole_reader(other) is node and (made := _absorbing(product)):
-                return (*made, (one, 0))
+def _absorbing(node: ir.Node, axis: int) -> tuple[tuple[ir.Value, int], ...]:
+    """Return the constants of a node that scale its output along an axis, each with their own."""
+    kind, rank = node.op_type, len(node.outputs[0].shape or ())
+    if kind == "LayerNormalization":
+        last = attribute(node, "axis", -1) in (-1, rank - 1) and axis == rank - 1
+        return tuple((one, 0) for one in node.inputs[1:] if one is not None) if last else ()
+    if kind in NORMS:
+        return tuple((one, 0) for one in node.inputs[1:3] if one is not None and axis == 1)
+    if kind in ("Add", "Mul"):
+        return _with_a_constant(node, axis - rank)
+    if kind not in WEIGHTED or quantizable(node) or _channels(node, node.outputs[0]) != axis:
         return ()
-    if node.op_type not in WEIGHTED or quantizable(node):
-        return ()
-    unit = Unit(node)
     assert node.inputs[1] is not None
-    found = [(node.inputs[1], unit.channel_axis)]
+    found = [(node.inputs[1], Unit(node).channel_axis)]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         found.append((node.inputs[2], 0))
     return tuple(found)
+
+
+def _with_a_constant(node: ir.Node, from_end: int) -> tuple[tuple[ir.Value, int], ...]:
+    """Return the constants that scale a sum or product with a constant along an axis from the end.
+
+    A factor does it alone; of a sum, what is added and the constants that make the other part: a
+    product's bias, or a norm's, where it stands on its own.
+    """
+    for one, other in (node.inputs, tuple(reversed(node.inputs))):
+        values, before = array(one), other.producer() if other is not None else None
+        if values is None or values.ndim + from_end < 0:
+            continue
+        assert one is not None
+        if node.op_type == "Mul":
+            several = values.shape[from_end] > 1
+            return ((one, values.ndim + from_end),) if several else ()
+        assert other is not None
+        if before is None or sole_reader(other) is not node:
+            continue
+        axis = len(other.shape or ()) + from_end
+        if made := _absorbing(before, axis):
+            return (*made, (one, values.ndim + from_end))
+    return ()
 
 
 def divisors(link: Link, channels: np.ndarray, strength: float = STRENGTH) -> np.ndarray:

@@ -23,7 +23,8 @@ PASSING = frozenset(
 )
 """These move values and change none: their outputs have the range of their input."""
 OTHERS = frozenset(
-    {"Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSwish", "Mul", "Sigmoid"}
+    {"Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSwish", "LeakyRelu", "Mul"}
+    | {"Sigmoid"}
 )
 
 
@@ -141,7 +142,9 @@ def quantizable(node: ir.Node) -> str:
     if kind == "Softmax":
         return "its integer kernel is slower than its float one"
     if kind not in WEIGHTED | PASSING | OTHERS:
-        return f"onnxruntime has no integer kernel for {kind}"
+        return f"no integer kernel for {kind} is used"
+    if miscounts(node):
+        return "its integer kernel counts places beyond the padding"
     if kind in WEIGHTED and array(node.inputs[1]) is None:
         if array(node.inputs[0]) is not None:
             return "its constant is the first factor, and integer kernels take weights second"
@@ -161,6 +164,15 @@ def quantizable(node: ir.Node) -> str:
     if first is None or first.dtype != ir.DataType.FLOAT:
         return "it computes no floats"
     return ""
+
+
+def miscounts(node: ir.Node) -> bool:
+    """Whether onnxruntime's integer kernel of an average pool divides by too much.
+
+    Where windows reach beyond the padding, and padding counts, it counts what is beyond as well.
+    """
+    beyond, padding = attribute(node, "ceil_mode", 0), attribute(node, "count_include_pad", 0)
+    return node.op_type == "AveragePool" and bool(beyond and padding)
 
 
 def units(graph: ir.Graph) -> Iterator[Unit]:

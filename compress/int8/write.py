@@ -16,7 +16,7 @@ from onnx_ir.passes import common as passes
 from compress.deploy.graphs import serialized
 from compress.int8.ranges import LEVELS, ROOM, Range, begins_at_minus_three
 from compress.int8.rewrite import constant, replace_node
-from compress.int8.units import Unit, array, sole_reader, stored_as_integers, units
+from compress.int8.units import Unit, array, miscounts, sole_reader, stored_as_integers, units
 from compress.int8.weights import Weight
 
 
@@ -138,11 +138,13 @@ class _Writer:
         """Have onnxruntime leave float products between quantized values in float.
 
         By itself it gives them weights of one scale for all channels, which saturate as well
-        (weight_bias_quantization.cc). It does not where a node stands behind the dequantizing: one
+        (weight_bias_quantization.cc), and has the integer kernel compute pools that it computes
+        wrongly. It does not where a node stands behind the dequantizing: one
         that clips at the least value there is.
         """
         for node in list(self.graph):
-            if node.op_type not in QUANTIZED_BY_ITSELF or node.name in self.chosen:
+            known = node.op_type in QUANTIZED_BY_ITSELF or miscounts(node)
+            if not known or node.name in self.chosen:
                 continue
             source = node.inputs[0]
             back = source.producer() if source is not None else None
