@@ -159,8 +159,9 @@ class _Composite(Compressor):
     def check(self, context: StepContext) -> None:
         for step in self.inner:
             step.check(context)
-            # What comes out of a step is known when it has run.
-            context = replace(context, enters=None)
+            # What comes out of a step is known when it has run, unless it trains what it is given.
+            if step.untrained != ():
+                context = replace(context, enters=None)
 
 
 @dataclass(frozen=True, init=False, repr=False)

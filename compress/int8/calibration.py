@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
+from compress.system.amounts import plural
 from compress.tasks.base import Split, Subset, Task, Tensors, prepared_batches, spaced
 
 FEW = 16
@@ -93,7 +94,10 @@ def suspicions(batches: Batches) -> Iterator[str]:
             f"see them"
         )
     if count < FEW:
-        yield f"only {count} calibration items, and {FEW} are the least that ranges can rest on"
+        yield (
+            f"only {plural(count, 'calibration item')}, and {FEW} are the least that ranges can "
+            f"rest on"
+        )
     elif len(classes) == 1:
         yield (
             f"all {count} calibration items are of one class: ranges may be wrong for items of "

@@ -21,11 +21,14 @@ from compress.int8.units import Unit, described, units
 from compress.int8.weights import BITS, rounded, scales
 from compress.int8.write import store_weight
 
+ALONE = "only weights of convolutions and linear layers are stored as integers"
+
 
 def weight_only(float_model: ir.Model, bits: Bits = BITS, exclude: tuple[str, ...] = ()) -> Lowered:
     """Return a file that stores its weights as integers and computes with floats.
 
-    A quarter of the size; the runtime makes the floats anew in every call, so it is no faster.
+    A quarter of the size, where most weights are those of convolutions and linear layers; the
+    runtime makes the floats anew in every call, so it is no faster.
     Raises UserError where nothing is left to do.
     """
     model = float_model.clone()
@@ -35,7 +38,7 @@ def weight_only(float_model: ir.Model, bits: Bits = BITS, exclude: tuple[str, ..
     inside = [unit for unit in found if unit.name not in left]
     if not inside:
         raise UserError("weight_only=True is for products with weights, and none is left")
-    rows = _rows(model, inside, whys, "only weights of products are stored as integers")
+    rows = _rows(model, inside, whys, ALONE)
     of = bits_of(found, bits)
     for unit in inside:
         axis, weight = unit.channel_axis, unit.weight
@@ -70,7 +73,10 @@ def dynamic(float_model: ir.Model, portable: bool, exclude: tuple[str, ...] = ()
     left = matching(found, exclude)
     chosen = [unit.name for unit in found if unit.kind != "Conv" and unit.name not in left]
     if not chosen:
-        raise UserError("dynamic=True is for linear layers, and there are none to quantize")
+        raise UserError(
+            "dynamic=True is for linear layers, and "
+            + ("all of them are excluded" if left else "there are none to quantize")
+        )
     with tempfile.TemporaryDirectory(prefix="compress-int8-") as folder, quiet("root"):
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(float_onnx := serialized(float_model))

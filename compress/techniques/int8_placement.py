@@ -36,6 +36,8 @@ from compress.timing.launch import WorkerFailed
 CHECKED = 1 / 12
 """The share of the seconds for which a file is timed beside the float one, after accuracy has
 changed it: five of sixty."""
+HARDLY = 0.75
+"""A file with a larger share of the float file's bytes is hardly smaller."""
 MOSTLY_MACS, MOSTLY_BYTES = 0.8, 0.35
 """A file is mostly float with a smaller share of multiply-adds as int8, or more of the float file's
 bytes."""
@@ -149,6 +151,16 @@ def say_if_mostly_float(
         context.log.note(
             f"quantize: the file is mostly float: {share or 0:.0%} of its multiply-adds are int8, "
             f"and it has {size:.0%} of the float file's bytes"
+        )
+
+
+def say_if_hardly_smaller(lowered: Lowered, exported: ir.Model, context: StepContext) -> None:
+    """Note where a file that was to be smaller hardly is: most of its bytes are no integers."""
+    size = len(lowered.content) / len(serialized(exported))
+    if size > HARDLY:
+        context.log.note(
+            f"quantize: the file has {size:.0%} of the float file's bytes; layers.csv says what "
+            f"of it is float"
         )
 
 

@@ -46,6 +46,7 @@ from compress.techniques.int8_placement import (
     FOUND,
     as_float,
     placement,
+    say_if_hardly_smaller,
     say_if_mostly_float,
     unless_slower,
 )
@@ -159,16 +160,38 @@ class Quantize(Compressor):
             "leave bits out",
         )
 
+    def check(self, context: StepContext) -> None:
+        """Refuse names that match nothing before hours of training, where the layers are known."""
+        super().check(context)
+        if context.enters is not None:
+            self.layers_left(context.enters)
+            self.layer_bits(context.enters)
+
     def compress(self, model: Model, context: StepContext) -> Model:
-        lowered = self._calibrated(model, context) if self.needs else self._uncalibrated(model)
+        self._say_if_saturating(context)
+        if self.needs:
+            lowered = self._calibrated(model, context)
+        else:
+            lowered = self._uncalibrated(model, context)
         for row in lowered.nodes:
             context.log.row("layer", **row)
         return replace(model, onnx=lowered.content)
 
-    def _uncalibrated(self, model: Model) -> Lowered:
+    def _say_if_saturating(self, context: StepContext) -> None:
+        if self.target == "vnni" and not self.weight_only and saturates(cpu_info()[1]):
+            context.log.note(
+                "quantize: this CPU has no VNNI, so sums of int8 products can saturate here, and "
+                "target='vnni' does nothing against it; leave it out"
+            )
+
+    def _uncalibrated(self, model: Model, context: StepContext) -> Lowered:
+        exported = _exported(model)
         if self.dynamic:
-            return dynamic(_exported(model), self.target == "portable", self.exclude)
-        return weight_only(_exported(model), self.bits, self.exclude)
+            lowered = dynamic(exported, self.target == "portable", self.exclude)
+        else:
+            lowered = weight_only(exported, self.bits, self.exclude)
+        say_if_hardly_smaller(lowered, exported, context)
+        return lowered
 
     def layers_left(self, model: Model) -> frozenset[str]:
         """Return the layers of a model that `exclude` leaves in float.
@@ -199,11 +222,6 @@ class Quantize(Compressor):
             )
             rest = torch.tensor(sorted({*range(len(items))} - {*odd}))
             batches = Calibration(context.task, Subset(items, rest))
-        if self.target == "vnni" and saturates(cpu_info()[1]):
-            context.log.note(
-                "quantize: this CPU has no VNNI, so sums of int8 products can saturate here, and "
-                "target='vnni' does nothing against it; leave it out"
-            )
         exported = _exported(model)
         samples = tuple(tensor[:SAMPLES] for tensor in next(iter(batches)))
         found = None
@@ -231,6 +249,8 @@ class Quantize(Compressor):
             lowered = unless_slower(lowered, exported, samples, self.seconds, self.exclude, context)
         if lowered is bounded.lowered:
             say_if_mostly_float(lowered, exported, model, context)
+            if not is_large(model):
+                say_if_hardly_smaller(lowered, exported, context)
         return lowered
 
     def _accurate(
@@ -294,8 +314,8 @@ class Quantize(Compressor):
         if best.floats:
             context.log.note(
                 f"quantize: {len(best.floats)} of {len(made.wrong)} products stay float, so that "
-                f"int8 loses {best.drop:.1f} points on {count} {unit}, where with "
-                f"all of them it lost {best.first:.1f}"
+                f"int8 changes accuracy by {0 - best.drop:+.1f} points on {count} {unit}, where "
+                f"with all of them it changed it by {0 - best.first:+.1f}"
             )
         if best.drop > allowed:
             context.log.note(

@@ -32,7 +32,7 @@ def test_weights_alone_are_within_half_a_step_and_all_else_is_float(name):
     nodes = onnx.load_from_string(source).graph.node
     assert [row["node"] for row in made.nodes] == [node.name for node in nodes]
     whys = {row["why"] for row in made.nodes if not row["int8"]}
-    assert whys == {"only weights of products are stored as integers"}
+    assert whys == {"only weights of convolutions and linear layers are stored as integers"}
     assert read_metadata(made.content) == read_metadata(source)
     kinds = {node.op_type for node in onnx.load_from_string(made.content).graph.node}
     assert "DequantizeLinear" in kinds
@@ -93,7 +93,7 @@ def test_what_is_excluded_stays_float_and_nothing_left_is_refused():
     assert [row["node"] for row in left.nodes if row["int8"]] == others
     [row] = [row for row in left.nodes if row["node"] == first]
     assert row["why"] == "it was excluded"
-    with pytest.raises(UserError, match="there are none to quantize"):
+    with pytest.raises(UserError, match="all of them are excluded"):
         dynamic(source, portable=True, exclude=("Gemm",))
 
 

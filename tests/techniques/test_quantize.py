@@ -228,6 +228,23 @@ def test_without_ranges_no_calibration_is_needed(trained, text):
     assert [row["int8"] for row in rows(log, "layer")][-1]
 
 
+def test_sums_that_saturate_here_are_said(trained, monkeypatch):
+    for saturates in (True, False):
+        monkeypatch.setattr(room, "saturates", lambda features, here=saturates: here)
+        for option in ("dynamic=True", "weight_only=True", "seconds=0"):
+            log = step(trained, f"quantize({option}, target='vnni')")
+            said = any("this CPU has no VNNI" in note for note in log.notes)
+            assert said is (saturates and option != "weight_only=True")
+
+
+def test_a_file_that_is_hardly_smaller_says_so():
+    module = nn.Sequential(nn.Conv2d(1, 64, 8), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)).eval()
+    model = Model(module, stacked_inputs(DATA.task, DATA.train, 2))
+    noted = "bytes; layers.csv says what of it is float"
+    assert any(noted in note for note in step(model, "quantize(dynamic=True)").notes)
+    assert not step(model, "quantize(weight_only=True)").notes
+
+
 def test_a_bound_that_cannot_be_met_is_said(trained, monkeypatch):
     calls = []
 
@@ -375,6 +392,17 @@ def test_what_is_excluded_is_checked_before_a_training(trained, monkeypatch):
     monkeypatch.setattr("compress.techniques.distill.fit", None)
     with pytest.raises(UserError, match="'nonsense' matches nothing"):
         run(chain(text.format("nonsense")), trained, context)
+
+
+@pytest.mark.parametrize("option", ["exclude=['nonsense']", "bits={'nonsense': 4}"])
+def test_names_are_looked_up_before_what_only_trains(trained, option):
+    context = StepContext(DATA.task, DATA.train, enters=trained)
+    for text in ("finetune(epochs=9) -> quantize({})", "quantize({}, weight_only=True)"):
+        with pytest.raises(UserError, match="'nonsense' matches nothing"):
+            chain(text.format(option)).check(context)
+    chain("finetune() -> quantize(exclude=['Gemm'], bits={'0': 4})").check(context)
+    # What pruning leaves is not known yet.
+    chain(f"prune_channels(macs=0.5) -> quantize({option})").check(context)
 
 
 @pytest.mark.parametrize("value", ["finetune()", "quantize(dynamic=True)", "8"])
