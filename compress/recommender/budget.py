@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from compress.benchmark.plan.plan import Plan
 from compress.errors import UserError
 from compress.recommender.cost import QUICK, CostModel
-from compress.recommender.forms import RECOVER
+from compress.recommender.forms import BUILD, CUT, LOWER
 from compress.recommender.lab import BenchLab
 from compress.recommender.probe import EAGER, Probe
 from compress.recommender.space import Space
+from compress.results.record import BASELINE
 from compress.system.amounts import duration
 
 QUICK_TIMING = 0.006
@@ -94,18 +95,26 @@ class Ending:
 
 
 def ending_of(lab: BenchLab, guess: Probe, test_items: int, begun: float, timing: float) -> Ending:
-    """Return what the end of a search will take; `begun` is what its own beginning took.
+    """Return what the end of a search will take, whose own beginning took `begun` seconds.
 
     An item takes as long as the probe says, but no longer than the rows that were measured say.
+    Processes start as quickly as they did for the baseline, whose own work took the rest.
     """
+    log = lab.records[BASELINE].log
+    work = sum(line["seconds"] for line in log if line["kind"] in ("step", "measuring"))
+    starting = begun - work if begun > work else begun  # less: its work lay in the store
     measuring = lab.costs.measuring()
     item = min(guess.forward / EAGER, measuring / lab.baseline.items)
-    return Ending(min(STARTING, begun), measuring + test_items * item, timing)
+    return Ending(min(STARTING, starting), measuring + test_items * item, timing)
 
 
 def quickest_trial(space: Space, costs: CostModel, timing: float) -> float:
-    """Return the seconds of the quickest step that makes a model cheaper, measured and timed."""
-    steps = [form.sample for form in space.forms if form.kind != RECOVER]
+    """Return the seconds of the quickest step that makes a model cheaper, measured and timed.
+
+    One that trains a student counts only if there is no other: it is seldom done with one epoch.
+    """
+    steps = [form.sample for form in space.forms if form.kind in (CUT, LOWER)]
+    steps = steps or [form.sample for form in space.of(BUILD)]
     return min(costs.seconds(step, 1.0) for step in steps) + costs.measuring() + timing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +25,9 @@ from compress.recommender.budget import (
     why_nothing,
 )
 from compress.recommender.cost import QUICK, CostModel
+from compress.recommender.forms import BUILD
 from compress.recommender.probe import EAGER, Probe
-from compress.recommender.space import space_of
+from compress.recommender.space import Space, space_of
 from compress.recommender.space_file import Wishes
 from compress.techniques import chain as parse
 from compress.techniques import techniques
@@ -43,7 +45,10 @@ def plan(baseline: str | None = "train(epochs=3)", device: str = "cpu") -> Any:
 
 
 def lab(costs: CostModel, items: int) -> Any:
-    return SimpleNamespace(costs=costs, baseline=SimpleNamespace(items=items))
+    """A lab whose baseline took 4 s of training and 2 s of measuring."""
+    log = [{"kind": kind, "seconds": n} for kind, n in (("step", 4.0), ("measuring", 2.0))]
+    records = {"baseline": SimpleNamespace(log=[{"kind": "epoch"}, *log])}
+    return SimpleNamespace(costs=costs, baseline=SimpleNamespace(items=items), records=records)
 
 
 def test_only_a_training_here_takes_the_time_of_one() -> None:
@@ -74,8 +79,15 @@ def test_an_item_takes_no_longer_than_rows_did_that_were_measured() -> None:
     assert found == Ending(3.0, 2.0 + 200 * 2.0 / 50, 6.0)
     quick = ending_of(lab(costs, 50), Probe(0.001, 1.0), 200, 3.0, 6.0)
     assert quick.row == pytest.approx(2.0 + 200 * 0.001 / EAGER)
-    # A beginning that trained the baseline says nothing of the end's.
-    assert ending_of(lab(costs, 50), slow, 200, 500.0, 6.0).starting == STARTING
+
+
+def test_the_end_starts_as_quickly_as_the_search_did_without_its_baseline() -> None:
+    def starting(begun: float) -> float:
+        return ending_of(lab(CostModel(1.0), 50), PROBE, 200, begun, 6.0).starting
+
+    assert starting(3.0) == 3.0  # the baseline lay in the store
+    assert starting(7.5) == pytest.approx(1.5)
+    assert starting(500.0) == STARTING
 
 
 def test_the_end_has_time_for_as_many_finalists_as_the_budget() -> None:
@@ -89,12 +101,20 @@ def test_the_end_has_time_for_as_many_finalists_as_the_budget() -> None:
 
 def test_the_quickest_trial_makes_the_model_cheaper() -> None:
     data = small_digits()
-    forms = Wishes(only=("finetune", "prune_channels", "quantize")).forms(techniques(), ())
-    space = space_of(forms, make_context(data, teacher=fresh_model(data)))
+    model = fresh_model(data)
+    context = replace(make_context(data, teacher=model), enters=model)
+
+    def space(*only: str) -> Space:
+        return space_of(Wishes(only=only).forms(techniques(), ("mlp(width=8)",)), context)
+
     costs = CostModel(unit_seconds=0.001, measure_seconds=2.0)
     costs.taken["prune_channels"] += [4.0]
     costs.taken["quantize"] += [9.0]
-    assert quickest_trial(space, costs, 1.5) == pytest.approx(4.0 + 2.0 + 1.5)
+    found = quickest_trial(space("finetune", "distill", "prune_channels", "quantize"), costs, 1.5)
+    assert found == pytest.approx(4.0 + 2.0 + 1.5)
+    [student] = space("distill").of(BUILD)
+    alone = costs.seconds(student.sample, 1.0)
+    assert quickest_trial(space("distill"), costs, 1.5) == pytest.approx(alone + 2.0 + 1.5)
 
 
 def test_why_nothing_was_tried() -> None:
