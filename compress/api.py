@@ -331,12 +331,13 @@ def recommend(
     trials: int | None = None,
     like: Sequence[str | Path] = (),
     seed: int | None = None,
+    since: float | None = None,
     **options: Any,
 ) -> Found:
     """Search for a chain: the cheapest within a loss of accuracy, or the best within a latency.
 
-    - `budget`: seconds, or a text such as '2h'. It is kept; the best file so far is always at the
-      top of `out`.
+    - `budget`: seconds, or a text such as '2h'. It is kept, from this call on, or `since` a time by
+      `time.monotonic()`; the best file so far is always at the top of `out`.
     - `data`, `model` and `weights` or `baseline` as in `bench`. Without them, the search in `out`
       goes on, with what it was called with.
     - `max_drop`: points of accuracy that may be lost (by default 1), shown by a test of equivalence
@@ -351,8 +352,10 @@ def recommend(
 
     Raises UserError before any work if something cannot work.
     """
+    since = time.monotonic() if since is None else since
     from compress.recommender.arguments import (
         asked,
+        folder_of,
         keep_space,
         names_of,
         recalled,
@@ -361,10 +364,9 @@ def recommend(
         seconds_of,
     )
 
-    since = time.monotonic()
     if unknown_here := sorted(DECIDED_BY_SEARCHES & options.keys()):
         raise UserError(f"recommend takes no {', '.join(unknown_here)}: the search decides that")
-    folder, seconds = Path(out or Path(DEFAULT_OUT) / "recommend"), seconds_of(budget)
+    folder, seconds = folder_of(out or Path(DEFAULT_OUT) / "recommend"), seconds_of(budget)
     given = {
         "data": data,
         "model": model,
@@ -392,7 +394,6 @@ def recommend(
         plan, _, how = prepare(suite, out=folder, progress=shown, **others)
         from compress.recommender.search import search
 
-        folder.mkdir(parents=True, exist_ok=True)
         request = replace(request, budget=seconds, since=since, arguments=kept)
         return search(plan, folder, request, how, partial(keep_space, given, folder))
 

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from compress import __version__
 from compress.errors import RunStopped, UserError
 from compress.system.amounts import duration
-from compress.system.processes import gc_disabled
+from compress.system.processes import gc_disabled, started
 from compress.tasks import task_options
 
 OK, SOME_ROWS_FAILED, WRONG_CALL, INTERRUPTED = 0, 1, 2, 130
@@ -276,9 +276,10 @@ def recommend(place: Path | None, out: Path | None, **options: Any) -> None:
         from compress import api
 
     # A search that goes on keeps the options that it was begun with, unless they are given anew.
-    source, default = click.get_current_context().get_parameter_source, ParameterSource.DEFAULT
+    here, default = click.get_current_context(), ParameterSource.DEFAULT
+    source = here.get_parameter_source
     given = {name: value for name, value in options.items() if source(name) is not default}
-    found = api.recommend(place or out, **given)
+    found = api.recommend(place or out, since=here.obj, **given)
     click.echo(str(found))
     files = ("model.onnx", "recommendation.md", "frontier.png", "trials.csv")
     written = ", ".join(name for name in files if (found.out / name).exists())
@@ -455,8 +456,11 @@ def _finish(results: Any, equivalent: Sequence[str] = ()) -> None:
     sys.exit(SOME_ROWS_FAILED if reasons or not results.ok else OK)
 
 
-def main() -> None:
-    """Run the command line; exit with 0 (all rows ok), 1 (some not), 2 (a wrong call)."""
+def main(since: float | None = None) -> None:
+    """Run the command line; exit with 0 (all rows ok), 1 (some not), 2 (a wrong call).
+
+    A budget runs `since` a time by `time.monotonic()`, else from when it is read.
+    """
     stopped = []
 
     def stop(*_: object) -> None:
@@ -465,7 +469,7 @@ def main() -> None:
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        sys.exit(cli(standalone_mode=False))
+        sys.exit(cli(standalone_mode=False, obj=since))
     except click.ClickException as error:
         error.show()
         sys.exit(WRONG_CALL)
@@ -493,7 +497,7 @@ def command() -> NoReturn:
     sys.unraisablehook = _interrupted_again
     status = OK
     try:
-        main()
+        main(started())
     except SystemExit as end:
         status = int(end.code or OK)
     try:

@@ -477,6 +477,18 @@ def test_report_is_a_function_of_the_results(
     assert {name: (finished / name).read_bytes() for name in before} == before
 
 
+def test_a_budget_runs_from_when_the_process_began() -> None:
+    code = (
+        "import time\n"
+        "before = time.monotonic()\n"
+        "from compress import cli\n"
+        "cli.main = lambda since: print(before - 60 < since <= before)\n"
+        "cli.command()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_ctrl_c_counts_also_while_an_object_is_removed() -> None:
     """Python ignores what a `__del__` raises, as that of a lock's object."""
     code = (
@@ -486,7 +498,7 @@ def test_ctrl_c_counts_also_while_an_object_is_removed() -> None:
         "    def __del__(self):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "        time.sleep(0.1)\n"
-        "def main():\n"
+        "def main(since):\n"
         "    removed = Removed()\n"
         "    del removed\n"
         "    try:\n"

@@ -8,14 +8,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from compress.benchmark.plan.suite import FINAL, Suite
 from compress.errors import UserError
 from compress.parts import is_number
 from compress.recommender.folder import SPACE, read_about
-from compress.recommender.goal import Goal
+from compress.recommender.goal import BY, Goal
 from compress.recommender.question import Request
 from compress.recommender.space_file import Wishes, merged, read_wishes
 from compress.system.files import write_atomic
+from compress.tasks.base import Data
 from compress.techniques import techniques
 from compress.timing.setting import DEFAULT
 
@@ -46,7 +49,22 @@ def names_of(what: str, value: object) -> tuple[Any, ...]:
         return ()
     if isinstance(value, str | Path) or not isinstance(value, Iterable):
         raise UserError(f"{what} is a list, such as {what}=['{value}'], not {value!r}")
-    return tuple(value)
+    return tuple(_one_of(f"a name in {what}", one, str | Path, "a text") for one in value)
+
+
+def folder_of(out: Any) -> Path:
+    """Return the folder of a search. Raises UserError for what cannot be one."""
+    folder = Path(_one_of("out", out, str | Path, "a folder"))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder for the search (--out)")
+    return folder
+
+
+def _one_of(what: str, value: Any, kinds: Any, shown: str) -> Any:
+    """Return a value of some types. Raises UserError, which says what it should be, for others."""
+    if not isinstance(value, kinds):
+        raise UserError(f"{what} is {shown}, not {value!r:.100}")
+    return value
 
 
 def _whole(what: str, value: object, least: int) -> int:
@@ -67,10 +85,11 @@ def asked(given: Mapping[str, Any]) -> tuple[Suite, Request, dict[str, Any]]:
     A typing error is reported before data is read. Raises UserError.
     """
     options = {key: value for key, value in given.items() if value is not None}
+    by = _one_of("by", options.pop("by", "latency"), str, f"one of {', '.join(BY)}")
     target, drop = options.pop("target_ms", None), options.pop("max_drop", None)
     drop = 1.0 if drop is None and target is None else drop
-    goal = Goal(options.pop("by", "latency"), drop, target)
-    place = options.pop("space", None)
+    goal = Goal(by, drop, target)
+    place = _one_of("space", options.pop("space", None), str | Path | None, "a file")
     wishes = Wishes() if place is None else read_wishes(Path(place))
     wishes = merged(wishes, options.pop("only", ()), options.pop("without", ()))
     wishes.forms(techniques(), ())
@@ -81,7 +100,8 @@ def asked(given: Mapping[str, Any]) -> tuple[Suite, Request, dict[str, Any]]:
         timing_seconds=_seconds(options.pop("timing_seconds", None)),
         earlier=tuple(map(Path, options.pop("like", ()))),
     )
-    data, model = options.pop("data"), options.pop("model")
+    data = _one_of("data", options.pop("data"), str | Data, "a source's name, or a Data")
+    model = _one_of("model", options.pop("model"), str | nn.Module, "a name, or an nn.Module")
     suite = Suite(
         name="recommend",
         data=data if isinstance(data, str) else data.task.name,

@@ -16,7 +16,7 @@ from compress.training import Training
 BESIDE = 0.15
 """What an epoch takes whatever the model's MACs, as a share of the baseline's: data, optimizer."""
 QUICK = 5.0
-"""Seconds of a step that does not train, as long as none was seen."""
+"""Seconds of a step that does not train, as long as none was seen; at most, if others were."""
 MEASURE = "measure"
 
 
@@ -27,7 +27,8 @@ class CostModel:
     A training takes epochs · (MACs / the baseline's + `BESIDE`) units (`search` trains several nets
     at once); seconds per unit are the median of those seen of its technique, else of any training,
     else those of a probe. Of other steps, the mean over equal texts counts, else that over the
-    technique.
+    technique, else the least over techniques: what takes too long is stopped, and what is not tried
+    is never known.
     """
 
     unit_seconds: float
@@ -84,7 +85,8 @@ class CostModel:
         for name in (repr(step), step.name()):
             if self.taken.get(name):
                 return fmean(self.taken[name])
-        return QUICK
+        others = [s for name, s in self.taken.items() if "(" not in name and name != MEASURE]
+        return min([QUICK, *map(fmean, others)])
 
     def measuring(self) -> float:
         """Return how long the measuring of a row will take."""

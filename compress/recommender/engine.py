@@ -84,8 +84,8 @@ class Engine(Stages):
         if warm is not None:
             self.study.enqueue(lowering_alone(self.space), WARM)
         while self.left > 0:
-            known = len(self.notebook.trials) + len(self.pool)
-            if warm is not None and known:
+            known = self.notebook.done + len(self.pool)
+            if warm is not None and (self.notebook.trials or self.pool):
                 self.study.enqueue(warm(self._lowering_pays()), WARM)
                 warm = None
             if self.trials is not None and known >= self.trials:
@@ -147,7 +147,7 @@ class Engine(Stages):
 
     def _screen_all(self, asked: Sequence[Asked]) -> list[Trial]:
         """Screen draws; finish what needs no training, and put the others into the pool."""
-        self.begin(len(self.notebook.trials))
+        self.begin(self.notebook.done)
         works = [Work(one, self._chain(one, self.epochs)) for one in asked]
         started = self.lab.now()
         self._go(works, self._screen)
@@ -160,7 +160,7 @@ class Engine(Stages):
 
     def _train_best(self) -> list[Trial]:
         """Train what promises most of the pool."""
-        self.begin(len(self.notebook.trials))
+        self.begin(self.notebook.done)
         self.screened = 0.0
         costs = self._costs()
         places = most_promising(costs, self.order, self.best)
@@ -227,7 +227,8 @@ class Engine(Stages):
         """Write down how trials ended, and learn from them."""
         trials = []
         for work in works:
-            trial = work.trial(len(self.notebook.trials))
+            number = self.notebook.number_of(work.asked.params, repr(work.chain))
+            trial = work.trial(number)
             if trial.state == NO_TIME:
                 self.late.add(trial.chain)
             self.notebook.add(trial)

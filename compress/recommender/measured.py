@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +109,43 @@ class Notebook:
         return notebook
 
     def add(self, trial: Trial) -> None:
-        """Write down a trial: one that has ended, or what is known of one that has not."""
+        """Take a trial in and write it down: one that has ended, or what is known of one so far."""
         self._take(trial)
         if self.path is not None:
             append_line(self.path, asdict(trial))
 
+    def number_of(self, params: Mapping[str, Value], chain: str) -> int:
+        """Return the number of a draw's trial: that of the one it had no time for, or a new one."""
+        earlier = self._without_time(params, chain)
+        return earlier.number if earlier else max((t.number for t in self.trials), default=-1) + 1
+
     def _take(self, trial: Trial) -> None:
+        """Add a trial, or put it in the place of an earlier one of its draw, which had no time."""
         if trial.state == UNFINISHED:
             self.unfinished[trial.chain] = trial
-        else:
-            self.unfinished.pop(trial.chain, None)
+            return
+        self.unfinished.pop(trial.chain, None)
+        earlier = self._without_time(trial.params, trial.chain)
+        if earlier is None:
             self.trials.append(trial)
+            return
+        if trial.state == NO_TIME and len(trial.measured) < len(earlier.measured):
+            trial = replace(trial, measured=earlier.measured, reached=earlier.reached)
+        self.trials[self.trials.index(earlier)] = trial
+
+    def _without_time(self, params: Mapping[str, Value], chain: str) -> Trial | None:
+        late = [trial for trial in self.trials if trial.state == NO_TIME]
+        return next((t for t in late if t.params == params or t.chain == chain), None)
+
+    @property
+    def done(self) -> int:
+        """How many trials there was time for."""
+        return sum(trial.state != NO_TIME for trial in self.trials)
+
+    @property
+    def late(self) -> list[Mapping[str, Value]]:
+        """The draws that there was no time for: they come first when the search goes on."""
+        return [trial.params for trial in self.trials if trial.state == NO_TIME]
 
     @property
     def candidates(self) -> dict[str, Measured]:

@@ -72,7 +72,7 @@ def words_so_far(best: Measured | None, judge: Judge, notebook: Notebook) -> str
         change = points(best.change)
         return f"So far, on validation items: {_cost_words(best, judge)}, {change} points"
     if not any(trial.measured for trial in notebook.trials):
-        return "Nothing was tried: the baseline took all of the budget. Give more, to go on"
+        return "Nothing was tried"
     return "Nothing was found that is cheaper than the baseline"
 
 

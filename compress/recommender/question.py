@@ -73,6 +73,7 @@ def space_for(plan: Plan, wishes: Wishes) -> Space:
     context = replace(plan.check_context, teacher=plan.start)
     if plan.data.untrainable:
         context = replace(context, train=None)
+    wishes.check_students(techniques(), context)
     return space_of(wishes.forms(techniques(), names), context, wishes.longest)
 
 

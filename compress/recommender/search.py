@@ -16,6 +16,16 @@ from compress.benchmark.run import RunOptions, run_plan, stopped_by_a_full_disk
 from compress.benchmark.store.outputs import DEPLOYABLE
 from compress.errors import UserError
 from compress.recommender import folder as places
+from compress.recommender.budget import (
+    Ending,
+    check_budget,
+    ending_of,
+    final_timing,
+    quick_timing,
+    quickest_trial,
+    timing_within,
+    why_nothing,
+)
 from compress.recommender.cost import CostModel
 from compress.recommender.engine import Engine, settled_epochs
 from compress.recommender.finals import (
@@ -29,8 +39,8 @@ from compress.recommender.finals import (
 from compress.recommender.folder import SearchFolder
 from compress.recommender.goal import Goal, Judge, finalists_for, finalists_measured, warning_of
 from compress.recommender.lab import BenchLab, opened
-from compress.recommender.measured import FULL, SHORT, Measured, Notebook, Trial
-from compress.recommender.probe import EAGER, STARTING, Probe, check_budget, probe
+from compress.recommender.measured import FULL, NO_TIME, SHORT, Measured, Notebook, Trial
+from compress.recommender.probe import Probe, probe
 from compress.recommender.publish import (
     Story,
     front_text,
@@ -55,14 +65,6 @@ from compress.results.table import Row, text_of
 from compress.system.amounts import duration
 from compress.system.progress import say, stage
 
-QUICK_TIMING = 0.006
-"""Share of the budget that the timing of one trial's file takes, from `SHORTEST` seconds."""
-SHORTEST, LONGEST = 1.0, 6.0
-FINAL_TIMING = 0.1
-"""Share of the budget for the timing of the finalists."""
-LEAST_TIMING, MOST_TIMING = 6.0, 60.0
-OVER_TIMING = 1.2
-"""What a timing takes, its processes' starts included, over its seconds."""
 SIDE_BY_SIDE = 8
 """Trials at once, at most, where an executor has many workers."""
 TRAINED = 0.6
@@ -89,20 +91,33 @@ def search(
     space = space_for(plan, request.wishes)
     question = question_of(plan, request, space)
     there = SearchFolder(out)
-    there.about()  # the folder of something else is refused before it is written to
+    made = bool(there.check_same(question))  # what is refused leaves no folder behind
+    searched, guess = searched_plan(plan, space), probe(plan)
+    timing = final_timing(request.budget, request.timing_seconds)
+    passed = time.monotonic() - request.since
+    check_budget(searched, guess, len(plan.data.test), timing, request.budget, passed, made)
     with stopped_by_a_full_disk(out), there.lock():
-        known = there.check_same(question)
-        run = _Search(plan, there, request, options, space)
-        timing = run.final_timing
-        guess = probe(plan)
-        check_budget(run.plan, guess, len(plan.data.test), timing, request.budget, bool(known))
+        known = there.check_same(question)  # another process may have begun one meanwhile
+        run = _Search(plan, searched, there, request, options, space)
         if not known:
             begun()
             there.write({"question": question, "arguments": dict(request.arguments)})
         run.about = there.about() or {}
         run.earlier = run.about.get("spent", 0.0)
-        with run.stoppable():
-            return run.carry_out(guess)
+        try:
+            with run.stoppable():
+                return run.carry_out(guess)
+        finally:
+            run.record_spent()
+
+
+def searched_plan(plan: Plan, space: Space) -> Plan:
+    """Return the plan of a search, whose test items are the validation split's."""
+    suite = replace(plan.suite, splits=SEARCH)
+    searched = replace(plan, suite=suite, data=splits_for(SEARCH, plan.data))
+    # A chain for each technique: whoever runs steps imports what they need beforehand.
+    samples = dict.fromkeys(repr(form.sample) for form in space.forms)
+    return with_chains(searched, list(samples))
 
 
 class _Search:
@@ -110,21 +125,18 @@ class _Search:
 
     def __init__(
         self,
+        final_plan: Plan,
         plan: Plan,
         there: SearchFolder,
         request: Request,
         options: RunOptions,
         space: Space,
     ) -> None:
-        self.final_plan, self.there, self.out = plan, there, there.path
+        self.final_plan, self.plan = final_plan, plan
+        self.there, self.out = there, there.path
         self.request, self.options, self.space = request, options, space
         self.started, self.deadline = request.since, request.since + request.budget
-        self.test_items = len(plan.data.test)
-        suite = replace(plan.suite, splits=SEARCH)
-        searched = replace(plan, suite=suite, data=splits_for(SEARCH, plan.data))
-        # A chain for each technique: whoever runs steps imports what they need beforehand.
-        samples = dict.fromkeys(repr(form.sample) for form in space.forms)
-        self.plan = with_chains(searched, list(samples))
+        self.test_items = len(final_plan.data.test)
         self.about: dict[str, Any] = {}
         self.earlier = 0.0
         """Seconds of earlier runs."""
@@ -139,20 +151,15 @@ class _Search:
 
     # --- budgets ---------------------------------------------------------------------------
 
-    @property
-    def final_timing(self) -> float:
-        given = self.request.timing_seconds
-        share = FINAL_TIMING * self.request.budget
-        return min(max(share, LEAST_TIMING), MOST_TIMING) if given is None else given
+    def _ending(self, lab: BenchLab, begun: float) -> Ending:
+        """Return what the end will take, if the steps of finalists are in the store (`_again`)."""
+        timing = final_timing(self.request.budget, self.request.timing_seconds)
+        return ending_of(lab, self.guess, self.test_items, begun, timing)
 
-    def _measuring(self, lab: BenchLab, count: int, begun: float) -> float:
-        """Return the seconds that so many finalists will take beside their timing.
-
-        Their steps are in the store (but see `_again`).
-        """
-        each = lab.costs.measuring() + self.test_items * self.guess.forward / EAGER
-        rows = count + 1
-        return min(STARTING, begun) + rows * each + STARTING / 2
+    def _quickest(self, lab: BenchLab) -> float:
+        """Return the seconds of the quickest trial."""
+        timing = quick_timing(self.request.budget) if self.request.goal.times else 0.0
+        return quickest_trial(self.space, lab.costs, timing)
 
     def _again(self, lab: BenchLab, judge: Judge, count: int, left: float) -> float:
         """Return the seconds that finalists of earlier runs will take whose steps are lost.
@@ -175,37 +182,42 @@ class _Search:
     def carry_out(self, guess: Probe) -> Found:
         self.guess = guess
         with stage("", heading=True), self._lab() as lab:
-            count = finalists_measured(self.request.goal, self.test_items)
-            strict = finalists_for(self.request.goal, self.test_items)
             begun = time.monotonic()
             lab.begin(self.deadline)
-            first = time.monotonic() - begun
+            first, ready = time.monotonic() - begun, lab.now()
+            trial, end = self._quickest(lab), self._ending(lab, first)
+            most = finalists_measured(self.request.goal, self.test_items)
+            spare = self.deadline - ready - trial - end.row * bool(self.proven)
+            count = end.finalists(most, spare)
+            strict = min(finalists_for(self.request.goal, self.test_items), count)
             judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items, strict)
             warnings = self.warnings = self._warnings(lab)
             for warning in warnings if self.options.progress else ():
                 say("\n".join(wrap(warning, WIDTH)))
-            rows = count + bool(self.proven)
-            measuring = self._measuring(lab, rows, first)
-            end = self.deadline - measuring - OVER_TIMING * self.final_timing
-            deadline = end - self._again(lab, judge, count, end - lab.now())
+            reserved = end.seconds(count + bool(self.proven))
+            ends = self.deadline - reserved
+            deadline = ends - self._again(lab, judge, count, ends - lab.now())
             engine = self._engine(lab, judge, deadline)
             try:
                 ended = engine.run()
             finally:
                 self.close()
             self.idle = engine.idle
-            self._record_spent()
             report = self._story(ended, warnings)
-            chosen = self._chosen(lab, judge, count, end - lab.now())
+            chosen = self._chosen(lab, judge, count, ends - lab.now())
             again = lab.remaking([one.chain for one in chosen])
-            left = self.deadline - lab.now() - again - self._measuring(lab, len(chosen), first)
+            end = self._ending(lab, first)
+            left = self.deadline - lab.now() - again - end.measuring(len(chosen))
         if not chosen:
             said = self.about.get("said") or words_so_far(engine.best, judge, self.notebook)
+            if not any(one.measured for one in self.notebook.trials):
+                took = ready - self.started
+                said = f"{said}: {why_nothing(self.request.budget, took, reserved, trial)}"
             self._write_report(report, judge, said, self.proven)
             trials = tuple(self.notebook.trials)
             front = front_text(self.notebook.candidates.values(), judge)
             return Found(self.out, said, self.proven, self.proven, (), trials, {}, front)
-        timing = timing_within(self.final_timing, left)
+        timing = timing_within(end.timing, left)
         derived = self._finals([one.chain for one in chosen], timing)
         return self._report(derived, judge, report)
 
@@ -236,13 +248,12 @@ class _Search:
     def _lab(self) -> Iterator[BenchLab]:
         """Yield a lab with an executor, and end that."""
         keep_steps(self.plan, self._private)
-        seconds = min(max(QUICK_TIMING * self.request.budget, SHORTEST), LONGEST)
         with opened(
             self.plan,
             self._search,
             self.options.store_of(self.out),
-            seconds,
-            costs=CostModel(self.guess.epoch(self.plan), STARTING / 2),
+            quick_timing(self.request.budget),
+            costs=CostModel(self.guess.epoch(self.plan)),
             private=self._private,
             options=self.options,
         ) as lab:
@@ -272,7 +283,7 @@ class _Search:
         )
 
         def tell(trial: Trial) -> None:
-            self._record_spent()
+            self.record_spent()
             write_trials(self.out, self.notebook.trials, judge)
             if self.options.progress:
                 say(trial_line(trial, judge))
@@ -294,10 +305,14 @@ class _Search:
     def _write(self) -> None:
         self.there.write({k: v for k, v in self.about.items() if k != "version"})
 
-    def _record_spent(self) -> None:
+    def record_spent(self) -> None:
         """Write down what all runs have taken so far: this one may be killed."""
-        self.about["spent"] = self.earlier + time.monotonic() - self.started
+        self.about["spent"] = self._spent
         self._write()
+
+    @property
+    def _spent(self) -> float:
+        return self.earlier + time.monotonic() - self.started
 
     def _story(self, ended: str, warnings: Sequence[str]) -> Story:
         figures = {}
@@ -307,14 +322,16 @@ class _Search:
                 "the cost": self.study.importances("cost"),
                 "accuracy": self.study.importances("lost"),
             }
-            known = {trial.chain for trial in self.notebook.trials}
-            upcoming = self.study.upcoming(known, self.about["epochs"], self.idle, NEXT)
+            trials, late = self.notebook.trials, self.notebook.late
+            known = {trial.chain for trial in trials if trial.state != NO_TIME}
+            epochs = self.about["epochs"]
+            upcoming = self.study.upcoming(known, epochs, self.idle, NEXT, late)
         suite = self.plan.suite
         return Story(
             f"{suite.model} on {self.plan.data.task.name}: {self.request.goal.words()}",
             suite.model,
             ended,
-            self.earlier + time.monotonic() - self.started,
+            self._spent,
             [*warnings, *cautions(self.plan)],
             figures,
             upcoming,
@@ -346,7 +363,7 @@ class _Search:
             raise
 
     def _stopped(self, judge: Judge) -> None:
-        self._record_spent()
+        self.record_spent()
         said = self.about.get("said") or words_so_far(self.best, judge, self.notebook)
         chain = self.proven or (self.best.chain if self.best else "")
         story = replace(self._story("", self.warnings), ended=STOPPED)
@@ -380,7 +397,6 @@ class _Search:
         return derived
 
     def _report(self, derived: Derived, judge: Judge, story: Story) -> Found:
-        self._record_spent()
         proven, candidates = self.proven, self.notebook.candidates
         if judge.goal.target_ms is not None:
             candidates[BASELINE] = judge.baseline
@@ -393,7 +409,7 @@ class _Search:
             base: Row = next(row for row in derived.rows if text_of(row, "chain") == BASELINE)
             said = self._publish(finals, winner, base, judge.goal)
             won, top = winner.chain if winner else "", finals[0].chain if finals else ""
-        story = replace(story, spent=self.about["spent"], tests=self.about["finals"], proven=proven)
+        story = replace(story, spent=self._spent, tests=self.about["finals"], proven=proven)
         self._write_report(story, judge, said, top, finals)
         trials = tuple(self.notebook.trials)
         front = front_text(self.notebook.candidates.values(), judge)
@@ -430,14 +446,6 @@ class _Search:
         write_report(
             self.out, story, judge, self.notebook, records, self._search, said, chain, finals
         )
-
-
-def timing_within(planned: float, left: float) -> float:
-    """Return for how long finalists are timed where so many seconds are left for it.
-
-    What a search took too long is taken from their timing, as far as that still tells something.
-    """
-    return min(planned, max(SHORTEST, left / OVER_TIMING))
 
 
 def _figures(one: Measured) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from compress.compressor import Compressor
+from compress.context import StepContext
 from compress.errors import UserError, unknown
 from compress.parts import (
     Choices,
@@ -26,6 +27,7 @@ from compress.parts import (
 )
 from compress.recommender.forms import Form, forms_of
 from compress.recommender.space import LONGEST
+from compress.techniques.distill import SAME
 
 KEYS = ("only", "without", "longest")
 ENDS = ("from", "to", "step", "log")
@@ -75,6 +77,22 @@ class Wishes:
                 raise UserError(f"{name} starts a baseline, and is no step of a search")
             forms += found
         return forms
+
+    def check_students(
+        self, techniques: Mapping[str, type[Compressor]], context: StepContext
+    ) -> None:
+        """Raise UserError for a student that the file names and that cannot be built."""
+        named = [
+            student
+            for name, own in self.values.items()
+            for student in _without_students(techniques[name], own, ())[1]
+        ]
+        for student in dict.fromkeys(named):
+            try:
+                if student != SAME:
+                    context.student(student)
+            except UserError as error:
+                raise UserError(f"space{self._where}, student {student!r}: {error}") from error
 
     @property
     def _where(self) -> str:

@@ -295,7 +295,8 @@ class Stages:
         Its trial may wait for its training, or train, when the search is killed.
         """
         if not work.state:
-            self.notebook.add(replace(work.trial(len(self.notebook.trials)), state=UNFINISHED))
+            number = self.notebook.number_of(work.asked.params, repr(work.chain))
+            self.notebook.add(replace(work.trial(number), state=UNFINISHED))
             self._consider_sound(work.last)
 
     def _consider_sound(self, one: Measured) -> None:

@@ -149,10 +149,20 @@ class Study:
             other.study.add_trials(self._answered())
         return other
 
-    def upcoming(self, known: Container[str], epochs: int, idle: Set[str], count: int) -> list[str]:
-        """Return the chains that would come next, without those known and those with idle cuts."""
+    def upcoming(
+        self,
+        known: Container[str],
+        epochs: int,
+        idle: Set[str],
+        count: int,
+        late: Sequence[Params] = (),
+    ) -> list[str]:
+        """Return the chains that would come next, without those known and those with idle cuts.
+
+        A search that goes on begins with the draws that came too `late`.
+        """
         copied = self.copy()
-        copied.waiting = list(self.waiting)
+        copied.waiting = [*((params, "") for params in late), *self.waiting]
         found: dict[str, None] = {}
         for number in range(10 * count):
             # The sampler may insist on what is known.

@@ -26,8 +26,7 @@ def draws_to_resume(
     """Yield draws that come first, and why: the interrupted ones, and those without time before."""
     tried = [dict(trial.params) for trial in notebook.trials if trial.state != NO_TIME]
     interrupted = [params for params in study.resume() if params and _possible(space, params)]
-    late = [trial.params for trial in notebook.trials if trial.state == NO_TIME]
-    for draws, why in ((interrupted, "interrupted"), (late, "no time before")):
+    for draws, why in ((interrupted, "interrupted"), (notebook.late, "no time before")):
         fresh = [params for params in draws if dict(params) not in tried]
         yield fresh, why
         tried += [dict(params) for params in fresh]

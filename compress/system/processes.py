@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def our_python(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]
     """Return the command that runs a module of ours in a fresh Python, and its environment."""
     # -P: a file of the user's current folder must not be taken for one of our modules.
     return [sys.executable, "-P", "-m", module, *arguments], worker_environment()
+
+
+def started() -> float:
+    """Return when this process began, by `time.monotonic()`."""
+    import psutil  # not where models are only timed
+
+    age = time.time() - psutil.Process().create_time()
+    return time.monotonic() - max(0.0, age)
 
 
 @contextlib.contextmanager

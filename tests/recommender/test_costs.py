@@ -9,7 +9,7 @@ import pytest
 from bench_fixtures import fresh_model, make_context, small_digits
 
 from compress import counts
-from compress.recommender.cost import BESIDE, QUICK, CostModel
+from compress.recommender.cost import BESIDE, MEASURE, QUICK, CostModel
 from compress.recommender.lab import BenchLab
 from compress.results.record import BASELINE
 from compress.techniques import chain as parse
@@ -60,6 +60,18 @@ def test_other_steps_take_what_they_took() -> None:
     costs.learn(parse("prune_channels(macs=0.9)"), 9.0, 0.9)
     assert costs.seconds(parse("prune_channels(macs=0.5)"), 0.5) == 3.0
     assert costs.seconds(parse("prune_channels(macs=0.7)"), 0.7) == 5.0
+
+
+def test_a_technique_that_was_not_seen_is_worth_a_try() -> None:
+    costs = CostModel(1.0)
+    costs.learn(parse("prune_channels(macs=0.5)"), 0.5, 0.5)
+    costs.learn(parse("prune_channels(macs=0.7)"), 1.5, 0.5)
+    costs.learn(parse("quantize()"), 3.0, 1.0)
+    costs.taken[MEASURE].append(0.1)  # is no step
+    assert costs.seconds(parse("factorize(macs=0.5)"), 0.5) == 1.0
+    costs = CostModel(1.0)
+    costs.learn(parse("quantize()"), 300.0, 1.0)
+    assert costs.seconds(parse("factorize(macs=0.5)"), 0.5) == QUICK
 
 
 def test_a_student_that_is_cut_afterwards_was_trained_whole() -> None:

@@ -35,7 +35,7 @@ from compress.recommender.measured import (
 from compress.recommender.space import Space, space_of
 from compress.recommender.space_file import Wishes
 from compress.recommender.study import Study
-from compress.recommender.warm import warm_start
+from compress.recommender.warm import draws_to_resume, warm_start
 from compress.recommender.work import shapes_of
 from compress.techniques import chain as parse
 from compress.techniques import techniques
@@ -307,6 +307,47 @@ def test_a_search_that_is_taken_up_again_measures_nothing_twice(
     again.run()
     assert len(lab.measured) == len(set(lab.measured))
     assert len(notebook.trials) == 16
+
+
+def test_what_had_no_time_is_tried_again_in_its_place(space: Space, tmp_path: Path) -> None:
+    place = tmp_path / "study.jsonl"
+    lab, book = MadeLab(), Notebook(tmp_path / "t.jsonl")
+    engine(space, lab, 40.0, study=Study(space, 0, place), notebook=book).run()
+    late = [trial for trial in book.trials if trial.state == NO_TIME]
+    assert len(late) > 1
+    assert book.done == len(book.trials) - len(late)
+    book = Notebook.read(tmp_path / "t.jsonl")
+    study = Study(space, 0, place)
+    for draws, why in draws_to_resume(space, study, book):
+        study.enqueue(draws, why)
+    wanted = len(book.trials)
+    run = engine(space, lab, 1e9, study=study, notebook=book, trials=wanted)
+    run.run()
+    assert book.done == wanted, "what had no time is no trial"
+    assert len({trial.chain for trial in book.trials}) == len(book.trials)
+    assert [trial.number for trial in book.trials] == list(range(len(book.trials)))
+    for trial in late:
+        again = book.trials[trial.number]
+        assert (again.params, again.chain) == (trial.params, trial.chain)
+        assert again.state != NO_TIME
+    assert Notebook.read(tmp_path / "t.jsonl").trials == book.trials
+
+
+def test_a_trial_that_had_less_time_than_before_forgets_nothing(tmp_path: Path) -> None:
+    book, one = Notebook(tmp_path / "t.jsonl"), made(parse("prune_channels(macs=0.5)"))
+    before = Trial(0, {"cut": "x"}, "a", NO_TIME, SCREENED, "", (one,))
+    book.add(before)
+    number = book.number_of({"cut": "x"}, "a")
+    book.add(Trial(number, {"cut": "x"}, "a", NO_TIME, "", "about 5 s"))
+    assert [(t.number, t.measured, t.reached) for t in book.trials] == [(0, (one,), SCREENED)]
+    assert book.late == [{"cut": "x"}]
+    # The same draw makes another chain where the epochs are others.
+    assert book.number_of({"cut": "x"}, "b") == 0
+    assert book.number_of({"cut": "y"}, "c") == 1
+    book.add(Trial(0, {"cut": "x"}, "b", FAILED))
+    assert [(t.chain, t.state) for t in book.trials] == [("b", FAILED)]
+    assert book.number_of({"cut": "x"}, "b") == 1, "only what had no time is replaced"
+    assert Notebook.read(tmp_path / "t.jsonl").trials == book.trials
 
 
 class Unlabelled(MadeLab):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -12,11 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 import compress
+from compress import api
 from compress.cli import cli
 from compress.errors import UserError
 from compress.recommender import finals
+from compress.recommender import search as searches
 from compress.recommender.arguments import seconds_of
 from compress.recommender.measured import Notebook
+from compress.recommender.question import Request
 from compress.system.files import sha256_file
 
 ARGUMENTS: dict[str, Any] = {
@@ -70,6 +75,8 @@ def test_the_winner_lies_at_the_top_with_its_table(found: Any, out: Path) -> Non
     assert "Optimism of the choice" in " ".join(report.split())
     assert "on the test split, as the first of 4 finalists (Holm)" in " ".join(report.split())
     assert (best / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    written = [(best / name).stat().st_mtime_ns for name in ("recommendation.md", "search.json")]
+    assert written == sorted(written), "the time that was spent is that of the report, too"
     assert len((best / "trials.csv").read_text().splitlines()) == 1 + 2
     [baseline] = [row for row in found.rows if row["chain"] == "baseline"]
     assert baseline["items"] == 360  # the test split
@@ -178,7 +185,14 @@ def test_a_search_that_runs_keeps_others_out(found: Any, out: Path) -> None:
         ({"max_drop": "1"}, "max-drop is the loss of accuracy.*not '1'"),
         ({"max_drop": True}, "max-drop is the loss of accuracy.*not True"),
         ({"max_drop": None, "target_ms": "1"}, "target-ms is a positive number of ms, not '1'"),
-        ({"by": ["size"]}, "unknown quantity to make small"),
+        ({"by": ["size"]}, r"by is one of latency, .*, not \['size'\]"),
+        ({"by": 3}, "by is one of latency, .*, not 3"),
+        ({"space": 3}, "space is a file, not 3"),
+        ({"data": 3}, "data is a source's name, or a Data, not 3"),
+        ({"model": 3}, "model is a name, or an nn.Module, not 3"),
+        ({"only": (1,)}, "a name in only is a text, not 1"),
+        ({"without": (None,)}, "a name in without is a text, not None"),
+        ({"timing_seconds": 1100.0}, "a budget of 20 min is too small: .* to try one chain"),
         ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
         ({"seed": 1.5}, "seed must be a whole number of at least 0, not 1.5"),
         ({"seed": "a"}, "seed must be a whole number of at least 0, not 'a'"),
@@ -196,8 +210,52 @@ def test_bad_input_is_refused_before_any_work(
     arguments = {**ARGUMENTS, "only": ("quantize",), "budget": "20m", **changes}
     with pytest.raises(UserError, match=sentence):
         compress.recommend(tmp_path / "best", **arguments)
-    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
-    assert left == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_student_that_does_not_exist_is_refused_before_any_work(tmp_path: Path) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text("[distill]\nstudent = ['resnet20', 'resnet2000']\n")
+    arguments = {**ARGUMENTS, "only": ("distill",), "budget": "20m", "space": space}
+    with pytest.raises(UserError, match=r"space.toml, student 'resnet2000': unknown model"):
+        compress.recommend(tmp_path / "best", **arguments)
+    assert list(tmp_path.iterdir()) == [space]
+
+
+def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("theirs")
+    arguments = {**ARGUMENTS, "only": ("quantize",), "budget": "20m"}
+    with pytest.raises(UserError, match=r"notes.txt is a file: give a folder"):
+        compress.recommend(file, **arguments)
+    with pytest.raises(UserError, match=r"cannot write to .*best: Not a directory"):
+        compress.recommend(file / "best", **arguments)
+    with pytest.raises(UserError, match=r"out is a folder, not 3"):
+        compress.recommend(3, **arguments)
+    assert file.read_text() == "theirs"
+
+
+def test_where_nothing_was_tried_it_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searches, "check_budget", lambda *_: None)
+    arguments = {**ARGUMENTS, "only": ("quantize",), "timing_seconds": 1100.0}
+    found = compress.recommend(tmp_path / "best", budget="20m", **arguments)
+    assert (found.trials, found.winner) == ((), "")
+    assert found.sentence.startswith("Nothing was tried: of 20 min, ")
+    assert "22 min are reserved to test and to time finalists" in found.sentence
+
+
+@pytest.mark.parametrize("since", [None, 3.0])
+def test_a_budget_begins_with_the_call_or_as_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: float | None
+) -> None:
+    requests: list[Request] = []
+    monkeypatch.setattr(searches, "search", lambda *given: requests.append(given[2]))
+    clock = itertools.count(5.0)
+    monkeypatch.setattr(api, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    compress.recommend(tmp_path, budget="20m", since=since, **{**ARGUMENTS, "only": ("quantize",)})
+    assert [request.since for request in requests] == [since or 5.0]
 
 
 def test_the_folder_of_a_run_is_refused(tmp_path: Path) -> None:
@@ -215,8 +273,6 @@ def test_a_users_own_model_is_not_written_over(tmp_path: Path) -> None:
 
 def test_the_command_passes_only_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Defaults would take the place of what a search was begun with."""
-    from compress import api
-
     passed: list[dict[str, Any]] = []
 
     def recommend(place: Path, **options: Any) -> None:
@@ -224,8 +280,10 @@ def test_the_command_passes_only_what_was_given(monkeypatch: pytest.MonkeyPatch)
         raise UserError("enough")
 
     monkeypatch.setattr(api, "recommend", recommend)
-    CliRunner().invoke(cli, ["recommend", "best", "--budget", "1h", "--device", "cpu"])
-    assert passed == [{"budget": "1h", "device": "cpu"}]
+    command = ["recommend", "best", "--budget", "1h", "--device", "cpu"]
+    CliRunner().invoke(cli, command)
+    CliRunner().invoke(cli, command, obj=7.0)
+    assert passed == [{"budget": "1h", "device": "cpu", "since": since} for since in (None, 7.0)]
 
 
 def test_the_command_ends_with_the_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

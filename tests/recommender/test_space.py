@@ -418,6 +418,19 @@ def test_wrong_files_are_refused(tmp_path: Path, text: str, sentence: str) -> No
         read_wishes(written(tmp_path, text)).forms(techniques(), STUDENTS)
 
 
+def test_students_that_a_file_names_have_to_exist(context: StepContext, tmp_path: Path) -> None:
+    def check(names: str) -> None:
+        file = written(tmp_path, f"[distill]\nstudent = {names}\n[finetune]\nepochs = 2\n")
+        read_wishes(file).check_students(techniques(), context)
+
+    check("['mlp(width=4)', 'none', 'same']")
+    check("'mlp(width=4)'")
+    with pytest.raises(UserError, match=r"space.toml, student 'mpl': unknown model 'mpl'"):
+        check("['mlp', 'mpl']")
+    with pytest.raises(UserError, match=r"student 'mlp\(widht=4\)': unknown option of mlp"):
+        check("'mlp(widht=4)'")
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the space file"):
         read_wishes(tmp_path / "none.toml")

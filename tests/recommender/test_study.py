@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,14 @@ from bench_fixtures import fresh_model, make_context, small_digits
 
 from compress.parts import Choices
 from compress.recommender.draw import AtRandom
+from compress.recommender.goal import Goal
+from compress.recommender.measured import NO_TIME, OK, Notebook, Trial
+from compress.recommender.question import Request
+from compress.recommender.search import _Search
 from compress.recommender.space import Space, space_of
 from compress.recommender.space_file import Wishes
 from compress.recommender.study import LEAST, Study
+from compress.recommender.warm import draws_to_resume
 from compress.techniques import techniques
 
 VALUES = {
@@ -110,3 +116,25 @@ def test_what_comes_next_leaves_the_study_as_it_is(space: Space, tmp_path: Path)
     assert not set(study.upcoming(set(found), 4, set(), 3)) & set(found)
     assert not any("prune" in text for text in study.upcoming(set(), 4, {"prune_channels"}, 3))
     assert place.read_bytes() == before
+
+
+def test_what_came_too_late_comes_next(space: Space, tmp_path: Path) -> None:
+    study, book = Study(space, 0, tmp_path / "study.jsonl"), Notebook()
+    answered(study, 10)
+    generator = np.random.default_rng(1)
+    for number, state in enumerate((OK, NO_TIME, NO_TIME)):
+        chain, params = space.draw(AtRandom(generator), 4)
+        book.add(Trial(number, params, repr(chain), state))
+    run = object.__new__(_Search)
+    run.study, run.notebook, run.space, run.idle = study, book, space, set()
+    run.about, run.earlier, run.started = {"epochs": 4}, 0.0, 0.0
+    run.request = Request(Goal(), Wishes())
+    data = SimpleNamespace(task=SimpleNamespace(name="digits"), untrainable="")
+    run.plan = SimpleNamespace(suite=SimpleNamespace(model="mlp"), data=data, baseline=None)  # type: ignore[assignment]
+    told = run._story("the budget is spent", []).next
+    again = Study(space, 0, tmp_path / "study.jsonl")
+    for draws, why in draws_to_resume(space, again, book):
+        again.enqueue(draws, why)
+    first = [repr(space.chain(again.ask().params, 4)) for _ in range(2)]
+    assert list(told[:2]) == first == [trial.chain for trial in book.trials[1:]]
+    assert book.trials[0].chain not in told
