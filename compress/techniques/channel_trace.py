@@ -25,7 +25,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -33,6 +32,7 @@ from compress.dataflow import tensors_in
 from compress.heads import as_in_training, has_auxiliary
 from compress.tasks.base import Tensors
 from compress.techniques.channel_attention import HEADS, attention_layers
+from compress.techniques.channel_norms import Call, NormCalls
 from compress.techniques.channel_rules import RULES
 from compress.techniques.channel_rules.pointwise import pointwise
 from compress.techniques.channel_where import Where
@@ -62,8 +62,8 @@ class Trace:
     """The axes of weights that are summed over: those of a layer's inputs."""
     whole_groups: set[str] = field(default_factory=set)
     """Grouped convolutions (depthwise ones included) that lose groups, not channels of each."""
-    norms: dict[str, Vector] = field(default_factory=dict)
-    """Normalisations over a labelled axis, by the layer's path -> the labels."""
+    norms: dict[Call, Vector] = field(default_factory=dict)
+    """Normalisations over a labelled axis, by call -> the labels."""
     vectors: dict[str, Vector] = field(default_factory=dict)
     """Batch and group norms, by the layer's path -> the labels of their channels."""
     padded: dict[str, tuple[Vector, Vector]] = field(default_factory=dict)
@@ -79,6 +79,11 @@ class Trace:
     """Convolutions whose weight is the result of a computation that is not followed."""
     labels: int = 1
     """The number of labels given, `FIXED` included."""
+
+    @property
+    def norm_layers(self) -> set[str]:
+        """The paths of all normalisations."""
+        return self.vectors.keys() | {path for path, _ in self.norms}
 
     def fresh(self, count: int) -> Vector:
         first, self.labels = self.labels, self.labels + count
@@ -105,9 +110,10 @@ def trace(module: nn.Module, inputs: Tensors, whole_heads: Collection[str] = ())
         passes: list[Any] = [contextlib.nullcontext()]
         if has_auxiliary(module):
             passes.append(as_in_training(module))
+        norms = _Norms(where)
         for mode in passes:
-            tracer = Tracer(module, found, where, whole_heads)
-            with mode, _Norms(tracer), tracer:
+            norms.tracer = tracer = Tracer(module, found, where, whole_heads)
+            with mode, norms, tracer:
                 outputs = module(*one)
             for tensor in tensors_in(_plain(outputs)):
                 for vector in tracer.axes(tensor):
@@ -136,28 +142,24 @@ def _plain_kernels() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(onednn)
 
 
-class _Norms(TorchFunctionMode):
-    """Takes RMS norms as one operator: the dispatcher sees their parts alone."""
+class _Norms(NormCalls):
+    """Tells the tracer which call it sees, and RMS norms as one operator.
 
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
+    Of these the dispatcher sees the parts alone.
+    """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        options = kwargs or {}
+    tracer: Tracer
+
+    def called(self, call: Call, func: Any, args: Any, options: dict[str, Any]) -> Any:
         if func not in (F.rms_norm, torch.rms_norm):
-            return func(*args, **options)
+            with self.tracer.within(call):
+                return func(*args, **options)
         with self.tracer.paused():
             result = func(*args, **options)
         named = dict(zip(("input", "normalized_shape", "weight"), args, strict=False)) | options
-        self.tracer.keep(
-            result,
-            self.tracer.normalized(
-                named["input"], len(named["normalized_shape"]), named.get("weight")
-            ),
-        )
+        x, count = named["input"], len(named["normalized_shape"])
+        with self.tracer.within(call):
+            self.tracer.keep(result, self.tracer.normalized(x, count, named.get("weight")))
         return result
 
 
@@ -169,6 +171,7 @@ class Tracer(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.found, self.where, self._paused = found, where, False
+        self._call: Call | None = None
         attentions = attention_layers(module)
         self.rescalable = {one.path for one in attentions if one.queries}
         """Attention layers whose queries' weights are known."""
@@ -199,6 +202,14 @@ class Tracer(TorchDispatchMode):
             yield
         finally:
             self._paused = False
+
+    @contextlib.contextmanager
+    def within(self, call: Call) -> Iterator[None]:
+        self._call = call
+        try:
+            yield
+        finally:
+            self._call = None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -345,8 +356,22 @@ class Tracer(TorchDispatchMode):
             for vector in inside:
                 self.lock(vector, f"{self.here()} normalises over several axes")
         elif inside:
-            self.found.norms[self.where.path] = inside[0]
+            self.takes_statistics(inside[0])
         return axes
+
+    def takes_statistics(self, vector: Vector | None) -> None:
+        """Note a normalisation over an axis: those channels that are kept take part in it."""
+        if self._call is None:
+            self.lock(vector, f"{self.here()} normalises by an operator, not by torch's function")
+            return
+        path = self._call[0]
+        if vector is None:
+            return
+        if hasattr(self._parts[path], "normalized_shape"):  # one size for all of its calls
+            for (other, _), known in self.found.norms.items():
+                if other == path:
+                    self.found.unite(known, vector)
+        self.found.norms[self._call] = vector
 
 
 def _bare_name(func: Any) -> str:

@@ -46,7 +46,7 @@ def reduce(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any
     if name not in ("sum", "linalg_vector_norm"):
         for axis in over:
             if name == "mean" and t.kind() in RESPONSE_NORMS and axes[axis] is not None:
-                t.found.norms[t.where.path] = axes[axis]
+                t.takes_statistics(axes[axis])
                 continue
             t.lock(axes[axis], f"{t.here()} takes the {name} over its channels")
     kept: Labels = [None if axis in over else vector for axis, vector in enumerate(axes)]
