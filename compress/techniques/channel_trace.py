@@ -31,7 +31,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from compress.dataflow import tensors_in
 from compress.heads import as_in_training, has_auxiliary
 from compress.tasks.base import Tensors
-from compress.techniques.channel_attention import HEADS, attention_layers
+from compress.techniques.channel_attention import attention_layers, heads_names
 from compress.techniques.channel_norms import Call, NormCalls
 from compress.techniques.channel_rules import RULES
 from compress.techniques.channel_rules.pointwise import pointwise
@@ -321,10 +321,11 @@ class Tracer(TorchDispatchMode):
         if vector is None:
             return False
         part = self._parts[self.where.path]
+        of_heads = heads_names(part)
         names = [
             key
             for key, number in vars(part).items()
-            if type(number) is int and number == len(vector) and heads is (key in HEADS)
+            if type(number) is int and number == len(vector) and heads is (key in of_heads)
         ]
         for name in names:
             self.found.numbers.setdefault((self.where.path, name), []).append(vector)
