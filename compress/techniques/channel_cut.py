@@ -25,7 +25,7 @@ from compress.system.amounts import decimal
 from compress.tasks.base import Tensors
 from compress.techniques.channel_attention import AttentionLayer, set_widths
 from compress.techniques.channel_norms import KeptNorms
-from compress.techniques.channel_trace import Axis, Trace, Vector
+from compress.techniques.channel_trace import Axis, Number, Trace, Vector
 from compress.techniques.channel_where import Where
 
 PRECISION = 1e-6
@@ -44,6 +44,14 @@ class Plan:
     attentions: tuple[AttentionLayer, ...] = ()
     rescaled: frozenset[str] = frozenset()
     """Attention layers whose queries make up for a change of their heads' width."""
+    unchanged: frozenset[Number] = frozenset()
+    """Numbers of layers that stay, though they are as many as some channels were."""
+
+    @property
+    def numbers(self) -> dict[Number, list[Vector]]:
+        """The numbers of layers that follow a cut -> the labels that they count."""
+        every = self.trace.numbers.items()
+        return {number: vectors for number, vectors in every if number not in self.unchanged}
 
     def of(self, axis: Axis) -> Vector:
         """Return the class of each index of an axis of a parameter."""
@@ -101,7 +109,8 @@ def _names_by_tensor(module: nn.Module) -> dict[str, list[str]]:
 
 
 def _own_tensors(part: nn.Module) -> list[str]:
-    return [*part._parameters, *part._buffers]
+    own = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+    return [name for name, _ in own]
 
 
 def _slice(module: nn.Module, names: list[str], kept: Mapping[int, Vector]) -> None:
@@ -165,7 +174,7 @@ def _set_numbers(module: nn.Module, plan: Plan, gone: Vector) -> None:
 
     One that would have to be two different ones stays.
     """
-    for (path, name), vectors in plan.trace.numbers.items():
+    for (path, name), vectors in plan.numbers.items():
         counts = {_kept(plan, gone, labels) for labels in vectors}
         if len(counts) == 1:
             setattr(module.get_submodule(path), name, counts.pop())

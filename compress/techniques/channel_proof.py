@@ -27,7 +27,7 @@ from compress.techniques.channel_attention import attention_layers
 from compress.techniques.channel_cut import Plan, cut, differs_from_zeroed, unable
 from compress.techniques.channel_groups import Channels, Group, find_groups
 from compress.techniques.channel_links import inside_of, linked, with_attentions
-from compress.techniques.channel_trace import Axis, Vector
+from compress.techniques.channel_trace import Axis, Number, Vector
 
 TRIALS = 400
 """How many cuts of a copy are tried at most; groups that come later are left whole."""
@@ -49,6 +49,7 @@ def sound_groups(
     channels = found.channels
     proof = found.proof(channels.plan, channels.groups)
     sound, failed = proof.sound(channels.groups)
+    proof.leave_numbers(sound)
     proof.decide_in_float64()  # what failed before was found faster
     sound, more = proof.sound(sound)
     left = {**channels.left, **failed, **more}
@@ -161,8 +162,8 @@ class _Proof:
     ) -> None:
         self.module, self.inputs, self.plan, self.lost = module, inputs, plan, lost
         self.left, self._double = TRIALS, False
-        self._known: dict[tuple[frozenset[str], frozenset[Axis]], str] = {}
-        """Reasons, by which attention layers are rescaled and which groups were tried."""
+        self._known: dict[tuple[frozenset[object], ...], str] = {}
+        """Reasons, by what of the plan may change and which groups were tried."""
 
     def decide_in_float64(self) -> None:
         """Take nothing for equal that is so in float32 alone."""
@@ -203,9 +204,32 @@ class _Proof:
         self.plan = before
         return False
 
+    def leave_numbers(self, groups: Sequence[Group]) -> None:
+        """Leave numbers of layers as they are without which some groups pass as well.
+
+        They may be as many as channels by chance. Those of one name in layers of one kind are
+        tried together.
+        """
+        kinds: dict[tuple[type[nn.Module], str], set[Number]] = {}
+        for path, name in self.plan.trace.numbers if groups else ():
+            kind = type(self.module.get_submodule(path))
+            kinds.setdefault((kind, name), set()).add((path, name))
+        self._leave([*kinds.values()], groups)
+
+    def _leave(self, kinds: Sequence[set[Number]], groups: Sequence[Group]) -> None:
+        before = self.plan
+        self.plan = replace(before, unchanged=before.unchanged.union(*kinds))
+        if not kinds or not self.reason(groups):
+            return
+        self.plan = before
+        middle = len(kinds) // 2
+        for half in (kinds[:middle], kinds[middle:]) if middle else ():
+            self._leave(half, groups)
+
     def reason(self, groups: Collection[Group]) -> str:
         """Return why some groups cannot be cut at once; '' if they can."""
-        tried = self.plan.rescaled, frozenset(group.axis for group in groups)
+        axes = frozenset(group.axis for group in groups)
+        tried = frozenset(self.plan.rescaled), frozenset(self.plan.unchanged), axes
         if tried not in self._known:
             self._known[tried] = self._tried(groups)
         return self._known[tried]

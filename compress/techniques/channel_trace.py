@@ -29,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from compress.dataflow import tensors_in
-from compress.heads import as_in_training, has_auxiliary
+from compress.errors import UserError
+from compress.heads import all_heads, as_in_training, has_auxiliary
 from compress.tasks.base import Tensors
 from compress.techniques.channel_attention import attention_layers, heads_names
 from compress.techniques.channel_norms import Call, NormCalls
@@ -42,9 +43,12 @@ Axes = tuple[Vector | None, ...]
 """By axis of a tensor, the label of each index; None for an axis that stays as it is."""
 Axis = tuple[str, int]
 """The name of a parameter or buffer, and one of its axes."""
+Number = tuple[str, str]
+"""The path of a layer, and the name of a whole number that it keeps."""
 FIXED = 0
 """The label of what stays."""
 OUTPUT = "it produces the model's output"
+SIDE_OUTPUT = "the model also returns it, beside the logits: it would change shape"
 
 
 @dataclass
@@ -70,9 +74,8 @@ class Trace:
     """Layers that pad channels with zeros -> the labels of those before, and of those after."""
     added: list[Vector] = field(default_factory=list)
     """Labels of activations that are added to others of their shape: residual streams."""
-    numbers: dict[tuple[str, str], list[Vector]] = field(default_factory=dict)
-    """Whole numbers that layers keep and take sizes from, by path and name -> the labels of the
-    axes whose sizes they are."""
+    numbers: dict[Number, list[Vector]] = field(default_factory=dict)
+    """Numbers that layers may take sizes from -> the labels of the axes whose sizes they are."""
     scaled: set[str] = field(default_factory=set)
     """Layers whose attention is scaled by the width of a head, as torch does by default."""
     computed: set[str] = field(default_factory=set)
@@ -115,10 +118,21 @@ def trace(module: nn.Module, inputs: Tensors, whole_heads: Collection[str] = ())
             norms.tracer = tracer = Tracer(module, found, where, whole_heads)
             with mode, norms, tracer:
                 outputs = module(*one)
-            for tensor in tensors_in(_plain(outputs)):
-                for vector in tracer.axes(tensor):
-                    found.lock(vector, OUTPUT)
+            heads = _heads(module, outputs)
+            tracer.lock_all(heads, OUTPUT)
+            tracer.lock_all(_plain(outputs), SIDE_OUTPUT if heads else OUTPUT)
+        for path, part in module.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):
+                tracer.lock_all([*part.parameters()], f"{path!r} is compiled by torch.jit")
     return found
+
+
+def _heads(module: nn.Module, outputs: Any) -> tuple[Tensor, ...]:
+    """Return the logits, and auxiliary heads in training; () where no rule tells which they are."""
+    try:
+        return all_heads(module, outputs)
+    except UserError:
+        return ()
 
 
 def _plain(outputs: Any) -> Any:
@@ -280,9 +294,9 @@ class Tracer(TorchDispatchMode):
     def here(self) -> str:
         return f"{self.where.path!r}" if self.where.path else "the model's own forward"
 
-    def kind(self) -> str:
-        """Return the name of the class of the layer that is running."""
-        return type(self._parts[self.where.path]).__name__
+    def layer(self) -> nn.Module:
+        """Return the layer that is running."""
+        return self._parts[self.where.path]
 
     def lock(self, vector: Vector | None, reason: str) -> None:
         self.found.lock(vector, reason)
@@ -320,7 +334,7 @@ class Tracer(TorchDispatchMode):
         """
         if vector is None:
             return False
-        part = self._parts[self.where.path]
+        part = self.layer()
         of_heads = heads_names(part)
         names = [
             key
@@ -368,7 +382,7 @@ class Tracer(TorchDispatchMode):
         path = self._call[0]
         if vector is None:
             return
-        if hasattr(self._parts[path], "normalized_shape"):  # one size for all of its calls
+        if hasattr(self.layer(), "normalized_shape"):  # one size for all of its calls
             for (other, _), known in self.found.norms.items():
                 if other == path:
                     self.found.unite(known, vector)

@@ -177,6 +177,10 @@ class PruneChannels(Compressor):
             gone = np.isin(channels.plan.of(group.axis), done.classes)
             left = group.width - int(gone.sum())
             context.log.row("layer", layer=group.path, channels=group.width, kept=left)
+        for path, name in channels.plan.numbers:
+            before, now = (vars(m.module.get_submodule(path))[name] for m in (model, result))
+            if before != now:
+                context.log.row("number", layer=path, name=name, before=before, after=now)
         if self.calibration:
             items = context.calibration_items(self.calibration)
             reestimate(result.module, Calibration(context.task, items, BATCH))
@@ -233,8 +237,10 @@ class PruneChannels(Compressor):
         known = [path for path, _ in model.module.named_modules()]
         for path in self.ignored:
             if path not in known:
+                outermost = [name for name, _ in model.module.named_children()]
                 raise UserError(
                     f"prune_channels: there is no layer {path!r} to ignore. {nearest(path, known)}"
+                    f"The outermost layers: {', '.join(outermost) or 'none'}"
                 )
 
     def _check_protection(self, channels: Channels) -> None:

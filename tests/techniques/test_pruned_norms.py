@@ -245,3 +245,16 @@ def test_a_norm_without_weights_that_is_called_twice_has_one_width() -> None:
     result, _ = pruned("prune_channels(channels=0.5, round_to=1)", model)
     assert (result.a.out_features, result.b.out_features) == (8, 8)
     assert result.norm.normalized_shape == (8,)
+
+
+def test_groups_of_a_norm_whose_number_is_in_the_code_stay_with_the_reason() -> None:
+    net = Net(
+        lambda m, x: m.out(F.relu(m.last(F.group_norm(m.stem(x), 4))).mean((2, 3))),
+        stem=nn.Conv2d(3, 32, 3),
+        last=nn.Conv2d(32, 16, 3),
+        out=nn.Linear(16, 10),
+    )
+    result, context = pruned("prune_channels(channels=0.5)", of(net, 3, 8, 8))
+    left = {row["layer"]: row["left_alone"] for row in context.log.rows if "left_alone" in row}
+    assert (result.stem.out_channels, result.last.out_channels) == (32, 8)
+    assert left["stem"].endswith("normalises 4 groups, a number that would not follow")
