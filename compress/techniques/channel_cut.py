@@ -9,6 +9,7 @@ ones have no part in them, as they have none in the pruned net.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -270,7 +271,7 @@ def _difference(
     try:
         outputs = _outputs(pruned.module.eval(), inputs)
     except Exception as error:  # whatever a foreign forward trips over
-        return f"cut, it does not run: {type(error).__name__}: {first_line(error)}"
+        return f"cut, it does not run: {_where(error, pruned.module)}{first_line(error)}"
     try:
         expected = _reference(module, pruned, plan, inputs)
     except Exception as error:
@@ -283,6 +284,15 @@ def _difference(
         if not (math.isfinite(off) and off <= tolerance):
             return f"{DIFFERS} {decimal(off)} of the largest output"
     return ""
+
+
+def _where(error: Exception, module: nn.Module) -> str:
+    """Return the innermost layer in which an error was raised, and the error's name."""
+    paths = {id(part): path for path, part in module.named_modules() if path}
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    layers = [one for one in frames if id(one) in paths]
+    place = f"in {paths[id(layers[-1])]!r} ({type(layers[-1]).__name__}), " if layers else ""
+    return f"{place}{type(error).__name__}: "
 
 
 def _runs(module: nn.Module, inputs: Tensors) -> bool:

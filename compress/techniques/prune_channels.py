@@ -23,6 +23,7 @@ from compress.parts import (
     searched,
     takes,
 )
+from compress.system.amounts import plural
 from compress.system.progress import stage
 from compress.techniques.channel_attention import packed_where_whole, with_plain_attention
 from compress.techniques.channel_cut import cut, differs_from_zeroed
@@ -51,7 +52,8 @@ class PruneChannels(Compressor):
     Give one of `macs` or `params` (the kept fraction of them, approached from below by narrowing
     all groups of channels alike), `channels` (that fraction of every group), or `latency` (that
     fraction of the seconds that one item takes in onnxruntime on this machine: layers are timed
-    here, for about `seconds` in all, and groups get the widths that lose least in that time).
+    here, for about `seconds` in all, and groups get the widths that lose least in that time; whole
+    candidates are then exported and timed, which `seconds` does not bound).
     `criterion` says what a channel is worth. With `scope='local'` every group of coupled channels
     keeps the same share, with 'global' those of more worth in relation to their group's mean stay,
     wherever they are. Counts are multiples of `round_to`, so that kernels stay fast: of 8, or with
@@ -279,7 +281,7 @@ class PruneChannels(Compressor):
         others = {path: why for path, why in left.items() if why != OUTPUT}
         if others and channels.groups:
             context.log.note(
-                f"prune_channels: left {len(others)} layers as wide as they are, such as "
+                f"prune_channels: left {plural(len(others), 'layer')} as wide as before, such as "
                 f"{_an_example(others)}"
             )
 

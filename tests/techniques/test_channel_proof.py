@@ -81,7 +81,8 @@ def test_a_group_that_cannot_be_cut_as_wanted_stays_whole_with_the_reason(text: 
     assert result.fussy.conv.out_channels == 32
     assert result.last.out_channels < 64
     assert set(left(context)) == {"fussy.conv", "out"}
-    assert "no kernel for 24 channels" in left(context)["fussy.conv"]
+    place = "in 'fussy' (NotAt24), RuntimeError: no kernel for 24 channels"
+    assert left(context)["fussy.conv"] == f"cut, it does not run: {place}"
     assert "'fussy.conv'" in " ".join(context.log.notes)
 
 
