@@ -21,10 +21,13 @@ from torch import Tensor, nn
 from compress.lowrank.unpack import packed_again, renamed, unpacked
 from compress.model import Model
 
-HEADS = ("num_heads", "n_heads", "num_attention_heads", "nhead")
-PACKED = ("in_proj_", "qkv.", "to_qkv.")
+HEADS = ("num_heads", "n_heads", "num_attention_heads", "nhead", "n_head", "num_head", "nheads")
+"""What a number of heads is called."""
+VAGUE = ("heads", "h")
+"""What it is called in layers with a projection to queries; elsewhere it may be anything."""
+PACKED = ("in_proj_", "qkv.", "to_qkv.", "qkv_proj.", "in_proj.", "c_attn.", "query_key_value.")
 """What the parameters of a projection to queries, keys and values begin with."""
-QUERIES = ("q.", "q_proj.", "to_q.", "query.", "wq.")
+QUERIES = ("q.", "q_proj.", "to_q.", "query.", "wq.", "q_lin.", "query_proj.")
 """What those of a projection to queries alone begin with."""
 MODEL_WIDTHS = ("embed_dim", "kdim", "vdim", "dim", "feat_dim")
 """Attributes that are the model's width where they are equal to it."""
@@ -67,8 +70,17 @@ def attention_layers(module: nn.Module) -> list[AttentionLayer]:
 
 def heads_of(part: nn.Module) -> int:
     """Return how many heads a layer says that it has, 0 if it says nothing of heads."""
-    numbers = (vars(part).get(key) for key in HEADS)
-    return next((n for n in numbers if type(n) is int), 0)
+    names = heads_names(part)
+    return int(vars(part)[names[0]]) if names else 0
+
+
+def heads_names(part: nn.Module) -> list[str]:
+    """Return what a layer's number of heads is called in it."""
+    found = [key for key in (*HEADS, *VAGUE) if type(vars(part).get(key)) is int]
+    if set(found) <= {*VAGUE}:
+        own = [f"{name}." for name, _ in part.named_children()]
+        found = found if {*own} & {*PACKED, *QUERIES} else []
+    return found
 
 
 def _described(

@@ -9,15 +9,14 @@ ones have no part in them, as they have none in the pruned net.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from compress.errors import first_line
 from compress.heads import has_auxiliary, heads_in_training
@@ -26,13 +25,15 @@ from compress.rebuild import owner_of
 from compress.system.amounts import decimal
 from compress.tasks.base import Tensors
 from compress.techniques.channel_attention import AttentionLayer, set_widths
-from compress.techniques.channel_trace import Axis, Trace, Vector
+from compress.techniques.channel_norms import KeptNorms
+from compress.techniques.channel_trace import Axis, Number, Trace, Vector
 from compress.techniques.channel_where import Where
 
 PRECISION = 1e-6
 """By how much of the largest output a cut net may differ in float64: rounding gives 1e-12."""
 SINGLE = 1e-3
 """The same in float32, for modules that do not run in float64; a wrong cut is off by a tenth."""
+DIFFERS = "cut, it differs from the original with these channels zeroed by"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ class Plan:
     attentions: tuple[AttentionLayer, ...] = ()
     rescaled: frozenset[str] = frozenset()
     """Attention layers whose queries make up for a change of their heads' width."""
+    unchanged: frozenset[Number] = frozenset()
+    """Numbers of layers that stay, though they are as many as some channels were."""
+
+    @property
+    def numbers(self) -> dict[Number, list[Vector]]:
+        """The numbers of layers that follow a cut -> the labels that they count."""
+        every = self.trace.numbers.items()
+        return {number: vectors for number, vectors in every if number not in self.unchanged}
 
     def of(self, axis: Axis) -> Vector:
         """Return the class of each index of an axis of a parameter."""
@@ -101,7 +110,8 @@ def _names_by_tensor(module: nn.Module) -> dict[str, list[str]]:
 
 
 def _own_tensors(part: nn.Module) -> list[str]:
-    return [*part._parameters, *part._buffers]
+    own = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+    return [name for name, _ in own]
 
 
 def _slice(module: nn.Module, names: list[str], kept: Mapping[int, Vector]) -> None:
@@ -165,7 +175,7 @@ def _set_numbers(module: nn.Module, plan: Plan, gone: Vector) -> None:
 
     One that would have to be two different ones stays.
     """
-    for (path, name), vectors in plan.trace.numbers.items():
+    for (path, name), vectors in plan.numbers.items():
         counts = {_kept(plan, gone, labels) for labels in vectors}
         if len(counts) == 1:
             setattr(module.get_submodule(path), name, counts.pop())
@@ -182,7 +192,7 @@ def _set_sizes_of_others(module: nn.Module, plan: Plan, gone: Vector) -> None:
         return _kept(plan, gone, labels)
 
     parts = dict(module.named_modules())
-    for path, vector in plan.trace.norms.items():
+    for (path, _), vector in plan.trace.norms.items():
         if isinstance(getattr(parts[path], "normalized_shape", None), tuple):
             parts[path].normalized_shape = (kept(vector),)  # type: ignore[assignment]
     for path, vector in plan.trace.vectors.items():
@@ -214,44 +224,6 @@ def zeroed(module: nn.Module, plan: Plan, removed: Collection[int] | Vector) -> 
     return result
 
 
-class KeptNorms(TorchFunctionMode):
-    """Takes the statistics of norms over the channels that are kept; the others become 0.
-
-    `kept` are their indices, by the layer's path.
-    """
-
-    LAST = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
-    SECOND = (F.group_norm, torch.group_norm)
-    MEANS = (torch.Tensor.mean, torch.mean)
-
-    def __init__(self, where: Where, kept: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.where, self.kept = where, kept
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        options, kept = dict(kwargs or {}), self.kept.get(self.where.path)
-        known = (*self.LAST, *self.SECOND, *self.MEANS, F.batch_norm)
-        if kept is None or func not in known:
-            return func(*args, **options)
-        if func in self.MEANS:  # of a response norm, over its channels
-            axis = options.get("dim", args[1] if len(args) > 1 else None)
-            return func(args[0].index_select(axis, kept), *args[1:], **options)
-        if func is F.batch_norm:  # of a weight (1, O, I · kernel): inputs that are kept
-            x = args[0] if args else options.pop("input")
-            result = func(x.index_select(2, kept), *args[1:], **options)
-            return torch.zeros_like(x).index_copy(2, kept, result)
-        names = ("input", "size", "weight", *(() if "rms" in func.__name__ else ("bias",)), "eps")
-        given = dict(zip(names, args, strict=False)) | options
-        x, axis = given["input"], -1 if func in self.LAST else 1
-        size = [len(kept)] if func in self.LAST else 1
-        vectors = [given.get(name) for name in names[2:-1]]
-        picked = [None if vector is None else vector[kept] for vector in vectors]
-        result = func(x.index_select(axis, kept), size, *picked, given.get("eps", 1e-5))
-        return torch.zeros_like(x).index_copy(axis, kept, result)
-
-
 def _outputs(module: nn.Module, inputs: Tensors) -> list[Tensor]:
     """Return the logits, and where a module has auxiliary heads, all heads of training."""
     outputs = [forward(module, inputs)]
@@ -264,10 +236,10 @@ def _outputs(module: nn.Module, inputs: Tensors) -> list[Tensor]:
 def _reference(module: nn.Module, pruned: Cut, plan: Plan, inputs: Tensors) -> list[Tensor]:
     reference = zeroed(module, plan, pruned.classes).eval()
     kept = {}
-    for path, vector in plan.trace.norms.items():
+    for call, vector in plan.trace.norms.items():
         stays = ~np.isin(plan.classes[vector], pruned.classes)
         if not stays.all():
-            kept[path] = torch.from_numpy(np.flatnonzero(stays))
+            kept[call] = torch.from_numpy(np.flatnonzero(stays))
     if not kept:
         return _outputs(reference, inputs)
     with Where(reference) as where, KeptNorms(where, kept):
@@ -279,30 +251,48 @@ def differs_from_zeroed(
 ) -> str:
     """Say how a pruned module differs from the original with those channels zeroed ('' if not).
 
-    In float64, unless the module does not run in it, or `double` is False.
+    In float64, unless the module does not run in it. Without `double`, float32 is tried first,
+    which is faster, and float64 decides where it may be rounding that differs there.
     """
-    ours, tolerance = pruned.module, SINGLE
-    if double:
-        doubled = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-        if _runs(copied(module).double(), doubled):
-            module, inputs, tolerance = copied(module).double(), doubled, PRECISION
-            ours = copied(ours).double()
+    if not double:
+        reason = _difference(module, pruned, plan, inputs, SINGLE)
+        if not reason.startswith(DIFFERS):
+            return reason
+    doubled = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    if not _runs(copied(module).double(), doubled):
+        return _difference(module, pruned, plan, inputs, SINGLE) if double else reason
+    ours = replace(pruned, module=copied(pruned.module).double())
+    return _difference(copied(module).double(), ours, plan, doubled, PRECISION)
+
+
+def _difference(
+    module: nn.Module, pruned: Cut, plan: Plan, inputs: Tensors, tolerance: float
+) -> str:
     try:
-        outputs = _outputs(ours.eval(), inputs)
+        outputs = _outputs(pruned.module.eval(), inputs)
     except Exception as error:  # whatever a foreign forward trips over
-        return f"cut, it does not run: {type(error).__name__}: {first_line(error)}"
-    expected = _reference(module, pruned, plan, inputs)
+        return f"cut, it does not run: {_where(error, pruned.module)}{first_line(error)}"
+    try:
+        expected = _reference(module, pruned, plan, inputs)
+    except Exception as error:
+        return f"with these channels zeroed, it does not run: {first_line(error)}"
     for one, other in zip(outputs, expected, strict=True):
         if one.shape != other.shape:
             return f"cut, it has outputs of shape {tuple(one.shape)}, not {tuple(other.shape)}"
-        largest = float((one - other).abs().max())
-        limit = tolerance * max(float(other.abs().max()), 1e-6)
-        if not (math.isfinite(largest) and largest <= limit):
-            return (
-                f"cut, it differs from the original with these channels zeroed by "
-                f"{decimal(largest)}"
-            )
+        largest = max(float(other.abs().max()), 1e-6)
+        off = float((one - other).abs().max()) / largest
+        if not (math.isfinite(off) and off <= tolerance):
+            return f"{DIFFERS} {decimal(off)} of the largest output"
     return ""
+
+
+def _where(error: Exception, module: nn.Module) -> str:
+    """Return the innermost layer in which an error was raised, and the error's name."""
+    paths = {id(part): path for path, part in module.named_modules() if path}
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    layers = [one for one in frames if id(one) in paths]
+    place = f"in {paths[id(layers[-1])]!r} ({type(layers[-1]).__name__}), " if layers else ""
+    return f"{place}{type(error).__name__}: "
 
 
 def _runs(module: nn.Module, inputs: Tensors) -> bool:

@@ -16,10 +16,10 @@ from compress.model import Model, weights_hash
 from compress.system.amounts import decimal
 from compress.system.progress import stage
 from compress.techniques.channel_budget import options_of, within
-from compress.techniques.channel_cut import Cut, cut
+from compress.techniques.channel_cut import Cut, cut, unable
 from compress.techniques.channel_groups import Channels
 from compress.techniques.channel_scores import Scores, removed
-from compress.techniques.channel_search import NEAR, Aim
+from compress.techniques.channel_search import NEAR, Aim, CannotBeCut
 from compress.techniques.channel_steps import at_share, steps_of
 from compress.techniques.channel_times import Kept, Timed, Times, measured
 from compress.techniques.channel_trace import Axis
@@ -145,15 +145,19 @@ class LatencySearch:
         """Return the share of its seconds that the model takes with some widths, measured."""
         widths = tuple(sorted(kept.items()))
         if widths not in self._shares:
-            classes = removed(self.groups, self.worth, kept)
-            module = cut(self.model.module, self.channels.plan, classes).module.eval()
-            files = {
-                BEFORE: self._files[BEFORE],
-                AFTER: export(replace(self.model, module=module)),
-            }
+            files = {BEFORE: self._files[BEFORE], AFTER: self._file_of(kept)}
             seconds = whole_seconds(files, self.model, self.clock, WHO)
             self._shares[widths] = seconds[AFTER] / seconds[BEFORE]
         return self._shares[widths]
+
+    def _file_of(self, kept: Kept) -> bytes:
+        """Return the file of the model with some widths; raise CannotBeCut if it has none."""
+        classes = removed(self.groups, self.worth, kept)
+        try:
+            module = cut(self.model.module, self.channels.plan, classes).module.eval()
+            return export(replace(self.model, module=module))
+        except Exception as error:  # whatever a foreign forward trips over
+            raise CannotBeCut(unable(error), kept) from error
 
     def _refusal(self, share: float) -> StepFailed:
         return StepFailed(

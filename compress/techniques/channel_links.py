@@ -81,8 +81,7 @@ def linked(groups: Sequence[Group], plan: Plan, paths: Iterable[str]) -> list[Gr
     streams: dict[str, dict[str, Group]] = {}
     layers: dict[str, list[str]] = {}
     for path in paths:
-        pools = inside.get(path, [])
-        stream = _stream(pools, alone, plan, path)
+        pools, stream = _with_stream(inside.get(path, []), alone, plan, path)
         if stream and pools and all(map(even, [alone[stream], *pools])):
             streams.setdefault(stream, {}).update({group.path: group for group in pools})
             layers.setdefault(stream, []).append(path)
@@ -105,20 +104,29 @@ def even(group: Group) -> bool:
     return group.grains * group.unit == group.width
 
 
-def _stream(
+def _with_stream(
     pools: Sequence[Group], alone: Mapping[str, Group], plan: Plan, path: str
-) -> str | None:
-    """Return the one group that an attention layer reads."""
+) -> tuple[list[Group], str | None]:
+    """Return which pools are computed from channels that can go, and the one group of these.
+
+    Others, as those that are made of coordinates, depend on no group.
+    """
     owner = _owners(alone.values())
-    own = {group.path for group in pools}
-    found: set[str | None] = set()
+    reads: dict[str, set[str]] = {group.path: set() for group in pools}
     for (name, axis), layer in plan.trace.made.items():
         read = (name, 1 - axis)
         mine = layer == path or layer.startswith(f"{path}.")
         known = {(name, axis), read} <= plan.trace.axes.keys()
         if not mine or axis > 1 or read not in plan.trace.read or not known:
             continue
-        if {owner.get(int(one)) for one in np.unique(plan.of((name, axis)))} & own:
-            found |= {owner.get(int(one)) for one in np.unique(plan.of(read))}
-    found -= own
-    return found.pop() if len(found) == 1 else None
+        for one in _groups_of((name, axis), plan, owner) & reads.keys():
+            reads[one] |= _groups_of(read, plan, owner)
+    streams = {one for some in reads.values() for one in some} - reads.keys()
+    stream = streams.pop() if len(streams) == 1 else None
+    return [group for group in pools if reads[group.path]], stream
+
+
+def _groups_of(axis: Axis, plan: Plan, owner: Mapping[int, str]) -> set[str]:
+    """Return the groups that an axis has channels of."""
+    found = {owner.get(int(one)) for one in np.unique(plan.of(axis))}
+    return {path for path in found if path is not None}

@@ -1,10 +1,12 @@
 """The proof of which groups of channels can be cut.
 
 `channel_trace` assumes that a module's code takes sizes from shapes, or from numbers that its
-layers keep. Whether it does is tried by arithmetic, on a copy with random weights: half of the
-channels of every group are cut, and the outputs compared in float64 with those of the copy in which
-these channels are zero. Random, because trained or freshly initialised weights may hide an error
-behind zeros. Groups that fail are found by halving, and stay whole.
+layers keep. Whether it does is tried by arithmetic, on a copy with random weights: a quarter to
+three quarters of the channels of every group are cut, and the outputs compared in float64 with
+those of the copy in which these channels are zero. Random, because trained or freshly initialised
+weights may hide an error behind zeros; of each group another share, because code that takes one
+group's width for another's runs where both keep the same. Groups that fail are found by halving,
+and stay whole.
 
 What heads of attention can lose is tried first, with one layer of each kind: channels of each head,
 or whole heads; alone, or in the proportion of the model's channels.
@@ -12,7 +14,7 @@ or whole heads; alone, or in the proportion of the model's channels.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,9 +27,12 @@ from compress.techniques.channel_attention import attention_layers
 from compress.techniques.channel_cut import Plan, cut, differs_from_zeroed, unable
 from compress.techniques.channel_groups import Channels, Group, find_groups
 from compress.techniques.channel_links import inside_of, linked, with_attentions
+from compress.techniques.channel_trace import Axis, Number, Vector
 
 TRIALS = 400
 """How many cuts of a copy are tried at most; groups that come later are left whole."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Its multiples, without their whole parts, lie apart from one another, however many they are."""
 NARROWER, FEWER = "narrower", "fewer"
 """What heads become: of less channels each, or less of them."""
 
@@ -42,12 +47,25 @@ def sound_groups(
     """
     found = _Heads(module, inputs, ignored, heads)
     channels = found.channels
-    proof = found.proof(channels.plan)
-    sound, failed = proof.sound(list(channels.groups))
-    proof.double = True  # what failed in float32 was found faster
-    if proof.reason(sound):
-        sound, more = proof.one_by_one(sound)
-        failed |= more
+    proof = found.proof(channels.plan, channels.groups)
+    sound, failed = proof.sound(channels.groups)
+    proof.leave_numbers(sound)
+    proof.decide_in_float64()  # what failed before was found faster
+    sound, more = proof.sound(sound)
+    left = {**channels.left, **failed, **more}
+    return replace(channels, plan=proof.plan, groups=tuple(sound), left=left)
+
+
+def sound_at(
+    module: nn.Module, inputs: Tensors, channels: Channels, lost: Mapping[Axis, Vector]
+) -> Channels:
+    """Return the groups that can lose the classes `lost` at once, and what not: no copy, no share.
+
+    Those that are at fault are among the layers that are left.
+    """
+    proof = _Proof(module, inputs, channels.plan, lambda group: lost[group.axis])
+    proof.decide_in_float64()
+    sound, failed = proof.sound(channels.groups)
     left = {**channels.left, **failed}
     return replace(channels, plan=proof.plan, groups=tuple(sound), left=left)
 
@@ -69,8 +87,9 @@ class _Heads:
         """By layer, whether its queries make up for narrower heads, where that was tried."""
         self.channels = self._chosen(heads)
 
-    def proof(self, plan: Plan) -> _Proof:
-        return _Proof(self.trial, tuple(x[:1] for x in self.inputs), plan)
+    def proof(self, plan: Plan, groups: Sequence[Group]) -> _Proof:
+        """Return the proof that tries some groups, each at a share of its own."""
+        return _Proof(self.trial, tuple(x[:1] for x in self.inputs), plan, _unlike(groups))
 
     def _chosen(self, heads: str) -> Channels:
         """Try every way with one layer of each kind, for all of which what works is taken."""
@@ -92,7 +111,7 @@ class _Heads:
         channels = self._found(self.whole)
         plan = channels.plan
         scales = {path for path, scaled in self.scales.items() if scaled}
-        rescaled = (plan.rescaled - self.scales.keys()) | scales
+        rescaled = plan.rescaled.difference(self.scales) | scales
         groups = linked(channels.groups, plan, self.links)
         return replace(channels, plan=replace(plan, rescaled=rescaled), groups=tuple(groups))
 
@@ -111,7 +130,7 @@ class _Heads:
             some = [g for g in inside.get(path, []) if not links or path in g.attentions]
             if not some or (links and not any(len(g.pools) > 1 for g in some)):
                 continue
-            proof = self.proof(channels.plan)
+            proof = self.proof(channels.plan, some)
             if proof.passes(some):
                 passing.append(kind)
                 changed = proof.plan.rescaled ^ channels.plan.rescaled
@@ -121,35 +140,62 @@ class _Heads:
         return passing
 
 
+def _unlike(groups: Sequence[Group]) -> Callable[[Group], Vector]:
+    """Return what says which classes a group loses: at random a quarter to three quarters."""
+    shares = {g.axis: (1 + 2 * (n * GOLDEN % 1)) / 4 for n, g in enumerate(groups)}
+
+    def lost(group: Group) -> Vector:
+        # Seeded by its name: a group loses the same whatever others are tried along with it.
+        generator = np.random.default_rng([*group.axis[0].encode()])
+        order = [generator.permutation(len(pool)) for pool in group.pools]
+        grains = round(shares[group.axis] * group.grains)
+        return group.least(order, min(max(1, grains), group.grains - 1))
+
+    return lost
+
+
 class _Proof:
-    """Tries groups on a copy with random weights."""
+    """Tries groups in a module, each without the classes that it loses."""
 
-    def __init__(self, trial: nn.Module, inputs: Tensors, plan: Plan) -> None:
-        self.trial, self.inputs, self.plan, self.left = trial, inputs, plan, TRIALS
-        self.double = False
+    def __init__(
+        self, module: nn.Module, inputs: Tensors, plan: Plan, lost: Callable[[Group], Vector]
+    ) -> None:
+        self.module, self.inputs, self.plan, self.lost = module, inputs, plan, lost
+        self.left, self._double = TRIALS, False
+        self._known: dict[tuple[frozenset[object], ...], str] = {}
+        """Reasons, by what of the plan may change and which groups were tried."""
 
-    def sound(self, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
-        """Return the groups that pass, and the others' reasons, trying halves of what fails."""
-        reason = self.reason(groups)
+    def decide_in_float64(self) -> None:
+        """Take nothing for equal that is so in float32 alone."""
+        self._double = True
+        self._known.clear()
+
+    def sound(self, groups: Sequence[Group]) -> tuple[list[Group], dict[str, str]]:
+        """Return the groups that pass all at once, and the others' reasons."""
+        return self._beside([], list(groups))
+
+    def _beside(self, sound: list[Group], more: list[Group]) -> tuple[list[Group], dict[str, str]]:
+        """Return `sound` and what passes beside it of `more`, trying halves of what fails."""
+        reason = self.reason([*sound, *more])
         if not reason:
-            return groups, {}
-        if len(groups) == 1:
-            if self._other_scale(groups):
-                return groups, {}
-            return [], {groups[0].path: reason}
-        middle = len(groups) // 2
-        first, failed = self.sound(groups[:middle])
-        second, more = self.sound(groups[middle:])
-        return first + second, failed | more
+            return [*sound, *more], {}
+        if len(more) == 1:
+            if self._other_scale([*sound, *more], more):
+                return [*sound, *more], {}
+            return sound, {more[0].path: reason}
+        middle = len(more) // 2
+        sound, failed = self._beside(sound, more[:middle])
+        sound, others = self._beside(sound, more[middle:])
+        return sound, failed | others
 
     def passes(self, groups: Sequence[Group]) -> bool:
-        return not self.reason(groups) or self._other_scale(groups)
+        return not self.reason(groups) or self._other_scale(groups, groups)
 
-    def _other_scale(self, groups: Sequence[Group]) -> bool:
-        """Whether groups pass if their attention keeps its scale in the other of two ways."""
+    def _other_scale(self, groups: Sequence[Group], changed: Iterable[Group]) -> bool:
+        """Whether groups pass if the attention of some keeps its scale in the other of two ways."""
         before = self.plan
         known = {one.path for one in before.attentions if one.queries}
-        paths = {path for group in groups for path in group.attentions} & known
+        paths = {path for group in changed for path in group.attentions} & known
         if not paths:
             return False
         self.plan = replace(before, rescaled=before.rescaled ^ paths)
@@ -158,38 +204,48 @@ class _Proof:
         self.plan = before
         return False
 
-    def one_by_one(self, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
-        """Return groups that pass together, for those that pass alone but not all at once."""
-        kept: list[Group] = []
-        failed: dict[str, str] = {}
-        for group in groups:
-            if reason := self.reason([*kept, group]):
-                failed[group.path] = reason
-            else:
-                kept.append(group)
-        return kept, failed
+    def leave_numbers(self, groups: Sequence[Group]) -> None:
+        """Leave numbers of layers as they are without which some groups pass as well.
+
+        They may be as many as channels by chance. Those of one name in layers of one kind are
+        tried together.
+        """
+        kinds: dict[tuple[type[nn.Module], str], set[Number]] = {}
+        for path, name in self.plan.trace.numbers if groups else ():
+            kind = type(self.module.get_submodule(path))
+            kinds.setdefault((kind, name), set()).add((path, name))
+        self._leave([*kinds.values()], groups)
+
+    def _leave(self, kinds: Sequence[set[Number]], groups: Sequence[Group]) -> None:
+        before = self.plan
+        self.plan = replace(before, unchanged=before.unchanged.union(*kinds))
+        if not kinds or not self.reason(groups):
+            return
+        self.plan = before
+        middle = len(kinds) // 2
+        for half in (kinds[:middle], kinds[middle:]) if middle else ():
+            self._leave(half, groups)
 
     def reason(self, groups: Collection[Group]) -> str:
-        """Return why half of the channels of some groups cannot be cut; '' if they can."""
+        """Return why some groups cannot be cut at once; '' if they can."""
+        axes = frozenset(group.axis for group in groups)
+        tried = frozenset(self.plan.rescaled), frozenset(self.plan.unchanged), axes
+        if tried not in self._known:
+            self._known[tried] = self._tried(groups)
+        return self._known[tried]
+
+    def _tried(self, groups: Collection[Group]) -> str:
         if not groups:
             return ""
         if not self.left:
             return f"it was not tried, after {TRIALS} cuts of a copy"
         self.left -= 1
-        generator = np.random.default_rng(0)
-        removed = np.concatenate(
-            [
-                g.least(
-                    [generator.permutation(len(pool)) for pool in g.pools], max(1, g.grains // 2)
-                )
-                for g in groups
-            ]
-        )
+        removed = np.concatenate([self.lost(group) for group in groups])
         try:
-            pruned = cut(self.trial, self.plan, removed)
+            pruned = cut(self.module, self.plan, removed)
         except Exception as error:
             return unable(error)
-        return differs_from_zeroed(self.trial, pruned, self.plan, self.inputs, self.double)
+        return differs_from_zeroed(self.module, pruned, self.plan, self.inputs, self._double)
 
 
 def randomized(module: nn.Module) -> nn.Module:

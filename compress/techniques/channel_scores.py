@@ -59,7 +59,7 @@ def scores(
 def members_of(module: nn.Module, plan: Plan) -> Iterator[tuple[Axis, str, Tensor]]:
     """Yield the axes of parameters that say what channels are worth, their kind and values."""
     parameters = dict(module.named_parameters())
-    norms = plan.trace.vectors.keys() | plan.trace.norms.keys()
+    norms = plan.trace.norm_layers
     for name, axis in plan.trace.axes:
         owner, _, leaf = name.rpartition(".")
         if name not in parameters:
@@ -191,8 +191,9 @@ def _kinds(module: nn.Module, plan: Plan) -> dict[Axis, str]:
     """
     parameters, trace = dict(module.named_parameters()), plan.trace
     makers = {name.rpartition(".")[0] for name, _ in trace.made}
-    standardised = trace.norms.keys() & {name.rpartition(".")[0] for name, _ in trace.read}
-    norms = (trace.vectors.keys() | trace.norms.keys()) - standardised
+    readers = {name.rpartition(".")[0] for name, _ in trace.read}
+    standardised = {path for path, _ in trace.norms if path in readers}
+    norms = trace.norm_layers - standardised
     found: dict[Axis, str] = {}
     for name, axis in trace.axes:
         owner = name.rpartition(".")[0]

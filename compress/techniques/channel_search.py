@@ -13,7 +13,7 @@ from compress.context import StepContext
 from compress.errors import StepFailed
 from compress.model import Model
 from compress.system.amounts import decimal
-from compress.techniques.channel_cut import Cut, cut
+from compress.techniques.channel_cut import Cut, cut, unable
 from compress.techniques.channel_groups import Channels, Group
 from compress.techniques.channel_scores import LEAST, Scores, grains_kept, removed, step_of, widths
 from compress.techniques.channel_steps import steps_of
@@ -26,6 +26,14 @@ NEAR = 0.02
 TRIES = 40
 """How many single steps are tried to come nearer to a target."""
 WORDS = {"macs": "of the MACs", "params": "of the parameters", "channels": "of the channels"}
+
+
+class CannotBeCut(Exception):
+    """Some groups cannot be cut at once to what is to be kept of them: `kept` grains of each."""
+
+    def __init__(self, reason: str, kept: Mapping[Axis, int]) -> None:
+        super().__init__(reason)
+        self.kept = dict(kept)
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,10 @@ class Search:
 
     def _reached(self, kept: Mapping[Axis, int]) -> float:
         classes = removed(self.groups, self.worth, kept)
-        return self.fraction(cut(self.model.module, self.channels.plan, classes))
+        try:
+            return self.fraction(cut(self.model.module, self.channels.plan, classes))
+        except Exception as error:  # whatever a foreign forward trips over
+            raise CannotBeCut(unable(error), kept) from error
 
     def _to_target(self) -> dict[Axis, int]:
         best = self._at(1.0)

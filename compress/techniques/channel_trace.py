@@ -25,14 +25,15 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from compress.dataflow import tensors_in
-from compress.heads import as_in_training, has_auxiliary
+from compress.errors import UserError
+from compress.heads import all_heads, as_in_training, has_auxiliary
 from compress.tasks.base import Tensors
-from compress.techniques.channel_attention import HEADS, attention_layers
+from compress.techniques.channel_attention import attention_layers, heads_names
+from compress.techniques.channel_norms import Call, NormCalls
 from compress.techniques.channel_rules import RULES
 from compress.techniques.channel_rules.pointwise import pointwise
 from compress.techniques.channel_where import Where
@@ -42,9 +43,12 @@ Axes = tuple[Vector | None, ...]
 """By axis of a tensor, the label of each index; None for an axis that stays as it is."""
 Axis = tuple[str, int]
 """The name of a parameter or buffer, and one of its axes."""
+Number = tuple[str, str]
+"""The path of a layer, and the name of a whole number that it keeps."""
 FIXED = 0
 """The label of what stays."""
 OUTPUT = "it produces the model's output"
+SIDE_OUTPUT = "the model also returns it, beside the logits: it would change shape"
 
 
 @dataclass
@@ -62,23 +66,27 @@ class Trace:
     """The axes of weights that are summed over: those of a layer's inputs."""
     whole_groups: set[str] = field(default_factory=set)
     """Grouped convolutions (depthwise ones included) that lose groups, not channels of each."""
-    norms: dict[str, Vector] = field(default_factory=dict)
-    """Normalisations over a labelled axis, by the layer's path -> the labels."""
+    norms: dict[Call, Vector] = field(default_factory=dict)
+    """Normalisations over a labelled axis, by call -> the labels."""
     vectors: dict[str, Vector] = field(default_factory=dict)
     """Batch and group norms, by the layer's path -> the labels of their channels."""
     padded: dict[str, tuple[Vector, Vector]] = field(default_factory=dict)
     """Layers that pad channels with zeros -> the labels of those before, and of those after."""
     added: list[Vector] = field(default_factory=list)
     """Labels of activations that are added to others of their shape: residual streams."""
-    numbers: dict[tuple[str, str], list[Vector]] = field(default_factory=dict)
-    """Whole numbers that layers keep and take sizes from, by path and name -> the labels of the
-    axes whose sizes they are."""
+    numbers: dict[Number, list[Vector]] = field(default_factory=dict)
+    """Numbers that layers may take sizes from -> the labels of the axes whose sizes they are."""
     scaled: set[str] = field(default_factory=set)
     """Layers whose attention is scaled by the width of a head, as torch does by default."""
     computed: set[str] = field(default_factory=set)
     """Convolutions whose weight is the result of a computation that is not followed."""
     labels: int = 1
     """The number of labels given, `FIXED` included."""
+
+    @property
+    def norm_layers(self) -> set[str]:
+        """The paths of all normalisations."""
+        return self.vectors.keys() | {path for path, _ in self.norms}
 
     def fresh(self, count: int) -> Vector:
         first, self.labels = self.labels, self.labels + count
@@ -105,14 +113,26 @@ def trace(module: nn.Module, inputs: Tensors, whole_heads: Collection[str] = ())
         passes: list[Any] = [contextlib.nullcontext()]
         if has_auxiliary(module):
             passes.append(as_in_training(module))
+        norms = _Norms(where)
         for mode in passes:
-            tracer = Tracer(module, found, where, whole_heads)
-            with mode, _Norms(tracer), tracer:
+            norms.tracer = tracer = Tracer(module, found, where, whole_heads)
+            with mode, norms, tracer:
                 outputs = module(*one)
-            for tensor in tensors_in(_plain(outputs)):
-                for vector in tracer.axes(tensor):
-                    found.lock(vector, OUTPUT)
+            heads = _heads(module, outputs)
+            tracer.lock_all(heads, OUTPUT)
+            tracer.lock_all(_plain(outputs), SIDE_OUTPUT if heads else OUTPUT)
+        for path, part in module.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):
+                tracer.lock_all([*part.parameters()], f"{path!r} is compiled by torch.jit")
     return found
+
+
+def _heads(module: nn.Module, outputs: Any) -> tuple[Tensor, ...]:
+    """Return the logits, and auxiliary heads in training; () where no rule tells which they are."""
+    try:
+        return all_heads(module, outputs)
+    except UserError:
+        return ()
 
 
 def _plain(outputs: Any) -> Any:
@@ -136,28 +156,24 @@ def _plain_kernels() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(onednn)
 
 
-class _Norms(TorchFunctionMode):
-    """Takes RMS norms as one operator: the dispatcher sees their parts alone."""
+class _Norms(NormCalls):
+    """Tells the tracer which call it sees, and RMS norms as one operator.
 
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
+    Of these the dispatcher sees the parts alone.
+    """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        options = kwargs or {}
+    tracer: Tracer
+
+    def called(self, call: Call, func: Any, args: Any, options: dict[str, Any]) -> Any:
         if func not in (F.rms_norm, torch.rms_norm):
-            return func(*args, **options)
+            with self.tracer.within(call):
+                return func(*args, **options)
         with self.tracer.paused():
             result = func(*args, **options)
         named = dict(zip(("input", "normalized_shape", "weight"), args, strict=False)) | options
-        self.tracer.keep(
-            result,
-            self.tracer.normalized(
-                named["input"], len(named["normalized_shape"]), named.get("weight")
-            ),
-        )
+        x, count = named["input"], len(named["normalized_shape"])
+        with self.tracer.within(call):
+            self.tracer.keep(result, self.tracer.normalized(x, count, named.get("weight")))
         return result
 
 
@@ -169,6 +185,7 @@ class Tracer(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.found, self.where, self._paused = found, where, False
+        self._call: Call | None = None
         attentions = attention_layers(module)
         self.rescalable = {one.path for one in attentions if one.queries}
         """Attention layers whose queries' weights are known."""
@@ -199,6 +216,14 @@ class Tracer(TorchDispatchMode):
             yield
         finally:
             self._paused = False
+
+    @contextlib.contextmanager
+    def within(self, call: Call) -> Iterator[None]:
+        self._call = call
+        try:
+            yield
+        finally:
+            self._call = None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -269,9 +294,9 @@ class Tracer(TorchDispatchMode):
     def here(self) -> str:
         return f"{self.where.path!r}" if self.where.path else "the model's own forward"
 
-    def kind(self) -> str:
-        """Return the name of the class of the layer that is running."""
-        return type(self._parts[self.where.path]).__name__
+    def layer(self) -> nn.Module:
+        """Return the layer that is running."""
+        return self._parts[self.where.path]
 
     def lock(self, vector: Vector | None, reason: str) -> None:
         self.found.lock(vector, reason)
@@ -309,11 +334,12 @@ class Tracer(TorchDispatchMode):
         """
         if vector is None:
             return False
-        part = self._parts[self.where.path]
+        part = self.layer()
+        of_heads = heads_names(part)
         names = [
             key
             for key, number in vars(part).items()
-            if type(number) is int and number == len(vector) and heads is (key in HEADS)
+            if type(number) is int and number == len(vector) and heads is (key in of_heads)
         ]
         for name in names:
             self.found.numbers.setdefault((self.where.path, name), []).append(vector)
@@ -345,8 +371,22 @@ class Tracer(TorchDispatchMode):
             for vector in inside:
                 self.lock(vector, f"{self.here()} normalises over several axes")
         elif inside:
-            self.found.norms[self.where.path] = inside[0]
+            self.takes_statistics(inside[0])
         return axes
+
+    def takes_statistics(self, vector: Vector | None) -> None:
+        """Note a normalisation over an axis: those channels that are kept take part in it."""
+        if self._call is None:
+            self.lock(vector, f"{self.here()} normalises by an operator, not by torch's function")
+            return
+        path = self._call[0]
+        if vector is None:
+            return
+        if hasattr(self.layer(), "normalized_shape"):  # one size for all of its calls
+            for (other, _), known in self.found.norms.items():
+                if other == path:
+                    self.found.unite(known, vector)
+        self.found.norms[self._call] = vector
 
 
 def _bare_name(func: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -25,6 +26,8 @@ class Where:
             self._stack.pop()
 
         for path, part in self._module.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):  # takes no hooks: its caller is known
+                continue
             self._hooks.append(part.register_forward_pre_hook(enter(path)))
             self._hooks.append(part.register_forward_hook(leave, always_call=True))
         return self

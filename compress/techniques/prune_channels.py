@@ -23,14 +23,15 @@ from compress.parts import (
     searched,
     takes,
 )
+from compress.system.amounts import plural
 from compress.system.progress import stage
 from compress.techniques.channel_attention import packed_where_whole, with_plain_attention
 from compress.techniques.channel_cut import cut, differs_from_zeroed
 from compress.techniques.channel_groups import Channels, protects
 from compress.techniques.channel_latency import LatencySearch
-from compress.techniques.channel_proof import FEWER, NARROWER, sound_groups
+from compress.techniques.channel_proof import FEWER, NARROWER, sound_at, sound_groups
 from compress.techniques.channel_scores import Scores, removed, scores
-from compress.techniques.channel_search import Aim, Search
+from compress.techniques.channel_search import Aim, CannotBeCut, Search
 from compress.techniques.channel_steps import STEPS, liked_step
 from compress.techniques.channel_times import timed_layers
 from compress.techniques.channel_trace import OUTPUT
@@ -51,7 +52,8 @@ class PruneChannels(Compressor):
     Give one of `macs` or `params` (the kept fraction of them, approached from below by narrowing
     all groups of channels alike), `channels` (that fraction of every group), or `latency` (that
     fraction of the seconds that one item takes in onnxruntime on this machine: layers are timed
-    here, for about `seconds` in all, and groups get the widths that lose least in that time).
+    here, for about `seconds` in all, and groups get the widths that lose least in that time; whole
+    candidates are then exported and timed, which `seconds` does not bound).
     `criterion` says what a channel is worth. With `scope='local'` every group of coupled channels
     keeps the same share, with 'global' those of more worth in relation to their group's mean stay,
     wherever they are. Counts are multiples of `round_to`, so that kernels stay fast: of 8, or with
@@ -139,25 +141,36 @@ class PruneChannels(Compressor):
     def _pruned(self, model: Model, context: StepContext) -> Model:
         channels = sound_groups(model.module, model.items(), self.ignored, self.heads)
         self._check_protection(channels)
-        self._log_left(channels, context)
-        if not channels.groups:
-            context.log.note(f"prune_channels: left the model whole ({_why_whole(channels.left)})")
-            return model
+        self._log_left(channels.left, channels, context)
+        worth = self._worth(model, channels, context) if channels.groups else {}
+        while channels.groups:
+            search = self._search(model, context, channels, worth)
+            try:
+                return self._cut(model, context, search)
+            except CannotBeCut as error:
+                channels = self._without_those_at_fault(model, context, search, error)
+        context.log.note(f"prune_channels: left the model whole ({_why_whole(channels.left)})")
+        return model
+
+    def _worth(self, model: Model, channels: Channels, context: StepContext) -> Scores:
         worth, silent = scores(model, channels, self.criterion, context)
         if silent:
             context.log.note(
                 f"prune_channels: {self.criterion.name()} says nothing about {len(silent)} of "
                 f"{len(channels.groups)} groups, which are ranked by l2"
             )
-        search = self._search(model, context, channels, worth)
-        kept = search.kept()
-        classes = removed(channels.groups, worth, kept)
+        return worth
+
+    def _cut(self, model: Model, context: StepContext, search: Search | LatencySearch) -> Model:
+        """Return the model with what a search keeps; raise CannotBeCut where it is not proven."""
+        channels, kept = search.channels, search.kept()
+        classes = removed(channels.groups, search.worth, kept)
         if not len(classes):
             search.left_whole()
             return model
         done = cut(model.module, channels.plan, classes)
         if reason := differs_from_zeroed(model.module, done, channels.plan, model.items()):
-            raise StepFailed(f"pruning would change more than the removed channels: {reason}")
+            raise CannotBeCut(reason, kept)
         result = search.judged(replace(model, module=done.module.eval()), done)
         if result is model:
             return model
@@ -166,10 +179,31 @@ class PruneChannels(Compressor):
             gone = np.isin(channels.plan.of(group.axis), done.classes)
             left = group.width - int(gone.sum())
             context.log.row("layer", layer=group.path, channels=group.width, kept=left)
+        for path, name in channels.plan.numbers:
+            before, now = (vars(m.module.get_submodule(path))[name] for m in (model, result))
+            if before != now:
+                context.log.row("number", layer=path, name=name, before=before, after=now)
         if self.calibration:
             items = context.calibration_items(self.calibration)
             reestimate(result.module, Calibration(context.task, items, BATCH))
         return result
+
+    def _without_those_at_fault(
+        self,
+        model: Model,
+        context: StepContext,
+        search: Search | LatencySearch,
+        error: CannotBeCut,
+    ) -> Channels:
+        """Return the groups that can be cut to the counts at which all of them could not."""
+        channels = search.channels
+        lost = {g.axis: removed([g], search.worth, error.kept) for g in channels.groups}
+        sound = sound_at(model.module, model.items(), channels, lost)
+        if len(sound.groups) == len(channels.groups):
+            raise StepFailed(f"prune_channels: {error}") from error
+        left = {path: why for path, why in sound.left.items() if path not in channels.left}
+        self._log_left(left, sound, context)
+        return sound
 
     def _search(
         self, model: Model, context: StepContext, channels: Channels, worth: Scores
@@ -205,8 +239,10 @@ class PruneChannels(Compressor):
         known = [path for path, _ in model.module.named_modules()]
         for path in self.ignored:
             if path not in known:
+                outermost = [name for name, _ in model.module.named_children()]
                 raise UserError(
                     f"prune_channels: there is no layer {path!r} to ignore. {nearest(path, known)}"
+                    f"The outermost layers: {', '.join(outermost) or 'none'}"
                 )
 
     def _check_protection(self, channels: Channels) -> None:
@@ -239,13 +275,13 @@ class PruneChannels(Compressor):
                 f"prune_weights(pattern=...)"
             )
 
-    def _log_left(self, channels: Channels, context: StepContext) -> None:
-        for path, reason in channels.left.items():
+    def _log_left(self, left: Mapping[str, str], channels: Channels, context: StepContext) -> None:
+        for path, reason in left.items():
             context.log.row("layer", layer=path, left_alone=reason)
-        others = {path: why for path, why in channels.left.items() if why != OUTPUT}
+        others = {path: why for path, why in left.items() if why != OUTPUT}
         if others and channels.groups:
             context.log.note(
-                f"prune_channels: left {len(others)} layers as wide as they are, such as "
+                f"prune_channels: left {plural(len(others), 'layer')} as wide as before, such as "
                 f"{_an_example(others)}"
             )
 

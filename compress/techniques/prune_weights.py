@@ -13,6 +13,7 @@ from torch import Tensor
 from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
 from compress.counts import deployed
+from compress.errors import StepFailed
 from compress.model import Model
 from compress.parts import is_number, one_of, rule
 from compress.surgery import matrix_weights
@@ -119,13 +120,27 @@ class PruneWeights(Compressor):
         weights: Mapping[str, torch.nn.Parameter],
         context: StepContext,
     ) -> None:
-        """Say which weights have no value left: nothing passes their layers."""
-        if empty := [name for name in names if not weights[name].any()]:
-            context.log.note(
-                f"prune_weights: nothing is left of {len(empty)} of {len(weights)} weights, such "
-                f"as {empty[0]!r}: the values of other layers are larger. With score='lamp' no "
-                f"layer is emptied"
+        """Say which weights have no value left: nothing passes their layers.
+
+        Raises StepFailed where those are all.
+        """
+        empty = [name for name in names if not weights[name].any()]
+        if not empty:
+            return
+        if len(empty) == len(names):
+            raise StepFailed(
+                f"prune_weights: sparsity={self.sparsity} would leave no value of any of the "
+                f"{len(names)} weights, and so no answer that depends on the input: ask for less"
             )
+        why = "the values of other layers are larger. With score='lamp' no layer is emptied"
+        if self.scope != GLOBAL:
+            why = "it has so few values that the sparsity, rounded, is all of them"
+        elif self.score == LAMP:
+            why = "fewer values stay than there are weights"
+        context.log.note(
+            f"prune_weights: nothing is left of {len(empty)} of {len(weights)} weights, such "
+            f"as {empty[0]!r}: {why}"
+        )
 
     def _keep_pattern(
         self, weights: Mapping[str, torch.nn.Parameter], context: StepContext

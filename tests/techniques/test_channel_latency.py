@@ -151,6 +151,34 @@ def test_what_cannot_be_timed_is_refused_or_stays(monkeypatch: pytest.MonkeyPatc
     assert row["reached"] == pytest.approx(0.8, rel=0.02)
 
 
+class InEights(nn.Module):
+    """A convolution whose code runs at 32 channels, but not at 8, 16 or 24."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(32, 32, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if x.shape[1] in (8, 16, 24):
+            raise RuntimeError("no kernel for these channels")
+        return F.relu(x)
+
+
+def test_a_group_that_fails_at_the_widths_that_are_timed_stays_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers = (nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), InEights(), nn.Conv2d(32, 64, 3))
+    ends = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    model = model_of(nn.Sequential(*layers, *ends))
+    result, given = pruned("prune_channels(latency=0.6, round_to=8)", by_macs(), monkeypatch, model)
+    assert result.module[2].conv.out_channels == 32
+    assert result.module[3].out_channels < 64
+    left = {row["layer"]: row["left_alone"] for row in given.log.rows if "left_alone" in row}
+    assert "no kernel for these channels" in left["2.conv"]
+    assert [row["kind"] for row in given.log.rows].count("latency") == 1
+
+
 def test_a_coarse_step_misses_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "prune_channels(latency=0.9, round_to=32, streams='alike')"
     result, given = pruned(text, by_macs(), monkeypatch)

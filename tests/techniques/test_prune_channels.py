@@ -206,7 +206,8 @@ def test_an_ignored_layer_keeps_its_width_and_an_unknown_one_is_refused() -> Non
     result, _ = pruned(f"prune_channels(channels=0.5, ignored=[{paths[0]!r}])", model)
     widths = [m.out_channels for m in result.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [16, 16]
-    with pytest.raises(UserError, match=r"no layer 'nothing' to ignore"):
+    outermost = f"The outermost layers: {next(model.module.named_children())[0]}"
+    with pytest.raises(UserError, match=rf"no layer 'nothing' to ignore. {outermost}"):
         run(chain("prune_channels(channels=0.5, ignored=['nothing'])"), model, step_context())
 
 

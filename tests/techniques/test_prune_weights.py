@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.compressor import run
-from compress.errors import IllegalChain
+from compress.errors import IllegalChain, StepFailed
 from compress.model import Model
 from compress.surgery import matrix_weights
 from compress.techniques import chain
@@ -79,6 +79,31 @@ def test_a_net_with_nothing_to_prune_is_left_with_a_note() -> None:
         assert torch.equal(value, model.module.state_dict()[name])
     assert not result.sparse
     assert "left the model as it is" in context.log.notes[-1]
+
+
+@pytest.mark.parametrize("options", ["", ", scope='layer'", ", score='lamp'"])
+def test_a_sparsity_that_would_leave_no_value_is_refused(options: str) -> None:
+    model = Model(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 8)).eval(), (torch.randn(2, 8),))
+    with pytest.raises(StepFailed, match="no value of any of the 2 weights"):
+        run(
+            chain(f"prune_weights(sparsity=0.999999{options})"),
+            model,
+            make_context(small_digits()),
+        )
+
+
+def test_a_layer_that_is_emptied_is_named_with_the_reason() -> None:
+    net = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 1), nn.Linear(1, 2)).eval()
+    context = make_context(small_digits())
+    run(
+        chain("prune_weights(sparsity=0.8, scope='layer')"),
+        Model(net, (torch.randn(2, 8),)),
+        context,
+    )
+    assert context.log.notes == [
+        "prune_weights: nothing is left of 1 of 3 weights, such as '2.weight': it has so few "
+        "values that the sparsity, rounded, is all of them"
+    ]
 
 
 # --- LAMP ---------------------------------------------------------------------------------------

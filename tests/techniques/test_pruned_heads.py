@@ -21,6 +21,7 @@ from compress.deploy.session import predict, session
 from compress.errors import UserError
 from compress.model import Model, forward, load, save
 from compress.techniques import chain, channel_proof
+from compress.techniques.channel_attention import heads_of
 from compress.techniques.channel_cut import cut
 from compress.zoo.models import build_module
 
@@ -238,6 +239,48 @@ def test_a_single_head_becomes_narrower_whatever_is_asked() -> None:
     assert off(model, after) < ROUNDING
 
 
+class Gpt(nn.Module):
+    """The attention of minGPT and nanoGPT, without a mask."""
+
+    def __init__(self, heads: str = "n_head", projection: str = "c_attn") -> None:
+        super().__init__()
+        self.n_embd, self.heads_name, self.projection = WIDTH, heads, projection
+        setattr(self, heads, HEADS)
+        self.add_module(projection, nn.Linear(WIDTH, 3 * WIDTH))
+        self.c_proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        heads = getattr(self, self.heads_name)
+        parts = getattr(self, self.projection)(x).split(self.n_embd, dim=2)
+        q, k, v = (p.view(n, length, heads, width // heads).transpose(1, 2) for p in parts)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.c_proj(mixed.transpose(1, 2).reshape(n, length, width))
+
+
+@pytest.mark.parametrize("heads", ["narrower", "fewer"])
+@pytest.mark.parametrize(
+    "names", [("n_head", "c_attn"), ("heads", "to_qkv"), ("h", "query_key_value")]
+)
+def test_heads_are_known_by_the_names_that_they_have(names: tuple[str, str], heads: str) -> None:
+    model = net(Gpt(*names))
+    after, context = pruned(f"prune_channels(channels=0.5, round_to=1, heads={heads!r})", model)
+    layer: Any = after.attention
+    assert getattr(layer, names[0]) == (HEADS if heads == "narrower" else HEADS // 2)
+    assert getattr(layer, names[1]).weight.shape == (3 * WIDTH // 2, WIDTH // 2)
+    assert layer.n_embd == WIDTH // 2
+    assert {row["layer"] for row in context.log.rows if "left_alone" in row} == {"out"}
+    assert off(model, after) < ROUNDING
+
+
+def test_what_may_be_anything_is_a_number_of_heads_beside_a_projection_alone() -> None:
+    layer = nn.Sequential(nn.Linear(4, 12))
+    layer.h = 4
+    assert heads_of(layer) == 0
+    layer.add_module("qkv", nn.Linear(4, 12))
+    assert heads_of(layer) == 4
+
+
 VIT = (
     "torchvision:VisionTransformer(patch_size=8, num_layers=2, num_heads=4, hidden_dim=32, "
     "mlp_dim=64)"
@@ -333,5 +376,5 @@ def test_of_many_layers_of_one_kind_one_is_tried(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(channel_proof, "cut", counted)
     channels = channel_proof.sound_groups(model.module, model.items())
-    assert cuts <= 8
+    assert cuts <= 10
     assert len([group for group in channels.groups if group.attentions]) == 12

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -277,3 +280,62 @@ def test_a_number_that_is_as_large_by_chance_does_no_harm() -> None:
     assert result.pooled.size == 16
     assert set(left) == {"stem", "out"}
     assert left["stem"].startswith("cut, it")
+
+
+def test_a_number_that_no_size_is_taken_from_stays_and_the_others_are_logged() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.queue = 32, 32
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x.view(len(x), self.width, *x.shape[2:]))
+
+    net = Net(
+        lambda m, x: m.out(m.last(m.viewed(m.stem(x))).mean((2, 3))),
+        stem=nn.Conv2d(3, 32, 3),
+        viewed=Viewed(),
+        last=nn.Conv2d(32, 16, 3),
+        out=nn.Linear(16, 10),
+    )
+    result, context = pruned("prune_channels(channels=0.5, round_to=1)", of(net, 3, 8, 8))
+    assert result.stem.out_channels == 16
+    assert (result.viewed.width, result.viewed.queue) == (16, 32)
+    [row] = [row for row in context.log.rows if row["kind"] == "number"]
+    assert row == {"kind": "number", "layer": "viewed", "name": "width", "before": 32, "after": 16}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_weights_of_scripted_layers_stay_and_what_else_there_is_is_cut() -> None:
+    net = Net(
+        lambda m, x: m.out(m.last(m.inner(m.act(m.first(m.stem(x))))).mean((2, 3))),
+        stem=nn.Conv2d(3, 16, 3),
+        first=nn.Conv2d(16, 32, 3),
+        act=torch.jit.script(nn.SiLU()),
+        inner=torch.jit.script(nn.Conv2d(32, 24, 3)),
+        last=nn.Conv2d(24, 8, 3),
+        out=nn.Linear(8, 10),
+    )
+    result, context = pruned("prune_channels(channels=0.5, round_to=1)", of(net, 3, 10, 10))
+    widths = [len(getattr(result, name).weight) for name in ("stem", "first", "inner", "last")]
+    assert widths == [8, 32, 24, 4]
+    left = {row["layer"]: row["left_alone"] for row in context.log.rows if "left_alone" in row}
+    assert left["first"] == "'inner' is compiled by torch.jit"
+
+
+def test_a_layer_whose_channels_are_returned_beside_the_logits_stays_and_a_note_says_so() -> None:
+    def give(m: nn.Module, x: Tensor) -> Any:
+        features = F.relu(m.last(F.relu(m.stem(x)))).mean((2, 3))
+        return {"features": features, "logits": m.out(features)}
+
+    layers = {"stem": nn.Conv2d(3, 16, 3), "last": nn.Conv2d(16, 32, 3)}
+    net = Net(give, **layers, out=nn.Linear(32, 10))
+    result, context = pruned("prune_channels(channels=0.5)", of(net, 3, 8, 8))
+    left = {row["layer"]: row["left_alone"] for row in context.log.rows if "left_alone" in row}
+    assert (result.stem.out_channels, result.last.out_channels) == (8, 32)
+    assert left == {
+        "out": "it produces the model's output",
+        "last": "the model also returns it, beside the logits: it would change shape",
+    }
+    assert "'last': the model also returns it" in context.log.notes[0]

@@ -186,3 +186,75 @@ def test_a_response_norm_takes_its_mean_over_the_channels_that_are_kept() -> Non
     weight, bias = (one[kept].view(1, -1, 1, 1) for one in (norm.weight, norm.bias))
     expected = F.linear((x + weight * x_hat + bias).mean((2, 3)), net.out.weight[:, kept])
     torch.testing.assert_close(forward(result, inputs), expected + net.out.bias)
+
+
+class Widths(nn.Module):
+    """Two norms of other widths, called as functions, of two layers."""
+
+    def __init__(self, rms: bool, weights: bool) -> None:
+        super().__init__()
+        self.stem, self.mix, self.out = nn.Linear(6, 16), nn.Linear(16, 40), nn.Linear(40, 3)
+        self.function = F.rms_norm if rms else F.layer_norm
+        sizes = (16, 40) if weights else ()
+        self.scales = nn.ParameterList(torch.rand(size) + 0.5 for size in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, layer in enumerate((self.stem, self.mix)):
+            x = F.relu(layer(x))
+            weight = self.scales[number] if len(self.scales) else None
+            x = self.function(x, x.shape[-1:], weight)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize("weights", [False, True])
+def test_norms_of_two_widths_in_one_layer_are_cut_each_by_its_own_channels(
+    rms: bool, weights: bool
+) -> None:
+    """The reference by hand, in numpy."""
+    torch.manual_seed(0)
+    net = Widths(rms, weights)
+    model = Model(net.eval(), (torch.randn(3, 6),))
+    result, context = pruned("prune_channels(channels=0.6, round_to=1)", model)
+    assert {row["layer"] for row in context.log.rows if "left_alone" in row} == {"out"}
+    kept = [
+        kept_rows(a.bias.detach(), b.bias.detach())
+        for a, b in ((net.stem, result.stem), (net.mix, result.mix))
+    ]
+    assert [len(one) for one in kept] == [10, 24]
+    x, before = model.probe[0].double().numpy(), list(range(6))
+    for number, (layer, rows) in enumerate(zip((net.stem, net.mix), kept, strict=True)):
+        weight = layer.weight.detach().double().numpy()[rows][:, before]
+        x = np.maximum(x @ weight.T + layer.bias.detach().double().numpy()[rows], 0)
+        x = x if rms else x - x.mean(-1, keepdims=True)
+        eps = torch.finfo(torch.float32).eps if rms else 1e-5
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+        x = x * net.scales[number].detach().numpy()[rows] if weights else x
+        before = rows
+    expected = x @ net.out.weight.detach().numpy()[:, before].T + net.out.bias.detach().numpy()
+    np.testing.assert_allclose(forward(result, model.probe).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_without_weights_that_is_called_twice_has_one_width() -> None:
+    def read(m: nn.Module, x: Tensor) -> Tensor:
+        return m.out(m.norm(F.relu(m.b(m.norm(m.a(x))))))
+
+    layers = {"a": nn.Linear(5, 16), "b": nn.Linear(16, 16), "out": nn.Linear(16, 3)}
+    net = Net(read, **layers, norm=nn.LayerNorm(16, elementwise_affine=False))
+    model = Model(net.eval(), (torch.randn(4, 5),))
+    result, _ = pruned("prune_channels(channels=0.5, round_to=1)", model)
+    assert (result.a.out_features, result.b.out_features) == (8, 8)
+    assert result.norm.normalized_shape == (8,)
+
+
+def test_groups_of_a_norm_whose_number_is_in_the_code_stay_with_the_reason() -> None:
+    net = Net(
+        lambda m, x: m.out(F.relu(m.last(F.group_norm(m.stem(x), 4))).mean((2, 3))),
+        stem=nn.Conv2d(3, 32, 3),
+        last=nn.Conv2d(32, 16, 3),
+        out=nn.Linear(16, 10),
+    )
+    result, context = pruned("prune_channels(channels=0.5)", of(net, 3, 8, 8))
+    left = {row["layer"]: row["left_alone"] for row in context.log.rows if "left_alone" in row}
+    assert (result.stem.out_channels, result.last.out_channels) == (32, 8)
+    assert left["stem"].endswith("normalises 4 groups, a number that would not follow")

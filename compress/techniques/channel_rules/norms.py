@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.techniques.channel_rules.common import (
     Labels,
@@ -41,7 +41,7 @@ def _standardized(t: Tracer, over: Labels) -> None:
     """
     inside = [vector for vector in over if vector is not None]
     if len(inside) == 1:
-        t.found.norms[t.where.path] = inside[0]
+        t.takes_statistics(inside[0])
     else:
         for vector in inside:
             t.lock(vector, f"{t.here()} normalises over several axes")
@@ -64,7 +64,9 @@ def group_norm(t: Tracer, func: Any, args: Any, options: dict[str, Any], result:
     axes = spatial_axes(t, axes_of(t, x), x.ndim - 2, x)
     axes[1] = vector = _with_vectors(t, axes[1], (weight, bias))
     if vector is not None and groups == 1:
-        t.found.norms[t.where.path] = vector
+        t.takes_statistics(vector)
+    elif not isinstance(t.layer(), nn.GroupNorm):
+        t.lock(vector, f"{t.here()} normalises {groups} groups, a number that would not follow")
     elif vector is not None:
         size = len(vector) // groups
         t.blocks(vector.reshape(groups, size).T.ravel(), size)

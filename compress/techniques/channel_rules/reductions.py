@@ -44,9 +44,10 @@ def reduce(t: Tracer, func: Any, args: Any, options: dict[str, Any], result: Any
     over = {axis % x.ndim for axis in (over or range(x.ndim))} if x.ndim else set()
     axes = axes_of(t, x)
     if name not in ("sum", "linalg_vector_norm"):
+        response = name == "mean" and type(t.layer()).__name__ in RESPONSE_NORMS
         for axis in over:
-            if name == "mean" and t.kind() in RESPONSE_NORMS and axes[axis] is not None:
-                t.found.norms[t.where.path] = axes[axis]
+            if response and axes[axis] is not None:
+                t.takes_statistics(axes[axis])
                 continue
             t.lock(axes[axis], f"{t.here()} takes the {name} over its channels")
     kept: Labels = [None if axis in over else vector for axis, vector in enumerate(axes)]
