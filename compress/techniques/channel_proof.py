@@ -59,9 +59,9 @@ def sound_groups(
 def sound_at(
     module: nn.Module, inputs: Tensors, channels: Channels, lost: Mapping[Axis, Vector]
 ) -> Channels:
-    """Return the groups that can lose the classes `lost` at once, and what not: no copy, no share.
+    """Return the groups of a module that can lose the classes `lost` at once, as tried on itself.
 
-    Those that are at fault are among the layers that are left.
+    Those that cannot are left, with the reason.
     """
     proof = _Proof(module, inputs, channels.plan, lambda group: lost[group.axis])
     proof.decide_in_float64()
@@ -127,7 +127,7 @@ class _Heads:
         inside = inside_of(groups)
         passing = []
         for kind, path in left.items():
-            some = [g for g in inside.get(path, []) if not links or path in g.attentions]
+            some = inside.get(path, [])
             if not some or (links and not any(len(g.pools) > 1 for g in some)):
                 continue
             proof = self.proof(channels.plan, some)
@@ -146,7 +146,7 @@ def _unlike(groups: Sequence[Group]) -> Callable[[Group], Vector]:
 
     def lost(group: Group) -> Vector:
         # Seeded by its name: a group loses the same whatever others are tried along with it.
-        generator = np.random.default_rng([*group.axis[0].encode()])
+        generator = np.random.default_rng([*group.axis[0].encode(), group.axis[1]])
         order = [generator.permutation(len(pool)) for pool in group.pools]
         grains = round(shares[group.axis] * group.grains)
         return group.least(order, min(max(1, grains), group.grains - 1))
