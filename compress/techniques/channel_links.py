@@ -32,7 +32,37 @@ def with_attentions(groups: Sequence[Group], plan: Plan) -> list[Group]:
         inside = None not in homes and reads.get(group.path, set()) <= homes
         one = replace(group, attentions=tuple(sorted(map(str, homes))) if inside else ())
         result.append(replace(one, unit=max(1, group.grains * group.unit // one.grains)))
+    return _of_one_width(result, plan)
+
+
+def _of_one_width(groups: Sequence[Group], plan: Plan) -> list[Group]:
+    """Return groups in which those inside the same attention are one whose widths one number says.
+
+    As the width of a head may say how wide queries and keys are, and values.
+    """
+    owner = _owners(groups)
+    together: dict[tuple[str, ...], set[str]] = {}
+    for vectors in plan.trace.numbers.values():
+        counted = {owner.get(int(one)) for vector in vectors for one in plan.classes[vector]}
+        some = [one for one in groups if one.path in counted and one.attentions and even(one)]
+        for group in some:
+            same = {one.path for one in some if one.attentions == group.attentions}
+            together.setdefault(group.attentions, set()).update(same if len(same) > 1 else ())
+    result = []
+    for group in groups:
+        paths = together.get(group.attentions, set())
+        pools = [one for one in groups if one.path in paths] if group.path in paths else [group]
+        if group is pools[0]:
+            result.append(_joined(group, pools[1:]))
     return result
+
+
+def _joined(group: Group, others: Sequence[Group], attentions: Sequence[str] = ()) -> Group:
+    """Return a group that loses the same share of its own channels and of those of others."""
+    pools = tuple(pool for one in (group, *others) for pool in one.pools)
+    attentions = tuple(attentions) or group.attentions
+    one = replace(group, pools=pools, attentions=attentions)
+    return replace(one, unit=group.width // one.grains) if others else group
 
 
 def _homes(
@@ -90,12 +120,8 @@ def linked(groups: Sequence[Group], plan: Plan, paths: Iterable[str]) -> list[Gr
     for group in groups:
         if group.path in members:
             continue
-        if pools := list(streams.get(group.path, {}).values()):
-            every = (*group.pools, *(pool for one in pools for pool in one.pools))
-            one = replace(group, pools=every, attentions=tuple(layers[group.path]))
-            joined.append(replace(one, unit=group.width // one.grains))
-        else:
-            joined.append(group)
+        pools = list(streams.get(group.path, {}).values())
+        joined.append(_joined(group, pools, layers.get(group.path, ())))
     return joined
 
 

@@ -59,9 +59,9 @@ def sound_groups(
 def sound_at(
     module: nn.Module, inputs: Tensors, channels: Channels, lost: Mapping[Axis, Vector]
 ) -> Channels:
-    """Return the groups that can lose the classes `lost` at once, and what not: no copy, no share.
+    """Return the groups of a module that can lose the classes `lost` at once, as tried on itself.
 
-    Those that are at fault are among the layers that are left.
+    Those that cannot are left, with the reason.
     """
     proof = _Proof(module, inputs, channels.plan, lambda group: lost[group.axis])
     proof.decide_in_float64()
@@ -127,7 +127,7 @@ class _Heads:
         inside = inside_of(groups)
         passing = []
         for kind, path in left.items():
-            some = [g for g in inside.get(path, []) if not links or path in g.attentions]
+            some = inside.get(path, [])
             if not some or (links and not any(len(g.pools) > 1 for g in some)):
                 continue
             proof = self.proof(channels.plan, some)
@@ -146,7 +146,7 @@ def _unlike(groups: Sequence[Group]) -> Callable[[Group], Vector]:
 
     def lost(group: Group) -> Vector:
         # Seeded by its name: a group loses the same whatever others are tried along with it.
-        generator = np.random.default_rng([*group.axis[0].encode()])
+        generator = np.random.default_rng([*group.axis[0].encode(), group.axis[1]])
         order = [generator.permutation(len(pool)) for pool in group.pools]
         grains = round(shares[group.axis] * group.grains)
         return group.least(order, min(max(1, grains), group.grains - 1))
@@ -176,12 +176,12 @@ class _Proof:
 
     def _beside(self, sound: list[Group], more: list[Group]) -> tuple[list[Group], dict[str, str]]:
         """Return `sound` and what passes beside it of `more`, trying halves of what fails."""
-        reason = self.reason([*sound, *more])
-        if not reason:
-            return [*sound, *more], {}
+        every = [*sound, *more]
+        if not (reason := self.reason(every)):
+            return every, {}
         if len(more) == 1:
-            if self._other_scale([*sound, *more], more):
-                return [*sound, *more], {}
+            if self._other_scale(every, more) or self._other_number(every, more):
+                return every, {}
             return sound, {more[0].path: reason}
         middle = len(more) // 2
         sound, failed = self._beside(sound, more[:middle])
@@ -204,17 +204,29 @@ class _Proof:
         self.plan = before
         return False
 
-    def leave_numbers(self, groups: Sequence[Group]) -> None:
-        """Leave numbers of layers as they are without which some groups pass as well.
+    def _other_number(self, groups: Sequence[Group], changed: Sequence[Group]) -> bool:
+        """Whether groups pass if a number that is as large as one of some by chance stays."""
+        before = self.plan
+        for numbers in self._numbers_of(changed):
+            self.plan = replace(before, unchanged=before.unchanged | numbers)
+            if not self.reason(groups):
+                return True
+        self.plan = before
+        return False
 
-        They may be as many as channels by chance. Those of one name in layers of one kind are
-        tried together.
-        """
+    def leave_numbers(self, groups: Sequence[Group]) -> None:
+        """Leave numbers of layers as they are without which some groups pass as well."""
+        self._leave(self._numbers_of(groups), groups)
+
+    def _numbers_of(self, groups: Sequence[Group]) -> list[set[Number]]:
+        """Return the numbers that follow groups: in sets of one name, in layers of one kind."""
+        classes = [one for group in groups for one in group.classes]
         kinds: dict[tuple[type[nn.Module], str], set[Number]] = {}
-        for path, name in self.plan.trace.numbers if groups else ():
-            kind = type(self.module.get_submodule(path))
-            kinds.setdefault((kind, name), set()).add((path, name))
-        self._leave([*kinds.values()], groups)
+        for (path, name), vectors in self.plan.numbers.items():
+            if np.isin(self.plan.classes[np.concatenate(vectors)], classes).any():
+                kind = type(self.module.get_submodule(path))
+                kinds.setdefault((kind, name), set()).add((path, name))
+        return [*kinds.values()]
 
     def _leave(self, kinds: Sequence[set[Number]], groups: Sequence[Group]) -> None:
         before = self.plan

@@ -123,7 +123,8 @@ def trace(module: nn.Module, inputs: Tensors, whole_heads: Collection[str] = ())
             tracer.lock_all(_plain(outputs), SIDE_OUTPUT if heads else OUTPUT)
         for path, part in module.named_modules():
             if isinstance(part, torch.jit.ScriptModule):
-                tracer.lock_all([*part.parameters()], f"{path!r} is compiled by torch.jit")
+                who = repr(path) if path else "the model"
+                tracer.lock_all([*part.parameters()], f"{who} is compiled by torch.jit")
     return found
 
 
@@ -376,15 +377,14 @@ class Tracer(TorchDispatchMode):
 
     def takes_statistics(self, vector: Vector | None) -> None:
         """Note a normalisation over an axis: those channels that are kept take part in it."""
+        if vector is None:
+            return
         if self._call is None:
             self.lock(vector, f"{self.here()} normalises by an operator, not by torch's function")
             return
-        path = self._call[0]
-        if vector is None:
-            return
         if hasattr(self.layer(), "normalized_shape"):  # one size for all of its calls
-            for (other, _), known in self.found.norms.items():
-                if other == path:
+            for (path, _), known in self.found.norms.items():
+                if path == self._call[0]:
                     self.found.unite(known, vector)
         self.found.norms[self._call] = vector
 

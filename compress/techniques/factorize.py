@@ -73,8 +73,9 @@ class Factorize(Compressor):
     Give one of `rank` (each layer gets the MACs of the channel form at this fraction of its full
     rank), `energy` (of each layer's outputs' variance), `macs` (of the whole model's; what loses
     least over all layers is found) or `latency` (of the whole model's, by layer times measured here
-    within `seconds`; a layer's time must fall by a tenth). Ranks are multiples of `round_to`. What
-    would not get cheaper is left alone, and so is what is shown here to get slower.
+    within `seconds`, to which exports and timings of the whole model come; a layer's time must fall
+    by a tenth). Ranks are multiples of `round_to`. What would not get cheaper is left alone, and so
+    is what is shown here to get slower.
     """
 
     rank: float | None = field(default=None, metadata=kept_fraction())

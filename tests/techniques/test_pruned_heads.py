@@ -134,6 +134,21 @@ def of_a_table() -> nn.Module:
     return Heads(turned, **three())
 
 
+def of_one_width() -> nn.Module:
+    """The layer says how wide a head is, of queries, keys and values alike."""
+
+    def attend(m: nn.Module, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        sizes = (n, length, m.num_heads, m.head_dim)
+        q, k, v = (one(x).view(sizes).transpose(1, 2) for one in (m.q, m.k, m.v))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return m.proj(mixed.reshape(n, length, m.num_heads * m.head_dim))
+
+    layer = Heads(attend, **three())
+    layer.head_dim = SIDE
+    return layer
+
+
 def of_unequal() -> nn.Module:
     projections = {"qkv": nn.Linear(WIDTH, HEADS * 32), "proj": nn.Linear(HEADS * 16, WIDTH)}
     layer = Heads(unequal, **projections)
@@ -216,6 +231,15 @@ def test_keys_and_values_of_their_own_widths_follow_the_numbers_of_their_layer(h
     assert (layer.num_heads, layer.key_dim, layer.val_dim) == halved
     assert layer.scale == 8**-0.5
     assert {row["layer"] for row in context.log.rows if "left_alone" in row} == {"out"}
+    assert off(model, after) < ROUNDING
+
+
+@pytest.mark.parametrize("text", ["channels=0.5", "macs=0.8", "macs=0.8, scope='global'"])
+def test_a_width_of_heads_that_the_layer_keeps_is_that_of_keys_and_of_values(text: str) -> None:
+    model = net(of_one_width())
+    after, _ = pruned(f"prune_channels({text}, round_to=1, ignored=['patches'])", model)
+    layer: Any = after.attention
+    assert layer.head_dim == layer.k.out_features // HEADS == layer.v.out_features // HEADS < SIDE
     assert off(model, after) < ROUNDING
 
 

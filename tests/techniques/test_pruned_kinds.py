@@ -286,10 +286,10 @@ def test_a_number_that_no_size_is_taken_from_stays_and_the_others_are_logged() -
     class Viewed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.width, self.queue = 32, 32
+            self.width, self.queue, self.scale = 32, 32, 32
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.relu(x.view(len(x), self.width, *x.shape[2:]))
+            return self.scale * F.relu(x.view(len(x), self.width, *x.shape[2:]))
 
     net = Net(
         lambda m, x: m.out(m.last(m.viewed(m.stem(x))).mean((2, 3))),
@@ -300,7 +300,8 @@ def test_a_number_that_no_size_is_taken_from_stays_and_the_others_are_logged() -
     )
     result, context = pruned("prune_channels(channels=0.5, round_to=1)", of(net, 3, 8, 8))
     assert result.stem.out_channels == 16
-    assert (result.viewed.width, result.viewed.queue) == (16, 32)
+    sizes = (result.viewed.width, result.viewed.queue, result.viewed.scale)
+    assert sizes == (16, 32, 32)
     [row] = [row for row in context.log.rows if row["kind"] == "number"]
     assert row == {"kind": "number", "layer": "viewed", "name": "width", "before": 32, "after": 16}
 
