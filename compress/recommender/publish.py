@@ -107,7 +107,7 @@ def write_report(
     if records:
         rows = picture_rows(front, notebook, judge, records, search)
         marked = any(str(row["chain"]).endswith(MARK) for row in rows)
-        words = f" ({MARK}: {UNTRAINED})" if marked else ""
+        words = f" ({MARK}: timed untrained)" if marked else ""  # a title has 60 letters
         about = {"suite": f"frontier on validation items{words}", "model": story.data}
         count = judge.goal.by if judge.goal.by in COUNTS else ""
         write_atomic(out / PICTURE, pareto_png(rows, about, count))
