@@ -21,7 +21,8 @@ from compress.model import Model
 from compress.parts import flag, one_of, positive_or_zero, whole_number
 from compress.peers.extras import importable, require_installed
 from compress.peers.ort_quantize import Reader
-from compress.peers.quark_search import best_within
+from compress.peers.quark_search import Searched, best_within
+from compress.system.amounts import plural
 from compress.system.environment import cpu_info, saturates
 from compress.tasks.base import Tensors, prepared_batches
 
@@ -74,11 +75,13 @@ class QuarkQuantize(Compressor):
         batches = [inputs for inputs, _ in prepared_batches(context.task, items, 32)]
         if not self.search_seconds:
             return replace(model, onnx=self.quantized(export(model), batches))
-        content, errors = self.searched(export(model), batches, context.seed)
+        content, errors, broke = self.searched(export(model), batches, context.seed)
         context.log.note(
-            f"AutoSearchPro tried {len(errors)} settings; the logits of the best are off by "
-            f"{min(errors):.1%}, of the first by {errors[0]:.1%}"
+            f"AutoSearchPro tried {plural(len(errors), 'setting')}; the logits of the best are "
+            f"off by {min(errors):.1%}, of the first by {errors[0]:.1%}"
         )
+        if broke:
+            context.log.note(f"AutoSearchPro ended before its time: {broke}")
         return replace(model, onnx=content)
 
     def quantized(self, float_onnx: bytes, batches: Iterable[Tensors]) -> bytes:
@@ -116,10 +119,8 @@ class QuarkQuantize(Compressor):
             content = TARGET.read_bytes()
         return _with_metadata(content, float_onnx)
 
-    def searched(
-        self, float_onnx: bytes, batches: Sequence[Tensors], seed: int = 0
-    ) -> tuple[bytes, list[float]]:
-        """Return the best int8 file that AutoSearchPro finds, and the errors of all it tried."""
+    def searched(self, float_onnx: bytes, batches: Sequence[Tensors], seed: int = 0) -> Searched:
+        """Return what AutoSearchPro finds."""
         wanted = predict(session(float_onnx), batches)
 
         def error(content: bytes) -> float:
@@ -130,10 +131,8 @@ class QuarkQuantize(Compressor):
         with _quiet_in_a_folder():
             SOURCE.write_bytes(float_onnx)
             reader = Reader(batches, onnx.load_from_string(float_onnx))
-            content, errors = best_within(
-                self.search_seconds, SOURCE, reader, len(wanted), error, seed
-            )
-        return _with_metadata(content, float_onnx), errors
+            found = best_within(self.search_seconds, SOURCE, reader, len(wanted), error, seed)
+        return found._replace(content=_with_metadata(found.content, float_onnx))
 
 
 def _with_metadata(content: bytes, float_onnx: bytes) -> bytes:

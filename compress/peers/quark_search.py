@@ -7,8 +7,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from compress.errors import first_line
 from compress.system.patched import patched
 
 TRIALS = 1000
@@ -20,6 +21,17 @@ ITERATIONS = {"type": "int", "low": 1000, "high": 10000, "step": 1000}
 
 class TimeIsOver(Exception):
     """Ends AutoSearchPro, which knows no time limit."""
+
+
+class Searched(NamedTuple):
+    """What a search came to."""
+
+    content: bytes
+    """The int8 file of the least error."""
+    errors: list[float]
+    """Those of all files that were judged, in their order."""
+    broke: str
+    """What ended the search before its time; '' if its time did."""
 
 
 def space(items: int) -> dict[str, Any]:
@@ -71,8 +83,8 @@ def best_within(
     items: int,
     error: Callable[[bytes], float],
     seed: int = 0,
-) -> tuple[bytes, list[float]]:
-    """Return the int8 file of the least error that AutoSearchPro finds, and the errors of all.
+) -> Searched:
+    """Return the int8 file of the least error that AutoSearchPro finds.
 
     `reader` gives the calibration `items`; `error` judges a file's content. The trial that runs
     when the time is over is finished. It writes into the working directory.
@@ -120,18 +132,20 @@ def best_within(
         "output_dir": "searched",
         "temp_dir": "temporary",
     }
+    broke = "it had tried all of its settings"
     try:
         with patched(auto_search_pro, get_sampler_dict=samplers):
             auto_search_pro.AutoSearchPro(settings).run()
     except TimeIsOver:
-        pass
-    except Exception:
+        broke = ""
+    except Exception as error:  # of one setting, which ends its search
         if not errors:
             raise
+        broke = f"{type(error).__name__}: {first_line(error)}"
     finally:
         logger = logging.getLogger(LOGGER)
         for handler in list(logger.handlers):  # they write into a folder that is about to go
             logger.removeHandler(handler)
             with contextlib.suppress(OSError):
                 handler.close()
-    return best, errors
+    return Searched(best, errors, broke)

@@ -92,13 +92,14 @@ def test_auto_search_ends_with_its_time_and_gives_the_best_file(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     source = stamp(deploy_models.float_file("cnn"), {"labels": "[]"})
     step = QuarkQuantize(search_seconds=0.01)
-    content, errors = step.searched(source, BATCHES[QuarkQuantize], seed=3)
+    content, errors, broke = step.searched(source, BATCHES[QuarkQuantize], seed=3)
+    assert not broke
     assert len(errors) == 1, "the trial that runs when the time is over is the last"
     wanted = predict(session(source), [(ITEMS,)])
     found = predict(session(content), [(ITEMS,)])
     assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) == pytest.approx(errors[0])
     assert read_metadata(content) == read_metadata(source)
-    longer, more = replace(step, search_seconds=8).searched(source, BATCHES[QuarkQuantize])
+    longer, more, _ = replace(step, search_seconds=8).searched(source, BATCHES[QuarkQuantize])
     assert more[0] == errors[0]
     assert len(more) > 2
     best = predict(session(longer), [(ITEMS,)])
@@ -134,8 +135,9 @@ def test_a_search_that_breaks_keeps_what_it_found(judged, monkeypatch, tmp_path)
         with pytest.raises(RuntimeError, match="cannot round"):
             step.searched(source, BATCHES[QuarkQuantize])
         return
-    content, errors = step.searched(source, BATCHES[QuarkQuantize])
+    content, errors, broke = step.searched(source, BATCHES[QuarkQuantize])
     assert errors == [0.0]
+    assert broke == "RuntimeError: cannot round this layer"
     np.testing.assert_array_equal(
         predict(session(content), [(ITEMS,)]), predict(session(source), [(ITEMS,)])
     )
