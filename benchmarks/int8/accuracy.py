@@ -35,6 +35,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "measurement"))
 
+from in_sequence import in_sequence
 from kept_rows import KeptRows, Row, in_process, table, table_of, write_report
 from nets import CIFAR, TWINS, built, data_of, twin
 from speedups import FLOAT, speedup_of, timings_of, words
@@ -42,11 +43,12 @@ from speedups import FLOAT, speedup_of, timings_of, words
 from compress.compressor import run
 from compress.context import StepContext
 from compress.deploy.export import export
+from compress.deploy.graphs import parsed
 from compress.deploy.session import arrays, predict, session
 from compress.deploy.verify import TOLERANCE, output_step, same_answer
 from compress.errors import StepFailed
 from compress.int8.calibration import Calibration
-from compress.int8.lower import lower
+from compress.int8.lower import draft
 from compress.int8.settings import Settings
 from compress.model import Model
 from compress.stats.pairs import Difference, difference
@@ -73,24 +75,32 @@ TIMED = 20.0
 """Seconds for which `quantize()` is timed beside the float file."""
 PLACED, WHOLE = "quantize()", "quantize(seconds=0)"
 
+WEIGHTS = ("quantize(weight_only=True)", "quantize(weight_only=True, bits=4)")
 ADAROUND = "quark_quantize(adaround=True)"
 AUTO_SEARCH = "quark_quantize(search_seconds=600)"
 STEPS = (
     *("ort_quantize(defaults=True)", "ort_quantize()"),
     *("nncf_quantize()", "nncf_quantize(preset='mixed')", "nncf_quantize(accurate=True)"),
     *("nncf_quantize(transformer=True)", "quark_quantize()", ADAROUND, AUTO_SEARCH),
-    *(PLACED, WHOLE, "quantize(seconds=0, max_drop=None)"),
+    *(PLACED, WHOLE, "quantize(seconds=0, max_drop=None)", *WEIGHTS),
 )
 ABLATIONS: dict[str, dict[str, Any]] = {
     "without equalization": {"equalize": False},
     "without compensated rounding": {"compensate": False},
     "without bias correction": {"correct": False},
     "with ranges of extremes": {"method": "minmax"},
+    "with weights of 4 bits": {"bits": 4},
 }
-CANDIDATES = (*STEPS, *ABLATIONS)
-SLOW = (ADAROUND, AUTO_SEARCH, "nncf_quantize(accurate=True)")
+SEQUENCE = {"biases in sequence": {}, "biases in sequence, weights of 4 bits": {"bits": 4}}
+"""Ablations whose biases are corrected on the inputs that products have in the int8 net."""
+CORRECTED_ON = 128
+"""Calibration images for that: the whole net runs on them once for each product."""
+CANDIDATES = (*STEPS, *ABLATIONS, *SEQUENCE)
+SLOW = (ADAROUND, AUTO_SEARCH, "nncf_quantize(accurate=True)", *SEQUENCE)
 """These take minutes, and are tried on some nets alone."""
 FEW = ("resnet20", "mobilenetv2-x05", "resnet20 twin 2/0", "lite0")
+PLAIN = (*CIFAR, "lite0")
+"""Nets of which weights alone are stored as well; a twin's rescaled channels have scales too."""
 
 
 def tries(name: str, candidate: str) -> bool:
@@ -99,6 +109,8 @@ def tries(name: str, candidate: str) -> bool:
         return False
     if "transformer" in candidate:
         return name.startswith("vit")
+    if candidate in WEIGHTS:
+        return name in PLAIN
     return candidate not in SLOW or name in FEW
 
 
@@ -239,13 +251,17 @@ def unpacked(row: Row) -> np.ndarray:
 def lowered(model: Model, data: Data, candidate: str, items: Split) -> bytes:
     """Return the int8 file that a candidate makes of a net."""
     context = StepContext(data.task, calibration=items, validation=data.validation)
-    if candidate in ABLATIONS:
+    if (settings := {**ABLATIONS, **SEQUENCE}.get(candidate)) is not None:
         batches = Calibration(data.task, context.calibration_items(len(items)))
-        return lower(export(model), batches, Settings(**ABLATIONS[candidate])).content
+        made = draft(parsed(export(model)), batches, Settings(**settings))
+        if candidate not in SEQUENCE:
+            return made.lowered().content
+        few = Subset(items, torch.arange(min(CORRECTED_ON, len(items))))
+        return in_sequence(made, Calibration(data.task, few)).content
     name, _, options = candidate.partition("(")
-    made = run(chain(f"{name}(calibration={len(items)}, {options}"), model, context).onnx
-    assert made is not None
-    return made
+    onnx_bytes = run(chain(f"{name}(calibration={len(items)}, {options}"), model, context).onnx
+    assert onnx_bytes is not None
+    return onnx_bytes
 
 
 COLUMNS = (

@@ -10,24 +10,27 @@ from onnx import TensorProto, numpy_helper
 from compress.deploy.protobuf import within
 from compress.deploy.saturation import largest_pair
 
-INT8 = (TensorProto.INT8, TensorProto.UINT8)
+PACKED = (TensorProto.INT4, TensorProto.UINT4)
+INTEGERS = (TensorProto.INT8, TensorProto.UINT8, *PACKED)
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def stored(content: bytes) -> dict[str, Any]:
-    """Return the `precision` of a file: int8, float16 or float32, the narrowest of its weights.
+    """Return the `precision` of a file, the narrowest of its weights: int4, int8, float16, float32.
 
-    Weights are constants of two or more dimensions. Of an int8 file `int8_pair` is the largest sum
-    of two neighbouring signed ones: up to 128, their products fit 16 bits (`saturation`).
+    Weights are constants of two or more dimensions. Of integers `int8_pair` is the largest sum of
+    two neighbouring signed ones: up to 128, their products fit 16 bits (`saturation`).
     """
     model = onnx.load_from_string(content)
     weights = [tensor for tensor in within(model, TensorProto) if len(tensor.dims) > 1]
-    narrow = [tensor for tensor in weights if tensor.data_type in INT8]
+    narrow = [tensor for tensor in weights if tensor.data_type in INTEGERS]
     if narrow:
-        signed = [tensor for tensor in narrow if tensor.data_type == TensorProto.INT8]
+        kinds = (TensorProto.INT8, TensorProto.INT4)
+        signed = [tensor for tensor in narrow if tensor.data_type in kinds]
         axes = _channel_axes(model)
         pairs = [_pair(tensor, axes.get(tensor.name, (0, 1))) for tensor in signed]
-        return {"precision": "int8", "int8_pair": max(pairs, default=0)}
+        packed = any(tensor.data_type in PACKED for tensor in narrow)
+        return {"precision": "int4" if packed else "int8", "int8_pair": max(pairs, default=0)}
     half = any(tensor.data_type in HALF for tensor in weights)
     return {"precision": "float16" if half else "float32"}
 

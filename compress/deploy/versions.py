@@ -16,8 +16,8 @@ OPSETS = {18: "1.15", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"
 
 Tried: benchmarks/int8/runtimes.py, with 1.15.1 to 1.23.2; 1.15 is the oldest for Python 3.11.
 """
-
-
+INT4 = "1.23"
+"""The oldest onnxruntime that casts integers of 4 bits, tried as well."""
 GELU = 20
 """The opset that Gelu came with."""
 
@@ -42,7 +42,11 @@ def opset_of(proto: onnx.ModelProto) -> int:
 
 def oldest_runtime(proto: onnx.ModelProto) -> str:
     """Return the oldest onnxruntime that opens a file, such as '1.17'; '' if we do not know it."""
-    return OPSETS.get(max(opset_of(proto), min(OPSETS)), "")
+    found = OPSETS.get(max(opset_of(proto), min(OPSETS)), "")
+    packed = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    if found and any(tensor.data_type in packed for tensor in proto.graph.initializer):
+        return max(found, INT4)
+    return found
 
 
 def with_opset(content: bytes, opset: int) -> bytes:

@@ -156,7 +156,8 @@ def _keys(rows: list[Row]) -> list[Line2D]:
         for name, look in LOOKS.items()
         if name in families
     }
-    for name, filling in (("float32", "none"), ("float16", "left"), ("int8", "full")):
+    integers = " or ".join(sorted({"int8", "int4"} & precisions, reverse=True)) or "int8"
+    for name, filling in (("float32", "none"), ("float16", "left"), (integers, "full")):
         if name != "float16" or name in precisions:
             look = Look(LOOKS["other"].colour, "o", name)
             styles[name] = marker(look, MARKER, filling) | {"color": "#333333"}
@@ -197,7 +198,7 @@ def _label(
 def file_marker(look: str, precision: str, size: float) -> dict[str, Any]:
     """Return how matplotlib draws a point of a family: its filling is the file's precision.
 
-    float32 is hollow, float16 half full, int8 full, and so is the baseline's star.
+    float32 is hollow, float16 half full, integers full, and so is the baseline's star.
     """
     hollow = precision == "float32" and look != BASELINE
     filling = "none" if hollow else "left" if precision == "float16" else "full"

@@ -80,9 +80,11 @@ class Quantize(Compressor):
     `?` standing for anything. `bits` below 8 make weights coarser, not the file smaller unless it
     is compressed; by such names, as `bits={'layer4.*': 4}`, those of some layers (the first name
     that matches counts, and 8 where none does). `weight_only` stores weights as integers and
-    computes with floats: for size alone. `dynamic` is for linear layers whose activations have no
-    settled range: that is found in every call. Both need no calibration, and neither `seconds` nor
-    `max_drop` applies to them. The float module travels on unchanged, for counting. Jacob et al.
+    computes with floats: for size alone. There, weights of 4 bits or fewer are stored in 4, and
+    weights below 8 bits rounded so that products change least on calibration items (Frantar et al.
+    2023). `dynamic` is for linear layers whose activations have no settled range: that is found in
+    every call. It needs no calibration, nor do weights of 8 bits alone, and neither `seconds` nor
+    `max_drop` applies to either. The float module travels on unchanged, for counting. Jacob et al.
     2018, section 2.1, for the arithmetic.
     """
 
@@ -133,7 +135,8 @@ class Quantize(Compressor):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset() if self.dynamic or self.weight_only else frozenset({"calibration"})
+        nearest = self.weight_only and self.bits == BITS
+        return frozenset() if self.dynamic or nearest else frozenset({"calibration"})
 
     @property
     def untrained(self) -> tuple[Compressor, ...] | None:
@@ -169,10 +172,10 @@ class Quantize(Compressor):
 
     def compress(self, model: Model, context: StepContext) -> Model:
         self._say_if_saturating(context)
-        if self.needs:
-            lowered = self._calibrated(model, context)
-        else:
+        if self.dynamic or self.weight_only:
             lowered = self._uncalibrated(model, context)
+        else:
+            lowered = self._calibrated(model, context)
         for row in lowered.nodes:
             context.log.row("layer", **row)
         return replace(model, onnx=lowered.content)
@@ -189,7 +192,8 @@ class Quantize(Compressor):
         if self.dynamic:
             lowered = dynamic(exported, self.target == "portable", self.exclude)
         else:
-            lowered = weight_only(exported, self.bits, self.exclude)
+            batches = self._batches(context) if self.needs else None
+            lowered = weight_only(exported, self.bits, self.exclude, batches)
         say_if_hardly_smaller(lowered, exported, context)
         return lowered
 
@@ -209,7 +213,8 @@ class Quantize(Compressor):
             return {}
         return layer_bits(_exported(model), self.bits)
 
-    def _calibrated(self, model: Model, context: StepContext) -> Lowered:
+    def _batches(self, context: StepContext) -> Calibration:
+        """Return what the model is calibrated on, without items that are far from all others."""
         items = context.calibration_items(self.calibration)
         batches = Calibration(context.task, items)
         for suspicion in suspicions(batches):
@@ -222,7 +227,10 @@ class Quantize(Compressor):
             )
             rest = torch.tensor(sorted({*range(len(items))} - {*odd}))
             batches = Calibration(context.task, Subset(items, rest))
-        exported = _exported(model)
+        return batches
+
+    def _calibrated(self, model: Model, context: StepContext) -> Lowered:
+        batches, exported = self._batches(context), _exported(model)
         samples = tuple(tensor[:SAMPLES] for tensor in next(iter(batches)))
         found = None
         if self.seconds and is_large(model):

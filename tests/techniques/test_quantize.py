@@ -228,6 +228,21 @@ def test_without_ranges_no_calibration_is_needed(trained, text):
     assert [row["int8"] for row in rows(log, "layer")][-1]
 
 
+def test_weights_below_8_bits_are_rounded_on_calibration_items(trained):
+    half, whole = (
+        chain(text) for text in ("quantize(weight_only=True, bits=4)", "quantize(weight_only=True)")
+    )
+    assert half.needs == {"calibration"}
+    with pytest.raises(UserError, match="needs calibration"):
+        run(half, trained, StepContext(DATA.task))
+    context = StepContext(DATA.task, calibration=DATA.calibration)
+    sizes = [len(run(step, trained, context).onnx) for step in (half, whole)]
+    packed = onnx.load_from_string(run(half, trained, context).onnx)
+    weights = [one for one in packed.graph.initializer if one.name.endswith("weight_quantized")]
+    assert {one.data_type for one in weights} == {onnx.TensorProto.INT4}
+    assert sizes[1] - sizes[0] == pytest.approx(sum(len(one.raw_data) for one in weights), rel=0.05)
+
+
 def test_sums_that_saturate_here_are_said(trained, monkeypatch):
     for saturates in (True, False):
         monkeypatch.setattr(room, "saturates", lambda features, here=saturates: here)
