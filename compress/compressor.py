@@ -11,9 +11,9 @@ import itertools
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ class Compressor(Configured, ABC):
     """Whether the step discards the weights that enter it."""
     imports: ClassVar[tuple[str, ...]] = ()
     """Modules that take seconds to import and that the step imports only when it runs."""
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Options that a search tries as a technique of their own, by what it makes small: 'size'."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Installed distributions that only this step uses. Results depend on their versions."""
 

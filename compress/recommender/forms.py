@@ -88,12 +88,16 @@ def kind_of(step: Compressor) -> str | None:
 
 
 def forms_of(
-    cls: type[Compressor], students: tuple[str, ...], own: Mapping[str, Any] | None = None
+    cls: type[Compressor],
+    students: tuple[str, ...],
+    own: Mapping[str, Any] | None = None,
+    by: str = "",
 ) -> list[Form]:
-    """Return the forms of a technique: one, or two if a student may take the model's place.
+    """Return the forms of a technique: one, and one more if a student may take the model's place.
 
     `own` are values of options in place of the technique's: `Range`, `Choices`, `Effort`, or one
-    value. Raises UserError for a value that the technique refuses.
+    value. Without any, its variant for what a search makes small (`by`) is a form as well. Raises
+    UserError for a value that the technique refuses.
     """
     values: dict[str, Any] = {**searched_fields(cls), **(own or {})}
     named = [name for name, one in values.items() if isinstance(one, Students)]
@@ -102,6 +106,8 @@ def forms_of(
     if named and students:
         taught = {**plain, named[0]: Choices(students)}
         forms.append(_form(cls, f"{cls.name()}:{named[0]}", taught))
+    if by in cls.variants and not own:
+        forms.append(_form(cls, f"{cls.name()}:{by}", cls.variants[by]))
     return [form for form in forms if form is not None]
 
 

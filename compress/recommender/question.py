@@ -63,8 +63,11 @@ class Found:
         return "\n\n".join(filter(None, [self.frontier, told]))
 
 
-def space_for(plan: Plan, wishes: Wishes) -> Space:
-    """Return the space of chains for a plan's data and model. Raises UserError if none is left."""
+def space_for(plan: Plan, wishes: Wishes, by: str = "") -> Space:
+    """Return the space of chains for a plan's data and model, to make something small (`by`).
+
+    Raises UserError if none is left.
+    """
     names = tuple(plan.suite.students)
     if plan.instance is None:
         model = plan.suite.model
@@ -74,7 +77,7 @@ def space_for(plan: Plan, wishes: Wishes) -> Space:
     if plan.data.untrainable:
         context = replace(context, train=None)
     wishes.check_students(techniques(), context)
-    return space_of(wishes.forms(techniques(), names), context, wishes.longest)
+    return space_of(wishes.forms(techniques(), names, by), context, wishes.longest)
 
 
 def question_of(plan: Plan, request: Request, space: Space) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def search(
     Raises UserError before any work if something cannot work. Whatever ends it, the best file so
     far lies at the top of the folder.
     """
-    space = space_for(plan, request.wishes)
+    space = space_for(plan, request.wishes, request.goal.by)
     question = question_of(plan, request, space)
     there = SearchFolder(out)
     made = bool(there.check_same(question))  # what is refused leaves no folder behind

@@ -45,11 +45,12 @@ class Wishes:
     source: str = ""
 
     def forms(
-        self, techniques: Mapping[str, type[Compressor]], students: tuple[str, ...]
+        self, techniques: Mapping[str, type[Compressor]], students: tuple[str, ...], by: str = ""
     ) -> list[Form]:
         """Return the forms of the techniques that are wished for.
 
-        Those that say what is worth trying of them, and those that the file has a table for.
+        Those that say what is worth trying of them, and those that the file has a table for. Of
+        those without a table, the variants for what a search makes small (`by`) are forms as well.
         Raises UserError for a name that does not exist, and for a value that is refused.
         """
         for name in (*self.only, *self.without, *self.values):
@@ -68,7 +69,7 @@ class Wishes:
             own = self._checked(techniques[name], self.values.get(name, {}))
             own, named = _without_students(techniques[name], own, students)
             try:
-                found = forms_of(techniques[name], named, own)
+                found = forms_of(techniques[name], named, own, "" if name in self.values else by)
                 for form in found:
                     list(form.samples())  # every value is one that the technique takes
             except UserError as error:

@@ -60,9 +60,8 @@ def _behind(one: Measured, goal: Goal) -> tuple[float, ...]:
 
 
 def lowering_alone(space: Space) -> list[Params]:
-    """Return the draw of the first lowering with nothing before it; none if nothing lowers."""
-    lowers = space.of(LOWER)
-    return [_drawn(space, _end(lowers[0].name))] if lowers else []
+    """Return the draw of each lowering with nothing before it, the usual one first."""
+    return [_drawn(space, _end(form.name)) for form in space.of(LOWER)]
 
 
 def warm_start(space: Space, lowered: bool, earlier: Sequence[Params] = ()) -> list[Params]:

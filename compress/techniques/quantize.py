@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -89,6 +89,7 @@ class Quantize(Compressor):
     """
 
     lowers = True
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"size": {"weight_only": True, "bits": 4}}
     imports = ("onnx_ir.passes.common",)
 
     calibration: int = field(default=256, metadata=whole_number())

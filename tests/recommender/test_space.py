@@ -326,6 +326,22 @@ def test_the_warm_start_has_what_is_known_to_be_good(whole: Space) -> None:
     assert others == warm_start(whole, True)
 
 
+def test_what_makes_files_small_alone_is_tried_where_size_counts(context: StepContext) -> None:
+    def lowerings(wishes: Wishes, by: str) -> list[str]:
+        found = space_of(wishes.forms(techniques(), STUDENTS, by), context)
+        alone = [repr(found.chain(draw, 1)) for draw in lowering_alone(found)]
+        every = {repr(chain.steps[-1]) for chain, _ in found.all(1) if chain.steps[-1].lowers}
+        assert set(alone) <= every
+        return alone
+
+    small = "quantize(bits=4, weight_only=True)"
+    only = Wishes(only=("prune_weights", "quantize"), values={"prune_weights": {"sparsity": 0.5}})
+    assert lowerings(only, "size") == ["quantize()", small]
+    assert lowerings(only, "latency") == ["quantize()"]
+    settled = replace(only, values={**only.values, "quantize": {"max_drop": 0.5}})
+    assert lowerings(settled, "size") == ["quantize()"], "a table of its own says all"
+
+
 def test_a_gentle_cut_takes_little_away(context: StepContext) -> None:
     """`sparsity` is what is gone, `macs` what is kept."""
     found = space(context, Wishes(only=("prune_weights", "prune_channels"), values=CUTS))
