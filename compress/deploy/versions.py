@@ -16,8 +16,8 @@ OPSETS = {18: "1.15", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"
 
 Tried: benchmarks/int8/runtimes.py, with 1.15.1 to 1.23.2; 1.15 is the oldest for Python 3.11.
 """
-INT4 = "1.23"
-"""The oldest onnxruntime that casts integers of 4 bits, tried as well."""
+INT4, INT4_RUNTIME = 21, "1.23"
+"""The opset that integers of 4 bits came with, and the oldest onnxruntime that casts them."""
 GELU = 20
 """The opset that Gelu came with."""
 
@@ -43,10 +43,13 @@ def opset_of(proto: onnx.ModelProto) -> int:
 def oldest_runtime(proto: onnx.ModelProto) -> str:
     """Return the oldest onnxruntime that opens a file, such as '1.17'; '' if we do not know it."""
     found = OPSETS.get(max(opset_of(proto), min(OPSETS)), "")
-    packed = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
-    if found and any(tensor.data_type in packed for tensor in proto.graph.initializer):
-        return max(found, INT4)
-    return found
+    return max(found, INT4_RUNTIME) if found and _packed(proto) else found
+
+
+def _packed(proto: onnx.ModelProto) -> bool:
+    """Whether a file has integers of 4 bits."""
+    kinds = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+    return any(tensor.data_type in kinds for tensor in proto.graph.initializer)
 
 
 def with_opset(content: bytes, opset: int) -> bytes:
@@ -57,6 +60,11 @@ def with_opset(content: bytes, opset: int) -> bytes:
     proto = onnx.load_from_string(content)
     if opset_of(proto) <= opset:
         return content
+    if opset < INT4 and _packed(proto):
+        raise StepFailed(
+            f"weights of 4 bits need opset {INT4}, and {opset} was asked for: give bits=5 or more, "
+            f"or another opset"
+        )
     if opset < GELU:
         proto = _without_gelu(proto)
     _drop_defaults(proto)

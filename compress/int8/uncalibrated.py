@@ -14,6 +14,7 @@ from onnx_ir.passes import common as passes
 
 from compress.deploy.export import quiet, read_metadata
 from compress.deploy.graphs import serialized
+from compress.deploy.versions import INT4
 from compress.errors import StepFailed, UserError
 from compress.int8.calibration import Batches
 from compress.int8.lower import Lowered, bits_of, matching
@@ -26,10 +27,8 @@ from compress.int8.weights import BITS, Weight, along, rounded, scales
 ALONE = "only weights of convolutions and linear layers are stored as integers"
 PACKED = 4
 """Bits of the integers of which a byte holds two."""
-PACKED_SINCE = 21
-"""The opset that these came with; onnxruntime casts them since 1.23."""
 OTHER_SINCE = frozenset({"GroupNormalization"})
-"""Operators that mean something else from that opset on."""
+"""Operators that mean something else from the opset on that these came with."""
 
 
 def weight_only(
@@ -100,14 +99,14 @@ def _store(graph: ir.Graph, unit: Unit, made: Weight, packed: bool) -> None:
 def _allow_packed(model: ir.Model) -> None:
     """Give a file the opset that packed integers need; it has the one before, or a newer one."""
     opset = model.graph.opset_imports[""]
-    if opset >= PACKED_SINCE:
+    if opset >= INT4:
         return
     if other := OTHER_SINCE & {node.op_type for node in model.graph}:
         raise StepFailed(
-            f"weights of {PACKED} bits need opset {PACKED_SINCE}, where {min(other)} means "
+            f"weights of {PACKED} bits need opset {INT4}, where {min(other)} means "
             f"something else than in this file's opset {opset}: give bits={PACKED + 1} or more"
         )
-    model.graph.opset_imports[""] = PACKED_SINCE
+    model.graph.opset_imports[""] = INT4
 
 
 def _rows(

@@ -16,7 +16,7 @@ from compress.deploy.saturation import PAIR, largest_pair
 from compress.deploy.session import predict, session
 from compress.deploy.stored import stored
 from compress.deploy.verify import verify
-from compress.deploy.versions import oldest_runtime, opset_of
+from compress.deploy.versions import oldest_runtime, opset_of, with_opset
 from compress.errors import StepFailed, UserError
 from compress.int8.lower import Lowered
 from compress.int8.uncalibrated import dynamic, weight_only
@@ -89,6 +89,8 @@ def test_weights_of_4_bits_take_half_a_byte(name):
     proto = onnx.load_from_string(made.content)
     onnx.checker.check_model(proto, full_check=True)
     assert (opset_of(proto), oldest_runtime(proto)) == (21, "1.23")
+    with pytest.raises(StepFailed, match="weights of 4 bits need opset 21, and 20 was asked for"):
+        with_opset(made.content, 20)
     packed = [one for one in proto.graph.initializer if one.data_type == TensorProto.INT4]
     weights = [one for one in packed if len(one.dims) > 1]
     assert len(weights) == sum(row["int8"] for row in made.nodes)
