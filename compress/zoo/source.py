@@ -26,8 +26,8 @@ STATISTICS_BATCH = 4096
 class Source:
     """The raw splits of a data source, uint8 images (N, C, H, W), and its usual settings.
 
-    `size` is the (height, width) of the images. A `mean` or `std` of None is measured on the
-    training split. `validation` is None where the source has no such split of its own.
+    `size` is the (height, width) of the images. `mean` and `std` are in the images' own order of
+    channels; one of None is measured on the training split. `validation` is None where the source has no such split of its own.
     `training_fingerprint` covers what is not for testing; '' where the whole source never changes.
     """
 
@@ -106,8 +106,6 @@ def assemble(
     settings = settings.over(Settings(mean=source.mean, std=source.std))
     if settings.mean is None or settings.std is None:
         usual_mean, usual_std = channel_statistics(train)
-        if settings.colors == "BGR":
-            usual_mean, usual_std = usual_mean[::-1], usual_std[::-1]
         settings = settings.over(Settings(mean=usual_mean, std=usual_std))
     fit = source.fit
     wanted = settings.fit(source.size, "exact") if settings.geometry else None
