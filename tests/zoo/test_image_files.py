@@ -228,6 +228,56 @@ def test_of_many_bad_files_some_are_named(tmp_path: Path) -> None:
     assert (len(lines), lines[21]) == (23, "  and 20 more")
 
 
+def sized(image: Image.Image, path: Path, turned: int = 1) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    image.save(path, exif=exif)
+    return path
+
+
+def test_all_files_of_another_size_are_named_where_they_are_not_resized(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path / "photos", ("train", "val", "test"))
+    name = f"imagefolder:{root}"
+    load_data(name, size=(20, 30), resize="none")
+    noise((30, 20)).save(root / "train/cat/2.png")
+    sized(noise((20, 30)), root / "val/dog/1.png", turned=6)
+    sized(noise((30, 20)), root / "test/dog/0.png", turned=8)
+    load_data(name, size=8)
+    for exif, named in (
+        (False, {"train/cat/2.png": "30x20", "test/dog/0.png": "30x20"}),
+        (True, {"train/cat/2.png": "30x20", "val/dog/1.png": "30x20"}),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_data(name, size=(20, 30), resize="none", exif=exif)
+        first, *lines, last = str(caught.value).splitlines()
+        assert first == "2 of 36 image files have another size, and resize is 'none':"
+        assert {*lines} == {
+            f"  {root}/{at}: {size} pixels, not 20x30" for at, size in named.items()
+        }
+        assert last.startswith("Give another resize ('shorter', 'longer' or 'exact'), or replace")
+    (root / "train/cat/3.png").write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 36 image files cannot be read"):
+        load_data(name, size=(20, 30), resize="none")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "gif"])
+@pytest.mark.parametrize("exif", [False, True])
+def test_a_file_has_the_size_that_decoding_it_finds(
+    suffix: str, exif: bool, tmp_path: Path
+) -> None:
+    for turned in (1, 3, 5, 6, 7, 8):
+        path = sized(noise((20, 30)), tmp_path / f"{turned}.{suffix}", turned)
+        for size in ((20, 30), (30, 20)):
+            split = ImageFiles([path], [0], Fit(size, size, "none", exif=exif))
+            try:
+                split.fetch(torch.tensor([0]))
+            except UserError:
+                with pytest.raises(UserError, match="1 of 1 image files have another size"):
+                    check_images(split)
+            else:
+                check_images(split)
+
+
 def test_a_transfer_set_is_checked_but_not_what_is_for_its_testing(tmp_path: Path) -> None:
     root, data = folder_of_photos(tmp_path), small_digits()
     for named in (False, True):
@@ -365,6 +415,18 @@ def test_the_next_run_reads_only_what_is_new_or_has_changed(
         assert seen == ["2.png"], "a bad file is read each time"
     changed.unlink()
     assert again() == []
+
+
+def test_sound_files_are_looked_at_again_for_another_size(tmp_path: Path, seen: list[str]) -> None:
+    name = f"imagefolder:{folder_of_photos(tmp_path / 'photos')}"
+    for _ in range(2):
+        load_data(name, size=(20, 30), resize="none")
+        with pytest.raises(UserError, match="24 of 24 image files have another size"):
+            load_data(name, size=(30, 20), resize="none")
+    assert len(seen) == 24, "whether they are sound is known"
+    load_data(name, size=8)
+    with pytest.raises(UserError, match="24 of 24"):
+        load_data(name, size=8, resize="none")
 
 
 def test_a_damaged_memory_is_harmless(tmp_path: Path, seen: list[str]) -> None:
