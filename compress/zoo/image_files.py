@@ -307,6 +307,7 @@ def remarks(*splits: Split | None) -> list[str]:
     counts = dict.fromkeys(REMARKS, 0)
     for path, fit in looked.items():
         with contextlib.suppress(Exception), Image.open(path) as image:
+            deep = _stored_in_16_bits(image)  # EXIF may only be had by reading all
             counts["turned"] += image.getexif().get(ORIENTATION, 1) != 1 and not fit.exif
             # The further images of an MPO photograph are previews of it, or other views.
             counts["frames"] += image.format != "MPO" and getattr(image, "n_frames", 1) > 1
@@ -316,11 +317,22 @@ def remarks(*splits: Split | None) -> list[str]:
                 least = -1 if image.mode.startswith("I;16") else LEVELS
                 counts["dark"] += image.mode != "F" and least < top < TWELVE
                 counts["faint"] += image.mode == "F" and 1 < top < FAINT
+            elif deep:  # alpha apart, which is white where there is an image
+                counts["dark"] += np.asarray(image.convert("RGB")).max() <= FAINT
     return [
         f"of {len(looked):,} image files looked at, {count:,} {REMARKS[kind]}"
         for kind, count in counts.items()
         if count
     ]
+
+
+def _stored_in_16_bits(image: Image.Image) -> bool:
+    """Whether an opened image, not yet read, has 16 bits a channel, of which Pillow takes eight."""
+    for codec, _, _, how in getattr(image, "tile", ()):
+        # How a codec lays out pixels, such as 'RGB;16B'; of a PPM, its largest level.
+        if ";16" in str(how) or (codec == "ppm" and how[1] > LEVELS):
+            return True
+    return False
 
 
 def sampled(path: Path) -> str:

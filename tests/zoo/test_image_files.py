@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bench_fixtures import small_digits
+from deep_images import png16, ppm16, tiff16
 from photo_folders import folder_of_photos, noise
 from PIL import Image, ImageOps
 
@@ -176,6 +177,42 @@ def test_levels_that_are_read_as_nearly_black_are_said_of_every_split(tmp_path: 
         "of 7 image files looked at, 2 have 16 bits and use at most",
         "of 7 image files looked at, 1 have floating-point levels t",
     ]
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_that_use_12_are_said(channels: int, tmp_path: Path) -> None:
+    def files_of(most: int) -> list[Path]:
+        levels = np.random.default_rng(0).integers(0, most, (8, 9, channels), np.uint16)
+        levels[0, 0] = most
+        if channels != 3:
+            levels[..., -1] = 65535  # opaque
+        kinds = {"a.png": png16(levels)}
+        if channels > 2:
+            kinds |= {"b.tif": tiff16(levels), "c.tif": tiff16(levels, deflate=True)}
+        if channels == 3:
+            kinds["d.ppm"] = ppm16(levels)
+        folder = tmp_path / str(most)
+        folder.mkdir()
+        for name, content in kinds.items():
+            (folder / name).write_bytes(content)
+            if most == 65535:
+                got = decode(folder / name, Fit((8, 9), (8, 9)))
+                colours = levels[..., :3] if channels > 2 else levels[..., :1].repeat(3, 2)
+                close = np.abs(got - colours / 257.0).max()
+                assert close <= 1, "the writers here are right"
+        return sorted(folder.iterdir())
+
+    def said(files: list[Path]) -> list[str]:
+        return remarks(ImageFiles(files, [0] * len(files), EIGHT))
+
+    dark = files_of(4095)
+    [line] = said(dark)
+    assert line.startswith(
+        f"of {len(dark)} image files looked at, {len(dark)} have 16 bits and use at most 12"
+    )
+    assert said(files_of(65535)) == []
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    assert said([tmp_path / "black.png"]) == [], "of 8 bits"
 
 
 def test_every_split_is_looked_at(tmp_path: Path) -> None:
