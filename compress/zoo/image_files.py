@@ -199,12 +199,16 @@ class ImageFiles(Split):
         if self.pixels is not None and (self.pixels.folder, self.limit) == (folder, limit):
             return ""
         self.limit = limit
-        described = [self.fit.to_json(), list(self.fit.size), self.channels, PIL.__version__]
-        key = digest([*described, [os.fspath(path.absolute()) for path in self.files]])
-        made = PixelCache(folder, key, len(self), (*self.fit.size, self.channels))
+        made = self.pixel_set(folder)
         reason = made.reserve(limit)
         self.pixels = None if reason else made
         return reason
+
+    def pixel_set(self, folder: Path) -> PixelCache:
+        """Return the place of these files' pixels below a folder."""
+        described = [self.fit.to_json(), list(self.fit.size), self.channels, PIL.__version__]
+        key = digest([*described, [os.fspath(path.absolute()) for path in self.files]])
+        return PixelCache(folder, key, len(self), (*self.fit.size, self.channels))
 
 
 def keep_pixels(
@@ -213,14 +217,22 @@ def keep_pixels(
     """Keep decoded images below a store's folder: of data, and of other splits.
 
     All that is kept there takes `limit` bytes at most, by default what leaves the disk half of its
-    room. Return why that cannot be, '' if it can.
+    room; for it the sets that nobody uses are removed. Return why that cannot be, '' if it can.
     """
-    reasons: dict[tuple[int, int], str] = {}
+    used: dict[int, ImageFiles] = {}
     for split in (data.train, data.validation, data.calibration, data.test, *others):
         while isinstance(inner := getattr(split, "whole", None), Split):
             split = inner
-        if isinstance(split, ImageFiles) and (why := split.keep_pixels(store / FOLDER, limit)):
+        if isinstance(split, ImageFiles):
+            used[id(split)] = split
+    # None of those that are there makes room for another one.
+    there = [split.pixel_set(store / FOLDER) for split in used.values()]
+    held = [one for one in there if one.hold()]
+    reasons: dict[tuple[int, int], str] = {}
+    for split in used.values():
+        if why := split.keep_pixels(store / FOLDER, limit):
             reasons.setdefault(split.fit.size, why)
+    del held
     return "; ".join(
         f"images of {height}x{width} are decoded anew whenever they are used: {why}"
         for (height, width), why in reasons.items()

@@ -12,6 +12,7 @@ import torch
 from photo_folders import folder_of_photos, noise
 
 from compress.errors import UserError
+from compress.system.pixel_cache import cached_sets
 from compress.tasks.base import Subset
 from compress.zoo import image_files
 from compress.zoo.data import load_data
@@ -49,6 +50,25 @@ def test_an_image_is_decoded_once_until_its_file_changes(
     (root / "test" / "cat" / "0.png").unlink()
     with pytest.raises(UserError, match=r"cannot read the image .*0\.png"):
         list(data.test.batches(5))
+
+
+def test_the_set_of_before_makes_room_when_files_are_added(tmp_path: Path) -> None:
+    root, store = folder_of_photos(tmp_path / "photos"), tmp_path / "store"
+    limit = 25 * 3 * 8**2  # 24 images were there, and one is added
+
+    def kept() -> tuple[str, set[Path]]:
+        data = load_data(f"imagefolder:{root}", size=8)
+        said = image_files.keep_pixels(data, store, limit=limit)
+        list(data.train.batches(5))
+        return said, {*cached_sets(store)}
+
+    said, before = kept()
+    assert (said, len(before)) == ("", 2)
+    noise(seed=99).save(root / "train" / "cat" / "new.png")
+    said, after = kept()
+    assert (said, len(after)) == ("", 2)
+    assert len(before & after) == 1, "the test images are those of before"
+    assert kept() == ("", after)
 
 
 def test_images_are_decoded_ahead_where_they_are_kept(
