@@ -26,6 +26,8 @@ COLORS: tuple[str, ...] = get_args(Colors)
 PLAIN = ("nearest", "bilinear", "bicubic")
 """Interpolations that Pillow can do without antialiasing."""
 LEVELS = 255
+HIGHEST = 1.01
+"""A mean is at most so many times the highest level times scale, which may be written rounded."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,12 @@ class Preprocessing:
                 )
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")
+        if max(self.mean) > HIGHEST * LEVELS * self.scale:
+            raise ValueError(
+                f"mean is {_values(self.mean)}, and levels times scale are at most "
+                f"{decimal(LEVELS * self.scale)}: give mean and std in levels times scale, or the "
+                f"scale that they are for (1 if they are in levels from 0 to {LEVELS})"
+            )
         if self.colors == "BGR" and self.channels != 3:
             raise ValueError(f"colors is BGR, and the images have {self.channels} channel(s)")
         if self.colors == "L" and self.channels != 1:
@@ -301,8 +309,13 @@ class Settings:
             (self.interpolation if resizes else None) or "bilinear",
             not resizes or self.antialias is not False,
             bool(self.exif),
-            tuple(round(value / scale) for value in mean) if mode == "longer" else (),
+            tuple(_level(value / scale) for value in mean) if mode == "longer" else (),
         )
+
+
+def _level(value: float) -> int:
+    """Return the level that an image can have."""
+    return min(max(round(value), 0), LEVELS)
 
 
 def _reversed(values: tuple[float, ...] | None) -> tuple[float, ...] | None:

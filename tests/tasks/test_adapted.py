@@ -136,6 +136,7 @@ def test_a_teachers_keys_are_checked() -> None:
     head = 'data = "digits"\nmodel = "cnn-small"\nchains = ["train()"]\n'
     for table, message in {
         "[teachers.big]\nmodel='x'\nmean=[0.5]": "teacher 'big': give mean and std together",
+        "[teachers.big]\nmodel='x'\nscale=1.0": "scale needs mean and std beside it",
         "[teachers.big]\nmodel='x'\ncolors='HSV'": "unknown colors 'HSV'",
         "[teachers.big]\nmodel='x'\nresize='best'": "unknown resize 'best'",
         "[teachers.big]\nmodel='x'\ninterpolation='cubic'": "unknown interpolation 'cubic'",

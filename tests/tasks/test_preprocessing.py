@@ -236,6 +236,14 @@ def test_what_is_missing_is_filled_with_the_mean_of_its_own_channel(
         assert (inputs[:, 2:6] > half_a_level).all()
 
 
+def test_a_mean_above_the_highest_level_is_none() -> None:
+    for mean, scale in ((1.0, 1 / 255), (1.0, 0.00392), (255.0, 1.0), (1.0, 2 / 255), (-1.0, 1.0)):
+        Preprocessing(1, (2, 2), (mean,), (0.5,), scale=scale)
+    for mean, scale in ((1.1, 1 / 255), (128.0, 1 / 255), (2.5, 2 / 255), (300.0, 1.0)):
+        with pytest.raises(ValueError, match="give mean and std in levels times scale, or the sca"):
+            Preprocessing(3, (2, 2), (0.0, 0.0, mean), (0.5,) * 3, scale=scale)
+
+
 def test_it_is_described_in_words_and_json(tmp_path: Path) -> None:
     chosen = Settings(mean=(0.5,) * 3, std=(0.25,) * 3, size=(224, 224), crop_pct=0.875)
     spec = Preprocessing(3, (224, 224), (0.5,) * 3, (0.25,) * 3, chosen.fit((1, 1)))

@@ -244,5 +244,13 @@ def test_gray_and_bgr_images(tmp_path: Path) -> None:
         load_data(source, sizes=8)
     with pytest.raises(UserError, match="crop_pct must be from"):
         load_data(source, crop_pct=87.5)
+    for part in ({}, {"mean": (0.0,) * 3}, {"std": (1.0,) * 3}):
+        with pytest.raises(UserError, match="scale needs mean and std beside it"):
+            load_data(source, size=8, scale=1.0, **part)
+    levels = {"mean": (128.0,) * 3, "std": (64.0,) * 3}
+    for resize in ("shorter", "longer"):
+        with pytest.raises(UserError, match="mean is 128, and levels times scale are at most 1: "):
+            load_data(source, size=(8, 9), resize=resize, **levels)
+    assert load_data(source, size=8, scale=1.0, **levels).task.preprocessing.mean == (128.0,) * 3
     with pytest.raises(UserError, match="without antialiasing, interpolation is one of"):
         load_data(source, antialias=False, interpolation="lanczos")
