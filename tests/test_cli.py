@@ -266,6 +266,9 @@ def test_a_log_tells_what_every_row_is_doing(finished: Path) -> None:
         "testing"
     )
     assert sum("for validation" in line for line in lines) == 1, "once, not by every process"
+    assert re.fullmatch(
+        r"preprocessing: 8x8, mean 0\.\d+, std 0\.\d+ \(measured on the training images\)", lines[2]
+    )
     first = next(number for number, line in enumerate(begun) if "step 1 of 1" in line)
     assert begun[first].endswith("baseline [seed 0]: step 1 of 1, train(epochs=8)")
     assert begun[first + 1 : first + 6] == ["training on 1,294 images", *measuring]

@@ -131,6 +131,8 @@ def _run_stages(plan: Plan, outputs: Outputs, options: RunOptions, scratch: Path
     )
     stores = spec.stores
     unsaved = spec.keep_pixels(plan)
+    if unsaved and options.progress:
+        say(unsaved)
     if options.fresh:
         forget(graph, stores, outputs)
     with contextlib.closing(options.executor(plan, spec, outputs.logs, scratch)) as executor:

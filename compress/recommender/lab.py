@@ -32,7 +32,7 @@ from compress.results.log import RunLog, read_run
 from compress.results.raw import Missing
 from compress.results.record import BASELINE, Record
 from compress.stats.pairs import difference
-from compress.system.progress import stage
+from compress.system.progress import say, stage
 from compress.tasks.base import stacked_inputs
 from compress.techniques import chain as parse
 from compress.timing.collect import Effort, TimingRequest
@@ -343,7 +343,9 @@ def opened(
             data_root=options.data_root,
             progress=options.progress,
         )
-        spec.keep_pixels(plan)
+        unsaved = spec.keep_pixels(plan)
+        if unsaved and options.progress:
+            say(unsaved)
         executor = options.executor(plan, spec, outputs.logs, Path(scratch))
         with contextlib.closing(executor):
             lab = BenchLab(

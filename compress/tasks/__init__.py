@@ -45,7 +45,7 @@ IMAGE_OPTIONS: Mapping[str, Option] = {
     "interpolation": Option("str", "bilinear, bicubic, nearest, lanczos, box or hamming."),
     "antialias": Option("bool", "Of resizing; OpenCV does without. Default: true."),
     "colors": Option("str", "RGB, BGR, or L for gray."),
-    "scale": Option("float", "Factor of the levels 0 to 255. Default: 1/255."),
+    "scale": Option("float", "Factor of the levels 0 to 255; with mean and std. Default: 1/255."),
     "exif": Option("bool", "Turn photographs as their EXIF says. Default: false."),
     "class_order": Option(
         "str",

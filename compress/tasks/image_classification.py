@@ -146,7 +146,7 @@ class ImageClassification(Task):
                     f"otherwise. Give its size alone, to which images are resized"
                 )
             return None
-        own = own.over(replace(given.fit.settings(), mean=given.mean, scale=given.scale))
+        own = own.over(given.levels()).over(given.fit.settings())
         # Whose images had their size already: those of this task get it, unless they have it too.
         asked = settings.resize is not None
         if (
@@ -160,7 +160,7 @@ class ImageClassification(Task):
         ):
             own = replace(own, resize="exact", to=own.size, crop_pct=None)
         fit = own.fit(given.size)
-        if replace(fit, fill=given.fit.fill) == given.fit:
+        if fit == given.fit:
             return None
         _, change = self.seen_by(own)
         seen = given.under(own, fit)

@@ -26,6 +26,8 @@ COLORS: tuple[str, ...] = get_args(Colors)
 PLAIN = ("nearest", "bilinear", "bicubic")
 """Interpolations that Pillow can do without antialiasing."""
 LEVELS = 255
+HIGHEST = 1.01
+"""A mean is at most so many times the highest level times scale, which may be written rounded."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Fit:
     antialias: bool = True
     exif: bool = False
     fill: tuple[int, ...] = ()
-    """Empty: zero."""
+    """In the order of the image's channels; empty: zero."""
 
     def __post_init__(self) -> None:
         if not self.antialias and self.interpolation not in PLAIN:
@@ -170,6 +172,12 @@ class Preprocessing:
                 )
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")
+        if max(self.mean) > HIGHEST * LEVELS * self.scale:
+            raise ValueError(
+                f"mean is {_values(self.mean)}, and levels times scale are at most "
+                f"{decimal(LEVELS * self.scale)}: give mean and std in levels times scale, or the "
+                f"scale that they are for (1 if they are in levels from 0 to {LEVELS})"
+            )
         if self.colors == "BGR" and self.channels != 3:
             raise ValueError(f"colors is BGR, and the images have {self.channels} channel(s)")
         if self.colors == "L" and self.channels != 1:
@@ -177,15 +185,20 @@ class Preprocessing:
 
     def under(self, settings: Settings, fit: Fit | None) -> Preprocessing:
         """Return it as settings say, as far as they say anything, with a fit for their size."""
+        own = settings.over(self.levels())
         return replace(
             self,
-            size=settings.size or self.size,
-            mean=settings.mean or self.mean,
-            std=settings.std or self.std,
+            size=own.size or self.size,
+            mean=own.mean or self.mean,
+            std=own.std or self.std,
             fit=fit,
-            scale=settings.scale or self.scale,
-            colors=settings.colors or self.colors,
+            scale=own.scale or self.scale,
+            colors=own.colors or self.colors,
         )
+
+    def levels(self) -> Settings:
+        """Return what it does to the levels of images of the right size."""
+        return Settings(mean=self.mean, std=self.std, colors=self.colors, scale=self.scale)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, C, H, W) of the right size, RGB, to float32 inputs."""
@@ -230,8 +243,9 @@ def _values(values: tuple[float, ...]) -> str:
 class Settings:
     """What may be said of preprocessing: by the user, by what comes with weights, by a source.
 
-    None leaves it to the next of them. `crop_pct` is the share of the resized image's side that
-    the crop has, `to` what it is resized to where that is known instead.
+    None leaves it to the next of them. `mean` and `std` are in the order of `colors`. `crop_pct` is
+    the share of the resized image's side that the crop has, `to` what it is resized to where that
+    is known instead.
     """
 
     mean: tuple[float, ...] | None = None
@@ -247,11 +261,16 @@ class Settings:
     exif: bool | None = None
 
     def over(self, other: Settings) -> Settings:
-        """Return these settings, and where they say nothing the other ones."""
+        """Return these settings, and where they say nothing the other ones.
+
+        Where both differ in RGB and BGR, the mean and std of the other ones come to this order.
+        """
         mine = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         fit = mine.keys() & {"size", "crop_pct", "resize"}
         if self.to is None and any(mine[name] != getattr(other, name) for name in fit):
             other = replace(other, to=None)
+        if {self.colors, other.colors or "RGB"} == {"RGB", "BGR"}:
+            other = replace(other, mean=_reversed(other.mean), std=_reversed(other.std))
         return replace(other, **mine)
 
     def levels(self) -> Settings:
@@ -280,6 +299,8 @@ class Settings:
         to = self.to or (math.floor(height / share), math.floor(width / share))
         mode = self.resize or resize
         mean, scale = self.mean or (), self.scale or 1 / LEVELS
+        if self.colors == "BGR":  # images are filled as RGB
+            mean = mean[::-1]
         resizes = mode != "none"
         return Fit(
             (height, width),
@@ -288,8 +309,17 @@ class Settings:
             (self.interpolation if resizes else None) or "bilinear",
             not resizes or self.antialias is not False,
             bool(self.exif),
-            tuple(round(value / scale) for value in mean) if mode == "longer" else (),
+            tuple(_level(value / scale) for value in mean) if mode == "longer" else (),
         )
+
+
+def _level(value: float) -> int:
+    """Return the level that an image can have."""
+    return min(max(round(value), 0), LEVELS)
+
+
+def _reversed(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    return None if values is None else values[::-1]
 
 
 def script(spec: Preprocessing) -> str:

@@ -20,7 +20,7 @@ from compress.tasks.base import Data
 from compress.tasks.preprocessing import Fit, Settings
 from compress.zoo.archive import unpacked
 from compress.zoo.arrays import array_source, read_arrays
-from compress.zoo.folder import DEFAULT_SIZE, image_folder
+from compress.zoo.folder import DEFAULT_SIZE, image_folder, usual_levels
 from compress.zoo.image_files import check_images, remarks
 from compress.zoo.settings import PerChannel, Size, settings_of
 from compress.zoo.source import Source, assemble
@@ -83,7 +83,7 @@ def load_data(
     settings = own.over(usual if is_files(name) else usual.levels())
     channels = 1 if settings.colors == "L" else 3
     try:
-        fit = settings.fit(DEFAULT_SIZE)
+        fit = settings.over(usual_levels(channels)).fit(DEFAULT_SIZE)
     except ValueError as error:
         raise UserError(str(error)) from None
     source = source_named(name, root, fit, channels, download, class_order)

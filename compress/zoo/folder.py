@@ -10,7 +10,7 @@ from pathlib import Path
 from compress.errors import UserError
 from compress.system.amounts import plural
 from compress.system.files import digest, nearest_path, sha256
-from compress.tasks.preprocessing import Fit
+from compress.tasks.preprocessing import Fit, Settings
 from compress.zoo.image_files import (
     ImageFiles,
     files_below,
@@ -98,6 +98,7 @@ def image_folder(
     if class_order is None:
         notes.append(_order_note(classes))
     splits = {part: _split(files, classes, fit, channels) for part, files in parts.items()}
+    usual = usual_levels(channels)
     training = _fingerprint(folder, {part: parts[part] for part in parts if part != "test"})
     return Source(
         name=folder.resolve().name,
@@ -110,12 +111,19 @@ def image_folder(
         validation=splits["train"] if untrainable else splits.get("val"),
         fingerprint=digest([training, _fingerprint(folder, {"test": parts["test"]})]),
         training_fingerprint=training,
-        mean=IMAGENET_MEAN if channels == 3 else GRAY_MEAN,
-        std=IMAGENET_STD if channels == 3 else GRAY_STD,
+        mean=usual.mean,
+        std=usual.std,
         augment="flip-crop",
         note="; ".join(filter(None, notes)),
         untrainable=untrainable,
     )
+
+
+def usual_levels(channels: int) -> Settings:
+    """Return the usual mean and std of photographs, RGB or gray."""
+    if channels == 1:
+        return Settings(mean=GRAY_MEAN, std=GRAY_STD)
+    return Settings(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def split_of(name: str) -> str | None:

@@ -9,8 +9,9 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -158,12 +159,16 @@ class ImageFiles(Split):
         return len(self.files)
 
     def remade(self, how: Fit) -> ImageFiles:
-        """Return the same files as they are decoded by another spec, once for all who ask."""
+        """Return the same files as they are decoded by another spec, once for all who ask.
+
+        Raises UserError for files of another size that this does not resize.
+        """
         if how == self.fit:
             return self
         if how not in self.others:
             made = copy.copy(self)
             made.fit, made.pixels, made.others = how, None, {}
+            check_sizes(made)
             if self.pixels is not None:
                 made.keep_pixels(self.pixels.folder, self.limit)
             self.others[how] = made
@@ -194,12 +199,16 @@ class ImageFiles(Split):
         if self.pixels is not None and (self.pixels.folder, self.limit) == (folder, limit):
             return ""
         self.limit = limit
-        described = [self.fit.to_json(), list(self.fit.size), self.channels, PIL.__version__]
-        key = digest([*described, [os.fspath(path.absolute()) for path in self.files]])
-        made = PixelCache(folder, key, len(self), (*self.fit.size, self.channels))
+        made = self.pixel_set(folder)
         reason = made.reserve(limit)
         self.pixels = None if reason else made
         return reason
+
+    def pixel_set(self, folder: Path) -> PixelCache:
+        """Return the place of these files' pixels below a folder."""
+        described = [self.fit.to_json(), list(self.fit.size), self.channels, PIL.__version__]
+        key = digest([*described, [os.fspath(path.absolute()) for path in self.files]])
+        return PixelCache(folder, key, len(self), (*self.fit.size, self.channels))
 
 
 def keep_pixels(
@@ -208,14 +217,22 @@ def keep_pixels(
     """Keep decoded images below a store's folder: of data, and of other splits.
 
     All that is kept there takes `limit` bytes at most, by default what leaves the disk half of its
-    room. Return why that cannot be, '' if it can.
+    room; for it the sets that nobody uses are removed. Return why that cannot be, '' if it can.
     """
-    reasons: dict[tuple[int, int], str] = {}
+    used: dict[int, ImageFiles] = {}
     for split in (data.train, data.validation, data.calibration, data.test, *others):
         while isinstance(inner := getattr(split, "whole", None), Split):
             split = inner
-        if isinstance(split, ImageFiles) and (why := split.keep_pixels(store / FOLDER, limit)):
+        if isinstance(split, ImageFiles):
+            used[id(split)] = split
+    # None of those that are there makes room for another one.
+    there = [split.pixel_set(store / FOLDER) for split in used.values()]
+    held = [one for one in there if one.hold()]
+    reasons: dict[tuple[int, int], str] = {}
+    for split in used.values():
+        if why := split.keep_pixels(store / FOLDER, limit):
             reasons.setdefault(split.fit.size, why)
+    del held
     return "; ".join(
         f"images of {height}x{width} are decoded anew whenever they are used: {why}"
         for (height, width), why in reasons.items()
@@ -302,6 +319,7 @@ def remarks(*splits: Split | None) -> list[str]:
     counts = dict.fromkeys(REMARKS, 0)
     for path, fit in looked.items():
         with contextlib.suppress(Exception), Image.open(path) as image:
+            deep = _stored_in_16_bits(image)  # EXIF may only be had by reading all
             counts["turned"] += image.getexif().get(ORIENTATION, 1) != 1 and not fit.exif
             # The further images of an MPO photograph are previews of it, or other views.
             counts["frames"] += image.format != "MPO" and getattr(image, "n_frames", 1) > 1
@@ -311,11 +329,22 @@ def remarks(*splits: Split | None) -> list[str]:
                 least = -1 if image.mode.startswith("I;16") else LEVELS
                 counts["dark"] += image.mode != "F" and least < top < TWELVE
                 counts["faint"] += image.mode == "F" and 1 < top < FAINT
+            elif deep:  # alpha apart, which is white where there is an image
+                counts["dark"] += np.asarray(image.convert("RGB")).max() <= FAINT
     return [
         f"of {len(looked):,} image files looked at, {count:,} {REMARKS[kind]}"
         for kind, count in counts.items()
         if count
     ]
+
+
+def _stored_in_16_bits(image: Image.Image) -> bool:
+    """Whether an opened image, not yet read, has 16 bits a channel, of which Pillow takes eight."""
+    for codec, _, _, how in getattr(image, "tile", ()):
+        # How a codec lays out pixels, such as 'RGB;16B'; of a PPM, its largest level.
+        if ";16" in str(how) or (codec == "ppm" and how[1] > LEVELS):
+            return True
+    return False
 
 
 def sampled(path: Path) -> str:
@@ -344,18 +373,59 @@ def sampled(path: Path) -> str:
 def check_images(*splits: Split | None) -> None:
     """Read every image file of some splits to its end. Raises UserError that names the bad ones.
 
-    Which files are sound is remembered in the user's cache folder, by path, size and times, so the
-    next run reads only those that are new or have changed.
+    Those, too, that have another size where images are not to be resized. Which files are sound is
+    remembered in the user's cache folder, by path, size and times, so the next run reads only those
+    that are new or have changed.
     """
     files = [path for split in splits if isinstance(split, ImageFiles) for path in split.files]
+    if bad := _failing(files, fault, "checking image files"):
+        raise UserError(
+            f"{len(bad):,} of {len(files):,} image files cannot be read:\n{_named(bad)}\n"
+            f"Repair, replace or remove them, then run again; nothing was computed yet"
+        )
+    check_sizes(*splits)
+
+
+def check_sizes(*splits: Split | None) -> None:
+    """Raise UserError that names the image files that lack their size and are not to be resized."""
+    by_fit: dict[Fit, list[Path]] = {}
+    for split in splits:
+        if isinstance(split, ImageFiles) and split.fit.resize == "none":
+            by_fit.setdefault(split.fit, []).extend(split.files)
+    for fit, files in by_fit.items():
+        text = "checking the sizes of image files"
+        if bad := _failing(files, partial(_misfit, fit=fit), text, f"{fit.size} {fit.exif}"):
+            raise UserError(
+                f"{len(bad):,} of {len(files):,} image files have another size, and resize is "
+                f"'none':\n{_named(bad)}\n"
+                f"Give another resize ('shorter', 'longer' or 'exact'), or replace or remove them, "
+                f"then run again; nothing was computed yet"
+            )
+
+
+def _named(bad: Mapping[Path, str]) -> str:
+    lines = [f"  {path}: {reason}" for path, reason in bad.items()]
+    if len(lines) > NAMED:
+        lines[NAMED:] = [f"  and {len(bad) - NAMED:,} more"]
+    return "\n".join(lines)
+
+
+def _failing(
+    files: Sequence[Path], look: Callable[[Path], str], text: str, kind: str = ""
+) -> dict[Path, str]:
+    """Return the files that do not pass, and why `look` says so; remember those that do.
+
+    Files that have passed a check of some `kind` have passed no other one.
+    """
+    bad: dict[Path, str] = {}
     if not files:
-        return
-    memory = _memory(files)
+        return bad
+    memory = _memory(files, kind)
     known, marks = _remembered(memory), {path: _mark(path) for path in files}
     sound = known.intersection(marks.values())
-    bad: dict[Path, str] = {}
+    new = [path for path in files if marks[path] not in known]
     try:
-        for path, reason in _faults([path for path in files if marks[path] not in known]):
+        for path, reason in _looked_at(new, look, text):
             if reason:
                 bad[path] = reason
             else:
@@ -364,28 +434,22 @@ def check_images(*splits: Split | None) -> None:
         if len(sound - known) >= LEAST:
             with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
                 write_atomic(memory, b"".join(sorted(sound)))
-    if bad:
-        lines = [f"  {path}: {reason}" for path, reason in bad.items()]
-        if len(lines) > NAMED:
-            lines[NAMED:] = [f"  and {len(bad) - NAMED:,} more"]
-        raise UserError(
-            f"{len(bad):,} of {len(files):,} image files cannot be read:\n"
-            + "\n".join(lines)
-            + "\nRepair, replace or remove them, then run again; nothing was computed yet"
-        )
+    return bad
 
 
-def _faults(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Yield every file with its `fault`."""
+def _looked_at(
+    files: Sequence[Path], look: Callable[[Path], str], text: str
+) -> Iterator[tuple[Path, str]]:
+    """Yield every file with what `look` says of it."""
     if not files:
         return
     with (
-        stage("checking image files", len(files), "files") as checked,
+        stage(text, len(files), "files") as checked,
         ThreadPoolExecutor(DECODERS) as pool,
     ):
         for begin in range(0, len(files), CHUNK):
             chunk = files[begin : begin + CHUNK]
-            for pair in zip(chunk, pool.map(fault, chunk), strict=True):
+            for pair in zip(chunk, pool.map(look, chunk), strict=True):
                 checked.advance()
                 yield pair
 
@@ -411,10 +475,24 @@ def fault(path: Path) -> str:
     return ""
 
 
-def _memory(files: Sequence[Path]) -> Path:
-    """Return the file in the user's cache that lists which of some image files are sound."""
+def _misfit(path: Path, fit: Fit) -> str:
+    """Return which size an image that is not to be resized has; '' if it has its own."""
+    try:
+        with Image.open(path) as opened:
+            turned = fit.exif and opened.getexif().get(ORIENTATION, 1) != 1
+            image = ImageOps.exif_transpose(opened) if turned else opened
+            (width, height), (own_height, own_width) = image.size, fit.size
+    except Exception as error:  # it was sound just now
+        return clause(error)
+    if (height, width) == fit.size:
+        return ""
+    return f"{height}x{width} pixels, not {own_height}x{own_width}"
+
+
+def _memory(files: Sequence[Path], kind: str) -> Path:
+    """Return the file in the user's cache that lists which of some image files passed a check."""
     place = os.path.commonpath([path.parent.absolute() for path in files])
-    name = sha256(os.fsencode(place))[:32]
+    name = sha256(os.fsencode(place) + kind.encode())[:32]
     return Path(user_cache_dir("compress-models")) / "checked-images" / name
 
 

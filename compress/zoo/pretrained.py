@@ -95,12 +95,15 @@ def seen_otherwise(known: Pretrained, task: Task) -> str:
     """Return in words how a model's inputs differ from those that it was trained on; '' if not.
 
     As a beginning of what is said of its weights. Teachers see their own; what is trained sees the
-    run's, as its file will.
+    run's, as its file will. Raises UserError for a way that does not fit the task's images.
     """
     if not isinstance(task, ImageClassification):
         return ""
     given = task.preprocessing
-    own = given.under(known.settings, given.fit and known.settings.fit(given.size))
+    try:
+        own = given.under(known.settings, given.fit and known.settings.fit(given.size))
+    except ValueError as error:
+        raise UserError(f"the weights' own preprocessing (as {known.origin}): {error}") from None
     if own == given or own.words() == given.words():
         return ""
     return f"sees {given.words()}, and was trained with {own.words()} (as {known.origin}); "

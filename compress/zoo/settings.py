@@ -43,6 +43,11 @@ def settings_of(
         )
     if scale is not None and not 0 < scale < float("inf"):
         raise UserError(f"scale must be positive and finite, such as 0.00392 (1/255), not {scale}")
+    if scale is not None and (mean is None or std is None):
+        raise UserError(
+            "scale needs mean and std beside it, which refer to levels times scale: those that are "
+            "usual are for another scale. Give all three, or leave scale out"
+        )
     known: Any = words
     return Settings(
         mean=_values(mean),

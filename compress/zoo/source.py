@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,9 +26,10 @@ STATISTICS_BATCH = 4096
 class Source:
     """The raw splits of a data source, uint8 images (N, C, H, W), and its usual settings.
 
-    `size` is the (height, width) of the images. A `mean` or `std` of None is measured on the
-    training split. `validation` is None where the source has no such split of its own.
-    `training_fingerprint` covers what is not for testing; '' where the whole source never changes.
+    `size` is the (height, width) of the images. `mean` and `std` are in the images' own order of
+    channels; one of None is measured on the training split. `validation` is None where the source
+    has no such split of its own. `training_fingerprint` covers what is not for testing; '' where
+    the whole source never changes.
     """
 
     name: str
@@ -84,7 +85,12 @@ class Changed(Split):
 def fitted(images: Tensor, fit: Fit) -> Tensor:
     """Return uint8 images (N, C, H, W) of another size, each channel by itself."""
     count, channels = images.shape[:2]
-    planes = [fit(Image.fromarray(plane)) for plane in images.flatten(0, 1).cpu().numpy()]
+    fits = [replace(fit, fill=fit.fill[at : at + 1]) for at in range(channels)]
+    planes = [
+        fit_one(Image.fromarray(plane))
+        for image in images.cpu().numpy()
+        for fit_one, plane in zip(fits, image, strict=True)
+    ]
     pixels = np.stack(planes) if planes else np.zeros((0, *fit.size), np.uint8)
     return torch.from_numpy(pixels).view(count, channels, *fit.size).to(images.device)
 
@@ -106,12 +112,11 @@ def assemble(
     settings = settings.over(Settings(mean=source.mean, std=source.std))
     if settings.mean is None or settings.std is None:
         usual_mean, usual_std = channel_statistics(train)
-        if settings.colors == "BGR":
-            usual_mean, usual_std = usual_mean[::-1], usual_std[::-1]
         settings = settings.over(Settings(mean=usual_mean, std=usual_std))
     fit = source.fit
     wanted = settings.fit(source.size, "exact") if settings.geometry else None
     if fit is None and wanted is not None and wanted.changes(source.size):
+        _check_resizes(source, wanted)
         fit = wanted
         change = partial(fitted, fit=fit)
         train, validation, calibration, test = (
@@ -140,6 +145,15 @@ def _check_lengths(source: Source) -> None:
     for name, split in (("test", source.test), ("validation", source.validation)):
         if split is not None and len(split) == 0:
             raise UserError(f"the {name} split of {source.name} is empty")
+
+
+def _check_resizes(source: Source, wanted: Fit) -> None:
+    if wanted.resize == "none":
+        have, size = (f"{height}x{width}" for height, width in (source.size, wanted.size))
+        raise UserError(
+            f"{source.name} has images of {have} pixels, not {size}, and resize is 'none': give "
+            f"their size, or another resize ('exact', 'shorter' or 'longer')"
+        )
 
 
 def _hold_out(source: Source) -> tuple[Split, Split]:

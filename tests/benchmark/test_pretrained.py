@@ -22,6 +22,7 @@ from compress.compressor import run
 from compress.errors import IllegalChain, UserError
 from compress.results.doubt import doubt_of
 from compress.results.log import Stage
+from compress.system.progress import showing
 from compress.techniques import chain
 from compress.zoo.models import fresh
 from compress.zoo.pretrained import pretrained
@@ -184,7 +185,9 @@ def test_a_library_says_how_its_weights_want_their_images(tmp_path: Path) -> Non
     assert found.settings.to == (256, 256)
 
 
-def test_a_library_counts_before_the_source_and_the_user_before_both(tmp_path: Path) -> None:
+def test_a_library_counts_before_the_source_and_the_user_before_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("timm", reason="needs timm")
     from PIL import Image
 
@@ -208,12 +211,19 @@ def test_a_library_counts_before_the_source_and_the_user_before_both(tmp_path: P
         baseline="finetune(epochs=1)",
         options={"crop_pct": 0.8},
     )
-    plan = make_plan(suite)
+    with showing(progress=True):
+        plan = make_plan(suite)
     assert plan.data.task.input_words() == (
         "shorter side to 280, bicubic, centre 224x224, mean 0.5, std 0.5 (as timm's "
         "tf_efficientnet_lite0; crop_pct as given)"
     )
     assert np.isclose(plan.data.task.probe(1)[0].min(), -1)
+    lines = capsys.readouterr().err.splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("p: 2 classes"))
+    assert lines[first + 1 : first + 3] == [
+        "preprocessing: shorter side to 280, bicubic, centre 224x224, mean 0.5, std 0.5 (as timm's",
+        "  tf_efficientnet_lite0; crop_pct as given)",
+    ]
 
 
 def test_weights_that_are_trained_on_are_judged_before_if_their_head_was_kept(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +120,90 @@ def test_a_limit_holds_for_all_sets_together(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=6500))
     fourth = PixelCache(tmp_path / "more", "four", 100, SHAPE)
     assert fourth.reserve(6000) == "they take 6 kB, and 6.5 kB is free there"
+
+
+def filled(folder: Path, key: str, used: int = 0, count: int = 100) -> None:
+    """A set that nobody has open, last used at a time."""
+    cache = PixelCache(folder, key, count, SHAPE)
+    for number in range(count):
+        cache.write(number, b"m", image(number))
+    os.utime(cache.path, (used, used))
+
+
+def keys_in(folder: Path) -> set[str]:
+    assert {one.stem for one in folder.glob("*.sums")} == {
+        one.stem for one in folder.glob("*.pixels")
+    }
+    return {one.stem for one in folder.glob("*.sums")}
+
+
+def test_sets_that_nobody_uses_make_room_the_oldest_first(tmp_path: Path) -> None:
+    for used, key in enumerate(("old", "older", "oldest")[::-1]):
+        filled(tmp_path, key, used)
+    new = PixelCache(tmp_path, "new", 150, SHAPE)
+    assert new.reserve(5000).endswith("others there 18 kB, and the pixel cache may take 5 kB")
+    assert keys_in(tmp_path) == {"old", "older", "oldest"}, "it would not help"
+    assert new.reserve(27_000) == ""
+    assert keys_in(tmp_path) == {"old", "older", "oldest", "new"}, "9 kB and three of 6 kB"
+    second = PixelCache(tmp_path, "second", 100, SHAPE)
+    assert second.reserve(27_000) == ""
+    assert keys_in(tmp_path) == {"old", "older", "second", "new"}
+    assert PixelCache(tmp_path, "older", 100, SHAPE).hold(), "it is used, and newer than the other"
+    third = PixelCache(tmp_path, "third", 100, SHAPE)
+    assert third.reserve(27_000) == ""
+    assert keys_in(tmp_path) == {"older", "third", "second", "new"}
+
+
+def test_what_is_open_makes_no_room(tmp_path: Path) -> None:
+    filled(tmp_path, "one", used=1)
+    filled(tmp_path, "two", used=2)
+    reader = PixelCache(tmp_path, "one", 100, SHAPE)
+    copied, into = pickle.loads(pickle.dumps(reader)), np.zeros(SHAPE, np.uint8)
+    assert reader.hold()
+    assert not PixelCache(tmp_path, "absent", 1, SHAPE).hold()
+    new = PixelCache(tmp_path, "new", 100, SHAPE)
+    assert new.reserve(12_000) == ""
+    assert keys_in(tmp_path) == {"one", "new"}, "the other one is older, and is used"
+    assert copied.read(3, b"m", into)
+    del reader
+    other = PixelCache(tmp_path, "other", 100, SHAPE)
+    beside = "they take 6 kB, others there 12 kB, and the pixel cache may take 12 kB"
+    assert other.reserve(12_000) == beside, "the copy has it open"
+    del copied
+    assert other.reserve(12_000) == ""
+    assert keys_in(tmp_path) == {"other", "new"}
+
+
+def test_another_process_has_a_set_open(tmp_path: Path) -> None:
+    filled(tmp_path, "one")
+    code = (
+        "import sys; from pathlib import Path; from compress.system.pixel_cache import PixelCache; "
+        f"held = PixelCache(Path(sys.argv[1]), 'one', 100, {SHAPE}); "
+        "print(held.hold(), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    pipe = subprocess.PIPE
+    new = PixelCache(tmp_path, "new", 100, SHAPE)
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        assert "others there 6 kB" in new.reserve(6000)
+        process.kill()
+    assert new.reserve(6000) == "", "the system ends the lock of who dies"
+    assert keys_in(tmp_path) == {"new"}
+
+
+def test_without_a_limit_old_sets_make_room_where_the_disk_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = 2000
+    filled(tmp_path, "old", count=many)
+    filled(tmp_path, "older", used=-1, count=many)
+    taken = 512 * (tmp_path / "old.pixels").stat().st_blocks
+    assert taken >= 120_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=240_000 - taken))
+    assert PixelCache(tmp_path, "new", many, SHAPE).reserve() == ""
+    assert keys_in(tmp_path) == {"new", "old"}, "120 kB of 240 kB"
 
 
 def test_sets_can_be_listed_and_removed(tmp_path: Path) -> None:

@@ -42,6 +42,15 @@ def test_a_teacher_sees_its_own_levels_and_channels() -> None:
     assert task.arguments()["input_size"] == (32, 32)
 
 
+def test_a_teacher_of_other_colors_alone_sees_the_same_levels_in_its_order() -> None:
+    spec = Preprocessing(3, (32, 32), (0.1, 0.5, 0.3), (0.2, 0.3, 0.4))
+    task = replace(images(), preprocessing=spec)
+    [given] = task.prepare((levels(),), torch.device("cpu"))
+    _, change = task.seen_by(Settings(colors="BGR"))
+    assert change is not None
+    torch.testing.assert_close(change(nn.Identity(), (given,))[0], given.flip(1))
+
+
 def test_a_teacher_sees_images_of_its_own_size() -> None:
     task, change = images().seen_by(Settings(size=(48, 40)))
     assert change is not None
@@ -127,6 +136,7 @@ def test_a_teachers_keys_are_checked() -> None:
     head = 'data = "digits"\nmodel = "cnn-small"\nchains = ["train()"]\n'
     for table, message in {
         "[teachers.big]\nmodel='x'\nmean=[0.5]": "teacher 'big': give mean and std together",
+        "[teachers.big]\nmodel='x'\nscale=1.0": "scale needs mean and std beside it",
         "[teachers.big]\nmodel='x'\ncolors='HSV'": "unknown colors 'HSV'",
         "[teachers.big]\nmodel='x'\nresize='best'": "unknown resize 'best'",
         "[teachers.big]\nmodel='x'\ninterpolation='cubic'": "unknown interpolation 'cubic'",

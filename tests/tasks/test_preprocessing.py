@@ -85,6 +85,8 @@ def test_what_is_not_to_be_resized_must_have_its_size() -> None:
 @st.composite
 def specs(draw: st.DrawFn) -> Preprocessing:
     size = (draw(SIDES), draw(SIDES))
+    colors: Any = draw(st.sampled_from(COLORS))
+    channels = 1 if colors == "L" else 3
     fit = Fit(
         size,
         draw(
@@ -94,9 +96,8 @@ def specs(draw: st.DrawFn) -> Preprocessing:
         draw(st.sampled_from(INTERPOLATIONS if (smooth := draw(st.booleans())) else PLAIN)),
         smooth,
         draw(st.booleans()),
+        draw(st.one_of(st.just(()), st.tuples(*[st.integers(0, 255)] * channels))),
     )
-    colors: Any = draw(st.sampled_from(COLORS))
-    channels = 1 if colors == "L" else 3
     values = st.floats(0.1, 0.9)
     mean, std = (tuple(draw(values) for _ in range(channels)) for _ in range(2))
     return Preprocessing(
@@ -189,6 +190,58 @@ def test_what_is_said_first_counts() -> None:
     assert own.mean == (0.5,) * 3
     assert own.levels().fit((9, 9)) == Fit((9, 9), (9, 9))
     assert math.isclose(own.crop_pct or 0, 0.8)
+
+
+def test_the_mean_of_others_comes_to_the_order_of_the_colors() -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    blue = Settings(colors="BGR")
+    for known in (Settings(mean=mean, std=std), Settings(mean=mean, std=std, colors="RGB")):
+        assert blue.over(known) == Settings(mean=mean[::-1], std=std[::-1], colors="BGR")
+        given = Settings(mean=(0.7, 0.8, 0.9), colors="BGR").over(known)
+        assert (given.mean, given.std) == ((0.7, 0.8, 0.9), std[::-1]), "what is given has it"
+        assert Settings().over(known) == known
+    recorded = Settings(mean=mean, std=std, colors="BGR")
+    assert Settings(colors="RGB").over(recorded).mean == mean[::-1]
+    assert Settings().over(recorded) == blue.over(recorded) == recorded
+    assert recorded.over(Settings(mean=(0.0,) * 3)).mean == mean
+    assert Settings(colors="L").over(Settings(mean=(0.5,))).mean == (0.5,)
+
+
+def test_a_spec_under_other_colors_sees_the_same_levels_in_another_order() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    spec = Preprocessing(3, (4, 5), (0.1, 0.5, 0.3), (0.2, 0.3, 0.4))
+    blue = spec.under(Settings(colors="BGR"), None)
+    torch.testing.assert_close(blue.normalize(images), spec.normalize(images).flip(1))
+    assert blue.under(Settings(colors="RGB"), None) == spec
+
+
+@pytest.mark.parametrize("colors", COLORS)
+@pytest.mark.parametrize("scale", [1 / 255, 1.0])
+def test_what_is_missing_is_filled_with_the_mean_of_its_own_channel(
+    colors: Any, scale: float, tmp_path: Path
+) -> None:
+    shares = (0.5,) if colors == "L" else (0.1, 0.5, 0.9)
+    mean, std = (tuple(255 * scale * share for share in by) for by in (shares, shares[::-1]))
+    chosen = Settings(mean, std, (8, 8), resize="longer", colors=colors, scale=scale)
+    spec = Preprocessing(len(mean), (8, 8), mean, std, chosen.fit((1, 1)), scale, colors)
+    Image.new("RGB", (8, 4), "white").save(tmp_path / "wide.png")
+    made: dict[str, Any] = {}
+    exec(compile(script(spec), "preprocess.py", "exec"), made)
+    assert spec.fit is not None
+    pixels = torch.tensor(decode(tmp_path / "wide.png", spec.fit, spec.channels)).permute(2, 0, 1)
+    [by_script] = made["preprocess"](tmp_path / "wide.png")
+    for inputs in (spec.normalize(pixels[None])[0].numpy(), by_script):
+        half_a_level = 0.5 * scale / np.array(std)[:, None, None] + 1e-6
+        assert (abs(inputs[:, [0, 1, 6, 7]]) <= half_a_level).all()
+        assert (inputs[:, 2:6] > half_a_level).all()
+
+
+def test_a_mean_above_the_highest_level_is_none() -> None:
+    for mean, scale in ((1.0, 1 / 255), (1.0, 0.00392), (255.0, 1.0), (1.0, 2 / 255), (-1.0, 1.0)):
+        Preprocessing(1, (2, 2), (mean,), (0.5,), scale=scale)
+    for mean, scale in ((1.1, 1 / 255), (128.0, 1 / 255), (2.5, 2 / 255), (300.0, 1.0)):
+        with pytest.raises(ValueError, match="give mean and std in levels times scale, or the sca"):
+            Preprocessing(3, (2, 2), (0.0, 0.0, mean), (0.5,) * 3, scale=scale)
 
 
 def test_it_is_described_in_words_and_json(tmp_path: Path) -> None:

@@ -109,6 +109,40 @@ def test_constant_images_do_not_divide_by_zero():
     assert torch.isfinite(inputs).all()
 
 
+def test_measured_mean_and_std_come_to_the_order_of_the_colors(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", **given())
+    name = f"arrays:{tmp_path / 'mine.npz'}"
+    plain, blue = (load_data(name, colors=colors).task for colors in ("RGB", "BGR"))
+    assert len(set(plain.preprocessing.mean)) == 3
+    assert blue.preprocessing.mean == plain.preprocessing.mean[::-1]
+    torch.testing.assert_close(blue.probe(2)[0], plain.probe(2)[0].flip(1))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_longer_arrays_lack_is_filled_with_the_mean_of_each_channel(
+    channels: int, tmp_path: Path
+) -> None:
+    shape, mean = (6, 8, channels), tuple(0.1 + 0.2 * at for at in range(channels))
+    (x, y), (x_test, y_test) = arrays(shape=shape), arrays(12, shape)
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    keys = {"size": 16, "resize": "longer", "mean": mean, "std": (0.25,) * channels}
+    for colors in ("RGB", "BGR") if channels == 3 else ("RGB",):
+        data = load_data(f"arrays:{tmp_path / 'mine.npz'}", colors=colors, **keys)
+        [inputs] = data.task.probe()
+        padding = inputs[:, :, [0, 1, 14, 15]]
+        assert padding.abs().max() <= 0.5 / 255 / 0.25 + 1e-6, "half a level"
+        assert (inputs[:, :, 2:14].abs() > 0.1).any()
+
+
+def test_arrays_that_are_not_to_be_resized_must_have_their_size(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", **given())
+    name = f"arrays:{tmp_path / 'mine.npz'}"
+    with pytest.raises(UserError, match=r"mine has images of 6x8 pixels, not 16x16, and resize is"):
+        load_data(name, size=16, resize="none")
+    kept = load_data(name, size=(6, 8), resize="none")
+    np.testing.assert_array_equal(everything(kept.test)[0], everything(load_data(name).test)[0])
+
+
 def test_given_settings_win():
     data = from_arrays(**given(), mean=(0.1, 0.2, 0.3), std=(1, 2, 3), augment="crop", name="mine")
     assert data.task.preprocessing.mean == (0.1, 0.2, 0.3)

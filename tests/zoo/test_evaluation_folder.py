@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from compress.benchmark.plan.plan import make_plan
 from compress.benchmark.plan.suite import Suite
 from compress.errors import IllegalChain, UserError
 from compress.system.files import sha256
-from compress.tasks.preprocessing import Fit
+from compress.tasks.preprocessing import Fit, Settings
 from compress.zoo.data import load_data
 from compress.zoo.folder import image_folder
 
@@ -225,11 +226,31 @@ def test_gray_and_bgr_images(tmp_path: Path) -> None:
     assert gray.test.fetch(torch.arange(1))[0][0][0, 0, 0, 0] == 76  # 0.299 of 255
     blue = load_data(source, size=8, colors="BGR", mean=(0, 0, 0), std=(1, 1, 1))
     assert blue.task.probe(1)[0][0, :, 0, 0].tolist() == [0, 0, 1]
+    usual = load_data(source, size=8, colors="BGR").task
+    assert "BGR, mean 0.406/0.456/0.485, std 0.225/0.224/0.229" in usual.input_words()
+    plain = load_data(source, size=8).task
+    torch.testing.assert_close(usual.probe(2)[0], plain.probe(2)[0].flip(1))
+    library = Settings(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), colors="RGB")
+    known = load_data(source, size=8, colors="BGR", usual=library, usual_from="a library's").task
+    assert "BGR, mean 0.3/0.2/0.1, std 0.6/0.5/0.4" in known.input_words()
+    own = load_data(source, size=8, colors="RGB", usual=replace(library, colors="BGR")).task
+    assert "mean 0.3/0.2/0.1, std 0.6/0.5/0.4" in own.input_words()
+    for colors in ("RGB", "BGR", "L"):
+        padded = load_data(source, size=(8, 12), resize="longer", colors=colors).task.probe(2)[0]
+        assert padded[..., [0, 1, 10, 11]].abs().max() < 0.5 / 255 / 0.22, "the usual mean fills"
     with pytest.raises(UserError, match="Did you mean 'RGB' or 'BGR'"):
         load_data(source, colors="BRG")
     with pytest.raises(UserError, match=r"unknown option 'sizes'\. Did you mean 'size'"):
         load_data(source, sizes=8)
     with pytest.raises(UserError, match="crop_pct must be from"):
         load_data(source, crop_pct=87.5)
+    for part in ({}, {"mean": (0.0,) * 3}, {"std": (1.0,) * 3}):
+        with pytest.raises(UserError, match="scale needs mean and std beside it"):
+            load_data(source, size=8, scale=1.0, **part)
+    levels = {"mean": (128.0,) * 3, "std": (64.0,) * 3}
+    for resize in ("shorter", "longer"):
+        with pytest.raises(UserError, match="mean is 128, and levels times scale are at most 1: "):
+            load_data(source, size=(8, 9), resize=resize, **levels)
+    assert load_data(source, size=8, scale=1.0, **levels).task.preprocessing.mean == (128.0,) * 3
     with pytest.raises(UserError, match="without antialiasing, interpolation is one of"):
         load_data(source, antialias=False, interpolation="lanczos")

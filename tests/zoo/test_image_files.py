@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bench_fixtures import small_digits
+from deep_images import png16, ppm16, tiff16
 from photo_folders import folder_of_photos, noise
 from PIL import Image, ImageOps
 
@@ -178,6 +179,42 @@ def test_levels_that_are_read_as_nearly_black_are_said_of_every_split(tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_that_use_12_are_said(channels: int, tmp_path: Path) -> None:
+    def files_of(most: int) -> list[Path]:
+        levels = np.random.default_rng(0).integers(0, most, (8, 9, channels), np.uint16)
+        levels[0, 0] = most
+        if channels != 3:
+            levels[..., -1] = 65535  # opaque
+        kinds = {"a.png": png16(levels)}
+        if channels > 2:
+            kinds |= {"b.tif": tiff16(levels), "c.tif": tiff16(levels, deflate=True)}
+        if channels == 3:
+            kinds["d.ppm"] = ppm16(levels)
+        folder = tmp_path / str(most)
+        folder.mkdir()
+        for name, content in kinds.items():
+            (folder / name).write_bytes(content)
+            if most == 65535:
+                got = decode(folder / name, Fit((8, 9), (8, 9)))
+                colours = levels[..., :3] if channels > 2 else levels[..., :1].repeat(3, 2)
+                close = np.abs(got - colours / 257.0).max()
+                assert close <= 1, "the writers here are right"
+        return sorted(folder.iterdir())
+
+    def said(files: list[Path]) -> list[str]:
+        return remarks(ImageFiles(files, [0] * len(files), EIGHT))
+
+    dark = files_of(4095)
+    [line] = said(dark)
+    assert line.startswith(
+        f"of {len(dark)} image files looked at, {len(dark)} have 16 bits and use at most 12"
+    )
+    assert said(files_of(65535)) == []
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    assert said([tmp_path / "black.png"]) == [], "of 8 bits"
+
+
 def test_every_split_is_looked_at(tmp_path: Path) -> None:
     root = folder_of_photos(tmp_path)
     Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(root / "train" / "cat" / "dark.png")
@@ -226,6 +263,56 @@ def test_of_many_bad_files_some_are_named(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert lines[0] == "40 of 80 image files cannot be read:"
     assert (len(lines), lines[21]) == (23, "  and 20 more")
+
+
+def sized(image: Image.Image, path: Path, turned: int = 1) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    image.save(path, exif=exif)
+    return path
+
+
+def test_all_files_of_another_size_are_named_where_they_are_not_resized(tmp_path: Path) -> None:
+    root = folder_of_photos(tmp_path / "photos", ("train", "val", "test"))
+    name = f"imagefolder:{root}"
+    load_data(name, size=(20, 30), resize="none")
+    noise((30, 20)).save(root / "train/cat/2.png")
+    sized(noise((20, 30)), root / "val/dog/1.png", turned=6)
+    sized(noise((30, 20)), root / "test/dog/0.png", turned=8)
+    load_data(name, size=8)
+    for exif, named in (
+        (False, {"train/cat/2.png": "30x20", "test/dog/0.png": "30x20"}),
+        (True, {"train/cat/2.png": "30x20", "val/dog/1.png": "30x20"}),
+    ):
+        with pytest.raises(UserError) as caught:
+            load_data(name, size=(20, 30), resize="none", exif=exif)
+        first, *lines, last = str(caught.value).splitlines()
+        assert first == "2 of 36 image files have another size, and resize is 'none':"
+        assert {*lines} == {
+            f"  {root}/{at}: {size} pixels, not 20x30" for at, size in named.items()
+        }
+        assert last.startswith("Give another resize ('shorter', 'longer' or 'exact'), or replace")
+    (root / "train/cat/3.png").write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 36 image files cannot be read"):
+        load_data(name, size=(20, 30), resize="none")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "gif"])
+@pytest.mark.parametrize("exif", [False, True])
+def test_a_file_has_the_size_that_decoding_it_finds(
+    suffix: str, exif: bool, tmp_path: Path
+) -> None:
+    for turned in (1, 3, 5, 6, 7, 8):
+        path = sized(noise((20, 30)), tmp_path / f"{turned}.{suffix}", turned)
+        for size in ((20, 30), (30, 20)):
+            split = ImageFiles([path], [0], Fit(size, size, "none", exif=exif))
+            try:
+                split.fetch(torch.tensor([0]))
+            except UserError:
+                with pytest.raises(UserError, match="1 of 1 image files have another size"):
+                    check_images(split)
+            else:
+                check_images(split)
 
 
 def test_a_transfer_set_is_checked_but_not_what_is_for_its_testing(tmp_path: Path) -> None:
@@ -365,6 +452,18 @@ def test_the_next_run_reads_only_what_is_new_or_has_changed(
         assert seen == ["2.png"], "a bad file is read each time"
     changed.unlink()
     assert again() == []
+
+
+def test_sound_files_are_looked_at_again_for_another_size(tmp_path: Path, seen: list[str]) -> None:
+    name = f"imagefolder:{folder_of_photos(tmp_path / 'photos')}"
+    for _ in range(2):
+        load_data(name, size=(20, 30), resize="none")
+        with pytest.raises(UserError, match="24 of 24 image files have another size"):
+            load_data(name, size=(30, 20), resize="none")
+    assert len(seen) == 24, "whether they are sound is known"
+    load_data(name, size=8)
+    with pytest.raises(UserError, match="24 of 24"):
+        load_data(name, size=8, resize="none")
 
 
 def test_a_damaged_memory_is_harmless(tmp_path: Path, seen: list[str]) -> None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from photo_folders import folder_of_photos, noise
 
+from compress.benchmark.execute.run_spec import Limits
+from compress.benchmark.plan.plan import make_plan
+from compress.benchmark.plan.suite import Suite
+from compress.benchmark.run import RunOptions, run_plan
 from compress.errors import UserError
+from compress.recommender.lab import opened
+from compress.system.pixel_cache import cached_sets
 from compress.tasks.base import Subset
 from compress.zoo import image_files
 from compress.zoo.data import load_data
@@ -49,6 +56,53 @@ def test_an_image_is_decoded_once_until_its_file_changes(
     (root / "test" / "cat" / "0.png").unlink()
     with pytest.raises(UserError, match=r"cannot read the image .*0\.png"):
         list(data.test.batches(5))
+
+
+def test_the_set_of_before_makes_room_when_files_are_added(tmp_path: Path) -> None:
+    root, store = folder_of_photos(tmp_path / "photos"), tmp_path / "store"
+    limit = 25 * 3 * 8**2  # 24 images were there, and one is added
+
+    def kept() -> tuple[str, set[Path]]:
+        data = load_data(f"imagefolder:{root}", size=8)
+        said = image_files.keep_pixels(data, store, limit=limit)
+        list(data.train.batches(5))
+        return said, {*cached_sets(store)}
+
+    said, before = kept()
+    assert (said, len(before)) == ("", 2)
+    noise(seed=99).save(root / "train" / "cat" / "new.png")
+    said, after = kept()
+    assert (said, len(after)) == ("", 2)
+    assert len(before & after) == 1, "the test images are those of before"
+    assert kept() == ("", after)
+
+
+class Stopped(Exception):
+    """A run went on to its first process."""
+
+
+def test_that_images_are_not_kept_is_said_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> Any:
+        raise Stopped
+
+    name = f"imagefolder:{folder_of_photos(tmp_path / 'photos', count=10)}"
+    suite = Suite("s", name, "mlp(width=8)", ("train(epochs=1)",), options={"size": 8})
+    plan = make_plan(suite, device="cpu", step_threads=1)
+    for limit, progress in ((0, True), (0, False), (None, True)):
+        options = RunOptions(Limits(pixels=limit), executor=stopped, progress=progress)
+        place = tmp_path / f"{limit} {progress}"
+        with pytest.raises(Stopped):
+            run_plan(plan, place / "run", options)
+        with pytest.raises(Stopped), opened(plan, place / "lab", place, 1.0, options=options):
+            pass
+        said = [
+            "images of 8x8 are decoded anew whenever they are used: they take 3.84 kB, and the "
+            "pixel cache may take 0 B"
+        ]
+        found = capsys.readouterr().err.splitlines()
+        assert found == (2 * said if limit == 0 and progress else []), (limit, progress)
 
 
 def test_images_are_decoded_ahead_where_they_are_kept(

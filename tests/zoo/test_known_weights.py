@@ -76,7 +76,8 @@ def test_weights_of_a_run_are_fed_as_they_were_there(tmp_path: Path) -> None:
     )
     assert plan.teachers["t"].sight.task.preprocessing == first.task.preprocessing
     teachers = {"t": NamedTeacher(MODEL, str(weights))}
-    scaled = planned(source, teachers=teachers, options={"scale": 1.0})
+    levels = {"scale": 1.0, "mean": (128.0,) * 3, "std": (64.0,) * 3}
+    scaled = planned(source, teachers=teachers, options=levels)
     assert scaled.teachers["t"].sight.task.preprocessing == first.task.preprocessing
     said = plan.weights["student 's'"]
     assert said.startswith("sees shorter side to 224, bilinear, centre 224x224, mean 0.485/")
@@ -94,6 +95,11 @@ def test_a_library_student_that_sees_other_inputs_is_told_apart(tmp_path: Path) 
     )
     same = replace(known, settings=Settings(mean=(0.5,) * 3, std=(0.2,) * 3, size=(64, 64)))
     assert not seen_otherwise(same, images(64))
+    bright = replace(same, settings=replace(same.settings, mean=(128.0,) * 3))
+    with pytest.raises(
+        UserError, match=r"own preprocessing \(as .*\): mean is 128, and levels times"
+    ):
+        seen_otherwise(bright, images(64))
 
 
 def test_weights_of_a_run_on_arrays_come_to_its_size(tmp_path: Path) -> None:

@@ -196,10 +196,19 @@ def test_items_that_are_not_the_same_are_refused(
         Teacher([plan.teachers["big"]], context_of(plan), "logits", (), plan.data.train)
 
 
+def test_a_teachers_padding_is_its_own_mean(photos: Path) -> None:
+    keys = {"size": 24, "resize": "longer", "colors": "BGR", "mean": (0.2, 0.5, 0.8)}
+    plan = planned(photos, **keys, std=(0.2, 0.3, 0.4))
+    [seen] = readers(plan)[1].inputs(torch.arange(4), 0)
+    half_a_level = 0.5 / 255 / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1) + 1e-6
+    assert (seen[:, :, [0, 3, 20, 23]].abs() <= half_a_level).all()
+    assert (seen[:, :, 4:20].abs() > half_a_level).any()
+
+
 def test_what_cannot_be_had_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"teacher 'big': without antialiasing, interpolation is"):
         planned(photos, antialias=False, interpolation="lanczos")
-    with pytest.raises(UserError, match=r"20x30 pixels, not 24x24, and resize is 'none'"):
+    with pytest.raises(UserError, match=r"(?s)12 of 12 .*'none':.*: 20x30 pixels, not 24x24\n"):
         planned(photos, size=24, resize="none")
     with pytest.raises(UserError, match=r"teacher 'big': colors is L, and the images have 3"):
         planned(photos, colors="L")

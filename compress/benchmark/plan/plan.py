@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ from compress.zoo.models import build_module, fresh
 from compress.zoo.pretrained import Pretrained, pretrained
 from compress.zoo.transfer import calibrated, load_transfer
 from compress.zoo.weights import DEFAULT
+
+COLUMNS = 100
+"""Of the lines that say how inputs are prepared."""
 
 
 @dataclass(frozen=True)
@@ -291,12 +295,21 @@ def _data(
         with stage(f"reading {suite.data}"):
             data = load_data(suite.data, data_root, **options)
         mention(data.words())
+        for line in _input_lines(data):
+            mention(line)
     else:
         _check_classes(data)
     if suite.calibration is not None:
         with stage(f"reading {suite.calibration}"):
             data = calibrated(data, suite.calibration, data_root)
     return splits_for(suite.splits, data)
+
+
+def _input_lines(data: Data) -> list[str]:
+    """Return the lines that say how inputs are prepared; none where the task does not say it."""
+    words = data.task.input_words()
+    lines = TextWrapper(COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+    return lines.wrap(f"preprocessing: {words}") if words else []
 
 
 def _with_weights_found(suite: Suite, data_root: Path | None) -> Suite:
