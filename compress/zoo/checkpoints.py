@@ -6,7 +6,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,24 @@ from torch import Tensor, nn
 
 from compress.errors import UserError, unknown
 from compress.system.files import nearest_path
+from compress.zoo.averaged import is_averaged
+from compress.zoo.fits import (
+    COUNTERS,
+    TOP,
+    WRAPPERS,
+    Fit,
+    Tensors,
+    all_fits,
+    listed,
+    misfits,
+    named_by,
+    rank,
+)
 
 PICKLED = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-"""Where checkpoints have averaged weights, which are meant to be used: they come first."""
-WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model")
-LIKE_AVERAGED = re.compile(
-    r"(?i:averag|(?<![a-z])(ema|swa|avg)(?![a-z])|model_?ema|ema_?model)"
-    r"|(?<=[a-z])(Ema|EMA|Swa|SWA|Avg)(?![a-z])"
-)
-"""Other names of averaged weights. ('schema' and 'semantic' are none.)"""
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
-"""What usually stands before every name, and goes without saying."""
-COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")
-"""Last parts of names under which libraries keep what is no weight."""
-TOP = "."
-"""As a key: what lies in no dictionary of the file's."""
 LEVELS = 5
 MOST = 1000
 """How deep, and in how many dictionaries, weights are looked for."""
-SHOWN = 5
 SAFE_TORCH = (2, 11)
 
 
@@ -92,47 +90,6 @@ STANDING_IN: list[Any] = [
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """The tensors that lie beside one another in a file."""
-
-    key: str
-    """What leads there, joined by dots; '' for what lies in no other dictionary."""
-    tensors: dict[str, Tensor]
-    others: list[str] = field(default_factory=list)
-    """Names beside them of what are no tensors."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Tensors among which there is one for every name of a module."""
-
-    source: Tensors
-    prefix: str
-    """What the names have in front."""
-    outer: str
-    """What those have instead that lie further out, such as a head."""
-    exact: bool
-    """Whether the shapes are the module's."""
-
-    def key(self, alone: bool) -> str:
-        """Return what names them after the file and a colon; `alone`: no others lie beside them."""
-        short = self.prefix != self.outer or (alone and self.usual and self.source.key)
-        inner = "" if short else self.prefix
-        return ".".join(filter(None, (self.source.key, inner.rstrip(".")))) or TOP
-
-    @property
-    def usual(self) -> bool:
-        """Whether the prefix is what wrappers add."""
-        return self.prefix == self.outer and not without(self.prefix, PREFIXES)
-
-    def order(self) -> tuple[Any, ...]:
-        """Return what sorts the sets that fit: the one to take is the first."""
-        averaged = not is_averaged(self.source.key)
-        by_prefix = 0 if self.usual else 1 if is_averaged(self.prefix) else 2
-        return (not self.exact, averaged, _rank(self.source.key), by_prefix)
-
-
-@dataclass(frozen=True)
 class Chosen:
     """One set of weights of a file."""
 
@@ -163,31 +120,43 @@ def read(path: Path, key: str = "", module: nn.Module | None = None) -> Chosen:
     Of several that fit, averaged weights come first. Of none, or without a module, what usually
     holds weights comes first. Raises UserError if there is no such set, or the file cannot be read.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file of weights {str(path)!r}{nearest_weights(path)}")
-    if path.suffix == ".safetensors":
-        try:
-            sets = [Tensors("", load_file(path))]
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
-    elif path.suffix in PICKLED:
-        sets = _sets(_read_pickled(path))
-    else:
-        raise UserError(
-            f"cannot tell what {path.name} holds: weights are .safetensors, .pt, .pth or .bin files"
-        )
+    content = _content(path)
+    sets = _sets(content)
     if not sets:
         raise UserError(
             f"{path} holds no weights by name: save model.state_dict(), alone or under one of "
             f"the keys {', '.join(WRAPPERS)}"
         )
-    if key:
-        sets = _named(sets, path, key)
-    fits = [] if module is None else sorted(_fits(sets, module), key=Fit.order)
+    if module is None:
+        return _usual(_named(sets, path, key) if key else sets, path, key)
+    lists = _averaged_lists(content, module)
+    named = _named([*sets, *lists], path, key) if key else [*sets, *lists]
+    fits = all_fits(named, sets, module)
+    if not fits:
+        return _usual(named if key else sets, path, key)
     if key:  # what it names exactly comes before what lies further inside
         fits.sort(key=lambda fit: not (fit.exact and fit.source.key == key))
-    several = sum(map(_is_known, sets)) > 1
-    return _fitting(fits, path, bool(key) or several) if fits else _usual(sets, path, key)
+        fits.sort(key=lambda fit: not (fit.exact and named_by(key, fit, fits)))
+    chosen = _fitting(fits, path, bool(key) or sum(map(_is_known, sets)) > 1)
+    if fits[0].averaged or (key and named_by(key, fits[0], fits)):
+        return chosen
+    return replace(chosen, notes=[*chosen.notes, *misfits(named, fits, path, module)])
+
+
+def _content(path: Path) -> Any:
+    """Return what a file of weights holds. Raises UserError if it cannot be read safely."""
+    if not path.is_file():
+        raise UserError(f"there is no file of weights {str(path)!r}{nearest_weights(path)}")
+    if path.suffix in PICKLED:
+        return _read_pickled(path)
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"cannot tell what {path.name} holds: weights are .safetensors, .pt, .pth or .bin files"
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def _read_pickled(path: Path) -> Any:
@@ -216,23 +185,48 @@ def _read_pickled(path: Path) -> Any:
         raise UserError(f"{path} is damaged or no file of torch weights: {error!r}") from error
 
 
-def _sets(value: Any) -> list[Tensors]:
-    """Return every dictionary of a checkpoint that has tensors, the outer ones first."""
-    found: list[Tensors] = []
-    waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = []
+def _dictionaries(value: Any) -> list[tuple[str, Mapping[Any, Any]]]:
+    """Return every dictionary of a checkpoint with the key that leads there, outer ones first."""
+    found: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = []
     if isinstance(value, Mapping):
-        waiting.append(((), value))
-    for keys, part in waiting:  # which grows
-        tensors = {str(name): t for name, t in part.items() if isinstance(t, Tensor)}
-        if tensors:
-            others = [str(name) for name, t in part.items() if not isinstance(t, Tensor)]
-            found.append(Tensors(".".join(keys), tensors, others))
+        found.append(((), value))
+    for keys, part in found:  # which grows
         inner = [
             ((*keys, name), value)
             for name, value in part.items()
             if isinstance(name, str) and isinstance(value, Mapping) and len(keys) < LEVELS
         ]
-        waiting += inner[: MOST - len(waiting)]
+        found += inner[: MOST - len(found)]
+    return [(".".join(keys), part) for keys, part in found]
+
+
+def _sets(value: Any) -> list[Tensors]:
+    """Return every dictionary of a checkpoint that has tensors, the outer ones first."""
+    found: list[Tensors] = []
+    for key, part in _dictionaries(value):
+        tensors = {str(name): t for name, t in part.items() if isinstance(t, Tensor)}
+        if tensors:
+            others = [str(name) for name, t in part.items() if not isinstance(t, Tensor)]
+            found.append(Tensors(key, tensors, others))
+    return found
+
+
+def _averaged_lists(value: Any, module: nn.Module) -> list[Tensors]:
+    """Return averages that were kept in the order of a module's parameters, as torch_ema does.
+
+    Of as many as it has, each gets its parameter's name; of others, its number.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    found: list[Tensors] = []
+    for outer, part in _dictionaries(value):
+        for name, one in part.items():
+            key = f"{outer}.{name}" if outer else str(name)
+            if not isinstance(one, list | tuple) or not is_averaged(key):
+                continue
+            if one and all(isinstance(tensor, Tensor) for tensor in one):
+                numbers = [str(number) for number in range(len(one))]
+                own = names if len(names) == len(one) else numbers
+                found.append(Tensors(key, dict(zip(own, one, strict=True))))
     return found
 
 
@@ -257,49 +251,6 @@ def _named(sets: Sequence[Tensors], path: Path, key: str) -> list[Tensors]:
     return found
 
 
-def _fits(sets: Sequence[Tensors], module: nn.Module) -> list[Fit]:
-    """Return the sets, and parts of them, that have a tensor for every name of a module."""
-    own = module.state_dict()
-    # Checkpoints older than torch 0.4.1 do not count the batches of a batch norm.
-    needed = {n: tensor.shape for n, tensor in own.items() if not n.endswith(COUNTERS[0])}
-    found: list[Fit] = []
-    for part in sets if needed else []:
-        names = part.tensors.keys()
-        ends = {next(iter(needed)), next(reversed(needed))}
-        prefixes = [
-            name.removesuffix(end)
-            for name in names
-            for end in ends
-            if name == end or name.endswith(f".{end}")
-        ]
-        for prefix in dict.fromkeys(prefixes):
-            outer = _outer(prefix, names, needed.keys())
-            if outer is None:
-                continue
-            exact = all(
-                part.tensors[prefix + n if prefix + n in names else outer + n].shape == shape
-                for n, shape in needed.items()
-            )
-            found.append(Fit(part, prefix, outer, exact))
-    whole = {id(fit.source) for fit in found if fit.prefix == fit.outer}
-    return [fit for fit in found if fit.prefix == fit.outer or id(fit.source) not in whole]
-
-
-def _outer(prefix: str, names: Any, needed: Any) -> str | None:
-    """Return what stands before the names that lack the prefix, or it if none do; None: no fit.
-
-    None either if a name is there both with and without it: which is meant cannot be told.
-    """
-    inside = {name for name in needed if prefix + name in names}
-    parts = prefix.split(".")[:-1]
-    outers = ["".join(f"{part}." for part in parts[:n]) for n in range(len(parts))]
-    for outer in reversed(outers):
-        outside = {name for name in needed if outer + name in names}
-        if outside and len(outside) < len(needed):
-            return outer if inside and inside ^ outside == set(needed) else None
-    return prefix if len(inside) == len(needed) else None
-
-
 def _fitting(fits: Sequence[Fit], path: Path, named: bool) -> Chosen:
     """Return the first of the sets that fit; `named` says which even if no other fits."""
     taken = fits[0]
@@ -316,6 +267,7 @@ def _fitting(fits: Sequence[Fit], path: Path, named: bool) -> Chosen:
             state[name.removeprefix(taken.outer)] = tensor
         elif not name.startswith(apart) and not name.endswith(COUNTERS):
             left.append(name)
+    state |= taken.lacking
     wrapped = all(part in WRAPPERS for part in taken.source.key.split(".") if part)
     beside = [fit.source.key for fit in (taken, *others)]
     shown = taken.key(beside.count(taken.source.key) == 1) if named or others or not wrapped else ""
@@ -324,6 +276,12 @@ def _fitting(fits: Sequence[Fit], path: Path, named: bool) -> Chosen:
         heads = "" if taken.outer == taken.prefix else ", which its outer layers lack"
         notes.append(f"its names taken without {taken.prefix!r}{heads}")
     keys = [fit.key(beside.count(fit.source.key) == 1) for fit in others]
+    if taken.lent and taken.lender is not None:
+        whose = taken.lender.key(beside.count(taken.lender.source.key) < 2)
+        lent = f"the buffers of {path.name}:{whose}, since they come without"
+        notes.append(f"averaged parameters with {lent}: {listed(taken.lent)}")
+    if any(f.source is taken.source and not f.prefix for f in others):
+        left = [name for name in left if name not in state]  # which are the other's
     return Chosen(
         state,
         _origin(path, shown, keys),
@@ -336,8 +294,8 @@ def _usual(sets: Sequence[Tensors], path: Path, key: str) -> Chosen:
     """Return the set where weights usually are, else the largest."""
 
     def order(part: Tensors) -> tuple[Any, ...]:
-        rank = (0, not is_averaged(part.key), _rank(part.key)) if _is_known(part) else (1,)
-        return (not key or part.key != key, *rank, -len(part.tensors))
+        first = (0, not is_averaged(part.key), rank(part.key)) if _is_known(part) else (1,)
+        return (not key or part.key != key, *first, -len(part.tensors))
 
     taken, *rest = sorted(sets, key=order)
     others = [part.key for part in rest if not key and _is_known(part) and _is_known(taken)]
@@ -364,26 +322,3 @@ def _aside(part: Tensors, known: Sequence[str]) -> list[str]:
 
 def _is_known(part: Tensors) -> bool:
     return part.key.rpartition(".")[2] in WRAPPERS or is_averaged(part.key)
-
-
-def _rank(key: str) -> tuple[int, ...]:
-    return tuple(
-        WRAPPERS.index(part) if part in WRAPPERS else len(WRAPPERS) for part in key.split(".")
-    )
-
-
-def is_averaged(key: str) -> bool:
-    """Whether a key is one under which averaged weights are saved."""
-    return LIKE_AVERAGED.search(key) is not None
-
-
-def without(name: str, prefixes: Sequence[str]) -> str:
-    """Return a name without all of these in front."""
-    while found := next((prefix for prefix in prefixes if name.startswith(prefix)), None):
-        name = name.removeprefix(found)
-    return name
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first few names in words."""
-    return ", ".join([*names[:SHOWN], *["..."] * (len(names) > SHOWN)])

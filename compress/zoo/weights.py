@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from compress.chain_parser import ModelName, parse_model_name
 from compress.errors import UserError, clause, first_line
 from compress.system.files import sha256
-from compress.zoo.checkpoints import COUNTERS, PREFIXES, file_and_key, listed, read
+from compress.zoo.checkpoints import file_and_key, read
+from compress.zoo.fits import COUNTERS, PREFIXES, listed
 
 DEFAULT = "DEFAULT"
 OLD_NAMES = (

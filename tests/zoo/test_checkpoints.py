@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.zoo.checkpoints import STANDING_IN, is_averaged, read
+from compress.zoo.averaged import is_averaged
+from compress.zoo.checkpoints import STANDING_IN, read
 from compress.zoo.weights import load_weights, read_state
 
 
@@ -53,7 +54,7 @@ RAW, MEAN = state(1), state(2)
     "key",
     [
         *("ema_model", "swa_state_dict", "model_ema_state_dict", "averaged_model", "model_ema"),
-        *("ema_state_dict", "avg_model", "netEMA", "ModelEma", "swa"),
+        *("ema_state_dict", "avg_model", "netEMA", "ModelEma", "swa", "shadow", "EMACallback"),
     ],
 )
 def test_averaged_weights_come_first_under_any_name_and_both_are_named(key, tmp_path):
@@ -67,7 +68,7 @@ def test_averaged_weights_come_first_under_any_name_and_both_are_named(key, tmp_
 
 
 def test_names_that_only_look_like_averages_do_not_come_first(tmp_path):
-    for key in ("schema", "semantic", "SCHEMA", "swap"):
+    for key in ("schema", "semantic", "SCHEMA", "swap", "ema_optimizer", "ema_backup"):
         assert not is_averaged(key)
         assert loaded(tmp_path, {"state_dict": RAW, key: MEAN})[0] == 1
 
@@ -96,7 +97,8 @@ def test_what_lies_in_no_dictionary_can_be_named_too(tmp_path):
 
 def test_a_set_that_fits_comes_before_one_that_does_not(tmp_path):
     other = {"ema": state(3, classes=9), "model": {"w": torch.ones(3)}}
-    assert loaded(tmp_path, {**other, "classifier": RAW}) == (1, "net.pt:classifier")
+    mean, words = loaded(tmp_path, {**other, "classifier": RAW})
+    assert (mean, words.partition(";")[0]) == (1, "net.pt:classifier")
     with pytest.raises(UserError, match=r"the weights net\.pt:ema are for 9 classes"):
         loaded(tmp_path, other)
     assert read_state(tmp_path / "net.pt")["fc.bias"].shape == (9,)
@@ -104,9 +106,11 @@ def test_a_set_that_fits_comes_before_one_that_does_not(tmp_path):
 
 def test_two_sets_in_one_dictionary_are_told_apart_by_what_their_names_begin_with(tmp_path):
     both = before("model.", RAW) | before("ema_model.", MEAN)
-    expected = (1, "net.pt:model (the file has net.pt:ema_model too, which can be named instead)")
+    also = "(the file has net.pt:model too, which can be named instead)"
+    expected = (2, f"net.pt:ema_model {also}; its names taken without 'ema_model.'")
     assert loaded(tmp_path, both) == expected
     assert loaded(tmp_path, both, ":ema_model") == (2, "net.pt:ema_model")
+    assert loaded(tmp_path, both, ":model") == (1, "net.pt:model")
     assert loaded(tmp_path, {"state_dict": both}, ":state_dict.ema_model")[0] == 2
     mean, words = loaded(tmp_path, before("online.", RAW) | before("ema.", MEAN))
     assert (mean, words.startswith("net.pt:ema (the file has net.pt:online too")) == (2, True)
@@ -115,6 +119,158 @@ def test_two_sets_in_one_dictionary_are_told_apart_by_what_their_names_begin_wit
     words = load_weights(net, f"{tmp_path}/both.safetensors:ema_model", "net").words
     assert words.endswith(":ema_model")
     assert float(net.fc.bias.detach()[0]) == 2
+
+
+@pytest.mark.parametrize("prefix", ["ema_model.module.", "ema.", "model_ema.", "swa_model."])
+def test_averages_within_one_dictionary_come_first_and_the_others_can_be_named(prefix, tmp_path):
+    both = RAW | before(prefix, MEAN)
+    for value, raw in (({"state_dict": both}, "state_dict"), (both, ".")):
+        mean, words = loaded(tmp_path, value)
+        outer = "state_dict." if raw != "." else ""
+        averaged = f"net.pt:{outer}{prefix.rstrip('.')}"
+        assert (mean, words) == (
+            2,
+            f"{averaged} (the file has net.pt:{raw} too, which can be named instead); "
+            f"its names taken without {prefix!r}",
+        )
+        assert loaded(tmp_path, value, f":{raw}")[0] == 1
+        assert loaded(tmp_path, value, averaged.removeprefix("net.pt")) == (2, averaged)
+
+
+def parameters(value: float, **classes: int) -> dict[str, Tensor]:
+    """Return what averages that are written by hand hold: no buffers."""
+    names = [name for name, _ in Net().named_parameters()]
+    return {name: tensor for name, tensor in state(value, **classes).items() if name in names}
+
+
+@pytest.mark.parametrize(
+    ("value", "averaged", "raw"),
+    [
+        ({"model": RAW, "ema": parameters(2)}, "ema", "model"),
+        ({"model": RAW, "ema": before("module.", parameters(2))}, "ema", "model"),
+        ({"model": RAW, "ema": {"shadow": parameters(2), "decay": 0.9}}, "ema.shadow", "model"),
+        (
+            {"model": RAW, "ema": {"backup": parameters(3), "shadow": parameters(2)}},
+            *("ema.shadow", "model"),
+        ),
+        (
+            {
+                "model": RAW,
+                "ema": {
+                    "decay": 0.9,
+                    "shadow_params": [*parameters(2).values()],
+                    "collected_params": [*parameters(3).values()],
+                },
+            },
+            *("ema.shadow_params", "model"),
+        ),
+        ({"state_dict": RAW | before("ema.", parameters(2))}, "state_dict.ema", "state_dict"),
+        (before("net.", RAW) | before("ema.", parameters(2)), "ema", "net"),
+    ],
+)
+def test_averaged_parameters_get_the_buffers_of_the_others(value, averaged, raw, tmp_path):
+    mean, words = loaded(tmp_path, value)
+    assert mean == 2
+    assert words.startswith(
+        f"net.pt:{averaged} (the file has net.pt:{raw} too, which can be named instead)"
+    )
+    buffers = "body.1.running_mean, body.1.running_var, body.1.num_batches_tracked"
+    assert words.endswith(
+        f"averaged parameters with the buffers of net.pt:{raw}, since they come without: {buffers}"
+    )
+    net = Net()
+    load_weights(net, tmp_path / "net.pt", "net")
+    assert {float(p.detach().mean()) for p in net.parameters()} == {2}
+    assert net.body[1].running_var.tolist() == [1] * 4
+    assert int(net.body[1].num_batches_tracked) == 7
+    mean, words = loaded(tmp_path, value, f":{averaged}")
+    assert (mean, words.endswith(buffers)) == (2, True)
+    mean, words = loaded(tmp_path, value, f":{raw}")
+    assert (mean, "averaged" in words) == (1, False)
+
+
+def test_a_parameter_of_two_names_is_averaged_under_both(tmp_path):
+    class Tied(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = self.fc
+
+    raw = {name: torch.full_like(t.float(), 1) for name, t in Tied().state_dict().items()}
+    torch.save({"model": raw, "ema": parameters(2)}, tmp_path / "net.pt")
+    net = Tied()
+    words = load_weights(net, tmp_path / "net.pt", "net").words
+    assert net.again.weight.detach().unique().tolist() == [2]
+    assert "running_mean" in words
+    assert "again" not in words
+
+
+def test_averages_of_another_number_of_classes_go_with_their_buffers(tmp_path):
+    nine = {"model": state(1, classes=9), "ema": parameters(2, classes=9)}
+    mean, words = loaded(tmp_path, nine, new_head=True)
+    assert mean == 2
+    assert "head for 9 classes replaced" in words
+
+
+FEW = {name: tensor for name, tensor in parameters(2).items() if name != "fc.bias"}
+
+
+@pytest.mark.parametrize(
+    ("value", "raw", "said"),
+    [
+        (
+            {"state_dict": RAW, "ema_state": before("m_", MEAN)},
+            "state_dict",
+            "net.pt:ema_state was not taken, though it looks averaged: it lacks 6 of 6 parameters "
+            "(body.0.weight, body.0.bias, body.1.weight, body.1.bias, fc.weight, ...)",
+        ),
+        (
+            {"model": RAW, "ema": before("module.", FEW)},
+            "model",
+            "net.pt:ema was not taken, though it looks averaged: it lacks 1 of 6 parameters "
+            "(fc.bias)",
+        ),
+        (
+            {"model": RAW, "ema": state(2, classes=9)},
+            "model",
+            "net.pt:ema was not taken, though it looks averaged: 2 of its 6 parameters have other "
+            "shapes (fc.weight, fc.bias)",
+        ),
+        (
+            {"model": RAW, "ema": {"shadow_params": [*FEW.values()], "decay": torch.tensor(0.9)}},
+            "model",
+            "net.pt:ema.shadow_params was not taken, though it looks averaged: it has 5 tensors "
+            "without names for 6 parameters",
+        ),
+        (
+            {"model": RAW, "ema": {"shadow_params": [*parameters(2).values()][::-1]}},
+            "model",
+            "net.pt:ema.shadow_params was not taken, though it looks averaged: 4 of its 6 "
+            "parameters have other shapes (body.0.weight, body.0.bias, fc.weight, fc.bias)",
+        ),
+        (
+            before("model.", RAW) | {"model_ema.fcweight": torch.ones(5, 4)},
+            "model",
+            "net.pt:model_ema was not taken, though it looks averaged: it lacks 6 of 6 parameters "
+            "(body.0.weight, body.0.bias, body.1.weight, body.1.bias, fc.weight, ...)",
+        ),
+    ],
+)
+def test_averaged_weights_that_do_not_fit_are_said(value, raw, said, tmp_path):
+    mean, words = loaded(tmp_path, value)
+    assert mean == 1
+    assert said in words
+    mean, words = loaded(tmp_path, value, f":{raw}")
+    assert (mean, "averaged" in words) == (1, False), "who names a set has chosen it"
+
+
+def test_what_only_stands_beside_averages_is_none(tmp_path):
+    moments = {"state": {"exp_avg": parameters(3), "exp_avg_sq": parameters(4)}}
+    for beside in ({"optimizer": moments}, {"optimizer": {"exp_avg": [*parameters(3).values()]}}):
+        assert loaded(tmp_path, {"model": RAW, **beside}) == (1, "net.pt")
+    steps = {"ema": {"decay": torch.tensor(0.9), "num_updates": torch.tensor(5)}}
+    assert loaded(tmp_path, {"model": RAW, **steps}) == (1, "net.pt:model")
+    online = {"ema": before("online_model.", RAW) | before("ema_model.", MEAN)}
+    assert loaded(tmp_path, online)[0] == 2
 
 
 # --- what else a file holds ------------------------------------------------------------------
