@@ -83,6 +83,13 @@ class Ranks:
         for part in tensor.flatten().split(CHUNK) if self.count > 1 else ():
             self._exchange([part], "MAX")
 
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """Return every process's float tensor, all of one shape, one after the other."""
+        rows = tensor.new_zeros(self.count, *tensor.shape)
+        rows[self.rank] = tensor
+        self.add([rows])
+        return rows
+
     def _exchange(self, tensors: Sequence[Tensor], how: str) -> None:
         if self.count == 1 or not tensors:
             return

@@ -142,8 +142,8 @@ class BatchLoader:
 
     @property
     def least(self) -> int:
-        """Two for every process: batch norm has no variance of one."""
-        return 2 * ranks().count
+        """Two, of which batch norm has a variance; and one for every process."""
+        return max(2, ranks().count)
 
     def epoch(self, number: int, view: int, others: Sequence[Reader] = ()) -> Iterator[Batch]:
         """Yield the batches of an epoch, the items in the augmented view of that number.

@@ -25,6 +25,7 @@ from compress.training.evaluate import evaluate, some_of
 from compress.training.execution_mode import ExecutionMode, Run, autotune, runner, to_device
 from compress.training.settings import Training, one_cycle, refuse_frozen
 from compress.training.stepper import AUXILIARY, LabelWeight, Loss, Stepper
+from compress.training.synchronized import has_batch_norms
 
 CURVE_ITEMS = 1000
 """Items of the validation split behind the curve, where it decides nothing."""
@@ -106,10 +107,11 @@ class _Fit:
         self.loader = BatchLoader(
             split, context.task, context.device, context.seed, settings.batch_size
         )
-        if settings.batch_size < self.loader.least:
+        least = 2 * ranks().count  # a last batch may have fewer
+        if settings.batch_size < least:
             raise StepFailed(
                 f"batch_size is {settings.batch_size}, and {ranks().count} processes share each "
-                f"batch: give at least {self.loader.least}, or fewer GPUs (CUDA_VISIBLE_DEVICES)"
+                f"batch: give at least {least}, or fewer GPUs (CUDA_VISIBLE_DEVICES)"
             )
         if len(self.loader) == 0:
             raise StepFailed(f"{len(split)} training item(s) are too few to train on")
@@ -129,10 +131,16 @@ class _Fit:
         self.earlier_seconds = self.reached.seconds
         # A batch like most of those to come.
         batch = self.loader.batch(torch.arange(min(settings.batch_size, len(split))), 0)
+        # What is recorded or compiled takes no part in what batch norms exchange.
+        trained = [model.module, *([hooks.extra] if hooks.extra is not None else [])]
+        shared = ranks().count > 1 and any(map(has_batch_norms, trained))
         if self.reached.mode:
             self.mode = ExecutionMode(**self.reached.mode)
+            if shared:  # one process may have begun
+                self.mode = replace(self.mode, compiled=False, replayed=False)
         else:
-            self.mode = autotune(model, context, self.total_steps, batch, hooks.traced)
+            traced = hooks.traced and not shared
+            self.mode = autotune(model, context, self.total_steps, batch, traced)
         self.module = to_device(model.module, context, self.mode.channels_last)
         self.masks = {
             name: value.detach() != 0
@@ -239,7 +247,7 @@ class _Fit:
                 break
         else:  # an epoch that broke off has not seen the whole view
             self.hooks.after(view)
-        ranks().average(_statistics(self.modules.values()))
+        _same_statistics(self.modules.values())
         self.reached.samples += count
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(total) / count}
@@ -345,14 +353,17 @@ class _Fit:
         )
 
 
-def _statistics(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Return the running means and variances of norms, of which each process has its own."""
-    return [
-        buffer
-        for module in modules
-        for name, buffer in module.named_buffers()
-        if name.endswith(("running_mean", "running_var"))
-    ]
+def _same_statistics(modules: Iterable[nn.Module]) -> None:
+    """Have all processes agree on the running statistics of norms.
+
+    Those of batch norms are the same but for rounding, and for passes that memory did not hold;
+    each process has its own of others, such as instance norms.
+    """
+    buffers = [named for module in modules for named in module.named_buffers()]
+    ranks().average([b for name, b in buffers if name.endswith(("running_mean", "running_var"))])
+    for name, buffer in buffers:
+        if name.endswith("num_batches_tracked"):
+            ranks().most(buffer)
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:

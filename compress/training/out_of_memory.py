@@ -8,6 +8,10 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 """Texts of errors of torch, CUDA and oneDNN that have no type of their own."""
 
 
+class OutOfMemoryElsewhere(RuntimeError):
+    """Memory ran out in another of the processes that train together."""
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the device or the machine has too little memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

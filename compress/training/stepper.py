@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -16,7 +17,8 @@ from compress.training.batch_loader import Batch
 from compress.training.execution_mode import ExecutionMode, Run, execution_context
 from compress.training.graphs import Replayed
 from compress.training.layout import place_inputs
-from compress.training.out_of_memory import ran_out_of_memory
+from compress.training.out_of_memory import OutOfMemoryElsewhere, ran_out_of_memory
+from compress.training.synchronized import SynchronizedBatchNorms
 
 Loss = Callable[[Tensor, Batch], Tensor]
 """(outputs in float32, batch) -> scalar, the mean over the batch's items."""
@@ -71,15 +73,18 @@ class Stepper:
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Leave the batch's gradients in the parameters, in micro-batches that memory holds."""
         while True:
-            failed, message = False, "memory ran out in another process"
+            failed, known, message = False, False, "memory ran out in another process"
             try:
-                loss, right = self._in_micro_batches(batch)
+                with self._shared():
+                    loss, right = self._in_micro_batches(batch)
+            except OutOfMemoryElsewhere:
+                known = True
             except (RuntimeError, MemoryError) as error:
                 # Batch norm has no variance over one item, so a part has two at least.
                 if not ran_out_of_memory(error) or 4 * self.micro_batches > len(batch):
                     raise
                 failed, message = True, str(error).strip().partition("\n")[0]
-            if not ranks().anywhere(failed):
+            if not known and not ranks().anywhere(failed):
                 count = right.float()
                 ranks().add([loss, count, *(p.grad for p in self.parameters if p.grad is not None)])
                 return loss, count.long()
@@ -94,6 +99,11 @@ class Stepper:
                 gc.collect()
                 torch.cuda.empty_cache()
             self.context.log.row("memory", micro_batches=self.micro_batches, error=message)
+
+    def _shared(self) -> SynchronizedBatchNorms | nullcontext[None]:
+        """Return the context in which batch norms see the batch of all processes."""
+        traced = self.mode.compiled or self.mode.replayed  # what has no batch norms: see the loop
+        return nullcontext() if ranks().count == 1 or traced else SynchronizedBatchNorms()
 
     def about(self, batch_size: int) -> dict[str, int]:
         """Return the size of micro-batches for the log, with a note, if batches were split."""
@@ -110,7 +120,8 @@ class Stepper:
         count, whole = len(batch), batch.whole or len(batch)
         total = torch.zeros((), device=batch.targets.device)
         right = torch.zeros((), dtype=torch.int64, device=batch.targets.device)
-        pieces = max(1, min(self.micro_batches, count // 2))
+        # As many in every process, whose batch norms wait for one another.
+        pieces = max(1, min(self.micro_batches, whole // ranks().count // 2))
         for index in range(pieces):
             begin, end = index * count // pieces, (index + 1) * count // pieces
             part = batch.of(slice(begin, end))

@@ -19,9 +19,10 @@ from compress.techniques import chain
 
 
 def trained(text: str, out: Path) -> None:
-    """Run a chain on the digits; leave its weights and its curve in a folder."""
+    """Run a chain on a net and the digits; leave its weights and its curve in a folder."""
+    net, _, text = text.partition(": ")
     data = small_digits()
-    start = fresh_model(data, "mlp(width=32)")
+    start = fresh_model(data, net)
     context = make_context(data, teacher=start)
     result = run(chain(text), start, context)
     out.mkdir(parents=True)

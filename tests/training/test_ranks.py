@@ -28,10 +28,15 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 CHAINS = (
-    "train(epochs=3, batch_size=50)",
+    "mlp(width=32): train(epochs=3, batch_size=50)",
+    "mlp(width=32): "
     "train(epochs=3, batch_size=50, keep='best', optimizer='sgd', learning_rate=0.1)",
-    "distill(student='mlp(width=16)', epochs=2, views=1, batch_size=50)",
+    "mlp(width=32): distill(student='mlp(width=16)', epochs=2, views=1, batch_size=50)",
+    "resnet8: train(epochs=3, batch_size=50)",
+    "resnet8: distill(student='resnet8', epochs=2, views=1, batch_size=53)",
+    "resnet8: distill(epochs=2, batch_size=50, quantization_aware=quantize())",
 )
+"""Nets without and with batch norms. Batches of 53 have parts of 27 and 26, the last of 1 and 1."""
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +68,16 @@ def test_two_processes_train_as_one(number: int, trained: Path) -> None:
     folders = [trained / str(number) / name for name in ("alone", *map(str, range(COUNT)))]
     alone, *others = folders
     weights = [load_file(folder / "weights.safetensors") for folder in folders]
+    # Where training rounds values, one by a last digit to the other side, the curve moves by 0.3 %
+    # in one process too, if its first weights are changed by 1e-7.
+    rounded = "quantization_aware" in CHAINS[number]
     for name, tensor in weights[0].items():
         assert torch.equal(weights[1][name], weights[2][name]), "all processes have the same"
-        torch.testing.assert_close(weights[1][name], tensor, rtol=2e-3, atol=2e-4)
+        if not rounded:
+            torch.testing.assert_close(weights[1][name], tensor, rtol=2e-3, atol=2e-4)
     assert len(curve(alone)) == len(curve(others[0])) > 1
     for one, other in zip(curve(alone), curve(others[0]), strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-2 if rounded else 1e-3)
         assert other["validation_accuracy"] == pytest.approx(one["validation_accuracy"], abs=0.03)
     [one], [other] = curve(alone, "fit"), curve(others[0], "fit")
     assert one["samples"] == other["samples"]
