@@ -20,6 +20,8 @@ from compress.zoo.source import Source
 
 MOST_CLASSES = 100_000
 """Without names; one that is larger is no class number, and its outputs would fill the memory."""
+UNLABELLED = 255
+"""What -1, with which many files mark images without a label, becomes in uint8."""
 MOST_CHANNELS = 4
 Pair = tuple[Any, Any]
 """Images (N, H, W, C) or (N, H, W) in uint8, and integer labels (N,)."""
@@ -154,10 +156,16 @@ def _unused(arrays: Arrays, names: tuple[str, ...]) -> str:
     if not unused:
         return ""
     listed = ", ".join(map(str, unused[:5])) + (", ..." if len(unused) > 5 else "")
-    return (
+    note = (
         f"{len(unused)} of {len(names)} classes have no items ({listed}): a model has outputs for "
         f"them all the same"
     )
+    if UNLABELLED in trained and UNLABELLED - 1 in unused:
+        note += (
+            f". {UNLABELLED} is what -1 becomes in uint8: if it marks images without a label, "
+            f"leave those out"
+        )
+    return note
 
 
 def _channels_note(shape: tuple[int, ...]) -> str:

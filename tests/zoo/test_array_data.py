@@ -216,7 +216,11 @@ def test_labels_that_are_no_class_numbers_are_refused_or_said() -> None:
     note = from_arrays(x, 10 * two, x, 10 * two).note
     assert note.startswith("9 of 11 classes have no items (1, 2, 3, 4, 5, ...)")
     wrapped = np.where(two, -1, 0).astype(np.uint8)
-    assert "254 of 256 classes have no items" in from_arrays(x, wrapped, x, wrapped).note
+    note = from_arrays(x, wrapped, x, wrapped).note
+    assert "254 of 256 classes have no items" in note
+    assert "255 is what -1 becomes in uint8" in note
+    full = np.arange(12) % 2 + 254
+    assert "becomes in uint8" not in from_arrays(x, full, x, full).note, "254 has items as well"
     named = from_arrays(x, two, x, two, classes=["a", "b", "c"])
     assert named.note.startswith("1 of 3 classes have no items (2)")
 
