@@ -14,6 +14,8 @@ from compress.recommender.draw import Draw, Preferred, numbers_of
 
 BUILD, CUT, RECOVER, LOWER = "build", "cut", "recover", "lower"
 """Builds another model; changes shapes or weights; trains and changes no shape; writes the file."""
+COUNTED: Mapping[str, str] = {"macs": "MACs", "params": "parameters"}
+"""What is counted in the module, whatever the precision of the file that is written of it."""
 STUDENTS_EPOCHS = 3
 """A student learns from fresh weights: it gets so many times the epochs of a recovery."""
 
@@ -120,6 +122,18 @@ def _form(cls: type[Compressor], name: str, values: Mapping[str, Any]) -> Form |
     form = Form(name, cls, "", options, effort, fixed)
     kind = kind_of(form.sample)
     return None if kind is None else replace(form, kind=kind)
+
+
+def idle_for(form: Form, by: str) -> str:
+    """Return why a form cannot change what a search makes small (`by`); '' if it can.
+
+    What only lowers the precision of the file leaves the module as it is. A technique that does
+    more than that says so: it builds another model, or has a variant for this very goal.
+    """
+    changes = form.kind != LOWER or form.sample.builds or by in form.cls.variants
+    if by not in COUNTED or changes:
+        return ""
+    return f"changes the precision of the file, and not its number of {COUNTED[by]}"
 
 
 def runnable(form: Form, context: StepContext) -> tuple[Form | None, str]:

@@ -77,7 +77,7 @@ def space_for(plan: Plan, wishes: Wishes, by: str = "") -> Space:
     if plan.data.untrainable:
         context = replace(context, train=None)
     wishes.check_students(techniques(), context)
-    return space_of(wishes.forms(techniques(), names, by), context, wishes.longest)
+    return space_of(wishes.forms(techniques(), names, by), context, wishes.longest, by)
 
 
 def question_of(plan: Plan, request: Request, space: Space) -> dict[str, Any]:

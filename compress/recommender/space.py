@@ -16,10 +16,12 @@ from compress.errors import UserError
 from compress.recommender.draw import Draw, InTurn, Known, Noted, Params, Value, every
 from compress.recommender.forms import (
     BUILD,
+    COUNTED,
     CUT,
     LOWER,
     RECOVER,
     Form,
+    idle_for,
     may_follow,
     runnable,
 )
@@ -105,14 +107,16 @@ class Space:
             yield self.draw(draw, epochs)
 
 
-def space_of(forms: Sequence[Form], context: StepContext, longest: int = LONGEST) -> Space:
-    """Return the space of the forms that can run on a context.
+def space_of(
+    forms: Sequence[Form], context: StepContext, longest: int = LONGEST, by: str = ""
+) -> Space:
+    """Return the space of the forms that can run on a context, and change what is made small.
 
     Raises UserError if none is left that makes a model cheaper.
     """
     kept, left_out = [], {}
     for form in forms:
-        found, reason = runnable(form, context)
+        found, reason = (None, why) if (why := idle_for(form, by)) else runnable(form, context)
         if reason:
             left_out[form.name] = reason
         if found is not None:
@@ -120,7 +124,11 @@ def space_of(forms: Sequence[Form], context: StepContext, longest: int = LONGEST
     if not any(form.kind in (BUILD, CUT, LOWER) for form in kept):
         why = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
         raise UserError(
-            f"no technique is left that makes the model cheaper{f' ({why})' if why else ''}: name "
-            f"others with --only, or fewer with --without"
+            f"no technique is left that {_does(by)}{f' ({why})' if why else ''}: name others with "
+            f"--only, or fewer with --without"
         )
     return Space(tuple(kept), longest, left_out)
+
+
+def _does(by: str) -> str:
+    return f"lowers the number of {COUNTED[by]}" if by in COUNTED else "makes the model cheaper"

@@ -188,6 +188,70 @@ def test_a_plugin_joins_by_what_its_fields_say(context: StepContext) -> None:
     assert shares == {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
 
 
+@dataclass(frozen=True, repr=False)
+class Round(Compressor):
+    """A plug-in that lowers."""
+
+    lowers = True
+    bits: int = field(default=8, metadata=searched(Choices((4, 8))))
+
+    def compress(self, model: Model, context: StepContext) -> Model:
+        return model
+
+
+@dataclass(frozen=True, repr=False)
+class RoundAndCut(Round):
+    """One that says it lowers MACs besides."""
+
+    variants = {"macs": {"bits": 8}}
+    bits: int = field(default=8, metadata=searched(Choices((4, 8))))
+
+
+LOWERING = {
+    "quantize": {},
+    "cast": {"to": "float16"},
+    "ort_quantize": {"calibration": 64},
+    "round": {},
+    "prune_channels": {"macs": 0.5},
+}
+
+
+@pytest.mark.parametrize("by", ["macs", "params"])
+def test_what_only_lowers_is_not_drawn_where_it_changes_nothing(
+    context: StepContext, by: str
+) -> None:
+    """Neither alone, nor at the end of chains; a peer's and a plug-in's as little as our own."""
+    known = {**techniques(), "round": Round}
+    forms = Wishes(only=tuple(LOWERING), values=LOWERING).forms(known, (), by)
+    found = space_of(forms, context, by=by)
+    assert [form.name for form in found.forms] == ["prune_channels"]
+    assert found.left_out.keys() == LOWERING.keys() - {"prune_channels"}
+    assert "precision of the file" in found.left_out["quantize"]
+    assert not lowering_alone(found)
+    assert not any(step.lowers for chain, _ in found.all(1) for step in chain.steps)
+    for other in ("size", "latency"):
+        assert any(form.kind == LOWER for form in space_of(forms, context, by=other).forms)
+
+
+def test_what_says_that_it_lowers_macs_is_drawn_for_them(context: StepContext) -> None:
+    known = {**techniques(), "round": Round, "round_and_cut": RoundAndCut}
+    for by, drawn in (("macs", True), ("params", False)):
+        wishes = Wishes(only=("round", "round_and_cut", "prune_channels"))
+        found = space_of(wishes.forms(known, (), by), context, by=by)
+        assert bool(found.of(LOWER)) == drawn
+        assert not {form.name for form in found.forms} & {"round", "round:macs"}
+
+
+@pytest.mark.parametrize(("by", "what"), [("macs", "MACs"), ("params", "parameters")])
+def test_lowering_alone_is_refused_for_what_it_cannot_lower(
+    context: StepContext, by: str, what: str
+) -> None:
+    forms = Wishes(only=("quantize", "finetune")).forms(techniques(), (), by)
+    with pytest.raises(UserError, match=f"no technique is left that lowers the number of {what}"):
+        space_of(forms, context, by=by)
+    space_of(forms, context, by="size")
+
+
 def test_a_plugin_joins_whether_or_not_its_annotations_are_kept_with_it() -> None:
     """Python 3.14 makes annotations when they are asked for: no class has them among its names."""
 
