@@ -57,7 +57,7 @@ class Engine(Stages):
 
     tell: Callable[[Trial], None] = lambda trial: None
     warm: Callable[[bool], Sequence[Params]] | None = None
-    """The draws to begin with, once it is known whether lowering alone makes the model cheaper."""
+    """The draws behind lowering alone, by whether that makes the model cheaper."""
     begin: Callable[[int], object] = lambda number: None
     pool: list[Work] = field(default_factory=list)
     """What was screened, and may be trained."""
@@ -80,14 +80,13 @@ class Engine(Stages):
 
     def _run(self) -> str:
         duplicates = unaffordable = 0
-        warm, drawing = self.warm, ""
-        if warm is not None:
-            self.study.enqueue(lowering_alone(self.space), WARM)
+        drawing = ""
+        begun = self._begin_warm()
         while self.left > 0:
             known = self.notebook.done + len(self.pool)
-            if warm is not None and (self.notebook.trials or self.pool):
-                self.study.enqueue(warm(self._lowering_pays()), WARM)
-                warm = None
+            if begun is not None and (self.notebook.trials or self.pool):
+                self.study.enqueue([one for one in self._warm() if one not in begun], WARM)
+                begun = None
             if self.trials is not None and known >= self.trials:
                 drawing = f"{self.trials} trials are done"
             elif duplicates >= DUPLICATES:
@@ -98,8 +97,10 @@ class Engine(Stages):
                 count = self.together
                 if self.trials is not None:
                     count = min(count, self.trials - known)
-                if duplicates >= IN_TURN and (params := self._untried()) is not None:
-                    self.study.enqueue([params], "left over")
+                if duplicates >= IN_TURN:
+                    self.study.enqueue(self._untried(count), "left over")
+                if self.study.waiting:  # what is known to be worth it comes before the sampler's
+                    count = min(count, len(self.study.waiting))
                 fresh = self._draw(count, by_chance=duplicates >= REPEATS)
                 duplicates = 0 if fresh else duplicates + count
                 ended = self._screen_all(fresh) if fresh else []
@@ -110,6 +111,24 @@ class Engine(Stages):
             for trial in ended:
                 unaffordable = unaffordable + 1 if trial.state == NO_TIME else 0
         return "the budget is spent"
+
+    def _begin_warm(self) -> list[Params] | None:
+        """Have lowering alone come first; return what else of the warm start does, None without.
+
+        Whether the rest ends in lowering depends on how it does alone. Only what else fits beside
+        it does not wait for that.
+        """
+        if self.warm is None:
+            return None
+        self.study.enqueue(lowering_alone(self.space), WARM)
+        begun = self._warm()[: max(0, self.together - len(self.study.waiting))]
+        self.study.enqueue(begun, WARM)
+        return begun
+
+    def _warm(self) -> list[Params]:
+        """Return the draws of the warm start behind lowering alone."""
+        assert self.warm is not None, "it is asked for only where there is one"
+        return list(self.warm(self._lowering_pays()))
 
     def _screens_on(self) -> bool:
         """Whether another chain is screened before one is trained.
@@ -128,17 +147,18 @@ class Engine(Stages):
             found.append((work.last, self.lab.predict(work.chain, macs)))
         return found
 
-    def _untried(self) -> Params | None:
-        """Return a draw whose chain is new; None if none is left, or there are endlessly many."""
+    def _untried(self, count: int) -> list[Params]:
+        """Return draws whose chains are new: fewer if no more are left, none of endlessly many."""
         if self.in_turn is None:
             self.in_turn = self.space.all(self.epochs)
         tried = {trial.chain for trial in self.notebook.trials}
         tried |= {repr(work.chain) for work in self.pool}
         try:
             looked = itertools.islice(self.in_turn, LOOKED_AT)
-            return next((params for chain, params in looked if repr(chain) not in tried), None)
+            new = (params for chain, params in looked if repr(chain) not in tried)
+            return list(itertools.islice(new, count))
         except ValueError:
-            return None
+            return []
 
     def _draw(self, count: int, by_chance: bool) -> list[Asked]:
         """Return draws whose chains are new."""

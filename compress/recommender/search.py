@@ -66,7 +66,7 @@ from compress.system.amounts import duration
 from compress.system.progress import say, stage
 
 SIDE_BY_SIDE = 8
-"""Trials at once, at most, where an executor has many workers."""
+"""Trials at once, at most, where an executor has room for many."""
 TRAINED = 0.6
 """Share of the budget that trainings may take, by which their epochs are settled."""
 STOPPED = "it was stopped"
@@ -279,7 +279,7 @@ class _Search:
             deadline,
             self.about["epochs"],
             self.request.trials,
-            min(lab.executor.workers, SIDE_BY_SIDE),
+            min(lab.executor.side_by_side, SIDE_BY_SIDE),
         )
 
         def tell(trial: Trial) -> None:

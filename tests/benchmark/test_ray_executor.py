@@ -208,6 +208,33 @@ def test_what_every_node_is_doing_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_
     assert ray_executor.RayExecutor(named, quiet, tmp_path, tmp_path).board is None
 
 
+@pytest.mark.parametrize(
+    ("cpus", "device", "threads", "room"),
+    [([8.0], "cpu", 1, 8), ([8.0, 3.0], "cpu", 2, 5), ([8.0, 3.0], "cuda", 2, 2)],
+)
+def test_a_cluster_has_room_for_so_many_steps(
+    cpus: list[float],
+    device: str,
+    threads: int,
+    room: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the CPUs and GPUs of each node, less what is left of it."""
+    nodes = [{"Alive": True, "Resources": {"CPU": n, "GPU": 2.0 * (n > 4)}} for n in cpus]
+    nodes.append({"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}})
+    monkeypatch.setattr(Ray, "nodes", lambda _: nodes)
+    monkeypatch.setattr(ray_executor, "_ray", Ray)
+    suite = Suite("test", "digits", "mlp(width=8)", ("train()",), controls=False)
+    plan = make_plan(suite, data=small_digits())
+    spec = spec_of(plan, "", tmp_path, tmp_path, limits=Limits())
+    spec = replace(spec, step_threads=threads, device=device)
+    executor = ray_executor.RayExecutor(replace(plan, given=False), spec, tmp_path, tmp_path)
+    assert executor.side_by_side == room
+    nodes.clear()
+    assert executor.side_by_side == 1
+
+
 class Node(Ray):
     """A Ray of one node that remembers its requests; its timings are empty."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from made_lab import MadeLab, made
-from made_search import EPOCHS, HALF, engine
+from made_search import EPOCHS, HALF, VALUES, engine, made_space
 
 from compress.recommender.engine import settled_epochs
 from compress.recommender.finals import finalists
@@ -28,8 +28,8 @@ from compress.recommender.measured import (
     Trial,
 )
 from compress.recommender.space import Space
-from compress.recommender.study import Study
-from compress.recommender.warm import draws_to_resume
+from compress.recommender.study import Asked, Study
+from compress.recommender.warm import draws_to_resume, lowering_alone, warm_start
 from compress.techniques import chain as parse
 
 
@@ -210,6 +210,69 @@ def test_draws_are_measured_side_by_side(space: Space) -> None:
     run.run()
     assert len(run.notebook.trials) == 12
     assert max(calls) > 1
+
+
+class Asking(Study):
+    """A study that notes why each draw was made, and what it was."""
+
+    def ask(self, by_chance: bool = False) -> Asked:
+        asked = super().ask(by_chance)
+        self.__dict__.setdefault("asked", []).append(asked)
+        return asked
+
+
+@pytest.mark.parametrize("together", [1, 2, 8, 40])
+def test_the_warm_start_comes_before_what_the_sampler_draws(space: Space, together: int) -> None:
+    """However many are made side by side: else random draws fill the first places of a cluster."""
+    study, begun = Asking(space, 0), []
+    run = engine(space, MadeLab(), trials=20, together=together, study=study)
+    run.begin = lambda number: begun.append(len(study.__dict__["asked"]))
+    run.run()
+    wanted = [*lowering_alone(space), *warm_start(space, lowered=True)]
+    asked = study.__dict__["asked"]
+    assert [one.params for one in asked[: len(wanted)]] == wanted
+    assert [one.drawn for one in asked] == [
+        *["warm start"] * len(wanted),
+        *[""] * (len(asked) - len(wanted)),
+    ]
+    assert begun[0] == min(together, len(wanted))
+
+
+def test_what_is_begun_beside_lowering_alone_is_not_all_of_the_warm_start(space: Space) -> None:
+    """What is left of it ends in int8 only if that is known to pay by then."""
+
+    class Slow(MadeLab):
+        def time(self, measured: Sequence[Measured]) -> list[Measured]:
+            found = super().time(measured)
+            return [replace(one, speedup=0.8) if "quantize" in one.chain else one for one in found]
+
+    study = Asking(space, 0)
+    engine(space, Slow(), trials=12, together=3, study=study).run()
+    lowered, plain = (warm_start(space, lowered) for lowered in (True, False))
+    asked = [one.params for one in study.__dict__["asked"] if one.drawn == "warm start"]
+    assert asked == [*lowering_alone(space), *lowered[:2], *plain]
+
+
+@pytest.mark.parametrize("together", [1, 8])
+def test_where_nothing_lowers_the_rest_of_the_warm_start_comes_first(together: int) -> None:
+    space = made_space({name: own for name, own in VALUES.items() if name != "quantize"})
+    study = Asking(space, 0)
+    engine(space, MadeLab(), trials=8, together=together, study=study).run()
+    wanted = warm_start(space, lowered=False)
+    assert [one.params for one in study.__dict__["asked"][: len(wanted)]] == wanted
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_what_is_left_is_tried_as_many_at_once_as_there_is_room_for(
+    space: Space, together: int
+) -> None:
+    few = tuple(form for form in space.forms if form.name in ("quantize", "factorize"))
+    small = replace(space, forms=few)
+    run = engine(small, MadeLab(), together=together)
+    everything = {repr(chain) for chain, _ in small.all(EPOCHS)}
+    assert {repr(small.chain(draw, EPOCHS)) for draw in run._untried(together)} <= everything
+    assert len(run._untried(100)) == len(everything) - together
+    assert run._untried(1) == []
 
 
 def test_epochs_are_settled_by_the_budget() -> None:

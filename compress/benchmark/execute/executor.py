@@ -103,6 +103,10 @@ class Executor(Protocol):
     about: str
     """How steps are isolated, in words for the report."""
 
+    @property
+    def side_by_side(self) -> int:
+        """How many of these are done at once, as far as is known; a cluster lets others wait."""
+
     def submit(self, job: ChainJob, name: str) -> None:
         """Start a job; `name` names its log."""
 

@@ -61,7 +61,7 @@ class SequentialExecutor(ABC):
     Two beside each other, on as many cores as they have threads, took no less time together.
     """
 
-    workers = 1
+    workers = side_by_side = 1
 
     def __init__(self, spec: RunSpec, about: str) -> None:
         self.spec, self.about = spec, about

@@ -113,6 +113,16 @@ class RayExecutor:
                 f"{', or --device cpu' if gpus else ''}"
             )
 
+    @property
+    def side_by_side(self) -> int:
+        """How many steps the nodes that are there have room for; at least one, which would wait."""
+        asked = {"CPU": self.step_resources["num_cpus"], "GPU": self.step_resources["num_gpus"]}
+        rooms = [
+            min(int(node.get(name, 0) // each) for name, each in asked.items() if each)
+            for node in self._nodes()
+        ]
+        return max(1, sum(rooms))
+
     def submit(self, job: ChainJob, name: str) -> None:
         """Give a job to the cluster."""
         task = self.ray.remote(_do).options(max_retries=RETRIES, **self.step_resources)
