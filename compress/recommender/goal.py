@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from compress.errors import UserError, unknown
@@ -12,6 +12,7 @@ from compress.parts import is_number
 from compress.recommender.measured import Measured
 from compress.stats.levels import ALPHA
 from compress.stats.pairs import Difference
+from compress.stats.passing import needed_change, passing_chance
 from compress.system.amounts import decimal
 
 BY: Mapping[str, str] = {
@@ -114,28 +115,49 @@ class Judge:
             return cost / min(down, most), cost * min(up, most)
         return cost, cost
 
-    def needed(self, one: Measured) -> float:
-        """Return the change of accuracy (a fraction, at most negative) that a test would need.
+    @property
+    def _level(self) -> float:
+        """The normal quantile that a test's score must reach: of Holm's first step over all."""
+        return NormalDist().inv_cdf(1 - ALPHA / self.finalists)
 
-        On the test items, non-inferiority is shown if change + margin exceeds z standard errors
-        (and half an item); z is that of Holm's first step over all finalists.
+    def needed(self, one: Measured) -> float:
+        """Return the change of accuracy (a fraction) with which the test on the test items passes.
+
+        Among as many flips as the validation items let expect there. At least -margin; above 0
+        where the test items are too few for a file that changes nothing.
         """
-        z = NormalDist().inv_cdf(1 - ALPHA / self.finalists)
-        return z * _error(one, self.test_items) + 0.5 / self.test_items - self.goal.margin
+        flips = (one.lost, one.gained, one.items)
+        return needed_change(*flips, self.test_items, self.goal.margin, self._level)
 
     def chance(self, one: Measured) -> float:
         """Return the probability of reaching the goal on the test split, by the validation items.
 
-        Both changes scatter about the true one with their standard errors (Bonett and Price 2012).
-        Within a latency, 1 or 0 by the median: accuracy is what is sought there.
+        That of the verdict itself, over all that they leave possible of the test items
+        (`compress.stats.passing`). Within a latency, 1 or 0 by the median: accuracy is what is
+        sought there.
         """
         if one.status != "ok" or one.items == 0:
             return 0.0
         if self.goal.target_ms is not None:
             return float(one.ms is not None and one.ms <= self.goal.target_ms)
-        spread = math.hypot(_error(one, one.items), _error(one, self.test_items))
-        # What is cheaper is hardly better: where it looks so, that is luck.
-        return NormalDist().cdf((min(0.0, one.change) - self.needed(one)) / spread)
+        # Where a file that changes nothing does not pass, only luck would.
+        if least_p(self.goal, self.test_items) > ALPHA / self.finalists:
+            return 0.0
+        # What is cheaper is hardly better: where it looks so, that is luck, too.
+        even = (one.lost + one.gained) / 2
+        flips = (max(one.lost, even), min(one.gained, even), one.items)
+        return passing_chance(*flips, self.test_items, self.goal.margin, self._level)
+
+    def promise(self, one: Measured) -> float:
+        """Return the chance by which a search decides what is worth its time.
+
+        Where nothing can qualify the nearest is sought, and every chance is 0: it is that with as
+        many test items as would be enough, by doubling.
+        """
+        enough = self
+        while enough.hopeless:
+            enough = replace(enough, test_items=2 * enough.test_items)
+        return enough.chance(one)
 
     def violation(self, one: Measured) -> float:
         """Return by how much the goal is missed: 0 or less if it is likely to be reached."""
@@ -200,11 +222,6 @@ def size_span(size: int, chain: str, base: int) -> Span:
     """
     rest = size - len(chain.encode())
     return (rest - LENGTHS) / base, rest / base
-
-
-def _error(one: Measured, items: int) -> float:
-    """Return the standard error of a chain's change of accuracy on so many items."""
-    return Difference(one.lost, one.gained, one.items).error(items)
 
 
 def finalists_for(goal: Goal, test_items: int) -> int:

@@ -41,7 +41,7 @@ class Order:
             return
         first, last = trial.measured[0], trial.measured[-1]
         if not first.candidate:
-            likely = self.judge.chance(last) / self._shrink(first)
+            likely = self.judge.promise(last) / self._shrink(first)
             self.students.append(min(1.0, likely))
         elif first.change < 0:
             self.left.append(min(1.0, max(0.0, last.change / max(first.change, -MOST_LOST))))
@@ -52,7 +52,7 @@ class Order:
             return fmean([UNKNOWN, *self.students]) * self._shrink(screened)
         share = median(self.left) if self.left else LEFT
         return fmean(
-            self.judge.chance(_recovered(screened, min(1.0, times * share))) for times in SPREAD
+            self.judge.promise(_recovered(screened, min(1.0, times * share))) for times in SPREAD
         )
 
     def _shrink(self, student: Measured) -> float:

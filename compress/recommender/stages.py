@@ -151,7 +151,7 @@ class Stages:
         """Take note of steps without training that lose too much."""
         if self.judge.goal.target_ms is not None or one.status != "ok":
             return
-        if self.judge.chance(one) < HOPELESS and (steps := self._untaught(parse(one.chain))):
+        if self.judge.promise(one) < HOPELESS and (steps := self._untaught(parse(one.chain))):
             self.broken[steps] = f"{one.chain} loses {-100 * one.change:.1f} points"
 
     def _broken_by(self, chain: Compressor) -> str:
@@ -220,8 +220,7 @@ class Stages:
         # It scatters: half of what stayed lost otherwise may come back too, up to a fourth of all.
         hoped = round(lost * (share + min(0.25, (1 - share) / 2)) * short.items)
         later = replace(short, lost=max(0, short.lost - hoped))
-        chance = self.judge.chance(later)
-        if chance >= HOPELESS:
+        if self.judge.promise(later) >= HOPELESS:
             return ""
         return f"{100 * short.change:+.1f} points after a short training"
 
@@ -251,7 +250,7 @@ class Stages:
         if one.timed == one.chain:
             return False
         if not self.judge.goal.times:
-            return self.judge.chance(one) >= LIKELY
+            return self.judge.promise(one) >= LIKELY
         return one.speedup is None or self.judge.better(one, self.best)
 
     # --- what all stages do ----------------------------------------------------------------

@@ -50,7 +50,7 @@ def made_space(values: Mapping[str, Mapping[str, object]] = VALUES) -> Space:
 
 def engine(space: Space, lab: MadeLab, deadline: float = 1e9, **options: object) -> Engine:
     goal = options.pop("goal", Goal(max_drop=1.0))
-    judge = Judge(goal, BASE, 10_000)  # type: ignore[arg-type]
+    judge = Judge(goal, BASE, int(options.pop("test_items", 10_000)))  # type: ignore[arg-type]
     study = options.pop("study", None) or Study(space, int(options.pop("seed", 0)))  # type: ignore[call-overload]
     notebook = options.pop("notebook", Notebook())
     run = Engine(space, judge, lab, study, notebook, deadline, EPOCHS, **options)  # type: ignore[arg-type]

@@ -128,6 +128,19 @@ def test_what_a_cut_alone_breaks_is_not_cut_on_without_training() -> None:
     assert trained, "with training it is tried"
 
 
+def test_where_nothing_can_qualify_nothing_is_given_up_for_what_is_sure(space: Space) -> None:
+    """But what loses too much is still not trained, and what loses little is."""
+    lab = MadeLab()
+    run = engine(space, lab, trials=30, test_items=360)
+    run.run()
+    assert run.judge.hopeless
+    assert run.sure is None
+    assert not any("holds the margin" in trial.reason for trial in run.notebook.trials)
+    assert any(trial.state == TOO_FAR for trial in run.notebook.trials)
+    assert any(trial.reached == FULL and "distill" in trial.chain for trial in run.notebook.trials)
+    assert frozenset({"quantize()"}) not in run.broken
+
+
 def test_a_failed_trial_costs_one_row(space: Space) -> None:
     lab = MadeLab(broken=frozenset({"factorize"}))
     told: list[Trial] = []
