@@ -23,6 +23,8 @@ LEAST_CHANCE = 1e-3
 """So that what is nearest is among the finalists, if nothing has a chance."""
 SAFE = 0.9
 """Share of a latency within which a quick timing is hardly wrong about who holds it."""
+Tested = tuple[str, float | None, float | None, float | None]
+"""A verdict on accuracy, and bounds: the lower, the upper, and the lower one of a single test."""
 MS, SPEEDUP, SPEED_VERDICT = "cpu_ms_p50", "cpu_speedup", "cpu_verdict"
 
 
@@ -141,6 +143,10 @@ class Final:
     """The lower bound of its change of accuracy (a fraction), at the level of the verdict."""
     span: Span = (0.0, math.inf)
     """What its cost may be."""
+    top: float | None = None
+    """The upper bound of its change, at the same level."""
+    alone: float | None = None
+    """The lower bound that it would have as the only finalist."""
 
     @property
     def optimism(self) -> float | None:
@@ -176,10 +182,12 @@ def judged(
         if chain not in candidates:
             continue
         cost = 1.0 if row is base else _cost(row, base, goal)
-        verdict, bound = (EQUIVALENT, None) if chain == proven else shown.get(chain, ("", None))
+        verdict, bound, top, alone = shown.get(chain, ("", None, None, None))
+        verdict = EQUIVALENT if chain == proven else verdict
         qualifies = chain == proven or _qualifies(row, goal, cost, verdict)
         span = _span(row, base, goal, cost)
-        found.append(Final(chain, row, candidates[chain], cost, qualifies, verdict, bound, span))
+        known = candidates[chain]
+        found.append(Final(chain, row, known, cost, qualifies, verdict, bound, span, top, alone))
     if goal.target_ms is not None:
         takes = {one.chain: number(one.row, MS) or math.inf for one in found}
         found.sort(key=lambda f: (not f.qualifies, -f.validation.accuracy, takes[f.chain]))
@@ -193,13 +201,12 @@ def judged(
     return winner, found
 
 
-def _accuracy_verdicts(
-    rows: Iterable[Row], goal: Goal, proven: str
-) -> dict[str, tuple[str, float | None]]:
-    """Return verdicts and lower bounds of finalists' changes of accuracy, all tested together.
+def _accuracy_verdicts(rows: Iterable[Row], goal: Goal, proven: str) -> dict[str, Tested]:
+    """Return verdicts on finalists' changes of accuracy, all tested together, and bounds of these.
 
-    Of k finalists that Holm's procedure does not show to hold the margin, each has a bound of
-    level 5 % / k (Guilbaud 2008): it is at or below -margin, as the verdict says.
+    Of k finalists that Holm's procedure does not show to hold the margin, each has bounds of level
+    5 % / k (Guilbaud 2008): the lower one is at or below -margin, as the verdict says. Those that
+    it shows have them at the level of their own step, so that theirs is above it.
     """
     tested = {}
     for row in rows:
@@ -213,9 +220,12 @@ def _accuracy_verdicts(
         [one.value for one in differences], [one.p for one in differences], ps
     )
     left = sum(p > ALPHA for p in holm(ps))
-    z = NormalDist().inv_cdf(1 - ALPHA / max(1, left))
-    bounds = [one.bound_at(z) for one in differences]
-    return dict(zip(tested, zip(verdicts, bounds, strict=True), strict=True))
+    found: dict[str, Tested] = {}
+    for (chain, one), verdict, p in zip(tested.items(), verdicts, ps, strict=True):
+        step = sum(other >= p for other in ps)  # Holm judges it beside so many, with itself
+        z = NormalDist().inv_cdf(1 - ALPHA / max(left, step))
+        found[chain] = (verdict, *one.interval_at(z), one.bound)
+    return found
 
 
 def _by_cost(held: Iterable[Final], proven: str) -> list[Final]:

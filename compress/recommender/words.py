@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from compress.compressor import leaves
 from compress.recommender.finals import MS, Final
-from compress.recommender.goal import BY, Goal, Judge
+from compress.recommender.goal import BY, Goal, Judge, warning_of
 from compress.recommender.measured import FULL, OK, SCREENED, SHORT, Measured, Trial
 from compress.report.layout import width, wrap, wrap_chain
 from compress.report.markup import WIDTH
@@ -40,7 +40,7 @@ def sentence(final: Final, base: Row, goal: Goal) -> str:
     }
     order = dict.fromkeys([goal.by, "latency", "size"])
     shown = [parts[name] for name in order if parts[name]]
-    return f"{', '.join([*shown, _change(row)])}; {_verdict(final, goal)}"
+    return f"{', '.join([*shown, _change(final, goal)])}; {_verdict(final, goal)}"
 
 
 def _speed(row: Row) -> str:
@@ -68,12 +68,30 @@ def _ratio(base: Row, row: Row, name: str, words: str) -> str:
     return f"{_times(before / after)}x {words}"
 
 
-def _change(row: Row) -> str:
-    value, low, high = (number(row, f"accuracy_delta{end}") for end in ("", "_low", "_high"))
+def _change(final: Final, goal: Goal) -> str:
+    """Return the change of accuracy with its interval: that of the test, where this decides.
+
+    Another one's lower end could lie within the margin of what is not shown to hold it.
+    """
+    value, low, high = (number(final.row, f"accuracy_delta{end}") for end in ("", "_low", "_high"))
     if value is None:
         return "no accuracy"
-    interval = f" ({points(low)} to {points(high)})" if low is not None and high is not None else ""
-    return f"{points(value)} points{interval}"
+    ends = [points(end) for end in (low, high) if end is not None]
+    if goal.max_drop is not None and final.verdict != BETTER and final.bound is not None:
+        top = [] if final.top is None else [_outwards(final.top, goal, math.ceil)]
+        ends = [_outwards(final.bound, goal), *top]
+    return f"{points(value)} points{f' ({ends[0]} to {ends[1]})' if len(ends) == 2 else ''}"
+
+
+def _outwards(end: float, goal: Goal, whole: Callable[[float], int] = math.floor) -> str:
+    """Return an end of an interval in points, to as many digits as the margin has.
+
+    Rounded outwards, a bound beyond the margin is never shown as within it, nor the reverse.
+    """
+    drop = goal.max_drop or 0.0
+    digits = next((n for n in (1, 2) if math.isclose(round(drop, n), drop)), 3)
+    grid = 10 ** (digits + 2)
+    return points(whole(round(end * grid, 6)) / grid, digits)
 
 
 def _took(row: Row, goal: Goal) -> str:
@@ -89,26 +107,33 @@ def _verdict(final: Final, goal: Goal) -> str:
     if final.verdict in (BETTER, EQUIVALENT):
         held = "better than the baseline"
         if final.verdict == EQUIVALENT:
-            held = f"equivalent within {within}"
+            by = ", by earlier finals" if final.bound is None else ""
+            held = f"equivalent within {within}{by}"
         return held if final.qualifies else f"{held}, but NOT shown to be {_cheaper(goal)}"
     if final.bound is None:
         return f"NOT shown to be equivalent within {within}"
-    # Rounded outwards: a bound beyond the margin is never shown as within it.
-    bound = points(math.floor(round(1000 * final.bound, 6)) / 1000)
-    return (
-        f"NOT shown to be equivalent within {within}: by the lower 95 % bound, corrected for the "
-        f"number of finalists, it may be {bound} points"
-    )
+    return f"NOT shown to be equivalent within {within}: {_why_not(final, final.bound, goal)}"
+
+
+def _why_not(final: Final, bound: float, goal: Goal) -> str:
+    items = int(number(final.row, "items") or 0)
+    if items and warning_of(goal, items):
+        return f"{items:,} test items are too few to show that of any file"
+    may_be = f"it may be {_outwards(bound, goal)} points"
+    if final.alone is not None and final.alone > -goal.margin:
+        alone = _outwards(final.alone, goal)
+        return f"{may_be}, corrected for the number of finalists (as the only one, {alone})"
+    return may_be
 
 
 def _cheaper(goal: Goal) -> str:
     return {"macs": "of fewer MACs", "params": "of fewer parameters"}.get(goal.by, BY[goal.by])
 
 
-def points(fraction: float) -> str:
+def points(fraction: float, digits: int = 1) -> str:
     """Return a change of accuracy in points, with a true minus."""
-    text = f"{100 * fraction:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", MINUS)
+    text = f"{100 * fraction:+.{digits}f}"
+    return text.strip("+-") if float(text) == 0 else text.replace("-", MINUS)
 
 
 def _times(value: float) -> str:

@@ -104,6 +104,10 @@ class Difference:
                 high = middle
         return low
 
+    def interval_at(self, z: float) -> tuple[float, float]:
+        """Return both one-sided bounds that have the normal quantile `z`: the tests' own."""
+        return self.bound_at(z), -Difference(self.gained, self.lost, self.items).bound_at(z)
+
     def noninferiority_p(self, margin: float) -> float:
         """Return the one-sided p-value of the accuracy's having fallen by `margin` or more.
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from finished import BASELINE, measured, row
+from hypothesis import given
+from hypothesis import strategies as st
 from made_lab import BASE
 
-from compress.recommender.finals import Final
+from compress.recommender.finals import Final, judged
 from compress.recommender.goal import Goal, Judge
 from compress.recommender.measured import IDLE, OK, Notebook, Trial
 from compress.recommender.publish import (
@@ -28,6 +30,7 @@ from compress.recommender.publish import (
 from compress.recommender.question import Found
 from compress.recommender.words import live, points, sentence, trial_line
 from compress.report.layout import width
+from compress.stats.pairs import Difference
 
 STUDENT = "distill(student='cnn-small(width=16)', loss=dist(), epochs=21)"
 CHAINS = [f"{STUDENT} -> prune_channels(macs=0.{n}, scope='global') -> quantize()" for n in "246"]
@@ -35,8 +38,9 @@ CHAINS = [f"{STUDENT} -> prune_channels(macs=0.{n}, scope='global') -> quantize(
 
 def test_the_sentence_has_intervals() -> None:
     final = Final("a", row("a"), measured("a", 3.9, 5), 1 / 3.9, True, "equivalent", -0.008)
+    final = replace(final, top=0.0004)
     assert sentence(final, BASELINE, Goal(max_drop=1.0)) == (
-        "3.9x faster (3.7 to 4.1), 6.8x smaller, −0.4 points (−0.9 to +0.1); "
+        "3.9x faster (3.7 to 4.1), 6.8x smaller, −0.4 points (−0.8 to +0.1); "
         "equivalent within 1 point"
     )
     by_size = sentence(final, BASELINE, Goal(by="size", max_drop=0.5))
@@ -44,13 +48,67 @@ def test_the_sentence_has_intervals() -> None:
     assert by_size.endswith("equivalent within 0.5 points")
     macs = sentence(final, BASELINE, Goal(by="macs", max_drop=2.0))
     assert macs.startswith("2.0x fewer MACs, 3.9x faster")
-    missed = Final("a", row("a"), measured("a", 3.9, 5), 0.3, False, "not shown", -0.0102)
-    assert sentence(missed, BASELINE, Goal(max_drop=1.0)).endswith(
-        "NOT shown to be equivalent within 1 point: by the lower 95 % bound, corrected for the "
-        "number of finalists, it may be −1.1 points"
-    )
     target = sentence(final, BASELINE, Goal(max_drop=None, target_ms=5.0))
+    assert "−0.4 points (−0.9 to +0.1); " in target
     assert target.endswith("2 ms an item, 5 ms was the target")
+    better = sentence(replace(final, verdict="better"), BASELINE, Goal(max_drop=1.0))
+    assert better.endswith("−0.4 points (−0.9 to +0.1); better than the baseline")
+    proven = replace(final, bound=None, top=None)
+    assert sentence(proven, BASELINE, Goal(max_drop=1.0)).endswith(
+        "points (−0.9 to +0.1); equivalent within 1 point, by earlier finals"
+    )
+
+
+def test_what_is_not_shown_has_the_interval_that_decides_and_the_reason() -> None:
+    goal, known = Goal(max_drop=1.0), {name: measured(name, 3.9, 5) for name in "ab"}
+
+    def said(*rows: dict[str, object]) -> str:
+        _, found = judged([BASELINE, *rows], goal, known)
+        [final] = [one for one in found if one.chain == "a"]
+        return sentence(final, BASELINE, goal).partition("smaller, ")[2]
+
+    few = {"lost": 0, "items": 360, "accuracy_delta": 0.0}
+    few |= {"accuracy_delta_low": -0.008, "accuracy_delta_high": 0.008}
+    assert said(row("a", **few)) == (
+        "0.0 points (−1.1 to +1.1); NOT shown to be equivalent within 1 point: 360 test items are "
+        "too few to show that of any file"
+    )
+    assert said(row("a", lost=90)) == (
+        "−0.9 points (−1.1 to −0.7); NOT shown to be equivalent within 1 point: it may be "
+        "−1.1 points"
+    ), "no other finalist is to blame"
+    close = next(n for n in range(100, 0, -1) if Difference(n, 0, 10_000).bound > -0.01)
+    assert said(row("a", lost=close)).endswith("; equivalent within 1 point")
+    assert said(row("a", lost=close), row("b", lost=300)).endswith(
+        "NOT shown to be equivalent within 1 point: it may be −1.1 points, corrected for the "
+        "number of finalists (as the only one, −1.0)"
+    )
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 40)), min_size=1, max_size=4),
+    st.sampled_from([0.25, 0.3, 0.5, 1.0, 1.255, 2.0]),
+    st.sampled_from([400, 2000, 10_000]),
+)
+def test_no_sentence_contradicts_itself(
+    flips: list[tuple[int, int]], drop: float, items: int
+) -> None:
+    names = [f"c{n}" for n in range(len(flips))]
+    rows = [row(name, *pair, items=items) for name, pair in zip(names, flips, strict=True)]
+    rows = [{**one, "accuracy_delta": (one["gained"] - one["lost"]) / items} for one in rows]
+    goal = Goal(max_drop=drop)
+    _, found = judged([BASELINE, *rows], goal, {name: measured(name, 3.0, 5) for name in names})
+    for one in found:
+        text = sentence(one, BASELINE, goal).replace("−", "-")
+        low, high = map(float, text.partition("points (")[2].partition(")")[0].split(" to "))
+        if one.verdict == "equivalent":
+            assert low >= -drop
+        elif one.verdict != "better":
+            assert low <= -drop
+            assert f"{low:g}" in text.rpartition("it may be ")[2] or "too few" in text
+            blamed = "corrected for the number" in text
+            assert not blamed or len(flips) > 1
+        assert one.verdict == "better" or low <= 100 * one.row["accuracy_delta"] <= high
 
 
 def test_slower_and_larger_are_called_so() -> None:
