@@ -82,7 +82,7 @@ def _task_options() -> list[Callable[..., Any]]:
 SHARED = [
     _option("--out DIR", "Folder for all outputs.", PATH),
     _option("--data-root DIR", "Of data sets; else $COMPRESS_DATA_ROOT, else your cache.", PATH),
-    _option("--weights FILE", "A .safetensors or .pt file, or DEFAULT (torchvision's or timm's)."),
+    _option("--weights FILE", "A .safetensors or .pt file, or DEFAULT (what is published)."),
     _option("--baseline STEP", "finetune(...) of the weights, to your classes; or train(...)."),
     _option("--calibration SOURCE", "Such as imagefolder:DIR, for the ranges of int8; no labels."),
     click.option(

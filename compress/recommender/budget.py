@@ -22,6 +22,8 @@ FINAL_TIMING = 0.1
 LEAST_TIMING, MOST_TIMING = 6.0, 60.0
 OVER_TIMING = 1.2
 """What a timing takes, its processes' starts included, over its seconds."""
+ROOM = 3
+"""A budget has to be so many times as long as one chain takes to be worth a search."""
 STARTING = 10.0
 """Seconds until the first step begins, at most."""
 REPORTS = 5.0
@@ -65,10 +67,11 @@ def check_budget(
     seconds += items * found.forward / EAGER + QUICK + OVER_TIMING * timing + REPORTS
     least = passed + seconds
     if budget < least:
+        make = "" if made else "to make the baseline, "
         raise UserError(
-            f"a budget of {duration(budget)} is too small: to make the baseline, to try one chain, "
-            f"to test and to time it takes about {duration(least)} here. Give at least "
-            f"{duration(2 * least)}"
+            f"a budget of {duration(budget)} is too small: {make}to try one chain, to test and to "
+            f"time it takes about {duration(least)} here. Give at least {duration(ROOM * least)}, "
+            f"which leaves time for some more"
         )
 
 

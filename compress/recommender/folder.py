@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ from typing import Any
 
 from compress.benchmark.store.store import locked
 from compress.errors import UserError
+from compress.recommender.goal import Goal
 from compress.system.files import write_json
 
 ABOUT, LOCK, STUDY, TRIALS = "search.json", ".lock", "study.jsonl", "trials.jsonl"
@@ -18,7 +20,10 @@ SEARCH, FINALISTS, PRIVATE, SPACE = "search", "finalists", ".private", "space.to
 VERSION = 1
 OTHERS = ("results.jsonl", "results.csv")
 """Files by which the folder of an ordinary run is known."""
-WRITTEN = ("model.onnx", "preprocess.py", "layers.csv", "recommendation.md")
+WRITTEN = (
+    *("model.onnx", "preprocess.py", "layers.csv", "recommendation.md", "frontier.png"),
+    *("best.json", "trials.csv", TRIALS, STUDY, SEARCH, FINALISTS),
+)
 """What a search writes at the top of its folder."""
 
 
@@ -68,8 +73,10 @@ class SearchFolder:
                 f"--out, and --like {self.path} to begin with what was best there"
             )
         if different:
-            shown = ", ".join(
-                f"{key} was {_short(asked.get(key))} and is {_short(question[key])}"
+            if "goal" in different and "space" in different:
+                different.remove("space")  # which chains there are also depends on the goal
+            shown = "; ".join(
+                f"{key} was {_short(key, asked.get(key))}, and is {_short(key, question[key])}"
                 for key in different
             )
             raise UserError(
@@ -87,8 +94,8 @@ def read_about(path: Path) -> dict[str, Any] | None:
             raise UserError(f"{path} is the folder of a run ({found[0]}): give another --out")
         if found := [name for name in WRITTEN if (path / name).exists()]:
             raise UserError(
-                f"{path} has a file of the name {found[0]} already, which the search would write "
-                f"over: give another --out"
+                f"{path} has a {found[0]} already, which the search would write over: give another "
+                f"--out"
             )
         return None
     try:
@@ -101,6 +108,9 @@ def read_about(path: Path) -> dict[str, Any] | None:
     return about
 
 
-def _short(value: object) -> str:
+def _short(key: str, value: Any) -> str:
+    if key == "goal":
+        with contextlib.suppress(TypeError, UserError):  # of a damaged file
+            return Goal(**value).words()
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -14,7 +14,7 @@ from compress.benchmark.store.outputs import DEPLOYABLE, LAYERS, SCRIPT
 from compress.recommender.chain_table import chain_table
 from compress.recommender.finals import Final, optimism
 from compress.recommender.goal import BY, Goal, Judge
-from compress.recommender.measured import Measured, Notebook, Trial
+from compress.recommender.measured import NO_TIME, Measured, Notebook, Trial
 from compress.recommender.words import counts, optimism_words, points
 from compress.report.formatting import plain
 from compress.report.layout import wrap_chain
@@ -71,9 +71,11 @@ def words_so_far(best: Measured | None, judge: Judge, notebook: Notebook) -> str
     if best is not None:
         change = points(best.change)
         return f"So far, on validation items: {_cost_words(best, judge)}, {change} points"
-    if not any(trial.measured for trial in notebook.trials):
+    if any(trial.last for trial in notebook.trials):
+        return "Nothing was found that is cheaper than the baseline"
+    if not any(trial.state != NO_TIME for trial in notebook.trials):
         return "Nothing was tried"
-    return "Nothing was found that is cheaper than the baseline"
+    return f"No chain could be measured ({counts(notebook.trials)}; {TRIALS} says why)"
 
 
 def write_report(
@@ -90,6 +92,7 @@ def write_report(
     """Write the report, the picture and the table of trials.
 
     The report begins with what is `said` of the `chain` whose file lies at the top of the folder.
+    Without `records` no picture is drawn: one that lies there is of an earlier moment.
     """
     front = frontier(notebook.candidates.values(), judge)
     blocks = [
@@ -99,7 +102,7 @@ def write_report(
         MARKDOWN.prose(_progress(story, notebook)),
         *[MARKDOWN.prose(warning) for warning in story.warnings],
         *_finals_blocks(finals, story, judge.goal),
-        *_front_blocks(front, judge),
+        *_front_blocks(front, judge, drawn=bool(records)),
         *_mattered_blocks(story),
     ]
     text = "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
@@ -121,8 +124,9 @@ def write_trials(out: Path, trials: Iterable[Trial], judge: Judge) -> None:
 
 def _progress(story: Story, notebook: Notebook) -> str:
     ended = f"The search ended: {story.ended}." if story.ended else "The search goes on."
+    count = len(notebook.trials)
     return (
-        f"{ended} {len(notebook.trials)} trials ({counts(notebook.trials)}) in "
+        f"{ended} {count} trial{'' if count == 1 else 's'} ({counts(notebook.trials)}) in "
         f"{duration(story.spent)}; every one of them in {TRIALS}."
     )
 
@@ -191,7 +195,7 @@ def _mark(one: Measured) -> str:
     return f" {MARK}" if one.timed_untrained else ""
 
 
-def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
+def _front_blocks(front: Sequence[Measured], judge: Judge, drawn: bool) -> list[list[str]]:
     if not front:
         return []
     among = ""
@@ -200,7 +204,8 @@ def _front_blocks(front: Sequence[Measured], judge: Judge) -> list[list[str]]:
     words = MARKDOWN.prose(
         f"On {judge.baseline.items:,} validation items: no other chain is both cheaper and more "
         f"accurate (what cannot be told apart in cost counts as equal). Chance: of reaching the "
-        f"goal on the test split{among}. Picture: {PICTURE}."
+        f"goal on the test split{among}."
+        + (f" Picture: {PICTURE}." if drawn else "")
         + (f" {MARK}: {UNTRAINED}." if any(map(_mark, front)) else "")
     )
     return [MARKDOWN.heading("Frontier", 2), words, _front_table(front, judge, MARKDOWN)]

@@ -52,7 +52,7 @@ from compress.recommender.publish import (
 from compress.recommender.question import Found, Request, cautions, question_of, space_for
 from compress.recommender.same_objects import keep_steps
 from compress.recommender.space import Space
-from compress.recommender.study import Study
+from compress.recommender.study import Study, check_journal
 from compress.recommender.warm import draws_to_resume, good_draws, warm_start
 from compress.recommender.words import Live, live, sentence, trial_line
 from compress.report.curves import curve_rows
@@ -92,6 +92,7 @@ def search(
     question = question_of(plan, request, space)
     there = SearchFolder(out)
     made = bool(there.check_same(question))  # what is refused leaves no folder behind
+    check_journal(out / places.STUDY)
     searched, guess = searched_plan(plan, space), probe(plan)
     timing = final_timing(request.budget, request.timing_seconds)
     passed = time.monotonic() - request.since
@@ -210,7 +211,7 @@ class _Search:
             left = self.deadline - lab.now() - again - end.measuring(len(chosen))
         if not chosen:
             said = self.about.get("said") or words_so_far(engine.best, judge, self.notebook)
-            if not any(one.measured for one in self.notebook.trials):
+            if all(one.state == NO_TIME and not one.last for one in self.notebook.trials):
                 took = ready - self.started
                 said = f"{said}: {why_nothing(self.request.budget, took, reserved, trial)}"
             self._write_report(report, judge, said, self.proven)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.errors import UserError
 from compress.parts import Range
 from compress.recommender.draw import AtRandom, Params, Value, tidy
 from compress.recommender.space import Space
@@ -242,6 +244,22 @@ class _NoLock:
 
     def release(self) -> None:
         pass
+
+
+def check_journal(path: Path) -> None:
+    """Raise UserError if a file is there and is not Optuna's, its half-written end apart."""
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            sound = "op_code" in json.loads(line)
+        except (ValueError, TypeError, RecursionError):
+            sound = False
+        if not sound:
+            raise UserError(
+                f"{path} is damaged in line {number}: give another --out, and --like {path.parent} "
+                f"to begin with what was best there"
+            )
 
 
 def _mend(path: Path) -> None:

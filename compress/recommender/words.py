@@ -13,8 +13,8 @@ from compress.recommender.measured import FULL, OK, SCREENED, SHORT, Measured, T
 from compress.report.layout import width, wrap, wrap_chain
 from compress.report.markup import WIDTH
 from compress.results.record import BASELINE
-from compress.results.table import Row, number
-from compress.stats.verdicts import BETTER, EQUIVALENT
+from compress.results.table import Row, number, text_of
+from compress.stats.verdicts import BETTER, EQUIVALENT, FASTER, SLOWER
 from compress.system.amounts import decimal, duration
 from compress.system.progress import stage
 from compress.techniques import chain as parse
@@ -47,6 +47,9 @@ def _speed(row: Row) -> str:
     value, low, high = (number(row, f"cpu_speedup{end}") for end in ("", "_low", "_high"))
     if value is None:
         return ""
+    if text_of(row, "cpu_verdict") not in (FASTER, SLOWER):
+        interval = f" ({_times(low)}x to {_times(high)}x)" if low and high else ""
+        return f"not shown to be faster or slower{interval}"
     if value < 1:
         value, low, high = 1 / value, high and 1 / high, low and 1 / low
         word = "slower"
@@ -58,8 +61,11 @@ def _speed(row: Row) -> str:
 
 def _ratio(base: Row, row: Row, name: str, words: str) -> str:
     before, after = number(base, name), number(row, name)
-    if not before or not after:
-        return ""
+    return _compared(before, after, words) if before and after else ""
+
+
+def _compared(before: float, after: float, words: str) -> str:
+    """Return in words by how many times a figure is smaller, or larger."""
     if after == before:
         return f"as {SAME[words]}"
     if after > before:
@@ -148,16 +154,11 @@ def so_far(one: Measured | None, judge: Judge) -> str:
     if one.speedup:
         parts.append(f"{_times(one.speedup)}x")
     if one.onnx_bytes:
-        before, after = judge.baseline.onnx_bytes, one.onnx_bytes
-        larger = after > before
-        ratio = _times(after / before if larger else before / after)
-        parts.append(
-            f"{ratio}x {'larger' if larger else 'smaller'}" if after != before else "as large"
-        )
+        parts.append(_compared(judge.baseline.onnx_bytes, one.onnx_bytes, "smaller"))
     if judge.goal.times:
         parts = parts[:1] or parts
     elif judge.goal.by != "size" and (cost := judge.cost(one)):
-        parts = [f"{_times(1 / cost)}x {BY[judge.goal.by]}"]
+        parts = [_compared(1.0, cost, BY[judge.goal.by])]
     return f"{', '.join(parts)} at {points(one.change)} points"
 
 

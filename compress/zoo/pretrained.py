@@ -22,6 +22,7 @@ from compress.tasks.image_classification import ImageClassification
 from compress.tasks.preprocessing import LEVELS, Settings
 from compress.zoo.checkpoints import file_and_key, read
 from compress.zoo.libraries import from_timm, from_torchvision
+from compress.zoo.published import CLASSES, MEAN, STD, published
 from compress.zoo.settings import height_width, settings_of
 from compress.zoo.weights import DEFAULT, read_state
 
@@ -45,7 +46,7 @@ class Pretrained:
     settings: Settings
     classes: int
     accuracy: float | None = None
-    """The share of right answers on ImageNet's validation images that the library promises."""
+    """The share of right answers that is promised, on ImageNet's validation images or the data."""
     data: str = ""
     """Where a run of ours wrote them: the name of its data."""
     transform_input: bool = False
@@ -64,7 +65,7 @@ def pretrained(model: str, weights: str | None) -> Pretrained | None:
     if weights != DEFAULT and (recorded := _recorded(file_and_key(weights)[0])) is not None:
         return recorded
     name = parse_model_name(model)
-    look_up = {"torchvision": _torchvision, "timm": _timm}.get(name.source)
+    look_up = {"torchvision": _torchvision, "timm": _timm, "": _published}.get(name.source)
     if look_up is None or name.options.get("stem"):
         return None
     known = look_up(name, weights)
@@ -76,7 +77,9 @@ def pretrained(model: str, weights: str | None) -> Pretrained | None:
 
 def _untrained(name: ModelName, known: Pretrained) -> nn.Module | None:
     """Return a library's model without memory: of several sets in a file, its fits is meant."""
-    build = {"torchvision": from_torchvision, "timm": from_timm}[name.source]
+    build = {"torchvision": from_torchvision, "timm": from_timm}.get(name.source)
+    if build is None:
+        return None
     size = known.settings.size
     try:
         with torch.device("meta"):
@@ -214,6 +217,14 @@ def _torchvision(name: ModelName, weights: str) -> Pretrained | None:
     usual = f"torchvision's usual for {name.name}, which is assumed: the file's name is none of its"
     # Who trained it may have scaled its inputs otherwise.
     return replace(found, origin=usual, accuracy=None, transform_input=False)
+
+
+def _published(name: ModelName, weights: str) -> Pretrained | None:
+    found = published(name)
+    if found is None or (weights != DEFAULT and file_and_key(weights)[0].name != found.file):
+        return None
+    settings = Settings(mean=MEAN, std=STD, **USUAL)
+    return Pretrained(found.words, settings, CLASSES, found.accuracy)
 
 
 def _timm(name: ModelName, weights: str) -> Pretrained | None:

@@ -19,6 +19,7 @@ from compress.errors import UserError, clause, first_line
 from compress.system.files import sha256
 from compress.zoo.checkpoints import file_and_key, read
 from compress.zoo.fits import COUNTERS, PREFIXES, listed
+from compress.zoo.published import OWNER, PUBLISHED, published
 
 DEFAULT = "DEFAULT"
 OLD_NAMES = (
@@ -62,10 +63,10 @@ def load_weights(
 
     `source` is a .safetensors or .pt/.pth/.bin file, `FILE:KEY` for one of several sets of weights
     in it (`FILE:model.ema` for one further inside), or `DEFAULT` for those that torchvision or timm
-    have for their models, which are downloaded once. With `new_head`, layers that differ in the
-    number of classes alone keep the module's own fresh weights, made small; so do those that the
-    file lacks, if these alone give numbers for `classes`. Raises UserError if they cannot be read
-    safely, or do not fit; then the module is unchanged.
+    have for their models, or others for built-in ones, which are downloaded once. With `new_head`,
+    layers that differ in the number of classes alone keep the module's own fresh weights, made
+    small; so do those that the file lacks, if these alone give numbers for `classes`. Raises
+    UserError if they cannot be read safely, or do not fit; then the module is unchanged.
     """
     if str(source) == DEFAULT:
         state, origin = _library_weights(model_name)
@@ -307,19 +308,22 @@ def _check_floats(
 def _library_weights(model_name: str) -> tuple[dict[str, Tensor], str]:
     """Return a library's own weights of one of its models, downloaded once, and whose they are."""
     name = parse_model_name(model_name)
-    get = {"torchvision": _torchvision_weights, "timm": _timm_weights}.get(name.source)
-    if get is None:
+    found = published(name)
+    if found is None and name.source not in ("torchvision", "timm"):
         raise UserError(
-            f"only models of torchvision and timm have {DEFAULT} weights, and {model_name} is none "
-            f"of them: name a file of weights"
+            f"only models of torchvision and timm have {DEFAULT} weights, and "
+            f"{', '.join(PUBLISHED)} without options; {model_name} is none of them: name a file of "
+            f"weights"
         )
     try:
-        return get(name)
+        if found is not None:
+            return found.download(), found.words
+        return _timm_weights(name) if name.source == "timm" else _torchvision_weights(name)
     except UserError:
         raise
     except Exception as error:  # of three libraries and a network
         raise UserError(
-            f"{name.source}'s weights of {name.name} could not be downloaded: "
+            f"{name.source or OWNER}'s weights of {name.name} could not be downloaded: "
             f"{clause(first_line(error))}. Connect to the network, or name a file of weights"
         ) from error
 

@@ -67,7 +67,7 @@ def test_a_budget_is_for_the_baseline_a_trial_and_its_finals() -> None:
     # Its training and its answers of an earlier run are there.
     less = least - 15.0 - 50 * PROBE.forward / EAGER
     check_budget(plan(), PROBE, 200, 6.0, less + 0.1, 7.0, made=True)
-    with pytest.raises(UserError, match="is too small"):
+    with pytest.raises(UserError, match="is too small: to try one chain, to test"):
         check_budget(plan(), PROBE, 200, 6.0, less - 0.1, 7.0, made=True)
 
 

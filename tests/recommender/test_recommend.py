@@ -20,6 +20,7 @@ from compress.errors import UserError
 from compress.recommender import finals
 from compress.recommender import search as searches
 from compress.recommender.arguments import seconds_of
+from compress.recommender.folder import WRITTEN
 from compress.recommender.measured import Notebook
 from compress.recommender.question import Request
 from compress.system.files import sha256_file
@@ -133,7 +134,10 @@ def test_what_was_proven_stays_though_it_is_not_shown_again(
 def test_the_folder_of_another_search_is_refused(found: Any, out: Path) -> None:
     changed = {**ARGUMENTS, "max_drop": 5.0, "space": out / "wishes.toml"}
     before = (out / "best" / "search.json").read_bytes()
-    with pytest.raises(UserError, match=r"is the folder of another search \(goal was"):
+    goals = (
+        "goal was the smallest within a loss of 10 points, and is the smallest within a loss of 5"
+    )
+    with pytest.raises(UserError, match=rf"is the folder of another search \({goals} points\):"):
         compress.recommend(out / "best", budget="20m", **changed)
     assert (out / "best" / "search.json").read_bytes() == before
 
@@ -264,11 +268,31 @@ def test_the_folder_of_a_run_is_refused(tmp_path: Path) -> None:
         compress.recommend(tmp_path, budget="20m", **{**ARGUMENTS, "only": ("quantize",)})
 
 
-def test_a_users_own_model_is_not_written_over(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"theirs")
-    with pytest.raises(UserError, match=r"has a file of the name model.onnx already"):
+@pytest.mark.parametrize("name", ["model.onnx", "trials.csv", "best.json", "frontier.png"])
+def test_a_users_own_file_is_not_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"theirs")
+    with pytest.raises(
+        UserError, match=rf"has a {name} already, which the search would write over"
+    ):
         compress.recommend(tmp_path, budget="20m", **{**ARGUMENTS, "only": ("quantize",)})
-    assert (tmp_path / "model.onnx").read_bytes() == b"theirs"
+    assert (tmp_path / name).read_bytes() == b"theirs"
+
+
+def test_all_that_a_search_writes_is_known(found: Any, out: Path) -> None:
+    written = {path.name for path in (out / "best").iterdir() if not path.name.startswith(".")}
+    assert written - {"search.json", "space.toml"} <= set(WRITTEN)  # by these it knows its folder
+    assert {"frontier.png", "best.json", "trials.csv", "trials.jsonl", "study.jsonl"} <= written
+
+
+def test_a_damaged_study_is_refused_before_any_work(
+    found: Any, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(out / "best", tmp_path / "best")
+    with open(tmp_path / "best" / "study.jsonl", "ab") as file:
+        file.write(b"\0\0\n")
+    monkeypatch.setattr(searches, "probe", lambda plan: pytest.fail("it began to work"))
+    with pytest.raises(UserError, match=r"study.jsonl is damaged in line \d+: give another --out"):
+        compress.recommend(tmp_path / "best", budget="20m", progress=False)
 
 
 def test_the_command_passes_only_what_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

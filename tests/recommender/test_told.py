@@ -14,7 +14,7 @@ from made_lab import BASE
 
 from compress.recommender.finals import Final, judged
 from compress.recommender.goal import Goal, Judge
-from compress.recommender.measured import IDLE, OK, Notebook, Trial
+from compress.recommender.measured import FAILED, IDLE, NO_TIME, OK, Measured, Notebook, Trial
 from compress.recommender.publish import (
     COLUMNS,
     Story,
@@ -28,7 +28,7 @@ from compress.recommender.publish import (
     words_so_far,
 )
 from compress.recommender.question import Found
-from compress.recommender.words import live, points, sentence, trial_line
+from compress.recommender.words import live, points, sentence, so_far, trial_line
 from compress.report.layout import width
 from compress.stats.pairs import Difference
 
@@ -114,7 +114,14 @@ def test_no_sentence_contradicts_itself(
 def test_slower_and_larger_are_called_so() -> None:
     final = Final(
         "a",
-        row("a", cpu_speedup=0.5, cpu_speedup_low=0.4, cpu_speedup_high=0.8, onnx_bytes=13600),
+        row(
+            "a",
+            cpu_speedup=0.5,
+            cpu_speedup_low=0.4,
+            cpu_speedup_high=0.8,
+            cpu_verdict="slower",
+            onnx_bytes=13600,
+        ),
         measured("a", 0.5, 5),
         2.0,
         False,
@@ -123,6 +130,23 @@ def test_slower_and_larger_are_called_so() -> None:
     same = replace(final, row={**final.row, "onnx_bytes": 6800, "params": 1000})
     assert "x slower (1.25 to 2.5), as large, " in sentence(same, BASELINE, Goal())
     assert sentence(same, BASELINE, Goal(by="params")).startswith("as many parameters, ")
+
+
+@pytest.mark.parametrize("verdict", ["indistinguishable", ""])
+def test_a_speed_that_is_not_shown_is_not_called_faster(verdict: str) -> None:
+    times = {"cpu_speedup": 1.004, "cpu_speedup_low": 0.991, "cpu_speedup_high": 1.012}
+    told = row("a", cpu_verdict=verdict, **times)
+    final = Final("a", told, measured("a", 1.0, 5), 1.0, True, "equivalent", -0.008)
+    said = sentence(final, BASELINE, Goal(by="size"))
+    assert said.startswith("6.8x smaller, not shown to be faster or slower (0.99x to 1.01x), ")
+
+
+def test_trials_that_save_nothing_are_not_called_cheaper() -> None:
+    judge = Judge(Goal(by="macs"), BASE, 5000)
+    assert so_far(measured("a", 1.0, 8), judge) == "2.0x fewer MACs at −0.4 points"
+    assert so_far(replace(measured("a", 1.0, 8), macs=1000), judge).startswith("as many MACs at ")
+    more = replace(measured("a", 1.0, 8), macs=1250)
+    assert so_far(more, judge).startswith("1.25x more MACs at ")
 
 
 def test_the_best_so_far_in_a_sentence() -> None:
@@ -135,16 +159,27 @@ def test_the_best_so_far_in_a_sentence() -> None:
     assert "2.00x fewer MACs" in words_so_far(one, by_macs, notebook)
     assert "no faster" in words_so_far(replace(one, speedup=0.9), fast, notebook)
     assert words_so_far(None, fast, notebook).startswith("Nothing was tried")
+    ended = Measured("a", status="failed", error="StepEnded: no time left")
+    notebook.trials = [Trial(0, {}, "a", NO_TIME, measured=(ended,))]
+    assert words_so_far(None, fast, notebook).startswith("Nothing was tried")
+    notebook.trials = [Trial(0, {}, "a", FAILED, measured=(ended,))]
+    said = words_so_far(None, fast, notebook)
+    assert said == "No chain could be measured (1 failed; trials.csv says why)"
+    notebook.trials = [Trial(0, {}, "a", OK, measured=(measured("a", 0.9, 8),))]
+    said = words_so_far(None, fast, notebook)
+    assert said == "Nothing was found that is cheaper than the baseline"
 
 
 def test_the_frontier_marks_times_of_other_files() -> None:
     judge = Judge(Goal(max_drop=1.0), BASE, 5000, 4)
     own = replace(measured("own", 2.0, 10), timed="own")
-    [_, words, table] = _front_blocks([own], judge)
+    [_, words, table] = _front_blocks([own], judge, drawn=True)
+    assert "Picture: frontier.png." in " ".join(words)
     assert "†" not in "\n".join([*words, *table])
     assert "as the first of 4 finalists" in " ".join(words)
     other = replace(measured("other", 3.0, 20), timed="untrained")
-    [_, words, table] = _front_blocks([other, own], judge)
+    [_, words, table] = _front_blocks([other, own], judge, drawn=False)
+    assert "Picture" not in " ".join(words), "none is drawn before the end"
     assert "†: timed as a file of the same shapes, untrained" in " ".join(" ".join(words).split())
     assert [" †" in line for line in table[2:]] == [True, False]
 
@@ -169,7 +204,7 @@ def test_tables_fit_their_width() -> None:
     terminal = front_text(ones, judge)
     finals = [Final(one.chain, row(one.chain), one, 0.3, True, "equivalent", -0.01) for one in ones]
     story = Story("", "", "", 0.0, proven=CHAINS[0], tests=2)
-    blocks = [*_front_blocks(ones, judge), *_finals_blocks(finals, story, judge.goal)]
+    blocks = [*_front_blocks(ones, judge, drawn=True), *_finals_blocks(finals, story, judge.goal)]
     blocks += _mattered_blocks(replace(story, next=CHAINS))
     lines = [line for block in blocks for line in block]
     assert max(map(width, [*lines, *terminal.splitlines()])) <= 100

@@ -32,7 +32,7 @@ CHAINS = (
     "mlp(width=32): "
     "train(epochs=3, batch_size=50, keep='best', optimizer='sgd', learning_rate=0.1)",
     "mlp(width=32): distill(student='mlp(width=16)', epochs=2, views=1, batch_size=50)",
-    "resnet8: train(epochs=3, batch_size=50)",
+    "resnet8: train(epochs=2, batch_size=50)",
     "resnet8: distill(student='resnet8', epochs=2, views=1, batch_size=53)",
     "resnet8: distill(epochs=2, batch_size=50, quantization_aware=quantize())",
 )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from compress.model import forward
 from compress.tasks.base import prepared_batches
 from compress.zoo.data import from_arrays
 from compress.zoo.models import fresh
+from compress.zoo.pretrained import pretrained
+from compress.zoo.published import PUBLISHED
 from compress.zoo.weights import load_weights
 
 
@@ -115,7 +118,7 @@ def test_default_weights_are_torchvisions_and_want_its_classes(monkeypatch, tmp_
     import torchvision.models
 
     with pytest.raises(UserError, match="only models of torchvision and timm"):
-        load_weights(small(), "DEFAULT", "resnet20")
+        load_weights(small(), "DEFAULT", "resnet20(width=2)")
     name = "torchvision:squeezenet1_1"
 
     def offline(*_args, **_kwargs):
@@ -251,6 +254,50 @@ def test_default_weights_are_downloaded_once_and_their_hash_is_checked(
     monkeypatch.setattr(weights.value, "url", f"http://127.0.0.1:1/{stem}")
     with pytest.raises(UserError, match=r"could not be downloaded: .*Connect to the network, or"):
         load_weights(target, "DEFAULT", name)
+
+
+def test_published_weights_of_a_built_in_model_are_downloaded_and_checked(
+    shelf, tmp_path, monkeypatch
+):
+    served, address = shelf
+    task = images(32, classes=10)
+    source, target = (fresh("resnet20", task).module for _ in range(2))
+    # As the file is: of a wrapped model, in the format before archives, among other things.
+    wrapped = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
+    held = {"state_dict": wrapped, "best_prec1": 91.73}
+    torch.save(held, tmp_path / "file", _use_new_zipfile_serialization=False)
+    served.content = (tmp_path / "file").read_bytes()
+    file = f"resnet20-{hashlib.sha256(served.content).hexdigest()[:8]}.th"
+    monkeypatch.setattr("compress.zoo.published.PLACE", address)
+    monkeypatch.setitem(PUBLISHED, "resnet20", replace(PUBLISHED["resnet20"], file=file))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    words = load_weights(target, "DEFAULT", "resnet20").words
+    assert words == f"{file} of akamaster/pytorch_resnet_cifar10"
+    assert same(source, target)
+    served.content = b"other"
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"could not be downloaded: invalid hash value"):
+        load_weights(target, "DEFAULT", "resnet20")
+    monkeypatch.setattr("compress.zoo.published.PLACE", "http://127.0.0.1:1")
+    with pytest.raises(UserError, match=r"cifar10's weights of resnet20 could not be .*Connect to"):
+        load_weights(target, "DEFAULT", "resnet20")
+    with pytest.raises(UserError, match=r"resnet20, .* without options; resnet20\(width=8\) is"):
+        load_weights(fresh("resnet20(width=8)", task).module, "DEFAULT", "resnet20(width=8)")
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "nets/resnet56-4bfd9763.th"])
+def test_published_weights_come_with_their_preprocessing(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = fresh("resnet56", images(32, classes=10)).module
+    Path("nets").mkdir()
+    torch.save({"state_dict": module.state_dict()}, "nets/resnet56-4bfd9763.th")
+    known = pretrained("resnet56", weights)
+    assert known is not None
+    assert known.settings.mean == (0.485, 0.456, 0.406)
+    assert (known.classes, known.accuracy) == (10, 0.9339)
+    assert pretrained("resnet56(width=8)", "DEFAULT") is None
+    Path("nets/resnet56-4bfd9763.th").rename("nets/own.th")
+    assert pretrained("resnet56", "nets/own.th") is None, "trained by others, nobody knows how"
 
 
 HUB = """
