@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,6 +45,30 @@ class Known:
         if not isinstance(value, int | float) or not values.low <= value <= values.high:
             raise KeyError(f"{name}: {value!r} does not lie in {values}")
         return tidy(value, values)
+
+
+@dataclass(frozen=True)
+class Without:
+    """The values of an earlier draw as far as they are asked for, and none for some questions."""
+
+    params: Params
+    none: Value
+    questions: Collection[str]
+    """First words of those that are answered by `none`, where that is an answer."""
+
+    def among(self, name: str, values: Sequence[Value]) -> Value:
+        asked = name.partition(" ")[0]
+        if asked in self.questions and self.none in values:
+            return self.none
+        # The rest of a question names what stands before, which may be another step now.
+        alike = [v for key, v in self.params.items() if key.partition(" ")[0] == asked]
+        return next((v for v in (self.params.get(name), *alike) if v in values), values[0])
+
+    def number(self, name: str, values: Range) -> float:
+        value = self.params.get(name)
+        if isinstance(value, int | float) and values.low <= value <= values.high:
+            return tidy(value, values)
+        return at(values, 0.5)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ FEWEST, MOST = 1, 30
 """Epochs of a full recovery."""
 POOL = 6
 """Chains that are screened before one of them, the most promising, is trained."""
-WARM = "warm start"
+WARM, UNTRAINED = "warm start", "without its training"
 REPEATS = 4
 """Draws in a row that were there already, after which some are drawn by chance."""
 IN_TURN = 12
@@ -45,7 +45,8 @@ small nets learn the data is worth knowing, and no screening tells."""
 LOSES_ALL = 100.0
 """Points by which the goal is missed."""
 UNAFFORDABLE = 6
-"""Draws in a row that would have taken too long, after which the search ends."""
+"""Draws in a row that would have taken too long, after which none are drawn that train, and then
+the search ends."""
 
 
 @dataclass
@@ -65,6 +66,8 @@ class Engine(Stages):
     """Chains that there was no time for."""
     screened: float = 0.0
     """Seconds of screening since the last training."""
+    untrained: bool = False
+    """Whether no training fits into what is left: only chains in which nothing learns are drawn."""
     in_turn: Iterator[tuple[Compressor, Params]] | None = None
     """All chains of the space, as far as they were not looked at."""
 
@@ -87,12 +90,9 @@ class Engine(Stages):
             if begun is not None and (self.notebook.trials or self.pool):
                 self.study.enqueue([one for one in self._warm() if one not in begun], WARM)
                 begun = None
-            if self.trials is not None and known >= self.trials:
-                drawing = f"{self.trials} trials are done"
-            elif duplicates >= DUPLICATES:
-                drawing = f"the last {DUPLICATES} draws had been tried before"
-            elif unaffordable >= UNAFFORDABLE:
-                drawing = "no further chain would have been finished in time"
+            if not drawing and unaffordable >= UNAFFORDABLE and not self.untrained:
+                self.untrained, self.in_turn, unaffordable = True, None, 0
+            drawing = drawing or self._why_none_is_drawn(known, duplicates, unaffordable)
             if not drawing and self._screens_on():
                 count = self.together
                 if self.trials is not None:
@@ -111,6 +111,16 @@ class Engine(Stages):
             for trial in ended:
                 unaffordable = unaffordable + 1 if trial.state == NO_TIME else 0
         return "the budget is spent"
+
+    def _why_none_is_drawn(self, known: int, duplicates: int, unaffordable: int) -> str:
+        """Return in words why no further draw is made; '' where one is."""
+        if self.trials is not None and known >= self.trials:
+            return f"{self.trials} trials are done"
+        if duplicates >= DUPLICATES:
+            return f"the last {DUPLICATES} draws had been tried before"
+        if unaffordable >= UNAFFORDABLE:
+            return "no further chain would have been finished in time"
+        return ""
 
     def _begin_warm(self) -> list[Params] | None:
         """Have lowering alone come first; return what else of the warm start does, None without.
@@ -155,15 +165,31 @@ class Engine(Stages):
         tried |= {repr(work.chain) for work in self.pool}
         try:
             looked = itertools.islice(self.in_turn, LOOKED_AT)
-            new = (params for chain, params in looked if repr(chain) not in tried)
+            new = (
+                params
+                for chain, params in looked
+                if repr(chain) not in tried and (not self.untrained or self._worth_cutting(chain))
+            )
             return list(itertools.islice(new, count))
         except ValueError:
             return []
 
     def _draw(self, count: int, by_chance: bool) -> list[Asked]:
         """Return draws whose chains are new."""
-        asked = [self.study.ask(by_chance) for _ in range(count)]
+        asked = [self._ask(by_chance) for _ in range(count)]
         return [one for one in asked if not self._answer_known(one)]
+
+    def _ask(self, by_chance: bool) -> Asked:
+        """Return a draw; where no training fits any more, what it has besides its training."""
+        asked = self.study.ask(by_chance)
+        if not self.untrained or self._untaught(self._chain(asked, self.epochs)):
+            return asked
+        self.study.tell(asked, None)
+        return self.study.ask_for(self.space.untaught(asked.params), UNTRAINED)
+
+    def _worth_cutting(self, chain: Compressor) -> bool:
+        """Whether nothing learns in a chain, and no part of it is known to lose too much."""
+        return bool(self._untaught(chain)) and not self._broken_by(chain)
 
     def _screen_all(self, asked: Sequence[Asked]) -> list[Trial]:
         """Screen draws; finish what needs no training, and put the others into the pool."""
@@ -224,7 +250,11 @@ class Engine(Stages):
 
         What there was no time for in this run has no time later in it.
         """
-        text = repr(self._chain(asked, self.epochs))
+        chain = self._chain(asked, self.epochs)
+        text = repr(chain)
+        if self.untrained and self._broken_by(chain):
+            self.study.tell(asked, 1.0, LOSES_ALL)  # most are: each would be a line of its own
+            return True
         if text in self.late or text in [repr(work.chain) for work in self.pool]:
             self.study.tell(asked, None)
             return True

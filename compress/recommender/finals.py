@@ -21,6 +21,9 @@ from compress.stats.verdicts import BETTER, EQUIVALENT, FASTER, equivalence_verd
 
 LEAST_CHANCE = 1e-3
 """So that what is nearest is among the finalists, if nothing has a chance."""
+MOST_CHANCE = 0.95
+"""So that a safer one is among the finalists: validation items, by which all were chosen and which
+given weights may have been trained on, make no chain certain."""
 SAFE = 0.9
 """Share of a latency within which a quick timing is hardly wrong about who holds it."""
 Tested = tuple[str, float | None, float | None, float | None]
@@ -107,7 +110,7 @@ def _worth(chosen: Sequence[Measured], judge: Judge) -> float:
     """Return the expected -log(cost) of the cheapest of some chains that qualifies."""
     worth, none_yet = 0.0, 1.0
     for one in sorted(chosen, key=judge.value):
-        chance = max(LEAST_CHANCE, judge.chance(one))
+        chance = min(max(LEAST_CHANCE, judge.chance(one)), MOST_CHANCE)
         worth += none_yet * chance * max(0.0, -judge.value(one))
         none_yet *= 1 - chance
     return worth

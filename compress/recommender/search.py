@@ -195,17 +195,22 @@ class _Search:
             warnings = self.warnings = self._warnings(lab)
             for warning in warnings if self.options.progress else ():
                 say("\n".join(wrap(warning, WIDTH)))
-            reserved = end.seconds(count + bool(self.proven))
-            ends = self.deadline - reserved
-            deadline = ends - self._again(lab, judge, count, ends - lab.now())
-            engine = self._engine(lab, judge, deadline)
+            rows = count + bool(self.proven)
+            reserved = end.seconds(rows)
+            remaking = self._again(lab, judge, count, self.deadline - reserved - lab.now())
+
+            def ends() -> float:
+                """Return when finals must begin: what rows take is known better with each."""
+                return self.deadline - self._ending(lab, first).seconds(rows)
+
+            engine = self._engine(lab, judge, lambda: ends() - remaking)
             try:
                 ended = engine.run()
             finally:
                 self.close()
             self.idle = engine.idle
             report = self._story(ended, warnings)
-            chosen = self._chosen(lab, judge, count, ends - lab.now())
+            chosen = self._chosen(lab, judge, count, ends() - lab.now())
             again = lab.remaking([one.chain for one in chosen])
             end = self._ending(lab, first)
             left = self.deadline - lab.now() - again - end.measuring(len(chosen))
@@ -261,11 +266,11 @@ class _Search:
             self.records = lab.records
             yield lab
 
-    def _engine(self, lab: BenchLab, judge: Judge, deadline: float) -> Engine:
+    def _engine(self, lab: BenchLab, judge: Judge, deadline: Callable[[], float]) -> Engine:
         study = self.study = Study(self.space, self.plan.suite.seeds[0], self.out / places.STUDY)
         trained = any(trial.reached in (SHORT, FULL) for trial in self.notebook.trials)
         if "epochs" not in self.about or not trained:  # of an earlier, shorter budget
-            left = max(0.0, deadline - lab.now())
+            left = max(0.0, deadline() - lab.now())
             self.about["epochs"] = settled_epochs(lab, TRAINED * left)
             self._write()
         for draws, why in draws_to_resume(self.space, study, self.notebook):
@@ -277,7 +282,7 @@ class _Search:
             lab,
             study,
             self.notebook,
-            deadline,
+            deadline(),
             self.about["epochs"],
             self.request.trials,
             min(lab.executor.side_by_side, SIDE_BY_SIDE),
@@ -290,6 +295,7 @@ class _Search:
                 say(trial_line(trial, judge))
 
         def begin(number: int) -> None:
+            engine.deadline = deadline()
             show.now(live(number, engine.best, judge, self.deadline - lab.now()))
 
         earlier = good_draws(self.request.earlier, self.request.goal, NEXT)

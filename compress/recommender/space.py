@@ -13,7 +13,7 @@ from functools import cached_property
 from compress.compressor import Chain, Compressor
 from compress.context import StepContext
 from compress.errors import UserError
-from compress.recommender.draw import Draw, InTurn, Known, Noted, Params, Value, every
+from compress.recommender.draw import Draw, InTurn, Known, Noted, Params, Value, Without, every
 from compress.recommender.forms import (
     BUILD,
     COUNTED,
@@ -27,6 +27,8 @@ from compress.recommender.forms import (
 )
 
 NONE = "none"
+STUDENT, RECOVERY = "student", "recovery"
+"""Questions about steps that train."""
 LONGEST = 4
 """Steps of a chain, if a space says nothing else."""
 
@@ -52,7 +54,7 @@ class Space:
         chosen: list[Form] = []
         lowers, room = self.of(LOWER), self.longest
         # Where nothing else can make a chain, this must.
-        self._extend(chosen, draw, "student", self.of(BUILD), not lowers and not self.of(CUT))
+        self._extend(chosen, draw, STUDENT, self.of(BUILD), not lowers and not self.of(CUT))
         free = room - len(chosen)
         must = not chosen and not lowers
         if free > 0 and self.of(CUT):
@@ -63,7 +65,7 @@ class Space:
                 others = [form for form in self.of(CUT) if form.cls is not cut.cls]
                 self._extend(chosen, draw, f"after {cut.name}", others)
             if room > len(chosen):
-                self._extend(chosen, draw, "recovery", self.of(RECOVER))
+                self._extend(chosen, draw, RECOVERY, self.of(RECOVER))
         if room > len(chosen):
             alone = not chosen
             self._extend(chosen, draw, "alone" if alone else "lowering", lowers, alone)
@@ -100,6 +102,10 @@ class Space:
     def chain(self, params: Params, epochs: float) -> Compressor:
         """Return the chain of an earlier draw. Raises KeyError if this space has no such draw."""
         return self.draw(Known(params), epochs)[0]
+
+    def untaught(self, params: Params) -> Params:
+        """Return a draw without the steps of an earlier one that train, as far as chains allow."""
+        return self.draw(Without(params, NONE, (STUDENT, RECOVERY)), 1)[1]
 
     def all(self, epochs: float) -> Iterator[tuple[Compressor, Params]]:
         """Yield every chain. Raises ValueError where a range without steps has endlessly many."""

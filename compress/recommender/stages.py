@@ -151,8 +151,20 @@ class Stages:
         """Take note of steps without training that lose too much."""
         if self.judge.goal.target_ms is not None or one.status != "ok":
             return
-        if self.judge.promise(one) < HOPELESS and (steps := self._untaught(parse(one.chain))):
-            self.broken[steps] = f"{one.chain} loses {-100 * one.change:.1f} points"
+        chain = parse(one.chain)
+        if self.judge.promise(one) < HOPELESS and self._untaught(chain):
+            steps = [s for s in chain.steps if not (s.lowers and self._harmless(s.name()))]
+            words = f"{one.chain} loses {-100 * one.change:.1f} points"
+            self.broken[frozenset(map(repr, steps or chain.steps))] = words
+
+    def _harmless(self, name: str) -> bool:
+        """Whether lowering by a technique, alone, loses too little to have broken a chain."""
+        alone = [
+            one
+            for one in self.notebook.candidates.values()
+            if [step.name() for step in parse(one.chain).steps] == [name]
+        ]
+        return any(self.judge.promise(one) >= LIKELY for one in alone)
 
     def _broken_by(self, chain: Compressor) -> str:
         """Return why a chain in which nothing learns loses too much: if some of its steps do.

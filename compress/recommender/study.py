@@ -109,6 +109,11 @@ class Study:
             _, params = self.space.draw(OptunaDraw(trial), 1)
         return Asked(trial, params, why)
 
+    def ask_for(self, params: Params, why: str) -> Asked:
+        """Return a draw of these values, before all that is waiting."""
+        self.waiting.insert(0, (params, why))
+        return self.ask()
+
     def tell(
         self,
         asked: Asked,

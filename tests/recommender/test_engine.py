@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_lab import MadeLab, made
+from made_lab import MadeLab, kept, made, trained
 from made_search import EPOCHS, HALF, VALUES, engine, made_space
 
+from compress.compressor import Compressor
 from compress.recommender.engine import settled_epochs
 from compress.recommender.finals import finalists
 from compress.recommender.goal import Goal, Judge
@@ -75,6 +76,41 @@ def test_the_deadline_is_kept(space: Space) -> None:
         run = engine(space, lab, seconds)
         run.run()
         assert lab.clock <= seconds + 3  # a timing, which no prediction holds up
+
+
+class Slow(MadeLab):
+    """A lab in which no training ends in time."""
+
+    def predict(self, chain: Compressor, macs: float) -> float:
+        return 0.0 if repr(chain) in self.done else 1 + 1e6 * kept(chain) * trained(chain)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_where_no_training_fits_all_that_trains_nothing_is_tried(
+    space: Space, together: int
+) -> None:
+    lab = Slow()
+    run = engine(space, lab, 1e5, together=together)
+    run.run()
+    assert not any(trained(parse(text)) for text in lab.measured)
+    chains = [chain for chain, _ in space.all(EPOCHS)]
+    untaught = {repr(chain) for chain in chains if run._worth_cutting(chain)}
+    assert untaught
+    assert untaught <= {trial.chain for trial in run.notebook.trials if trial.measured}
+    told = run.study._answered()
+    assert len(told) >= len(untaught), "the sampler learns from them"
+
+
+def test_a_cut_is_blamed_where_lowering_alone_loses_nothing() -> None:
+    run = engine(made_space(), MadeLab())
+    run.notebook.add(Trial(0, {}, "quantize()", OK, FULL, "", (made(parse("quantize()")),)))
+    broken = made(parse("prune_channels(macs=0.3) -> quantize(seconds=15)"))
+    run._note_broken(broken)
+    assert run._broken_by(parse("prune_channels(macs=0.3) -> quantize()"))
+    assert not run._broken_by(parse("prune_channels(macs=0.5) -> quantize()"))
+    other = engine(made_space(), MadeLab())
+    other._note_broken(broken)
+    assert not other._broken_by(parse("prune_channels(macs=0.3)")), "or is it what int8 has done?"
 
 
 def test_a_space_that_was_searched_ends_the_search(space: Space) -> None:

@@ -14,13 +14,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_lab import BASE
 
-from compress.recommender.finals import Final, affordable, finalists, judged, optimism
+from compress.recommender.finals import (
+    MOST_CHANCE,
+    Final,
+    affordable,
+    finalists,
+    judged,
+    optimism,
+)
 from compress.recommender.folder import SearchFolder
 from compress.recommender.goal import Goal, Judge, finalists_for, finalists_measured
 from compress.recommender.measured import Measured
 from compress.recommender.search import _Search
 from compress.recommender.words import optimism_words, sentence
 from compress.stats.pairs import Difference
+
+
+def test_a_safer_one_is_tested_beside_what_looks_certain() -> None:
+    """Rather than what saves more and has no chance: no validation items make a chain certain."""
+    judge = Judge(Goal(max_drop=1.0), BASE, 10_000)
+    sure, safer = measured("sure", 3.0, 1), measured("safer", 2.9, 0)
+    hopeless = [measured(f"hopeless {n}", 8.0 + n, 1700 + n) for n in range(3)]
+    assert judge.chance(sure) > MOST_CHANCE
+    assert {one.chain for one in finalists([sure, safer, *hopeless], judge, 2)} == {"sure", "safer"}
 
 
 @given(
@@ -36,7 +52,7 @@ def test_finalists_are_worth_most_by_the_definition(drawn: list[tuple[float, int
         for outcome in itertools.product((True, False), repeat=len(chosen)):
             share, savings = 1.0, [0.0]
             for passes, one in zip(outcome, chosen, strict=True):
-                chance = max(1e-3, strict.chance(one))
+                chance = min(max(1e-3, strict.chance(one)), MOST_CHANCE)
                 share *= chance if passes else 1 - chance
                 savings += [-judge.value(one)] if passes else []
             total += share * max(savings)

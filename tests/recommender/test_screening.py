@@ -122,7 +122,8 @@ def test_what_a_cut_alone_breaks_is_not_cut_on_without_training() -> None:
             {repr(step) for step in parse(text).steps}
             for text in (trial.chain, trial.reason.split(" loses ")[0])
         )
-        assert known <= steps
+        lowering = {step for step in known if step.startswith("quantize(")}
+        assert known - lowering <= steps, "int8 alone loses nothing"
         assert not any("distill" in step for step in steps)
     trained = [one for one in lab.measured if "prune_channels" in one and "distill" in one]
     assert trained, "with training it is tried"

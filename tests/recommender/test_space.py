@@ -103,6 +103,21 @@ def test_any_draw_is_a_legal_chain_that_parses_back(whole: Space, seed: int, epo
     assert RECOVER not in kinds or CUT in kinds
 
 
+@given(seed=st.integers(0, 2**32 - 1))
+def test_any_draw_has_one_without_its_training(whole: Space, seed: int) -> None:
+    chain, params = whole.draw(AtRandom(np.random.default_rng(seed)), 3)
+    bare = whole.chain(whole.untaught(params), 3)
+    kinds = {form.cls: form.kind for form in whole.forms}
+    assert not any(kinds[type(step)] in (BUILD, RECOVER) for step in bare.steps)
+    cuts = [step for step in chain.steps if kinds[type(step)] == CUT]
+    if chain.steps and not any(step.builds for step in chain.steps):
+        assert [repr(s) for s in bare.steps if kinds[type(s)] == CUT][: len(cuts)] == [
+            repr(step) for step in cuts
+        ]
+    if not any(kinds[type(step)] in (BUILD, RECOVER) for step in chain.steps):
+        assert repr(bare) == repr(chain)
+
+
 def test_epochs_are_no_draw_but_an_effort(whole: Space) -> None:
     _, params = whole.draw(Preferred({"cut": "prune_channels", "recovery": "finetune"}), 1)
     assert not any(name.endswith(".epochs") for name in params)
