@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
@@ -17,6 +17,8 @@ BESIDE = 0.15
 """What an epoch takes whatever the model's MACs, as a share of the baseline's: data, optimizer."""
 QUICK = 5.0
 """Seconds of a step that does not train, as long as none was seen; at most, if others were."""
+MUCH_LESS = 0.7
+"""Of the time for an epoch: from here on what was refused as too long is worth another thought."""
 MEASURE = "measure"
 
 
@@ -87,6 +89,17 @@ class CostModel:
                 return fmean(self.taken[name])
         others = [s for name, s in self.taken.items() if "(" not in name and name != MEASURE]
         return min([QUICK, *map(fmean, others)])
+
+    def look_again(self, epoch: Callable[[], float]) -> bool:
+        """Whether an `epoch` takes much less than was thought, from now on it counts as that.
+
+        Until a training has run all goes by a moment's try, for which the machine may have been
+        busy: threads that wait for one another take many times as long then.
+        """
+        if self.units:
+            return False
+        before, self.unit_seconds = self.unit_seconds, min(self.unit_seconds, epoch())
+        return self.unit_seconds < MUCH_LESS * before
 
     def measuring(self) -> float:
         """Return how long the measuring of a row will take."""

@@ -30,7 +30,7 @@ FEWEST, MOST = 1, 30
 """Epochs of a full recovery."""
 POOL = 6
 """Chains that are screened before one of them, the most promising, is trained."""
-WARM, UNTRAINED = "warm start", "without its training"
+WARM, UNTRAINED, LATE = "warm start", "without its training", "no time before"
 REPEATS = 4
 """Draws in a row that were there already, after which some are drawn by chance."""
 IN_TURN = 12
@@ -60,6 +60,8 @@ class Engine(Stages):
     warm: Callable[[bool], Sequence[Params]] | None = None
     """The draws behind lowering alone, by whether that makes the model cheaper."""
     begin: Callable[[int], object] = lambda number: None
+    look_again: Callable[[], bool] = lambda: False
+    """Find out anew how long a training takes; return whether it is much less than thought."""
     pool: list[Work] = field(default_factory=list)
     """What was screened, and may be trained."""
     late: set[str] = field(default_factory=set)
@@ -91,7 +93,8 @@ class Engine(Stages):
                 self.study.enqueue([one for one in self._warm() if one not in begun], WARM)
                 begun = None
             if not drawing and unaffordable >= UNAFFORDABLE and not self.untrained:
-                self.untrained, self.in_turn, unaffordable = True, None, 0
+                self._give_up_training()
+                unaffordable = 0
             drawing = drawing or self._why_none_is_drawn(known, duplicates, unaffordable)
             if not drawing and self._screens_on():
                 count = self.together
@@ -111,6 +114,14 @@ class Engine(Stages):
             for trial in ended:
                 unaffordable = unaffordable + 1 if trial.state == NO_TIME else 0
         return "the budget is spent"
+
+    def _give_up_training(self) -> None:
+        """Draw nothing from now on that trains, unless a second look says that it takes less."""
+        if self.look_again():
+            self.study.enqueue(self.notebook.late, LATE)
+            self.late.clear()
+        else:
+            self.untrained, self.in_turn = True, None
 
     def _why_none_is_drawn(self, known: int, duplicates: int, unaffordable: int) -> str:
         """Return in words why no further draw is made; '' where one is."""

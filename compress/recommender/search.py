@@ -300,6 +300,7 @@ class _Search:
 
         earlier = good_draws(self.request.earlier, self.request.goal, NEXT)
         engine.tell, engine.begin = tell, begin
+        engine.look_again = lambda: lab.costs.look_again(lambda: probe(self.plan).epoch(self.plan))
         engine.warm = lambda lowered: warm_start(self.space, lowered, earlier)
         engine.improved = lambda one: self._improved(one, lab, judge)
         self.close = show.close

@@ -25,6 +25,16 @@ def test_without_anything_seen_the_probe_counts() -> None:
     assert costs.epoch() == pytest.approx(10 * (1 + BESIDE))
 
 
+def test_a_second_look_counts_if_it_is_the_shorter_one_until_a_training_has_run() -> None:
+    costs = CostModel(unit_seconds=100.0)
+    assert not costs.look_again(lambda: 300.0)
+    assert not costs.look_again(lambda: 80.0)
+    assert costs.look_again(lambda: 20.0)
+    assert costs.seconds(DISTILL, 0.5) == pytest.approx(4 * (0.5 + BESIDE) * 20)
+    costs.learn(DISTILL, 46.0, 1.0)
+    assert not costs.look_again(lambda: pytest.fail("it is known by now"))
+
+
 def test_trainings_scale_with_epochs_and_macs() -> None:
     costs = CostModel(1.0)
     costs.learn(DISTILL, 46.0, 1.0)  # 4 epochs of 1.15 units: 10 s a unit

@@ -87,11 +87,13 @@ class Slow(MadeLab):
 
 @pytest.mark.parametrize("together", [1, 3])
 def test_where_no_training_fits_all_that_trains_nothing_is_tried(
-    space: Space, together: int
+    space: Space, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("compress.recommender.engine.UNAFFORDABLE", 2)
     lab = Slow()
     run = engine(space, lab, 1e5, together=together)
     run.run()
+    assert run.untrained
     assert not any(trained(parse(text)) for text in lab.measured)
     chains = [chain for chain, _ in space.all(EPOCHS)]
     untaught = {repr(chain) for chain in chains if run._worth_cutting(chain)}
@@ -99,6 +101,28 @@ def test_where_no_training_fits_all_that_trains_nothing_is_tried(
     assert untaught <= {trial.chain for trial in run.notebook.trials if trial.measured}
     told = run.study._answered()
     assert len(told) >= len(untaught), "the sampler learns from them"
+
+
+def test_what_a_busy_moment_called_too_long_is_thought_of_again(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.recommender.engine.UNAFFORDABLE", 1)
+    lab = Slow()
+    run = engine(space, lab, 1e5)
+    looked: list[float] = []
+
+    def look_again() -> bool:
+        looked.append(lab.clock)
+        lab.predict = MadeLab.predict.__get__(lab)  # type: ignore[method-assign]
+        return len(looked) == 1
+
+    run.look_again = look_again
+    run.run()
+    assert len(looked) == 1
+    assert not run.untrained
+    assert not any(trial.state == NO_TIME for trial in run.notebook.trials)
+    assert any(trained(parse(text)) for text in lab.measured)
+    assert {t.drawn for t in run.notebook.trials} >= {"warm start", "no time before"}
 
 
 def test_a_cut_is_blamed_where_lowering_alone_loses_nothing() -> None:
