@@ -11,7 +11,7 @@ from typing import Any
 
 from compress.benchmark.plan.plan import Plan
 from compress.benchmark.plan.suite import FINAL, Suite
-from compress.recommender.goal import FIGURES, Goal, Judge, Span, overlap, size_span
+from compress.recommender.goal import FIGURES, HOPELESS, Goal, Judge, Span, overlap, size_span
 from compress.recommender.measured import Measured
 from compress.results.record import BASELINE
 from compress.results.table import Row, number, text_of
@@ -36,14 +36,17 @@ def finalists(candidates: Iterable[Measured], judge: Judge, most: int) -> list[M
 
     Those that are worth most together: the expected saving of the cheapest one that qualifies, if
     each does so with its own chance. For each number of finalists, by which chances fall (Holm),
-    one after another is added that raises it most; the best number is taken. Where nothing can
-    qualify: the nearest. Within a latency: the most accurate ones that hold it, else the fastest.
+    one after another is added that raises it most; the best number is taken. What has hardly a
+    chance is left out if anything has one. Where nothing can qualify: the nearest. Within a
+    latency: the most accurate ones that hold it, else the fastest.
     """
     ready = [one for one in candidates if judge.cost(one) is not None and one.items]
     if judge.goal.target_ms is not None:
         return _within(ready, judge, judge.goal.target_ms, most)
     if judge.hopeless:
         return sorted(ready, key=judge.distance)[:most]
+    # What has hardly a chance makes the test stricter for all, and is worth that only by itself.
+    ready = [one for one in ready if judge.chance(one) >= HOPELESS] or ready
     best: list[Measured] = []
     worth = -1.0
     for count in range(1, most + 1):

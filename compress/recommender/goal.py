@@ -26,6 +26,8 @@ FIGURES: Mapping[str, str] = {"size": "onnx_bytes", "macs": "macs", "params": "p
 """Figures of rows that are costs; latency is a ratio of timings."""
 LIKELY = 0.5
 """A chain with at least this chance of holding the margin is one to recommend."""
+HOPELESS = 0.05
+"""A chance below which a chain is not trained on, nor tested beside others."""
 SURE = 0.9
 """What a chain with such a chance beats in cost need not be trained."""
 FINALISTS = 4

@@ -9,7 +9,7 @@ from statistics import fmean
 from compress.benchmark.execute.executor import OVER_BUDGET
 from compress.compressor import Compressor
 from compress.recommender.forms import CUT
-from compress.recommender.goal import LIKELY, MOST_SLACK, SURE, Judge
+from compress.recommender.goal import HOPELESS, LIKELY, MOST_SLACK, SURE, Judge
 from compress.recommender.lab import Lab, macs_over
 from compress.recommender.measured import (
     CANNOT_WIN,
@@ -37,8 +37,6 @@ SHORTER = 4
 """A short recovery has a fourth of the epochs."""
 NEGLIGIBLE = 0.03
 """Share of what is left of the budget: a training that takes less is not made shorter first."""
-HOPELESS = 0.05
-"""A chance below which a chain is not trained on."""
 IDLE_ABOVE = 0.97
 """A cut that removes nothing, and after which a chain costs more than this share of what it costs
 without it, makes nothing cheaper."""

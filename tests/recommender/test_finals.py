@@ -36,7 +36,8 @@ def test_a_safer_one_is_tested_beside_what_looks_certain() -> None:
     sure, safer = measured("sure", 3.0, 1), measured("safer", 2.9, 0)
     hopeless = [measured(f"hopeless {n}", 8.0 + n, 1700 + n) for n in range(3)]
     assert judge.chance(sure) > MOST_CHANCE
-    assert {one.chain for one in finalists([sure, safer, *hopeless], judge, 2)} == {"sure", "safer"}
+    assert {one.chain for one in finalists([sure, safer, *hopeless], judge, 4)} == {"sure", "safer"}
+    assert len(finalists(hopeless, judge, 4)) > 0, "the nearest, where nothing else has a chance"
 
 
 @given(
