@@ -21,7 +21,7 @@ from compress.recommender.measured import (
 from compress.recommender.order import most_promising
 from compress.recommender.stages import Stages
 from compress.recommender.study import Asked
-from compress.recommender.warm import lowering_alone
+from compress.recommender.warm import LATE, lowering_alone
 from compress.recommender.work import Work
 
 TRAININGS = 6
@@ -30,7 +30,7 @@ FEWEST, MOST = 1, 30
 """Epochs of a full recovery."""
 POOL = 6
 """Chains that are screened before one of them, the most promising, is trained."""
-WARM, UNTRAINED, LATE = "warm start", "without its training", "no time before"
+WARM, UNTRAINED = "warm start", "without its training"
 REPEATS = 4
 """Draws in a row that were there already, after which some are drawn by chance."""
 IN_TURN = 12

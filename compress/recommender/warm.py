@@ -16,6 +16,8 @@ from compress.recommender.measured import NO_TIME, OK, Measured, Notebook
 from compress.recommender.space import NONE, Space
 from compress.recommender.study import Study
 
+LATE = "no time before"
+"""Why a draw comes first that there was no time for."""
 GENTLE, USUAL = 0.8, 0.5
 """Shares of the ranges of what is kept."""
 
@@ -26,7 +28,7 @@ def draws_to_resume(
     """Yield draws that come first, and why: the interrupted ones, and those without time before."""
     tried = [dict(trial.params) for trial in notebook.trials if trial.state != NO_TIME]
     interrupted = [params for params in study.resume() if params and _possible(space, params)]
-    for draws, why in ((interrupted, "interrupted"), (notebook.late, "no time before")):
+    for draws, why in ((interrupted, "interrupted"), (notebook.late, LATE)):
         fresh = [params for params in draws if dict(params) not in tried]
         yield fresh, why
         tried += [dict(params) for params in fresh]
