@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress import counts
-from compress.compressor import run
+from compress.compressor import Compressor, run
 from compress.context import StepContext, StepLog
 from compress.model import Model, forward
 from compress.tasks.image_classification import ImageClassification, Preprocessing
 from compress.techniques import chain
+from compress.techniques.prune_channels import PruneChannels
 from compress.zoo.models import fresh
 
 TASK = ImageClassification(
@@ -75,10 +77,16 @@ def of(module: nn.Module, *shape: int) -> Model:
     return Model(module.eval(), (torch.randn(2, *shape),))
 
 
+def cut_alone(text: str) -> Compressor:
+    """Return a step that prunes, and leaves the weights of what is left as they are."""
+    [step] = chain(text).steps
+    return replace(step, calibration=0) if isinstance(step, PruneChannels) else step
+
+
 def pruned(text: str, model: Model) -> tuple[nn.Module, StepContext]:
     """Return what a step makes of a model, which gives finite outputs of the same shape."""
     context = step_context()
-    result = run(chain(text), model, context)
+    result = run(cut_alone(text), model, context)
     assert (
         forward(result.module, model.items(3)).shape == forward(model.module, model.items(3)).shape
     )

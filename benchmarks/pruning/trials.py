@@ -30,8 +30,8 @@ from compress.techniques import chain
 
 PRUNE, HEADS, FACTORIZE = "prune_channels", "prune_channels of whole heads", "factorize"
 STEPS = {
-    PRUNE: "prune_channels(channels={})",
-    HEADS: "prune_channels(channels={}, heads='fewer')",
+    PRUNE: "prune_channels(channels={}, calibration=0)",
+    HEADS: "prune_channels(channels={}, heads='fewer', calibration=0)",
     FACTORIZE: "factorize(macs={}, calibration=32)",
 }
 EQUAL = 1e-6

@@ -142,12 +142,13 @@ def moments(
     batches: Batches,
     items: int,
     original: nn.Module | None = None,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Inputs]:
     """Return what layers of a module are given, by their paths; `calls` says how often they run.
 
     With the `original` of a module whose earlier layers have been replaced, the outputs that are
-    wanted are those of the original on its own inputs. Raises UserError for values that are not
-    finite.
+    wanted are those of the original on its own inputs; `kept` has the indices of those that a
+    layer, by its path, still has. Raises UserError for values that are not finite.
     """
     layers: dict[str, Layer] = {path: module.get_submodule(path) for path in calls}  # type: ignore[misc]
     sums = {path: _Sums(layer, original is not None) for path, layer in layers.items()}
@@ -156,7 +157,7 @@ def moments(
             part = len(some[0]) / max(items, 1)
             shares = {path: part * _rows(layer) for path, layer in layers.items()}
             pick = _Picker(number, shares, calls)
-            _put(sums, module, original, calls, some, pick)
+            _put(sums, module, original, calls, some, pick, kept or {})
         for one in sums.values():
             one.add()
     for path, one in sums.items():
@@ -180,12 +181,14 @@ def _put(
     calls: Mapping[str, int],
     batch: Tensors,
     pick: _Picker,
+    kept: Mapping[str, Tensor],
 ) -> None:
     """Give a part of a batch to the sums."""
     wanted: dict[tuple[str, int], Tensor] = {}
 
     def keep(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
-        wanted[path, call] = pick.outputs(path, call, layer, y)
+        rows = pick.outputs(path, call, layer, y)
+        wanted[path, call] = rows[:, kept[path].to(rows.device)] if path in kept else rows
 
     def collect(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
         sums[path].put(pick.inputs(path, call, layer, x, y), wanted.get((path, call)))

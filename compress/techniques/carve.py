@@ -76,7 +76,7 @@ class Carve(Compressor):
         if self.blocks or (self.ratio is not None and self.ratio < 1):
             model = self._shortened(model, context)
         if self.width is not None:
-            model = PruneChannels(channels=self.width).compress(model, context)
+            model = PruneChannels(channels=self.width, calibration=0).compress(model, context)
         return model
 
     def _shortened(self, model: Model, context: StepContext) -> Model:

@@ -151,7 +151,7 @@ def with_plain_attention(model: Model) -> tuple[Model, dict[str, nn.Module]]:
 def packed_where_whole(
     result: Model, plain: Model, packed: Mapping[str, nn.Module], sparse: Collection[str]
 ) -> Model:
-    """Return a pruned model with `nn.MultiheadAttention` put back around which nothing was cut.
+    """Return a pruned model with `nn.MultiheadAttention` put back where its layers are as before.
 
     `plain` is the model before the cut, `sparse` are the masked weights as they were called then.
     """
@@ -159,7 +159,7 @@ def packed_where_whole(
     cut = {
         name.rpartition(".")[0]
         for name, one in result.module.named_parameters()
-        if one.shape != before[name].shape
+        if not torch.equal(one, before[name])
     }
     module = result.copy().module
     stays = packed_again(module, packed, cut)

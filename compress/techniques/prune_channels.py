@@ -22,14 +22,16 @@ from compress.parts import (
     rule,
     searched,
     takes,
+    whole_number,
 )
 from compress.system.amounts import plural
 from compress.system.progress import stage
 from compress.techniques.channel_attention import packed_where_whole, with_plain_attention
-from compress.techniques.channel_cut import cut, differs_from_zeroed
+from compress.techniques.channel_cut import Cut, Plan, cut, differs_from_zeroed
 from compress.techniques.channel_groups import Channels, protects
 from compress.techniques.channel_latency import LatencySearch
 from compress.techniques.channel_proof import FEWER, NARROWER, sound_at, sound_groups
+from compress.techniques.channel_refit import refitted
 from compress.techniques.channel_scores import Scores, removed, scores
 from compress.techniques.channel_search import Aim, CannotBeCut, Search
 from compress.techniques.channel_steps import STEPS, liked_step
@@ -38,7 +40,6 @@ from compress.techniques.channel_trace import OUTPUT
 from compress.techniques.criteria import L2, Criterion, criteria
 from compress.techniques.prune_weights import follows, pattern_of
 from compress.techniques.timed_files import clock_of
-from compress.training.batch_norms import BATCH, reestimate
 
 AUTO, STEP = "auto", 8
 SECONDS = 60.0
@@ -63,8 +64,8 @@ class PruneChannels(Compressor):
     'alike', as all others are.
     With `heads='narrower'` those of attention lose channels, with 'fewer' whole ones go; where the
     code allows the other alone, that.
-    On `calibration` items, without their labels, the statistics of batch norms are estimated anew
-    after the cut (0: they stay as they are).
+    On `calibration` items, without their labels, the layers that are left are fitted anew, so that
+    they give what is left of their outputs again (`channel_refit`; 0: they keep their weights).
 
     What produces the output is protected, and so is every group in which the pruned net would not
     equal the original with those channels set to zero (`channel_cut`). A target that cannot be
@@ -100,13 +101,7 @@ class PruneChannels(Compressor):
     streams: str = field(default="last", metadata=one_of("last", "alike"))
     heads: str = field(default=NARROWER, metadata=one_of(NARROWER, FEWER))
     seconds: float | None = field(default=None, metadata=positive())
-    calibration: int = field(
-        default=0,
-        metadata=rule(
-            "is a number of items: 0, or at least 2, since one has no variance",
-            lambda value: type(value) is int and value >= 0 and value != 1,
-        ),
-    )
+    calibration: int = field(default=256, metadata=whole_number(least=0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,10 +178,32 @@ class PruneChannels(Compressor):
             before, now = (vars(m.module.get_submodule(path))[name] for m in (model, result))
             if before != now:
                 context.log.row("number", layer=path, name=name, before=before, after=now)
-        if self.calibration:
-            items = context.calibration_items(self.calibration)
-            reestimate(result.module, Calibration(context.task, items, BATCH))
-        return result
+        done = Cut(result.module, done.classes)
+        return self._refitted(model, result, done, channels.plan, context)
+
+    def _refitted(
+        self, model: Model, pruned: Model, done: Cut, plan: Plan, context: StepContext
+    ) -> Model:
+        """Return a pruned model with its layers fitted, where that brings its outputs nearer."""
+        if not self.calibration:
+            return pruned
+        items = context.calibration_items(self.calibration)
+        with stage("fitting the layers that are left"):
+            found = refitted(model, done, plan, Calibration(context.task, items), len(items))
+        for path, reason in found.left.items():
+            context.log.row("refit", layer=path, left_alone=reason)
+        if not found.errors:
+            return pruned
+        context.log.row("refit", error_before=found.before, error=found.after)
+        if not found.better:
+            context.log.note(
+                "prune_channels: the layers that are left keep their weights, since fitted anew "
+                "they would bring the outputs no nearer to what they were"
+            )
+            return pruned
+        for path, (before, after) in found.errors.items():
+            context.log.row("refit", layer=path, error_before=before, error=after)
+        return replace(pruned, module=found.module)
 
     def _without_those_at_fault(
         self,

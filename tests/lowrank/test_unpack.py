@@ -172,8 +172,8 @@ def test_weights_of_torchvision_s_swin_stay_for_they_are_read_past_their_forward
 @pytest.mark.parametrize(
     "text",
     [
-        "factorize(macs=0.6, calibration=0) -> prune_channels(channels=0.5)",
-        "prune_channels(channels=0.5) -> factorize(macs=0.6, calibration=0)",
+        "factorize(macs=0.6, calibration=0) -> prune_channels(channels=0.5, calibration=0)",
+        "prune_channels(channels=0.5, calibration=0) -> factorize(macs=0.6, calibration=0)",
     ],
 )
 def test_it_can_be_pruned_before_and_after(text: str, tmp_path: Path) -> None:

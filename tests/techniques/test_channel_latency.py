@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pruned_nets import cut_alone
 from timed_nets import Net, Samples, by_macs, context, everything, in_blocks, model_of
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ def pruned(
     monkeypatch.setattr(timed_files, "seconds_of", clock)
     monkeypatch.setattr(channel_latency, "export", quick_export)
     given = context()
-    return run(chain(text), model or model_of(), given), given
+    return run(cut_alone(text), model or model_of(), given), given
 
 
 # --- the knapsack ---------------------------------------------------------------------------------
@@ -232,13 +233,13 @@ def test_what_is_fast_enough_already_stays_without_a_note(monkeypatch: pytest.Mo
     model = model_of()
     small, _ = pruned("prune_channels(latency=0.5, round_to=4)", by_macs(), monkeypatch, model)
     given = replace(context(), origin=model)
-    again = run(chain("prune_channels(latency=0.8)"), small, given)
+    again = run(cut_alone("prune_channels(latency=0.8)"), small, given)
     assert all(map(torch.equal, again.module.parameters(), small.module.parameters()))
     assert not [note for note in given.log.notes if "asked for" in note]
 
 
 def test_in_rounds_the_fraction_is_that_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "repeat(2, prune_channels(latency=0.5, round_to=2))"
+    text = "repeat(2, prune_channels(latency=0.5, round_to=2, calibration=0))"
     _, given = pruned(text, by_macs(), monkeypatch)
     reached = [row["reached"] for row in given.log.rows if row["kind"] == "latency"]
     assert reached == pytest.approx([0.75, 0.5], rel=0.02)
@@ -258,7 +259,7 @@ def test_files_of_whole_models_are_timed_for_real(monkeypatch: pytest.MonkeyPatc
     )
     model = Model(net.eval(), (torch.randn(2, 3, 24, 24),))
     given = context()
-    result = run(chain("prune_channels(latency=0.4, round_to=32, seconds=0.5)"), model, given)
+    result = run(cut_alone("prune_channels(latency=0.4, round_to=32, seconds=0.5)"), model, given)
     [row] = [row for row in given.log.rows if row["kind"] == "latency"]
     assert row["reached"] == row["seconds"]["after"] / row["seconds"]["before"] < 1
     # Which of the two is cut depends on what was measured.

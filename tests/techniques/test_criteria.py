@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bench_fixtures import fresh_model, make_context, small_digits
+from pruned_nets import cut_alone
 from torch import Tensor, nn
 
 from compress.compressor import run
@@ -189,7 +190,7 @@ def test_a_model_that_is_not_differentiable_is_refused(name: str, bench: StepCon
 
     model = Model(Signs().eval(), (torch.randn(2, 1, 8, 8),))
     with pytest.raises(UserError, match=rf"'{name}' needs gradients, and .* not differentiable"):
-        run(chain(f"prune_channels(channels=0.5, criterion={name!r})"), model, bench)
+        run(cut_alone(f"prune_channels(channels=0.5, criterion={name!r})"), model, bench)
 
 
 def test_a_criterion_with_gradients_need_not_say_over_how_many_items(bench: StepContext) -> None:
@@ -244,7 +245,7 @@ def test_what_a_criterion_says_nothing_about_is_ranked_by_l2_and_said(bench: Ste
     net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     model = Model(net, (torch.randn(2, 4),))
     by_scale, by_l2 = (
-        run(chain(f"prune_channels(channels=0.5, criterion={name!r})"), model, bench).module
+        run(cut_alone(f"prune_channels(channels=0.5, criterion={name!r})"), model, bench).module
         for name in ("bn_scale", "l2")
     )
     assert torch.equal(by_scale[0].weight, by_l2[0].weight)
@@ -264,7 +265,7 @@ def test_scores_that_cannot_be_ranked_are_refused(
     monkeypatch.setattr(L1, "of", lambda *_: worth)
     with pytest.raises(UserError, match=f"'l1' gives scores .*{said}.* for 0.weight .16 channels"):
         run(
-            chain("prune_channels(channels=0.5, criterion='l1')"),
+            cut_alone("prune_channels(channels=0.5, criterion='l1')"),
             Model(net, (torch.randn(2, 4),)),
             bench,
         )
@@ -304,7 +305,7 @@ def test_text_with_a_criterion_parses_back() -> None:
 
 
 def test_gradients_need_labels_and_the_others_nothing() -> None:
-    assert chain("prune_channels(macs=0.5, criterion='fisher')").needs == {"train", "labels"}
-    assert chain("prune_channels(macs=0.5, criterion='taylor')").needs == {"train", "labels"}
-    assert not chain("prune_channels(macs=0.5, criterion='fpgm')").needs
+    assert cut_alone("prune_channels(macs=0.5, criterion='fisher')").needs == {"train", "labels"}
+    assert cut_alone("prune_channels(macs=0.5, criterion='taylor')").needs == {"train", "labels"}
+    assert not cut_alone("prune_channels(macs=0.5, criterion='fpgm')").needs
     assert isinstance(Random(), Criterion)

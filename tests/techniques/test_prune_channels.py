@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from pruned_nets import NETS, Net, kept_rows, of, prepared, pruned, share, step_context
+from pruned_nets import NETS, Net, cut_alone, kept_rows, of, prepared, pruned, share, step_context
 from torch import Tensor, nn
 
 from compress import counts
@@ -49,7 +49,7 @@ def test_cut_net_equals_the_original_with_zeroed_channels(name: str) -> None:
 @pytest.mark.parametrize("target", [0.7, 0.4])
 def test_macs_target_is_met_from_below(name: str, target: float) -> None:
     model, context = prepared(name), step_context()
-    result = run(chain(f"prune_channels(macs={target}, round_to=1)"), model, context)
+    result = run(cut_alone(f"prune_channels(macs={target}, round_to=1)"), model, context)
     reached = share(result.module, model)
     assert 0.98 * target <= reached <= target
     assert not any("asked for" in note for note in context.log.notes)
@@ -58,7 +58,7 @@ def test_macs_target_is_met_from_below(name: str, target: float) -> None:
 @pytest.mark.parametrize("target", [0.7, 0.5])
 def test_a_target_of_parameters_is_met(target: float) -> None:
     model = prepared("resnet20")
-    result = run(chain(f"prune_channels(params={target}, round_to=1)"), model, step_context())
+    result = run(cut_alone(f"prune_channels(params={target}, round_to=1)"), model, step_context())
     sizes = [counts.count(m, model.example).params for m in (result.module, model.module)]
     assert 0.98 * target <= sizes[0] / sizes[1] <= target
 
@@ -66,28 +66,28 @@ def test_a_target_of_parameters_is_met(target: float) -> None:
 def test_a_target_that_cannot_be_reached_is_refused_with_the_least() -> None:
     model = prepared("resnet20")
     with pytest.raises(StepFailed, match=r"macs=0.01 cannot be reached: .* at least 0\.\d\d of"):
-        run(chain("prune_channels(macs=0.01)"), model, step_context())
+        run(cut_alone("prune_channels(macs=0.01)"), model, step_context())
 
 
 def test_the_least_that_is_named_can_be_reached() -> None:
     model = prepared("resnet20")
     with pytest.raises(StepFailed, match="at least") as raised:
-        run(chain("prune_channels(macs=0.01)"), model, step_context())
+        run(cut_alone("prune_channels(macs=0.01)"), model, step_context())
     least = str(raised.value).rpartition("Ask for macs=")[2].split()[0]
-    result = run(chain(f"prune_channels(macs={least})"), model, step_context())
+    result = run(cut_alone(f"prune_channels(macs={least})"), model, step_context())
     assert share(result.module, model) <= float(least)
 
 
 def test_widths_are_multiples_of_round_to() -> None:
     model = prepared("torchvision:resnet18(stem='small')")
-    result = run(chain("prune_channels(macs=0.4, round_to=16)"), model, step_context())
+    result = run(cut_alone("prune_channels(macs=0.4, round_to=16)"), model, step_context())
     widths = {m.out_channels for m in result.module.modules() if isinstance(m, nn.Conv2d)}
     assert all(width % 16 == 0 for width in widths)
 
 
 def test_channels_keeps_that_fraction_of_every_group() -> None:
     model = prepared("cnn-small")
-    result = run(chain("prune_channels(channels=0.25)"), model, step_context())
+    result = run(cut_alone("prune_channels(channels=0.25)"), model, step_context())
     widths = [m.out_channels for m in result.module.modules() if isinstance(m, nn.Conv2d)]
     assert widths == [16, 32]
 
@@ -120,7 +120,7 @@ def test_whatever_produces_the_output_is_protected() -> None:
     example = (torch.zeros(1, 3, 64, 64),)
     assert output_layers(module, example) == ["classifier.1"]
     context = step_context()
-    result = run(chain("prune_channels(channels=0.5)"), Model(module, example), context)
+    result = run(cut_alone("prune_channels(channels=0.5)"), Model(module, example), context)
     assert forward(result.module, items_like(example)).shape == (2, 10)
     [row] = [row for row in context.log.rows if "left_alone" in row]
     assert row["layer"] == "classifier.1"
@@ -208,21 +208,22 @@ def test_an_ignored_layer_keeps_its_width_and_an_unknown_one_is_refused() -> Non
     assert widths == [16, 16]
     outermost = f"The outermost layers: {next(model.module.named_children())[0]}"
     with pytest.raises(UserError, match=rf"no layer 'nothing' to ignore. {outermost}"):
-        run(chain("prune_channels(channels=0.5, ignored=['nothing'])"), model, step_context())
+        run(cut_alone("prune_channels(channels=0.5, ignored=['nothing'])"), model, step_context())
 
 
 def test_fractions_in_repeat_refer_to_the_model_that_enters_it() -> None:
     model = prepared("cnn-small(width=16)")
-    once = run(chain("prune_channels(channels=0.5)"), model, step_context())
-    thrice = run(chain("repeat(3, prune_channels(channels=0.5))"), model, step_context())
+    once = run(cut_alone("prune_channels(channels=0.5)"), model, step_context())
+    rounds = chain("repeat(3, prune_channels(channels=0.5, calibration=0))")
+    thrice = run(rounds, model, step_context())
     assert counts.macs(thrice.module, model.example) == counts.macs(once.module, model.example)
 
 
 def test_a_target_that_is_met_already_leaves_the_model_without_a_note() -> None:
     model = prepared("cnn-small(width=16)")
-    small = run(chain("prune_channels(channels=0.5)"), model, step_context())
+    small = run(cut_alone("prune_channels(channels=0.5)"), model, step_context())
     context = replace(step_context(), origin=model)
-    result = run(chain("prune_channels(macs=0.6)"), small, context)
+    result = run(cut_alone("prune_channels(macs=0.6)"), small, context)
     assert counts.macs(result.module, model.example) == counts.macs(small.module, model.example)
     assert not any("asked for" in note for note in context.log.notes)
 
@@ -231,7 +232,7 @@ def test_masked_weights_survive_the_cut() -> None:
     model = run(
         chain("prune_weights(sparsity=0.5)"), prepared("cnn-small(width=16)"), step_context()
     )
-    result = run(chain("prune_channels(channels=0.5)"), model, step_context())
+    result = run(cut_alone("prune_channels(channels=0.5)"), model, step_context())
     assert result.sparse == model.sparse
     assert all((result.module.get_parameter(name) == 0).any() for name in result.sparse)
 
@@ -254,13 +255,13 @@ def test_streams_are_narrowed_last() -> None:
     model = Model(Residual().eval(), (torch.randn(4, 3, 8, 8),))
     widths = {}
     for text in ("macs=0.5", "macs=0.5, streams='alike'", "macs=0.3", "channels=0.5"):
-        module = run(chain(f"prune_channels({text}, round_to=1)"), model, step_context()).module
+        module = run(cut_alone(f"prune_channels({text}, round_to=1)"), model, step_context()).module
         widths[text] = (module.stem.out_channels, module.inner.out_channels)
     assert widths["macs=0.5"][0] == 32 > widths["macs=0.5, streams='alike'"][0]
     assert widths["macs=0.5"][1] < widths["macs=0.5, streams='alike'"][1]
     assert widths["macs=0.3"][0] == 32
     assert widths["channels=0.5"] == (16, 32)
-    deeper = run(chain("prune_channels(macs=0.02, round_to=1)"), model, step_context()).module
+    deeper = run(cut_alone("prune_channels(macs=0.02, round_to=1)"), model, step_context()).module
     assert deeper.stem.out_channels < 32, "inner widths alone do not give that"
 
 
@@ -317,7 +318,7 @@ def test_parts_beside_an_ignored_one_keep_the_same_share() -> None:
 
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_fractions_of_channels_in_rounds_are_those_of_the_first(scope: str) -> None:
-    text = f"prune_channels(channels=0.5, scope={scope!r}, round_to=1)"
+    text = f"prune_channels(channels=0.5, scope={scope!r}, round_to=1, calibration=0)"
     left = []
     for chain_text in (text, f"repeat(2, {text})", f"repeat(4, {text})"):
         model = prepared("cnn-small(width=16)")
@@ -352,7 +353,7 @@ def test_what_is_inside_an_ignored_layer_keeps_its_width_too(
     layers = (result.stem, result.body[0], result.body[3])
     assert tuple(layer.out_channels for layer in layers) == widths
     with pytest.raises(UserError, match=r"to ignore 'body.1' protects nothing"):
-        run(chain("prune_channels(macs=0.5, ignored=['body.1'])"), model, step_context())
+        run(cut_alone("prune_channels(macs=0.5, ignored=['body.1'])"), model, step_context())
 
 
 @pytest.mark.parametrize(("widths", "step"), [((64, 64, 128), 8), ((16, 16, 32), 4)])
@@ -401,5 +402,5 @@ def test_a_target_of_macs_over_uncounted_operators_is_refused() -> None:
     )
     model = of(net, 3, 8, 8)
     with pytest.raises(UserError, match=r"MACs leave out 1 call of torchvision.deform_conv2d"):
-        run(chain("prune_channels(macs=0.7)"), model, step_context())
-    run(chain("prune_channels(channels=0.5)"), model, step_context())
+        run(cut_alone("prune_channels(macs=0.7)"), model, step_context())
+    run(cut_alone("prune_channels(channels=0.5)"), model, step_context())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pruned_nets import Net, of, prepared, pruned, share, step_context
+from pruned_nets import Net, cut_alone, of, prepared, pruned, share, step_context
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -317,7 +317,7 @@ def test_vision_transformers_of_torchvision_keep_their_stream_and_are_saved(
 ) -> None:
     model = prepared(VIT)
     text = f"prune_channels(macs=0.6, round_to=1, heads={heads!r})"
-    result = run(chain(text), model, step_context())
+    result = run(cut_alone(text), model, step_context())
     inner: Any = result.module.encoder.layers[0].self_attention
     assert type(inner) is Attention
     assert inner.qkv.in_features == 32 > inner.out_proj.in_features
@@ -348,11 +348,13 @@ def test_attention_around_which_nothing_is_cut_stays_packed() -> None:
         for leaf in ("self_attention", "mlp.0")
     ]
     context = step_context()
-    result = run(chain(f"prune_channels(channels=0.5, ignored={paths!r})"), model, context)
+    result = run(cut_alone(f"prune_channels(channels=0.5, ignored={paths!r})"), model, context)
     attentions = [m for m in result.module.modules() if isinstance(m, nn.MultiheadAttention)]
     assert len(attentions) in (0, 2)
     whole = run(
-        chain(f"prune_channels(channels=0.5, ignored={[*paths, 'conv_proj']!r})"), model, context
+        cut_alone(f"prune_channels(channels=0.5, ignored={[*paths, 'conv_proj']!r})"),
+        model,
+        context,
     )
     kept = [m for m in whole.module.modules() if isinstance(m, nn.MultiheadAttention)]
     assert len(kept) == 2

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench_fixtures import fresh_model, make_context, small_digits
+from bench_fixtures import small_digits
 from torch import nn
 
-from compress.compressor import run
-from compress.errors import IllegalChain, UserError
+from compress.errors import UserError
 from compress.tasks.base import Data, Tensors, prepared_batches
-from compress.techniques import chain
 from compress.training.batch_norms import BATCH, batch_norms, reestimate
 
 
@@ -33,32 +31,6 @@ def test_statistics_are_the_means_over_batches() -> None:
 def test_without_running_statistics_there_is_nothing_to_do() -> None:
     net = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3))
     assert reestimate(net, []) == 0
-
-
-def test_a_pruned_net_sees_its_calibration_items_as_training_would() -> None:
-    """The last norm's outputs have mean and variance as its bias and scale say, before none."""
-    data = small_digits()
-    model, context = fresh_model(data, "resnet20"), make_context(data)
-    text = "prune_channels(channels=0.5, calibration=128)"
-    assert chain(text).needs == {"calibration"}
-    stays = run(chain("prune_channels(channels=0.5)"), model, context).module
-    ours = run(chain(text), model, context).module
-    assert context.calibration is not None
-    raw, _ = context.calibration.fetch(torch.arange(128))
-    off = []
-    for net in (stays, ours):
-        norm = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)][-1]
-        seen: list[torch.Tensor] = []
-        hook = norm.register_forward_hook(lambda *args, seen=seen: seen.append(args[2]))
-        with torch.no_grad():
-            net(*context.task.prepare(raw, torch.device("cpu")))
-        hook.remove()
-        scale, shift = (one.detach()[:, None, None] for one in (norm.weight, norm.bias))
-        values = (seen[0] - shift) / scale
-        off.append(float((values.transpose(0, 1).flatten(1).var(1) - 1).abs().max()))
-    assert off[1] < 0.3 < off[0]
-    for name, weight in stays.named_parameters():
-        assert torch.equal(weight, ours.get_parameter(name))
 
 
 def inputs_of(data: Data) -> list[Tensors]:
@@ -112,8 +84,6 @@ def test_a_single_item_is_refused_and_the_statistics_stay() -> None:
     with pytest.raises(UserError, match="less than two items"):
         reestimate(module, [(torch.randn(1, 1, 8, 8),)] * 3)
     assert all(torch.equal(before[name], one) for name, one in module.state_dict().items())
-    with pytest.raises(IllegalChain, match="calibration is a number of items: 0, or at least 2"):
-        chain("prune_channels(macs=0.5, calibration=1)")
 
 
 def test_a_norm_that_is_called_twice_takes_the_mean_of_both() -> None:
