@@ -38,16 +38,14 @@ from compress.training import accuracy
 SGD = "optimizer='sgd', learning_rate=0.01"
 TRAINED = f"finetune(epochs=2, {SGD})"
 ONE = f"finetune(epochs=1, {SGD})"
-PRUNED = "prune_channels(macs=0.5)"
+PRUNED, AS_CUT = "prune_channels(macs=0.5)", "prune_channels(macs=0.5, calibration=0)"
 CRITERIA = ("l2", "l1", "bn_scale", "fpgm", "taylor", "fisher", "random")
 RECIPES = {
     **{f"criterion {name}": f"prune_channels(macs=0.5, criterion='{name}') -> {TRAINED}"
        for name in CRITERIA},
-    "untrained, macs=0.8": "prune_channels(macs=0.8)",
-    "untrained, macs=0.8, norms anew": "prune_channels(macs=0.8, calibration=1024)",
-    "untrained, macs=0.5": PRUNED,
-    "untrained, macs=0.5, norms anew": "prune_channels(macs=0.5, calibration=1024)",
-    "norms anew, trained": f"prune_channels(macs=0.5, calibration=1024) -> {TRAINED}",
+    "untrained": PRUNED,
+    "untrained, not fitted": AS_CUT,
+    "not fitted": f"{AS_CUT} -> {TRAINED}",
     "in two rounds": f"repeat(2, {PRUNED} -> {ONE})",
     "sparsify first": f"sparsify(epochs=1) -> {PRUNED} -> {ONE}",
     "trained first": f"{ONE} -> {PRUNED} -> {ONE}",

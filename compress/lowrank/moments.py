@@ -44,6 +44,14 @@ matrix is enough."""
 Batches = Iterable[Tensors]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Which outputs and unfolded inputs of the original a layer still has, by their numbers."""
+
+    outputs: Tensor
+    inputs: Tensor
+
+
 class _Enough(Exception):
     """All layers that matter have been called."""
 
@@ -142,13 +150,15 @@ def moments(
     batches: Batches,
     items: int,
     original: nn.Module | None = None,
-    kept: Mapping[str, Tensor] | None = None,
+    kept: Mapping[str, Kept] | None = None,
+    as_before: bool = False,
 ) -> dict[str, Inputs]:
     """Return what layers of a module are given, by their paths; `calls` says how often they run.
 
     With the `original` of a module whose earlier layers have been replaced, the outputs that are
-    wanted are those of the original on its own inputs; `kept` has the indices of those that a
-    layer, by its path, still has. Raises UserError for values that are not finite.
+    wanted are those of the original on its own inputs; of layers of which some were cut, those in
+    `kept`. With `as_before`, inputs are what is kept of the original's, too, and the module does
+    not run. Raises UserError for values that are not finite.
     """
     layers: dict[str, Layer] = {path: module.get_submodule(path) for path in calls}  # type: ignore[misc]
     sums = {path: _Sums(layer, original is not None) for path, layer in layers.items()}
@@ -157,7 +167,10 @@ def moments(
             part = len(some[0]) / max(items, 1)
             shares = {path: part * _rows(layer) for path, layer in layers.items()}
             pick = _Picker(number, shares, calls)
-            _put(sums, module, original, calls, some, pick, kept or {})
+            if as_before and original is not None:
+                _put_as_before(sums, original, calls, some, pick, kept or {})
+            else:
+                _put(sums, module, original, calls, some, pick, kept or {})
         for one in sums.values():
             one.add()
     for path, one in sums.items():
@@ -181,14 +194,13 @@ def _put(
     calls: Mapping[str, int],
     batch: Tensors,
     pick: _Picker,
-    kept: Mapping[str, Tensor],
+    kept: Mapping[str, Kept],
 ) -> None:
     """Give a part of a batch to the sums."""
     wanted: dict[tuple[str, int], Tensor] = {}
 
     def keep(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
-        rows = pick.outputs(path, call, layer, y)
-        wanted[path, call] = rows[:, kept[path].to(rows.device)] if path in kept else rows
+        wanted[path, call] = _kept(pick.outputs(path, call, layer, y), kept, path, "outputs")
 
     def collect(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
         sums[path].put(pick.inputs(path, call, layer, x, y), wanted.get((path, call)))
@@ -196,6 +208,31 @@ def _put(
     if original is not None:
         _watched(original, calls, batch, keep)
     _watched(module, calls, batch, collect)
+
+
+def _put_as_before(
+    sums: Mapping[str, _Sums],
+    original: nn.Module,
+    calls: Mapping[str, int],
+    batch: Tensors,
+    pick: _Picker,
+    kept: Mapping[str, Kept],
+) -> None:
+    """Give to the sums what is kept of the original's inputs and outputs."""
+
+    def collect(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
+        rows = _kept(pick.inputs(path, call, layer, x, y), kept, path, "inputs")
+        wanted = _kept(pick.outputs(path, call, layer, y), kept, path, "outputs")
+        sums[path].put(rows, wanted)
+
+    _watched(original, calls, batch, collect)
+
+
+def _kept(rows: Tensor, kept: Mapping[str, Kept], path: str, which: str) -> Tensor:
+    if path not in kept:
+        return rows
+    index: Tensor = getattr(kept[path], which)
+    return rows[:, index.to(rows.device)]
 
 
 Seen = Callable[[str, int, Layer, Tensor, Tensor], None]

@@ -21,13 +21,15 @@ from compress import counts
 from compress.lowrank.fit import Inputs
 from compress.lowrank.forms import Layer, inputs_of
 from compress.lowrank.layers import TargetLayer, target_layers
-from compress.lowrank.moments import TOGETHER, WIDEST, Batches, in_groups, moments, size_of
+from compress.lowrank.moments import TOGETHER, WIDEST, Batches, Kept, in_groups, moments, size_of
 from compress.model import Model, copied, forward, on_device_of
 from compress.techniques.channel_cut import Cut, Plan
 from compress.techniques.channel_trace import Vector
 
 RIDGE = 0.01
 """Of the mean second moment of an input, what draws the weights to those that were cut."""
+COMPARED = 32
+"""Items on which outputs are compared."""
 WORK = 4e12
 """Multiply-accumulates of passes up to which each layer has its own: a minute or so."""
 SPARSE = "its zeros would be lost"
@@ -54,14 +56,6 @@ class Refitted:
         return self.after < self.before
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Which outputs and unfolded inputs of the original a layer still has."""
-
-    outputs: Tensor
-    inputs: Tensor
-
-
 def refitted(original: Model, done: Cut, plan: Plan, batches: Batches, items: int) -> Refitted:
     """Return a pruned net whose layers are fitted on batches of so many items."""
     kept, found, left = _layers(original, done, plan)
@@ -71,7 +65,7 @@ def refitted(original: Model, done: Cut, plan: Plan, batches: Batches, items: in
         errors = _one_by_one(module, source, found, kept, batches, items)
     else:
         errors = _at_once(module, source, found, kept, batches, items)
-    off = [_error(source, one, batches) for one in (done.module, module)]
+    off = _errors(source, (done.module, module), batches)
     return Refitted(module, errors, left, *off)
 
 
@@ -117,7 +111,7 @@ def _unfit(
     """Say why a layer keeps its weights ('' if it is fitted)."""
     if f"{one.path}.weight" in sparse:
         return SPARSE
-    if inputs_of(before) > WIDEST:
+    if inputs_of(one.layer) > WIDEST:
         return WIDE
     weight = before.weight.detach()[outputs][:, channels]
     return "" if torch.equal(weight, one.layer.weight.detach()) else RESCALED
@@ -137,8 +131,7 @@ def _one_by_one(
     """
     errors = {}
     for one in found:
-        calls, wanted = {one.path: len(one.calls)}, {one.path: kept[one.path].outputs}
-        known = moments(module, calls, batches, items, source, wanted)
+        known = moments(module, {one.path: len(one.calls)}, batches, items, source, kept)
         errors[one.path] = _fit(_layer(module, one.path), known[one.path])
     return errors
 
@@ -156,29 +149,14 @@ def _at_once(
     One pass of the original, or a few where the moments of all layers have no room together.
     """
     errors = {}
-    layers = {one.path: _layer(source, one.path) for one in found}
+    layers = {one.path: _layer(module, one.path) for one in found}
     calls = {one.path: len(one.calls) for one in found}
     for group in in_groups(list(layers), list(map(size_of, layers.values())), TOGETHER):
-        known = moments(source, {path: calls[path] for path in group}, batches, items)
+        of_group = {path: calls[path] for path in group}
+        known = moments(module, of_group, batches, items, source, kept, as_before=True)
         for path in group:
-            inputs = _of_kept(layers[path], known.pop(path), kept[path])
-            errors[path] = _fit(_layer(module, path), inputs)
+            errors[path] = _fit(layers[path], known.pop(path))
     return errors
-
-
-def _of_kept(layer: Layer, whole: Inputs, kept: Kept) -> Inputs:
-    """Return the moments of what is left of a layer's inputs, with what its outputs were."""
-    assert whole.moments is not None, "wider layers are not fitted"
-    weight = layer.weight.detach().cpu().double().flatten(1)[kept.outputs]
-    bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().double()[kept.outputs]
-    crossed = weight @ whole.moments
-    return Inputs(
-        whole.mean[kept.inputs],
-        whole.moments[kept.inputs][:, kept.inputs],
-        wanted=crossed[:, kept.inputs],
-        wanted_mean=weight @ whole.mean + bias,
-        energy=float((crossed * weight).sum()),
-    )
 
 
 def _fit(layer: Layer, known: Inputs) -> tuple[float, float]:
@@ -214,11 +192,16 @@ def _fit(layer: Layer, known: Inputs) -> tuple[float, float]:
     return error(old), error(new)
 
 
-def _error(original: nn.Module, module: nn.Module, batches: Batches) -> float:
-    """Return the mean square error of a net's outputs, over all items."""
-    total, count = 0.0, 0
+def _errors(original: nn.Module, modules: Sequence[nn.Module], batches: Batches) -> list[float]:
+    """Return the mean square errors of the outputs of nets, over some items."""
+    total, count = [0.0] * len(modules), 0
     for batch in batches:
-        inputs = on_device_of(module, batch)
-        off = forward(module, inputs) - forward(original, inputs)
-        total, count = total + float(off.double().square().sum()), count + off.numel()
-    return total / max(count, 1)
+        if count >= COMPARED:
+            break
+        inputs = on_device_of(original, batch)
+        expected, count = forward(original, inputs), count + len(inputs[0])
+        for number, module in enumerate(modules):
+            total[number] += float(
+                (forward(module, inputs) - expected).double().square().mean(1).sum()
+            )
+    return [one / max(count, 1) for one in total]
