@@ -12,7 +12,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -318,6 +318,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _without(compressor: Compressor, need: str) -> str:
+    """Say how a step can do without something ('' if it can't)."""
+    if not (is_dataclass(compressor) and hasattr(compressor, need)):
+        return ""
+    try:
+        other = replace(compressor, **{need: 0})
+    except UserError:
+        return ""
+    return "" if need in other.needs else f". It can do without: give {need}=0"
+
+
 def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
     """Apply a compressor to a copy of `model`, seeded, and check what it returns.
 
@@ -328,7 +339,10 @@ def run(compressor: Compressor, model: Model, context: StepContext) -> Model:
         raise IllegalChain(f"{compressor!r} cannot follow a step that wrote the deployed file")
     for need in sorted(compressor.needs):
         if not context.has(need):
-            raise IllegalChain(f"{compressor.name()} needs {need}, and the context has none")
+            without = _without(compressor, need)
+            raise IllegalChain(
+                f"{compressor.name()} needs {need}, and the context has none{without}"
+            )
     compressor.check(context)
     if isinstance(compressor, (Chain, Repeat)):
         # Their steps come through here one by one, each with a copy of its own.

@@ -274,7 +274,7 @@ def test_a_log_tells_what_every_row_is_doing(finished: Path) -> None:
     assert begun[first + 1 : first + 6] == ["training on 1,294 images", *measuring]
     row = "3 of 6 rows: prune_channels(macs=0.5) [seed 0]: step 1 of 1, prune_channels(macs=0.5)"
     pruned = begun.index(row)
-    assert begun[pruned + 1 : pruned + 6] == ["fitting the layers that are left", *measuring]
+    assert begun[pruned + 1 : pruned + 6] == ["refitting the layers that are left", *measuring]
     assert begun[-3:] == [
         "measuring the memory of 5 file(s)",
         "timing 5 file(s) in onnxruntime on the CPU",

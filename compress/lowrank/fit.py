@@ -45,6 +45,8 @@ class Inputs:
     wanted: Tensor | None = None
     wanted_mean: Tensor | None = None
     energy: float = 0.0
+    rows: int = 0
+    """How many rows of inputs all of these are means over."""
 
 
 def white(layer: Layer) -> Inputs:

@@ -32,6 +32,8 @@ ROWS = 16384
 NARROW = 1152
 """Unfolded inputs up to which all of these are taken: 3 x 3 x 128. Of wider layers, whose products
 take most of the time, half of them, or twice as many rows as there are inputs."""
+ENOUGH = 2048
+"""Rows that are added at once: more would take memory, fewer time."""
 TOGETHER = 1 << 30
 """Bytes of moments that are held at once."""
 PASS = 8
@@ -90,7 +92,10 @@ class _Sums:
 
     def put(self, rows: Tensor, wanted: Tensor | None) -> None:
         """Have rows wait for others: one product of many takes less time than many of few."""
+        assert wanted is None or len(wanted) == len(rows), "rows of both nets belong together"
         self.waiting.append((rows.cpu(), None if wanted is None else wanted.cpu()))
+        if sum(len(some) for some, _ in self.waiting) >= ENOUGH:
+            self.add()
 
     def add(self) -> None:
         """Add what waits."""
@@ -129,19 +134,19 @@ class _Sums:
         if self.wide:
             center = self.weight.double() @ off
             moments = self.products / count - torch.outer(center, center)
-            return Inputs(mean, outputs=moments, wanted_mean=wanted_mean)
+            return Inputs(mean, outputs=moments, wanted_mean=wanted_mean, rows=self.count)
         moments = self.products / count - torch.outer(off, off)
         if wanted_mean is None:
-            return Inputs(mean, moments)
+            return Inputs(mean, moments, rows=self.count)
         energy = self.squares / count - float(wanted_off.square().sum())
         crossed = self.crossed / count - torch.outer(wanted_off, off)
-        return Inputs(mean, moments, None, crossed, wanted_mean, energy)
+        return Inputs(mean, moments, None, crossed, wanted_mean, energy, self.count)
 
 
 def size_of(layer: Layer) -> int:
-    """Return the bytes that a layer's moments take."""
-    size = inputs_of(layer)
-    return 8 * (size * size if size <= WIDEST else outputs_of(layer) ** 2)
+    """Return the bytes that a layer's moments take, with those of wanted outputs."""
+    size, outputs = inputs_of(layer), outputs_of(layer)
+    return 8 * (size * (size + outputs) if size <= WIDEST else outputs**2)
 
 
 def moments(
@@ -151,14 +156,14 @@ def moments(
     items: int,
     original: nn.Module | None = None,
     kept: Mapping[str, Kept] | None = None,
-    as_before: bool = False,
+    from_original: bool = False,
 ) -> dict[str, Inputs]:
     """Return what layers of a module are given, by their paths; `calls` says how often they run.
 
     With the `original` of a module whose earlier layers have been replaced, the outputs that are
     wanted are those of the original on its own inputs; of layers of which some were cut, those in
-    `kept`. With `as_before`, inputs are what is kept of the original's, too, and the module does
-    not run. Raises UserError for values that are not finite.
+    `kept`. With `from_original`, inputs are what is kept of the original's, too, and the module
+    does not run. Raises UserError for values that are not finite.
     """
     layers: dict[str, Layer] = {path: module.get_submodule(path) for path in calls}  # type: ignore[misc]
     sums = {path: _Sums(layer, original is not None) for path, layer in layers.items()}
@@ -167,17 +172,18 @@ def moments(
             part = len(some[0]) / max(items, 1)
             shares = {path: part * _rows(layer) for path, layer in layers.items()}
             pick = _Picker(number, shares, calls)
-            if as_before and original is not None:
-                _put_as_before(sums, original, calls, some, pick, kept or {})
+            if from_original and original is not None:
+                _put_from_original(sums, original, calls, some, pick, kept or {})
             else:
                 _put(sums, module, original, calls, some, pick, kept or {})
         for one in sums.values():
             one.add()
     for path, one in sums.items():
-        if not (one.products.isfinite().all() and one.inputs.isfinite().all()):
+        finite = all(sums.isfinite().all() for sums in (one.products, one.inputs, one.outputs))
+        if not finite:
             raise UserError(
-                f"on the calibration items, layer {path} is given values that are not finite: "
-                f"remove these items, or give calibration=0"
+                f"on the calibration items, layer {path} is given values that are not finite, or "
+                f"gives such: remove these items, or give calibration=0"
             )
     return {path: one.result() for path, one in sums.items()}
 
@@ -210,7 +216,7 @@ def _put(
     _watched(module, calls, batch, collect)
 
 
-def _put_as_before(
+def _put_from_original(
     sums: Mapping[str, _Sums],
     original: nn.Module,
     calls: Mapping[str, int],

@@ -1,17 +1,19 @@
-"""Fitting the layers of a pruned net anew, so that they give what is left of their outputs again.
+"""Refitting the layers of a pruned net, so that they reproduce the outputs that are left of them.
 
-The channels that went had a part in what later layers computed. Those that stay can take over much
-of it: of each layer, in the order of calls, the weights are replaced by the ones with which its
-outputs come nearest to the original's, by least squares over calibration items (He et al. 2017,
-arXiv 1707.06168, section 3.1). The outputs that are wanted are those of the original on its own
-inputs; its inputs are those that the layers before it give now, so each layer takes back what
-earlier ones lose (the same, section 3.2). No labels, no gradients; shapes and kinds of layers stay.
+The channels that went had a part in what later layers computed, and those that stay can take over
+much of it: each layer gets the weights with which its outputs come nearest to the original's in the
+same channels, by least squares over calibration items (He et al. 2017, arXiv 1707.06168, section
+3.1). What is wanted are the original's outputs on its own inputs; the inputs are those that the
+layers before it, refitted already, give in the pruned net, so each layer takes back what earlier
+ones lose (the same, section 3.2). No labels, no gradients; shapes and kinds of layers stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,29 +25,38 @@ from compress.lowrank.forms import Layer, inputs_of
 from compress.lowrank.layers import TargetLayer, target_layers
 from compress.lowrank.moments import TOGETHER, WIDEST, Batches, Kept, in_groups, moments, size_of
 from compress.model import Model, copied, forward, on_device_of
+from compress.tasks.base import Tensors
 from compress.techniques.channel_cut import Cut, Plan
 from compress.techniques.channel_trace import Vector
 
-RIDGE = 0.01
-"""Of the mean second moment of an input, what draws the weights to those that were cut."""
-COMPARED = 32
-"""Items on which outputs are compared."""
+RIDGE, SCARCE = 0.01, 1.0
+"""Of the mean variance of an input, what is added to each: it draws a layer's weights to those that
+it has. The second times the number of inputs over that of rows, where that is more: with few rows
+to an input, least squares would fit their noise."""
+CONSTANT = 1e-6
+"""The same, of the mean square of an input, which outweighs the rounding of constant inputs."""
 WORK = 4e12
-"""Multiply-accumulates of passes up to which each layer has its own: a minute or so."""
+"""Multiply-accumulates that the passes for layers in turn may take: a minute or so."""
+EQUAL = 1e-5
+"""Of the largest input, by which the inputs of a layer before all cuts may differ."""
+OTHERS = "only Linear and Conv2d layers are refitted"
+FROZEN = "its weights are frozen"
 SPARSE = "its zeros would be lost"
 WIDE = f"it has over {WIDEST} unfolded inputs"
 RESCALED = "the cut changed its weights"
-UNCHANGED = "nothing before it was cut"
+UNCHANGED = "its inputs are those that they were"
+AMONG_ROWS = "channels that were cut are among its rows"
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """A pruned module whose layers were fitted, and what became of each."""
+    """A pruned module whose layers were refitted, and what became of each."""
 
     module: nn.Module
     errors: Mapping[str, tuple[float, float]]
-    """By layer, the error of its outputs before and after, as a share of their energy."""
-    left: Mapping[str, str]
+    """By layer, the mean square error of its outputs before and after, as a share of their mean
+    square."""
+    left_alone: Mapping[str, str]
     """Layers that keep their weights -> why."""
     before: float
     """The mean square error of the net's outputs as it was cut, and as it is now."""
@@ -56,45 +67,89 @@ class Refitted:
         return self.after < self.before
 
 
-def refitted(original: Model, done: Cut, plan: Plan, batches: Batches, items: int) -> Refitted:
-    """Return a pruned net whose layers are fitted on batches of so many items."""
-    kept, found, left = _layers(original, done, plan)
+def refitted(
+    original: Model, done: Cut, plan: Plan, batches: Batches, items: int, others: Batches
+) -> Refitted:
+    """Return a pruned net refitted on batches of so many items, and judged on `others`."""
+    kept, targets, left_alone = _targets(original, done, plan)
     module, source = copied(done.module).eval(), copied(original.module).eval()
     passes = counts.macs(source, original.example) + counts.macs(module, original.example)
-    if len(found) * items * passes / 2 <= WORK:
-        errors = _one_by_one(module, source, found, kept, batches, items)
+    if len(targets) * items * passes / 2 <= WORK:
+        errors = _in_turn(module, source, targets, kept, batches, items)
     else:
-        errors = _at_once(module, source, found, kept, batches, items)
-    off = _errors(source, (done.module, module), batches)
-    return Refitted(module, errors, left, *off)
+        errors = _at_once(module, source, targets, kept, batches, items)
+    before, after = _errors(source, (done.module, module), others)
+    return Refitted(module, errors, left_alone, before, after)
 
 
-def _layers(
+def _targets(
     original: Model, done: Cut, plan: Plan
 ) -> tuple[dict[str, Kept], list[TargetLayer], dict[str, str]]:
-    """Return what can be fitted, with what it keeps, and the reasons for what cannot."""
+    """Return what can be refitted, with what it keeps, and the reasons for what cannot."""
     kept: dict[str, Kept] = {}
-    found, left = target_layers(done.module, original.items())
-    reached = False
+    found, reasons = target_layers(done.module, original.items())
+    for path in reasons:
+        layer = done.module.get_submodule(path)
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            reasons[path] = OTHERS
+    paths = [one.path for one in found]
+    were, are = (_entered(net, paths, original.items()) for net in (original.module, done.module))
     for one in found:
         before = _layer(original.module, one.path)
         outputs, channels = (_stay(plan, one.path, axis, before, done.classes) for axis in (0, 1))
-        reached = reached or len(channels) < before.weight.shape[1]
-        if not reached:
-            left[one.path] = UNCHANGED
-        elif reason := _unfit(one, before, outputs, channels, original.sparse):
-            left[one.path] = reason
-        else:
-            places = before.weight[0, 0].numel()
-            inputs = (channels[:, None] * places + torch.arange(places)).flatten()
-            kept[one.path] = Kept(outputs, inputs)
-    return kept, [one for one in found if one.path in kept], left
+        reason = _rows_differ(one.layer, were[one.path], are[one.path])
+        reason = reason or _unfit(one, before, outputs, channels, original.sparse)
+        if reason:
+            reasons[one.path] = reason
+            continue
+        places = before.weight[0, 0].numel()
+        inputs = (channels[:, None] * places + torch.arange(places)).flatten()
+        kept[one.path] = Kept(outputs, inputs)
+    return kept, [one for one in found if one.path in kept], reasons
 
 
 def _layer(module: nn.Module, path: str) -> Layer:
     layer = module.get_submodule(path)
-    assert isinstance(layer, nn.Linear | nn.Conv2d), "no others are fitted"
+    assert isinstance(layer, nn.Linear | nn.Conv2d), "no others are refitted"
     return layer
+
+
+def _entered(module: nn.Module, paths: Sequence[str], inputs: Tensors) -> dict[str, list[Tensor]]:
+    """Return what enters layers in each of their calls, on some items."""
+    seen: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+    def note(path: str) -> Any:
+        def hook(layer: Any, given: Any, options: Any) -> None:
+            seen[path].append((given[0] if given else options["input"]).detach().clone())
+
+        return hook
+
+    with ExitStack() as stack:
+        for path in paths:
+            layer = module.get_submodule(path)
+            handle = layer.register_forward_pre_hook(note(path), with_kwargs=True)
+            stack.callback(handle.remove)
+        forward(module, on_device_of(module, inputs))
+    return seen
+
+
+def _rows_differ(layer: Layer, before: Sequence[Tensor], after: Sequence[Tensor]) -> str:
+    """Say why the rows of a layer are not those of the original, or are the same ('' else)."""
+    axis = -1 if isinstance(layer, nn.Linear) else 1
+    if [_without(one, axis) for one in before] != [_without(one, axis) for one in after]:
+        return AMONG_ROWS
+    same = (
+        one.shape == other.shape and (one - other).abs().max() <= EQUAL * one.abs().max()
+        for one, other in zip(before, after, strict=True)
+    )
+    return UNCHANGED if all(same) else ""
+
+
+def _without(tensor: Tensor, axis: int) -> list[int]:
+    """Return the shape of a tensor but for its channels."""
+    shape = list(tensor.shape)
+    del shape[axis]
+    return shape
 
 
 def _stay(plan: Plan, path: str, axis: int, layer: Layer, gone: Vector) -> Tensor:
@@ -108,100 +163,111 @@ def _stay(plan: Plan, path: str, axis: int, layer: Layer, gone: Vector) -> Tenso
 def _unfit(
     one: TargetLayer, before: Layer, outputs: Tensor, channels: Tensor, sparse: frozenset[str]
 ) -> str:
-    """Say why a layer keeps its weights ('' if it is fitted)."""
+    """Say why a layer keeps its weights ('' if it is refitted)."""
     if f"{one.path}.weight" in sparse:
         return SPARSE
+    if not all(parameter.requires_grad for parameter in before.parameters()):
+        return FROZEN
     if inputs_of(one.layer) > WIDEST:
         return WIDE
     weight = before.weight.detach()[outputs][:, channels]
     return "" if torch.equal(weight, one.layer.weight.detach()) else RESCALED
 
 
-def _one_by_one(
+def _in_turn(
     module: nn.Module,
     source: nn.Module,
-    found: Sequence[TargetLayer],
+    targets: Sequence[TargetLayer],
     kept: Mapping[str, Kept],
     batches: Batches,
     items: int,
 ) -> dict[str, tuple[float, float]]:
-    """Fit each layer to what those before it, fitted already, give; return the errors.
+    """Refit one layer after another, to what those before it give by then; return the errors.
 
-    Several at once, from inputs that are still to change, come out worse than with `_at_once`.
+    (A few layers at a time, to what those before them give, comes out worse than `_at_once`.)
     """
     errors = {}
-    for one in found:
+    for one in targets:
         known = moments(module, {one.path: len(one.calls)}, batches, items, source, kept)
-        errors[one.path] = _fit(_layer(module, one.path), known[one.path])
+        errors[one.path] = _refit(_layer(module, one.path), known[one.path])
     return errors
 
 
 def _at_once(
     module: nn.Module,
     source: nn.Module,
-    found: Sequence[TargetLayer],
+    targets: Sequence[TargetLayer],
     kept: Mapping[str, Kept],
     batches: Batches,
     items: int,
 ) -> dict[str, tuple[float, float]]:
-    """Fit all layers as if those before them gave the original's values in what they keep.
+    """Refit all layers as if those before them gave the original's values in what they keep.
 
     One pass of the original, or a few where the moments of all layers have no room together.
     """
     errors = {}
-    layers = {one.path: _layer(module, one.path) for one in found}
-    calls = {one.path: len(one.calls) for one in found}
+    layers = {one.path: _layer(module, one.path) for one in targets}
+    calls = {one.path: len(one.calls) for one in targets}
     for group in in_groups(list(layers), list(map(size_of, layers.values())), TOGETHER):
         of_group = {path: calls[path] for path in group}
-        known = moments(module, of_group, batches, items, source, kept, as_before=True)
+        known = moments(module, of_group, batches, items, source, kept, from_original=True)
         for path in group:
-            errors[path] = _fit(layers[path], known.pop(path))
+            errors[path] = _refit(layers[path], known.pop(path))
     return errors
 
 
-def _fit(layer: Layer, known: Inputs) -> tuple[float, float]:
+def _refit(layer: Layer, known: Inputs) -> tuple[float, float]:
     """Give a layer the weights of least error; return the errors with the old ones and the new.
 
     With a bias, that takes the mean error; without one, the mean is an input like others.
     """
-    assert known.moments is not None
-    assert known.wanted is not None
-    assert known.wanted_mean is not None
-    weight = layer.weight
+    moments, wanted, wanted_mean = known.moments, known.wanted, known.wanted_mean
+    assert moments is not None, "wider layers are not refitted"
+    assert wanted is not None, "it is given"
+    assert wanted_mean is not None, "it is given"
+    weight, mean = layer.weight, known.mean
     old = weight.detach().cpu().double().flatten(1)
-    moments, wanted, energy = known.moments, known.wanted, known.energy
+    bias = torch.zeros(len(old), dtype=old.dtype)
+    if layer.bias is not None:
+        bias = layer.bias.detach().cpu().double()
+
+    def error(tried: Tensor, bias: Tensor) -> float:
+        """Return the mean square error, as a share of what is wanted."""
+        off = wanted_mean - tried @ mean - bias
+        spread = known.energy - float((2 * tried * wanted - tried @ moments * tried).sum())
+        whole = known.energy + float(wanted_mean.square().sum())
+        return max(0.0, spread + float(off.square().sum())) / whole if whole else 0.0
+
+    solved, goal = moments.clone(), wanted
     if layer.bias is None:
-        moments = moments + torch.outer(known.mean, known.mean)
-        wanted = wanted + torch.outer(known.wanted_mean, known.mean)
-        energy += float(known.wanted_mean.square().sum())
-    ridge = RIDGE * float(moments.diagonal().mean())
-    if not ridge > 0:  # dead inputs: nothing is known
-        return 0.0, 0.0
-    solved = moments.clone()
-    solved.diagonal().add_(ridge)
-    new = old + torch.linalg.solve(solved, (wanted - old @ moments).T).T
-
-    def error(tried: Tensor) -> float:
-        left = energy - float((2 * tried * wanted - tried @ moments * tried).sum())
-        return max(0.0, left) / max(energy, 1e-300)
-
+        solved += torch.outer(mean, mean)
+        goal = goal + torch.outer(wanted_mean, mean)
+    share = max(RIDGE, SCARCE * len(solved) / max(known.rows, 1))
+    square = float((moments.diagonal() + mean.square()).mean())
+    ridge = share * float(solved.diagonal().mean()) + CONSTANT * square
+    if ridge > 0:  # else all inputs are zero
+        residual = goal - old @ solved
+        solved.diagonal().add_(ridge)
+        new = old + torch.linalg.solve(solved, residual.T).T
+    else:
+        new = old
+    before = error(old, bias)
+    if layer.bias is not None:
+        bias = wanted_mean - new @ mean
     with torch.no_grad():
         weight.copy_(new.reshape(weight.shape))
         if layer.bias is not None:
-            layer.bias.copy_(known.wanted_mean - new @ known.mean)
-    return error(old), error(new)
+            layer.bias.copy_(bias)
+    return before, error(new, bias)
 
 
 def _errors(original: nn.Module, modules: Sequence[nn.Module], batches: Batches) -> list[float]:
-    """Return the mean square errors of the outputs of nets, over some items."""
+    """Return the mean square errors of the outputs of nets."""
     total, count = [0.0] * len(modules), 0
     for batch in batches:
-        if count >= COMPARED:
-            break
         inputs = on_device_of(original, batch)
-        expected, count = forward(original, inputs), count + len(inputs[0])
+        expected = forward(original, inputs)
+        count += expected.numel()
         for number, module in enumerate(modules):
-            total[number] += float(
-                (forward(module, inputs) - expected).double().square().mean(1).sum()
-            )
+            total[number] += float((forward(module, inputs) - expected).double().square().sum())
     return [one / max(count, 1) for one in total]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
@@ -26,6 +27,7 @@ from compress.parts import (
 )
 from compress.system.amounts import plural
 from compress.system.progress import stage
+from compress.tasks.base import Subset
 from compress.techniques.channel_attention import packed_where_whole, with_plain_attention
 from compress.techniques.channel_cut import Cut, Plan, cut, differs_from_zeroed
 from compress.techniques.channel_groups import Channels, protects
@@ -42,6 +44,9 @@ from compress.techniques.prune_weights import follows, pattern_of
 from compress.techniques.timed_files import clock_of
 
 AUTO, STEP = "auto", 8
+ITEMS, FEW, JUDGED = 256, 32, 8
+"""Calibration items, at most unless asked for; the least that a fit can rest on; one in so many is
+kept back to judge it by."""
 SECONDS = 60.0
 """What timing layers may take where nothing else is said."""
 
@@ -64,8 +69,8 @@ class PruneChannels(Compressor):
     'alike', as all others are.
     With `heads='narrower'` those of attention lose channels, with 'fewer' whole ones go; where the
     code allows the other alone, that.
-    On `calibration` items, without their labels, the layers that are left are fitted anew, so that
-    they give what is left of their outputs again (`channel_refit`; 0: they keep their weights).
+    On `calibration` items, without their labels, the layers that are left are refitted, so that
+    they reproduce the outputs that are left of them (`channel_refit`; 0: they keep their weights).
 
     What produces the output is protected, and so is every group in which the pruned net would not
     equal the original with those channels set to zero (`channel_cut`). A target that cannot be
@@ -101,7 +106,7 @@ class PruneChannels(Compressor):
     streams: str = field(default="last", metadata=one_of("last", "alike"))
     heads: str = field(default=NARROWER, metadata=one_of(NARROWER, FEWER))
     seconds: float | None = field(default=None, metadata=positive())
-    calibration: int = field(default=256, metadata=whole_number(least=0))
+    calibration: int = field(default=ITEMS, metadata=whole_number(least=0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,21 +189,35 @@ class PruneChannels(Compressor):
     def _refitted(
         self, model: Model, pruned: Model, done: Cut, plan: Plan, context: StepContext
     ) -> Model:
-        """Return a pruned model with its layers fitted, where that brings its outputs nearer."""
+        """Return a pruned model with its layers refitted, where that brings its outputs nearer."""
         if not self.calibration:
             return pruned
-        items = context.calibration_items(self.calibration)
-        with stage("fitting the layers that are left"):
-            found = refitted(model, done, plan, Calibration(context.task, items), len(items))
-        for path, reason in found.left.items():
+        asked = self.calibration
+        if asked == ITEMS and context.calibration is not None:  # nobody's wish: what there is
+            asked = min(asked, len(context.calibration))
+        items = context.calibration_items(asked)
+        judged = max(1, len(items) // JUDGED)
+        if len(items) < FEW:
+            context.log.note(
+                f"prune_channels: {plural(len(items), 'calibration item')}, and {FEW} are the "
+                f"least that the layers that are left can be refitted on: they keep their weights"
+            )
+            return pruned
+        fit, others = (
+            Calibration(context.task, Subset(items, index))
+            for index in (torch.arange(judged, len(items)), torch.arange(judged))
+        )
+        with stage("refitting the layers that are left"):
+            found = refitted(model, done, plan, fit, len(items) - judged, others)
+        for path, reason in found.left_alone.items():
             context.log.row("refit", layer=path, left_alone=reason)
         if not found.errors:
             return pruned
         context.log.row("refit", error_before=found.before, error=found.after)
         if not found.better:
             context.log.note(
-                "prune_channels: the layers that are left keep their weights, since fitted anew "
-                "they would bring the outputs no nearer to what they were"
+                f"prune_channels: the layers that are left keep their weights, since refitted they "
+                f"bring the outputs no nearer on {plural(judged, 'item')} that the fit did not see"
             )
             return pruned
         for path, (before, after) in found.errors.items():
