@@ -5,7 +5,7 @@
 
 CIFAR-10 nets, and EfficientNet-Lite0 at 224 px on photographs: at several fractions of their MACs
 as they are cut; with the statistics of batch norms estimated anew on 256 calibration items, which
-is the usual remedy; and as `prune_channels` does by default, with the layers that are left fitted
+is the usual remedy; and as `prune_channels` does by default, with the layers that are left refitted
 on the same items. Channels chosen at random are the control. Accuracy is that of the float32 module
 on all test items; rows are kept as they come, and the next run goes on from there.
 """
@@ -40,8 +40,8 @@ ITEMS = 256
 WAYS = {
     "as it is cut": "calibration=0",
     "statistics anew": "calibration=0",
-    "fitted": "",
-    "fitted, channels at random": "criterion='random'",
+    "refitted": "",
+    "refitted, channels at random": "criterion='random'",
 }
 COLUMNS = ("net", "MACs", "way", "accuracy %", "lost", "s")
 

@@ -269,7 +269,7 @@ def test_values_that_are_not_finite_are_refused_with_the_layer() -> None:
         return m.out(m.second(F.relu(m.first(x)) / (x.mean() + 1).clamp(min=0)).mean((2, 3)))
 
     net.give = poisoned
-    black = torch.zeros(20, *SHAPE, dtype=torch.uint8)
+    black = torch.zeros(40, *SHAPE, dtype=torch.uint8)
     given = context_of(black)
     given = replace(
         given,
