@@ -33,7 +33,7 @@ class Carve(Compressor):
     the whole model, what is left after removing one by one the block whose removal changes the
     answers least on calibration data (`by='effect'`). `blocks` instead names those that stay,
     such as ['layer1.0', 'layer1.3']; blocks that change shapes stay in any case. `width` keeps
-    that fraction of the channels as well, as `prune_channels(channels=...)` does.
+    that fraction of the channels as well, as `prune_channels(channels=..., calibration=0)` does.
     """
 
     ratio: float | None = field(
