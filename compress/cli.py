@@ -84,7 +84,7 @@ SHARED = [
     _option("--data-root DIR", "Of data sets; else $COMPRESS_DATA_ROOT, else your cache.", PATH),
     _option("--weights FILE", "A .safetensors or .pt file, or DEFAULT (what is published)."),
     _option("--baseline STEP", "finetune(...) of the weights, to your classes; or train(...)."),
-    _option("--calibration SOURCE", "Such as imagefolder:DIR, for int8, refits and factors; no labels."),
+    _option("--calibration SOURCE", "Such as imagefolder:DIR: what steps calibrate on; no labels."),
     click.option(
         "--teacher",
         "teachers",
