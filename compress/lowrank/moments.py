@@ -9,7 +9,7 @@ needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import ceil
@@ -154,7 +154,7 @@ def moments(
     calls: Mapping[str, int],
     batches: Batches,
     items: int,
-    original: nn.Module | None = None,
+    original: nn.Module | Recorded | None = None,
     kept: Mapping[str, Kept] | None = None,
     from_original: bool = False,
 ) -> dict[str, Inputs]:
@@ -167,25 +167,90 @@ def moments(
     """
     layers: dict[str, Layer] = {path: module.get_submodule(path) for path in calls}  # type: ignore[misc]
     sums = {path: _Sums(layer, original is not None) for path, layer in layers.items()}
-    for number, batch in enumerate(batches):
-        for some in zip(*(tensor.split(PASS) for tensor in batch), strict=True):
-            part = len(some[0]) / max(items, 1)
-            shares = {path: part * _rows(layer) for path, layer in layers.items()}
-            pick = _Picker(number, shares, calls)
-            if from_original and original is not None:
-                _put_from_original(sums, original, calls, some, pick, kept or {})
-            else:
-                _put(sums, module, original, calls, some, pick, kept or {})
-        for one in sums.values():
-            one.add()
+    alike = isinstance(original, Recorded)
+    for place, some, pick in _parts(layers, calls, batches, items, alike):
+        if from_original:
+            assert isinstance(original, nn.Module), "it is what runs"
+            _put_from_original(sums, original, calls, some, pick, kept or {})
+            continue
+        wanted: Mapping[tuple[str, int], Tensor] = {}
+        if isinstance(original, Recorded):
+            wanted = original.parts[place]
+        elif original is not None:
+            wanted = _wanted(original, calls, some, pick, kept or {})
+        _put(sums, module, wanted, calls, some, pick)
     for path, one in sums.items():
-        finite = all(sums.isfinite().all() for sums in (one.products, one.inputs, one.outputs))
-        if not finite:
+        one.add()
+        if not all(found.isfinite().all() for found in (one.products, one.inputs, one.outputs)):
             raise UserError(
                 f"on the calibration items, layer {path} is given values that are not finite, or "
                 f"gives such: remove these items, or give calibration=0"
             )
     return {path: one.result() for path, one in sums.items()}
+
+
+def _parts(
+    layers: Mapping[str, Layer],
+    calls: Mapping[str, int],
+    batches: Batches,
+    items: int,
+    alike: bool,
+) -> Iterator[tuple[tuple[int, int], Tensors, _Picker]]:
+    """Yield parts of batches, with their numbers and which rows are taken of them."""
+    for number, batch in enumerate(batches):
+        parts = zip(*(tensor.split(PASS) for tensor in batch), strict=True)
+        for place, some in enumerate(parts):
+            part = len(some[0]) / max(items, 1)
+            shares = {path: part * _rows(layer) for path, layer in layers.items()}
+            yield (number, place), some, _Picker(number, shares, calls, alike)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Rows that are wanted of an original's outputs, of all layers, from one pass."""
+
+    parts: Mapping[tuple[int, int], Mapping[tuple[str, int], Tensor]]
+    """By part of a batch; by layer and call."""
+
+
+def recorded(
+    original: nn.Module,
+    layers: Mapping[str, Layer],
+    calls: Mapping[str, int],
+    batches: Batches,
+    items: int,
+    kept: Mapping[str, Kept],
+) -> Recorded | None:
+    """Return what is wanted of an original for `layers`, which are asked for one after another.
+
+    None where it takes more room than `TOGETHER`.
+    """
+    floats = sum(_rows(layer) * outputs_of(layer) for layer in layers.values())
+    if 4 * floats > TOGETHER:
+        return None
+    return Recorded(
+        {
+            place: _wanted(original, calls, some, pick, kept)
+            for place, some, pick in _parts(layers, calls, batches, items, alike=True)
+        }
+    )
+
+
+def _wanted(
+    original: nn.Module,
+    calls: Mapping[str, int],
+    batch: Tensors,
+    pick: _Picker,
+    kept: Mapping[str, Kept],
+) -> dict[tuple[str, int], Tensor]:
+    """Return rows of an original's outputs, by layer and call."""
+    wanted: dict[tuple[str, int], Tensor] = {}
+
+    def keep(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
+        wanted[path, call] = _kept(pick.outputs(path, call, layer, y), kept, path, "outputs")
+
+    _watched(original, calls, batch, keep)
+    return wanted
 
 
 def _rows(layer: Layer) -> int:
@@ -196,23 +261,16 @@ def _rows(layer: Layer) -> int:
 def _put(
     sums: Mapping[str, _Sums],
     module: nn.Module,
-    original: nn.Module | None,
+    wanted: Mapping[tuple[str, int], Tensor],
     calls: Mapping[str, int],
     batch: Tensors,
     pick: _Picker,
-    kept: Mapping[str, Kept],
 ) -> None:
     """Give a part of a batch to the sums."""
-    wanted: dict[tuple[str, int], Tensor] = {}
-
-    def keep(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
-        wanted[path, call] = _kept(pick.outputs(path, call, layer, y), kept, path, "outputs")
 
     def collect(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
         sums[path].put(pick.inputs(path, call, layer, x, y), wanted.get((path, call)))
 
-    if original is not None:
-        _watched(original, calls, batch, keep)
     _watched(module, calls, batch, collect)
 
 
@@ -269,11 +327,16 @@ def _watched(module: nn.Module, calls: Mapping[str, int], batch: Tensors, seen: 
 
 
 class _Picker:
-    """Which rows of a layer's inputs are taken: the same of two modules for the same batch."""
+    """Which rows of a layer's inputs are taken: the same of two modules for the same batch.
 
-    def __init__(self, batch: int, shares: Mapping[str, float], calls: Mapping[str, int]) -> None:
+    With `alike`, of all layers the same, so also of some of them or of one.
+    """
+
+    def __init__(
+        self, batch: int, shares: Mapping[str, float], calls: Mapping[str, int], alike: bool
+    ) -> None:
         self.seed, self.shares, self.calls = batch, shares, calls
-        self.numbers = {path: number for number, path in enumerate(calls)}
+        self.numbers = {path: 0 if alike else number for number, path in enumerate(calls)}
 
     def _chosen(self, path: str, call: int, size: int, times: int = 1) -> Tensor:
         """Return some of `size` positions, each of which gives `times` rows."""

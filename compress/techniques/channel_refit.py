@@ -23,7 +23,16 @@ from compress import counts
 from compress.lowrank.fit import Inputs
 from compress.lowrank.forms import Layer, inputs_of
 from compress.lowrank.layers import TargetLayer, target_layers
-from compress.lowrank.moments import TOGETHER, WIDEST, Batches, Kept, in_groups, moments, size_of
+from compress.lowrank.moments import (
+    TOGETHER,
+    WIDEST,
+    Batches,
+    Kept,
+    in_groups,
+    moments,
+    recorded,
+    size_of,
+)
 from compress.model import Model, copied, forward, on_device_of
 from compress.tasks.base import Tensors
 from compress.techniques.channel_cut import Cut, Plan
@@ -187,8 +196,11 @@ def _in_turn(
     (A few layers at a time, to what those before them give, comes out worse than `_at_once`.)
     """
     errors = {}
+    layers = {one.path: _layer(module, one.path) for one in targets}
+    calls = {one.path: len(one.calls) for one in targets}
+    wanted = recorded(source, layers, calls, batches, items, kept) or source
     for one in targets:
-        known = moments(module, {one.path: len(one.calls)}, batches, items, source, kept)
+        known = moments(module, {one.path: calls[one.path]}, batches, items, wanted, kept)
         errors[one.path] = _refit(_layer(module, one.path), known[one.path])
     return errors
 

@@ -280,3 +280,15 @@ def test_values_that_are_not_finite_are_refused_with_the_layer() -> None:
     )
     with pytest.raises(UserError, match=r"layer second .*not finite.* calibration=0"):
         run(chain(HALF), model_of(net), given)
+
+
+def test_what_one_pass_records_is_what_a_pass_for_each_layer_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = small_digits()
+    model, given = fresh_model(data, "resnet20"), make_context(data)
+    text = "prune_channels(macs=0.6)"
+    ours = run(chain(text), model, given).module.state_dict()
+    monkeypatch.setattr(channel_refit, "recorded", lambda *_: None)
+    theirs = run(chain(text), model, given).module.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
