@@ -1,13 +1,14 @@
 """What pruning leaves of a trained net's accuracy where nothing is trained after it.
 
     python benchmarks/pruning/without_training.py --out reports/pruning [--root ../shared/data]
-        [NET ...]
+        [--table] [NET ...]
 
 CIFAR-10 nets, and EfficientNet-Lite0 at 224 px on photographs: at several fractions of their MACs
 as they are cut; with the statistics of batch norms estimated anew on 256 calibration items, which
 is the usual remedy; and as `prune_channels` does by default, with the layers that are left refitted
 on the same items. Channels chosen at random are the control. Accuracy is that of the float32 module
-on all test items; rows are kept as they come, and the next run goes on from there.
+on all test items; rows are kept as they come, and the next run goes on from there. `--table` writes
+the report of those that there are.
 """
 
 from __future__ import annotations
@@ -77,9 +78,10 @@ def main() -> None:
     parser.add_argument("nets", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     kept = KeptRows(options.out / "without_training.jsonl", "net", "kept", "way")
-    for name in options.nets or NETS:
+    for name in () if options.table else options.nets or NETS:
         model, data = setting(name, options.root)
         if (name, 1.0, "whole") not in kept.read():
             whole = {"net": name, "kept": 1.0, "way": "whole", "MACs": 1.0}

@@ -144,9 +144,9 @@ class _Sums:
 
 
 def size_of(layer: Layer) -> int:
-    """Return the bytes that a layer's moments take, with those of wanted outputs."""
-    size, outputs = inputs_of(layer), outputs_of(layer)
-    return 8 * (size * (size + outputs) if size <= WIDEST else outputs**2)
+    """Return the bytes that a layer's moments take, less those with wanted outputs."""
+    size = inputs_of(layer)
+    return 8 * (size * size if size <= WIDEST else outputs_of(layer) ** 2)
 
 
 def moments(

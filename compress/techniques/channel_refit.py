@@ -220,7 +220,8 @@ def _at_once(
     errors = {}
     layers = {one.path: _layer(module, one.path) for one in targets}
     calls = {one.path: len(one.calls) for one in targets}
-    for group in in_groups(list(layers), list(map(size_of, layers.values())), TOGETHER):
+    sizes = [size_of(one) + 8 * one.weight.numel() for one in layers.values()]
+    for group in in_groups(list(layers), sizes, TOGETHER):
         of_group = {path: calls[path] for path in group}
         known = moments(module, of_group, batches, items, source, kept, from_original=True)
         for path in group:
