@@ -81,12 +81,16 @@ def refitted(
 ) -> Refitted:
     """Return a pruned net refitted on batches of so many items, and judged on `others`."""
     kept, targets, left_alone = _targets(original, done, plan)
+    if not targets:
+        return Refitted(done.module, {}, left_alone, 0.0, 0.0)
     module, source = copied(done.module).eval(), copied(original.module).eval()
+    layers = {one.path: _layer(module, one.path) for one in targets}
+    calls = {one.path: len(one.calls) for one in targets}
     passes = counts.macs(source, original.example) + counts.macs(module, original.example)
     if len(targets) * items * passes / 2 <= WORK:
-        errors = _in_turn(module, source, targets, kept, batches, items)
+        errors = _in_turn(module, source, layers, calls, kept, batches, items)
     else:
-        errors = _at_once(module, source, targets, kept, batches, items)
+        errors = _at_once(module, source, layers, calls, kept, batches, items)
     before, after = _errors(source, (done.module, module), others)
     return Refitted(module, errors, left_alone, before, after)
 
@@ -186,7 +190,8 @@ def _unfit(
 def _in_turn(
     module: nn.Module,
     source: nn.Module,
-    targets: Sequence[TargetLayer],
+    layers: Mapping[str, Layer],
+    calls: Mapping[str, int],
     kept: Mapping[str, Kept],
     batches: Batches,
     items: int,
@@ -196,19 +201,18 @@ def _in_turn(
     (A few layers at a time, to what those before them give, comes out worse than `_at_once`.)
     """
     errors = {}
-    layers = {one.path: _layer(module, one.path) for one in targets}
-    calls = {one.path: len(one.calls) for one in targets}
     wanted = recorded(source, layers, calls, batches, items, kept) or source
-    for one in targets:
-        known = moments(module, {one.path: calls[one.path]}, batches, items, wanted, kept)
-        errors[one.path] = _refit(_layer(module, one.path), known[one.path])
+    for path, layer in layers.items():
+        known = moments(module, {path: calls[path]}, batches, items, wanted, kept)
+        errors[path] = _refit(layer, known[path])
     return errors
 
 
 def _at_once(
     module: nn.Module,
     source: nn.Module,
-    targets: Sequence[TargetLayer],
+    layers: Mapping[str, Layer],
+    calls: Mapping[str, int],
     kept: Mapping[str, Kept],
     batches: Batches,
     items: int,
@@ -218,8 +222,6 @@ def _at_once(
     One pass of the original, or a few where the moments of all layers have no room together.
     """
     errors = {}
-    layers = {one.path: _layer(module, one.path) for one in targets}
-    calls = {one.path: len(one.calls) for one in targets}
     sizes = [size_of(one) + 8 * one.weight.numel() for one in layers.values()]
     for group in in_groups(list(layers), sizes, TOGETHER):
         of_group = {path: calls[path] for path in group}
