@@ -9,7 +9,7 @@ needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import ceil
@@ -46,12 +46,20 @@ matrix is enough."""
 Batches = Iterable[Tensors]
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Which outputs and unfolded inputs of the original a layer still has, by their numbers."""
+class NotFinite(UserError):
+    """A layer is given, or gives, values that are not finite."""
 
-    outputs: Tensor
-    inputs: Tensor
+    path: str
+
+
+def not_finite(path: str) -> NotFinite:
+    """Return the error for the layer at a path."""
+    error = NotFinite(
+        f"on the calibration items, layer {path} is given values that are not finite, or gives "
+        f"such: remove these items, or give calibration=0"
+    )
+    error.path = path
+    return error
 
 
 class _Enough(Exception):
@@ -59,7 +67,7 @@ class _Enough(Exception):
 
 
 @dataclass
-class _Sums:
+class Sums:
     """Running sums over rows of a layer's unfolded inputs x and wanted outputs y, in float64.
 
     Both are taken from a point near their mean, that of the first batch. So the products of a batch
@@ -68,7 +76,8 @@ class _Sums:
     """
 
     layer: Layer
-    asymmetric: bool
+    asymmetric: bool = False
+    """Whether outputs are wanted that are not the layer's own."""
     count: int = 0
     inputs: Tensor = field(init=False)
     products: Tensor = field(init=False)
@@ -90,7 +99,7 @@ class _Sums:
         if self.asymmetric and not self.wide:
             self.crossed = torch.zeros(outputs, size, dtype=torch.float64)
 
-    def put(self, rows: Tensor, wanted: Tensor | None) -> None:
+    def put(self, rows: Tensor, wanted: Tensor | None = None) -> None:
         """Have rows wait for others: one product of many takes less time than many of few."""
         assert wanted is None or len(wanted) == len(rows), "rows of both nets belong together"
         self.waiting.append((rows.cpu(), None if wanted is None else wanted.cpu()))
@@ -123,7 +132,11 @@ class _Sums:
             if not self.wide:
                 self.crossed += wanted.T @ rows
 
-    def result(self) -> Inputs:
+    def result(self, path: str) -> Inputs:
+        """Return what the sums say of a layer. Raises NotFinite where they are not finite."""
+        self.add()
+        if not all(one.isfinite().all() for one in (self.products, self.inputs, self.outputs)):
+            raise not_finite(path)
         count = max(self.count, 1)
         for start in range(BLOCK, len(self.products), BLOCK):
             before = slice(start - BLOCK, start)
@@ -150,118 +163,31 @@ def size_of(layer: Layer) -> int:
 
 
 def moments(
-    module: nn.Module,
-    calls: Mapping[str, int],
-    batches: Batches,
-    items: int,
-    original: nn.Module | Recorded | None = None,
-    kept: Mapping[str, Kept] | None = None,
-    from_original: bool = False,
+    module: nn.Module, calls: Mapping[str, int], batches: Batches, items: int
 ) -> dict[str, Inputs]:
     """Return what layers of a module are given, by their paths; `calls` says how often they run.
 
-    With the `original` of a module whose earlier layers have been replaced, the outputs that are
-    wanted are those of the original on its own inputs; of layers of which some were cut, those in
-    `kept`. With `from_original`, inputs are what is kept of the original's, too, and the module
-    does not run. Raises UserError for values that are not finite.
+    Raises UserError for values that are not finite.
     """
     layers: dict[str, Layer] = {path: module.get_submodule(path) for path in calls}  # type: ignore[misc]
-    sums = {path: _Sums(layer, original is not None) for path, layer in layers.items()}
-    alike = isinstance(original, Recorded)
-    for place, some, pick in _parts(layers, calls, batches, items, alike):
-        if from_original:
-            assert isinstance(original, nn.Module), "it is what runs"
-            _put_from_original(sums, original, calls, some, pick, kept or {})
-            continue
-        wanted: Mapping[tuple[str, int], Tensor] = {}
-        if isinstance(original, Recorded):
-            wanted = original.parts[place]
-        elif original is not None:
-            wanted = _wanted(original, calls, some, pick, kept or {})
-        _put(sums, module, wanted, calls, some, pick)
-    for path, one in sums.items():
-        one.add()
-        if not all(found.isfinite().all() for found in (one.products, one.inputs, one.outputs)):
-            raise UserError(
-                f"on the calibration items, layer {path} is given values that are not finite, or "
-                f"gives such: remove these items, or give calibration=0"
-            )
-    return {path: one.result() for path, one in sums.items()}
-
-
-def _parts(
-    layers: Mapping[str, Layer],
-    calls: Mapping[str, int],
-    batches: Batches,
-    items: int,
-    alike: bool,
-) -> Iterator[tuple[tuple[int, int], Tensors, _Picker]]:
-    """Yield parts of batches, with their numbers and which rows are taken of them."""
+    sums = {path: Sums(layer) for path, layer in layers.items()}
     for number, batch in enumerate(batches):
-        parts = zip(*(tensor.split(PASS) for tensor in batch), strict=True)
-        for place, some in enumerate(parts):
+        for some in zip(*(tensor.split(PASS) for tensor in batch), strict=True):
             part = len(some[0]) / max(items, 1)
-            shares = {path: part * _rows(layer) for path, layer in layers.items()}
-            yield (number, place), some, _Picker(number, shares, calls, alike)
+            shares = {path: part * rows_of(layer) for path, layer in layers.items()}
+            _put(sums, module, calls, some, _Picker(number, shares, calls))
+    return {path: one.result(path) for path, one in sums.items()}
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """Rows that are wanted of an original's outputs, of all layers, from one pass."""
-
-    parts: Mapping[tuple[int, int], Mapping[tuple[str, int], Tensor]]
-    """By part of a batch; by layer and call."""
-
-
-def recorded(
-    original: nn.Module,
-    layers: Mapping[str, Layer],
-    calls: Mapping[str, int],
-    batches: Batches,
-    items: int,
-    kept: Mapping[str, Kept],
-) -> Recorded | None:
-    """Return what is wanted of an original for `layers`, which are asked for one after another.
-
-    None where it takes more room than `TOGETHER`.
-    """
-    floats = sum(_rows(layer) * outputs_of(layer) for layer in layers.values())
-    if 4 * floats > TOGETHER:
-        return None
-    return Recorded(
-        {
-            place: _wanted(original, calls, some, pick, kept)
-            for place, some, pick in _parts(layers, calls, batches, items, alike=True)
-        }
-    )
-
-
-def _wanted(
-    original: nn.Module,
-    calls: Mapping[str, int],
-    batch: Tensors,
-    pick: _Picker,
-    kept: Mapping[str, Kept],
-) -> dict[tuple[str, int], Tensor]:
-    """Return rows of an original's outputs, by layer and call."""
-    wanted: dict[tuple[str, int], Tensor] = {}
-
-    def keep(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
-        wanted[path, call] = _kept(pick.outputs(path, call, layer, y), kept, path, "outputs")
-
-    _watched(original, calls, batch, keep)
-    return wanted
-
-
-def _rows(layer: Layer) -> int:
+def rows_of(layer: Layer) -> int:
+    """Return how many rows of a layer's inputs are taken."""
     size = inputs_of(layer)
     return ROWS if size <= NARROW else min(ROWS, max(ROWS // 2, 2 * size))
 
 
 def _put(
-    sums: Mapping[str, _Sums],
+    sums: Mapping[str, Sums],
     module: nn.Module,
-    wanted: Mapping[tuple[str, int], Tensor],
     calls: Mapping[str, int],
     batch: Tensors,
     pick: _Picker,
@@ -269,34 +195,9 @@ def _put(
     """Give a part of a batch to the sums."""
 
     def collect(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
-        sums[path].put(pick.inputs(path, call, layer, x, y), wanted.get((path, call)))
+        sums[path].put(pick.inputs(path, call, layer, x, y))
 
     _watched(module, calls, batch, collect)
-
-
-def _put_from_original(
-    sums: Mapping[str, _Sums],
-    original: nn.Module,
-    calls: Mapping[str, int],
-    batch: Tensors,
-    pick: _Picker,
-    kept: Mapping[str, Kept],
-) -> None:
-    """Give to the sums what is kept of the original's inputs and outputs."""
-
-    def collect(path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> None:
-        rows = _kept(pick.inputs(path, call, layer, x, y), kept, path, "inputs")
-        wanted = _kept(pick.outputs(path, call, layer, y), kept, path, "outputs")
-        sums[path].put(rows, wanted)
-
-    _watched(original, calls, batch, collect)
-
-
-def _kept(rows: Tensor, kept: Mapping[str, Kept], path: str, which: str) -> Tensor:
-    if path not in kept:
-        return rows
-    index: Tensor = getattr(kept[path], which)
-    return rows[:, index.to(rows.device)]
 
 
 Seen = Callable[[str, int, Layer, Tensor, Tensor], None]
@@ -327,41 +228,29 @@ def _watched(module: nn.Module, calls: Mapping[str, int], batch: Tensors, seen: 
 
 
 class _Picker:
-    """Which rows of a layer's inputs are taken: the same of two modules for the same batch.
+    """Which rows of a layer's inputs are taken of a batch."""
 
-    With `alike`, of all layers the same, so also of some of them or of one.
-    """
-
-    def __init__(
-        self, batch: int, shares: Mapping[str, float], calls: Mapping[str, int], alike: bool
-    ) -> None:
-        self.seed, self.shares, self.calls = batch, shares, calls
-        self.numbers = {path: 0 if alike else number for number, path in enumerate(calls)}
-
-    def _chosen(self, path: str, call: int, size: int, times: int = 1) -> Tensor:
-        """Return some of `size` positions, each of which gives `times` rows."""
-        wanted = ceil(self.shares[path] / max(self.calls[path], 1) / times)
-        if wanted >= size:
-            return torch.arange(size)
-        seed = (self.seed * 100_003 + self.numbers[path]) * 1009 + call
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(size, generator=generator)[:wanted].sort().values
+    def __init__(self, batch: int, shares: Mapping[str, float], calls: Mapping[str, int]) -> None:
+        self.batch, self.shares, self.calls = batch, shares, calls
+        self.numbers = {path: number for number, path in enumerate(calls)}
 
     def inputs(self, path: str, call: int, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
         """Return rows (n, D) of unfolded inputs."""
+        wanted = self.shares[path] / max(self.calls[path], 1)
+        which = (self.batch * 100_003 + self.numbers[path]) * 1009 + call
         if isinstance(layer, nn.Linear):
             rows = x.reshape(-1, x.shape[-1])
-            return rows[self._chosen(path, call, len(rows))]
-        chosen = self._chosen(path, call, y.shape[2] * y.shape[3], len(x))
-        return patches(layer, x, chosen // y.shape[3], chosen % y.shape[3])
+            return rows[chosen(which, len(rows), ceil(wanted))]
+        places = chosen(which, y.shape[2] * y.shape[3], ceil(wanted / max(len(x), 1)))
+        return patches(layer, x, places // y.shape[3], places % y.shape[3])
 
-    def outputs(self, path: str, call: int, layer: Layer, y: Tensor) -> Tensor:
-        """Return the rows (n, O) of outputs that belong to the same inputs."""
-        if isinstance(layer, nn.Linear):
-            rows = y.reshape(-1, y.shape[-1])
-            return rows[self._chosen(path, call, len(rows))]
-        chosen = self._chosen(path, call, y.shape[2] * y.shape[3], len(y))
-        return y.flatten(2)[:, :, chosen].transpose(1, 2).reshape(-1, y.shape[1])
+
+def chosen(seed: int, size: int, count: int) -> Tensor:
+    """Return `count` of so many places at random, in order; all where there are no more."""
+    if count >= size:
+        return torch.arange(size)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(size, generator=generator)[:count].sort().values
 
 
 def patches(layer: nn.Conv2d, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -373,8 +262,8 @@ def patches(layer: nn.Conv2d, x: Tensor, rows: Tensor, columns: Tensor) -> Tenso
     left = columns[:, None, None] * layer.stride[1] + torch.arange(width) * right
     places = (above * x.shape[3] + left).flatten().to(x.device)
     # (N, I, n * kh * kw) to (N, n, I, kh * kw)
-    taken = x.flatten(2).index_select(2, places).view(*x.shape[:2], len(rows), -1)
-    return taken.transpose(1, 2).reshape(len(x) * len(rows), -1)
+    taken = x.flatten(2).index_select(2, places).view(*x.shape[:2], len(rows), height * width)
+    return taken.transpose(1, 2).reshape(len(x) * len(rows), x.shape[1] * height * width)
 
 
 def padding(layer: nn.Conv2d) -> list[int]:

@@ -19,33 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress import counts
 from compress.lowrank.fit import Inputs
 from compress.lowrank.forms import Layer, inputs_of
+from compress.lowrank.in_turn import Wanted, first_items, items_with_room
+from compress.lowrank.layer_inputs import LayerInputs, regularised
 from compress.lowrank.layers import TargetLayer, target_layers
-from compress.lowrank.moments import (
-    TOGETHER,
-    WIDEST,
-    Batches,
-    Kept,
-    in_groups,
-    moments,
-    recorded,
-    size_of,
-)
+from compress.lowrank.moments import WIDEST, Batches, NotFinite
 from compress.model import Model, copied, forward, on_device_of
 from compress.tasks.base import Tensors
 from compress.techniques.channel_cut import Cut, Plan
 from compress.techniques.channel_trace import Vector
 
-RIDGE, SCARCE = 0.01, 1.0
-"""Of the mean variance of an input, what is added to each: it draws a layer's weights to those that
-it has. The second times the number of inputs over that of rows, where that is more: with few rows
-to an input, least squares would fit their noise."""
-CONSTANT = 1e-6
-"""The same, of the mean square of an input, which outweighs the rounding of constant inputs."""
-WORK = 4e12
-"""Multiply-accumulates that the passes for layers in turn may take: a minute or so."""
 EQUAL = 1e-5
 """Of the largest input, by which the inputs of a layer before all cuts may differ."""
 OTHERS = "only Linear and Conv2d layers are refitted"
@@ -55,6 +39,7 @@ WIDE = f"it has over {WIDEST} unfolded inputs"
 RESCALED = "the cut changed its weights"
 UNCHANGED = "its inputs are those that they were"
 AMONG_ROWS = "channels that were cut are among its rows"
+ELSEWHERE = "it is called for other rows than in the original"
 
 
 @dataclass(frozen=True)
@@ -77,29 +62,42 @@ class Refitted:
 
 
 def refitted(
-    original: Model, done: Cut, plan: Plan, batches: Batches, items: int, others: Batches
+    original: Model, done: Cut, plan: Plan, given: LayerInputs, others: Batches
 ) -> Refitted:
-    """Return a pruned net refitted on batches of so many items, and judged on `others`."""
-    kept, targets, left_alone = _targets(original, done, plan)
-    if not targets:
+    """Return a pruned net refitted on what the original's layers are given, judged on `others`."""
+    kept, left_alone = _targets(original, done, plan)
+    if not kept:
         return Refitted(done.module, {}, left_alone, 0.0, 0.0)
     module, source = copied(done.module).eval(), copied(original.module).eval()
-    layers = {one.path: _layer(module, one.path) for one in targets}
-    calls = {one.path: len(one.calls) for one in targets}
-    passes = counts.macs(source, original.example) + counts.macs(module, original.example)
-    if len(targets) * items * passes / 2 <= WORK:
-        errors = _in_turn(module, source, layers, calls, kept, batches, items)
-    else:
-        errors = _at_once(module, source, layers, calls, kept, batches, items)
-    before, after = _errors(source, (done.module, module), others)
+    once = {path: one.outputs for path, one in kept.items() if one.once}
+    wanted = _wanted(original, once, given)
+    turn = [] if wanted is None else wanted.paths
+    # The others first: what comes in turn takes back what they lose.
+    errors = _at_once(module, [path for path in kept if path not in turn], kept, given)
+    if wanted is not None:
+        try:
+            errors |= _in_turn(module, wanted)
+        except NotFinite as error:  # of the net as it was cut: the original gives finite values
+            left_alone |= dict.fromkeys(kept, f"layer {error.path} is not given finite values")
+            return Refitted(done.module, {}, left_alone, 0.0, 0.0)
+    left_alone |= {path: ELSEWHERE if path in turn else WIDE for path in kept if path not in errors}
+    before, after = output_errors(source, (done.module, module), others)
     return Refitted(module, errors, left_alone, before, after)
 
 
-def _targets(
-    original: Model, done: Cut, plan: Plan
-) -> tuple[dict[str, Kept], list[TargetLayer], dict[str, str]]:
+@dataclass(frozen=True)
+class _Kept:
+    """What a layer still has of the original's outputs and unfolded inputs, by their numbers."""
+
+    outputs: Tensor
+    inputs: Tensor
+    once: bool
+    """Whether it runs once in a pass."""
+
+
+def _targets(original: Model, done: Cut, plan: Plan) -> tuple[dict[str, _Kept], dict[str, str]]:
     """Return what can be refitted, with what it keeps, and the reasons for what cannot."""
-    kept: dict[str, Kept] = {}
+    kept: dict[str, _Kept] = {}
     found, reasons = target_layers(done.module, original.items())
     for path in reasons:
         layer = done.module.get_submodule(path)
@@ -117,8 +115,8 @@ def _targets(
             continue
         places = before.weight[0, 0].numel()
         inputs = (channels[:, None] * places + torch.arange(places)).flatten()
-        kept[one.path] = Kept(outputs, inputs)
-    return kept, [one for one in found if one.path in kept], reasons
+        kept[one.path] = _Kept(outputs, inputs, len(one.calls) == 1)
+    return kept, reasons
 
 
 def _layer(module: nn.Module, path: str) -> Layer:
@@ -187,55 +185,55 @@ def _unfit(
     return "" if torch.equal(weight, one.layer.weight.detach()) else RESCALED
 
 
-def _in_turn(
-    module: nn.Module,
-    source: nn.Module,
-    layers: Mapping[str, Layer],
-    calls: Mapping[str, int],
-    kept: Mapping[str, Kept],
-    batches: Batches,
-    items: int,
-) -> dict[str, tuple[float, float]]:
-    """Refit one layer after another, to what those before it give by then; return the errors.
+def _wanted(original: Model, stay: Mapping[str, Tensor], given: LayerInputs) -> Wanted | None:
+    """Return what is wanted of layers that run once; None where there is no room for it."""
+    items = first_items(given.batches, given.items)
+    if items is None or not stay:
+        return None
+    count = items_with_room(original.module, items, given.items)
+    return Wanted(original.module, stay, tuple(one[:count] for one in items)) if count else None
 
-    (A few layers at a time, to what those before them give, comes out worse than `_at_once`.)
-    """
-    errors = {}
-    wanted = recorded(source, layers, calls, batches, items, kept) or source
-    for path, layer in layers.items():
-        known = moments(module, {path: calls[path]}, batches, items, wanted, kept)
-        errors[path] = _refit(layer, known[path])
+
+def _in_turn(module: nn.Module, wanted: Wanted) -> dict[str, tuple[float, float]]:
+    """Refit one layer after another, to what those before it give by then; return the errors."""
+    errors: dict[str, tuple[float, float]] = {}
+
+    def fit(path: str, layer: Layer, known: Inputs) -> nn.Module:
+        errors[path] = refit(layer, known)
+        return layer
+
+    wanted.fit(module, dict.fromkeys(wanted.paths), fit)
     return errors
 
 
 def _at_once(
-    module: nn.Module,
-    source: nn.Module,
-    layers: Mapping[str, Layer],
-    calls: Mapping[str, int],
-    kept: Mapping[str, Kept],
-    batches: Batches,
-    items: int,
+    module: nn.Module, paths: Sequence[str], kept: Mapping[str, _Kept], given: LayerInputs
 ) -> dict[str, tuple[float, float]]:
-    """Refit all layers as if those before them gave the original's values in what they keep.
-
-    One pass of the original, or a few where the moments of all layers have no room together.
-    """
+    """Refit layers as if those before them gave the original's values in what they keep."""
     errors = {}
-    sizes = [size_of(one) + 8 * one.weight.numel() for one in layers.values()]
-    for group in in_groups(list(layers), sizes, TOGETHER):
-        of_group = {path: calls[path] for path in group}
-        known = moments(module, of_group, batches, items, source, kept, from_original=True)
-        for path in group:
-            errors[path] = _refit(layers[path], known.pop(path))
+    for path in paths:
+        if path in given.layers:
+            known = _part(given.layers[path], given.of([path])[path], kept[path])
+            errors[path] = refit(_layer(module, path), known)
     return errors
 
 
-def _refit(layer: Layer, known: Inputs) -> tuple[float, float]:
-    """Give a layer the weights of least error; return the errors with the old ones and the new.
+def _part(layer: Layer, known: Inputs, kept: _Kept) -> Inputs:
+    """Return what is known of the inputs and outputs of a layer that are kept."""
+    moments = known.moments
+    assert moments is not None, "wider layers are not refitted"
+    weight = layer.weight.detach().cpu().double().flatten(1)[kept.outputs]
+    wanted = weight @ moments[:, kept.inputs]
+    mean = weight @ known.mean
+    if layer.bias is not None:
+        mean = mean + layer.bias.detach().cpu().double()[kept.outputs]
+    energy = float(((weight @ moments) * weight).sum())
+    inputs = moments[kept.inputs][:, kept.inputs]
+    return Inputs(known.mean[kept.inputs], inputs, None, wanted, mean, energy, known.rows)
 
-    With a bias, that takes the mean error; without one, the mean is an input like others.
-    """
+
+def refit(layer: Layer, known: Inputs) -> tuple[float, float]:
+    """Give a layer the weights of least error; return the errors with the old ones and the new."""
     moments, wanted, wanted_mean = known.moments, known.wanted, known.wanted_mean
     assert moments is not None, "wider layers are not refitted"
     assert wanted is not None, "it is given"
@@ -253,19 +251,14 @@ def _refit(layer: Layer, known: Inputs) -> tuple[float, float]:
         whole = known.energy + float(wanted_mean.square().sum())
         return max(0.0, spread + float(off.square().sum())) / whole if whole else 0.0
 
-    solved, goal = moments.clone(), wanted
-    if layer.bias is None:
-        solved += torch.outer(mean, mean)
-        goal = goal + torch.outer(wanted_mean, mean)
-    share = max(RIDGE, SCARCE * len(solved) / max(known.rows, 1))
-    square = float((moments.diagonal() + mean.square()).mean())
-    ridge = share * float(solved.diagonal().mean()) + CONSTANT * square
-    if ridge > 0:  # else all inputs are zero
+    solved, ridge = regularised(known, bias=layer.bias is not None)
+    goal = wanted if layer.bias is not None else wanted + torch.outer(wanted_mean, mean)
+    new = old
+    if ridge > 0:
         residual = goal - old @ solved
-        solved.diagonal().add_(ridge)
-        new = old + torch.linalg.solve(solved, residual.T).T
-    else:
-        new = old
+        added = solved.clone()
+        added.diagonal().add_(ridge)
+        new = old + torch.linalg.solve(added, residual.T).T
     before = error(old, bias)
     if layer.bias is not None:
         bias = wanted_mean - new @ mean
@@ -276,7 +269,9 @@ def _refit(layer: Layer, known: Inputs) -> tuple[float, float]:
     return before, error(new, bias)
 
 
-def _errors(original: nn.Module, modules: Sequence[nn.Module], batches: Batches) -> list[float]:
+def output_errors(
+    original: nn.Module, modules: Sequence[nn.Module], batches: Batches
+) -> list[float]:
     """Return the mean square errors of the outputs of nets."""
     total, count = [0.0] * len(modules), 0
     for batch in batches:

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from compress.context import StepContext
 from compress.errors import UserError
 from compress.heads import main_output
+from compress.lowrank.forms import inputs_of
+from compress.lowrank.layer_inputs import LayerInputs, regularised
 from compress.model import Model, copied
 from compress.surgery import thawed
 from compress.tasks.base import spaced
 from compress.techniques.channel_cut import Plan
+from compress.techniques.channel_elimination import Reader
 from compress.techniques.channel_groups import Channels, Group
 from compress.techniques.channel_trace import Axis, Vector
 from compress.techniques.criteria import GATE, L2, MAKES, READS, SCALE, Criterion, Slices
@@ -27,15 +30,23 @@ Scores = dict[Axis, list[Worth]]
 """By group's axis, what each class is worth, pool by pool."""
 LEAST = 0.25
 """What every group keeps of its share where channels are ranked over all groups."""
+NOTHING = 1e-30
+"""Losses below it are none."""
 CHUNK = 32
 """How many items a pass with gradients takes at once."""
 
 
 def scores(
-    model: Model, channels: Channels, criterion: Criterion, context: StepContext
+    model: Model,
+    channels: Channels,
+    criterion: Criterion,
+    context: StepContext,
+    given: LayerInputs | None = None,
 ) -> tuple[Scores, list[str]]:
     """Return what the classes of every group are worth, and the groups that the criterion has
     nothing to say about, which are ranked by `l2` instead.
+
+    `given` is what a criterion with `wants_inputs` asks.
     """
     generator = torch.Generator().manual_seed(context.seed)
     members = list(members_of(model.module, channels.plan))
@@ -47,7 +58,11 @@ def scores(
     for group in channels.groups:
         found[group.axis] = []
         for pool in group.pools:
-            worth = _worth(pool, members, criterion, gradients, channels.plan, generator)
+            if criterion.wants_inputs:
+                assert given is not None, "it is wanted"
+                worth = _by_readers(pool, criterion, channels.plan, given)
+            else:
+                worth = _worth(pool, members, criterion, gradients, channels.plan, generator)
             if worth is None:
                 silent.append(group.path)
                 worth = _worth(pool, members, L2(), _Gradients(), channels.plan, generator)
@@ -129,6 +144,43 @@ def _scored(
             f"whether the model's weights and its loss are finite"
         )
     return worth.double().numpy()
+
+
+def _by_readers(pool: Vector, criterion: Criterion, plan: Plan, given: LayerInputs) -> Worth | None:
+    """Return a criterion's scores by what reads the classes of a pool.
+
+    None where a class has no reader whose inputs are known.
+    """
+    order = np.argsort(pool)
+    places: dict[str, list[list[int]]] = {}
+    for name, axis in plan.trace.axes:
+        path, _, leaf = name.rpartition(".")
+        classes = plan.of((name, axis))
+        inside = np.isin(classes, pool)
+        if (name, axis) not in plan.trace.read or leaf != "weight" or path not in given.layers:
+            continue
+        if axis != 1 or not inside.any():
+            continue
+        found = places.setdefault(path, [[] for _ in pool])
+        times = inputs_of(given.layers[path]) // len(classes)
+        for channel in np.flatnonzero(inside):
+            place = order[np.searchsorted(pool, classes[channel], sorter=order)]
+            found[place] += range(channel * times, (channel + 1) * times)
+    if not all(any(some[one] for some in places.values()) for one in range(len(pool))):
+        return None
+    readers = []
+    for path, known in given.of(places).items():
+        layer = given.layers[path]
+        moments, ridge = regularised(known, bias=layer.bias is not None)
+        if ridge > 0:  # else it is given nothing, and loses nothing
+            added = moments.clone()
+            added.diagonal().add_(ridge)
+            weight = layer.weight.detach().cpu().double().flatten(1)
+            some = [torch.tensor(one, dtype=torch.int64) for one in places[path]]
+            readers.append(Reader(weight, added, some))
+    worth = criterion.of_readers(readers, len(pool)) if readers else None
+    # Where readers lose nothing by any, they say nothing of which to keep.
+    return None if worth is None or float(worth.max()) < NOTHING else worth.double().numpy()
 
 
 # --- gradients ----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compress.parts import Part, by_name, whole_number
+from compress.techniques.channel_elimination import Reader, losses_in_turn
 
 MAKES, READS, SCALE = "makes", "reads", "scale"
 """Weights that make channels, weights of what reads them, and the scales of their norms."""
@@ -46,6 +47,15 @@ class Criterion(Part, ABC):
     """Whether it needs gradients of the task's loss, and so labelled training items."""
     of_each_item: ClassVar[bool] = False
     """Whether it needs the effects of gates of each item by itself."""
+    wants_inputs: ClassVar[bool] = False
+    """Whether it asks what layers are given on calibration items: `of_readers`, not `of`."""
+
+    def of_readers(self, readers: Sequence[Reader], count: int) -> Tensor | None:
+        """Return what each of `count` channels is worth, (count,) >= 0, or None.
+
+        By all layers that read them, each of them with what it is given; with `wants_inputs` only.
+        """
+        return None
 
     @abstractmethod
     def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
@@ -142,6 +152,23 @@ class Fisher(Criterion):
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
+class Reconstruction(Criterion):
+    """What the layers that read a channel lose by it, of their outputs' variance on calibration
+    items, where the channels that stay make up for it; one goes after another.
+    Luo et al. 2017 (arXiv 1707.06342), section 3.2, with the closed form of the optimal brain
+    surgeon: `channel_elimination`.
+    """
+
+    wants_inputs = True
+
+    def of(self, slices: Slices, generator: torch.Generator) -> Tensor | None:
+        return None
+
+    def of_readers(self, readers: Sequence[Reader], count: int) -> Tensor | None:
+        return losses_in_turn(readers, count)
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Random(Criterion):
     """Drawn with the step's seed: the control, which every other criterion has to beat.
     PruningBench (arXiv 2406.12315) has it 0.4 to 0.9 points below the best.
@@ -151,7 +178,9 @@ class Random(Criterion):
         return torch.rand(len(slices.values), generator=generator)
 
 
-BUILT_IN: tuple[type[Criterion], ...] = (L2, L1, BnScale, Fpgm, Taylor, Fisher, Random)
+BUILT_IN: tuple[type[Criterion], ...] = (
+    *(L2, L1, BnScale, Fpgm, Taylor, Fisher, Reconstruction, Random),
+)
 
 
 @functools.cache

@@ -32,7 +32,7 @@ from compress.lowrank.plan import (
     within_budget,
 )
 from compress.lowrank.ranks import Candidate
-from compress.lowrank.replace import like, replaced, stages
+from compress.lowrank.replace import like, replaced
 from compress.lowrank.unpack import INNER, packed_again, renamed, unpacked
 from compress.model import Model, weights_hash
 from compress.parts import Range, kept_fraction, one_of, positive, searched, whole_number
@@ -334,12 +334,11 @@ class _Factorization:
             for target in self.found
             if target.path in choices.taken
         ]
-        items = 0 if self.calibrated is None else self.calibrated.items
-        count = stages(self.counted.macs, items, len(chosen))
         masked = set()
         self._say_dense(choices.taken)
         with stage("fitting factors"):
-            for target, one, error in replaced(module, chosen, self.calibrated, count):
+            fitted = replaced(module, self.model, self.counted.macs, chosen, self.calibrated)
+            for target, one, error in fitted:
                 masked.add(f"{target.path}.weight")
                 self.log.row(
                     "layer",

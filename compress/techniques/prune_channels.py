@@ -12,6 +12,7 @@ from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
 from compress.errors import StepFailed, UserError, nearest
 from compress.int8.calibration import Calibration
+from compress.lowrank.layer_inputs import LayerInputs
 from compress.model import Model
 from compress.parts import (
     Choices,
@@ -96,7 +97,10 @@ class PruneChannels(Compressor):
     )
     criterion: Criterion = field(
         default=L2(),
-        metadata={**takes(Criterion, criteria), **searched(Choices(("l2", "taylor")))},
+        metadata={
+            **takes(Criterion, criteria),
+            **searched(Choices(("l2", "taylor", "reconstruction"))),
+        },
     )
     scope: str = field(
         default="local",
@@ -115,6 +119,12 @@ class PruneChannels(Compressor):
             self.seconds is None or self.latency is not None or self.round_to == AUTO,
             self,
             "seconds is for timing layers, which latency=... and round_to='auto' do: leave it out",
+        )
+        require(
+            self.calibration > 0 or not self.criterion.wants_inputs,
+            self,
+            f"criterion={self.criterion.name()!r} looks at calibration items: leave calibration=0 "
+            f"out",
         )
 
     @property
@@ -142,18 +152,38 @@ class PruneChannels(Compressor):
         channels = sound_groups(model.module, model.items(), self.ignored, self.heads)
         self._check_protection(channels)
         self._log_left(channels.left, channels, context)
-        worth = self._worth(model, channels, context) if channels.groups else {}
+        items = self._items(model, context) if channels.groups else _Items()
+        worth = self._worth(model, channels, context, items.given) if channels.groups else {}
         while channels.groups:
             search = self._search(model, context, channels, worth)
             try:
-                return self._cut(model, context, search)
+                return self._cut(model, context, search, items)
             except CannotBeCut as error:
                 channels = self._without_those_at_fault(model, context, search, error)
         context.log.note(f"prune_channels: left the model whole ({_why_whole(channels.left)})")
         return model
 
-    def _worth(self, model: Model, channels: Channels, context: StepContext) -> Scores:
-        worth, silent = scores(model, channels, self.criterion, context)
+    def _items(self, model: Model, context: StepContext) -> _Items:
+        """Return what layers are given, on most calibration items, and the others."""
+        if not self.calibration:
+            return _Items()
+        asked = self.calibration
+        if asked == ITEMS and context.calibration is not None:  # nobody's wish: what there is
+            asked = min(asked, len(context.calibration))
+        items = context.calibration_items(asked)
+        judged = max(1, len(items) // JUDGED)
+        fit, others = (
+            Calibration(context.task, Subset(items, index))
+            for index in (torch.arange(judged, len(items)), torch.arange(judged))
+        )
+        if len(items) >= FEW:
+            return _Items(LayerInputs(model, fit, len(items) - judged), others, judged)
+        return _Items(LayerInputs(model, Calibration(context.task, items), len(items)))
+
+    def _worth(
+        self, model: Model, channels: Channels, context: StepContext, given: LayerInputs | None
+    ) -> Scores:
+        worth, silent = scores(model, channels, self.criterion, context, given)
         if silent:
             context.log.note(
                 f"prune_channels: {self.criterion.name()} says nothing about {len(silent)} of "
@@ -161,7 +191,9 @@ class PruneChannels(Compressor):
             )
         return worth
 
-    def _cut(self, model: Model, context: StepContext, search: Search | LatencySearch) -> Model:
+    def _cut(
+        self, model: Model, context: StepContext, search: Search | LatencySearch, items: _Items
+    ) -> Model:
         """Return the model with what a search keeps; raise CannotBeCut where it is not proven."""
         channels, kept = search.channels, search.kept()
         classes = removed(channels.groups, search.worth, kept)
@@ -184,45 +216,7 @@ class PruneChannels(Compressor):
             if before != now:
                 context.log.row("number", layer=path, name=name, before=before, after=now)
         done = Cut(result.module, done.classes)
-        return self._refitted(model, result, done, channels.plan, context)
-
-    def _refitted(
-        self, model: Model, pruned: Model, done: Cut, plan: Plan, context: StepContext
-    ) -> Model:
-        """Return a pruned model with its layers refitted, where that brings its outputs nearer."""
-        if not self.calibration:
-            return pruned
-        asked = self.calibration
-        if asked == ITEMS and context.calibration is not None:  # nobody's wish: what there is
-            asked = min(asked, len(context.calibration))
-        items = context.calibration_items(asked)
-        judged = max(1, len(items) // JUDGED)
-        if len(items) < FEW:
-            context.log.note(
-                f"prune_channels: {plural(len(items), 'calibration item')}, and {FEW} are the "
-                f"least that the layers that are left can be refitted on: they keep their weights"
-            )
-            return pruned
-        fit, others = (
-            Calibration(context.task, Subset(items, index))
-            for index in (torch.arange(judged, len(items)), torch.arange(judged))
-        )
-        with stage("refitting the layers that are left"):
-            found = refitted(model, done, plan, fit, len(items) - judged, others)
-        for path, reason in found.left_alone.items():
-            context.log.row("refit", layer=path, left_alone=reason)
-        if not found.errors:
-            return pruned
-        context.log.row("refit", error_before=found.before, error=found.after)
-        if not found.better:
-            context.log.note(
-                f"prune_channels: the layers that are left keep their weights, since refitted they "
-                f"bring the outputs no nearer on {plural(judged, 'item')} that the fit did not see"
-            )
-            return pruned
-        for path, (before, after) in found.errors.items():
-            context.log.row("refit", layer=path, error_before=before, error=after)
-        return replace(pruned, module=found.module)
+        return _refitted(model, result, done, channels.plan, context, items)
 
     def _without_those_at_fault(
         self,
@@ -320,6 +314,47 @@ class PruneChannels(Compressor):
                 f"prune_channels: left {plural(len(others), 'layer')} as wide as before, such as "
                 f"{_an_example(others)}"
             )
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Calibration items: what layers are given on most of them, and the others, which judge."""
+
+    given: LayerInputs | None = None
+    others: Calibration | None = None
+    judged: int = 0
+    """How many the others are."""
+
+
+def _refitted(
+    model: Model, pruned: Model, done: Cut, plan: Plan, context: StepContext, items: _Items
+) -> Model:
+    """Return a pruned model with its layers refitted, where that brings its outputs nearer."""
+    if items.given is None:
+        return pruned
+    if items.others is None:
+        context.log.note(
+            f"prune_channels: {plural(items.given.items, 'calibration item')}, and {FEW} are the "
+            f"least that the layers that are left can be refitted on: they keep their weights"
+        )
+        return pruned
+    with stage("refitting the layers that are left"):
+        found = refitted(model, done, plan, items.given, items.others)
+    for path, reason in found.left_alone.items():
+        context.log.row("refit", layer=path, left_alone=reason)
+    if not found.errors:
+        return pruned
+    context.log.row("refit", error_before=found.before, error=found.after)
+    if not found.better:
+        context.log.note(
+            f"prune_channels: the layers that are left keep their weights, since refitted they "
+            f"bring the outputs no nearer on {plural(items.judged, 'item')} that the fit did not "
+            f"see"
+        )
+        return pruned
+    for path, (before, after) in found.errors.items():
+        context.log.row("refit", layer=path, error_before=before, error=after)
+    return replace(pruned, module=found.module)
 
 
 def _an_example(left: Mapping[str, str]) -> str:

@@ -38,25 +38,6 @@ def test_moments_of_a_convolution_are_those_of_its_patches(layer: nn.Conv2d) -> 
         np.testing.assert_allclose(found.moments.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_patches_and_outputs_belong_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a part of the positions: y = W x + b for every row, so cross moments are W S."""
-    monkeypatch.setattr(room, "ROWS", 60)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.Flatten(2), nn.Linear(16, 5))
-    batches = [(torch.randn(4, 3, 8, 8),) for _ in range(3)]
-    found = moments(net, {"0": 1, "2": 1}, batches, 12, original=net)
-    for path, one in found.items():
-        weight = net.get_submodule(path).weight.detach().double().flatten(1)
-        bias = net.get_submodule(path).bias.detach().double()
-        assert one.moments is not None
-        assert one.wanted is not None
-        assert one.wanted_mean is not None
-        torch.testing.assert_close(one.wanted, weight @ one.moments, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(one.wanted_mean, weight @ one.mean + bias, rtol=1e-4, atol=1e-5)
-        energy = float((weight @ one.moments @ weight.T).trace())
-        assert one.energy == pytest.approx(energy, rel=1e-4)
-
-
 def test_all_calls_of_a_layer_count() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -77,12 +58,11 @@ def test_wide_layers_have_the_moments_of_their_outputs(monkeypatch: pytest.Monke
     monkeypatch.setattr(room, "WIDEST", 10)
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(11, 4)), torch.randn(40, 11)
-    for original in (None, net):
-        [found] = moments(net, {"0": 1}, [(x[:30],), (x[30:],)], 40, original).values()
-        assert found.moments is None
-        assert found.outputs is not None
-        outputs = (net(x) - net[0].bias).detach().double().numpy()
-        np.testing.assert_allclose(found.outputs, np.cov(outputs.T, bias=True), atol=1e-5)
+    [found] = moments(net, {"0": 1}, [(x[:30],), (x[30:],)], 40).values()
+    assert found.moments is None
+    assert found.outputs is not None
+    outputs = (net(x) - net[0].bias).detach().double().numpy()
+    np.testing.assert_allclose(found.outputs, np.cov(outputs.T, bias=True), atol=1e-5)
     assert room.size_of(net[0]) == 8 * 16
 
 
@@ -93,13 +73,13 @@ def test_wide_layers_are_judged_by_twice_as_many_rows_as_they_have_inputs(
     monkeypatch.setattr(room, "NARROW", 20)
     torch.manual_seed(0)
     seen: dict[int, int] = {}
-    put = room._Sums.put
+    put = room.Sums.put
 
-    def counted(self: room._Sums, rows: torch.Tensor, wanted: torch.Tensor | None) -> None:
+    def counted(self: room.Sums, rows: torch.Tensor) -> None:
         seen[rows.shape[1]] = seen.get(rows.shape[1], 0) + len(rows)
-        put(self, rows, wanted)
+        put(self, rows)
 
-    monkeypatch.setattr(room._Sums, "put", counted)
+    monkeypatch.setattr(room.Sums, "put", counted)
     for size, rows in ((20, 160), (21, 80), (60, 120), (100, 160)):
         net, x = nn.Sequential(nn.Linear(size, 4)), torch.randn(160, size)
         moments(net, {"0": 1}, list(zip(x.split(80), strict=True)), 160)
@@ -113,9 +93,8 @@ def test_products_of_wide_layers_are_computed_once_and_are_whole(
     monkeypatch.setattr(room, "BLOCK", 4)
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(11, 3)), torch.randn(40, 11)
-    for original in (None, net):
-        [found] = moments(net, {"0": 1}, [(x[:30],), (x[30:],)], 40, original).values()
-        np.testing.assert_allclose(found.moments, np.cov(x.T, bias=True), atol=1e-5)
+    [found] = moments(net, {"0": 1}, [(x[:30],), (x[30:],)], 40).values()
+    np.testing.assert_allclose(found.moments, np.cov(x.T, bias=True), atol=1e-5)
 
 
 def test_values_that_are_not_finite_are_refused() -> None:

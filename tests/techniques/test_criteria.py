@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from compress.compressor import run
 from compress.context import StepContext
 from compress.errors import IllegalChain, UserError
+from compress.int8.calibration import Calibration
+from compress.lowrank.layer_inputs import LayerInputs
 from compress.model import Model
 from compress.tasks.base import Data
 from compress.techniques import chain, criteria
@@ -32,6 +34,7 @@ from compress.techniques.criteria import (
     Fisher,
     Fpgm,
     Random,
+    Reconstruction,
     Slices,
     Taylor,
 )
@@ -309,3 +312,55 @@ def test_gradients_need_labels_and_the_others_nothing() -> None:
     assert cut_alone("prune_channels(macs=0.5, criterion='taylor')").needs == {"train", "labels"}
     assert not cut_alone("prune_channels(macs=0.5, criterion='fpgm')").needs
     assert isinstance(Random(), Criterion)
+
+
+def test_reconstruction_is_what_readers_lose_on_calibration_items(data: Data) -> None:
+    """Of two groups: one has one reader, the other (a stream) two; all positions are rows."""
+    model, given = gated(), make_context(data)
+    items = given.calibration_items(40)
+    inputs = LayerInputs(model, Calibration(data.task, items), 40)
+    channels = sound_groups(model.module, model.items())
+    found, silent = scores(model, channels, Reconstruction(), given, inputs)
+    assert not silent
+    x, _ = next(Calibration(data.task, items, 40).pairs())
+    seen: dict[str, Tensor] = {}
+    for path in ("inner", "back", "out"):
+        layer = model.module.get_submodule(path)
+        layer.register_forward_pre_hook(lambda m, given, path=path: seen.update({path: given[0]}))
+    with torch.no_grad():
+        model.module(*x)
+    readers = {"stem": ("inner", "out"), "inner": ("back",)}
+    for group in channels.groups:
+        worth = found[group.axis][0]
+        layers = {path: model.module.get_submodule(path) for path in readers[group.path]}
+        costs = [
+            sum(_lost(layer, seen[path], one) for path, layer in layers.items())
+            for one in range(len(worth))
+        ]
+        assert int(worth.argmin()) == int(np.argmin(costs))
+        assert float(worth.min()) == pytest.approx(min(costs), rel=1e-3)
+
+
+def _lost(layer: nn.Module, x: Tensor, gone: int) -> float:
+    """Return the share of a layer's outputs' variance lost without a channel, by numpy's solve."""
+    kernel = getattr(layer, "kernel_size", (1, 1))
+    x = x if x.ndim == 4 else x[:, :, None, None]
+    rows = F.unfold(x, kernel, padding=getattr(layer, "padding", 0)).transpose(1, 2)
+    flat = rows.reshape(-1, rows.shape[2]).double().numpy()
+    square = float((flat**2).mean())
+    flat = flat - flat.mean(0) if layer.bias is not None else flat
+    moments = flat.T @ flat / len(flat)
+    share = max(0.01, len(moments) / len(flat))
+    ridge = share * np.trace(moments) / len(moments) + 1e-6 * square
+    moments += ridge * np.eye(len(moments))
+    weight = layer.weight.detach().double().flatten(1).numpy()
+    size = kernel[0] * kernel[1]
+    left = np.delete(np.arange(len(moments)), np.arange(gone * size, (gone + 1) * size))
+    wanted = weight @ moments[:, left]
+    kept = np.trace(np.linalg.solve(moments[np.ix_(left, left)], wanted.T) @ wanted)
+    return float(1 - kept / np.trace(weight @ moments @ weight.T))
+
+
+def test_reconstruction_needs_calibration_items() -> None:
+    with pytest.raises(IllegalChain, match="'reconstruction' looks at calibration items"):
+        chain("prune_channels(macs=0.5, criterion='reconstruction', calibration=0)")
