@@ -7,6 +7,7 @@ wider one's, and every subnet is what pruning would cut out of the net.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from compress.context import StepContext
 from compress.errors import StepFailed
+from compress.int8.calibration import Calibration
+from compress.lowrank.layer_inputs import LayerInputs
 from compress.model import Model, copied
 from compress.supernet.costs import Lengths
 from compress.supernet.sandwich import Factors, Picks
@@ -26,7 +29,10 @@ from compress.techniques.channel_proof import sound_groups
 from compress.techniques.channel_scores import Scores, grains_kept, removed, scores
 from compress.techniques.channel_trace import Axis, Vector
 from compress.techniques.criteria import Criterion
+from compress.training.evaluate import some_of
 
+GIVEN = 256
+"""Training items by which a criterion learns what layers are given."""
 MOST_WIDTHS = 8
 """Widths of a group that are tried, evenly spaced."""
 
@@ -51,7 +57,8 @@ class ElasticNet:
         self.channels: Channels = sound_groups(model.module, model.items())
         self.groups: tuple[Group, ...] = self.channels.groups
         self.worth: Scores
-        self.worth, silent = scores(model, self.channels, criterion, context)
+        given = _given(model, context) if criterion.wants_inputs else None
+        self.worth, silent = scores(model, self.channels, criterion, context, given)
         if silent:
             context.log.note(
                 f"search: {criterion.name()} says nothing about {len(silent)} of "
@@ -119,13 +126,13 @@ class ElasticNet:
     def _cut(self, genes: Genes) -> Cut:
         return cut(self.model.module, self.channels.plan, self.gone(genes))
 
-    def proven(self, genes: Genes) -> nn.Module:
+    def proven(self, genes: Genes) -> Cut:
         """Return the subnet, after the proof that pruning gives of what it cuts."""
         done = self._cut(genes)
         plan, items = self.channels.plan, self.model.items()
         if reason := differs_from_zeroed(self.model.module, done, plan, items):
             raise StepFailed(f"search would change more than the removed channels: {reason}")
-        return without(done.module, self.dropped(genes)).eval()
+        return replace(done, module=without(done.module, self.dropped(genes)).eval())
 
     def skeleton(self, genes: Genes) -> nn.Module:
         """Return the subnet without values: its tensors are on the device 'meta'."""
@@ -217,3 +224,10 @@ class ElasticNet:
             for path in stage.removable - set(kept):
                 genes[len(self.groups) + self.blocks.index(path)] = 0
         return self.space.settled(genes)
+
+
+def _given(model: Model, context: StepContext) -> LayerInputs:
+    """Return what layers are given on training items."""
+    assert context.train is not None, "run() has checked needs"
+    items = some_of(context.train, GIVEN)
+    return LayerInputs(model, Calibration(context.task, items), len(items))

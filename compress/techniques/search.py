@@ -6,13 +6,16 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import numpy as np
 from torch import nn
 
 from compress.compressor import Compressor, require, require_one_of
 from compress.context import StepContext
-from compress.model import Model, weights_hash
+from compress.lowrank.layer_inputs import LayerInputs
+from compress.lowrank.moments import NotFinite
+from compress.model import Model, copied, weights_hash
 from compress.parts import (
     a_name,
     flag,
@@ -31,13 +34,16 @@ from compress.supernet.sandwich import Sandwich
 from compress.supernet.space import Genes
 from compress.system.amounts import decimal
 from compress.system.progress import Stage, showing, stage
-from compress.tasks.base import Split, arrangement, prepared_batches
+from compress.tasks.base import Split, Tensors, arrangement, prepared_batches
+from compress.techniques.channel_cut import Cut
+from compress.techniques.channel_refit import output_errors, refitted
 from compress.techniques.criteria import L2, Criterion, criteria
 from compress.techniques.distill import Distill
 from compress.techniques.elastic import ElasticNet
 from compress.techniques.finetune import Finetune
 from compress.techniques.search_budget import NEAR, WORDS, Budget, Counted, Measured
 from compress.techniques.search_family import FamilySearch
+from compress.techniques.subnet_refit import SubnetRefit
 from compress.training import Training, TrainingHooks, evaluate, fit
 from compress.training.batch_norms import BATCH, batch_norms, reestimate
 from compress.training.evaluate import some_of
@@ -51,6 +57,9 @@ OF_SUBNETS = (*("population", "judged", "subnets", "round_to", "narrowest", "dep
 """Options that are about the model's own subnets."""
 FINAL_STATISTICS = 8192
 """The same for the one that comes out."""
+REFITTED_ON, FINALLY, HELD_BACK = 128, 256, 32
+"""Training items on which architectures are refitted; the one that comes out, in all; and those of
+them by which it is seen whether that brings the outputs nearer."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -297,7 +306,15 @@ class _Search:
     def _score(self, genes: Genes) -> list[float]:
         task, device = self.context.task, self.context.device
         module = self.elastic.subnet(genes).to(device)
-        self._reestimate(module, STATISTICS)
+        if self._refit.possible:
+            elastic = self.elastic
+            try:
+                self._refit.refit(module, elastic.picks(genes), elastic.factors(genes))
+            except NotFinite:
+                self.progress.advance()
+                return [0.0, -sys.float_info.max]
+        else:
+            self._reestimate(module, STATISTICS)
         accuracy, loss = evaluate(module, task, self._validation(), device)
         self.progress.advance()
         return [accuracy, -loss if math.isfinite(loss) else -sys.float_info.max]
@@ -310,15 +327,26 @@ class _Search:
         batches = prepared_batches(context.task, items, BATCH, context.device)
         reestimate(module, (inputs for inputs, _ in batches))
 
+    @cached_property
+    def _refit(self) -> SubnetRefit:
+        (batch,) = self._inputs(REFITTED_ON, REFITTED_ON)
+        model = self.elastic.model
+        module = copied(model.module).to(self.context.device)
+        return SubnetRefit(replace(model, module=module), batch)
+
+    def _inputs(self, count: int, size: int) -> list[Tensors]:
+        """Return batches of training items."""
+        context = self.context
+        assert context.train is not None, "run() has checked needs"
+        items = some_of(context.train, count)
+        batches = prepared_batches(context.task, items, size, context.device)
+        return [inputs for inputs, _ in batches]
+
     # --- what comes out -------------------------------------------------------------------
 
     def _made(self, best: Judged, share: float) -> Model:
         context, elastic = self.context, self.elastic
-        module = elastic.proven(best.genes)
-        if batch_norms(module):
-            module = module.to(context.device)
-            self._reestimate(module, FINAL_STATISTICS)
-            module = module.to("cpu")
+        module = self._nearest(elastic.proven(best.genes))
         dropped = elastic.dropped(best.genes)
         for path, (before, after) in elastic.widths(best.genes).items():
             context.log.row("layer", layer=path, channels=before, kept=after)
@@ -332,3 +360,20 @@ class _Search:
         )
         names = dict(module.named_parameters()).keys()
         return replace(elastic.model, module=module, sparse=elastic.model.sparse & names)
+
+    def _nearest(self, done: Cut) -> nn.Module:
+        """Return a subnet refitted or with norms estimated anew: what comes nearer to the whole."""
+        context, elastic = self.context, self.elastic
+        module = done.module
+        if batch_norms(module):
+            module = copied(module).to(context.device)
+            self._reestimate(module, FINAL_STATISTICS)
+            module = module.to("cpu")
+        held_back, *others = self._inputs(FINALLY, HELD_BACK)
+        if not others:
+            return module
+        given = LayerInputs(elastic.model, others, sum(len(one[0]) for one in others))
+        found = refitted(elastic.model, done, elastic.channels.plan, given, [held_back])
+        nets = (module, found.module)
+        errors = output_errors(elastic.model.module, nets, [held_back])
+        return nets[int(np.argmin([one if math.isfinite(one) else math.inf for one in errors]))]

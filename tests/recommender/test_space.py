@@ -155,7 +155,8 @@ def test_without_training_data_nothing_that_trains_is_left(context: StepContext)
     assert {form.kind for form in found.forms} == {CUT, LOWER}
     assert {"finetune", "distill", "distill:student"} <= found.left_out.keys()
     [prune] = [form for form in found.forms if form.name == "prune_channels"]
-    assert prune.options["criterion"] == Choices(("l2",))  # taylor's gradients need labels
+    assert prune.options["criterion"] == Choices(("l2", "reconstruction"))
+    # Taylor's gradients need labels.
     assert "taylor" in found.left_out["prune_channels"]
 
 

@@ -64,7 +64,7 @@ def test_the_largest_is_the_model_and_the_smallest_is_proven(name: str) -> None:
     inputs = net.model.items(3)
     whole = forward(net.model.module, inputs)
     assert torch.equal(forward(net.subnet(net.space.largest), inputs), whole)
-    smallest = net.proven(net.space.smallest)
+    smallest = net.proven(net.space.smallest).module
     assert forward(smallest, inputs).shape == whole.shape
     before = counts.count(net.model.module, net.model.example)
     assert counts.count(smallest, net.model.example).params < 0.6 * before.params
