@@ -68,8 +68,10 @@ def test_a_histogram_that_widens_is_that_of_all_values(sizes, seed):
     edges = (np.arange(BINS + 1) - BINS // 2) * observed.width
     expected, _ = np.histogram(values.astype(np.float64), edges)
     assert observed.counts.sum() == len(values)
-    # Where a value lies on an edge, the two roundings may differ.
-    assert np.abs(observed.counts - expected).sum() <= 4
+    # Where a value lies on an edge, as small ones beside zero do, the two roundings may differ.
+    places = values.astype(np.float64) / observed.width
+    on_edges = int((np.abs(places - np.rint(places)) < 1e-3).sum())
+    assert np.abs(observed.counts - expected).sum() <= 2 * on_edges
 
 
 @given(st.floats(-50, 0), st.floats(0, 50))
