@@ -5,10 +5,11 @@
 
 CIFAR-10 nets, and EfficientNet-Lite0 at 224 px on photographs: at several fractions of their MACs
 as they are cut; with the statistics of batch norms estimated anew on 256 calibration items, which
-is the usual remedy; and as `prune_channels` does by default, with the layers that are left refitted
-on the same items. Channels chosen at random are the control. Accuracy is that of the float32 module
-on all test items; rows are kept as they come, and the next run goes on from there. `--table` writes
-the report of those that there are.
+is the usual remedy; as `prune_channels` does by default, with the layers that are left refitted on
+the same items; by the criterion that looks at what readers lose; and as `search` finds widths and
+blocks, where there are labels to judge them by. Channels chosen at random are the control. Accuracy
+is that of the float32 module on all test items; rows are kept as they come, and the next run goes
+on from there. `--table` writes the report of those that there are.
 """
 
 from __future__ import annotations
@@ -38,21 +39,29 @@ from compress.training.batch_norms import BATCH, batch_norms, reestimate
 NETS = ("resnet20", "resnet56", "mobilenetv2-x05", "vit-tiny", "lite0")
 FRACTIONS = (0.8, 0.5)
 ITEMS = 256
+STATISTICS, SEARCHED = "statistics anew", "searched, refitted"
 WAYS = {
-    "as it is cut": "calibration=0",
-    "statistics anew": "calibration=0",
-    "refitted": "",
-    "refitted, channels at random": "criterion='random'",
+    "as it is cut": "prune_channels(macs={}, calibration=0)",
+    STATISTICS: "prune_channels(macs={}, calibration=0)",
+    "refitted": "prune_channels(macs={})",
+    "refitted, channels at random": "prune_channels(macs={}, criterion='random')",
+    "refitted, by reconstruction": "prune_channels(macs={}, criterion='reconstruction')",
+    SEARCHED: "search(macs={}, candidates=64, judged=1000)",
 }
 COLUMNS = ("net", "MACs", "way", "accuracy %", "lost", "s")
 
 
 def row_of(name: str, model: Model, data: Data, fraction: float, way: str) -> Row:
-    options = ", ".join(filter(None, [f"macs={fraction}", WAYS[way]]))
-    context = StepContext(data.task, calibration=data.calibration, log=StepLog())
+    context = StepContext(
+        data.task,
+        train=data.train,
+        validation=data.validation,
+        calibration=data.calibration,
+        log=StepLog(),
+    )
     started = time.perf_counter()
-    result = run(chain(f"prune_channels({options})"), model, context)
-    if way == "statistics anew":
+    result = run(chain(WAYS[way].format(fraction)), model, context)
+    if way == STATISTICS:
         items = context.calibration_items(ITEMS)
         reestimate(result.module, Calibration(data.task, items, min(BATCH, len(items) // 2)))
     seconds = time.perf_counter() - started
@@ -88,8 +97,9 @@ def main() -> None:
             kept.add({**whole, "accuracy %": percent(model, data)})
         for fraction in FRACTIONS:
             for way in WAYS:
-                normless = way == "statistics anew" and not batch_norms(model.module)
-                if (name, fraction, way) not in kept.read() and not normless:
+                cannot = way == STATISTICS and not batch_norms(model.module)
+                cannot = cannot or (way == SEARCHED and bool(data.untrainable))
+                if (name, fraction, way) not in kept.read() and not cannot:
                     kept.add(row_of(name, model, data, fraction, way))
     every = [(n, 1.0, "whole") for n in NETS]
     every += [(n, f, w) for n in NETS for f in FRACTIONS for w in WAYS]
