@@ -292,7 +292,7 @@ def run(**options: Any) -> Results:
 
 def _suite_of(
     *,
-    chain: str | Sequence[str],
+    chain: str | Sequence[str] | None = None,
     data: str | Data = "digits",
     model: str | nn.Module = "cnn-small",
     weights: str | None = None,
@@ -301,6 +301,8 @@ def _suite_of(
     """Return the suite of `run`'s options, and the options of `bench`."""
     from torch import nn
 
+    if chain is None:
+        raise UserError("no chain is given: write chain='quantize()', or a sequence of chains")
     suite = Suite(
         name="run",
         data=data if isinstance(data, str) else data.task.name,

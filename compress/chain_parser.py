@@ -127,8 +127,10 @@ class _Builder:
         if isinstance(node, ast.Name):
             raise IllegalChain(f"write {node.id}() with parentheses in {_shown(self.text)}")
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            compared = isinstance(node, ast.Compare)
             raise IllegalChain(
-                f"a chain holds only steps and literals, and {_source(node, self.text)} is neither"
+                f"a chain holds steps such as quantize(), and {_source(node, self.text)} is none"
+                + ("; steps are joined by '->'" if compared else "")
             )
         cls = lookup(kind, node.func.id, known)
         kinds = part_fields(cls)
@@ -164,8 +166,10 @@ def _literal(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        name = f": a text stands in quotes, {node.id!r}" if isinstance(node, ast.Name) else ""
         raise IllegalChain(
-            f"only literals and steps may stand in a chain, not {_source(node, text)}"
+            f"an option is a number, a text, True, False or None, or a list of such, not "
+            f"{_source(node, text)}{name}"
         ) from None
 
 

@@ -60,6 +60,7 @@ def bench(name: str, suite: str, seconds: float, *more: str) -> Proof:
 
 QUEUE = (
     bench("cifar10", "cifar10", 240),
+    bench("cifar10-seeds", "benchmarks/distillation/cifar10-seeds.toml", 3600),
     Proof(
         "tests",
         90,
@@ -70,7 +71,6 @@ QUEUE = (
             "tests/zoo/test_own_pixels_taught.py",
         ),
     ),
-    bench("cifar10-seeds", "benchmarks/distillation/cifar10-seeds.toml", 3600),
     Proof(
         "photographs",
         120,

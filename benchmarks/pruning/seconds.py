@@ -26,6 +26,7 @@ from kept_rows import Row, machine, table_of, write_report
 from compress import counts
 from compress.compressor import run
 from compress.context import StepContext, StepLog
+from compress.system.memory import reuse_freed_memory
 from compress.tasks.base import TensorSplit
 from compress.techniques import chain
 
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--step", action="append")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    reuse_freed_memory()  # as processes of steps do
     rows = []
     for name in options.names:
         for step in options.step or STEPS:

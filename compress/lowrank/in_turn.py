@@ -131,12 +131,13 @@ class Wanted:
             y, parts = run(x), self._parts[path]
             if len(x) != items * self._of_item[path]:
                 return y  # and the path is left out
-            if not y.isfinite().all():
-                raise not_finite(path)
             shape = _positions(layer, y)
             seed = numbers[path] * 1009 + len(parts)
             chosen = _chosen(seed, layer, shape, ceil(items * self._taken[path]))
-            outputs = _columns(_taken(layer, y, chosen), self._stay[path])
+            outputs = _taken(layer, y, chosen)
+            if not outputs.isfinite().all():
+                raise not_finite(path)
+            outputs = _columns(outputs, self._stay[path])
             parts.append(_Part(len(x), shape, chosen, outputs))
             return y
 

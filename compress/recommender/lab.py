@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from compress.benchmark.execute.executor import Executor, Outcome
+from compress.benchmark.execute.executor import OVER_BUDGET, Executor, Outcome
 from compress.benchmark.execute.run_spec import Stores, spec_of
 from compress.benchmark.execute.schedule import Schedule
 from compress.benchmark.plan.graph import ChainRun, Node, make_graph
@@ -95,6 +95,11 @@ class BenchLab:
         """Make and measure the baseline. Raises UserError, with the reason, if that fails."""
         self._run([], deadline)
         record = self.records[BASELINE]
+        if OVER_BUDGET in record.error:
+            raise UserError(
+                "the budget ended before the baseline was measured; what was computed is kept: "
+                "give a larger one"
+            )
         if record.status != "ok":
             raise UserError(f"the baseline is {record.status}: {record.error}")
         try:

@@ -184,6 +184,8 @@ class _Search:
         self.guess = guess
         with stage("", heading=True), self._lab() as lab:
             begun = time.monotonic()
+            few = warning_of(self.request.goal, self.test_items)
+            self._say(few)
             lab.begin(self.deadline)
             first, ready = time.monotonic() - begun, lab.now()
             trial, end = self._quickest(lab), self._ending(lab, first)
@@ -192,9 +194,10 @@ class _Search:
             count = end.finalists(most, spare)
             strict = min(finalists_for(self.request.goal, self.test_items), count)
             judge = self.judge = Judge(self.request.goal, lab.baseline, self.test_items, strict)
-            warnings = self.warnings = self._warnings(lab)
-            for warning in warnings if self.options.progress else ():
-                say("\n".join(wrap(warning, WIDTH)))
+            note = text_of(row_alone(lab.records[BASELINE], self._search), "note")
+            said_of_it = f"A note on the baseline: {note}" if note else ""
+            self._say(said_of_it)
+            warnings = self.warnings = [one for one in (few, said_of_it) if one]
             rows = count + bool(self.proven)
             reserved = end.seconds(rows)
             remaking = self._again(lab, judge, count, self.deadline - reserved - lab.now())
@@ -227,11 +230,10 @@ class _Search:
         derived = self._finals([one.chain for one in chosen], timing)
         return self._report(derived, judge, report)
 
-    def _warnings(self, lab: BenchLab) -> list[str]:
-        """Return what a user should know before hours are spent."""
-        note = text_of(row_alone(lab.records[BASELINE], self._search), "note")
-        few = warning_of(self.request.goal, self.test_items)
-        return [one for one in (few, note and f"A note on the baseline: {note}") if one]
+    def _say(self, warning: str) -> None:
+        """Show what a user should know before hours are spent, if there is anything."""
+        if warning and self.options.progress:
+            say("\n".join(wrap(warning, WIDTH)))
 
     def _chosen(self, lab: BenchLab, judge: Judge, count: int, left: float) -> list[Measured]:
         """Return the finalists; a chain that reached the goal before is always one of them."""

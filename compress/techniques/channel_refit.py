@@ -258,7 +258,7 @@ def refit(layer: Layer, known: Inputs) -> tuple[float, float]:
         residual = goal - old @ solved
         added = solved.clone()
         added.diagonal().add_(ridge)
-        new = old + torch.linalg.solve(added, residual.T).T
+        new = old + _solved(added, residual.T).T
     before = error(old, bias)
     if layer.bias is not None:
         bias = wanted_mean - new @ mean
@@ -267,6 +267,12 @@ def refit(layer: Layer, known: Inputs) -> tuple[float, float]:
         if layer.bias is not None:
             layer.bias.copy_(bias)
     return before, error(new, bias)
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve a symmetric system that is positive definite but for rounding."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)  # takes half the time of LU
+    return torch.linalg.solve(matrix, right) if failed else torch.cholesky_solve(right, factor)
 
 
 def output_errors(

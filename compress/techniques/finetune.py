@@ -14,9 +14,11 @@ from compress.context import StepContext
 from compress.errors import IllegalChain, StepFailed
 from compress.model import Model, forward
 from compress.parts import Choices, one_of, positive, searched, whole_number
+from compress.stateless_rng import seed_of
 from compress.surgery import output_layers
 from compress.system.amounts import plural
-from compress.training import Training, fit, labels_loss
+from compress.training import Training, TrainingHooks, fit, labels_loss
+from compress.training.batch_norms import batch_norms
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,9 +26,10 @@ class Finetune(Training):
     """Train on with the task's loss; weights that a pruning step masked stay zero.
 
     With `freeze='backbone'` only the last layer learns (of a net with several heads, such as a
-    distilled DeiT, that of each) for `frozen_epochs`, by default for all of them; then everything
-    does, with a learning rate that rises and falls anew (Kumar et al. 2022: a new head that is
-    trained along with the rest spoils features before it knows the classes).
+    distilled DeiT, that of each) for `frozen_epochs`, by default for all of them, and batch norms
+    keep their statistics; then everything does, with a learning rate that rises and falls anew
+    (Kumar et al. 2022: a new head that is trained along with the rest spoils features before it
+    knows the classes).
     """
 
     learning_rate: float = field(
@@ -62,9 +65,13 @@ class Finetune(Training):
         if self.freeze is not None:
             first = replace(plain, epochs=self.frozen_epochs or self.epochs)
             with _head_alone(model) as names:
-                model = fit(model, context, first, loss)
+                # A module whose parts differ in mode is not recorded.
+                hooks = TrainingHooks(resting=_norms_outside(model.module, names), traced=False)
+                model = fit(model, context, first, loss, hooks)
             context.log.note(f"for {plural(first.epochs, 'epoch')} only {', '.join(names)} learnt")
             left -= first.epochs
+            # With the same seed it would see the first epochs' orders and augmented views again.
+            context = replace(context, seed=seed_of("thawed", context.seed))
         return fit(model, context, replace(plain, epochs=left), loss) if left else model
 
 
@@ -86,6 +93,13 @@ def _head_alone(model: Model) -> Iterator[list[str]]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def _norms_outside(module: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the names of batch norms that are in none of some layers."""
+    norms = {id(norm) for norm in batch_norms(module)}
+    inside = {id(part) for name in names for part in module.get_submodule(name).modules()}
+    return [name for name, part in module.named_modules() if id(part) in norms - inside]
 
 
 def _parameters(module: nn.Module, layers: Sequence[str]) -> list[nn.Parameter]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -44,7 +44,8 @@ class TrainingHooks:
     `split` takes the place of the training data; `extra` is trained along and thrown away;
     `view` maps an epoch (from 0) to the augmented view that it shows; `before` and `after` are
     called with every epoch's view; `readers`, after `before`, returns what else its batches bring
-    along; `traced` is False where the module must not be compiled or recorded.
+    along; `traced` is False where the module must not be compiled or recorded; `resting` are the
+    names of layers that work as in eval mode.
     """
 
     split: Split | None = None
@@ -54,6 +55,7 @@ class TrainingHooks:
     after: Callable[[int], None] = lambda view: None
     readers: Callable[[], Sequence[Reader]] = lambda: ()
     traced: bool = True
+    resting: Collection[str] = ()
     labelled: bool = True
     """Whether the split's targets mean anything."""
     label_weight: LabelWeight = lambda progress: 1.0
@@ -225,6 +227,8 @@ class _Fit:
         """Train for an epoch and return its row: mean loss, and accuracy while it was trained."""
         for module in self.modules.values():
             module.train()
+        for name in self.hooks.resting:
+            self.module.get_submodule(name).eval()
         view = self.hooks.view(epoch)
         total = torch.zeros((), device=self.context.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.context.device)

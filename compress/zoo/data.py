@@ -151,11 +151,11 @@ def source_named(
     fit: Fit,
     channels: int = 3,
     download: bool = True,
-    class_order: str | None = None,
+    class_order: str | tuple[str, ...] | None = None,
 ) -> Source:
     """Return the raw splits of a data source; `fit` and `channels` are for image files."""
     kind, colon, place = name.partition(":")
-    if class_order is not None and kind != "imagefolder":
+    if isinstance(class_order, str) and kind != "imagefolder":
         raise UserError(f"class_order is for image folders, and {name} is none")
     if kind in ("imagefolder", "arrays"):
         if not place:

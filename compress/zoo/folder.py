@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,10 @@ class Layout:
 
 
 def image_folder(
-    folder: Path, fit: Fit, channels: int = 3, class_order: str | None = None
+    folder: Path,
+    fit: Fit,
+    channels: int = 3,
+    class_order: str | tuple[str, ...] | None = None,
 ) -> Source:
     """Return `DIR/{train,test}[/val]/CLASS/*` or flat `DIR/CLASS/*` as a source.
 
@@ -79,7 +83,8 @@ def image_folder(
     every level. The fingerprint covers the relative paths and what `sampled` covers of the files,
     since hashing all of a large set takes too long.
     Classes are numbered in the order of their names as text, as torchvision does, in that of
-    numbers, or of the lines of a file: `class_order` is 'text', 'number' or the file's path.
+    numbers, or of the lines of a file: `class_order` is 'text', 'number' or the file's path; or
+    that of the names themselves, where these are the folder's.
     Raises UserError for any other layout.
     """
     if not folder.is_dir():
@@ -90,10 +95,14 @@ def image_folder(
         raise UserError(f"there is no folder {str(folder)!r} to read images from{near}")
     layout = _layout(folder)
     parts, untrainable = layout.parts, layout.untrainable
-    classes = _ordered(sorted(parts["train"]), class_order)
+    classes = _ordered(sorted(parts["train"]), class_order, only_tested=bool(untrainable))
+    notes = [BY_SAMPLES, *layout.notes, _nested(sorted(layout.nested))]
+    if further := [name for name in classes if name not in parts["train"]]:
+        count = f"{len(further):,} of {len(classes):,} classes in {class_order} have"
+        notes.append(f"{count} no images: {_listed(further)}")
+        parts = {part: {**dict.fromkeys(further, ()), **files} for part, files in parts.items()}
     _check_classes(folder, parts, classes, untrainable)
     _check_links(folder, parts)
-    notes = [BY_SAMPLES, *layout.notes, _nested(sorted(layout.nested))]
     notes.append(_skipped(folder, layout.skipped))
     if class_order is None:
         notes.append(_order_note(classes))
@@ -165,9 +174,17 @@ def _skipped(folder: Path, files: Sequence[Path]) -> str:
     return f"{len(files):,} files of other kinds were skipped, such as {first}"
 
 
-def _ordered(classes: list[str], order: str | None) -> tuple[str, ...]:
-    """Return the names of classes in the order of their numbers."""
-    if order in (None, "text"):
+def _ordered(
+    classes: list[str], order: str | tuple[str, ...] | None, only_tested: bool
+) -> tuple[str, ...]:
+    """Return the names of classes in the order of their numbers.
+
+    A file may list further classes where nothing is trained: of what the weights know, the images
+    may show a part.
+    """
+    if isinstance(order, tuple) and sorted(order) == classes:
+        return order
+    if order in (None, "text") or isinstance(order, tuple):
         return tuple(classes)
     if order == "number":
         if named := [name for name in classes if not name.isdecimal()]:
@@ -178,9 +195,18 @@ def _ordered(classes: list[str], order: str | None) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"class_order is text, number or a file of names: {error}") from None
     names = [unicodedata.normalize("NFC", name) for name in listed if name]
-    if sorted(names) != classes:
-        differing = sorted(set(names) ^ set(classes)) or ["a name stands twice"]
-        raise UserError(f"{order} does not list the folder's classes, each once: {differing[:5]}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{order} lists {twice[0]!r} twice")
+    if missing := [name for name in classes if name not in set(names)]:
+        raise UserError(
+            f"{order} does not list all of the folder's classes: {_listed(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing in it"
+        )
+    if (further := sorted({*names} - {*classes})) and not only_tested:
+        raise UserError(
+            f"{order} lists classes that the folder has no images of: {_listed(further)}. That is "
+            f"possible only where nothing is trained, with images for testing alone"
+        )
     return tuple(names)
 
 

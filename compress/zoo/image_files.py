@@ -9,6 +9,7 @@ import hashlib
 import os
 import stat
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -229,13 +230,19 @@ def keep_pixels(
     there = [split.pixel_set(store / FOLDER) for split in used.values()]
     held = [one for one in there if one.hold()]
     reasons: dict[tuple[int, int], str] = {}
+    kept, all_of_size = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for split in used.values():
+        size = split.fit.size
+        all_of_size[size] += len(split)
         if why := split.keep_pixels(store / FOLDER, limit):
-            reasons.setdefault(split.fit.size, why)
+            reasons.setdefault(size, why)
+        else:
+            kept[size] += len(split)
     del held
     return "; ".join(
-        f"images of {height}x{width} are decoded anew whenever they are used: {why}"
-        for (height, width), why in reasons.items()
+        f"{all_of_size[size] - kept[size]:,} of {all_of_size[size]:,} images of "
+        f"{size[0]}x{size[1]} are decoded anew whenever they are used: {why}"
+        for size, why in reasons.items()
     )
 
 
@@ -320,7 +327,9 @@ def remarks(*splits: Split | None) -> list[str]:
     for path, fit in looked.items():
         with contextlib.suppress(Exception), Image.open(path) as image:
             deep = _stored_in_16_bits(image)  # EXIF may only be had by reading all
-            counts["turned"] += image.getexif().get(ORIENTATION, 1) != 1 and not fit.exif
+            # Pillow itself turns a TIFF, whatever is asked for.
+            turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) != 1
+            counts["turned"] += turned and not fit.exif
             # The further images of an MPO photograph are previews of it, or other views.
             counts["frames"] += image.format != "MPO" and getattr(image, "n_frames", 1) > 1
             if image.mode[0] in "IF":

@@ -22,7 +22,7 @@ from compress.tasks.image_classification import ImageClassification
 from compress.tasks.preprocessing import LEVELS, Settings
 from compress.zoo.checkpoints import file_and_key, read
 from compress.zoo.libraries import from_timm, from_torchvision
-from compress.zoo.published import CLASSES, MEAN, STD, published
+from compress.zoo.published import CLASSES, MEAN, OWNER, STD, published
 from compress.zoo.settings import height_width, settings_of
 from compress.zoo.weights import DEFAULT, read_state
 
@@ -53,12 +53,13 @@ class Pretrained:
     """Whether the module itself rescales its inputs, as torchvision's GoogLeNet and Inception."""
 
 
-def pretrained(model: str, weights: str | None) -> Pretrained | None:
+def pretrained(model: str, weights: str | None, assume: bool = False) -> Pretrained | None:
     """Return what a run or the library says of a model's weights; None where neither does.
 
     A file counts as the library's if it has as many outputs as the library's own weights: one for
-    other classes was trained by others, in a way that the library does not know. Raises UserError
-    if the file cannot be read.
+    other classes was trained by others. Most of these began with the library's weights and kept
+    their preprocessing, so with `assume` that is returned, and called assumed. Raises UserError if
+    the file cannot be read.
     """
     if weights is None:
         return None
@@ -72,7 +73,13 @@ def pretrained(model: str, weights: str | None) -> Pretrained | None:
     if known is None or weights == DEFAULT:
         return known
     state = read(*file_and_key(weights), _untrained(name, known)).state
-    return known if _has_outputs(state, known) else None
+    if _has_outputs(state, known):
+        return known
+    if not assume:
+        return None
+    owner = name.source or OWNER
+    usual = f"{owner}'s usual for {name.name}, which is assumed: the file has another head"
+    return replace(known, origin=usual, accuracy=None, transform_input=False)
 
 
 def _untrained(name: ModelName, known: Pretrained) -> nn.Module | None:
@@ -235,10 +242,30 @@ def _timm(name: ModelName, weights: str) -> Pretrained | None:
     found: Any = timm.get_pretrained_cfg(name.name)
     if found is None:
         return None
+    origin = f"timm's {name.name}"
+    if weights != DEFAULT and "." not in name.name:
+        # Of several sets of weights for one architecture, the name of the file may say which it is.
+        tags = timm.list_pretrained(f"{name.name}.*")
+        others: list[Any] = [timm.get_pretrained_cfg(one) for one in tags]
+        file = file_and_key(weights)[0].stem
+        named = [one for one in others if one.url and Path(one.url).stem == file]
+        if len(named) == 1:
+            [found] = named
+            origin = f"timm's {name.name}.{found.tag}"
+        elif any(_timm_settings(name, one) != _timm_settings(name, found) for one in others):
+            origin = (
+                f"timm's {name.name}.{found.tag}, which is assumed: its other weights see images "
+                f"otherwise (timm:{name.name}.TAG says which)"
+            )
+    return Pretrained(origin, _timm_settings(name, found), found.num_classes)
+
+
+def _timm_settings(name: ModelName, found: Any) -> Settings:
+    """Return the preprocessing that timm's description of some weights says."""
     size = name.options.get("img_size", found.input_size[1:])
     height, width = (size, size) if isinstance(size, int) else size
     resize: Any = MODES.get(found.crop_mode or "center", "shorter")
-    settings = Settings(
+    return Settings(
         mean=tuple(found.mean),
         std=tuple(found.std),
         size=(height, width),
@@ -247,4 +274,3 @@ def _timm(name: ModelName, weights: str) -> Pretrained | None:
         interpolation=found.interpolation,
         **USUAL,
     )
-    return Pretrained(f"timm's {name.name}", settings, found.num_classes)

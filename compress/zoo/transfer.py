@@ -157,7 +157,8 @@ def _images(
         channels, height, width = tensor.shape[1:]
         return Images(items, channels, (height, width), (), sha256(tensor.numpy().tobytes()))
     if source is None:
-        source = source_named(name, root, fit, 1 if task.preprocessing.channels == 1 else 3)
+        channels = 1 if task.preprocessing.channels == 1 else 3
+        source = source_named(name, root, fit, channels, class_order=tuple(task.classes))
     classes = source.classes if source.named else ()
     fingerprint = source.training_fingerprint or source.fingerprint
     return Images(source.train, source.channels, source.size, classes, fingerprint)
@@ -169,7 +170,8 @@ def _own(folder: Path, data: Data, task: ImageClassification, fit: Fit) -> Sourc
     if not any(_has_classes(place, task.classes) for place in (folder, *inside)):
         return None
     try:
-        source = image_folder(folder, fit, 1 if task.preprocessing.channels == 1 else 3)
+        channels = 1 if task.preprocessing.channels == 1 else 3
+        source = image_folder(folder, fit, channels, tuple(task.classes))
     except UserError:  # for calibration, it need not be a source of the task
         return None
     return source if source.training_fingerprint == data.training_fingerprint else None

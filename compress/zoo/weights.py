@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compress.chain_parser import ModelName, parse_model_name
 from compress.errors import UserError, clause, first_line
 from compress.system.files import sha256
+from compress.system.progress import stage
 from compress.zoo.checkpoints import file_and_key, read
 from compress.zoo.fits import COUNTERS, PREFIXES, listed
 from compress.zoo.published import OWNER, PUBLISHED, published
@@ -77,7 +78,7 @@ def load_weights(
     state, spare, lost = _without_prefixes(state, module, classes)
     spare = [*left, *spare]
     head = _head_for(module, classes) if new_head else []
-    _check_fit(module, state, origin, model_name, new_head, lost, head)
+    _check_fit(module, state, origin, model_name, classes, new_head, lost, head)
     _check_floats(module, state, origin, model_name)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -229,11 +230,16 @@ def _check_fit(
     state: Mapping[str, Tensor],
     origin: str,
     model_name: str,
+    classes: int | None,
     new_head: bool,
     lost: Collection[str],
     head: Collection[str],
 ) -> None:
-    """Refuse weights that do not fit. Beside others, the `head` that is replaced is no reason."""
+    """Refuse weights that do not fit. Beside others, the `head` that is replaced is no reason.
+
+    Tensors that differ in their first axis alone are those of heads where that has `classes` in the
+    model: the table of positions of a net for larger images differs like this, too.
+    """
     own = module.state_dict()
     # Checkpoints older than torch 0.4.1 do not count the batches of a batch norm.
     missing = [n for n in own if n not in state and not n.endswith(COUNTERS[0])]
@@ -245,14 +251,16 @@ def _check_fit(
         pairs = [(tuple(state[name].shape), tuple(own[name].shape)) for name in differing]
         counts = {(have[:1], want[:1]) for have, want in pairs}
         alike = all(have[1:] == want[1:] for have, want in pairs)
-        if alike and len(counts) == 1 and pairs[0][0] and new_head:
+        heads = alike and len(counts) == 1 and classes in (None, *pairs[0][1][:1])
+        if heads and pairs[0][0] and new_head:
             return
-        if alike and len(counts) == 1 and pairs[0][0]:
+        if heads and pairs[0][0]:
             [((have,), (want,))] = counts
             raise UserError(
                 f"the weights {origin} are for {have:,} classes, and {model_name} has {want:,} "
                 f"for these data. To train them on with a new head, give the baseline "
-                f"finetune(epochs=...)"
+                f"finetune(epochs=...). If these data, for testing alone, show a part of the "
+                f"classes: list them all in a file, one a line, and give it as class_order"
             )
     if unexpected or {*missing, *differing} - {*head}:
         missing, differing = ([n for n in names if n not in head] for names in (missing, differing))
@@ -316,9 +324,10 @@ def _library_weights(model_name: str) -> tuple[dict[str, Tensor], str]:
             f"weights"
         )
     try:
-        if found is not None:
-            return found.download(), found.words
-        return _timm_weights(name) if name.source == "timm" else _torchvision_weights(name)
+        with stage(f"finding {name.source or OWNER}'s weights of {name.name}, or downloading them"):
+            if found is not None:
+                return found.download(), found.words
+            return _timm_weights(name) if name.source == "timm" else _torchvision_weights(name)
     except UserError:
         raise
     except Exception as error:  # of three libraries and a network

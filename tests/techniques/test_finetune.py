@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from compress.errors import IllegalChain, StepFailed
 from compress.model import Model
 from compress.techniques import chain
 from compress.techniques.finetune import head_layers, last_layer
+from compress.training.batch_loader import Batch, BatchLoader
 
 
 def changed(before: Model, after: Model) -> set[str]:
@@ -38,6 +41,36 @@ def test_the_backbone_is_frozen_for_all_epochs_or_for_the_first() -> None:
         assert all(parameter.requires_grad for parameter in found.module.parameters())
         assert context.log.samples == 2 * len(data.train)
         assert any("only" in note for note in context.log.notes) == ("freeze" in text)
+
+
+def test_a_frozen_backbone_gives_what_it_gave() -> None:
+    data = small_digits()
+    model = fresh_model(data, "resnet8(width=4)")
+    names = [name for name, _ in model.module.named_buffers() if "running" in name]
+    assert names, "there are batch norms"
+    context = make_context(data)
+    found = run(chain("finetune(epochs=2, freeze='backbone')"), model, context)
+    for name in names:
+        assert torch.equal(found.module.get_buffer(name), model.module.get_buffer(name))
+    trained = run(chain("finetune(epochs=1)"), model, make_context(data))
+    assert not torch.equal(trained.module.get_buffer(names[0]), model.module.get_buffer(names[0]))
+
+
+def test_a_thawed_backbone_sees_the_items_in_other_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, seen = small_digits(), list[torch.Tensor]()
+    epoch = BatchLoader.epoch
+
+    def noted(self: BatchLoader, *arguments: Any) -> Iterator[Batch]:
+        batches = list(epoch(self, *arguments))
+        seen.append(torch.cat([batch.targets for batch in batches]))
+        return iter(batches)
+
+    monkeypatch.setattr(BatchLoader, "epoch", noted)
+    step = chain("finetune(epochs=2, freeze='backbone', frozen_epochs=1)")
+    run(step, fresh_model(data), make_context(data))
+    first, second = seen
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort().values, second.sort().values)
 
 
 def test_what_the_author_froze_stays_frozen() -> None:

@@ -74,12 +74,31 @@ def test_classes_are_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
     data = load_data(source, size=8, class_order=str(listed))
     assert data.task.describe()["classes"] == names[::-1]
     listed.write_text("\n".join(names[1:]))
-    with pytest.raises(UserError, match=r"does not list the folder's classes, each once: \['0'\]"):
+    with pytest.raises(UserError, match=r"not list all of .* classes: 0 is missing in it"):
+        load_data(source, size=8, class_order=str(listed))
+    listed.write_text("\n".join([*names, "3"]))
+    with pytest.raises(UserError, match="lists '3' twice"):
+        load_data(source, size=8, class_order=str(listed))
+    listed.write_text("\n".join([*names, "12"]))
+    with pytest.raises(UserError, match="classes that the folder has no images of: 12"):
         load_data(source, size=8, class_order=str(listed))
     with pytest.raises(UserError, match="text, number or a file of names"):
         load_data(source, size=8, class_order="numbers")
     with pytest.raises(UserError, match="class_order is for image folders"):
         load_data("digits", class_order="number")
+
+
+def test_images_for_testing_may_show_a_part_of_the_classes(tmp_path: Path) -> None:
+    photos(tmp_path / "p" / "val", {"b": 4, "d": 4})
+    listed = tmp_path / "names.txt"
+    listed.write_text("a\nb\nc\nd\n")
+    data = load_data(f"imagefolder:{tmp_path / 'p'}", size=8, class_order=str(listed))
+    assert data.task.classes == ("a", "b", "c", "d")
+    splits = (data.test, data.calibration)
+    labels = torch.cat([split.fetch(torch.arange(len(split)))[1] for split in splits])
+    assert set(labels.tolist()) == {1, 3}
+    assert "2 of 4 classes in" in data.note
+    assert "have no images: a, c" in data.note
 
 
 def test_the_order_of_numbers_is_said_where_it_is_another(tmp_path: Path) -> None:

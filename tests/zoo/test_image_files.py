@@ -131,22 +131,27 @@ def test_what_a_file_loses_is_said(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     noise().save(tmp_path / "turned.jpg", exif=turned)
+    noise().save(tmp_path / "turned.tif", exif=turned)  # which Pillow turns itself
     Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "dark.png")
     frames = [noise(seed=seed) for seed in range(2)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     noise().save(tmp_path / "plain.png")
     files = sorted(tmp_path.iterdir())
-    said = remarks(ImageFiles(files, [0] * 4, EIGHT))
+    said = remarks(ImageFiles(files, [0] * 5, EIGHT))
     assert [line.partition(" looked at, ")[2][:22] for line in said] == [
         "1 are stored turned, a",
         "1 are animated, and th",
         "1 have 16 bits and use",
     ]
-    said = remarks(ImageFiles(files, [0] * 4, replace(EIGHT, exif=True)))
+    said = remarks(ImageFiles(files, [0] * 5, replace(EIGHT, exif=True)))
     assert not any("turned" in line for line in said)
     turned = decode(tmp_path / "turned.jpg", replace(EIGHT, exif=True))
     plain = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "turned.jpg")))
     np.testing.assert_array_equal(turned, EIGHT(Image.fromarray(plain)))
+    tiffs = [decode(tmp_path / "turned.tif", replace(EIGHT, exif=exif)) for exif in (False, True)]
+    turned_once = np.asarray(noise().transpose(Image.Transpose.ROTATE_270))
+    for tiff in tiffs:
+        np.testing.assert_array_equal(tiff, EIGHT(Image.fromarray(turned_once)))
 
 
 def test_levels_that_are_read_as_nearly_black_are_said_of_every_split(tmp_path: Path) -> None:

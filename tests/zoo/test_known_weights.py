@@ -203,6 +203,36 @@ def test_what_is_known_is_of_the_set_that_is_taken(tmp_path: Path) -> None:
     assert pretrained(name, str(tmp_path / "b.pth")) is None
 
 
+def test_weights_for_other_classes_are_assumed_to_see_files_as_the_librarys(tmp_path: Path) -> None:
+    name, path = "torchvision:squeezenet1_1", tmp_path / "mine.pth"
+    source = photos(tmp_path)
+    classes = len(compress.load_data(source).task.classes)
+    torch.save(fresh(name, images(64, classes=classes)).module.state_dict(), path)
+    suite = Suite("s", source, name, ("quantize()",), str(path))
+    said = make_plan(suite).data.task.input_words()
+    assert "shorter side to 256, bilinear, centre 224x224" in said
+    words = "torchvision's usual for squeezenet1_1, which is assumed: the file has another head"
+    assert words in said
+
+
+def test_which_of_timms_weights_a_file_has_is_assumed_or_known_by_its_name(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="needs timm")
+    known = Path(timm.get_pretrained_cfg("resnet18.tv_in1k").url).name
+    state = timm.create_model("resnet18").state_dict()
+    torch.save(state, tmp_path / "mine.pth")
+    torch.save(state, tmp_path / known)
+    for model, file, interpolation, said in (
+        ("resnet18", "mine.pth", "bicubic", "timm's resnet18.a1_in1k, which is assumed"),
+        ("resnet18", known, "bilinear", "timm's resnet18.tv_in1k"),
+        ("resnet18.tv_in1k", "mine.pth", "bilinear", "timm's resnet18.tv_in1k"),
+    ):
+        found = pretrained(f"timm:{model}", str(tmp_path / file))
+        assert found is not None
+        assert found.settings.interpolation == interpolation
+        assert found.origin.startswith(said)
+        assert ("assumed" in found.origin) == ("assumed" in said)
+
+
 def test_ones_own_weights_have_no_inputs_rescaled(tmp_path: Path) -> None:
     name = "torchvision:googlenet"
     torch.save(fresh(name, images(64, classes=1000)).module.state_dict(), tmp_path / "mine.pth")

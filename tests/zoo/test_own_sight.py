@@ -130,15 +130,15 @@ def test_another_spec_has_a_set_of_pixels_of_its_own(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=70_000))
     full = spec_of(plan, "s", tmp_path / "full", tmp_path / "private", limits=Limits())
     assert full.keep_pixels(planned(photos, **OWN)) == (
-        "images of 24x24 are decoded anew whenever they are used: they take 20.7 kB, others there "
-        "have 18.4 kB to come, and 70 kB is free there"
+        "12 of 12 images of 24x24 are decoded anew whenever they are used: they take 20.7 kB, "
+        "others there have 18.4 kB to come, and 70 kB is free there"
     )
     monkeypatch.undo()
     # What the user allows: 3 * 12 * (16² + 16² + 24²) bytes are needed.
     few = spec_of(plan, "s", tmp_path / "few", tmp_path / "private", limits=Limits(pixels=39_000))
     assert few.keep_pixels(planned(photos, **OWN)) == (
-        "images of 24x24 are decoded anew whenever they are used: they take 20.7 kB, others there "
-        "18.4 kB, and the pixel cache may take 39 kB"
+        "12 of 12 images of 24x24 are decoded anew whenever they are used: they take 20.7 kB, "
+        "others there 18.4 kB, and the pixel cache may take 39 kB"
     )
     first = own.inputs(torch.arange(4), 0)[0]
     again = planned(photos, **OWN)

@@ -68,6 +68,22 @@ def test_labels_count_where_the_classes_are_the_tasks(tmp_path: Path) -> None:
     assert own.fingerprint != foreign.fingerprint
 
 
+def test_labels_count_in_the_order_of_the_tasks_classes(tmp_path: Path) -> None:
+    for label in range(12):
+        for place, more in (("own", 0), ("other", 7)):
+            for part in ("train", "test"):
+                picture(tmp_path / place / part / str(label) / "a.png", level=20 * label + more)
+    for order in ("text", "number"):
+        data = load_data(f"imagefolder:{tmp_path}/own", size=8, class_order=order)
+        found = load_transfer(f"imagefolder:{tmp_path}/other", data)
+        assert found.labelled
+        (images,), targets = found.items.fetch(torch.arange(12))
+        names = [int(data.task.classes[label]) for label in targets]
+        assert (images[:, 0, 0, 0] // 20).tolist() == names
+        own = load_transfer(f"imagefolder:{tmp_path}/own", data)
+        assert own.items is data.train, "its own source, whatever the order"
+
+
 def test_named_sources_and_arrays(tmp_path: Path) -> None:
     same = load_transfer("digits", DATA_WHOLE)
     assert same.labelled

@@ -499,6 +499,32 @@ def test_what_comes_before_the_layers_of_a_file_is_no_head(tmp_path, width):
         load_weights(module, tmp_path / "net.pt", "net", new_head=True, classes=width)
 
 
+class Positions(nn.Module):
+    """Adds a table of positions; `classes` are in another layer."""
+
+    def __init__(self, tokens: int, classes: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(tokens, 4))
+        self.head = nn.Linear(4, classes)
+
+
+@pytest.mark.parametrize("new_head", [False, True])
+def test_what_is_longer_and_has_no_class_for_each_entry_is_no_head(tmp_path, new_head):
+    torch.save(Positions(49, 3).state_dict(), tmp_path / "net.pt")
+    module = Positions(16, 3)
+    before = module.table.clone()
+    with pytest.raises(UserError, match=r"table \(file \(49, 4\), model \(16, 4\)\)"):
+        load_weights(module, tmp_path / "net.pt", "net", new_head=new_head, classes=3)
+    assert torch.equal(module.table, before)
+    torch.save(Positions(16, 7).state_dict(), tmp_path / "net.pt")
+    if new_head:
+        words = load_weights(module, tmp_path / "net.pt", "net", new_head=True, classes=3).words
+        assert "its head for 7 classes replaced by an untrained one for 3" in words
+    else:
+        with pytest.raises(UserError, match=r"are for 7 classes, and net has 3 .* class_order"):
+            load_weights(module, tmp_path / "net.pt", "net", classes=3)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

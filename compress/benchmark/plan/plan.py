@@ -200,7 +200,8 @@ def make_plan(
     _check_written(writes or {}, read)
     judge = find_metric(suite.metric if metric is None else metric, allow_code)
     suite = _with_weights_found(suite, data_root)
-    known = pretrained(suite.model, suite.weights) if model is None else None
+    files = data is None and is_files(suite.data)
+    known = pretrained(suite.model, suite.weights, assume=files) if model is None else None
     own_data = data is not None
     data = _data(suite, data, data_root, known)
     judge = judge or figure_of(data.task)
