@@ -143,6 +143,11 @@ def read(path: Path, key: str = "", module: nn.Module | None = None) -> Chosen:
     return replace(chosen, notes=[*chosen.notes, *misfits(named, fits, path, module)])
 
 
+def sets_in(path: Path) -> dict[str, int]:
+    """Return how many tensors each set of weights of a file has, by the key that names it."""
+    return {part.key or TOP: len(part.tensors) for part in _sets(_content(path))}
+
+
 def _content(path: Path) -> Any:
     """Return what a file of weights holds. Raises UserError if it cannot be read safely."""
     if not path.is_file():

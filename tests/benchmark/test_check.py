@@ -57,7 +57,13 @@ def test_sound_files_are_described(tmp_path: Path) -> None:
     data = small_digits()
     model = fresh_model(data, "mlp(width=8)")
     save_file({"a": torch.ones(3, 4)}, tmp_path / "a.safetensors")
-    assert "1 tensors, 12 values" in check_file(tmp_path / "a.safetensors")[0]
+    assert "1 tensor, 12 values" in check_file(tmp_path / "a.safetensors")[0]
+    raw = {"w": torch.ones(2), "b": torch.ones(1)}
+    torch.save({"model": raw, "state": {"ema": {"w": torch.ones(2)}}}, tmp_path / "two.pt")
+    assert check_file(tmp_path / "two.pt")[1:] == [
+        "  two.pt:model: 2 tensors",
+        "  two.pt:state.ema: 1 tensor",
+    ]
     (tmp_path / "m.onnx").write_bytes(stamp(export(model), {"labels": '["a"]'}))
     told = "\n".join(check_file(tmp_path / "m.onnx"))
     assert "input input: " in told

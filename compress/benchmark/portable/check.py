@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 from compress.errors import UserError
-from compress.zoo.checkpoints import PICKLED
+from compress.system.amounts import plural
+from compress.zoo.checkpoints import PICKLED, sets_in
 from compress.zoo.weights import read_state
 
 
@@ -25,7 +26,13 @@ def check_file(path: Path) -> list[str]:
     if path.suffix == ".safetensors" or path.suffix in PICKLED:
         state = read_state(path)
         count = sum(tensor.numel() for tensor in state.values())
-        return [f"{path}: {len(state)} tensors, {count:,} values; holds nothing that could run"]
+        lines = [
+            f"{path}: {plural(len(state), 'tensor')}, {count:,} values; holds nothing that could run"
+        ]
+        sets = sets_in(path)
+        if len(sets) > 1:
+            lines += [f"  {path.name}:{key}: {plural(n, 'tensor')}" for key, n in sets.items()]
+        return lines
     raise UserError(f"cannot tell what {path.name} is: .onnx, .safetensors and .pt can be checked")
 
 
