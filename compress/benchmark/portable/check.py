@@ -26,9 +26,8 @@ def check_file(path: Path) -> list[str]:
     if path.suffix == ".safetensors" or path.suffix in PICKLED:
         state = read_state(path)
         count = sum(tensor.numel() for tensor in state.values())
-        lines = [
-            f"{path}: {plural(len(state), 'tensor')}, {count:,} values; holds nothing that could run"
-        ]
+        size = f"{plural(len(state), 'tensor')}, {count:,} values"
+        lines = [f"{path}: {size}; holds nothing that could run"]
         sets = sets_in(path)
         if len(sets) > 1:
             lines += [f"  {path.name}:{key}: {plural(n, 'tensor')}" for key, n in sets.items()]
