@@ -9,6 +9,8 @@ wanted.
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +37,6 @@ from compress.tasks.base import Tensors
 
 ROOM = 3 << 29
 """Bytes that the values between layers may take."""
-ALIVE = 4
-"""How many of the largest of them are there at once: what enters a block waits for what leaves."""
 LEAST = 64
 """Items that a fit is not done with fewer of, for want of room."""
 RECORDED = 1 << 30
@@ -53,27 +53,48 @@ Fit = Callable[[str, Layer, Inputs], nn.Module]
 
 def items_with_room(module: nn.Module, inputs: Tensors, items: int) -> int:
     """Return how many of so many items a net's values have room for; 0 if they are too few."""
-    with _Largest(module) as seen:
-        forward(module, on_device_of(module, tuple(tensor[:1] for tensor in inputs)))
-    found = min(items, ROOM // (ALIVE * seen.bytes))
+    one = on_device_of(module, tuple(tensor[:1].clone() for tensor in inputs))
+    with _Held(module, one) as held:
+        forward(module, one)
+    found = min(items, ROOM // max(held.most, 1))
     return found if found >= min(items, LEAST) else 0
 
 
-class _Largest(TorchDispatchMode):
-    """Sees how large the largest tensor is that is computed."""
+class _Held(TorchDispatchMode):
+    """Sees how many bytes the inputs, and values that are computed, take at most at once.
 
-    def __init__(self, module: nn.Module) -> None:
+    A value is there as long as any tensor looks at it. Not counted are the module's own, and what
+    an operator uses while it runs.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Tensors) -> None:
         super().__init__()
-        self.bytes = 1
-        self._kept = {one.untyped_storage().data_ptr() for one in module.state_dict().values()}
+        known = [one.untyped_storage() for one in (*module.state_dict().values(), *inputs)]
+        self._own = {storage.data_ptr() for storage in known}
+        self.most = self.now = sum(one.untyped_storage().nbytes() for one in inputs)
+        self._looking = Counter[int]()
+        """How many tensors look at a storage, by its address."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for one in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in self._kept:
-                size = min(one.numel() * one.element_size(), one.untyped_storage().nbytes())
-                self.bytes = max(self.bytes, size)
+            if isinstance(one, Tensor):
+                self._see(one)
+        self.most = max(self.most, self.now)
         return result
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place in self._own or not size:
+            return
+        self.now += 0 if self._looking[place] else size
+        self._looking[place] += 1
+        weakref.finalize(tensor, self._gone, place, size).atexit = False
+
+    def _gone(self, place: int, size: int) -> None:
+        self._looking[place] -= 1
+        self.now -= 0 if self._looking[place] else size
 
 
 def first_items(batches: Batches, count: int) -> Tensors | None:

@@ -182,8 +182,21 @@ def test_values_between_layers_count_for_the_room_they_take() -> None:
             x = x.flatten(1)
             return (x[:, :, None] * x[:, None, :]).softmax(-1).sum(1)
 
-    count = in_turn.ROOM // (in_turn.ALIVE * 192 * 192 * 4)
+    # The products, and their softmax; views of the inputs take nothing.
+    count = in_turn.ROOM // (4 * (192 + 2 * 192 * 192))
     assert items_with_room(Products(), items(), 10**9) == count
+
+
+def test_what_waits_for_a_branch_takes_room() -> None:
+    class Branched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1) + 1
+            y = x
+            for _ in range(5):
+                y = y * 2  # of these one is left when the next is there
+            return x + y
+
+    assert items_with_room(Branched(), items(), 10**9) == in_turn.ROOM // (4 * 192 * 4)
 
 
 def test_layers_called_for_other_rows_are_left_alone() -> None:
@@ -202,8 +215,8 @@ def test_layers_called_for_other_rows_are_left_alone() -> None:
 
 
 def test_items_are_as_many_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = 3 * 3 * 8 * 8 * 4  # the inputs of 3 items, which are larger than all that follows
-    monkeypatch.setattr(in_turn, "ROOM", in_turn.ALIVE * largest)
+    # The inputs of 3 items, and what the first layer gives; all that follows is smaller.
+    monkeypatch.setattr(in_turn, "ROOM", 3 * 4 * (3 * 8 * 8 + 4 * 4 * 4 + 4 * 5))
     monkeypatch.setattr(in_turn, "LEAST", 3)
     assert items_with_room(net(), items(), 20) == 3
     monkeypatch.setattr(in_turn, "LEAST", 4)
