@@ -55,6 +55,10 @@ WRONG = [
     (["run", "--chain", "train() -> prune_channels(macs=0)"], "not 0"),
     (["run", "--chain", "train() -> prune_weights(sparsity=-1)"], "not -1"),
     (["run", "--chain", "quantize()"], "the model has no weights"),
+    (
+        ["run", "--data", "tests", "--chain", "quantize()"],
+        "folder of images write imagefolder:tests",
+    ),
     (["run", "--model", "resnet19", "--chain", "train()"], "unknown model 'resnet19'"),
     (["run", "--model", "torchvision:resnet81", "--chain", "train()"], "resnet"),
     (["run", "--data", "digitz", "--chain", "train()"], "unknown data source 'digitz'"),

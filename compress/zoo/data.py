@@ -145,6 +145,28 @@ def is_files(name: str) -> bool:
     return name.startswith("imagefolder:")
 
 
+def refuse_unknown(name: str) -> None:
+    """Raise UserError for the name of no data source; nothing is read."""
+    kind, colon, _ = name.partition(":")
+    if not (colon and kind in data_sources()):
+        _refuse_unknown(name)
+
+
+def _refuse_unknown(name: str) -> None:
+    """The same for the sources of this package."""
+    kind, colon, place = name.partition(":")
+    if kind in ("imagefolder", "arrays"):
+        if not place:
+            raise UserError(f"{kind} needs a path: write {kind}:PATH")
+        return
+    if not colon and name in DATA:
+        return
+    error = unknown("data source", name, described_data())
+    if Path(name).expanduser().is_dir():
+        raise UserError(f"{error}. For a folder of images write imagefolder:{name}")
+    raise error
+
+
 def source_named(
     name: str,
     root: Path | None,
@@ -154,21 +176,15 @@ def source_named(
     class_order: str | tuple[str, ...] | None = None,
 ) -> Source:
     """Return the raw splits of a data source; `fit` and `channels` are for image files."""
-    kind, colon, place = name.partition(":")
+    kind, _, place = name.partition(":")
     if isinstance(class_order, str) and kind != "imagefolder":
         raise UserError(f"class_order is for image folders, and {name} is none")
-    if kind in ("imagefolder", "arrays"):
-        if not place:
-            raise UserError(f"{kind} needs a path: write {kind}:PATH")
-        path = Path(place).expanduser()
-        if kind == "arrays":
-            return read_arrays(path)
+    _refuse_unknown(name)
+    path = Path(place).expanduser()
+    if kind == "arrays":
+        return read_arrays(path)
+    if kind == "imagefolder":
         return image_folder(unpacked(path, data_root(root)), fit, channels, class_order)
-    if colon or name not in DATA:
-        error = unknown("data source", name, described_data())
-        if Path(name).expanduser().is_dir():
-            raise UserError(f"{error}. For a folder of images write imagefolder:{name}")
-        raise error
     return digits() if name == "digits" else published(name, data_root(root), download)
 
 

@@ -34,7 +34,7 @@ from compress.training import Training
 from compress.training.execution_mode import usual_precision
 from compress.zoo.checkpoints import file_and_key, nearest_weights
 from compress.zoo.data import data_root as find_root
-from compress.zoo.data import is_files, load_data
+from compress.zoo.data import is_files, load_data, refuse_unknown
 from compress.zoo.folder import would_read
 from compress.zoo.models import build_module, fresh
 from compress.zoo.pretrained import Pretrained, pretrained
@@ -192,6 +192,8 @@ def make_plan(
             f"from_arrays() or load_data() instead"
         )
     # Parsing is cheap and data may be large: a typing error is reported at once.
+    if data is None:
+        refuse_unknown(suite.data)
     baseline, rows = rows_of(
         suite, suite.weights is not None or model is not None, named=model is None
     )
