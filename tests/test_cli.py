@@ -56,8 +56,8 @@ WRONG = [
     (["run", "--chain", "train() -> prune_weights(sparsity=-1)"], "not -1"),
     (["run", "--chain", "quantize()"], "the model has no weights"),
     (
-        ["run", "--data", "tests", "--chain", "quantize()"],
-        "folder of images write imagefolder:tests",
+        ["run", "--data", "/", "--chain", "quantize()"],
+        "folder of images write imagefolder:/",
     ),
     (["run", "--model", "resnet19", "--chain", "train()"], "unknown model 'resnet19'"),
     (["run", "--model", "torchvision:resnet81", "--chain", "train()"], "resnet"),
